@@ -1,0 +1,57 @@
+package batchnorm
+
+// ForwardArgs are the arguments of [Plan.Forward]. Slices that stand for the
+// tensor have Shape.Len() elements, slices that stand for the channels have
+// Shape.Channels.
+//
+// Y may be X or Residual (the same slice); any other overlap of an output with
+// another argument is [ErrAlias].
+type ForwardArgs struct {
+	X        []float32 // input
+	Residual []float32 // added before the activation; nil: none
+	Gamma    []float32 // scale per channel; nil: 1
+	Beta     []float32 // shift per channel; nil: 0
+
+	Y      []float32 // output
+	Mean   []float64 // output: batch mean per channel; nil: not wanted
+	InvStd []float64 // output: 1/sqrt(batch variance + epsilon); nil: not wanted
+
+	// RunningMean and RunningVar are updated when they are given: by the batch
+	// mean, and by the unbiased batch variance (divided by n-1).
+	RunningMean, RunningVar []float32
+	Momentum                Momentum
+}
+
+// InferenceArgs are the arguments of [Plan.Inference]. Lengths and aliasing
+// are as in [ForwardArgs].
+type InferenceArgs struct {
+	X        []float32 // input
+	Residual []float32 // added before the activation; nil: none
+	Gamma    []float32 // scale per channel; nil: 1
+	Beta     []float32 // shift per channel; nil: 0
+	Mean     []float32 // running mean per channel
+	Var      []float32 // running variance per channel, not negative
+
+	Y []float32 // output
+}
+
+// BackwardArgs are the arguments of [Plan.Backward], the gradient of
+// [Plan.Forward]. Lengths are as in [ForwardArgs].
+//
+// DX may be DY or X or Residual, and DResidual may be DY or X or Residual (the
+// same slice), but DX and DResidual are apart; any other overlap of an output
+// with another argument is [ErrAlias].
+type BackwardArgs struct {
+	DY       []float32 // gradient of the loss by y
+	X        []float32 // input of the forward pass
+	Residual []float32 // residual of the forward pass; read only when there is an activation
+	Gamma    []float32 // as in the forward pass
+	Beta     []float32 // as in the forward pass; read only when there is an activation
+	Mean     []float64 // as Forward saved it
+	InvStd   []float64 // as Forward saved it
+
+	DX        []float32 // output: gradient by x
+	DResidual []float32 // output: gradient by the residual; nil: not wanted
+	DGamma    []float32 // output: gradient by gamma; nil: not wanted
+	DBeta     []float32 // output: gradient by beta; nil: not wanted
+}

@@ -1,0 +1,59 @@
+package batchnorm
+
+import (
+	"fmt"
+
+	"github.com/klauspost/cpuid/v2"
+)
+
+// Path names an implementation of the kernels. All of them return the same bits.
+type Path uint8
+
+const (
+	PathGeneric Path = iota // pure Go, on every machine
+	PathAVX2                // amd64 with AVX2
+	PathNEON                // arm64 with ASIMD
+)
+
+// String returns "generic", "avx2" or "neon".
+func (p Path) String() string {
+	switch p {
+	case PathGeneric:
+		return "generic"
+	case PathAVX2:
+		return "avx2"
+	case PathNEON:
+		return "neon"
+	}
+	return fmt.Sprintf("Path(%d)", uint8(p))
+}
+
+// Paths returns the paths that this machine can run, the fastest first.
+// The last is always [PathGeneric].
+//
+// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
+// cpu.all=off) is left out, and so is all assembly in a build with -tags purego.
+func Paths() []Path {
+	if simdPath == PathGeneric {
+		return []Path{PathGeneric}
+	}
+	return []Path{simdPath, PathGeneric}
+}
+
+// DefaultPath returns the path that a plan takes unless [WithPath] says otherwise.
+func DefaultPath() Path { return simdPath }
+
+func (p Path) available() bool { return p == PathGeneric || p == simdPath }
+
+// simdPath is the best path of this machine.
+var simdPath = detectSIMD()
+
+// cacheL2 is the size in bytes of a core's second-level cache: what a schedule
+// may count on keeping between taking statistics and applying them. It shapes
+// the schedule only, never the order of a sum.
+var cacheL2 = func() int {
+	if n := cpuid.CPU.Cache.L2; n > 0 {
+		return n
+	}
+	return 512 << 10 // unknown on arm64 and under emulators
+}()

@@ -1,0 +1,2 @@
+// Package batchnorm computes batch normalization.
+package batchnorm

@@ -1,0 +1,33 @@
+package batchnorm
+
+import (
+	"errors"
+	"fmt"
+)
+
+// The kinds of error that the package returns, to be told apart with
+// [errors.Is]. The error itself names the argument and the numbers that
+// disagree. An error is returned before anything is written.
+var (
+	ErrShape        = errors.New("batchnorm: invalid shape")
+	ErrOption       = errors.New("batchnorm: invalid option")
+	ErrNilPlan      = errors.New("batchnorm: plan is nil or was not made by NewPlan")
+	ErrLength       = errors.New("batchnorm: wrong length")
+	ErrMissing      = errors.New("batchnorm: missing argument")
+	ErrAlias        = errors.New("batchnorm: overlapping arguments")
+	ErrTooFewValues = errors.New("batchnorm: too few values per channel")
+	ErrMomentum     = errors.New("batchnorm: invalid momentum")
+)
+
+// argError is an error of one of the kinds above with a message of its own.
+type argError struct {
+	kind error
+	msg  string
+}
+
+func (e *argError) Error() string { return e.msg }
+func (e *argError) Unwrap() error { return e.kind }
+
+func fail(kind error, format string, args ...any) error {
+	return &argError{kind, "batchnorm: " + fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,110 @@
+package batchnorm
+
+// The order of sums. Everything in this file depends on the shape alone, never
+// on the machine, the path or the number of workers, because it decides bits.
+//
+// A channel's values are cut into segments, whose results are merged in order,
+// and a segment into blocks. A block is summed in float32, shifted by the mean
+// of the blocks before it in its segment, and its totals are folded into the
+// segment's float64 results. The first shift of a segment is the mean of a probe:
+// its first values. An outlier among p values moves that mean by 1/p of
+// itself; since the square of the probe's length is at least the block's
+// length, it can't do more to the block's sums than its own square does.
+const (
+	blockLen    = 4096     // rows: values per block at most
+	probeLen    = 64       // rows: values in the probe at least
+	blockRows   = 256      // cols: rows per block
+	probeRows   = 16       // cols: rows in the probe
+	segmentLen  = 64 << 10 // values per segment at least
+	maxSegments = 64       // per channel (rows) or in all (cols)
+	minWidth    = 32       // cols: fewer channels than this are folded
+)
+
+// geometry is how a shape is walked.
+type geometry struct {
+	layout layout
+
+	// rows: blocks of a channel are groups of whole rows when a row is
+	// shorter than blockLen, and pieces of rows otherwise.
+	outer, channels, inner int
+	pieces                 int // blocks per row
+	group                  int // rows per block
+
+	// cols: the tensor as height rows of width columns. With few channels,
+	// fold rows of the tensor lie side by side in one row of width
+	// fold*channels, and rest values are left behind the last whole row.
+	height, width int
+	fold, rest    int
+
+	blocks, segBlocks, segments int
+}
+
+func newGeometry(s Shape) geometry {
+	g := geometry{outer: s.Outer, channels: s.Channels, inner: s.Inner}
+	if s.Channels == 1 {
+		g.outer, g.inner = min(1, s.Outer), max(1, s.Outer)*s.Inner // one channel: all of it is adjacent
+	}
+	if g.inner > 1 || s.Channels == 1 {
+		g.layout = rows
+		g.pieces = ceilDiv(g.inner, blockLen)
+		g.group = max(1, blockLen/g.inner)
+		g.blocks = g.pieces * ceilDiv(g.outer, g.group)
+		g.split(segmentLen / min(blockLen, g.inner*g.group))
+		return g
+	}
+	g.layout = cols
+	g.fold = 1
+	if g.channels < minWidth {
+		g.fold = max(1, min(ceilDiv(minWidth, g.channels), g.outer))
+	}
+	g.width = g.fold * g.channels
+	g.height = g.outer / g.fold
+	g.rest = g.outer % g.fold * g.channels
+	g.blocks = ceilDiv(g.height, blockRows)
+	g.split(ceilDiv(segmentLen, blockRows*g.width))
+	return g
+}
+
+// split sets the segments, of segBlocks blocks or as many as keep their number
+// within maxSegments.
+func (g *geometry) split(segBlocks int) {
+	g.segBlocks = max(1, segBlocks, ceilDiv(g.blocks, maxSegments))
+	g.segments = ceilDiv(g.blocks, g.segBlocks)
+}
+
+// segment returns the blocks [b0, b1) of a segment.
+func (g *geometry) segment(seg int) (b0, b1 int) {
+	b0 = seg * g.segBlocks
+	return b0, min(b0+g.segBlocks, g.blocks)
+}
+
+// rowBlock returns block b of a channel: n values each of rows o to o+count-1,
+// from value i.
+func (g *geometry) rowBlock(b int) (o, count, i, n int) {
+	o = b / g.pieces * g.group
+	i = b % g.pieces * blockLen
+	return o, min(g.group, g.outer-o), i, min(blockLen, g.inner-i)
+}
+
+// colBlock returns block b: rows r0 to r1-1.
+func (g *geometry) colBlock(b int) (r0, r1 int) {
+	return b * blockRows, min((b+1)*blockRows, g.height)
+}
+
+// colCount returns how many values of column j segment seg has. The rest
+// behind the last whole row goes to the last segment.
+func (g *geometry) colCount(seg, j int) int {
+	b0, b1 := g.segment(seg)
+	n := min(b1*blockRows, g.height) - b0*blockRows
+	if seg == g.segments-1 && j < g.rest {
+		n++
+	}
+	return n
+}
+
+// index returns the index of value i of channel c, counted over outer and inner.
+func (g *geometry) index(c, i int) int {
+	return (i/g.inner*g.channels+c)*g.inner + i%g.inner
+}
+
+func ceilDiv(a, b int) int { return (a + b - 1) / b }

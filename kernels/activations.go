@@ -1,0 +1,34 @@
+package main
+
+// activation is the fragment of an activation that the kernels inject. It
+// computes what the methods forward and backward of actKind compute.
+type activation struct {
+	name string // as it stands in the names of kernels and in Go's actNAME
+	// consts is how many vectors of constants and temporaries it needs.
+	temps int
+	// forward replaces z by act(z).
+	forward func(a *asm, z vec, t []vec)
+	// backward replaces g, which holds dy, by dy*act'(z). It may change z.
+	backward func(a *asm, g, z vec, t []vec)
+}
+
+func (f activation) identity() bool { return f.forward == nil }
+
+// activations are in the order of actKind.
+var activations = []activation{
+	{name: "Identity"},
+	{
+		name: "ReLU", temps: 1,
+		// Clear the lanes with z <= 0: -0 becomes +0, and NaN stays.
+		forward: func(a *asm, z vec, t []vec) {
+			a.zero(t[0])
+			a.op(opLE, t[0], z, t[0])
+			a.op(opAndNot, z, t[0], z)
+		},
+		backward: func(a *asm, g, z vec, t []vec) {
+			a.zero(t[0])
+			a.op(opGT, t[0], z, t[0])
+			a.op(opAnd, g, t[0], g)
+		},
+	},
+}

@@ -1,0 +1,90 @@
+package main
+
+import "fmt"
+
+// amd64 lowers to AVX2: a vec is a YMM register. Y15 is the mask of a part.
+type amd64 struct{}
+
+// R14 is the goroutine, R15 belongs to position-independent code, BP is the
+// frame pointer.
+var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13"}
+
+func (amd64) arch() string { return "amd64" }
+func (amd64) numRegs() int { return len(amd64Regs) }
+
+func (amd64) header() string { return header() }
+
+func (amd64) detect() string {
+	return `import "golang.org/x/sys/cpu"
+
+func detectSIMD() Path {
+	if cpu.X86.HasAVX2 {
+		return PathAVX2
+	}
+	return PathGeneric
+}
+
+`
+}
+
+func (amd64) r(r reg) string { return amd64Regs[r] }
+
+func (l amd64) m(m mem) string {
+	s := fmt.Sprintf("(%s)", l.r(m.base))
+	if m.scale != 0 {
+		s += fmt.Sprintf("(%s*%d)", l.r(m.index), m.scale)
+	}
+	if m.off != 0 {
+		s = fmt.Sprint(m.off) + s
+	}
+	return s
+}
+
+func (l amd64) arg(a *asm, dst reg, field string) {
+	a.printf("MOVQ a+0(FP), %s", l.r(dst))
+	a.printf("MOVQ kernelArgs_%s(%s), %s", field, l.r(dst), l.r(dst))
+}
+func (l amd64) move(a *asm, dst, src reg)        { a.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) addImm(a *asm, dst reg, n int)    { a.printf("ADDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) add(a *asm, dst, src reg)         { a.printf("ADDQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) sub(a *asm, dst, src reg)         { a.printf("SUBQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) subImm(a *asm, dst reg, n int)    { a.printf("SUBQ $%d, %s", n, l.r(dst)) }
+func (l amd64) shiftLeft(a *asm, dst reg, n int) { a.printf("SHLQ $%d, %s", n, l.r(dst)) }
+func (l amd64) andImm(a *asm, dst reg, n int)    { a.printf("ANDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) branch(a *asm, c cond, to string) {
+	a.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
+}
+
+func (l amd64) part(a *asm, n reg) {
+	t := a.newReg()
+	a.regs-- // needed for these instructions only
+	a.printf("LEAQ maskTable<>+32(SB), %s", l.r(t))
+	a.printf("SHLQ $2, %s", l.r(n))
+	a.printf("SUBQ %s, %s", l.r(n), l.r(t))
+	a.printf("VMOVDQU (%s), Y15", l.r(t))
+}
+
+func (l amd64) load(a *asm, dst vec, m mem)      { a.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
+func (l amd64) store(a *asm, src vec, m mem)     { a.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
+func (l amd64) loadPart(a *asm, dst vec, m mem)  { a.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
+func (l amd64) storePart(a *asm, src vec, m mem) { a.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
+func (l amd64) keepPart(a *asm, v vec)           { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) broadcast(a *asm, dst vec, m mem) { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
+func (l amd64) zero(a *asm, dst vec)             { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+
+func (l amd64) op(a *asm, o op, dst, x, y vec) {
+	a.printf("%s Y%d, Y%d, Y%d", [...]string{
+		opAdd:    "VADDPS",
+		opSub:    "VSUBPS",
+		opMul:    "VMULPS",
+		opAnd:    "VANDPS",
+		opAndNot: "VANDNPS",
+		opGT:     "VCMPPS $0x1e,", // GT_OQ
+		opLE:     "VCMPPS $0x12,", // LE_OQ
+	}[o], y, x, dst)
+}
+
+func (amd64) end(a *asm) {
+	a.printf("VZEROUPPER")
+	a.printf("RET")
+}

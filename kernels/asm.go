@@ -1,0 +1,202 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"go/format"
+	"strings"
+)
+
+// vec is a virtual vector of 8 float32: a YMM register on AVX2, two adjacent V
+// registers on NEON.
+type vec int
+
+// numVecs is how many of the 16 virtual vectors a kernel may use. The last is
+// the mask of a part.
+const numVecs = 15
+
+// vecBytes is the size of a vec in memory.
+const vecBytes = 32
+
+// reg is a virtual scalar register for pointers and counters.
+type reg int
+
+// mem is the address base + index*scale + off; scale is 1 or 2, and 0 for an
+// address without an index.
+type mem struct {
+	base, index reg
+	scale       int
+	off         int
+}
+
+// op is an operation on two vecs, lane by lane.
+type op int
+
+const (
+	opAdd op = iota
+	opSub
+	opMul
+	opAnd
+	opAndNot // ^a & b
+	opGT     // all ones where a > b, zero elsewhere and for NaN
+	opLE     // all ones where a <= b, zero elsewhere and for NaN
+)
+
+// cond is a condition on the result of the last subtraction.
+type cond int
+
+const (
+	ifLess    cond = iota // negative
+	ifNotLess             // zero or positive
+	ifZero
+	ifNotZero
+)
+
+// lowering prints the instructions of one architecture. It is all that an
+// instruction set has to bring.
+type lowering interface {
+	arch() string
+	header() string // what stands at the top of the assembly file
+	detect() string // the Go function detectSIMD
+	numRegs() int
+
+	arg(a *asm, dst reg, field string) // dst = args.field
+	move(a *asm, dst, src reg)
+	addImm(a *asm, dst reg, n int)
+	add(a *asm, dst, src reg)
+	sub(a *asm, dst, src reg)
+	subImm(a *asm, dst reg, n int) // sets the condition
+	shiftLeft(a *asm, dst reg, n int)
+	andImm(a *asm, dst reg, n int) // sets the condition, for zero
+	branch(a *asm, c cond, label string)
+
+	// part sets how many floats the methods on parts handle: n, 0 to 7. It may
+	// change n.
+	part(a *asm, n reg)
+	load(a *asm, dst vec, m mem)
+	loadPart(a *asm, dst vec, m mem) // the other lanes become 0; nothing behind the part is read
+	store(a *asm, src vec, m mem)
+	storePart(a *asm, src vec, m mem)
+	keepPart(a *asm, v vec) // the other lanes become 0
+	broadcast(a *asm, dst vec, m mem)
+	zero(a *asm, dst vec)
+	op(a *asm, o op, dst, x, y vec)
+	end(a *asm)
+}
+
+// asm collects the text of one kernel.
+type asm struct {
+	lowering
+	buf    bytes.Buffer
+	name   string
+	vecs   int
+	regs   int
+	labels int
+}
+
+func (a *asm) printf(format string, args ...any) {
+	fmt.Fprintf(&a.buf, "\t"+format+"\n", args...)
+}
+
+// newVec and newReg hand out registers; a kernel keeps what it gets.
+func (a *asm) newVec() vec {
+	if a.vecs == numVecs {
+		panic(a.name + ": out of vectors")
+	}
+	a.vecs++
+	return vec(a.vecs - 1)
+}
+
+func (a *asm) newReg() reg {
+	if a.regs == a.numRegs() {
+		panic(a.name + ": out of registers on " + a.arch())
+	}
+	a.regs++
+	return reg(a.regs - 1)
+}
+
+// newArg hands out a register that holds a field of the arguments.
+func (a *asm) newArg(field string) reg {
+	r := a.newReg()
+	a.arg(r, field)
+	return r
+}
+
+func (a *asm) newLabel(name string) string {
+	a.labels++
+	return fmt.Sprintf("%s%d", name, a.labels)
+}
+
+func (a *asm) label(l string) { fmt.Fprintf(&a.buf, "\n%s:\n", l) }
+
+// Short names for the lowering's methods.
+func (a *asm) arg(dst reg, field string) { a.lowering.arg(a, dst, field) }
+func (a *asm) move(dst, src reg)         { a.lowering.move(a, dst, src) }
+func (a *asm) addImm(dst reg, n int)     { a.lowering.addImm(a, dst, n) }
+func (a *asm) addReg(dst, src reg)       { a.lowering.add(a, dst, src) }
+func (a *asm) subReg(dst, src reg)       { a.lowering.sub(a, dst, src) }
+func (a *asm) subImm(dst reg, n int)     { a.lowering.subImm(a, dst, n) }
+func (a *asm) shiftLeft(dst reg, n int)  { a.lowering.shiftLeft(a, dst, n) }
+func (a *asm) andImm(dst reg, n int)     { a.lowering.andImm(a, dst, n) }
+func (a *asm) branch(c cond, l string)   { a.lowering.branch(a, c, l) }
+func (a *asm) broadcast(dst vec, m mem)  { a.lowering.broadcast(a, dst, m) }
+func (a *asm) zero(dst vec)              { a.lowering.zero(a, dst) }
+func (a *asm) add(dst, x, y vec)         { a.op(opAdd, dst, x, y) }
+func (a *asm) sub(dst, x, y vec)         { a.op(opSub, dst, x, y) }
+func (a *asm) mul(dst, x, y vec)         { a.op(opMul, dst, x, y) }
+func (a *asm) op(o op, dst, x, y vec)    { a.lowering.op(a, o, dst, x, y) }
+func (a *asm) load(dst vec, m mem, part bool) {
+	if part {
+		a.loadPart(a, dst, m)
+	} else {
+		a.lowering.load(a, dst, m)
+	}
+}
+func (a *asm) store(src vec, m mem, part bool) {
+	if part {
+		a.storePart(a, src, m)
+	} else {
+		a.lowering.store(a, src, m)
+	}
+}
+
+// header is what stands at the top of every assembly file.
+func header() string {
+	s := "#include \"go_asm.h\"\n#include \"textflag.h\"\n\n" +
+		"// maskTable+32-4*n is the mask of the first n lanes.\n"
+	for i := range 16 {
+		v := 0
+		if i < 8 {
+			v = 0xffffffff
+		}
+		s += fmt.Sprintf("DATA maskTable<>+%d(SB)/4, $%#x\n", 4*i, v)
+	}
+	return s + "GLOBL maskTable<>(SB), RODATA|NOPTR, $64\n"
+}
+
+// generate returns the text of every generated file, by its name.
+func generate() map[string][]byte {
+	files := map[string][]byte{}
+	for _, l := range []lowering{amd64{}, arm64{}} {
+		var text, stubs, cases strings.Builder
+		fmt.Fprintf(&text, "// Code generated by ./kernels; DO NOT EDIT.\n\n//go:build %s && !purego\n\n%s", l.arch(), l.header())
+		fmt.Fprintf(&stubs, "// Code generated by ./kernels; DO NOT EDIT.\n\n//go:build %s && !purego\n\npackage batchnorm\n\n", l.arch())
+		stubs.WriteString(l.detect())
+		for _, v := range variants() {
+			a := &asm{lowering: l, name: v.name}
+			v.emit(a)
+			l.end(a)
+			fmt.Fprintf(&text, "\n// func %s(a *kernelArgs)\nTEXT ·%s(SB), NOSPLIT, $0-8\n%s", v.name, v.name, a.buf.String())
+			fmt.Fprintf(&stubs, "//go:noescape\nfunc %s(a *kernelArgs)\n\n", v.name)
+			fmt.Fprintf(&cases, "case %s:\n%s(a)\n", v.id, v.name)
+		}
+		fmt.Fprintf(&stubs, "// simdKernel calls the kernel with the given [kernelID]. The calls are direct,\n// so that the arguments stay on the stack.\nfunc simdKernel(id int, a *kernelArgs) {\nswitch id {\n%sdefault:\npanic(\"batchnorm: no such kernel\")\n}\n}\n", cases.String())
+		src, err := format.Source([]byte(stubs.String()))
+		if err != nil {
+			panic(err)
+		}
+		files["kernels_"+l.arch()+".go"] = src
+		files["kernels_"+l.arch()+".s"] = []byte(text.String())
+	}
+	return files
+}

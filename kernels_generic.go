@@ -1,0 +1,273 @@
+package batchnorm
+
+// The kernels in Go: the specification of every bit that the assembly returns.
+//
+// Products are converted to float32 explicitly before they are added, because
+// the compiler would otherwise be free to fuse the two operations, and does so
+// on several architectures.
+
+// chunk is how many values go through the steps of a kernel together, so that
+// what lies between two steps stays in the first-level cache. It is a multiple
+// of groupSize*lanes, so that every chunk begins at lane 0 of a group.
+const chunk = 256
+
+// sums is 8 lanes of the first sum of a kernel and 8 of the second.
+type sums = [2 * lanes]float32
+
+// ---- rows: the values of a channel are adjacent
+
+func momentsRowsGeneric(a *kernelArgs) {
+	acc := (*sums)(a.acc)
+	k := a.coef[0]
+	for r := range a.rows {
+		x := a.x[r*a.stride:][:a.n]
+		for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
+			v := (*[groupSize * lanes]float32)(x)
+			for l := range lanes {
+				addMoments4(acc, l, v[l]-k, v[l+lanes]-k, v[l+2*lanes]-k, v[l+3*lanes]-k)
+			}
+		}
+		for i, v := range x {
+			addMoments1(acc, i%lanes, v-k)
+		}
+	}
+}
+
+func normalizeRowsGeneric(act actKind, a *kernelArgs) {
+	for r := range a.rows {
+		y := at(a.y, r*a.stride, a.n)
+		affineRow(y, at(a.x, r*a.stride, a.n), at(a.res, r*a.stride, a.n), a.coef[r*a.coefStep:])
+		act.forward(y)
+	}
+}
+
+func gradSumsRowsGeneric(act actKind, a *kernelArgs) {
+	acc := (*sums)(a.acc)
+	var buf [chunk]float32
+	for r := range a.rows {
+		for i := 0; i < a.n; i += chunk {
+			n := min(chunk, a.n-i)
+			p := r*a.stride + i
+			x := at(a.x, p, n)
+			g := gradRow(act, &buf, a, p, n, a.coef)
+			m := a.coef[fieldM]
+			for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
+				v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
+				for l := range lanes {
+					addGrads4(acc, l,
+						u[l], u[l+lanes], u[l+2*lanes], u[l+3*lanes],
+						v[l]-m, v[l+lanes]-m, v[l+2*lanes]-m, v[l+3*lanes]-m)
+				}
+			}
+			for i, v := range x {
+				addGrads1(acc, i%lanes, g[i], v-m)
+			}
+		}
+	}
+}
+
+func inputGradRowsGeneric(act actKind, a *kernelArgs) {
+	var buf [chunk]float32
+	for r := range a.rows {
+		coef := a.coef[r*a.coefStep:]
+		m, s, k1, k2 := coef[fieldM], coef[fieldA], coef[fieldK1], coef[fieldK2]
+		for i := 0; i < a.n; i += chunk {
+			n := min(chunk, a.n-i)
+			p := r*a.stride + i
+			g := gradRow(act, &buf, a, p, n, coef)
+			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
+			for j, v := range x {
+				gj := g[j]
+				y[j] = ((gj - k1) - float32((v-m)*k2)) * s
+				if dres != nil {
+					dres[j] = gj
+				}
+			}
+		}
+	}
+}
+
+// affineRow sets z = (x-m)*a + b [+ res]; z may be x or res.
+func affineRow(z, x, res, coef []float32) {
+	m, a, b := coef[fieldM], coef[fieldA], coef[fieldB]
+	z = z[:len(x)]
+	if res == nil {
+		for i, v := range x {
+			z[i] = float32((v-m)*a) + b
+		}
+		return
+	}
+	res = res[:len(x)]
+	for i, v := range x {
+		z[i] = (float32((v-m)*a) + b) + res[i]
+	}
+}
+
+// gradRow returns g = dy*act'(z) for the n elements from index p: dy itself
+// without an activation, buf otherwise.
+func gradRow(act actKind, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
+	dy := at(a.dy, p, n)
+	if act == actIdentity {
+		return dy
+	}
+	g := buf[:n]
+	affineRow(g, at(a.x, p, n), at(a.res, p, n), coef)
+	act.backward(g, dy)
+	return g
+}
+
+// ---- cols: the channels are adjacent
+
+// colBlock is how many columns go through the steps of a kernel together, 4
+// rows of them at a time.
+const colBlock = chunk / groupSize
+
+func momentsColsGeneric(a *kernelArgs) {
+	for r := 0; r < a.rows; r += groupSize {
+		for c := 0; c < a.n; c += lanes {
+			k := (*[lanes]float32)(a.coef[c:])
+			acc := (*sums)(a.acc[2*c:])
+			n := min(lanes, a.n-c)
+			if r+groupSize <= a.rows {
+				x0, x1 := at(a.x, r*a.stride+c, n), at(a.x, (r+1)*a.stride+c, n)
+				x2, x3 := at(a.x, (r+2)*a.stride+c, n), at(a.x, (r+3)*a.stride+c, n)
+				for l := range n {
+					addMoments4(acc, l, x0[l]-k[l], x1[l]-k[l], x2[l]-k[l], x3[l]-k[l])
+				}
+				continue
+			}
+			for j := r; j < a.rows; j++ {
+				for l, v := range at(a.x, j*a.stride+c, n) {
+					addMoments1(acc, l, v-k[l])
+				}
+			}
+		}
+	}
+}
+
+func normalizeColsGeneric(act actKind, a *kernelArgs) {
+	for r := range a.rows {
+		y := at(a.y, r*a.stride, a.n)
+		affineCols(y, at(a.x, r*a.stride, a.n), at(a.res, r*a.stride, a.n), a.coef)
+		act.forward(y)
+	}
+}
+
+func gradSumsColsGeneric(act actKind, a *kernelArgs) {
+	var buf [groupSize][chunk]float32
+	for r := 0; r < a.rows; r += groupSize {
+		for cb := 0; cb < a.n; cb += colBlock {
+			n := min(colBlock, a.n-cb)
+			var g, x [groupSize][]float32
+			group := min(groupSize, a.rows-r)
+			for j := range group {
+				p := (r+j)*a.stride + cb
+				g[j] = gradCols(act, &buf[j], a, p, n, a.coef[cb*coefLen:])
+				x[j] = at(a.x, p, n)
+			}
+			for c := 0; c < n; c += lanes {
+				m := (*[lanes]float32)(a.coef[(cb+c)*coefLen+fieldM*lanes:])
+				acc := (*sums)(a.acc[2*(cb+c):])
+				for l := range min(lanes, n-c) {
+					i := c + l
+					if group == groupSize {
+						addGrads4(acc, l,
+							g[0][i], g[1][i], g[2][i], g[3][i],
+							x[0][i]-m[l], x[1][i]-m[l], x[2][i]-m[l], x[3][i]-m[l])
+						continue
+					}
+					for j := range group {
+						addGrads1(acc, l, g[j][i], x[j][i]-m[l])
+					}
+				}
+			}
+		}
+	}
+}
+
+func inputGradColsGeneric(act actKind, a *kernelArgs) {
+	var buf [chunk]float32
+	for r := range a.rows {
+		for cb := 0; cb < a.n; cb += colBlock {
+			n := min(colBlock, a.n-cb)
+			p := r*a.stride + cb
+			g := gradCols(act, &buf, a, p, n, a.coef[cb*coefLen:])
+			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
+			for c := 0; c < n; c += lanes {
+				coef := (*record)(a.coef[(cb+c)*coefLen:])
+				for l := range min(lanes, n-c) {
+					i := c + l
+					gi := g[i]
+					y[i] = ((gi - coef[fieldK1*lanes+l]) - float32((x[i]-coef[fieldM*lanes+l])*coef[fieldK2*lanes+l])) * coef[fieldA*lanes+l]
+					if dres != nil {
+						dres[i] = gi
+					}
+				}
+			}
+		}
+	}
+}
+
+// record is the constants of 8 channels in cols.
+type record = [coefLen * lanes]float32
+
+// affineCols is affineRow with a channel for every element.
+func affineCols(z, x, res, coef []float32) {
+	z = z[:len(x)]
+	for c := 0; c < len(x); c += lanes {
+		k := (*record)(coef[c*coefLen:])
+		for l := range min(lanes, len(x)-c) {
+			v := float32((x[c+l]-k[fieldM*lanes+l])*k[fieldA*lanes+l]) + k[fieldB*lanes+l]
+			if res != nil {
+				v += res[c+l]
+			}
+			z[c+l] = v
+		}
+	}
+}
+
+// gradCols is gradRow with a channel for every element.
+func gradCols(act actKind, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
+	dy := at(a.dy, p, n)
+	if act == actIdentity {
+		return dy
+	}
+	g := buf[:n]
+	affineCols(g, at(a.x, p, n), at(a.res, p, n), coef)
+	act.backward(g, dy)
+	return g
+}
+
+// ---- sums
+
+// addMoments4 adds a group of four deviations to lane l.
+func addMoments4(acc *sums, l int, d0, d1, d2, d3 float32) {
+	acc[l] += (d0 + d1) + (d2 + d3)
+	acc[l+lanes] += (float32(d0*d0) + float32(d1*d1)) + (float32(d2*d2) + float32(d3*d3))
+}
+
+// addMoments1 adds one deviation to lane l.
+func addMoments1(acc *sums, l int, d float32) {
+	acc[l] += d
+	acc[l+lanes] += float32(d * d)
+}
+
+// addGrads4 adds a group of four gradients, with x-m, to lane l.
+func addGrads4(acc *sums, l int, g0, g1, g2, g3, d0, d1, d2, d3 float32) {
+	acc[l] += (g0 + g1) + (g2 + g3)
+	acc[l+lanes] += (float32(g0*d0) + float32(g1*d1)) + (float32(g2*d2) + float32(g3*d3))
+}
+
+// addGrads1 adds one gradient, with x-m, to lane l.
+func addGrads1(acc *sums, l int, g, d float32) {
+	acc[l] += g
+	acc[l+lanes] += float32(g * d)
+}
+
+// at returns the n elements of s from index i, or nil when s is nil.
+func at(s []float32, i, n int) []float32 {
+	if s == nil {
+		return nil
+	}
+	return s[i:][:n:n]
+}

@@ -1,0 +1,9 @@
+//go:build purego || !(amd64 || arm64)
+
+package batchnorm
+
+// A build without assembly.
+
+func detectSIMD() Path { return PathGeneric }
+
+func simdKernel(id int, a *kernelArgs) { panic("batchnorm: no assembly in this build") }

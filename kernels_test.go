@@ -1,0 +1,179 @@
+package batchnorm
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+)
+
+// kernelCase is one kernel in one variant.
+type kernelCase struct {
+	kernel int
+	layout layout
+	act    actKind
+	flags  int
+}
+
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
+
+func (k kernelCase) String() string {
+	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
+		actNames[k.act], k.flags&withResidual != 0, k.flags&withDResidual != 0)
+}
+
+func (k kernelCase) run(p Path, a *kernelArgs) {
+	switch k.kernel {
+	case kernelMoments:
+		p.moments(k.layout, a)
+	case kernelNormalize:
+		p.normalize(k.layout, k.act, a)
+	case kernelGradSums:
+		p.gradSums(k.layout, k.act, a)
+	case kernelInputGrad:
+		p.inputGrad(k.layout, k.act, a)
+	}
+}
+
+// kernelCases lists every kernel in every variant that a call can ask for.
+func kernelCases() []kernelCase {
+	var list []kernelCase
+	for kernel := range kernelNames {
+		for _, l := range []layout{rows, cols} {
+			for act := range numActs {
+				for flags := range numFlags {
+					switch {
+					case kernel == kernelMoments && (act != 0 || flags != 0),
+						kernel == kernelGradSums && flags&withDResidual != 0,
+						kernel == kernelNormalize && flags&withDResidual != 0:
+						continue
+					}
+					list = append(list, kernelCase{kernel, l, act, flags})
+				}
+			}
+		}
+	}
+	return list
+}
+
+// noise fills s with reproducible values, special ones among them if asked for.
+func noise(s []float32, seed uint64, special bool) {
+	for i := range s {
+		seed += 0x9e3779b97f4a7c15
+		z := (seed ^ seed>>30) * 0xbf58476d1ce4e5b9
+		z = (z ^ z>>27) * 0x94d049bb133111eb
+		z ^= z >> 31
+		s[i] = float32(int64(z>>40)-1<<23) / (1 << 21)
+		if special && z%23 == 0 {
+			specials := [...]float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1)),
+				float32(math.Copysign(0, -1)), 0, 0x1p-149, -0x1p-130, math.MaxFloat32, 0x1p-126}
+			s[i] = specials[z>>8%uint64(len(specials))]
+		}
+	}
+}
+
+// buffers are the memory of a kernel call: made by alloc, so that a test
+// chooses where they lie.
+func (k kernelCase) args(alloc func(n int) []float32, nRows, n, stride, coefStep int, special bool) kernelArgs {
+	size := 0
+	if nRows > 0 {
+		size = (nRows-1)*stride + n
+	}
+	seed := uint64(1)
+	in := func(n int) []float32 {
+		s := alloc(n)
+		noise(s, seed, special)
+		seed++
+		return s
+	}
+	a := kernelArgs{rows: nRows, n: n, stride: stride, coefStep: coefStep, x: in(size)}
+	fields := coefLen
+	if k.kernel == kernelMoments {
+		fields = 1
+	}
+	if k.layout == rows {
+		a.coef = in(fields + max(0, nRows-1)*coefStep)
+		a.acc = in(2 * lanes)
+	} else {
+		a.coef = in(fields * roundUp(n, lanes))
+		a.acc = in(2 * roundUp(n, lanes))
+	}
+	if k.kernel >= kernelGradSums {
+		a.dy = in(size)
+	}
+	if k.flags&withResidual != 0 {
+		a.res = in(size)
+	}
+	if k.kernel == kernelNormalize || k.kernel == kernelInputGrad {
+		a.y = in(size)
+	}
+	if k.flags&withDResidual != 0 {
+		a.dres = in(size)
+	}
+	if k.kernel == kernelNormalize || k.kernel == kernelInputGrad {
+		a.acc = nil
+	}
+	return a
+}
+
+// outputs returns what the kernel writes. In cols the lanes behind the last
+// channel are scratch.
+func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
+	acc := slices.Clone(a.acc)
+	if k.layout == cols && acc != nil {
+		for c := a.n; c < roundUp(a.n, lanes); c++ {
+			at := c / lanes * 2 * lanes
+			acc[at+c%lanes], acc[at+lanes+c%lanes] = 0, 0
+		}
+	}
+	return [][]float32{a.y, a.dres, acc}
+}
+
+func sameBits(a, b []float32) (int, bool) {
+	for i := range a {
+		if math.Float32bits(a[i]) != math.Float32bits(b[i]) && (a[i] == a[i] || b[i] == b[i]) {
+			return i, false
+		}
+	}
+	return 0, len(a) == len(b)
+}
+
+func simdPaths(t *testing.T) []Path {
+	if simdPath == PathGeneric {
+		t.Skip("this machine or build has no assembly to compare with pure Go")
+	}
+	return Paths()[:len(Paths())-1]
+}
+
+// TestKernelsSameBits compares every kernel with its form in pure Go.
+func TestKernelsSameBits(t *testing.T) {
+	for _, p := range simdPaths(t) {
+		for _, k := range kernelCases() {
+			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
+				heap := func(n int) []float32 { return make([]float32, n) }
+				for n := 1; n <= 200; n++ {
+					for _, nRows := range []int{1, 2, 3, 4, 5, 7, 8} {
+						if testing.Short() && n%7 != 1 && n > 70 {
+							continue
+						}
+						stride, step := n+nRows%3, 0
+						if k.layout == rows && (k.kernel == kernelNormalize || k.kernel == kernelInputGrad) && nRows%2 == 0 {
+							step = coefLen
+						}
+						special := nRows == 3 || nRows == 8
+						want := k.args(heap, nRows, n, stride, step, special)
+						got := k.args(heap, nRows, n, stride, step, special)
+						k.run(PathGeneric, &want)
+						k.run(p, &got)
+						g, w := k.outputs(&got), k.outputs(&want)
+						for o := range w {
+							if i, ok := sameBits(g[o], w[o]); !ok {
+								t.Fatalf("%d rows of %d, output %d, index %d: %v, pure Go gives %v", nRows, n, o, i, g[o][i], w[o][i])
+							}
+						}
+					}
+				}
+			})
+		}
+	}
+}

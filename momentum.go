@@ -1,0 +1,55 @@
+package batchnorm
+
+import "math"
+
+// Momentum is the weight with which a batch enters the running statistics.
+// Frameworks disagree on which side their "momentum" weighs, so it can only be
+// made by a function whose name says it. The zero value is NewWeight(0.1),
+// PyTorch's default.
+type Momentum struct {
+	weight float64
+	set    bool
+}
+
+// NewWeight weighs the new batch:
+// running = (1-w)*running + w*batch. This is "momentum" in PyTorch, cuDNN and
+// the factor of TensorFlow's exponential_avg_factor.
+func NewWeight(w float64) Momentum { return Momentum{w, true} }
+
+// OldWeight weighs the value so far: running = w*running + (1-w)*batch. This
+// is "momentum" in Keras, Flax and ONNX.
+func OldWeight(w float64) Momentum { return Momentum{1 - w, true} }
+
+// Cumulative makes the running statistics the plain average of all batches:
+// the weight of batch number n, counted from 1, is 1/n. This is momentum=None
+// in PyTorch.
+func Cumulative(n int) Momentum {
+	if n < 1 {
+		return Momentum{math.NaN(), true}
+	}
+	return Momentum{1 / float64(n), true}
+}
+
+func (m Momentum) value() float64 {
+	if !m.set {
+		return 0.1
+	}
+	return m.weight
+}
+
+func (m Momentum) valid() error {
+	if w := m.value(); !(w >= 0 && w <= 1) {
+		return fail(ErrMomentum, "momentum gives the new batch the weight %v, must be in [0, 1]", w)
+	}
+	return nil
+}
+
+// update returns the running value after a batch. A weight of 1 forgets the
+// old value altogether, a NaN among it.
+func (m Momentum) update(running float32, batch float64) float32 {
+	w := m.value()
+	if w == 1 {
+		return float32(batch)
+	}
+	return float32(float64((1-w)*float64(running)) + float64(w*batch))
+}

@@ -1,0 +1,101 @@
+package batchnorm
+
+import "math"
+
+// DefaultEpsilon is added to the variance unless [WithEpsilon] says otherwise.
+const DefaultEpsilon = 1e-5
+
+// An Option changes how [NewPlan] makes a plan.
+type Option func(*options) error
+
+type options struct {
+	epsilon     float64
+	act         Activation
+	workers     int
+	executor    Executor
+	path        Path
+	singleValue bool
+}
+
+// WithEpsilon sets the number that is added to the variance before the root
+// is taken; it is finite and not negative. With epsilon 0 a channel whose
+// variance is 0 gets invstd 0, not infinity: its output is beta, and its dx is 0.
+func WithEpsilon(epsilon float64) Option {
+	return func(o *options) error {
+		if !(epsilon >= 0) || math.IsInf(epsilon, 0) {
+			return fail(ErrOption, "epsilon is %v, must be finite and at least 0", epsilon)
+		}
+		o.epsilon = epsilon
+		return nil
+	}
+}
+
+// WithActivation fuses the activation behind the normalization (and the
+// residual, if there is one): y = act(normalize(x)*gamma + beta + residual).
+// Without it the activation is [Identity].
+func WithActivation(act Activation) Option {
+	return func(o *options) error {
+		if err := act.valid(); err != nil {
+			return err
+		}
+		o.act = act
+		return nil
+	}
+}
+
+// WithWorkers sets how many goroutines may work on one call, the caller's
+// among them. The default is 1, which starts none. The result does not depend
+// on it by a bit.
+//
+// With [WithExecutor] it says how many tasks the executor is likely to run at
+// a time, which decides only how finely the work is cut; there the default is
+// GOMAXPROCS.
+func WithWorkers(n int) Option {
+	return func(o *options) error {
+		if n < 1 {
+			return fail(ErrOption, "workers is %d, must be at least 1", n)
+		}
+		o.workers = n
+		return nil
+	}
+}
+
+// An Executor runs task(0), task(1), ..., task(n-1), each exactly once, in any
+// order and on any goroutines, and returns when all have returned. It may be
+// called several times, one after the other, for one operation.
+type Executor func(n int, task func(i int))
+
+// WithExecutor hands the work to the caller's own parallel for instead of
+// goroutines of the package.
+func WithExecutor(e Executor) Option {
+	return func(o *options) error {
+		if e == nil {
+			return fail(ErrOption, "executor is nil")
+		}
+		o.executor = e
+		return nil
+	}
+}
+
+// WithPath chooses the implementation instead of the fastest one that the
+// machine has; it is one of [Paths]. All give the same bits.
+func WithPath(p Path) Option {
+	return func(o *options) error {
+		if !p.available() {
+			return fail(ErrOption, "path %v is not available here (available: %v)", p, Paths())
+		}
+		o.path = p
+		return nil
+	}
+}
+
+// WithSingleValue allows training on one value per channel, which otherwise
+// is [ErrTooFewValues]: the variance is 0, the output is beta (before residual
+// and activation), and the running variance is updated as if divided by 1
+// rather than by n-1 = 0.
+func WithSingleValue() Option {
+	return func(o *options) error {
+		o.singleValue = true
+		return nil
+	}
+}

@@ -1,0 +1,90 @@
+package batchnorm
+
+import (
+	"runtime"
+	"sync"
+)
+
+// A Plan is made once for a shape and a set of options, and then called for
+// every batch of that shape. Its methods allocate nothing and may be called
+// from several goroutines at a time; each such call uses a workspace of its
+// own, which is allocated the first time that so many calls overlap.
+type Plan struct {
+	options
+	shape Shape
+	geo   geometry
+
+	mu   sync.Mutex
+	free []*work // workspaces not in use
+}
+
+// NewPlan validates the shape and the options, decides how the work is cut, and
+// allocates the scratch memory of one call.
+func NewPlan(s Shape, opts ...Option) (*Plan, error) {
+	if err := s.Valid(); err != nil {
+		return nil, err
+	}
+	p := &Plan{
+		options: options{epsilon: DefaultEpsilon, path: DefaultPath()},
+		shape:   s,
+		geo:     newGeometry(s),
+	}
+	for _, o := range opts {
+		if o == nil {
+			return nil, fail(ErrOption, "option is nil")
+		}
+		if err := o(&p.options); err != nil {
+			return nil, err
+		}
+	}
+	if p.workers == 0 {
+		p.workers = 1
+		if p.executor != nil {
+			p.workers = runtime.GOMAXPROCS(0)
+		}
+	}
+	p.free = append(p.free, newWork(p))
+	return p, nil
+}
+
+// Shape returns the shape that the plan was made for.
+func (p *Plan) Shape() Shape { return p.shape }
+
+// Epsilon returns what is added to the variance.
+func (p *Plan) Epsilon() float64 { return p.epsilon }
+
+// Activation returns the fused activation.
+func (p *Plan) Activation() Activation { return p.act }
+
+// Path returns the implementation that the plan uses.
+func (p *Plan) Path() Path { return p.path }
+
+// ready reports ErrNilPlan for a plan that NewPlan did not make.
+func (p *Plan) ready() error {
+	if p == nil || p.shape.Channels == 0 {
+		return fail(ErrNilPlan, "plan is nil or was not made by NewPlan")
+	}
+	return nil
+}
+
+// acquire returns a workspace for one call.
+func (p *Plan) acquire() *work {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.free); n > 0 {
+		w := p.free[n-1]
+		p.free = p.free[:n-1]
+		return w
+	}
+	return newWork(p)
+}
+
+// release takes a workspace back. It forgets the caller's memory.
+func (p *Plan) release(w *work) {
+	coef, acc := w.coef, w.acc
+	w.kernelArgs = kernelArgs{coef: coef, acc: acc}
+	w.gamma, w.beta = nil, nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, w)
+}

@@ -1,0 +1,115 @@
+package batchnorm
+
+import (
+	"fmt"
+	"math"
+	"math/bits"
+)
+
+// Shape describes a dense tensor of float32 as Outer x Channels x Inner:
+// element (o, c, i) stands at index (o*Channels+c)*Inner + i. Statistics are
+// taken per channel, over all o and i.
+//
+// Every layout in use has this form: NCHW is {N, C, H*W}, NHWC is {N*H*W, C, 1},
+// a matrix of N samples by C features is {N, C, 1}, and normalizing over any
+// axis k puts the dimensions before k in Outer and those behind it in Inner.
+//
+// Outer may be 0, which is an empty batch; Channels and Inner are at least 1.
+type Shape struct {
+	Outer, Channels, Inner int
+}
+
+// NCHW returns the shape of a tensor whose dimensions are N, C and then any
+// number of spatial ones (NC, NCW, NCHW, NCDHW, ...), stored row-major: the
+// values of a channel are adjacent.
+func NCHW(dims ...int) (Shape, error) {
+	if len(dims) < 2 {
+		return Shape{}, fail(ErrShape, "NCHW needs at least 2 dimensions (N, C), has %d", len(dims))
+	}
+	return Axis(1, dims...)
+}
+
+// NHWC returns the shape of a tensor whose last dimension is the channel (NC,
+// NWC, NHWC, NDHWC, ...), stored row-major: the channels of a position are
+// adjacent.
+func NHWC(dims ...int) (Shape, error) {
+	if len(dims) < 2 {
+		return Shape{}, fail(ErrShape, "NHWC needs at least 2 dimensions (N, ..., C), has %d", len(dims))
+	}
+	return Axis(len(dims)-1, dims...)
+}
+
+// Axis returns the shape of a row-major tensor with the given dimensions whose
+// channels lie along the given axis. A negative axis counts from the end, so
+// that -1 is the last.
+//
+// Every dimension is at least 1, but for the first, which may be 0 (an empty
+// batch) when it is not the channel axis itself.
+func Axis(axis int, dims ...int) (Shape, error) {
+	k := axis
+	if k < 0 {
+		k += len(dims)
+	}
+	if k < 0 || k >= len(dims) {
+		return Shape{}, fail(ErrShape, "axis %d is out of range for %d dimensions", axis, len(dims))
+	}
+	s := Shape{Outer: 1, Channels: 1, Inner: 1}
+	part := &s.Outer
+	total := uint64(1)
+	empty := false
+	for i, d := range dims {
+		if i == 0 && d == 0 && k != 0 {
+			empty = true
+			continue
+		}
+		if d < 1 {
+			return Shape{}, fail(ErrShape, "dimension %d of %v is %d, must be at least 1", i, dims, d)
+		}
+		hi, lo := bits.Mul64(total, uint64(d))
+		if hi != 0 || lo > maxLen {
+			return Shape{}, fail(ErrShape, "dimensions %v overflow: more than %d elements", dims, uint64(maxLen))
+		}
+		total = lo
+		switch {
+		case i == k:
+			part = &s.Channels
+		case i == k+1:
+			part = &s.Inner
+		}
+		*part *= d
+	}
+	if empty {
+		s.Outer = 0
+	}
+	return s, nil
+}
+
+// maxLen is the largest number of elements whose size in bytes is an int.
+const maxLen = math.MaxInt / 4
+
+// Len returns the number of elements.
+func (s Shape) Len() int { return s.Outer * s.Channels * s.Inner }
+
+// PerChannel returns the number of values that each channel has.
+func (s Shape) PerChannel() int { return s.Outer * s.Inner }
+
+// Valid returns nil for a shape that can be planned, and otherwise an error
+// that wraps [ErrShape] and says what is wrong with it.
+func (s Shape) Valid() error {
+	if s.Outer < 0 || s.Channels < 1 || s.Inner < 1 {
+		return fail(ErrShape, "shape %v: outer must be at least 0, channels and inner at least 1", s)
+	}
+	hi, lo := bits.Mul64(uint64(s.Channels), uint64(s.Inner))
+	if hi == 0 && s.Outer > 0 {
+		hi, lo = bits.Mul64(lo, uint64(s.Outer))
+	}
+	if hi != 0 || lo > maxLen {
+		return fail(ErrShape, "shape %v overflows: more than %d elements", s, uint64(maxLen))
+	}
+	return nil
+}
+
+// String returns the shape as "OUTERxCHANNELSxINNER".
+func (s Shape) String() string {
+	return fmt.Sprintf("%dx%dx%d", s.Outer, s.Channels, s.Inner)
+}

@@ -1,0 +1,139 @@
+package batchnorm
+
+import "math"
+
+// What happens to a channel's sums in float64, the same for every path.
+// Products are converted explicitly, so that no compiler fuses them.
+
+// moment is the count, the mean and the sum of squared deviations from the
+// mean of some values.
+type moment struct {
+	n, mean, m2 float64
+}
+
+// merge adds the moment of other values (Chan, Golub, LeVeque 1979, eq. 2.1).
+func (a *moment) merge(b moment) {
+	switch {
+	case b.n == 0:
+	case a.n == 0:
+		*a = b
+	default:
+		n := a.n + b.n
+		d := b.mean - a.mean
+		a.m2 += b.m2 + float64(float64(d*d)*(a.n*(b.n/n)))
+		a.mean += float64(d * (b.n / n))
+		a.n = n
+	}
+}
+
+// blockMoment is the moment of n values from the sums s of x-k and q of (x-k)^2.
+func blockMoment(n, k, s, q float64) moment {
+	d := s / n
+	return moment{n, k + d, q - float64(s*d)}
+}
+
+// reduce sums 8 lanes in float64.
+func reduce(v *[lanes]float32) float64 {
+	return ((float64(v[0]) + float64(v[4])) + (float64(v[2]) + float64(v[6]))) +
+		((float64(v[1]) + float64(v[5])) + (float64(v[3]) + float64(v[7])))
+}
+
+// The numbers that float32 handles without losing digits to its range, with
+// room for their products: outside these a channel takes a way in float64.
+const (
+	tameMin = 0x1p-60
+	tameMax = 0x1p+60
+	sureMin = 0x1p-100
+	sureMax = 0x1p+100
+)
+
+// wild reports whether v can't be trusted to float32 arithmetic. Zero can, and
+// so can NaN, which stays what it is.
+func wild(v, lo, hi float64) bool {
+	v = math.Abs(v)
+	return v != 0 && (v < lo || v > hi)
+}
+
+// sumsAreSafe reports whether a variance from float32 squares can be relied on:
+// neither have the squares overflowed, nor can what vanished of them matter
+// beside the variance and epsilon.
+func sumsAreSafe(variance, epsilon float64) bool {
+	t := variance + epsilon
+	return t >= sureMin && t <= sureMax
+}
+
+// invStd is 1/sqrt(variance + epsilon), and 0 where that would be infinite.
+func invStd(variance, epsilon float64) float64 {
+	t := variance + epsilon
+	if t == 0 {
+		return 0
+	}
+	return 1 / math.Sqrt(t)
+}
+
+// affine is what normalization does to a channel: z = (x-mean)*scale + beta,
+// computed in float32 as (x-m)*a + b, where the part of the mean that m lacks
+// is in b.
+type affine struct {
+	mean, scale, beta float64
+	m, a, b           float32
+	wide              bool // float32 would lose digits: compute in float64
+}
+
+func newAffine(mean, invstd, gamma, beta float64) affine {
+	f := affine{mean: mean, scale: gamma * invstd, beta: beta}
+	f.m, f.a = float32(mean), float32(f.scale)
+	f.b = float32(beta - float64((mean-float64(f.m))*f.scale))
+	f.wide = !math.IsNaN(f.scale) &&
+		(wild(f.scale, tameMin, tameMax) || wild(invstd, tameMin, tameMax) || math.Abs(mean) > sureMax)
+	return f
+}
+
+// z is the pre-activation of x before the residual, for a wide channel.
+func (f *affine) z(x float32) float64 {
+	return float64((float64(x)-f.mean)*f.scale) + f.beta
+}
+
+// gradient is what the backward pass does to a channel:
+// dx = ((g-k1) - (x-m)*k2) * a.
+type gradient struct {
+	affine
+	k1, k2        float64
+	dgamma, dbeta float64
+}
+
+// newGradient takes the sums p of g and r of g*(x-m) over n values. With
+// xhat = (x-mean)*invstd,
+//
+//	dbeta = sum g, dgamma = sum g*xhat
+//	dx = gamma*invstd*(g - dbeta/n - xhat*dgamma/n)
+//
+// (Ioffe and Szegedy 2015, section 3), where the part of the mean that m lacks
+// is in k1.
+func newGradient(f affine, invstd, p, r, n float64) gradient {
+	low := f.mean - float64(f.m)
+	r -= float64(low * p)
+	d := gradient{affine: f, dbeta: p, dgamma: r * invstd}
+	d.k2 = float64(d.dgamma*invstd) / n
+	d.k1 = p/n - float64(low*d.k2)
+	d.wide = d.wide || wild(d.k1, sureMin, sureMax) || wild(d.k2, sureMin, sureMax)
+	return d
+}
+
+// gradSumsAreSafe reports whether the sums p of g and r of g*(x-m) over n
+// values, taken in float32, can be relied on: they have not overflowed, and
+// what vanished of the products is nothing beside them or beside g.
+func gradSumsAreSafe(p, r, n, invstd float64) bool {
+	p, r = math.Abs(p), math.Abs(r)
+	if math.IsInf(p, 0) || math.IsInf(r, 0) || math.IsNaN(p) || math.IsNaN(r) {
+		return false
+	}
+	return r >= n*sureMin || p >= n*invstd*sureMin
+}
+
+// dx is the gradient by x for a wide channel.
+func (d *gradient) dx(g, x float32) float32 {
+	low := d.mean - float64(d.m)
+	k1 := d.k1 + float64(low*d.k2)
+	return float32(((float64(g) - k1) - float64((float64(x)-d.mean)*d.k2)) * d.scale)
+}
