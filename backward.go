@@ -12,7 +12,8 @@ package batchnorm
 // z is computed again from x, with the bits that it had in Forward, so that
 // nothing but mean and invstd need be saved.
 //
-// For an empty batch dgamma and dbeta are 0.
+// Like Forward it needs two values per channel, unless the plan was made
+// [WithSingleValue]. For an empty batch dgamma and dbeta are 0.
 func (p *Plan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -35,7 +36,11 @@ func (p *Plan) Backward(a BackwardArgs) error {
 	if err := p.check(ops[:], 5, 1<<dy|1<<x|1<<dx|1<<mean|1<<invstd); err != nil {
 		return err
 	}
-	if p.shape.Outer == 0 {
+	n := p.shape.PerChannel()
+	if n == 1 && !p.singleValue {
+		return tooFew(p.shape)
+	}
+	if n == 0 {
 		clear(a.DGamma)
 		clear(a.DBeta)
 		return nil

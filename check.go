@@ -62,7 +62,7 @@ func (p *Plan) check(ops []operand, tensors int, required aliases) error {
 	for i := range ops {
 		for j := range ops[:i] {
 			a, b := &ops[i], &ops[j]
-			if !a.output && !b.output || a.begin >= b.end || b.begin >= a.end {
+			if !a.output && !b.output || a.begin >= b.end || b.begin >= a.end || a.n == 0 || b.n == 0 {
 				continue
 			}
 			same := a.begin == b.begin && a.end == b.end

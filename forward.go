@@ -37,7 +37,7 @@ func (p *Plan) Forward(a ForwardArgs) error {
 	}
 	n := p.shape.PerChannel()
 	if n == 1 && !p.singleValue {
-		return fail(ErrTooFewValues, "shape %v has 1 value per channel, training needs at least 2", p.shape)
+		return tooFew(p.shape)
 	}
 	if n == 0 {
 		fill(a.Mean, math.NaN())
@@ -107,6 +107,10 @@ func (p *Plan) Inference(a InferenceArgs) error {
 	}
 	w.apply()
 	return nil
+}
+
+func tooFew(s Shape) error {
+	return fail(ErrTooFewValues, "shape %v has 1 value per channel, training needs at least 2", s)
 }
 
 func fill(s []float64, v float64) {

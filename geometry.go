@@ -13,6 +13,7 @@ package batchnorm
 const (
 	blockLen    = 4096     // rows: values per block at most
 	probeLen    = 64       // rows: values in the probe at least
+	maxAdds     = 128      // rows: what a lane adds per block at most, so that short rows don't add up one by one
 	blockRows   = 256      // cols: rows per block
 	probeRows   = 16       // cols: rows in the probe
 	segmentLen  = 64 << 10 // values per segment at least
@@ -47,9 +48,10 @@ func newGeometry(s Shape) geometry {
 	if g.inner > 1 || s.Channels == 1 {
 		g.layout = rows
 		g.pieces = ceilDiv(g.inner, blockLen)
-		g.group = max(1, blockLen/g.inner)
+		adds := g.inner/(groupSize*lanes) + ceilDiv(g.inner%(groupSize*lanes), lanes) // per lane and row
+		g.group = max(1, min(blockLen/g.inner, maxAdds/adds))
 		g.blocks = g.pieces * ceilDiv(g.outer, g.group)
-		g.split(segmentLen / min(blockLen, g.inner*g.group))
+		g.split(ceilDiv(segmentLen, min(blockLen, g.inner*g.group)))
 		return g
 	}
 	g.layout = cols

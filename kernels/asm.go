@@ -165,7 +165,7 @@ func header() string {
 	s := "#include \"go_asm.h\"\n#include \"textflag.h\"\n\n" +
 		"// maskTable+32-4*n is the mask of the first n lanes.\n"
 	for i := range 16 {
-		v := 0
+		v := uint32(0)
 		if i < 8 {
 			v = 0xffffffff
 		}

@@ -1,0 +1,311 @@
+package batchnorm_test
+
+import (
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/reference"
+)
+
+// problem is the input of an operation, of which every path, cut and placement
+// must make the same bits.
+type problem struct {
+	shape       batchnorm.Shape
+	act         batchnorm.Activation
+	epsilon     float64
+	x, residual []float32 // residual, gamma and beta may be nil
+	gamma, beta []float32
+	dy          []float32
+	mean, vari  []float32 // for inference
+	ops         ops
+}
+
+// ops is a set of operations to run; none stands for all.
+type ops int
+
+const (
+	forward ops = 1 << iota
+	inference
+	backward // needs forward, for what it saves
+)
+
+func (p problem) has(o ops) bool { return p.ops == 0 || p.ops&o != 0 }
+
+// results is everything that the operations write.
+type results struct {
+	y, inferred     []float32
+	mean, invstd    []float64
+	runMean, runVar []float32
+	dx, dres        []float32
+	dgamma, dbeta   []float32
+}
+
+// config is a way to compute it.
+type config struct {
+	path     batchnorm.Path
+	workers  int
+	shuffled bool // an executor that runs the tasks in random order
+	inPlace  bool // y over x, dx over dy, dresidual over the residual
+}
+
+// configs are the ways that are compared with the first.
+func configs() []config {
+	var list []config
+	for _, p := range slices.Backward(batchnorm.Paths()) {
+		list = append(list, config{path: p, workers: 1}, config{path: p, workers: 3, inPlace: true},
+			config{path: p, workers: 8, shuffled: true})
+	}
+	return list
+}
+
+func (c config) options() []batchnorm.Option {
+	o := []batchnorm.Option{batchnorm.WithPath(c.path), batchnorm.WithWorkers(c.workers)}
+	if c.shuffled {
+		o = append(o, batchnorm.WithExecutor(shuffle))
+	}
+	return o
+}
+
+// shuffle is an executor that runs the tasks in random order, the first ones
+// last, each on a goroutine of its own that ends before the next begins.
+func shuffle(n int, task func(int)) {
+	for _, i := range rand.Perm(n) {
+		done := make(chan bool)
+		go func() { task(i); close(done) }()
+		<-done
+	}
+}
+
+// run computes everything with buffers from alloc, which is given the contents.
+func (p problem) run(t testing.TB, c config, alloc func([]float32) []float32) results {
+	t.Helper()
+	n, channels := p.shape.Len(), p.shape.Channels
+	plan, err := batchnorm.NewPlan(p.shape, append(c.options(), batchnorm.WithEpsilon(p.epsilon),
+		batchnorm.WithActivation(p.act), batchnorm.WithSingleValue())...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := func(s []float32) []float32 {
+		if s == nil {
+			return nil
+		}
+		return alloc(s)
+	}
+	out := func(n int) []float32 { return alloc(make([]float32, n)) }
+	over := func(s []float32) []float32 {
+		if c.inPlace && s != nil {
+			return s
+		}
+		return out(n)
+	}
+	gamma, beta := in(p.gamma), in(p.beta)
+	var r results
+	r.mean, r.invstd = make([]float64, channels), make([]float64, channels)
+	r.runMean, r.runVar = in(p.mean), in(p.vari)
+
+	x := in(p.x)
+	if p.has(forward | backward) {
+		r.y = over(x)
+		if err := plan.Forward(batchnorm.ForwardArgs{X: x, Residual: in(p.residual), Gamma: gamma, Beta: beta, Y: r.y,
+			Mean: r.mean, InvStd: r.invstd, RunningMean: r.runMean, RunningVar: r.runVar}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if p.has(inference) {
+		x = in(p.x)
+		r.inferred = over(x)
+		if err := plan.Inference(batchnorm.InferenceArgs{X: x, Residual: in(p.residual), Gamma: gamma, Beta: beta,
+			Mean: in(p.mean), Var: in(p.vari), Y: r.inferred}); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	if !p.has(backward) {
+		return r
+	}
+	dy, residual := in(p.dy), in(p.residual)
+	r.dx, r.dgamma, r.dbeta = over(dy), out(channels), out(channels)
+	if p.residual != nil {
+		r.dres = over(residual)
+	}
+	if err := plan.Backward(batchnorm.BackwardArgs{DY: dy, X: in(p.x), Residual: residual, Gamma: gamma, Beta: beta,
+		Mean: r.mean, InvStd: r.invstd, DX: r.dx, DResidual: r.dres, DGamma: r.dgamma, DBeta: r.dbeta}); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// bits returns everything as integers, every NaN the same.
+func (r results) bits() map[string][]uint64 {
+	m := map[string][]uint64{}
+	for name, s := range map[string][]float32{"y": r.y, "inference": r.inferred, "running mean": r.runMean, "running variance": r.runVar,
+		"dx": r.dx, "dresidual": r.dres, "dgamma": r.dgamma, "dbeta": r.dbeta} {
+		for _, v := range s {
+			b := uint64(math.Float32bits(v))
+			if v != v {
+				b = math.MaxUint64
+			}
+			m[name] = append(m[name], b)
+		}
+	}
+	for name, s := range map[string][]float64{"mean": r.mean, "invstd": r.invstd} {
+		for _, v := range s {
+			b := math.Float64bits(v)
+			if v != v {
+				b = math.MaxUint64
+			}
+			m[name] = append(m[name], b)
+		}
+	}
+	return m
+}
+
+// checkSame computes the problem in all the given ways, fails if any two differ
+// in a bit, and returns the results.
+func (p problem) checkSame(t testing.TB, ways []config, alloc func([]float32) []float32) results {
+	t.Helper()
+	first := p.run(t, ways[0], slices.Clone)
+	want := first.bits()
+	for _, c := range ways {
+		for name, got := range p.run(t, c, alloc).bits() {
+			if i := firstDifference(got, want[name]); i >= 0 {
+				t.Fatalf("shape %v, %v: %s[%d] has the bits %#x with %+v, and %#x with %+v",
+					p.shape, p.act, name, i, got[i], c, want[name][i], ways[0])
+			}
+		}
+	}
+	return first
+}
+
+func firstDifference(a, b []uint64) int {
+	for i := range a {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// unit is the rounding error of one float32 operation.
+const unit = 0x1p-24
+
+// sumUnits bounds, in units, the relative error of a block's sums: a lane adds
+// 128 groups at most, the last of them one by one, and a group is two additions
+// deep. What reaches the statistics through mean and deviation is a few times
+// that in the worst case, and about a hundredth of it for random data.
+const sumUnits = 4 * 140
+
+// reference returns the problem for the float64 reference.
+func (p problem) reference() reference.Problem {
+	return reference.Problem{Outer: p.shape.Outer, Channels: p.shape.Channels, Inner: p.shape.Inner,
+		Epsilon: p.epsilon, Activation: p.act.String(), X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, DY: p.dy}
+}
+
+// finite reports whether the problem holds no NaN and no infinity.
+func (p problem) finite() bool {
+	for _, s := range [][]float32{p.x, p.residual, p.gamma, p.beta, p.dy, p.mean, p.vari} {
+		for _, v := range s {
+			if v-v != 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func orDefault(s []float32, c int, v float64) float64 {
+	if s == nil {
+		return v
+	}
+	return float64(s[c])
+}
+
+// checkBounds compares results with the float64 reference, within what the
+// roundings allow in the worst case. The problem is finite.
+func (p problem) checkBounds(t testing.TB, r results) {
+	t.Helper()
+	ref := p.reference()
+	fwd := reference.Forward(ref)
+	inf := reference.Inference(ref, p.mean, p.vari)
+
+	within := func(what string, i int, got float32, want, bound float64) {
+		t.Helper()
+		if bound > math.MaxFloat32 || math.Abs(want)+bound > math.MaxFloat32 {
+			return // may overflow
+		}
+		if d := math.Abs(float64(got) - want); !(d <= bound+0x1p-147) {
+			t.Fatalf("shape %v, epsilon %g, %v: %s[%d] is %g, the reference says %g: off by %.3g, allowed is %.3g",
+				p.shape, p.epsilon, p.act, what, i, got, want, d, bound)
+		}
+	}
+	g := make([]float32, len(p.dy))
+	for i := range p.x {
+		c := i / p.shape.Inner % p.shape.Channels
+		res := 0.0
+		if p.residual != nil {
+			res = math.Abs(float64(p.residual[i]))
+		}
+		gamma, beta := orDefault(p.gamma, c, 1), math.Abs(orDefault(p.beta, c, 0))
+		// z = (x-m)*a + b: the roundings of x-m, a, the product, b, the sum and
+		// the residual's sum, and the error of mean and invstd.
+		affine := func(x, mean, invstd, statistics float64) float64 {
+			d := math.Abs((x - mean) * invstd * gamma)
+			std := math.Abs(gamma) // std*invstd <= 1
+			return unit*(5*d+4*beta+2*res+2*std) + statistics*unit*(d+std)
+		}
+		if r.y != nil {
+			within("y", i, r.y[i], fwd.Y[i], affine(float64(p.x[i]), fwd.Mean[c], fwd.InvStd[c], sumUnits))
+		}
+		if v := float64(p.vari[c]); r.inferred != nil && v+p.epsilon >= 0 {
+			s := 0.0
+			if v+p.epsilon > 0 {
+				s = 1 / math.Sqrt(v+p.epsilon)
+			}
+			within("inference", i, r.inferred[i], inf[i], affine(float64(p.x[i]), float64(p.mean[c]), s, 0))
+		}
+		// Which side of a kink z is on is for the forward pass to say; the
+		// backward pass must agree with it.
+		g[i] = p.dy[i]
+		if r.y != nil && p.act == batchnorm.ReLU && !(r.y[i] > 0) {
+			g[i] = 0
+		}
+	}
+
+	if r.dx == nil {
+		return
+	}
+	ref.DY, ref.Activation, ref.Residual = g, "identity", nil
+	grad := reference.Backward(ref)
+	n := float64(p.shape.PerChannel())
+	for c := range p.shape.Channels {
+		sum, square := 0.0, 0.0
+		index := func(k int) int { return (k/p.shape.Inner*p.shape.Channels+c)*p.shape.Inner + k%p.shape.Inner }
+		for k := range p.shape.PerChannel() {
+			v := math.Abs(float64(g[index(k)]))
+			sum += v
+			square += v * v
+		}
+		rms := math.Sqrt(square / n)
+		gamma := math.Abs(orDefault(p.gamma, c, 1))
+		within("dbeta", c, r.dbeta[c], grad.DBeta[c], sumUnits*unit*sum)
+		within("dgamma", c, r.dgamma[c], grad.DGamma[c], sumUnits*unit*n*rms)
+		for k := range p.shape.PerChannel() {
+			i := index(k)
+			xhat := math.Abs((float64(p.x[i]) - fwd.Mean[c]) * fwd.InvStd[c])
+			within("dx", i, r.dx[i], grad.DX[i],
+				unit*gamma*fwd.InvStd[c]*(8*math.Abs(float64(g[i]))+sumUnits*rms*(1+xhat)))
+			if r.dres != nil && r.dres[i] != g[i] {
+				t.Fatalf("shape %v, %v: dresidual[%d] is %g, want %g", p.shape, p.act, i, r.dres[i], g[i])
+			}
+		}
+	}
+}
+
+func (c config) String() string {
+	return fmt.Sprintf("%v/workers=%d/shuffled=%t/inplace=%t", c.path, c.workers, c.shuffled, c.inPlace)
+}

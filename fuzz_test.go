@@ -1,0 +1,197 @@
+package batchnorm_test
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"math/big"
+	"slices"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
+)
+
+// fuzzed makes a problem out of a fuzzer's arguments: the shape, bits that
+// choose the options, a seed for the bulk of the data with its mean and
+// deviation, and raw values that take the place of the first ones.
+func fuzzed(outer, channels, inner uint16, options uint32, seed uint64, mean, deviation float32, raw []byte) problem {
+	s := batchnorm.Shape{Outer: 1 + int(outer)%300, Channels: 1 + int(channels)%70, Inner: 1 + int(inner)%300}
+	if options&1 != 0 {
+		s.Inner = 1 // cols
+	}
+	for s.Len() > 1<<12 { // keep an execution short
+		s.Outer = (s.Outer + 1) / 2
+		s.Inner = (s.Inner + 1) / 2
+		if s.Outer*s.Inner == 1 {
+			break
+		}
+	}
+	if options>>8&7 == 0 { // a long row, or many rows: several blocks and segments
+		s.Channels = 1 + s.Channels%3
+		if s.Inner > 1 {
+			s.Inner += 9000
+			s.Outer = 1 + s.Outer%8
+		} else {
+			s.Outer += 9000
+		}
+	}
+	data := func(n int, mean, deviation float32) []float32 {
+		d := gen.Uniform(seed, n, -1, 1)
+		for i := range d {
+			d[i] = float32(d[i]*deviation) + mean
+		}
+		k := 0
+		for i := 0; i < n && len(raw) >= 4; i += 1 + k%7 { // spread over channels
+			d[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw))
+			raw = raw[4:]
+			k++
+		}
+		seed++
+		return d
+	}
+	p := problem{shape: s, act: batchnorm.Identity, epsilon: batchnorm.DefaultEpsilon}
+	p.x = data(s.Len(), mean, deviation)
+	switch options >> 2 & 3 {
+	case 1:
+		p.epsilon = 0
+	case 2:
+		p.epsilon = 0x1p-140
+	case 3:
+		p.epsilon = 1
+	}
+	if options&16 != 0 {
+		p.act = batchnorm.ReLU
+	}
+	if options&32 != 0 {
+		p.residual = data(s.Len(), 0, 1)
+	}
+	if options&64 != 0 {
+		p.gamma = data(s.Channels, 1, float32(math.Ldexp(1, int(options>>16)%60-30)))
+	}
+	if options&128 != 0 {
+		p.beta = data(s.Channels, 0, 1)
+	}
+	p.dy = data(s.Len(), 0, float32(math.Ldexp(1, int(options>>24)%240-120)))
+	p.mean = data(s.Channels, mean, deviation)
+	p.vari = data(s.Channels, 0, float32(deviation*deviation))
+	for i, v := range p.vari {
+		p.vari[i] = max(v, -v)
+	}
+	return p
+}
+
+// addSeeds adds the seeds of the differential targets: NaN, infinities,
+// subnormals, huge and tiny scales, constant channels, one outlier.
+func addSeeds(f *testing.F) {
+	raw := func(v ...float32) []byte {
+		var b []byte
+		for _, v := range v {
+			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(v))
+		}
+		return b
+	}
+	inf := float32(math.Inf(1))
+	nan := float32(math.NaN())
+	values := [][]byte{
+		nil,
+		raw(nan),
+		raw(inf, -inf, 1),
+		raw(0x1p-149, -0x1p-149, 0x1p-126, -0x1p-130),
+		raw(math.MaxFloat32, -math.MaxFloat32),
+		raw(float32(math.Copysign(0, -1)), 0, 1e-20, -1e-20),
+		raw(1e30), // one outlier, at the very beginning
+	}
+	scales := [][2]float32{{0, 1}, {1e6, 1}, {3, 0}, {0, 1e-22}, {0, 1e-41}, {0, 3e19}, {1e30, 1e37}, {-1e4, 1e-3}}
+	for i, v := range values {
+		for j, s := range scales {
+			options := uint32(i*len(scales)+j) * 0x9e3779b1
+			f.Add(uint16(2+3*i), uint16(7*j), uint16(1+i*j*5), options, uint64(i+j), s[0], s[1], v)
+		}
+	}
+}
+
+// fuzzDifferential compares all paths, cuts and placements for equal bits, and
+// the result with the reference where the input is finite.
+func fuzzDifferential(f *testing.F, o ops) {
+	addSeeds(f)
+	ways := configs()
+	f.Fuzz(func(t *testing.T, outer, channels, inner uint16, options uint32, seed uint64, mean, deviation float32, raw []byte) {
+		p := fuzzed(outer, channels, inner, options, seed, mean, deviation, raw)
+		p.ops = o
+		r := p.checkSame(t, ways, slices.Clone)
+		if p.finite() {
+			p.checkBounds(t, r)
+		}
+	})
+}
+
+func FuzzForward(f *testing.F)   { fuzzDifferential(f, forward) }
+func FuzzInference(f *testing.F) { fuzzDifferential(f, inference) }
+func FuzzBackward(f *testing.F)  { fuzzDifferential(f, forward|backward) }
+
+// FuzzShape compares the constructors with arithmetic that can't overflow.
+func FuzzShape(f *testing.F) {
+	for _, dims := range [][]int64{{2, 3, 4, 5}, {0, 3, 4}, {3, 0}, {-1, 2}, {7}, {}, {1 << 31, 1 << 31}, {1 << 62, 2, 2},
+		{math.MaxInt64, 1}, {1 << 20, 1 << 20, 1 << 20, 16}, {3, 5, 7, 11, 13, 17}, {0, 1 << 62, 1 << 62}} {
+		var b []byte
+		for _, d := range dims {
+			b = binary.LittleEndian.AppendUint64(b, uint64(d))
+		}
+		for axis := -2; axis < 4; axis++ {
+			f.Add(axis, b)
+		}
+	}
+	f.Fuzz(func(t *testing.T, axis int, raw []byte) {
+		var dims []int
+		for ; len(raw) >= 8 && len(dims) < 8; raw = raw[8:] {
+			dims = append(dims, int(int64(binary.LittleEndian.Uint64(raw))))
+		}
+		k := axis
+		if k < 0 {
+			k += len(dims)
+		}
+		part := [3]*big.Int{big.NewInt(1), big.NewInt(1), big.NewInt(1)}
+		positive := big.NewInt(4) // bytes, not counting an empty batch
+		valid := k >= 0 && k < len(dims)
+		for i, d := range dims {
+			valid = valid && (d > 0 || d == 0 && i == 0 && k != 0)
+			which := 1
+			if i < k {
+				which = 0
+			} else if i > k {
+				which = 2
+			}
+			part[which].Mul(part[which], big.NewInt(int64(d)))
+			if d != 0 {
+				positive.Mul(positive, big.NewInt(int64(d)))
+			}
+		}
+		valid = valid && positive.Cmp(big.NewInt(math.MaxInt)) <= 0
+		s, err := batchnorm.Axis(axis, dims...)
+		if !valid {
+			if !errors.Is(err, batchnorm.ErrShape) {
+				t.Fatalf("Axis(%d, %v) gives %v, %v; want ErrShape", axis, dims, s, err)
+			}
+			return
+		}
+		if err != nil || s.Valid() != nil {
+			t.Fatalf("Axis(%d, %v) fails: %v, %v", axis, dims, err, s.Valid())
+		}
+		for i, got := range []int{s.Outer, s.Channels, s.Inner} {
+			if part[i].Cmp(big.NewInt(int64(got))) != 0 {
+				t.Fatalf("Axis(%d, %v) is %v, want part %d to be %v", axis, dims, s, i, part[i])
+			}
+		}
+		if k == 1 {
+			if n, err := batchnorm.NCHW(dims...); err != nil || n != s {
+				t.Fatalf("NCHW(%v) is %v, %v; want %v", dims, n, err, s)
+			}
+		}
+		if k == len(dims)-1 && k > 0 {
+			if n, err := batchnorm.NHWC(dims...); err != nil || n != s {
+				t.Fatalf("NHWC(%v) is %v, %v; want %v", dims, n, err, s)
+			}
+		}
+	})
+}
