@@ -11,14 +11,19 @@ package batchnorm
 // itself; since the square of the probe's length is at least the block's
 // length, it can't do more to the block's sums than its own square does.
 const (
-	blockLen    = 4096     // rows: values per block at most
-	probeLen    = 64       // rows: values in the probe at least
-	maxAdds     = 128      // rows: what a lane adds per block at most, so that short rows don't add up one by one
-	blockRows   = 256      // cols: rows per block
-	probeRows   = 16       // cols: rows in the probe
-	segmentLen  = 64 << 10 // values per segment at least
-	maxSegments = 64       // per channel (rows) or in all (cols)
-	minWidth    = 32       // cols: fewer channels than this are folded
+	blockLen = 4096 // rows: values per block at most
+	probeLen = 64   // rows: values in the probe at least
+	// What a lane adds per block at most, in rows. In rows shorter than a group
+	// values are added one by one, and the squares of values on a coarse grid
+	// (an offset of 1e4 leaves 10 bits behind the point) are all rounded the same
+	// way once the sum is large: hence fewer.
+	maxAdds      = 128
+	maxAddsShort = 32
+	blockRows    = 256      // cols: rows per block
+	probeRows    = 16       // cols: rows in the probe
+	segmentLen   = 64 << 10 // values per segment at least
+	maxSegments  = 64       // per channel (rows) or in all (cols)
+	minWidth     = 32       // cols: fewer channels than this are folded
 )
 
 // geometry is how a shape is walked.
@@ -48,8 +53,12 @@ func newGeometry(s Shape) geometry {
 	if g.inner > 1 || s.Channels == 1 {
 		g.layout = rows
 		g.pieces = ceilDiv(g.inner, blockLen)
+		most := maxAdds
+		if g.inner < groupSize*lanes {
+			most = maxAddsShort
+		}
 		adds := g.inner/(groupSize*lanes) + ceilDiv(g.inner%(groupSize*lanes), lanes) // per lane and row
-		g.group = max(1, min(blockLen/g.inner, maxAdds/adds))
+		g.group = max(1, min(blockLen/g.inner, most/adds))
 		g.blocks = g.pieces * ceilDiv(g.outer, g.group)
 		g.split(ceilDiv(segmentLen, min(blockLen, g.inner*g.group)))
 		return g
