@@ -195,10 +195,10 @@ func firstDifference(a, b []uint64) int {
 const unit = 0x1p-24
 
 // sumUnits bounds, in units, the relative error of a block's sums: a lane adds
-// 128 groups at most, the last of them one by one, and a group is two additions
+// 64 times at most, groups of values or single ones, and a group is two additions
 // deep. What reaches the statistics through mean and deviation is a few times
 // that in the worst case, and about a hundredth of it for random data.
-const sumUnits = 4 * 140
+const sumUnits = 4 * 70
 
 // reference returns the problem for the float64 reference.
 func (p problem) reference() reference.Problem {

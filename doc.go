@@ -59,7 +59,7 @@
 // the batch. Everything per channel is computed in float64.
 //
 // Sums are taken in an order that depends on the shape alone: in float32 over
-// blocks of at most 4096 values (256 rows in columns), shifted by the mean of
+// blocks of at most 2048 values (128 rows in columns), shifted by the mean of
 // the values before, and in float64 over blocks and segments (Chan, Golub and
 // LeVeque 1979). A channel whose squares overflow or vanish in float32 is summed
 // again in float64, and one whose constants leave the range from 2^-60 to 2^60

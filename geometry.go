@@ -11,15 +11,15 @@ package batchnorm
 // itself; since the square of the probe's length is at least the block's
 // length, it can't do more to the block's sums than its own square does.
 const (
-	blockLen = 4096 // rows: values per block at most
+	blockLen = 2048 // rows: values per block at most
 	probeLen = 64   // rows: values in the probe at least
 	// What a lane adds per block at most, in rows. In rows shorter than a group
 	// values are added one by one, and the squares of values on a coarse grid
 	// (an offset of 1e4 leaves 10 bits behind the point) are all rounded the same
 	// way once the sum is large: hence fewer.
-	maxAdds      = 128
+	maxAdds      = 64
 	maxAddsShort = 32
-	blockRows    = 256      // cols: rows per block
+	blockRows    = 128      // cols: rows per block
 	probeRows    = 16       // cols: rows in the probe
 	segmentLen   = 64 << 10 // values per segment at least
 	maxSegments  = 64       // per channel (rows) or in all (cols)

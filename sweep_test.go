@@ -93,7 +93,7 @@ func TestSweepLengths(t *testing.T) {
 // TestSweepBoundaries: around the ends of groups, blocks, segments and calls.
 func TestSweepBoundaries(t *testing.T) {
 	var shapes []batchnorm.Shape
-	for _, at := range []int{256, 512, 4096, 8192, 32 << 10, 64 << 10, 128 << 10} {
+	for _, at := range []int{128, 256, 2048, 4096, 8192, 32 << 10, 64 << 10, 128 << 10} {
 		for d := -1; d <= 1; d++ {
 			shapes = append(shapes, batchnorm.Shape{Outer: 1, Channels: 1, Inner: at + d})
 			if at > 8192 && testing.Short() {

@@ -1,0 +1,49 @@
+package main
+
+import (
+	"fmt"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+)
+
+// BenchmarkBatchNorm runs what the program times. The tensors of a case are
+// made when the first benchmark that -bench selects needs them: with
+// -bench './op=forward/layout=nchw/shape=64x56x56' only those are.
+func BenchmarkBatchNorm(b *testing.B) {
+	imgs, err := imageSet()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for _, c := range append(imgs.cases, resnet50Set(32).cases...) {
+		inputs := sync.OnceValues(c.inputs)
+		for _, o := range ops {
+			for _, path := range batchnorm.Paths() {
+				for _, workers := range slices.Compact([]int{1, runtime.GOMAXPROCS(0)}) {
+					name := fmt.Sprintf("op=%s/layout=%s/shape=%s/path=%v/workers=%d", o.name, c.layout, c.shape, path, workers)
+					b.Run(name, func(b *testing.B) {
+						in, err := inputs()
+						if err != nil {
+							b.Fatal(err)
+						}
+						plan, err := o.plan(c.dims, path, workers)
+						if err != nil {
+							b.Fatal(err)
+						}
+						out := newOutputs(in)
+						b.SetBytes(int64(o.bytes * c.dims.Len()))
+						b.ReportAllocs()
+						for b.Loop() {
+							if err := o.run(plan, in, out); err != nil {
+								b.Fatal(err)
+							}
+						}
+					})
+				}
+			}
+		}
+	}
+}

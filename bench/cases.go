@@ -1,0 +1,140 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/bench/images"
+)
+
+// op is an operation that is checked and timed.
+type op struct {
+	name  string
+	kind  opKind
+	fused bool // with a residual and ReLU
+	bytes int  // what must move per element: 4 for each tensor that is read or written
+}
+
+type opKind uint8
+
+const (
+	forward opKind = iota
+	inference
+	backward
+)
+
+var ops = []op{
+	{"forward", forward, false, 8},
+	{"inference", inference, false, 8},
+	{"backward", backward, false, 12},
+	{"forward+relu+residual", forward, true, 12},
+	{"backward+relu+residual", backward, true, 20},
+}
+
+// bytesNote explains the bytes of ops under the table.
+const bytesNote = `GB/s counts the bytes that must move, one read or write of each tensor: per element
+8 for forward and inference (x, y) and 12 for backward (dy, x, dx); with residual
+12 (x, residual, y) and 20 (dy, x, residual, dx, dresidual).`
+
+func (o op) activation() batchnorm.Activation {
+	if o.fused {
+		return batchnorm.ReLU
+	}
+	return batchnorm.Identity
+}
+
+func (o op) plan(s batchnorm.Shape, p batchnorm.Path, workers int) (*batchnorm.Plan, error) {
+	return batchnorm.NewPlan(s,
+		batchnorm.WithPath(p),
+		batchnorm.WithWorkers(workers),
+		batchnorm.WithActivation(o.activation()))
+}
+
+func (o op) run(p *batchnorm.Plan, in *inputs, out *outputs) error {
+	var residual, dresidual []float32
+	if o.fused {
+		residual, dresidual = in.residual, out.dresidual
+	}
+	switch o.kind {
+	case forward:
+		return p.Forward(batchnorm.ForwardArgs{
+			X: in.x, Residual: residual, Gamma: in.gamma, Beta: in.beta,
+			Y: out.tensor, Mean: out.mean, InvStd: out.invstd,
+			RunningMean: out.runningMean, RunningVar: out.runningVar,
+			Momentum: batchnorm.NewWeight(newWeight),
+		})
+	case inference:
+		return p.Inference(batchnorm.InferenceArgs{
+			X: in.x, Residual: residual, Gamma: in.gamma, Beta: in.beta,
+			Mean: in.runningMean, Var: in.runningVar,
+			Y: out.tensor,
+		})
+	default:
+		return p.Backward(batchnorm.BackwardArgs{
+			DY: in.dy, X: in.x, Residual: residual, Gamma: in.gamma, Beta: in.beta,
+			Mean: in.mean, InvStd: in.invstd,
+			DX: out.tensor, DResidual: dresidual, DGamma: out.dgamma, DBeta: out.dbeta,
+		})
+	}
+}
+
+// testCase is a tensor that all operations are run on.
+type testCase struct {
+	layout string
+	shape  string // without the batch, which all cases of a set share
+	dims   batchnorm.Shape
+	x      func() []float32
+}
+
+// caseSet is what one run of the program goes through.
+type caseSet struct {
+	data  string // what the tensors hold, for people
+	batch int
+	cases []testCase
+}
+
+// imageSet is the built-in images, seen in three ways.
+func imageSet() (caseSet, error) {
+	set, err := images.Load()
+	if err != nil {
+		return caseSet{}, err
+	}
+	const p = patchSize
+	n, h, w := set.N, set.Rows, set.Cols
+	return caseSet{
+		data:  fmt.Sprintf("%d images of Fashion-MNIST", n),
+		batch: n,
+		cases: []testCase{
+			{"nc", fmt.Sprint(h * w), batchnorm.Shape{Outer: n, Channels: h * w, Inner: 1},
+				func() []float32 { return pixels(set) }},
+			{"nchw", chw(1, h, w), batchnorm.Shape{Outer: n, Channels: 1, Inner: h * w},
+				func() []float32 { return pixels(set) }},
+			{"nhwc", chw(p*p, h/p, w/p), batchnorm.Shape{Outer: n * (h / p) * (w / p), Channels: p * p, Inner: 1},
+				func() []float32 { return patches(set) }},
+		},
+	}, nil
+}
+
+// resnet50Set is generated data in the shapes that ResNet-50 normalizes.
+func resnet50Set(batch int) caseSet {
+	set := caseSet{data: fmt.Sprintf("generated data, batch %d", batch), batch: batch}
+	for i, s := range []struct{ channels, size int }{
+		{64, 112},
+		{64, 56}, {256, 56},
+		{128, 28}, {512, 28},
+		{256, 14}, {1024, 14},
+		{512, 7}, {2048, 7},
+	} {
+		area := s.size * s.size
+		name := chw(s.channels, s.size, s.size)
+		nchw := batchnorm.Shape{Outer: batch, Channels: s.channels, Inner: area}
+		nhwc := batchnorm.Shape{Outer: batch * area, Channels: s.channels, Inner: 1}
+		seed := uint64(i+1) << 32 // apart from those of the other inputs
+		set.cases = append(set.cases,
+			testCase{"nchw", name, nchw, func() []float32 { return generated(seed, nchw) }},
+			testCase{"nhwc", name, nhwc, func() []float32 { return generated(seed, nhwc) }})
+	}
+	return set
+}
+
+func chw(c, h, w int) string { return fmt.Sprintf("%dx%dx%d", c, h, w) }

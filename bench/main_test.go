@@ -1,0 +1,127 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+)
+
+func TestFlagErrors(t *testing.T) {
+	for _, c := range []struct {
+		args string
+		want string // in the message
+	}{
+		{"-nosuch", "-nosuch"},
+		{"more", `argument "more"`},
+		{"-shapes vgg", `-shapes is "vgg", must be images or resnet50`},
+		{"-batch 8", "-batch is for -shapes resnet50 only"},
+		{"-shapes resnet50 -batch 0", "-batch is 0, must be from 1 to"},
+		{"-shapes resnet50 -batch 1000000000", "must be from 1 to"},
+		{"-shapes resnet50 -batch x", `"x" for flag -batch`},
+		{"-workers 0", "-workers is 0"},
+		{"-reps 0", "-reps is 0"},
+		{"-mintime -1s", "-mintime is -1s"},
+		{"-json " + filepath.Join("no", "such", "folder"), "-json: open"},
+	} {
+		var stdout, stderr bytes.Buffer
+		if code := run(strings.Fields(c.args), &stdout, &stderr); code != exitUsage {
+			t.Errorf("%s: exit status %d, want %d", c.args, code, exitUsage)
+		}
+		msg := stderr.String()
+		if !strings.HasPrefix(msg, "bench: ") || !strings.Contains(msg, c.want) || strings.Count(msg, "\n") != 1 {
+			t.Errorf("%s: message is %q, want a line with %q", c.args, msg, c.want)
+		}
+		if stdout.Len() > 0 {
+			t.Errorf("%s: output is %q", c.args, stdout.String())
+		}
+	}
+}
+
+func TestHelp(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run([]string{"-h"}, &stdout, &stderr); code != exitOK || stderr.Len() > 0 {
+		t.Errorf("exit status %d, message %q", code, stderr.String())
+	}
+	for _, name := range []string{"-shapes", "-json", "-workers", "-batch", "-reps", "-mintime"} {
+		if !strings.Contains(stdout.String(), name) {
+			t.Errorf("help lacks %s", name)
+		}
+	}
+}
+
+// The program as a whole, timing as little as it can.
+func TestRunImages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes long with the race detector")
+	}
+	file := filepath.Join(t.TempDir(), "rows.json")
+	var stdout, stderr bytes.Buffer
+	code := run([]string{"-reps", "1", "-mintime", "0", "-workers", "2", "-json", file}, &stdout, &stderr)
+	if code != exitOK {
+		t.Errorf("exit status %d\n%s%s", code, stdout.String(), stderr.String())
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var r report
+	if err := json.Unmarshal(text, &r); err != nil {
+		t.Fatal(err)
+	}
+	if want := 3 * len(ops) * len(batchnorm.Paths()); len(r.Rows) != want {
+		t.Errorf("%d rows, want %d", len(r.Rows), want)
+	}
+	if r.Workers != 2 || r.Batch != 2000 {
+		t.Errorf("JSON has %d workers, batch %d", r.Workers, r.Batch)
+	}
+	for _, row := range r.Rows {
+		line := strings.Join([]string{row.Operation, row.Layout, row.Shape, row.Path}, " ")
+		if row.GBPerSecond <= 0 || row.TimesGo <= 0 {
+			t.Errorf("%s: %v GB/s, %v times pure Go", line, row.GBPerSecond, row.TimesGo)
+		}
+		if !strings.Contains(strings.Join(strings.Fields(stdout.String()), " "), line) {
+			t.Errorf("the table lacks %s", line)
+		}
+	}
+}
+
+func TestReport(t *testing.T) {
+	r := report{
+		CPU: "some CPU", Path: "avx2", Paths: []string{"avx2", "generic"}, Workers: 1, Data: "data", Batch: 4,
+		Rows: []row{{
+			Operation: "forward", Layout: "nchw", Shape: "1x2x3", Path: "avx2",
+			Elements: 24, Bytes: 192, Nanoseconds: 96, GBPerSecond: 2, TimesGo: 3,
+			Error: 1e-7, Errors: worst{"y": 1e-7},
+		}},
+	}
+	table := func() string {
+		var b bytes.Buffer
+		r.table(&b)
+		return b.String()
+	}
+	if s := table(); r.failed() || strings.Contains(s, "FAIL") || !strings.Contains(s, "All errors are within") {
+		t.Errorf("without a failure:\n%s", s)
+	}
+	r.Rows[0].Failures = []string{"error of y is 1, must be at most 0"}
+	if s := table(); !r.failed() || !strings.Contains(s, "FAIL forward nchw 1x2x3 avx2: error of y is 1") || strings.Contains(s, "within their") {
+		t.Errorf("with a failure:\n%s", s)
+	}
+
+	var b bytes.Buffer
+	if err := r.json(&b); err != nil {
+		t.Fatal(err)
+	}
+	var back report
+	if err := json.Unmarshal(b.Bytes(), &back); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(r, back) {
+		t.Errorf("JSON returns %+v, want %+v", back, r)
+	}
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/klauspost/cpuid/v2"
+)
+
+// report is all that a run finds out, and what -json writes.
+type report struct {
+	CPU     string   `json:"cpu"`
+	OS      string   `json:"os"`
+	Arch    string   `json:"arch"`
+	Go      string   `json:"go"`
+	Path    string   `json:"path"`  // the package's choice
+	Paths   []string `json:"paths"` // all that the machine has
+	Workers int      `json:"workers"`
+	Data    string   `json:"data"`
+	Batch   int      `json:"batch"`
+	Rows    []row    `json:"rows"`
+}
+
+// row is one operation on one tensor on one path.
+type row struct {
+	Operation   string             `json:"operation"`
+	Layout      string             `json:"layout"`
+	Shape       string             `json:"shape"` // without the batch
+	Path        string             `json:"path"`
+	Elements    int                `json:"elements"`
+	Bytes       int                `json:"bytes"`
+	Nanoseconds int64              `json:"ns"`
+	GBPerSecond float64            `json:"gb_per_s"`
+	TimesGo     float64            `json:"times_pure_go"`
+	Error       float64            `json:"max_error"` // of y or dx
+	Errors      map[string]float64 `json:"errors"`    // of every output
+	Failures    []string           `json:"failures,omitempty"`
+}
+
+func newReport(set caseSet, workers int) *report {
+	r := &report{
+		CPU:     cpuName(),
+		OS:      runtime.GOOS,
+		Arch:    runtime.GOARCH,
+		Go:      runtime.Version(),
+		Path:    batchnorm.DefaultPath().String(),
+		Workers: workers,
+		Data:    set.data,
+		Batch:   set.batch,
+	}
+	for _, p := range batchnorm.Paths() {
+		r.Paths = append(r.Paths, p.String())
+	}
+	return r
+}
+
+// cpuName falls back to the architecture: not every processor says its name.
+func cpuName() string {
+	if name := strings.TrimSpace(cpuid.CPU.BrandName); name != "" {
+		return name
+	}
+	return runtime.GOARCH
+}
+
+// header says what is about to run.
+func (r *report) header(w io.Writer) {
+	workers := "1 worker"
+	if r.Workers != 1 {
+		workers = fmt.Sprintf("%d workers", r.Workers)
+	}
+	fmt.Fprintf(w, "%s (%s/%s, %s)\n", r.CPU, r.OS, r.Arch, r.Go)
+	fmt.Fprintf(w, "path %s of %s; %s; %s\n\n", r.Path, strings.Join(r.Paths, ", "), workers, r.Data)
+}
+
+// table prints all rows and what has failed.
+func (r *report) table(w io.Writer) {
+	fmt.Fprintf(w, "%-22s  %-6s  %11s  %-7s  %6s  %13s  %13s\n",
+		"operation", "layout", "shape", "path", "GB/s", "times pure Go", "largest error")
+	for _, r := range r.Rows {
+		fmt.Fprintf(w, "%-22s  %-6s  %11s  %-7s  %6.2f  %13.2f  %13.1e\n",
+			r.Operation, r.Layout, r.Shape, r.Path, r.GBPerSecond, r.TimesGo, r.Error)
+	}
+	fmt.Fprintf(w, "\n%s\n%s\n\n", bytesNote, errorNote)
+	for _, r := range r.Rows {
+		for _, f := range r.Failures {
+			fmt.Fprintf(w, "FAIL %s %s %s %s: %s\n", r.Operation, r.Layout, r.Shape, r.Path, f)
+		}
+	}
+	switch {
+	case r.failed():
+	case len(r.Paths) > 1:
+		fmt.Fprintln(w, "All errors are within their limits, and all paths return the same bits.")
+	default:
+		fmt.Fprintln(w, "All errors are within their limits. There is only one path.")
+	}
+}
+
+func (r *report) failed() bool {
+	for _, r := range r.Rows {
+		if len(r.Failures) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *report) json(w io.Writer) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
