@@ -50,6 +50,7 @@ type config struct {
 	workers  int
 	shuffled bool // an executor that runs the tasks in random order
 	inPlace  bool // y over x, dx over dy, dresidual over the residual
+	extreme  int  // 0: not; else an extreme schedule, 2: short rows as columns
 }
 
 // configs are the ways that are compared with the first.
@@ -57,13 +58,17 @@ func configs() []config {
 	var list []config
 	for _, p := range slices.Backward(batchnorm.Paths()) {
 		list = append(list, config{path: p, workers: 1}, config{path: p, workers: 3, inPlace: true},
-			config{path: p, workers: 8, shuffled: true})
+			config{path: p, workers: 8, shuffled: true}, config{path: p, workers: 1, extreme: 1},
+			config{path: p, workers: 2, extreme: 2})
 	}
 	return list
 }
 
 func (c config) options() []batchnorm.Option {
 	o := []batchnorm.Option{batchnorm.WithPath(c.path), batchnorm.WithWorkers(c.workers)}
+	if c.extreme > 0 {
+		o = append(o, batchnorm.WithExtremeSchedule(c.extreme == 2))
+	}
 	if c.shuffled {
 		o = append(o, batchnorm.WithExecutor(shuffle))
 	}
@@ -140,29 +145,41 @@ func (p problem) run(t testing.TB, c config, alloc func([]float32) []float32) re
 	return r
 }
 
-// bits returns everything as integers, every NaN the same.
-func (r results) bits() map[string][]uint64 {
-	m := map[string][]uint64{}
-	for name, s := range map[string][]float32{"y": r.y, "inference": r.inferred, "running mean": r.runMean, "running variance": r.runVar,
-		"dx": r.dx, "dresidual": r.dres, "dgamma": r.dgamma, "dbeta": r.dbeta} {
-		for _, v := range s {
-			b := uint64(math.Float32bits(v))
-			if v != v {
-				b = math.MaxUint64
-			}
-			m[name] = append(m[name], b)
+// output is one of the results: of either kind.
+type output struct {
+	name   string
+	single []float32
+	double []float64
+}
+
+func (r results) outputs() []output {
+	return []output{{"y", r.y, nil}, {"inference", r.inferred, nil}, {"mean", nil, r.mean}, {"invstd", nil, r.invstd},
+		{"running mean", r.runMean, nil}, {"running variance", r.runVar, nil}, {"dx", r.dx, nil},
+		{"dresidual", r.dres, nil}, {"dgamma", r.dgamma, nil}, {"dbeta", r.dbeta, nil}}
+}
+
+// compare returns the first difference between two results, "" without one.
+// Every NaN is the same.
+func (r results) compare(want results) string {
+	all := want.outputs()
+	for i, got := range r.outputs() {
+		if d := difference(got.single, all[i].single) + difference(got.double, all[i].double); d != "" {
+			return got.name + d
 		}
 	}
-	for name, s := range map[string][]float64{"mean": r.mean, "invstd": r.invstd} {
-		for _, v := range s {
-			b := math.Float64bits(v)
-			if v != v {
-				b = math.MaxUint64
-			}
-			m[name] = append(m[name], b)
+	return ""
+}
+
+func difference[T float](got, want []T) string {
+	if len(got) != len(want) {
+		return fmt.Sprintf(" has %d elements, want %d", len(got), len(want))
+	}
+	for i := range want {
+		if !sameBits(got[i], want[i]) {
+			return fmt.Sprintf("[%d] is %v, want %v", i, got[i], want[i])
 		}
 	}
-	return m
+	return ""
 }
 
 // checkSame computes the problem in all the given ways, fails if any two differ
@@ -170,25 +187,12 @@ func (r results) bits() map[string][]uint64 {
 func (p problem) checkSame(t testing.TB, ways []config, alloc func([]float32) []float32) results {
 	t.Helper()
 	first := p.run(t, ways[0], slices.Clone)
-	want := first.bits()
 	for _, c := range ways {
-		for name, got := range p.run(t, c, alloc).bits() {
-			if i := firstDifference(got, want[name]); i >= 0 {
-				t.Fatalf("shape %v, %v: %s[%d] has the bits %#x with %+v, and %#x with %+v",
-					p.shape, p.act, name, i, got[i], c, want[name][i], ways[0])
-			}
+		if d := p.run(t, c, alloc).compare(first); d != "" {
+			t.Fatalf("shape %v, epsilon %g, %v: %v gives other bits than %v: %s", p.shape, p.epsilon, p.act, c, ways[0], d)
 		}
 	}
 	return first
-}
-
-func firstDifference(a, b []uint64) int {
-	for i := range a {
-		if a[i] != b[i] {
-			return i
-		}
-	}
-	return -1
 }
 
 // unit is the rounding error of one float32 operation.
@@ -307,5 +311,5 @@ func (p problem) checkBounds(t testing.TB, r results) {
 }
 
 func (c config) String() string {
-	return fmt.Sprintf("%v/workers=%d/shuffled=%t/inplace=%t", c.path, c.workers, c.shuffled, c.inPlace)
+	return fmt.Sprintf("%v/workers=%d/shuffled=%t/inplace=%t/extreme=%d", c.path, c.workers, c.shuffled, c.inPlace, c.extreme)
 }

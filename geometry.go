@@ -21,9 +21,10 @@ const (
 	maxAddsShort = 32
 	blockRows    = 128      // cols: rows per block
 	probeRows    = 16       // cols: rows in the probe
-	segmentLen   = 64 << 10 // values per segment at least
+	segmentSize  = 64 << 10 // values per segment at least
 	maxSegments  = 64       // per channel (rows) or in all (cols)
-	minWidth     = 32       // cols: fewer channels than this are folded
+	minHeight    = 8        // cols: rows that folding leaves at least
+	minWidth     = 128      // cols: fewer channels than this are folded
 )
 
 // geometry is how a shape is walked.
@@ -60,19 +61,19 @@ func newGeometry(s Shape) geometry {
 		adds := g.inner/(groupSize*lanes) + ceilDiv(g.inner%(groupSize*lanes), lanes) // per lane and row
 		g.group = max(1, min(blockLen/g.inner, most/adds))
 		g.blocks = g.pieces * ceilDiv(g.outer, g.group)
-		g.split(ceilDiv(segmentLen, min(blockLen, g.inner*g.group)))
+		g.split(ceilDiv(segmentSize, min(blockLen, g.inner*g.group)))
 		return g
 	}
 	g.layout = cols
 	g.fold = 1
 	if g.channels < minWidth {
-		g.fold = max(1, min(ceilDiv(minWidth, g.channels), g.outer))
+		g.fold = max(1, min(ceilDiv(minWidth, g.channels), g.outer/minHeight))
 	}
 	g.width = g.fold * g.channels
 	g.height = g.outer / g.fold
 	g.rest = g.outer % g.fold * g.channels
 	g.blocks = ceilDiv(g.height, blockRows)
-	g.split(ceilDiv(segmentLen, blockRows*g.width))
+	g.split(ceilDiv(segmentSize, blockRows*g.width))
 	return g
 }
 
@@ -102,15 +103,24 @@ func (g *geometry) colBlock(b int) (r0, r1 int) {
 	return b * blockRows, min((b+1)*blockRows, g.height)
 }
 
-// colCount returns how many values of column j segment seg has. The rest
-// behind the last whole row goes to the last segment.
-func (g *geometry) colCount(seg, j int) int {
+// segmentLen returns how many values of a channel (rows) or column (cols) a
+// segment has, but for the rest behind the last whole row, of which the last
+// segment has one more in the first columns.
+func (g *geometry) segmentLen(seg int) int {
 	b0, b1 := g.segment(seg)
-	n := min(b1*blockRows, g.height) - b0*blockRows
-	if seg == g.segments-1 && j < g.rest {
-		n++
+	return g.before(b1) - g.before(b0)
+}
+
+// before returns how many values lie before block b.
+func (g *geometry) before(b int) int {
+	if g.layout == cols {
+		return min(b*blockRows, g.height)
 	}
-	return n
+	if b == g.blocks {
+		return g.outer * g.inner
+	}
+	o, _, i, _ := g.rowBlock(b)
+	return o*g.inner + i
 }
 
 // index returns the index of value i of channel c, counted over outer and inner.

@@ -20,7 +20,7 @@ type kernelArgs struct {
 	y, dres    []float32 // outputs; dres may be nil
 
 	// coef holds the constants of the channels. In rows it has a record of
-	// coefLen floats per channel: m, a, b, k1, k2, or for moments K alone. In
+	// coefLen floats per channel: -m, a, b, k1, k2, or for moments -K alone. In
 	// cols it has a record per 8 channels, with 8 floats for each of these.
 	coef []float32
 	// acc holds sums that a call adds to: in rows 8 lanes of the first sum and
@@ -29,11 +29,18 @@ type kernelArgs struct {
 
 	rows, n, stride int
 	coefStep        int // rows: floats from a row's record to the next row's
+
+	stream bool // y and dres are stored past the caches; they and their rows are aligned to vectors
+	next   int  // pipelined: floats from a value to that of the next channel
+
+	// Kernels with sums prefetch in rows: fetch bytes ahead of the first vector
+	// of a row, until fetchLeft values of it are done; then a row further on.
+	fetch, fetchLeft int
 }
 
 const (
 	lanes     = 8
-	fieldM    = 0        // mean, rounded to float32
+	fieldN    = 0        // mean, rounded to float32
 	fieldA    = 1        // gamma*invstd
 	fieldB    = 2        // beta - (mean-m)*a
 	fieldK1   = 3        // what backward subtracts from g
@@ -50,12 +57,15 @@ const (
 	kernelNormalize
 	kernelGradSums
 	kernelInputGrad
+	kernelPipeForward
+	kernelPipeBackward
 )
 
 // Variants of a kernel.
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
+	withStream                // outputs are stored past the caches
 	numFlags      = 1 << iota
 )
 
@@ -107,11 +117,7 @@ func (p Path) normalize(l layout, act actKind, a *kernelArgs) {
 		}
 		return
 	}
-	flags := 0
-	if a.res != nil {
-		flags |= withResidual
-	}
-	simdKernel(kernelID(kernelNormalize, l, act, flags), a)
+	simdKernel(kernelID(kernelNormalize, l, act, a.flags(true)), a)
 }
 
 // gradSums adds to acc, for every element, in the order of moments,
@@ -134,11 +140,7 @@ func (p Path) gradSums(l layout, act actKind, a *kernelArgs) {
 		}
 		return
 	}
-	flags := 0
-	if a.res != nil && act != actIdentity {
-		flags |= withResidual
-	}
-	simdKernel(kernelID(kernelGradSums, l, act, flags), a)
+	simdKernel(kernelID(kernelGradSums, l, act, a.flags(act != actIdentity)&withResidual), a)
 }
 
 // inputGrad computes, for every element,
@@ -160,12 +162,65 @@ func (p Path) inputGrad(l layout, act actKind, a *kernelArgs) {
 		}
 		return
 	}
+	simdKernel(kernelID(kernelInputGrad, l, act, a.flags(act != actIdentity)), a)
+}
+
+// pipeForward does two things at a time, in rows of one channel: normalize, with
+// the first record of coef, and moments of the next channel, whose values lie
+// next floats further on and whose K is the first constant of the second record.
+// So reads of the one overlap with writes of the other.
+func (p Path) pipeForward(act actKind, a *kernelArgs) {
+	if p == PathGeneric {
+		b := a.ahead()
+		p.moments(rows, &b)
+		p.normalize(rows, act, a)
+		return
+	}
+	if raceEnabled {
+		b := a.ahead()
+		b.y, b.dres = nil, nil
+		b.race()
+		a.race()
+	}
+	simdKernel(kernelID(kernelPipeForward, rows, act, a.flags(true)), a)
+}
+
+// pipeBackward is inputGrad with gradSums of the next channel.
+func (p Path) pipeBackward(act actKind, a *kernelArgs) {
+	if p == PathGeneric {
+		b := a.ahead()
+		p.gradSums(rows, act, &b)
+		p.inputGrad(rows, act, a)
+		return
+	}
+	if raceEnabled {
+		b := a.ahead()
+		b.y, b.dres = nil, nil
+		b.race()
+		a.race()
+	}
+	simdKernel(kernelID(kernelPipeBackward, rows, act, a.flags(act != actIdentity)), a)
+}
+
+// ahead returns the arguments for the next channel.
+func (a *kernelArgs) ahead() kernelArgs {
+	b := *a
+	b.x, b.dy, b.res = tail(a.x, a.next), tail(a.dy, a.next), tail(a.res, a.next)
+	b.coef = a.coef[coefLen:]
+	return b
+}
+
+// flags returns which variant the arguments ask for.
+func (a *kernelArgs) flags(residual bool) int {
 	flags := 0
-	if a.res != nil && act != actIdentity {
+	if a.res != nil && residual {
 		flags |= withResidual
 	}
 	if a.dres != nil {
 		flags |= withDResidual
 	}
-	simdKernel(kernelID(kernelInputGrad, l, act, flags), a)
+	if a.stream {
+		flags |= withStream
+	}
+	return flags
 }

@@ -22,7 +22,13 @@ func momentsRows(a *kernelArgs)
 func normalizeRowsIdentity(a *kernelArgs)
 
 //go:noescape
-func normalizeRowsIdentityResidual(a *kernelArgs)
+func pipeForwardRowsIdentity(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsIdentityStream(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsIdentityStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsRowsIdentity(a *kernelArgs)
@@ -31,13 +37,49 @@ func gradSumsRowsIdentity(a *kernelArgs)
 func inputGradRowsIdentity(a *kernelArgs)
 
 //go:noescape
+func pipeBackwardRowsIdentity(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsIdentityStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsIdentityStream(a *kernelArgs)
+
+//go:noescape
 func inputGradRowsIdentityDResidual(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsIdentityDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsIdentityDResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsIdentityDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsIdentityResidual(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsIdentityResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsIdentityResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsIdentityResidualStream(a *kernelArgs)
 
 //go:noescape
 func normalizeRowsReLU(a *kernelArgs)
 
 //go:noescape
-func normalizeRowsReLUResidual(a *kernelArgs)
+func pipeForwardRowsReLU(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsReLUStream(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsReLUStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsRowsReLU(a *kernelArgs)
@@ -46,7 +88,37 @@ func gradSumsRowsReLU(a *kernelArgs)
 func inputGradRowsReLU(a *kernelArgs)
 
 //go:noescape
+func pipeBackwardRowsReLU(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsReLUStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUStream(a *kernelArgs)
+
+//go:noescape
 func inputGradRowsReLUDResidual(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsReLUDResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeRowsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRowsReLUResidualStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsRowsReLUResidual(a *kernelArgs)
@@ -55,7 +127,25 @@ func gradSumsRowsReLUResidual(a *kernelArgs)
 func inputGradRowsReLUResidual(a *kernelArgs)
 
 //go:noescape
+func pipeBackwardRowsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
 func inputGradRowsReLUResidualDResidual(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUResidualDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRowsReLUResidualDResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeBackwardRowsReLUResidualDResidualStream(a *kernelArgs)
 
 //go:noescape
 func momentsCols(a *kernelArgs)
@@ -64,7 +154,7 @@ func momentsCols(a *kernelArgs)
 func normalizeColsIdentity(a *kernelArgs)
 
 //go:noescape
-func normalizeColsIdentityResidual(a *kernelArgs)
+func normalizeColsIdentityStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsColsIdentity(a *kernelArgs)
@@ -73,13 +163,25 @@ func gradSumsColsIdentity(a *kernelArgs)
 func inputGradColsIdentity(a *kernelArgs)
 
 //go:noescape
+func inputGradColsIdentityStream(a *kernelArgs)
+
+//go:noescape
 func inputGradColsIdentityDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradColsIdentityDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeColsIdentityResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeColsIdentityResidualStream(a *kernelArgs)
 
 //go:noescape
 func normalizeColsReLU(a *kernelArgs)
 
 //go:noescape
-func normalizeColsReLUResidual(a *kernelArgs)
+func normalizeColsReLUStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsColsReLU(a *kernelArgs)
@@ -88,7 +190,19 @@ func gradSumsColsReLU(a *kernelArgs)
 func inputGradColsReLU(a *kernelArgs)
 
 //go:noescape
+func inputGradColsReLUStream(a *kernelArgs)
+
+//go:noescape
 func inputGradColsReLUDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradColsReLUDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeColsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeColsReLUResidualStream(a *kernelArgs)
 
 //go:noescape
 func gradSumsColsReLUResidual(a *kernelArgs)
@@ -97,7 +211,16 @@ func gradSumsColsReLUResidual(a *kernelArgs)
 func inputGradColsReLUResidual(a *kernelArgs)
 
 //go:noescape
+func inputGradColsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
 func inputGradColsReLUResidualDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradColsReLUResidualDResidualStream(a *kernelArgs)
+
+// simdFence orders what kernels have stored past the caches before all that follows.
+func simdFence()
 
 // simdKernel calls the kernel with the given [kernelID]. The calls are direct,
 // so that the arguments stay on the stack.
@@ -107,58 +230,138 @@ func simdKernel(id int, a *kernelArgs) {
 		momentsRows(a)
 	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0):
 		normalizeRowsIdentity(a)
-	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual):
-		normalizeRowsIdentityResidual(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0):
+		pipeForwardRowsIdentity(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		normalizeRowsIdentityStream(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		pipeForwardRowsIdentityStream(a)
 	case ((kernelGradSums*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0):
 		gradSumsRowsIdentity(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0):
 		inputGradRowsIdentity(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0):
+		pipeBackwardRowsIdentity(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		inputGradRowsIdentityStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		pipeBackwardRowsIdentityStream(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual):
 		inputGradRowsIdentityDResidual(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual):
+		pipeBackwardRowsIdentityDResidual(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual | withStream):
+		inputGradRowsIdentityDResidualStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual | withStream):
+		pipeBackwardRowsIdentityDResidualStream(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual):
+		normalizeRowsIdentityResidual(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual):
+		pipeForwardRowsIdentityResidual(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual | withStream):
+		normalizeRowsIdentityResidualStream(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual | withStream):
+		pipeForwardRowsIdentityResidualStream(a)
 	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0):
 		normalizeRowsReLU(a)
-	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
-		normalizeRowsReLUResidual(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0):
+		pipeForwardRowsReLU(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		normalizeRowsReLUStream(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		pipeForwardRowsReLUStream(a)
 	case ((kernelGradSums*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0):
 		gradSumsRowsReLU(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0):
 		inputGradRowsReLU(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0):
+		pipeBackwardRowsReLU(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		inputGradRowsReLUStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		pipeBackwardRowsReLUStream(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual):
 		inputGradRowsReLUDResidual(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual):
+		pipeBackwardRowsReLUDResidual(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual | withStream):
+		inputGradRowsReLUDResidualStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual | withStream):
+		pipeBackwardRowsReLUDResidualStream(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
+		normalizeRowsReLUResidual(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
+		pipeForwardRowsReLUResidual(a)
+	case ((kernelNormalize*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		normalizeRowsReLUResidualStream(a)
+	case ((kernelPipeForward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		pipeForwardRowsReLUResidualStream(a)
 	case ((kernelGradSums*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
 		gradSumsRowsReLUResidual(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
 		inputGradRowsReLUResidual(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
+		pipeBackwardRowsReLUResidual(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		inputGradRowsReLUResidualStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		pipeBackwardRowsReLUResidualStream(a)
 	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual):
 		inputGradRowsReLUResidualDResidual(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual):
+		pipeBackwardRowsReLUResidualDResidual(a)
+	case ((kernelInputGrad*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual | withStream):
+		inputGradRowsReLUResidualDResidualStream(a)
+	case ((kernelPipeBackward*2+int(rows))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual | withStream):
+		pipeBackwardRowsReLUResidualDResidualStream(a)
 	case ((kernelMoments*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0):
 		momentsCols(a)
 	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0):
 		normalizeColsIdentity(a)
-	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual):
-		normalizeColsIdentityResidual(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		normalizeColsIdentityStream(a)
 	case ((kernelGradSums*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0):
 		gradSumsColsIdentity(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0):
 		inputGradColsIdentity(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withStream):
+		inputGradColsIdentityStream(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual):
 		inputGradColsIdentityDResidual(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withDResidual | withStream):
+		inputGradColsIdentityDResidualStream(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual):
+		normalizeColsIdentityResidual(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actIdentity))*numFlags + (0 | withResidual | withStream):
+		normalizeColsIdentityResidualStream(a)
 	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0):
 		normalizeColsReLU(a)
-	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
-		normalizeColsReLUResidual(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		normalizeColsReLUStream(a)
 	case ((kernelGradSums*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0):
 		gradSumsColsReLU(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0):
 		inputGradColsReLU(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withStream):
+		inputGradColsReLUStream(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual):
 		inputGradColsReLUDResidual(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withDResidual | withStream):
+		inputGradColsReLUDResidualStream(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
+		normalizeColsReLUResidual(a)
+	case ((kernelNormalize*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		normalizeColsReLUResidualStream(a)
 	case ((kernelGradSums*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
 		gradSumsColsReLUResidual(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual):
 		inputGradColsReLUResidual(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withStream):
+		inputGradColsReLUResidualStream(a)
 	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual):
 		inputGradColsReLUResidualDResidual(a)
+	case ((kernelInputGrad*2+int(cols))*int(numActs)+int(actReLU))*numFlags + (0 | withResidual | withDResidual | withStream):
+		inputGradColsReLUResidualDResidualStream(a)
 	default:
 		panic("batchnorm: no such kernel")
 	}

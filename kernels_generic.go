@@ -24,11 +24,11 @@ func momentsRowsGeneric(a *kernelArgs) {
 		for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
 			v := (*[groupSize * lanes]float32)(x)
 			for l := range lanes {
-				addMoments4(acc, l, v[l]-k, v[l+lanes]-k, v[l+2*lanes]-k, v[l+3*lanes]-k)
+				addMoments4(acc, l, v[l]+k, v[l+lanes]+k, v[l+2*lanes]+k, v[l+3*lanes]+k)
 			}
 		}
 		for i, v := range x {
-			addMoments1(acc, i%lanes, v-k)
+			addMoments1(acc, i%lanes, v+k)
 		}
 	}
 }
@@ -50,17 +50,17 @@ func gradSumsRowsGeneric(act actKind, a *kernelArgs) {
 			p := r*a.stride + i
 			x := at(a.x, p, n)
 			g := gradRow(act, &buf, a, p, n, a.coef)
-			m := a.coef[fieldM]
+			m := a.coef[fieldN]
 			for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
 				v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
 				for l := range lanes {
 					addGrads4(acc, l,
 						u[l], u[l+lanes], u[l+2*lanes], u[l+3*lanes],
-						v[l]-m, v[l+lanes]-m, v[l+2*lanes]-m, v[l+3*lanes]-m)
+						v[l]+m, v[l+lanes]+m, v[l+2*lanes]+m, v[l+3*lanes]+m)
 				}
 			}
 			for i, v := range x {
-				addGrads1(acc, i%lanes, g[i], v-m)
+				addGrads1(acc, i%lanes, g[i], v+m)
 			}
 		}
 	}
@@ -70,7 +70,7 @@ func inputGradRowsGeneric(act actKind, a *kernelArgs) {
 	var buf [chunk]float32
 	for r := range a.rows {
 		coef := a.coef[r*a.coefStep:]
-		m, s, k1, k2 := coef[fieldM], coef[fieldA], coef[fieldK1], coef[fieldK2]
+		m, s, k1, k2 := coef[fieldN], coef[fieldA], coef[fieldK1], coef[fieldK2]
 		for i := 0; i < a.n; i += chunk {
 			n := min(chunk, a.n-i)
 			p := r*a.stride + i
@@ -78,7 +78,7 @@ func inputGradRowsGeneric(act actKind, a *kernelArgs) {
 			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
 			for j, v := range x {
 				gj := g[j]
-				y[j] = ((gj - k1) - float32((v-m)*k2)) * s
+				y[j] = ((gj - k1) - float32((v+m)*k2)) * s
 				if dres != nil {
 					dres[j] = gj
 				}
@@ -89,17 +89,17 @@ func inputGradRowsGeneric(act actKind, a *kernelArgs) {
 
 // affineRow sets z = (x-m)*a + b [+ res]; z may be x or res.
 func affineRow(z, x, res, coef []float32) {
-	m, a, b := coef[fieldM], coef[fieldA], coef[fieldB]
+	m, a, b := coef[fieldN], coef[fieldA], coef[fieldB]
 	z = z[:len(x)]
 	if res == nil {
 		for i, v := range x {
-			z[i] = float32((v-m)*a) + b
+			z[i] = float32((v+m)*a) + b
 		}
 		return
 	}
 	res = res[:len(x)]
 	for i, v := range x {
-		z[i] = (float32((v-m)*a) + b) + res[i]
+		z[i] = (float32((v+m)*a) + b) + res[i]
 	}
 }
 
@@ -132,13 +132,13 @@ func momentsColsGeneric(a *kernelArgs) {
 				x0, x1 := at(a.x, r*a.stride+c, n), at(a.x, (r+1)*a.stride+c, n)
 				x2, x3 := at(a.x, (r+2)*a.stride+c, n), at(a.x, (r+3)*a.stride+c, n)
 				for l := range n {
-					addMoments4(acc, l, x0[l]-k[l], x1[l]-k[l], x2[l]-k[l], x3[l]-k[l])
+					addMoments4(acc, l, x0[l]+k[l], x1[l]+k[l], x2[l]+k[l], x3[l]+k[l])
 				}
 				continue
 			}
 			for j := r; j < a.rows; j++ {
 				for l, v := range at(a.x, j*a.stride+c, n) {
-					addMoments1(acc, l, v-k[l])
+					addMoments1(acc, l, v+k[l])
 				}
 			}
 		}
@@ -166,18 +166,18 @@ func gradSumsColsGeneric(act actKind, a *kernelArgs) {
 				x[j] = at(a.x, p, n)
 			}
 			for c := 0; c < n; c += lanes {
-				m := (*[lanes]float32)(a.coef[(cb+c)*coefLen+fieldM*lanes:])
+				m := (*[lanes]float32)(a.coef[(cb+c)*coefLen+fieldN*lanes:])
 				acc := (*sums)(a.acc[2*(cb+c):])
 				for l := range min(lanes, n-c) {
 					i := c + l
 					if group == groupSize {
 						addGrads4(acc, l,
 							g[0][i], g[1][i], g[2][i], g[3][i],
-							x[0][i]-m[l], x[1][i]-m[l], x[2][i]-m[l], x[3][i]-m[l])
+							x[0][i]+m[l], x[1][i]+m[l], x[2][i]+m[l], x[3][i]+m[l])
 						continue
 					}
 					for j := range group {
-						addGrads1(acc, l, g[j][i], x[j][i]-m[l])
+						addGrads1(acc, l, g[j][i], x[j][i]+m[l])
 					}
 				}
 			}
@@ -198,7 +198,7 @@ func inputGradColsGeneric(act actKind, a *kernelArgs) {
 				for l := range min(lanes, n-c) {
 					i := c + l
 					gi := g[i]
-					y[i] = ((gi - coef[fieldK1*lanes+l]) - float32((x[i]-coef[fieldM*lanes+l])*coef[fieldK2*lanes+l])) * coef[fieldA*lanes+l]
+					y[i] = ((gi - coef[fieldK1*lanes+l]) - float32((x[i]+coef[fieldN*lanes+l])*coef[fieldK2*lanes+l])) * coef[fieldA*lanes+l]
 					if dres != nil {
 						dres[i] = gi
 					}
@@ -217,7 +217,7 @@ func affineCols(z, x, res, coef []float32) {
 	for c := 0; c < len(x); c += lanes {
 		k := (*record)(coef[c*coefLen:])
 		for l := range min(lanes, len(x)-c) {
-			v := float32((x[c+l]-k[fieldM*lanes+l])*k[fieldA*lanes+l]) + k[fieldB*lanes+l]
+			v := float32((x[c+l]+k[fieldN*lanes+l])*k[fieldA*lanes+l]) + k[fieldB*lanes+l]
 			if res != nil {
 				v += res[c+l]
 			}

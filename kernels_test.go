@@ -17,11 +17,11 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "pipeForward", "pipeBackward"}
 
 func (k kernelCase) String() string {
-	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
-		actNames[k.act], k.flags&withResidual != 0, k.flags&withDResidual != 0)
+	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
+		actNames[k.act], k.flags&withResidual != 0, k.flags&withDResidual != 0, k.flags&withStream != 0)
 }
 
 func (k kernelCase) run(p Path, a *kernelArgs) {
@@ -34,8 +34,21 @@ func (k kernelCase) run(p Path, a *kernelArgs) {
 		p.gradSums(k.layout, k.act, a)
 	case kernelInputGrad:
 		p.inputGrad(k.layout, k.act, a)
+	case kernelPipeForward:
+		p.pipeForward(k.act, a)
+	case kernelPipeBackward:
+		p.pipeBackward(k.act, a)
 	}
 }
+
+func (k kernelCase) pipelined() bool { return k.kernel >= kernelPipeForward }
+func (k kernelCase) gradient() bool {
+	return k.kernel == kernelGradSums || k.kernel == kernelInputGrad || k.kernel == kernelPipeBackward
+}
+func (k kernelCase) sums() bool {
+	return k.kernel == kernelMoments || k.kernel == kernelGradSums || k.pipelined()
+}
+func (k kernelCase) writes() bool { return k.kernel != kernelMoments && k.kernel != kernelGradSums }
 
 // kernelCases lists every kernel in every variant that a call can ask for.
 func kernelCases() []kernelCase {
@@ -44,13 +57,15 @@ func kernelCases() []kernelCase {
 		for _, l := range []layout{rows, cols} {
 			for act := range numActs {
 				for flags := range numFlags {
+					k := kernelCase{kernel, l, act, flags}
 					switch {
 					case kernel == kernelMoments && (act != 0 || flags != 0),
-						kernel == kernelGradSums && flags&withDResidual != 0,
-						kernel == kernelNormalize && flags&withDResidual != 0:
+						flags&withDResidual != 0 && !(k.gradient() && k.writes()),
+						flags&withStream != 0 && !k.writes(),
+						k.pipelined() && l != rows:
 						continue
 					}
-					list = append(list, kernelCase{kernel, l, act, flags})
+					list = append(list, k)
 				}
 			}
 		}
@@ -74,45 +89,50 @@ func noise(s []float32, seed uint64, special bool) {
 	}
 }
 
-// args makes the arguments of a call in memory from alloc.
-func (k kernelCase) args(alloc func(n int) []float32, nRows, n, stride, coefStep int, special bool) kernelArgs {
-	size := 0
-	if nRows > 0 {
-		size = (nRows-1)*stride + n
-	}
+// args makes the arguments of a call in memory from alloc, and the outputs'
+// from allocOut.
+func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride, coefStep int, special bool) kernelArgs {
+	size := (nRows-1)*stride + n
 	seed := uint64(1)
-	in := func(n int) []float32 {
-		s := alloc(n)
+	out := func(s []float32) []float32 {
 		noise(s, seed, special)
 		seed++
 		return s
 	}
-	a := kernelArgs{rows: nRows, n: n, stride: stride, coefStep: coefStep, x: in(size)}
+	in := func(n int) []float32 { return out(alloc(n)) }
+	a := kernelArgs{rows: nRows, n: n, stride: stride, coefStep: coefStep, stream: k.flags&withStream != 0}
 	fields := coefLen
 	if k.kernel == kernelMoments {
 		fields = 1
 	}
+	inputs := size
+	if k.pipelined() { // the next channel lies n floats further on
+		a.next, a.fetch, a.fetchLeft = n, 4*n+96, n-24
+		inputs += n
+		fields *= 2
+	}
+	a.x = in(inputs)
 	if k.layout == rows {
 		a.coef = in(fields + max(0, nRows-1)*coefStep)
-		a.acc = in(2 * lanes)
 	} else {
 		a.coef = in(fields * roundUp(n, lanes))
+	}
+	if k.sums() && k.layout == rows {
+		a.acc = in(2 * lanes)
+	} else if k.sums() {
 		a.acc = in(2 * roundUp(n, lanes))
 	}
-	if k.kernel >= kernelGradSums {
-		a.dy = in(size)
+	if k.gradient() {
+		a.dy = in(inputs)
 	}
 	if k.flags&withResidual != 0 {
-		a.res = in(size)
+		a.res = in(inputs)
 	}
-	if k.kernel == kernelNormalize || k.kernel == kernelInputGrad {
-		a.y = in(size)
+	if k.writes() {
+		a.y = out(allocOut(size))
 	}
 	if k.flags&withDResidual != 0 {
-		a.dres = in(size)
-	}
-	if k.kernel == kernelNormalize || k.kernel == kernelInputGrad {
-		a.acc = nil
+		a.dres = out(allocOut(size))
 	}
 	return a
 }
@@ -147,14 +167,14 @@ func simdPaths(t *testing.T) []Path {
 }
 
 // TestKernelsSameBits compares every kernel with its form in pure Go, on every
-// length up to 200, in buffers that notice when it reaches outside.
+// length up to 40 and many up to 200, in buffers that notice when it reaches outside.
 func TestKernelsSameBits(t *testing.T) {
 	for _, p := range simdPaths(t) {
 		for _, k := range kernelCases() {
 			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
 				heap := func(n int) []float32 { return make([]float32, n) }
 				for n := 1; n <= 200; n++ {
-					if testing.Short() && n%7 != 1 && n > 40 {
+					if n > 40 && (testing.Short() && n%7 != 1 || n%3 != k.flags%3) {
 						continue
 					}
 					// Memory that ends, or begins, where none can be touched,
@@ -164,14 +184,23 @@ func TestKernelsSameBits(t *testing.T) {
 						func(n int) []float32 { return guard.AtStart(t, n) },
 						func(m int) []float32 { return guard.Sentinel(t, m, n%16) },
 					}
-					for _, nRows := range []int{1, 2, 3, 4, 5, 7, 8} {
+					aligned := func(n int) []float32 { return guard.Sentinel(t, n, 0) }
+					for _, nRows := range []int{1, 3, 4, 8} {
 						stride, step := n+nRows%3, 0
-						if k.layout == rows && (k.kernel == kernelNormalize || k.kernel == kernelInputGrad) && nRows%2 == 0 {
+						where := guarded[n%len(guarded)]
+						whereOut := where
+						if k.pipelined() {
+							stride += n
+						}
+						if k.flags&withStream != 0 { // what is stored past the caches is aligned
+							stride, whereOut = roundUp(stride, lanes), aligned
+						}
+						if k.layout == rows && !k.sums() && nRows%2 == 0 {
 							step = coefLen
 						}
 						special := nRows == 3 || nRows == 8
-						want := k.args(heap, nRows, n, stride, step, special)
-						got := k.args(guarded[n%len(guarded)], nRows, n, stride, step, special)
+						want := k.args(heap, heap, nRows, n, stride, step, special)
+						got := k.args(where, whereOut, nRows, n, stride, step, special)
 						k.run(PathGeneric, &want)
 						k.run(p, &got)
 						g, w := k.outputs(&got), k.outputs(&want)

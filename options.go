@@ -15,6 +15,7 @@ type options struct {
 	executor    Executor
 	path        Path
 	singleValue bool
+	schedule    schedule
 }
 
 // WithEpsilon sets the number that is added to the variance before the root

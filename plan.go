@@ -25,7 +25,7 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{
-		options: options{epsilon: DefaultEpsilon, path: DefaultPath()},
+		options: options{epsilon: DefaultEpsilon, path: DefaultPath(), schedule: defaultSchedule},
 		shape:   s,
 		geo:     newGeometry(s),
 	}

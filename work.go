@@ -1,5 +1,10 @@
 package batchnorm
 
+import (
+	"math"
+	"unsafe"
+)
+
 // work is the state of one call: its operands, the scratch memory, and the
 // tasks that the workers share. A call has a statistics phase, whose results
 // are finished channel by channel, and an apply phase; either may be cut in any
@@ -14,16 +19,23 @@ type work struct {
 	channels    []channel
 	anyWide     bool
 
-	parts []part    // results of segments: rows [channel][segment], cols [segment][column]
-	shift []float32 // cols: the shift K, [segment][column]
+	counts []float64 // values of a channel or column in each segment
+	field  int       // floats from one field of a record of coef to the next
+	parts  []part    // results of segments: rows [channel][segment], cols [segment][column]
+	shift  []float32 // cols: minus the shift K, [segment][column]
 
 	// Tasks bound once, because binding allocates.
-	groupTask, statsTask, applyTask func(int)
+	groupTask, statsTask, applyTask, flatTask func(int)
 	// How the current call is cut into tasks.
 	groupLen   int // rows: channels per group task
 	spanLen    int // cols: columns per statistics task
 	tileRows   int // rows of the tensor per apply task
 	tilePieces int // apply tasks per row, when a row is long
+
+	pipelined bool
+	flat      bool           // rows: short rows, see transformFlat
+	flatCoef  chan []float32 // scratch for as many tasks as run at a time
+	stream    bool           // store past the caches
 
 	loop loop
 }
@@ -41,10 +53,15 @@ type part struct{ a, b float64 }
 func newWork(p *Plan) *work {
 	g := &p.geo
 	w := &work{p: p, geo: g, channels: make([]channel, g.channels)}
+	w.field = 1
+	for seg := range g.segments {
+		w.counts = append(w.counts, float64(g.segmentLen(seg)))
+	}
 	if g.layout == rows {
 		w.coef = make([]float32, g.channels*coefLen)
 		w.parts = make([]part, g.channels*g.segments)
 	} else {
+		w.field = lanes
 		wide := roundUp(g.width, lanes)
 		w.coef = make([]float32, wide*coefLen)
 		w.parts = make([]part, g.segments*g.width)
@@ -53,6 +70,7 @@ func newWork(p *Plan) *work {
 	}
 	w.loop.body = w.loop.work
 	w.groupTask = w.group
+	w.flatTask = w.transformGroupTask
 	if g.layout == rows {
 		w.statsTask = w.rowStatsTask
 		w.applyTask = w.rowApplyTask
@@ -64,14 +82,81 @@ func newWork(p *Plan) *work {
 	return w
 }
 
+// schedule holds the thresholds between the ways to cut and to store. They come
+// from measurements and have no effect on the result; tests set extreme ones.
+type schedule struct {
+	pipeLen   int // rows: length from which the pipelined kernels are used
+	minFlat   int // rows: images from which shorter rows are applied as columns
+	maxFlat   int // and how many columns there are in a group at most
+	streamLen int // bytes of an output from which it is stored past the caches
+}
+
+var defaultSchedule = schedule{pipeLen: 512, minFlat: 4, maxFlat: 1024, streamLen: 6 << 20}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// wantStream reports whether the outputs are large and apart from the inputs, so
+// that it pays to store them past the caches.
+func (w *work) wantStream() bool {
+	if w.p.path == PathGeneric || 4*len(w.y) < w.p.schedule.streamLen {
+		return false
+	}
+	for _, out := range [][]float32{w.y, w.dres} {
+		for _, in := range [][]float32{w.x, w.dy, w.res} {
+			if out != nil && in != nil && &out[0] == &in[0] {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// aligned reports whether every row of the outputs begins at a multiple of a
+// vector, as it must be for a kernel that stores past the caches.
+func (k *kernelArgs) aligned() bool {
+	const mask = 4*lanes - 1
+	at := uintptr(unsafe.Pointer(&k.y[0]))
+	if k.dres != nil {
+		at |= uintptr(unsafe.Pointer(&k.dres[0]))
+	}
+	return at&mask == 0 && (k.rows == 1 || k.stride%lanes == 0)
+}
+
+// fence ends a task: what it stored past the caches is there for other cores.
+func (w *work) fence() {
+	if w.stream {
+		simdFence()
+	}
+}
+
 // cut decides how the phases are cut into tasks.
 func (w *work) cut() {
-	g, workers := w.geo, w.p.workers
+	g, workers, s := w.geo, w.p.workers, w.p.schedule
 	if g.layout == rows {
 		// As many channels as keep their values in half of the cache between
 		// the two phases, but tasks enough for the workers.
 		bytes := 4 * g.outer * g.inner // of one operand
 		w.groupLen = max(1, min(cacheL2/2/max(1, bytes), g.channels/(4*workers)))
+		if w.pipelined = g.inner >= w.p.schedule.pipeLen; w.pipelined {
+			w.groupLen = g.channels
+			if workers > 1 {
+				w.groupLen = max(1, g.channels/(4*workers))
+			}
+		}
+		// Short rows: as many channels as make whole cache lines.
+		lines := 16 / gcd(16, g.inner)
+		if w.flat = g.inner < s.pipeLen && g.outer >= s.minFlat && g.channels >= 2*lines && 2*lines*g.inner <= s.maxFlat; w.flat {
+			w.groupLen = min(g.channels, max(1, min(s.maxFlat/g.inner, max(w.groupLen, 2))/lines)*lines)
+			w.flatCoef = make(chan []float32, workers)
+			for range workers {
+				w.flatCoef <- make([]float32, roundUp(w.groupLen*g.inner, lanes)*coefLen)
+			}
+		}
 		w.tilePieces = ceilDiv(g.inner, maxCall)
 		w.tileRows = max(1, maxCall/g.inner)
 		return
@@ -91,6 +176,7 @@ func (w *work) cut() {
 // run does both phases.
 func (w *work) run() {
 	g := w.geo
+	w.stream = w.wantStream()
 	if g.layout == rows && w.channelsSuffice() {
 		w.parallel(ceilDiv(g.channels, w.groupLen), w.groupTask)
 		return
@@ -114,11 +200,14 @@ func (w *work) channelsSuffice() bool {
 
 // apply does the apply phase, once every channel is finished.
 func (w *work) apply() {
+	w.stream = w.wantStream()
 	w.anyWide = false
 	for c := range w.channels {
 		w.anyWide = w.anyWide || w.wide(c)
 	}
-	if g := w.geo; g.layout == rows {
+	if g := w.geo; w.flat {
+		w.parallel(ceilDiv(g.channels, w.groupLen), w.flatTask)
+	} else if g.layout == rows {
 		w.parallel(ceilDiv(g.outer*g.channels, w.tileRows)*w.tilePieces, w.applyTask)
 	} else {
 		w.parallel(ceilDiv(g.height, w.tileRows), w.applyTask)
@@ -132,12 +221,10 @@ func (w *work) wide(c int) bool {
 	return w.channels[c].affine.wide
 }
 
-// from returns the kernel arguments for what begins at index i of the tensors.
-func (w *work) from(i int) kernelArgs {
-	return kernelArgs{
-		x: tail(w.x, i), dy: tail(w.dy, i), res: tail(w.res, i),
-		y: tail(w.y, i), dres: tail(w.dres, i),
-	}
+// at points the kernel arguments at index i of the tensors.
+func (w *work) at(k *kernelArgs, i int) {
+	k.x, k.dy, k.res = tail(w.x, i), tail(w.dy, i), tail(w.res, i)
+	k.y, k.dres = tail(w.y, i), tail(w.dres, i)
 }
 
 func tail(s []float32, i int) []float32 {
@@ -157,10 +244,20 @@ func (w *work) sum(k *kernelArgs) {
 }
 
 func (w *work) transform(l layout, k *kernelArgs) {
+	k.stream = w.stream && k.aligned()
 	if w.backward {
 		w.p.path.inputGrad(l, w.p.act.kind, k)
 	} else {
 		w.p.path.normalize(l, w.p.act.kind, k)
+	}
+}
+
+func (w *work) both(k *kernelArgs) {
+	k.stream = w.stream && k.aligned()
+	if w.backward {
+		w.p.path.pipeBackward(w.p.act.kind, k)
+	} else {
+		w.p.path.pipeForward(w.p.act.kind, k)
 	}
 }
 
@@ -170,63 +267,165 @@ func (w *work) transform(l layout, k *kernelArgs) {
 // still in the cache for the second.
 func (w *work) group(t int) {
 	g := w.geo
+	defer w.fence()
 	c0 := t * w.groupLen
 	c1 := min(c0+w.groupLen, g.channels)
-	anyWide := false
-	for c := c0; c < c1; c++ {
-		for seg := range g.segments {
-			w.rowStats(c, seg)
-		}
-		w.finish(c)
-		anyWide = anyWide || w.wide(c)
-	}
-	if c1-c0 == 1 {
-		w.transformRows(c0, c0*g.inner, g.outer, g.channels*g.inner, g.inner, 0, anyWide)
+	if w.pipelined {
+		w.pipe(c0, c1)
 		return
 	}
-	for o := range g.outer {
-		w.transformRows(c0, (o*g.channels+c0)*g.inner, c1-c0, g.inner, g.inner, 1, anyWide)
+	for c := c0; c < c1; c++ {
+		for seg := range g.segments {
+			w.rowStats(c, seg, false)
+		}
+		w.finish(c)
 	}
+	w.transformGroup(c0, c1)
+}
+
+// transformGroup applies the constants of the channels c0 to c1-1.
+func (w *work) transformGroup(c0, c1 int) {
+	g := w.geo
+	anyWide := false
+	for c := c0; c < c1; c++ {
+		anyWide = anyWide || w.wide(c)
+	}
+	switch {
+	case c1-c0 == 1:
+		w.transformRows(c0, c0*g.inner, g.outer, g.channels*g.inner, g.inner, 0, anyWide)
+	case w.flat && !anyWide:
+		w.transformFlat(c0, c1)
+	default:
+		for o := range g.outer {
+			w.transformRows(c0, (o*g.channels+c0)*g.inner, c1-c0, g.inner, g.inner, 1, anyWide)
+		}
+	}
+}
+
+// transformFlat does it for short rows: the rows of a group lie side by side, so
+// that they are like one row of columns, each with the constants of its channel.
+func (w *work) transformFlat(c0, c1 int) {
+	g := w.geo
+	coef := <-w.flatCoef
+	defer func() { w.flatCoef <- coef }()
+	width := (c1 - c0) * g.inner
+	fields := coefLen
+	if !w.backward {
+		fields = fieldB + 1
+	}
+	for f := range fields {
+		j := 0
+		for c := c0; c < c1; c++ {
+			v := w.coef[c*coefLen+f]
+			for end := j + g.inner; j < end; j++ {
+				coef[j/lanes*(lanes*coefLen)+f*lanes+j%lanes] = v
+			}
+		}
+	}
+	most := max(1, maxCall/width)
+	for o := 0; o < g.outer; o += most {
+		var k kernelArgs
+		w.at(&k, (o*g.channels+c0)*g.inner)
+		k.coef = coef
+		k.rows, k.n, k.stride = min(most, g.outer-o), width, g.channels*g.inner
+		w.transform(cols, &k)
+	}
+}
+
+func (w *work) transformGroupTask(t int) {
+	defer w.fence()
+	w.transformGroup(t*w.groupLen, min((t+1)*w.groupLen, w.geo.channels))
 }
 
 func (w *work) rowStatsTask(t int) {
-	w.rowStats(t/w.geo.segments, t%w.geo.segments)
+	w.rowStats(t/w.geo.segments, t%w.geo.segments, false)
 }
 
-// rowStats takes the statistics of a segment of a channel.
-func (w *work) rowStats(c, seg int) {
+// pipe does both phases for the channels c0 to c1-1: while it applies the
+// constants of a channel, it takes the statistics of the next.
+func (w *work) pipe(c0, c1 int) {
+	g := w.geo
+	for c := c0; c < c1; c++ {
+		together := c > c0 && !w.wide(c-1)
+		for seg := range g.segments {
+			w.rowStats(c, seg, together)
+		}
+		if c > c0 && !together {
+			w.transformChannel(c - 1)
+		}
+		w.finish(c)
+	}
+	w.transformChannel(c1 - 1)
+}
+
+func (w *work) transformChannel(c int) {
+	g := w.geo
+	w.transformRows(c, c*g.inner, g.outer, g.channels*g.inner, g.inner, 0, w.wide(c))
+}
+
+// fetchAhead is how many values ahead of the sums memory is prefetched.
+const fetchAhead = 256
+
+// rowStats takes the statistics of a segment of a channel, and, when the channel
+// before is to be applied too, does so.
+func (w *work) rowStats(c, seg int, applyBefore bool) {
 	g := w.geo
 	var acc sums
-	var shift [1]float32
 	m := moment{}
 	total := part{}
+	var k kernelArgs
+	k.acc = acc[:]
+	// Where the statistics are, relative to what the kernel is pointed at.
+	next := 0
+	if applyBefore {
+		next = g.inner
+		k.next = next
+		k.coef = w.coef[(c-1)*coefLen:]
+	} else {
+		k.coef = w.coef[c*coefLen:]
+	}
+	var shift [1]float32
 	b0, b1 := g.segment(seg)
 	for b := b0; b < b1; b++ {
 		o, count, i, n := g.rowBlock(b)
-		k := w.from((o*g.channels+c)*g.inner + i)
-		k.rows, k.n, k.stride = count, n, g.channels*g.inner
-		k.acc = acc[:]
-		if w.backward {
-			k.coef = w.coef[c*coefLen:]
-		} else {
-			k.coef = shift[:]
+		at := (o*g.channels+c)*g.inner + i
+		if !w.backward {
 			if b == b0 {
-				k.rows, k.n = min(count, ceilDiv(probeLen, n)), min(n, probeLen)
-				w.sum(&k)
-				shift[0] = float32(reduce((*[lanes]float32)(acc[:])) / float64(k.rows*k.n))
-				k.rows, k.n = count, n
+				shift[0] = w.probe(at, min(count, ceilDiv(probeLen, n)), min(n, probeLen))
 			} else {
-				shift[0] = float32(m.mean)
+				shift[0] = -float32(m.mean)
+			}
+			if applyBefore {
+				k.coef[coefLen+fieldN] = shift[0] // where minus the mean will be
+			} else {
+				k.coef = shift[:]
 			}
 		}
+		w.at(&k, at-next)
+		k.rows, k.n, k.stride = count, n, g.channels*g.inner
+		if i+n < g.inner {
+			k.stride = n // the next block is in the same row
+		} else if count == 1 {
+			k.stride -= i
+		}
+		if w.pipelined {
+			k.fetch = (fetchAhead/n*k.stride + fetchAhead%n + next) * 4
+			k.fetchLeft = n - fetchAhead%n
+		} else {
+			k.fetch, k.fetchLeft = g.inner*4, math.MaxInt // the next channel
+		}
 		acc = sums{}
-		w.sum(&k)
+		if applyBefore {
+			w.both(&k)
+		} else {
+			w.sum(&k)
+		}
 		s, q := reduce((*[lanes]float32)(acc[:])), reduce((*[lanes]float32)(acc[lanes:]))
 		if w.backward {
 			total.a += s
 			total.b += q
 		} else {
-			m.merge(blockMoment(float64(count*n), float64(shift[0]), s, q))
+			m.merge(blockMoment(float64(count*n), -float64(shift[0]), s, q))
 		}
 	}
 	if !w.backward {
@@ -235,23 +434,20 @@ func (w *work) rowStats(c, seg int) {
 	w.parts[c*g.segments+seg] = total
 }
 
-// rowCount returns how many values segment seg of a channel has.
-func (g *geometry) rowCount(seg int) int {
-	b0, b1 := g.segment(seg)
-	return g.before(b1) - g.before(b0)
-}
-
-// before returns how many values of a channel lie before block b.
-func (g *geometry) before(b int) int {
-	if b == g.blocks {
-		return g.outer * g.inner
-	}
-	o, _, i, _ := g.rowBlock(b)
-	return o*g.inner + i
+// probe returns minus the mean of some rows of n values of a channel from index i.
+func (w *work) probe(i, count, n int) float32 {
+	var acc sums
+	var zero [1]float32
+	var k kernelArgs
+	k.x, k.coef, k.acc = w.x[i:], zero[:], acc[:]
+	k.rows, k.n, k.stride = count, n, w.geo.channels*w.geo.inner
+	w.sum(&k)
+	return -float32(reduce((*[lanes]float32)(acc[:])) / float64(count*n))
 }
 
 func (w *work) rowApplyTask(t int) {
 	g := w.geo
+	defer w.fence()
 	first, piece := t/w.tilePieces*w.tileRows, t%w.tilePieces
 	last := min(first+w.tileRows, g.outer*g.channels)
 	i := piece * maxCall
@@ -286,7 +482,8 @@ func (w *work) transformRows(c, i, count, stride, n, step int, anyWide bool) {
 		m := min(maxCall, n-p)
 		most := max(1, maxCall/m)
 		for r := 0; r < count; r += most {
-			k := w.from(i + r*stride + p)
+			var k kernelArgs
+			w.at(&k, i+r*stride+p)
 			k.coef, k.coefStep = w.coef[(c+r*step)*coefLen:], step*coefLen
 			k.rows, k.n, k.stride = min(most, count-r), m, stride
 			w.transform(rows, &k)
@@ -319,7 +516,7 @@ func (w *work) colStats(seg, c, n int) {
 		w.sumCols(acc, shift, c, r0, r1, n)
 		count := float64(r1 - r0)
 		for j := range shift {
-			shift[j] = float32(float64(acc[j/lanes*2*lanes+j%lanes]) / count)
+			shift[j] = -float32(float64(acc[j/lanes*2*lanes+j%lanes]) / count)
 		}
 	}
 	seen := 0
@@ -335,9 +532,9 @@ func (w *work) colStats(seg, c, n int) {
 				continue
 			}
 			m := moment{float64(seen), parts[j].a, parts[j].b}
-			m.merge(blockMoment(float64(r1-r0), float64(shift[j]), s, q))
+			m.merge(blockMoment(float64(r1-r0), -float64(shift[j]), s, q))
 			parts[j] = part{m.mean, m.m2}
-			shift[j] = float32(m.mean)
+			shift[j] = -float32(m.mean)
 		}
 		seen += r1 - r0
 	}
@@ -358,7 +555,8 @@ func (w *work) sumCols(acc, shift []float32, c, r0, r1, n int) {
 		m := min(maxCall/groupSize, n-p)
 		most := max(groupSize, maxCall/m/groupSize*groupSize) // whole groups, but for the last
 		for r := r0; r < r1; r += most {
-			k := w.from(r*g.width + c + p)
+			var k kernelArgs
+			w.at(&k, r*g.width+c+p)
 			k.acc = acc[2*p:]
 			k.coef = shift[p:]
 			if w.backward {
@@ -372,6 +570,7 @@ func (w *work) sumCols(acc, shift []float32, c, r0, r1, n int) {
 
 func (w *work) colApplyTask(t int) {
 	g := w.geo
+	defer w.fence()
 	r0 := t * w.tileRows
 	r1 := min(r0+w.tileRows, g.height)
 	rest := 0
@@ -395,7 +594,8 @@ func (w *work) colApplyTask(t int) {
 // transformCols applies the call's second kernel to count rows of n columns.
 func (w *work) transformCols(r, count, n int) {
 	for p := 0; p < n; p += maxCall {
-		k := w.from(r*w.geo.width + p)
+		var k kernelArgs
+		w.at(&k, r*w.geo.width+p)
 		k.coef = w.coef[p*coefLen:]
 		k.rows, k.n, k.stride = count, min(maxCall, n-p), w.geo.width
 		w.transform(cols, &k)
@@ -431,8 +631,10 @@ func (w *work) transformStrided(c, i, count, stride int) {
 			k.dres = buf[4][:n]
 		}
 		var coef [coefLen]float32
-		for f := range coef {
-			coef[f] = w.coef[w.coefIndex(c, f)]
+		for at := range w.columns(c) {
+			for f := range coef {
+				coef[f] = w.coef[at+f*w.field]
+			}
 		}
 		k.coef = coef[:]
 		w.transform(rows, &k)
@@ -531,10 +733,7 @@ func (w *work) finish(c int) {
 
 func (w *work) finishMoment(c int) {
 	ch := &w.channels[c]
-	var m moment
-	w.eachPart(c, func(n int, p part) {
-		m.merge(moment{float64(n), p.a, p.b})
-	})
+	m := w.total(c)
 	if !sumsAreSafe(m.m2/m.n, w.p.epsilon) {
 		m = w.exactMoment(c)
 	}
@@ -549,34 +748,45 @@ func (w *work) finishMoment(c int) {
 
 func (w *work) finishGrad(c int) {
 	ch := &w.channels[c]
-	var s part
-	w.eachPart(c, func(_ int, p part) {
-		s.a += p.a
-		s.b += p.b
-	})
+	m := w.total(c)
+	p, r := m.mean, m.m2
 	n := float64(w.geo.outer * w.geo.inner)
-	if ch.affine.wide || !gradSumsAreSafe(s.a, s.b, n, ch.invstd) {
-		s.a, s.b = w.exactGradSums(c)
+	if ch.affine.wide || !gradSumsAreSafe(p, r, n, ch.invstd) {
+		p, r = w.exactGradSums(c)
 	}
-	ch.grad = newGradient(ch.affine, ch.invstd, s.a, s.b, n)
-	w.setCoef(c, fieldK1, float32(ch.grad.k1))
-	w.setCoef(c, fieldK2, float32(ch.grad.k2))
+	ch.grad = newGradient(ch.affine, ch.invstd, p, r, n)
+	k1, k2 := float32(ch.grad.k1), float32(ch.grad.k2)
+	for at := range w.columns(c) {
+		w.coef[at+fieldK1*w.field], w.coef[at+fieldK2*w.field] = k1, k2
+	}
 }
 
-// eachPart calls f for the parts of a channel in their fixed order.
-func (w *work) eachPart(c int, f func(n int, p part)) {
+// total puts the parts of a channel together, in their fixed order. Of
+// gradients it returns the two sums, in the places of mean and m2.
+func (w *work) total(c int) moment {
 	g := w.geo
-	if g.layout == rows {
+	var m moment
+	for j := c; j < max(g.width, c+1); j += g.channels {
 		for seg := range g.segments {
-			f(g.rowCount(seg), w.parts[c*g.segments+seg])
+			var p part
+			n := w.counts[seg]
+			if g.layout == rows {
+				p = w.parts[c*g.segments+seg]
+			} else {
+				p = w.parts[seg*g.width+j]
+				if seg == g.segments-1 && j < g.rest {
+					n++
+				}
+			}
+			if w.backward {
+				m.mean += p.a
+				m.m2 += p.b
+			} else {
+				m.merge(moment{n, p.a, p.b})
+			}
 		}
-		return
 	}
-	for j := c; j < g.width; j += g.channels {
-		for seg := range g.segments {
-			f(g.colCount(seg, j), w.parts[seg*g.width+j])
-		}
-	}
+	return m
 }
 
 // setAffine derives the constants of z from the channel's statistics.
@@ -589,28 +799,27 @@ func (w *work) setAffine(c int) {
 	if w.beta != nil {
 		b = float64(w.beta[c])
 	}
-	ch.affine = newAffine(ch.mean, ch.invstd, s, b)
-	w.setCoef(c, fieldM, ch.affine.m)
-	w.setCoef(c, fieldA, ch.affine.a)
-	w.setCoef(c, fieldB, ch.affine.b)
-}
-
-// setCoef sets a constant of a channel, in every column that it has.
-func (w *work) setCoef(c, field int, v float32) {
-	if w.geo.layout == rows {
-		w.coef[w.coefIndex(c, field)] = v
-		return
-	}
-	for j := c; j < w.geo.width; j += w.geo.channels {
-		w.coef[w.coefIndex(j, field)] = v
+	f := newAffine(ch.mean, ch.invstd, s, b)
+	ch.affine = f
+	for at := range w.columns(c) {
+		w.coef[at+fieldN*w.field], w.coef[at+fieldA*w.field], w.coef[at+fieldB*w.field] = -f.m, f.a, f.b
 	}
 }
 
-func (w *work) coefIndex(c, field int) int {
-	if w.geo.layout == rows {
-		return c*coefLen + field
+// columns yields where the constants of a channel begin in coef: in rows once,
+// in cols for each of its columns. A field is w.field floats on from the one before.
+func (w *work) columns(c int) func(yield func(int) bool) {
+	return func(yield func(int) bool) {
+		if w.geo.layout == rows {
+			yield(c * coefLen)
+			return
+		}
+		for j := c; j < w.geo.width; j += w.geo.channels {
+			if !yield(j/lanes*lanes*coefLen + j%lanes) {
+				return
+			}
+		}
 	}
-	return c/lanes*lanes*coefLen + field*lanes + c%lanes
 }
 
 func roundUp(n, m int) int { return (n + m - 1) / m * m }

@@ -31,6 +31,8 @@ var ops = []op{
 	{"backward+relu+residual", backward, true, 20},
 }
 
+func (o op) String() string { return o.name }
+
 // bytesNote explains the bytes of ops under the table.
 const bytesNote = `GB/s counts the bytes that must move, one read or write of each tensor: per element
 8 for forward and inference (x, y) and 12 for backward (dy, x, dx); with residual
@@ -115,16 +117,19 @@ func imageSet() (caseSet, error) {
 	}, nil
 }
 
-// resnet50Set is generated data in the shapes that ResNet-50 normalizes.
+// resnet50Shapes are those that ResNet-50 normalizes.
+var resnet50Shapes = []struct{ channels, size int }{
+	{64, 112},
+	{64, 56}, {256, 56},
+	{128, 28}, {512, 28},
+	{256, 14}, {1024, 14},
+	{512, 7}, {2048, 7},
+}
+
+// resnet50Set is generated data in the shapes of ResNet-50.
 func resnet50Set(batch int) caseSet {
 	set := caseSet{data: fmt.Sprintf("generated data, batch %d", batch), batch: batch}
-	for i, s := range []struct{ channels, size int }{
-		{64, 112},
-		{64, 56}, {256, 56},
-		{128, 28}, {512, 28},
-		{256, 14}, {1024, 14},
-		{512, 7}, {2048, 7},
-	} {
+	for i, s := range resnet50Shapes {
 		area := s.size * s.size
 		name := chw(s.channels, s.size, s.size)
 		nchw := batchnorm.Shape{Outer: batch, Channels: s.channels, Inner: area}
@@ -134,6 +139,33 @@ func resnet50Set(batch int) caseSet {
 			testCase{"nchw", name, nchw, func() []float32 { return generated(seed, nchw) }},
 			testCase{"nhwc", name, nhwc, func() []float32 { return generated(seed, nhwc) }})
 	}
+	return set
+}
+
+// goalSet is the shapes that decide whether the package is as fast as it wants
+// to be: those of ResNet-50, odd ones, small ones and a large one. They differ
+// in the batch, which is in the names. There is no data: nothing is checked.
+func goalSet() caseSet {
+	var set caseSet
+	image := func(n, c, h, w int) {
+		name := fmt.Sprintf("%dx%s", n, chw(c, h, w))
+		set.cases = append(set.cases,
+			testCase{"nchw", name, batchnorm.Shape{Outer: n, Channels: c, Inner: h * w}, nil},
+			testCase{"nhwc", name, batchnorm.Shape{Outer: n * h * w, Channels: c, Inner: 1}, nil})
+	}
+	matrix := func(n, c int) {
+		set.cases = append(set.cases,
+			testCase{"nc", fmt.Sprintf("%dx%d", n, c), batchnorm.Shape{Outer: n, Channels: c, Inner: 1}, nil})
+	}
+	for _, s := range resnet50Shapes {
+		image(32, s.channels, s.size, s.size)
+	}
+	image(96, 192, 17, 17)
+	image(1, 64, 112, 112)
+	image(8, 64, 16, 16)
+	matrix(256, 1024)
+	matrix(60, 100)
+	image(256, 64, 112, 112)
 	return set
 }
 

@@ -1,6 +1,9 @@
 // Command bench checks and times batch normalization on the machine it runs
 // on: every path against every other, bit by bit, and against a reference in
 // float64. It exits with 1 when a check fails.
+//
+// With -bound it measures how near the time comes to that of the memory
+// traffic that an operation can't avoid.
 package main
 
 import (
@@ -9,6 +12,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/fusedbn/batchnorm"
@@ -32,6 +38,15 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "bench: %v (-h lists the flags)\n", err)
 		return exitUsage
 	}
+	set, err := cfg.load()
+	if err != nil {
+		fmt.Fprintf(stderr, "bench: %v\n", err)
+		return exitFailed
+	}
+	if len(set.cases) == 0 {
+		fmt.Fprintf(stderr, "bench: -only is %q, which no layout and shape of -shapes %s has\n", cfg.only, cfg.shapes)
+		return exitUsage
+	}
 	var file io.WriteCloser
 	if cfg.json != "" { // before the work: it would be a pity afterwards
 		if file, err = os.Create(cfg.json); err != nil {
@@ -39,19 +54,20 @@ func run(args []string, stdout, stderr io.Writer) int {
 			return exitUsage
 		}
 	}
-	set, err := cfg.load()
-	if err != nil {
-		fmt.Fprintf(stderr, "bench: %v\n", err)
-		return exitFailed
-	}
-	r := newReport(set, cfg.workers)
+	r := newReport(set, cfg)
 	r.header(stdout)
-	r.Rows, err = cfg.rows(set, stderr)
+	if cfg.bound {
+		r.Bounds, err = cfg.bounds(set, stdout)
+	} else {
+		r.Rows, err = cfg.rows(set, stderr)
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "bench: %v\n", err)
 		return exitFailed
 	}
-	r.table(stdout)
+	if !cfg.bound { // whose rows are printed already
+		r.table(stdout)
+	}
 	if file != nil {
 		if err := errors.Join(r.json(file), file.Close()); err != nil {
 			fmt.Fprintf(stderr, "bench: -json: %v\n", err)
@@ -67,9 +83,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 // config is the flags.
 type config struct {
 	shapes  string
+	only    string
+	ops     []op
 	json    string
-	workers int
+	workers []int // several only with bound
 	batch   int
+	bound   bool
+	path    batchnorm.Path // of bound
 	effort  effort
 }
 
@@ -77,22 +97,33 @@ type config struct {
 const (
 	shapesImages   = "images"
 	shapesResNet50 = "resnet50"
+	shapesGoal     = "goal"
 )
 
 // maxBatch keeps everything within 8 GB of memory.
 const maxBatch = 128
 
+// boundReps is the default of -reps with -bound.
+const boundReps = 15
+
 // parse prints the usage to w when that is asked for.
 func parse(args []string, w io.Writer) (config, error) {
 	var c config
+	var opNames, path, workers string
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // run prints errors
-	f.StringVar(&c.shapes, "shapes", shapesImages, "`set` of tensors: images (2,000 real ones, built in) or resnet50 (generated)")
+	f.StringVar(&c.shapes, "shapes", shapesImages, "`set` of tensors: images (2,000 real ones, built in), resnet50 (generated),\n"+
+		"or with -bound goal (resnet50 and others, each with its batch)")
+	f.StringVar(&c.only, "only", "", "of these only the tensors whose layout and shape, like nchw 64x56x56, contain this `text`")
+	f.StringVar(&opNames, "ops", "", "`names` of operations, separated by commas: "+strings.Join(names(ops), ", ")+" (default all)")
 	f.StringVar(&c.json, "json", "", "write every row to this `file`")
-	f.IntVar(&c.workers, "workers", 1, "goroutines per call")
+	f.StringVar(&workers, "workers", "1", "`number` of goroutines per call; with -bound also several numbers, separated by commas")
 	f.IntVar(&c.batch, "batch", 32, fmt.Sprintf("batch size of resnet50, at most %d", maxBatch))
-	f.IntVar(&c.effort.reps, "reps", 5, "time every path at least so many times")
+	f.IntVar(&c.effort.reps, "reps", 5, fmt.Sprintf("time every path at least so many times (with -bound: alternate so often, %d by default)", boundReps))
 	f.DurationVar(&c.effort.minTime, "mintime", 100*time.Millisecond, "and at least so long")
+	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, "with -bound: stop after so long, even before -reps and -mintime")
+	f.BoolVar(&c.bound, "bound", false, "compare with the time of the memory traffic that can't be avoided; check nothing")
+	f.StringVar(&path, "path", batchnorm.DefaultPath().String(), "with -bound: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
 	f.Usage = func() {}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -102,39 +133,100 @@ func parse(args []string, w io.Writer) (config, error) {
 		}
 		return c, err
 	}
-	batchGiven := false
-	f.Visit(func(f *flag.Flag) { batchGiven = batchGiven || f.Name == "batch" })
+	given := map[string]bool{}
+	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if c.bound && !given["reps"] {
+		c.effort.reps = boundReps
+	}
 	switch {
 	case f.NArg() > 0:
 		return c, fmt.Errorf("argument %q is not a flag", f.Arg(0))
-	case c.shapes != shapesImages && c.shapes != shapesResNet50:
-		return c, fmt.Errorf("-shapes is %q, must be %s or %s", c.shapes, shapesImages, shapesResNet50)
-	case batchGiven && c.shapes != shapesResNet50:
-		return c, fmt.Errorf("-batch is for -shapes %s only: the images are one batch", shapesResNet50)
+	case c.shapes != shapesImages && c.shapes != shapesResNet50 && c.shapes != shapesGoal:
+		return c, fmt.Errorf("-shapes is %q, must be %s, %s or %s", c.shapes, shapesImages, shapesResNet50, shapesGoal)
+	case given["batch"] && c.shapes != shapesResNet50:
+		return c, fmt.Errorf("-batch is for -shapes %s only: the others have their own", shapesResNet50)
 	case c.batch < 1 || c.batch > maxBatch:
 		return c, fmt.Errorf("-batch is %d, must be from 1 to %d", c.batch, maxBatch)
-	case c.workers < 1:
-		return c, fmt.Errorf("-workers is %d, must be at least 1", c.workers)
 	case c.effort.reps < 1:
 		return c, fmt.Errorf("-reps is %d, must be at least 1", c.effort.reps)
 	case c.effort.minTime < 0:
 		return c, fmt.Errorf("-mintime is %v, must not be negative", c.effort.minTime)
+	case c.effort.maxTime < 0:
+		return c, fmt.Errorf("-maxtime is %v, must not be negative", c.effort.maxTime)
 	}
+	for field := range strings.SplitSeq(workers, ",") {
+		n, err := strconv.Atoi(field)
+		if err != nil {
+			return c, fmt.Errorf("-workers is %q, must be a number or several, separated by commas", workers)
+		}
+		if n < 1 {
+			return c, fmt.Errorf("-workers is %d, must be at least 1", n)
+		}
+		c.workers = append(c.workers, n)
+	}
+	if !c.bound {
+		switch {
+		case c.shapes == shapesGoal:
+			return c, fmt.Errorf("-shapes %s is for -bound only: to check it takes much memory", shapesGoal)
+		case len(c.workers) > 1:
+			return c, errors.New("-workers is a list, which is for -bound only")
+		case given["path"], given["maxtime"]:
+			return c, errors.New("-path and -maxtime are for -bound only")
+		}
+	}
+	c.ops = ops
+	if given["ops"] {
+		c.ops = nil
+		for name := range strings.SplitSeq(opNames, ",") {
+			i := slices.Index(names(ops), name)
+			if i < 0 {
+				return c, fmt.Errorf("-ops has %q, must be of %s", name, strings.Join(names(ops), ", "))
+			}
+			c.ops = append(c.ops, ops[i])
+		}
+	}
+	i := slices.Index(names(batchnorm.Paths()), path)
+	if i < 0 {
+		return c, fmt.Errorf("-path is %q, must be of %s", path, strings.Join(names(batchnorm.Paths()), ", "))
+	}
+	c.path = batchnorm.Paths()[i]
 	return c, nil
 }
 
-func (c config) load() (caseSet, error) {
-	if c.shapes == shapesResNet50 {
-		return resnet50Set(c.batch), nil
+// names returns what the elements of list are called.
+func names[T fmt.Stringer](list []T) []string {
+	var all []string
+	for _, v := range list {
+		all = append(all, v.String())
 	}
-	return imageSet()
+	return all
+}
+
+// load returns the tensors that the flags select.
+func (c config) load() (caseSet, error) {
+	var set caseSet
+	switch c.shapes {
+	case shapesResNet50:
+		set = resnet50Set(c.batch)
+	case shapesGoal:
+		set = goalSet()
+	default:
+		var err error
+		if set, err = imageSet(); err != nil {
+			return set, err
+		}
+	}
+	set.cases = slices.DeleteFunc(set.cases, func(t testCase) bool {
+		return !strings.Contains(t.layout+" "+t.shape, c.only)
+	})
+	return set, nil
 }
 
 // rows runs everything. Progress goes to w.
 func (c config) rows(set caseSet, w io.Writer) ([]row, error) {
 	total := 0
 	for _, t := range set.cases {
-		total += t.dims.Len() * (1 + 2*len(ops)) // making the data; checking and timing
+		total += t.dims.Len() * (1 + 2*len(c.ops)) // making the data; checking and timing
 	}
 	p := startProgress(w, total)
 	defer p.stop()
@@ -163,11 +255,11 @@ func (c config) caseRows(t testCase, p *progress) ([]row, error) {
 		outs[i] = newOutputs(in)
 	}
 	var rows []row
-	for _, o := range ops {
+	for _, o := range c.ops {
 		p.describe(fmt.Sprintf("%s %s: %s", t.layout, t.shape, o.name))
 		runs := make([]func() error, len(paths))
 		for i, path := range paths {
-			plan, err := o.plan(t.dims, path, c.workers)
+			plan, err := o.plan(t.dims, path, c.workers[0])
 			if err != nil {
 				return nil, err
 			}

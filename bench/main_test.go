@@ -19,12 +19,22 @@ func TestFlagErrors(t *testing.T) {
 	}{
 		{"-nosuch", "-nosuch"},
 		{"more", `argument "more"`},
-		{"-shapes vgg", `-shapes is "vgg", must be images or resnet50`},
+		{"-shapes vgg", `-shapes is "vgg", must be images, resnet50 or goal`},
 		{"-batch 8", "-batch is for -shapes resnet50 only"},
 		{"-shapes resnet50 -batch 0", "-batch is 0, must be from 1 to"},
 		{"-shapes resnet50 -batch 1000000000", "must be from 1 to"},
 		{"-shapes resnet50 -batch x", `"x" for flag -batch`},
 		{"-workers 0", "-workers is 0"},
+		{"-workers x", `-workers is "x"`},
+		{"-workers 1,2", "-workers is a list, which is for -bound only"},
+		{"-bound -workers 1,", `-workers is "1,"`},
+		{"-bound -path vfp", `-path is "vfp", must be of`},
+		{"-path generic", "-path and -maxtime are for -bound only"},
+		{"-maxtime 1s", "-path and -maxtime are for -bound only"},
+		{"-bound -maxtime -1s", "-maxtime is -1s"},
+		{"-shapes goal", "-shapes goal is for -bound only"},
+		{"-ops forward,sideways", `-ops has "sideways", must be of forward, inference`},
+		{"-only 3x3", `-only is "3x3", which no layout and shape of -shapes images has`},
 		{"-reps 0", "-reps is 0"},
 		{"-mintime -1s", "-mintime is -1s"},
 		{"-json " + filepath.Join("no", "such", "folder"), "-json: open"},
@@ -48,7 +58,8 @@ func TestHelp(t *testing.T) {
 	if code := run([]string{"-h"}, &stdout, &stderr); code != exitOK || stderr.Len() > 0 {
 		t.Errorf("exit status %d, message %q", code, stderr.String())
 	}
-	for _, name := range []string{"-shapes", "-json", "-workers", "-batch", "-reps", "-mintime"} {
+	for _, name := range []string{"-shapes", "-json", "-workers", "-batch", "-reps", "-mintime",
+		"-maxtime", "-bound", "-path", "-ops", "-only"} {
 		if !strings.Contains(stdout.String(), name) {
 			t.Errorf("help lacks %s", name)
 		}

@@ -13,16 +13,17 @@ import (
 
 // report is all that a run finds out, and what -json writes.
 type report struct {
-	CPU     string   `json:"cpu"`
-	OS      string   `json:"os"`
-	Arch    string   `json:"arch"`
-	Go      string   `json:"go"`
-	Path    string   `json:"path"`  // the package's choice
-	Paths   []string `json:"paths"` // all that the machine has
-	Workers int      `json:"workers"`
-	Data    string   `json:"data"`
-	Batch   int      `json:"batch"`
-	Rows    []row    `json:"rows"`
+	CPU     string     `json:"cpu"`
+	OS      string     `json:"os"`
+	Arch    string     `json:"arch"`
+	Go      string     `json:"go"`
+	Path    string     `json:"path"`              // the package's choice, or that of -path
+	Paths   []string   `json:"paths"`             // all that the machine has
+	Workers int        `json:"workers,omitempty"` // bounds have their own
+	Data    string     `json:"data"`
+	Batch   int        `json:"batch,omitempty"` // that all rows share
+	Rows    []row      `json:"rows,omitempty"`
+	Bounds  []boundRow `json:"bounds,omitempty"` // instead of rows
 }
 
 // row is one operation on one tensor on one path.
@@ -41,16 +42,23 @@ type row struct {
 	Failures    []string           `json:"failures,omitempty"`
 }
 
-func newReport(set caseSet, workers int) *report {
+func newReport(set caseSet, c config) *report {
 	r := &report{
-		CPU:     cpuName(),
-		OS:      runtime.GOOS,
-		Arch:    runtime.GOARCH,
-		Go:      runtime.Version(),
-		Path:    batchnorm.DefaultPath().String(),
-		Workers: workers,
-		Data:    set.data,
-		Batch:   set.batch,
+		CPU:   cpuName(),
+		OS:    runtime.GOOS,
+		Arch:  runtime.GOARCH,
+		Go:    runtime.Version(),
+		Path:  c.path.String(),
+		Data:  set.data,
+		Batch: set.batch,
+	}
+	if c.bound {
+		r.Data = "generated data in the shapes of " + c.shapes
+		if set.batch > 0 {
+			r.Data += fmt.Sprintf(", batch %d", set.batch)
+		}
+	} else {
+		r.Workers = c.workers[0]
 	}
 	for _, p := range batchnorm.Paths() {
 		r.Paths = append(r.Paths, p.String())
@@ -68,12 +76,16 @@ func cpuName() string {
 
 // header says what is about to run.
 func (r *report) header(w io.Writer) {
-	workers := "1 worker"
-	if r.Workers != 1 {
-		workers = fmt.Sprintf("%d workers", r.Workers)
+	workers := ""
+	switch r.Workers {
+	case 0:
+	case 1:
+		workers = "1 worker; "
+	default:
+		workers = fmt.Sprintf("%d workers; ", r.Workers)
 	}
 	fmt.Fprintf(w, "%s (%s/%s, %s)\n", r.CPU, r.OS, r.Arch, r.Go)
-	fmt.Fprintf(w, "path %s of %s; %s; %s\n\n", r.Path, strings.Join(r.Paths, ", "), workers, r.Data)
+	fmt.Fprintf(w, "path %s of %s; %s%s\n\n", r.Path, strings.Join(r.Paths, ", "), workers, r.Data)
 }
 
 // table prints all rows and what has failed.

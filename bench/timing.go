@@ -9,6 +9,7 @@ import (
 type effort struct {
 	reps    int           // at least so many runs of every path
 	minTime time.Duration // and at least so long, per path
+	maxTime time.Duration // of alternate
 }
 
 // measure returns the least time that each of runs takes. The runs alternate,

@@ -64,24 +64,33 @@ func (l amd64) part(a *asm, n reg) {
 	a.printf("VMOVDQU (%s), Y15", l.r(t))
 }
 
-func (l amd64) load(a *asm, dst vec, m mem)      { a.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
-func (l amd64) store(a *asm, src vec, m mem)     { a.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
-func (l amd64) loadPart(a *asm, dst vec, m mem)  { a.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
-func (l amd64) storePart(a *asm, src vec, m mem) { a.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
-func (l amd64) keepPart(a *asm, v vec)           { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
-func (l amd64) broadcast(a *asm, dst vec, m mem) { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
-func (l amd64) zero(a *asm, dst vec)             { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+func (l amd64) load(a *asm, dst vec, m mem)        { a.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
+func (l amd64) store(a *asm, src vec, m mem)       { a.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
+func (l amd64) loadPart(a *asm, dst vec, m mem)    { a.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
+func (l amd64) storePart(a *asm, src vec, m mem)   { a.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
+func (l amd64) storeStream(a *asm, src vec, m mem) { a.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
+func (l amd64) fence(a *asm)                       { a.printf("SFENCE") }
+func (l amd64) prefetch(a *asm, m mem)             { a.printf("PREFETCHT0 %s", l.m(m)) }
+func (l amd64) keepPart(a *asm, v vec)             { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) broadcast(a *asm, dst vec, m mem)   { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
+func (l amd64) zero(a *asm, dst vec)               { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+
+var amd64Ops = [...]string{
+	opAdd:    "VADDPS",
+	opSub:    "VSUBPS",
+	opMul:    "VMULPS",
+	opAnd:    "VANDPS",
+	opAndNot: "VANDNPS",
+	opGT:     "VCMPPS $0x1e,", // GT_OQ
+	opLE:     "VCMPPS $0x12,", // LE_OQ
+}
 
 func (l amd64) op(a *asm, o op, dst, x, y vec) {
-	a.printf("%s Y%d, Y%d, Y%d", [...]string{
-		opAdd:    "VADDPS",
-		opSub:    "VSUBPS",
-		opMul:    "VMULPS",
-		opAnd:    "VANDPS",
-		opAndNot: "VANDNPS",
-		opGT:     "VCMPPS $0x1e,", // GT_OQ
-		opLE:     "VCMPPS $0x12,", // LE_OQ
-	}[o], y, x, dst)
+	a.printf("%s Y%d, Y%d, Y%d", amd64Ops[o], y, x, dst)
+}
+
+func (l amd64) opMem(a *asm, o op, dst, x vec, y mem, _ vec) {
+	a.printf("%s %s, Y%d, Y%d", amd64Ops[o], l.m(y), x, dst)
 }
 
 func (amd64) end(a *asm) {

@@ -115,6 +115,23 @@ func (l arm64) store(a *asm, src vec, m mem) {
 	a.printf("FSTPQ (F%d, F%d), %s", 2*src, 2*src+1, offset(off, base))
 }
 
+// storeStream has the pair told to be stored without room made in the caches
+// (STNP). Its order is that of any store, so that no fence is needed.
+func (l arm64) storeStream(a *asm, src vec, m mem) {
+	base, off := l.at(a, m)
+	number := 0
+	fmt.Sscanf(base, "R%d", &number)
+	bits := uint32(0xac000000) | uint32(off/16&0x7f)<<15 | uint32(2*src+1)<<10 | uint32(number)<<5 | uint32(2*src)
+	a.printf("WORD $%#08x // VSTNP %s, V%d, V%d", bits, offset(off, base), 2*src+1, 2*src)
+}
+
+func (arm64) fence(a *asm) {}
+
+func (l arm64) prefetch(a *asm, m mem) {
+	base, off := l.at(a, m)
+	a.printf("PRFM %s, PLDL1KEEP", offset(off, base))
+}
+
 func (l arm64) loadPart(a *asm, dst vec, m mem) {
 	l.zero(a, dst)
 	l.pieces(a, m, dst, "FMOVQ.P 16(%[1]s), F%[2]d", "VLD1.P 8(%[1]s), V%[2]d.D[0]", "VLD1 (%[1]s), V%[2]d.S[%[3]d]")
@@ -203,6 +220,11 @@ func (l arm64) op(a *asm, o op, dst, x, y vec) {
 			fcmge.emit(a, d, y, x)
 		}
 	}
+}
+
+func (l arm64) opMem(a *asm, o op, dst, x vec, y mem, t vec) {
+	l.load(a, t, y)
+	l.op(a, o, dst, x, t)
 }
 
 func (arm64) end(a *asm) { a.printf("RET") }

@@ -1,13 +1,16 @@
 package main
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // The kernels. What each computes is told by the comments in ../kernels.go and
 // by ../kernels_generic.go.
 
-// Fields of a record of constants (fieldM, ... in ../kernels.go).
+// Fields of a record of constants (fieldN, ... in ../kernels.go).
 const (
-	fieldM = iota
+	fieldN = iota
 	fieldA
 	fieldB
 	fieldK1
@@ -24,45 +27,64 @@ type variant struct {
 	emit func(a *asm)
 }
 
+// flags are the parts of a variant that are there or not.
+type flags struct {
+	residual, dResidual, stream bool
+}
+
 // variants lists every kernel.
 func variants() []variant {
 	var list []variant
-	for _, layout := range []string{"rows", "cols"} {
-		add := func(kernel string, act activation, res, dres bool, emit func(*asm, walk)) {
-			name := kernel + strings.ToUpper(layout[:1]) + layout[1:]
-			if kernel != "moments" {
-				name += act.name
-			}
-			flags := "0"
-			if res {
-				name += "Residual"
-				flags += "|withResidual"
-			}
-			if dres {
-				name += "DResidual"
-				flags += "|withDResidual"
-			}
-			id := "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*2+int(" + layout + "))*int(numActs)+int(act" + act.name + "))*numFlags + (" + flags + ")"
-			list = append(list, variant{name, id, func(a *asm) {
-				if layout == "rows" {
-					emit(a, walkRows)
-				} else {
-					emit(a, walkCols)
-				}
-			}})
+	layout := ""
+	add := func(kernel string, act activation, f flags, emit func(*asm)) {
+		name := kernel + strings.ToUpper(layout[:1]) + layout[1:]
+		if kernel != "moments" {
+			name += act.name
 		}
-		add("moments", activations[0], false, false, moments)
-		for _, act := range activations {
-			for _, res := range []bool{false, true} {
-				add("normalize", act, res, false, func(a *asm, w walk) { normalize(a, w, act, res) })
+		id := "0"
+		for _, part := range []struct {
+			on   bool
+			name string
+		}{{f.residual, "Residual"}, {f.dResidual, "DResidual"}, {f.stream, "Stream"}} {
+			if part.on {
+				name += part.name
+				id += "|with" + part.name
 			}
-			for _, res := range []bool{false, true} {
-				if res && act.identity() {
-					continue // nothing depends on z
+		}
+		id = "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*2+int(" + layout + "))*int(numActs)+int(act" + act.name + "))*numFlags + (" + id + ")"
+		list = append(list, variant{name, id, func(a *asm) {
+			a.stream = f.stream
+			emit(a)
+		}})
+	}
+	both := []bool{false, true}
+	layouts := []struct {
+		name string
+		walk walk
+	}{{"rows", walkRows}, {"cols", walkCols}}
+	for _, l := range layouts {
+		layout = l.name
+		add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
+		for _, act := range activations {
+			for _, res := range both {
+				for _, stream := range both {
+					add("normalize", act, flags{residual: res, stream: stream}, func(a *asm) { normalize(a, l.walk, act, res) })
+					if layout == "rows" {
+						add("pipeForward", act, flags{residual: res, stream: stream}, func(a *asm) { pipeForward(a, act, res) })
+					}
 				}
-				add("gradSums", act, res, false, func(a *asm, w walk) { gradSums(a, w, act, res) })
-				for _, dres := range []bool{false, true} {
-					add("inputGrad", act, res, dres, func(a *asm, w walk) { inputGrad(a, w, act, res, dres) })
+				if res && act.identity() {
+					continue // nothing backward depends on z
+				}
+				add("gradSums", act, flags{residual: res}, func(a *asm) { gradSums(a, l.walk, act, res) })
+				for _, dres := range both {
+					for _, stream := range both {
+						f := flags{residual: res, dResidual: dres, stream: stream}
+						add("inputGrad", act, f, func(a *asm) { inputGrad(a, l.walk, act, res, dres) })
+						if layout == "rows" {
+							add("pipeBackward", act, f, func(a *asm) { pipeBackward(a, act, res, dres) })
+						}
+					}
 				}
 			}
 		}
@@ -76,6 +98,7 @@ type body struct {
 	coef    []vec // constants, fields 0, 1, ... of the record; unused: not loaded
 	record  int   // fields of the record
 	sums    []vec // kept in acc; nil for a kernel without
+	fetch   []reg // tensors to prefetch
 
 	// one handles a vector of each tensor; four handles 4 that go to the same
 	// sums. at gives the address of vector j in a tensor.
@@ -108,7 +131,7 @@ func (b *body) loadSums(a *asm, acc reg) {
 
 func (b *body) storeSums(a *asm, acc reg) {
 	for i, s := range b.sums {
-		a.store(s, mem{base: acc, off: i * vecBytes}, false)
+		a.lowering.store(a, s, mem{base: acc, off: i * vecBytes})
 	}
 }
 
@@ -143,6 +166,11 @@ func walkRows(a *asm, b body) {
 		a.arg(count, "acc")
 		b.loadSums(a, count)
 	}
+	a.coef = coef
+	var fetch, left reg
+	if b.fetch != nil {
+		fetch, left = a.newReg(), a.newReg()
+	}
 
 	row, group, rest, single, part, next := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("next")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
@@ -153,11 +181,27 @@ func walkRows(a *asm, b body) {
 			a.broadcast(c, mem{base: coef, off: f * floatBytes})
 		}
 	}
+	if b.fetch != nil {
+		a.arg(fetch, "fetch")
+		a.arg(left, "fetchLeft")
+	}
 	a.arg(count, "n")
 	a.subImm(count, 32)
 	a.branch(ifLess, rest)
 
 	a.label(group)
+	for _, t := range b.fetch {
+		a.prefetch(mem{base: t, index: fetch, scale: 1})
+		a.prefetch(mem{base: t, index: fetch, scale: 1, off: 64})
+	}
+	if b.fetch != nil { // at the end of a row go on with the next
+		same := a.newLabel("same")
+		a.subImm(left, 32)
+		a.branch(ifNotLess, same)
+		a.addReg(fetch, gap)
+		a.addImm(left, 1<<30)
+		a.label(same)
+	}
 	b.four(at, false)
 	b.advanceImm(a, 4*vecBytes)
 	a.subImm(count, 32)
@@ -169,6 +213,9 @@ func walkRows(a *asm, b body) {
 	a.branch(ifLess, part)
 
 	a.label(single)
+	for _, t := range b.fetch {
+		a.prefetch(mem{base: t, index: fetch, scale: 1})
+	}
 	b.one(at, false)
 	b.advanceImm(a, vecBytes)
 	a.subImm(count, 8)
@@ -207,6 +254,10 @@ func walkCols(a *asm, b body) {
 	}
 	rows, count := a.newArg("rows"), a.newReg()
 	stride, stride3 := a.newArg("stride"), a.newReg()
+	var ahead reg
+	if b.fetch != nil {
+		ahead = a.newReg()
+	}
 
 	a.arg(count, "n")
 	a.andImm(count, 7)
@@ -222,26 +273,67 @@ func walkCols(a *asm, b body) {
 	// across handles some rows together, from the first column to the last.
 	across := func(f func(at address, part bool), height ...reg) {
 		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
-		step := func(part bool) {
+		// step handles column vector u from where the pointers are. Constants
+		// that one row uses once need no register.
+		step := func(u int, part bool) {
+			clear(a.constants)
 			for f, c := range b.coef {
-				if c != unused {
-					a.load(c, mem{base: coef, off: f * vecBytes}, false)
+				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
+				switch {
+				case c == unused:
+				case a.stream && f != fieldN:
+					a.constants[f] = m
+				default:
+					a.load(c, m, false)
 				}
 			}
 			b.loadSums(a, acc)
-			f(at, part)
+			f(func(t reg, j int) mem {
+				m := at(t, j)
+				m.off += u * vecBytes
+				return m
+			}, part)
 			b.storeSums(a, acc)
+			clear(a.constants)
+		}
+		// The next group of rows is prefetched in the order of memory.
+		fetch := b.fetch != nil && len(height) > 1
+		if fetch {
+			a.move(ahead, stride)
+			a.addReg(ahead, stride3)
 		}
 		a.arg(coef, "coef")
 		if b.sums != nil {
 			a.arg(acc, "acc")
 		}
 		a.arg(count, "n")
+		if a.stream {
+			many, few := a.newLabel("many"), a.newLabel("few")
+			a.subImm(count, 32)
+			a.branch(ifLess, few)
+			a.label(many)
+			for u := range 4 {
+				step(u, false)
+			}
+			b.advanceImm(a, 4*vecBytes)
+			a.addImm(coef, 4*b.record*vecBytes)
+			a.subImm(count, 32)
+			a.branch(ifNotLess, many)
+			a.label(few)
+			a.addImm(count, 32)
+		}
 		a.subImm(count, 8)
 		a.branch(ifLess, part)
 
 		a.label(column)
-		step(false)
+		if fetch {
+			for _, t := range b.fetch {
+				a.prefetch(mem{base: t, index: ahead, scale: 1})
+				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
+			}
+			a.addImm(ahead, 3*vecBytes) // and the tensor moves by one
+		}
+		step(0, false)
 		b.advanceImm(a, vecBytes)
 		a.addImm(coef, b.record*vecBytes)
 		if b.sums != nil {
@@ -253,7 +345,7 @@ func walkCols(a *asm, b body) {
 		a.label(part)
 		a.andImm(count, 7)
 		a.branch(ifZero, next)
-		step(true)
+		step(0, true)
 		a.shiftLeft(count, 2)
 		b.advance(a, count)
 
@@ -269,15 +361,17 @@ func walkCols(a *asm, b body) {
 	}
 
 	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	a.subImm(rows, 4)
-	a.branch(ifLess, rest)
-	a.label(groups)
-	across(b.four, stride, stride3)
-	a.subImm(rows, 4)
-	a.branch(ifNotLess, groups)
-
-	a.label(rest)
-	a.addImm(rows, 4)
+	// What is stored past the caches goes in the order of memory: row by row.
+	if !a.stream {
+		a.subImm(rows, 4)
+		a.branch(ifLess, rest)
+		a.label(groups)
+		across(b.four, stride, stride3)
+		a.subImm(rows, 4)
+		a.branch(ifNotLess, groups)
+		a.label(rest)
+		a.addImm(rows, 4)
+	}
 	a.subImm(rows, 1)
 	a.branch(ifLess, done)
 	a.label(single)
@@ -332,126 +426,248 @@ func (a *asm) newVecs(n int) []vec {
 func moments(a *asm, w walk) {
 	x := a.newArg("x")
 	k := a.newVec()
-	sums := a.newVecs(2)
-	sets := [3][]vec{a.newVecs(2), a.newVecs(2), a.newVecs(2)}
-	b := body{tensors: []reg{x}, coef: []vec{k}, record: 1, sums: sums}
-	b.one, b.four = treeSum(a, sums, sets, func(m func(reg) mem, part bool, v []vec) {
-		a.load(v[0], m(x), part)
-		a.sub(v[0], v[0], k)
-		a.mul(v[1], v[0], v[0])
-	})
+	b := body{tensors: []reg{x}, coef: []vec{k}, record: 1, sums: a.newVecs(2), fetch: []reg{x}}
+	b.one, b.four = treeSum(a, b.sums, newSets(a), momentValue(a, x, k))
 	w(a, b)
 }
 
-// preActivation computes z from d = x-m, with the residual if res is there.
-func preActivation(a *asm, z, d, scale, shift vec, res *reg, t vec, m func(reg) mem, part bool) {
-	a.mul(z, d, scale)
-	a.add(z, z, shift)
-	if res != nil {
-		a.load(t, m(*res), part)
-		a.add(z, z, t)
+func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.newVecs(2)} }
+
+// momentValue computes d = x-K and d*d; k is -K.
+func momentValue(a *asm, x reg, k vec) func(m func(reg) mem, part bool, v []vec) {
+	return func(m func(reg) mem, part bool, v []vec) {
+		a.addMem(v[0], k, m(x), v[0], part)
+		a.mul(v[1], v[0], v[0])
 	}
 }
 
-// residual returns the pointer to the residual, or nil without one, and adds it
-// to the tensors.
-func residual(a *asm, b *body, res bool) *reg {
-	if !res {
+// operands are the tensors and registers of a kernel. Which are there depends
+// on the variant.
+type operands struct {
+	act       activation
+	x, dy, y  reg
+	res, dres *reg
+	c         [coefLen]vec // constants
+	z, t      vec          // for the activation: z and a temporary, the first of temps
+	temps     []vec
+}
+
+// tensor returns a pointer from the arguments and lets the walk move it.
+func (b *body) tensor(a *asm, name string) reg {
+	r := a.newArg(name)
+	b.tensors = append(b.tensors, r)
+	return r
+}
+
+func (b *body) optional(a *asm, name string, there bool) *reg {
+	if !there {
 		return nil
 	}
-	r := a.newArg("res")
-	b.tensors = append(b.tensors, r)
+	r := b.tensor(a, name)
 	return &r
 }
 
-func normalize(a *asm, w walk, act activation, withRes bool) {
-	x, y := a.newArg("x"), a.newArg("y")
-	b := body{tensors: []reg{x, y}, record: coefLen}
-	res := residual(a, &b, withRes)
-	m, scale, shift := a.newVec(), a.newVec(), a.newVec()
-	b.coef = []vec{fieldM: m, fieldA: scale, fieldB: shift}
-	z, t := a.newVec(), a.newVec()
-	temps := a.newVecs(act.temps)
-	b.one = func(at address, part bool) {
-		a.load(z, at(x, 0), part)
-		a.sub(z, z, m)
-		preActivation(a, z, z, scale, shift, res, t, func(r reg) mem { return at(r, 0) }, part)
-		if !act.identity() {
-			act.forward(a, z, temps)
-		}
-		a.store(z, at(y, 0), part)
-	}
-	b.four = each(b.one)
-	w(a, b)
+// newTemps gives the operands what the activation needs.
+func (o *operands) newTemps(a *asm) {
+	o.z = a.newVec()
+	o.temps = a.newVecs(max(1, o.act.temps))
+	o.t = o.temps[0]
 }
 
-// gradient prepares the common part of the backward kernels: d = x-m and
-// g = dy*act'(z). It appends the tensors it reads to b, and sets b.coef.
-func gradient(a *asm, b *body, act activation, withRes bool) func(d, g vec, m func(reg) mem, part bool) {
-	dy, x := a.newArg("dy"), a.newArg("x")
-	b.tensors = append(b.tensors, dy, x)
-	b.record = coefLen
-	m := a.newVec()
-	b.coef = []vec{fieldM: m, fieldA: unused, fieldB: unused, fieldK1: unused, fieldK2: unused}
-	var res *reg
-	var scale, shift, z, t vec
-	var temps []vec
-	if !act.identity() {
-		res = residual(a, b, withRes)
-		scale, shift, z, t = a.newVec(), a.newVec(), a.newVec(), a.newVec()
-		b.coef[fieldA], b.coef[fieldB] = scale, shift
-		temps = a.newVecs(act.temps)
+// newConsts hands out vectors for the given constants, in the order of fields.
+func (o *operands) newConsts(a *asm, fields ...int) []vec {
+	list := slices.Repeat([]vec{unused}, coefLen)
+	for _, f := range fields {
+		o.c[f] = a.newVec()
+		list[f] = o.c[f]
 	}
-	return func(d, g vec, at func(reg) mem, part bool) {
-		a.load(d, at(x), part)
-		a.load(g, at(dy), part)
-		a.sub(d, d, m)
-		if !act.identity() {
-			preActivation(a, z, d, scale, shift, res, t, at, part)
-			act.backward(a, g, z, temps)
-		}
+	return list
+}
+
+// withConst sets dst = x OP the constant, which is in its register or, where a
+// walk says so, still in memory.
+func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
+	if m, ok := a.constants[field]; ok {
+		a.opMem(a, op, dst, x, m, o.c[field])
+		return
+	}
+	a.op(op, dst, x, o.c[field])
+}
+
+// preActivation computes z from d = x-m; z may be d.
+func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
+	o.withConst(a, opMul, z, d, fieldA)
+	o.withConst(a, opAdd, z, z, fieldB)
+	if o.res != nil {
+		a.addMem(z, z, m(*o.res), o.t, part)
 	}
 }
 
-func gradSums(a *asm, w walk, act activation, withRes bool) {
-	var b body
-	grad := gradient(a, &b, act, withRes)
-	b.sums = a.newVecs(2)
-	sets := [3][]vec{a.newVecs(2), a.newVecs(2), a.newVecs(2)}
-	b.one, b.four = treeSum(a, b.sums, sets, func(m func(reg) mem, part bool, v []vec) {
-		grad(v[1], v[0], m, part)
+// normalizeOne computes a vector of y.
+func (o *operands) normalizeOne(a *asm) func(at address, part bool) {
+	return func(at address, part bool) {
+		m := func(r reg) mem { return at(r, 0) }
+		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
+		o.preActivation(a, o.z, o.z, m, part)
+		if !o.act.identity() {
+			o.act.forward(a, o.z, o.temps)
+		}
+		a.store(o.z, m(o.y), part)
+	}
+}
+
+// gradient computes d = x-m and g = dy*act'(z).
+func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, part bool) {
+	a.addMem(d, o.c[fieldN], m(o.x), d, part)
+	a.load(g, m(o.dy), part)
+	if !o.act.identity() {
+		o.preActivation(a, o.z, d, m, part)
+		o.act.backward(a, g, o.z, o.temps)
+	}
+}
+
+// gradValue computes g and g*(x-m).
+func (o *operands) gradValue(a *asm) func(m func(reg) mem, part bool, v []vec) {
+	return func(m func(reg) mem, part bool, v []vec) {
+		o.gradient(a, v[1], v[0], m, part)
 		a.mul(v[1], v[0], v[1])
-	})
+	}
+}
+
+// inputGradOne computes a vector of dx, and of dresidual; d, g and t are
+// temporaries.
+func (o *operands) inputGradOne(a *asm, d, g, t vec) func(at address, part bool) {
+	return func(at address, part bool) {
+		m := func(r reg) mem { return at(r, 0) }
+		o.gradient(a, d, g, m, part)
+		o.withConst(a, opSub, t, g, fieldK1)
+		o.withConst(a, opMul, d, d, fieldK2)
+		a.sub(t, t, d)
+		o.withConst(a, opMul, t, t, fieldA)
+		a.store(t, m(o.y), part)
+		if o.dres != nil {
+			a.store(g, m(*o.dres), part)
+		}
+	}
+}
+
+func normalize(a *asm, w walk, act activation, res bool) {
+	b := body{record: coefLen}
+	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
+	b.coef = o.newConsts(a, fieldN, fieldA, fieldB)
+	o.newTemps(a)
+	b.one = o.normalizeOne(a)
+	b.four = each(b.one)
 	w(a, b)
 }
 
-func inputGrad(a *asm, w walk, act activation, withRes, withDRes bool) {
-	var b body
-	grad := gradient(a, &b, act, withRes)
-	y := a.newArg("y")
-	b.tensors = append(b.tensors, y)
-	var dres reg
-	if withDRes {
-		dres = a.newArg("dres")
-		b.tensors = append(b.tensors, dres)
+// backwardOperands are the tensors that the backward kernels read.
+func backwardOperands(a *asm, b *body, act activation, res bool) operands {
+	return operands{act: act, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", res)}
+}
+
+// backwardFields are the constants of sums: without an activation nothing
+// depends on z.
+func backwardFields(act activation, more ...int) []int {
+	if !act.identity() {
+		more = append(more, fieldA, fieldB)
 	}
-	if b.coef[fieldA] == unused {
-		b.coef[fieldA] = a.newVec()
+	return append(more, fieldN)
+}
+
+func gradSums(a *asm, w walk, act activation, res bool) {
+	b := body{record: coefLen}
+	o := backwardOperands(a, &b, act, res)
+	b.fetch = []reg{o.dy, o.x}
+	b.coef = o.newConsts(a, backwardFields(act)...)
+	b.sums = a.newVecs(2)
+	sets := newSets(a)
+	o.newTemps(a)
+	b.one, b.four = treeSum(a, b.sums, sets, o.gradValue(a))
+	w(a, b)
+}
+
+func inputGrad(a *asm, w walk, act activation, res, dres bool) {
+	b := body{record: coefLen}
+	o := backwardOperands(a, &b, act, res)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
+	fields := backwardFields(act, fieldK1, fieldK2)
+	if act.identity() {
+		fields = append(fields, fieldA)
 	}
-	k1, k2 := a.newVec(), a.newVec()
-	b.coef[fieldK1], b.coef[fieldK2] = k1, k2
-	d, g, t := a.newVec(), a.newVec(), a.newVec()
-	b.one = func(at address, part bool) {
-		grad(d, g, func(r reg) mem { return at(r, 0) }, part)
-		a.sub(t, g, k1)
-		a.mul(d, d, k2)
-		a.sub(t, t, d)
-		a.mul(t, t, b.coef[fieldA])
-		a.store(t, at(y, 0), part)
-		if withDRes {
-			a.store(g, at(dres, 0), part)
-		}
-	}
+	b.coef = o.newConsts(a, fields...)
+	o.newTemps(a)
+	b.one = o.inputGradOne(a, a.newVec(), a.newVec(), a.newVec())
 	b.four = each(b.one)
 	w(a, b)
+}
+
+// The pipelined kernels, for rows: while they apply the constants of a channel,
+// whose values are in the cache, they take the sums of the next from memory. Its
+// values are next floats further on, its constants in a second record. There
+// are too many constants for the registers, so every group loads them again.
+
+// pipe makes the two functions of a pipelined kernel.
+func (b *body) pipe(a *asm, c [coefLen]vec, sumFields, applyFields []int, sets [3][]vec, next reg,
+	value func(m func(reg) mem, part bool, v []vec), apply func(at address, part bool)) {
+	load := func(record int, fields []int) {
+		for _, f := range fields {
+			a.broadcast(c[f], mem{base: a.coef, off: (record*coefLen + f) * floatBytes})
+		}
+	}
+	ahead := func(at address) address {
+		return func(t reg, j int) mem {
+			m := at(t, j)
+			m.index, m.scale = next, 1
+			return m
+		}
+	}
+	sumOne, sumFour := treeSum(a, b.sums, sets, value)
+	applyFour := each(apply)
+	b.one = func(at address, part bool) {
+		load(1, sumFields)
+		sumOne(ahead(at), part)
+		load(0, applyFields)
+		apply(at, part)
+	}
+	b.four = func(at address, part bool) {
+		load(1, sumFields)
+		sumFour(ahead(at), part)
+		load(0, applyFields)
+		applyFour(at, part)
+	}
+}
+
+func pipeForward(a *asm, act activation, res bool) {
+	b := body{record: 2 * coefLen}
+	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
+	b.fetch = []reg{o.x}
+	next := a.newArg("next")
+	a.shiftLeft(next, 2)
+	o.newConsts(a, fieldN, fieldA, fieldB)
+	b.sums = a.newVecs(2)
+	sets := newSets(a)
+	o.z, o.temps = sets[0][0], sets[1]
+	o.t = o.temps[0]
+	for len(o.temps) < act.temps {
+		o.temps = append(o.temps, a.newVec())
+	}
+	b.pipe(a, o.c, []int{fieldN}, []int{fieldN, fieldA, fieldB}, sets, next, momentValue(a, o.x, o.c[fieldN]), o.normalizeOne(a))
+	walkRows(a, b)
+}
+
+func pipeBackward(a *asm, act activation, res, dres bool) {
+	b := body{record: 2 * coefLen}
+	o := backwardOperands(a, &b, act, res)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
+	b.fetch = []reg{o.dy, o.x}
+	next := a.newArg("next")
+	a.shiftLeft(next, 2)
+	o.newConsts(a, fieldN, fieldA, fieldB, fieldK1, fieldK2)
+	b.sums = a.newVecs(2)
+	sets := newSets(a)
+	o.newTemps(a)
+	b.pipe(a, o.c, backwardFields(act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sets, next,
+		o.gradValue(a), o.inputGradOne(a, sets[0][0], sets[0][1], sets[1][0]))
+	walkRows(a, b)
 }

@@ -1,0 +1,105 @@
+package batchnorm_test
+
+import (
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
+)
+
+// TestNoAllocations counts the allocations of calls, once the plan is made.
+func TestNoAllocations(t *testing.T) {
+	if raceBuild {
+		t.Skip("the race detector allocates")
+	}
+	shapes := map[string]batchnorm.Shape{
+		"short rows":       {Outer: 16, Channels: 32, Inner: 9},
+		"long rows":        {Outer: 2, Channels: 4, Inner: 5000},
+		"several segments": {Outer: 1, Channels: 2, Inner: 140000},
+		"NHWC":             {Outer: 600, Channels: 64, Inner: 1},
+		"few channels":     {Outer: 3000, Channels: 3, Inner: 1},
+		"one channel":      {Outer: 3000, Channels: 1, Inner: 1},
+		"many channels":    {Outer: 9, Channels: 900, Inner: 1},
+	}
+	inOrder := func(n int, task func(int)) {
+		for i := range n {
+			task(i)
+		}
+	}
+	ways := map[string][]batchnorm.Option{
+		"1 worker":  {batchnorm.WithWorkers(1)},
+		"3 workers": {batchnorm.WithWorkers(3)},
+		"executor":  {batchnorm.WithExecutor(inOrder), batchnorm.WithWorkers(3)},
+	}
+	// Values beyond the range that float32 sums can handle go another way.
+	scales := map[string]float64{"ordinary": 1, "huge": 1e30}
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		for shapeName, s := range shapes {
+			for scaleName, scale := range scales {
+				c := newAllocCase(s, scale)
+				for wayName, way := range ways {
+					t.Run(shapeName+"/"+scaleName+"/"+wayName, func(t *testing.T) {
+						options := append([]batchnorm.Option{batchnorm.WithPath(path), batchnorm.WithActivation(batchnorm.ReLU)}, way...)
+						c.count(t, newPlan(t, s, options...))
+					})
+				}
+			}
+		}
+	})
+}
+
+// allocCase is the arguments of every operation.
+type allocCase struct {
+	forward   batchnorm.ForwardArgs
+	inference batchnorm.InferenceArgs
+	backward  batchnorm.BackwardArgs
+}
+
+func newAllocCase(s batchnorm.Shape, scale float64) *allocCase {
+	n, channels := s.Len(), s.Channels
+	x, dy, residual := gen.Uniform(1, n, -scale, scale), gen.Uniform(2, n, -1, 1), gen.Uniform(3, n, -1, 1)
+	gamma, beta := gen.Uniform(4, channels, -2, 2), gen.Uniform(5, channels, -1, 1)
+	mean, invstd := make([]float64, channels), make([]float64, channels)
+	runningMean, runningVar := make([]float32, channels), make([]float32, channels)
+	return &allocCase{
+		batchnorm.ForwardArgs{
+			X: x, Residual: residual, Gamma: gamma, Beta: beta, Y: make([]float32, n), Mean: mean, InvStd: invstd,
+			RunningMean: runningMean, RunningVar: runningVar,
+		},
+		batchnorm.InferenceArgs{
+			X: x, Residual: residual, Gamma: gamma, Beta: beta, Mean: runningMean, Var: runningVar, Y: make([]float32, n),
+		},
+		batchnorm.BackwardArgs{
+			DY: dy, X: x, Residual: residual, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd,
+			DX: make([]float32, n), DResidual: make([]float32, n), DGamma: make([]float32, channels), DBeta: make([]float32, channels),
+		},
+	}
+}
+
+// count expects that no operation allocates.
+func (c *allocCase) count(t *testing.T, p *batchnorm.Plan) {
+	t.Helper()
+	runs := 10 // what happens less often is the runtime's
+	if testing.Short() {
+		runs = 2
+	}
+	for _, operation := range []struct {
+		name string
+		call func() error
+	}{
+		{"forward", func() error { return p.Forward(c.forward) }},
+		{"inference", func() error { return p.Inference(c.inference) }},
+		{"backward", func() error { return p.Backward(c.backward) }},
+	} {
+		var failed error
+		allocations := testing.AllocsPerRun(runs, func() {
+			if err := operation.call(); err != nil {
+				failed = err
+			}
+		})
+		noError(t, failed)
+		if allocations != 0 {
+			t.Errorf("%s allocates %v times", operation.name, allocations)
+		}
+	}
+}

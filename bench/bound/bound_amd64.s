@@ -1,0 +1,361 @@
+//go:build amd64 && !purego
+
+#include "textflag.h"
+
+DATA scale<>+0(SB)/4, $3.0
+GLOBL scale<>(SB), RODATA|NOPTR, $4
+
+// func readSIMD(x *float32, n int) float32
+TEXT ·readSIMD(SB), NOSPLIT, $0-20
+	MOVQ x+0(FP), SI
+	MOVQ n+8(FP), CX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	SUBQ $64, CX
+	JLT  rest
+
+loop:
+	VADDPS (SI), Y0, Y0
+	VADDPS 32(SI), Y1, Y1
+	VADDPS 64(SI), Y2, Y2
+	VADDPS 96(SI), Y3, Y3
+	VADDPS 128(SI), Y4, Y4
+	VADDPS 160(SI), Y5, Y5
+	VADDPS 192(SI), Y6, Y6
+	VADDPS 224(SI), Y7, Y7
+	ADDQ $256, SI
+	SUBQ $64, CX
+	JGE  loop
+
+rest:
+	ADDQ $64, CX
+	JEQ  done
+
+vector:
+	VADDPS (SI), Y0, Y0
+	ADDQ $32, SI
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	VADDPS Y1, Y0, Y0
+	VADDPS Y3, Y2, Y2
+	VADDPS Y5, Y4, Y4
+	VADDPS Y7, Y6, Y6
+	VADDPS Y2, Y0, Y0
+	VADDPS Y6, Y4, Y4
+	VADDPS Y4, Y0, Y0
+	VEXTRACTF128 $1, Y0, X1
+	VADDPS X1, X0, X0
+	VMOVHLPS X0, X0, X1
+	VADDPS X1, X0, X0
+	VMOVSHDUP X0, X1
+	VADDSS X1, X0, X0
+	VMOVSS X0, ret+16(FP)
+	VZEROUPPER
+	RET
+
+// func copySIMD(y, a *float32, n int)
+TEXT ·copySIMD(SB), NOSPLIT, $0-24
+	MOVQ y+0(FP), DI
+	MOVQ a+8(FP), SI
+	MOVQ n+16(FP), CX
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	VMOVUPS 64(SI), Y2
+	VMOVUPS 96(SI), Y3
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS Y2, 64(DI)
+	VMOVUPS Y3, 96(DI)
+	ADDQ $128, DI
+	ADDQ $128, SI
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMOVUPS (SI), Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, DI
+	ADDQ $32, SI
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	VZEROUPPER
+	RET
+
+// func copyNonTemporal(y, a *float32, n int)
+TEXT ·copyNonTemporal(SB), NOSPLIT, $0-24
+	MOVQ y+0(FP), DI
+	MOVQ a+8(FP), SI
+	MOVQ n+16(FP), CX
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	VMOVUPS 64(SI), Y2
+	VMOVUPS 96(SI), Y3
+	VMOVNTPS Y0, (DI)
+	VMOVNTPS Y1, 32(DI)
+	VMOVNTPS Y2, 64(DI)
+	VMOVNTPS Y3, 96(DI)
+	ADDQ $128, DI
+	ADDQ $128, SI
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMOVUPS (SI), Y0
+	VMOVNTPS Y0, (DI)
+	ADDQ $32, DI
+	ADDQ $32, SI
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	SFENCE
+	VZEROUPPER
+	RET
+
+// func triadSIMD(y, a, b *float32, n int)
+TEXT ·triadSIMD(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), DI
+	MOVQ a+8(FP), SI
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), CX
+	VBROADCASTSS scale<>(SB), Y15
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMULPS (DX), Y15, Y0
+	VMULPS 32(DX), Y15, Y1
+	VMULPS 64(DX), Y15, Y2
+	VMULPS 96(DX), Y15, Y3
+	VADDPS (SI), Y0, Y0
+	VADDPS 32(SI), Y1, Y1
+	VADDPS 64(SI), Y2, Y2
+	VADDPS 96(SI), Y3, Y3
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS Y2, 64(DI)
+	VMOVUPS Y3, 96(DI)
+	ADDQ $128, DI
+	ADDQ $128, SI
+	ADDQ $128, DX
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMULPS (DX), Y15, Y0
+	VADDPS (SI), Y0, Y0
+	VMOVUPS Y0, (DI)
+	ADDQ $32, DI
+	ADDQ $32, SI
+	ADDQ $32, DX
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	VZEROUPPER
+	RET
+
+// func triadNonTemporal(y, a, b *float32, n int)
+TEXT ·triadNonTemporal(SB), NOSPLIT, $0-32
+	MOVQ y+0(FP), DI
+	MOVQ a+8(FP), SI
+	MOVQ b+16(FP), DX
+	MOVQ n+24(FP), CX
+	VBROADCASTSS scale<>(SB), Y15
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMULPS (DX), Y15, Y0
+	VMULPS 32(DX), Y15, Y1
+	VMULPS 64(DX), Y15, Y2
+	VMULPS 96(DX), Y15, Y3
+	VADDPS (SI), Y0, Y0
+	VADDPS 32(SI), Y1, Y1
+	VADDPS 64(SI), Y2, Y2
+	VADDPS 96(SI), Y3, Y3
+	VMOVNTPS Y0, (DI)
+	VMOVNTPS Y1, 32(DI)
+	VMOVNTPS Y2, 64(DI)
+	VMOVNTPS Y3, 96(DI)
+	ADDQ $128, DI
+	ADDQ $128, SI
+	ADDQ $128, DX
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMULPS (DX), Y15, Y0
+	VADDPS (SI), Y0, Y0
+	VMOVNTPS Y0, (DI)
+	ADDQ $32, DI
+	ADDQ $32, SI
+	ADDQ $32, DX
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	SFENCE
+	VZEROUPPER
+	RET
+
+// func pairSIMD(y, z, a, b, c *float32, n int)
+TEXT ·pairSIMD(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ z+8(FP), R8
+	MOVQ a+16(FP), SI
+	MOVQ b+24(FP), DX
+	MOVQ c+32(FP), BX
+	MOVQ n+40(FP), CX
+	VBROADCASTSS scale<>(SB), Y15
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMULPS (DX), Y15, Y0
+	VMULPS 32(DX), Y15, Y1
+	VMULPS 64(DX), Y15, Y2
+	VMULPS 96(DX), Y15, Y3
+	VADDPS (BX), Y0, Y4
+	VADDPS 32(BX), Y1, Y5
+	VADDPS 64(BX), Y2, Y6
+	VADDPS 96(BX), Y3, Y7
+	VADDPS (SI), Y0, Y0
+	VADDPS 32(SI), Y1, Y1
+	VADDPS 64(SI), Y2, Y2
+	VADDPS 96(SI), Y3, Y3
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	VMOVUPS Y2, 64(DI)
+	VMOVUPS Y3, 96(DI)
+	VMOVUPS Y4, (R8)
+	VMOVUPS Y5, 32(R8)
+	VMOVUPS Y6, 64(R8)
+	VMOVUPS Y7, 96(R8)
+	ADDQ $128, DI
+	ADDQ $128, R8
+	ADDQ $128, SI
+	ADDQ $128, DX
+	ADDQ $128, BX
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMULPS (DX), Y15, Y0
+	VADDPS (BX), Y0, Y4
+	VADDPS (SI), Y0, Y0
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y4, (R8)
+	ADDQ $32, DI
+	ADDQ $32, R8
+	ADDQ $32, SI
+	ADDQ $32, DX
+	ADDQ $32, BX
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	VZEROUPPER
+	RET
+
+// func pairNonTemporal(y, z, a, b, c *float32, n int)
+TEXT ·pairNonTemporal(SB), NOSPLIT, $0-48
+	MOVQ y+0(FP), DI
+	MOVQ z+8(FP), R8
+	MOVQ a+16(FP), SI
+	MOVQ b+24(FP), DX
+	MOVQ c+32(FP), BX
+	MOVQ n+40(FP), CX
+	VBROADCASTSS scale<>(SB), Y15
+	SUBQ $32, CX
+	JLT  rest
+
+loop:
+	VMULPS (DX), Y15, Y0
+	VMULPS 32(DX), Y15, Y1
+	VMULPS 64(DX), Y15, Y2
+	VMULPS 96(DX), Y15, Y3
+	VADDPS (BX), Y0, Y4
+	VADDPS 32(BX), Y1, Y5
+	VADDPS 64(BX), Y2, Y6
+	VADDPS 96(BX), Y3, Y7
+	VADDPS (SI), Y0, Y0
+	VADDPS 32(SI), Y1, Y1
+	VADDPS 64(SI), Y2, Y2
+	VADDPS 96(SI), Y3, Y3
+	VMOVNTPS Y0, (DI)
+	VMOVNTPS Y1, 32(DI)
+	VMOVNTPS Y2, 64(DI)
+	VMOVNTPS Y3, 96(DI)
+	VMOVNTPS Y4, (R8)
+	VMOVNTPS Y5, 32(R8)
+	VMOVNTPS Y6, 64(R8)
+	VMOVNTPS Y7, 96(R8)
+	ADDQ $128, DI
+	ADDQ $128, R8
+	ADDQ $128, SI
+	ADDQ $128, DX
+	ADDQ $128, BX
+	SUBQ $32, CX
+	JGE  loop
+
+rest:
+	ADDQ $32, CX
+	JEQ  done
+
+vector:
+	VMULPS (DX), Y15, Y0
+	VADDPS (BX), Y0, Y4
+	VADDPS (SI), Y0, Y0
+	VMOVNTPS Y0, (DI)
+	VMOVNTPS Y4, (R8)
+	ADDQ $32, DI
+	ADDQ $32, R8
+	ADDQ $32, SI
+	ADDQ $32, DX
+	ADDQ $32, BX
+	SUBQ $8, CX
+	JNE  vector
+
+done:
+	SFENCE
+	VZEROUPPER
+	RET

@@ -1,0 +1,229 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"math"
+	"runtime"
+	"time"
+	"unsafe"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/bench/bound"
+	"github.com/fusedbn/batchnorm/internal/gen"
+)
+
+// boundsNote explains the bounds under the table.
+const boundsNote = `The bound is the time of the memory traffic that the operation can't avoid, over the same
+tensors with as many workers. Channels that lie together (nchw) are read from memory once:
+a copy (forward, inference), a triad (backward; forward or inference with residual), and with
+residual and its gradient three reads and two writes (backward). Where they don't (nhwc, nc)
+the statistics have to read everything before that, but for inference. The bound's stores are
+the faster ones. Operation and bound alternate; each counts with its least time.
+fraction = bound / op. Results are not checked here: without -bound they are.`
+
+// boundRow is one operation on one tensor with a number of workers.
+type boundRow struct {
+	Operation        string  `json:"operation"`
+	Layout           string  `json:"layout"`
+	Shape            string  `json:"shape"`
+	Workers          int     `json:"workers"`
+	Path             string  `json:"path"`
+	Elements         int     `json:"elements"`
+	Nanoseconds      float64 `json:"ns"`
+	BoundNanoseconds float64 `json:"bound_ns"`
+	Fraction         float64 `json:"fraction"`
+	Stores           string  `json:"bound_stores"`
+	Rounds           int     `json:"rounds"` // how often the two alternated
+}
+
+// bounds measures everything, and prints each row when it is known.
+func (c config) bounds(set caseSet, w io.Writer) ([]boundRow, error) {
+	fmt.Fprintf(w, "%-22s  %-6s  %14s  %7s  %11s  %11s  %8s  %-12s  %6s\n",
+		"operation", "layout", "shape", "workers", "op us", "bound us", "fraction", "bound stores", "rounds")
+	var rows []boundRow
+	for _, t := range set.cases {
+		runtime.GC() // the last case's tensors, rather than during the measurement
+		in, out := boundTensors(t.dims, c.ops)
+		for _, o := range c.ops {
+			for _, workers := range c.workers {
+				r, err := c.measureBound(t, o, workers, in, out)
+				if err != nil {
+					return nil, fmt.Errorf("%s %s: %s: %w", t.layout, t.shape, o.name, err)
+				}
+				fmt.Fprintf(w, "%-22s  %-6s  %14s  %7d  %11.2f  %11.2f  %8.3f  %-12s  %6d\n",
+					r.Operation, r.Layout, r.Shape, r.Workers,
+					r.Nanoseconds/1e3, r.BoundNanoseconds/1e3, r.Fraction, r.Stores, r.Rounds)
+				rows = append(rows, r)
+			}
+		}
+	}
+	fmt.Fprintf(w, "\n%s\n", boundsNote)
+	return rows, nil
+}
+
+// measureBound measures one row.
+func (c config) measureBound(t testCase, o op, workers int, in *inputs, out *outputs) (boundRow, error) {
+	r := boundRow{
+		Operation: o.name, Layout: t.layout, Shape: t.shape, Workers: workers,
+		Path: c.path.String(), Elements: t.dims.Len(),
+	}
+	plan, err := o.plan(t.dims, c.path, workers)
+	if err != nil {
+		return r, err
+	}
+	if err := o.run(plan, in, out); err != nil {
+		return r, err // and no other run can fail
+	}
+	team := bound.NewTeam(workers)
+	var bounds []func()
+	for _, s := range bound.Kinds() {
+		bounds = append(bounds, func() { o.traffic(team, s, in, out) })
+	}
+	least, all, rounds := c.effort.alternate(func() { _ = o.run(plan, in, out) }, bounds)
+	r.Nanoseconds, r.Rounds = least, rounds
+	r.BoundNanoseconds = math.Inf(1)
+	for i, s := range bound.Kinds() {
+		if all[i] < r.BoundNanoseconds {
+			r.BoundNanoseconds, r.Stores = all[i], s.String()
+		}
+	}
+	r.Fraction = r.BoundNanoseconds / r.Nanoseconds
+	return r, nil
+}
+
+// traffic reads and writes what the operation has to.
+func (o op) traffic(t *bound.Team, s bound.Stores, in *inputs, out *outputs) {
+	if together := in.dims.Inner > 1; !together {
+		switch {
+		case o.kind == forward:
+			t.Read(in.x)
+		case o.kind == backward && o.fused:
+			t.Read(in.x, in.dy, in.residual)
+		case o.kind == backward:
+			t.Read(in.x, in.dy)
+		}
+	}
+	switch {
+	case o.kind == backward && o.fused:
+		t.Pair(s, out.tensor, out.dresidual, in.dy, in.x, in.residual)
+	case o.kind == backward:
+		t.Triad(s, out.tensor, in.dy, in.x)
+	case o.fused:
+		t.Triad(s, out.tensor, in.x, in.residual)
+	default:
+		t.Copy(s, out.tensor, in.x)
+	}
+}
+
+// batchTime is how long is timed at a time, at least: a clock takes tens of
+// nanoseconds, and calls may take a microsecond.
+const batchTime = 50 * time.Microsecond
+
+// A bound that is slower than another by hopeless after so many rounds can't
+// become the faster one, and is left out from then on.
+const (
+	hopeless       = 1.15
+	hopelessRounds = 5
+)
+
+// alternate returns the least time of a call of op and of each of bounds, in
+// nanoseconds. Before each round of a bound is one of op.
+func (e effort) alternate(op func(), bounds []func()) (least float64, all []float64, rounds int) {
+	calls := make([]int, len(bounds))
+	for i, f := range bounds {
+		calls[i] = callsFor(f)
+	}
+	opCalls := callsFor(op)
+	all = make([]float64, len(bounds))
+	fill(all, math.Inf(1))
+	least, fastest := math.Inf(1), math.Inf(1)
+	start := time.Now()
+	for ; ; rounds++ {
+		spent := time.Since(start)
+		if rounds > 0 && (spent >= e.maxTime || rounds >= e.reps && spent >= e.minTime) {
+			return least, all, rounds
+		}
+		for i, f := range bounds {
+			if rounds >= hopelessRounds && all[i] > hopeless*fastest {
+				continue
+			}
+			least = min(least, perCall(op, opCalls))
+			all[i] = min(all[i], perCall(f, calls[i]))
+			fastest = min(fastest, all[i])
+		}
+	}
+}
+
+// perCall returns the nanoseconds that a call of f takes when there are n.
+func perCall(f func(), n int) float64 {
+	start := time.Now()
+	for range n {
+		f()
+	}
+	t := max(time.Since(start), 1) // some clocks are coarse
+	return float64(t) / float64(n)
+}
+
+// callsFor returns how many calls of f take batchTime.
+func callsFor(f func()) int {
+	const enough = 1 << 16 // calls that take next to nothing
+	for n := 1; ; n *= 2 {
+		if perCall(f, n)*float64(n) >= float64(batchTime) || n >= enough {
+			return n
+		}
+	}
+}
+
+// boundTensors returns what the operations read and write. Every tensor begins
+// at a multiple of 64 bytes and has been written to. What x holds has no
+// influence on the time, so that a block of values that repeats will do.
+func boundTensors(s batchnorm.Shape, list []op) (*inputs, *outputs) {
+	n, channels := s.Len(), s.Channels
+	in := &inputs{
+		dims: s, x: blocks(1, n),
+		gamma: gen.Uniform(3, channels, 0.5, 1.5), beta: gen.Uniform(4, channels, -1, 1),
+		mean: make([]float64, channels), invstd: make([]float64, channels),
+		runningMean: make([]float32, channels), runningVar: make([]float32, channels),
+	}
+	fill(in.invstd, 1)
+	fill(in.runningVar, 1)
+	out := &outputs{
+		tensor: aligned(n),
+		mean:   make([]float64, channels), invstd: make([]float64, channels),
+		runningMean: make([]float32, channels), runningVar: make([]float32, channels),
+		dgamma: make([]float32, channels), dbeta: make([]float32, channels),
+	}
+	for _, o := range list { // large tensors only where they are in use
+		if o.kind == backward && in.dy == nil {
+			in.dy = blocks(2, n)
+		}
+		if o.fused && in.residual == nil {
+			in.residual = blocks(5, n)
+		}
+		if o.fused && o.kind == backward {
+			out.dresidual = aligned(n)
+		}
+	}
+	return in, out
+}
+
+// aligned returns n floats from a multiple of 64 bytes on, in memory that the
+// system has handed out: they have been written to.
+func aligned(n int) []float32 {
+	const line = 64 / 4
+	s := make([]float32, n+line)
+	first := (line - int(uintptr(unsafe.Pointer(&s[0]))/4)%line) % line
+	s = s[first:][:n:n]
+	fill(s, 1)
+	return s
+}
+
+// blocks returns n values, 65521 of them over and over.
+func blocks(seed uint64, n int) []float32 {
+	s := aligned(n)
+	for k := copy(s, gen.Normal(seed, min(n, 65521), 0, 1)); k < n; {
+		k += copy(s[k:], s[:k])
+	}
+	return s
+}

@@ -1,0 +1,143 @@
+package batchnorm_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"golang.org/x/sys/cpu"
+)
+
+// noAssembly is true in a build without assembly.
+var noAssembly bool
+
+// instructionSet is what the path of an architecture needs.
+type instructionSet struct {
+	path   batchnorm.Path
+	has    bool
+	option string // of GODEBUG, which switches it off
+}
+
+// instructionSetHere returns that of this build; without assembly its path is
+// PathGeneric.
+func instructionSetHere() instructionSet {
+	switch {
+	case noAssembly:
+	case runtime.GOARCH == "amd64":
+		return instructionSet{batchnorm.PathAVX2, cpu.X86.HasAVX2, "cpu.avx2"}
+	case runtime.GOARCH == "arm64":
+		return instructionSet{batchnorm.PathNEON, cpu.ARM64.HasASIMD, "cpu.asimd"}
+	}
+	return instructionSet{path: batchnorm.PathGeneric}
+}
+
+func TestDefaultPath(t *testing.T) {
+	set := instructionSetHere()
+	want := batchnorm.PathGeneric
+	if set.has {
+		want = set.path
+	}
+	for _, setting := range strings.Split(os.Getenv("GODEBUG"), ",") {
+		if setting == "cpu.all=off" || setting == set.option+"=off" {
+			want = batchnorm.PathGeneric
+		}
+	}
+	if got := batchnorm.DefaultPath(); got != want {
+		t.Errorf("the default path is %v, want %v", got, want)
+	}
+}
+
+// childVariable tells a test that it runs in a process of its own, and what to
+// do there.
+const childVariable = "BATCHNORM_TEST_CHILD"
+
+// runChild runs a test of the given test binary in a process of its own.
+// A binary that cannot be started skips the calling test.
+func runChild(t *testing.T, binary, test, task string, env ...string) (output string, exitCode int) {
+	t.Helper()
+	cmd := exec.Command(binary, "-test.run=^"+test+"$", "-test.count=1")
+	cmd.Env = append(append(os.Environ(), childVariable+"="+task, "GORACE=atexit_sleep_ms=0"), env...)
+	out, err := cmd.CombinedOutput()
+	if exit := (*exec.ExitError)(nil); err != nil && !errors.As(err, &exit) {
+		t.Skipf("a test binary can't start itself here (under an emulator the kernel must know the format, by binfmt_misc): %v", err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// ownBinary returns the file that is running.
+func ownBinary(t *testing.T) string {
+	t.Helper()
+	binary, err := os.Executable()
+	if err != nil {
+		t.Skipf("a test binary can't start itself here: %v", err)
+	}
+	return binary
+}
+
+// TestGODEBUG starts the test binary with instruction sets switched off.
+func TestGODEBUG(t *testing.T) {
+	set := instructionSetHere()
+	if set.path == batchnorm.PathGeneric {
+		t.Skip("this build has no assembly to switch off")
+	}
+	for _, godebug := range []string{"", set.option + "=on", set.option + "=off", "cpu.all=off"} {
+		t.Run("GODEBUG="+godebug, func(t *testing.T) {
+			out, code := runChild(t, ownBinary(t), "TestPrintPath", "print", "GODEBUG="+godebug)
+			m := regexp.MustCompile(`path=(\S+) feature=(\S+)\n`).FindStringSubmatch(out)
+			if m == nil || code != 0 {
+				t.Fatalf("exit status %d:\n%s", code, out)
+			}
+			want := batchnorm.PathGeneric
+			if !strings.HasSuffix(godebug, "off") && m[2] == "true" {
+				want = set.path
+			}
+			if m[1] != want.String() {
+				t.Errorf("the default path is %s, want %v (the feature is there: %s)", m[1], want, m[2])
+			}
+		})
+	}
+}
+
+// TestPrintPath is what TestGODEBUG runs. The feature is printed too, since the
+// parent may run on an emulator and the child may not.
+func TestPrintPath(t *testing.T) {
+	if os.Getenv(childVariable) == "" {
+		t.Skip("is run by TestGODEBUG")
+	}
+	fmt.Printf("path=%v feature=%t\n", batchnorm.DefaultPath(), instructionSetHere().has)
+}
+
+func TestPaths(t *testing.T) {
+	paths := batchnorm.Paths()
+	if paths[0] != batchnorm.DefaultPath() {
+		t.Errorf("Paths() is %v, the first should be the default, %v", paths, batchnorm.DefaultPath())
+	}
+	if last := paths[len(paths)-1]; last != batchnorm.PathGeneric {
+		t.Errorf("Paths() is %v, the last should be %v", paths, batchnorm.PathGeneric)
+	}
+	s := batchnorm.Shape{Outer: 2, Channels: 3, Inner: 4}
+	if got := newPlan(t, s).Path(); got != batchnorm.DefaultPath() {
+		t.Errorf("a plan has the path %v, want the default, %v", got, batchnorm.DefaultPath())
+	}
+	for _, path := range []batchnorm.Path{batchnorm.PathGeneric, batchnorm.PathAVX2, batchnorm.PathNEON} {
+		p, err := batchnorm.NewPlan(s, batchnorm.WithPath(path))
+		available := false
+		for _, here := range paths {
+			available = available || here == path
+		}
+		switch {
+		case !available && !errors.Is(err, batchnorm.ErrOption):
+			t.Errorf("path %v, which is not available: the error is %v, want ErrOption", path, err)
+		case available && err != nil:
+			t.Errorf("path %v: %v", path, err)
+		case available && p.Path() != path:
+			t.Errorf("the plan has path %v, want %v", p.Path(), path)
+		}
+	}
+}

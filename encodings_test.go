@@ -1,0 +1,159 @@
+package batchnorm_test
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// everything is a program that keeps the linker from leaving out any part of
+// the package, and that multiplies and adds in a way that compilers fuse.
+const everything = `package main
+
+import "github.com/fusedbn/batchnorm"
+
+func fused32(x, y, z float32) float32 { return x*y + z }
+func fused64(x, y, z float64) float64 { return x*y + z }
+
+func main() {
+	p, _ := batchnorm.NewPlan(batchnorm.Shape{})
+	p.Forward(batchnorm.ForwardArgs{})
+	p.Inference(batchnorm.InferenceArgs{})
+	p.Backward(batchnorm.BackwardArgs{})
+}
+`
+
+// buildEverything builds that program for linux on the given architecture and
+// returns the file and the assembly that the compiler made of the package and
+// of the program. It stands in a folder that only the go command sees.
+func buildEverything(t *testing.T, env []string) (binary, listing string) {
+	t.Helper()
+	const pkg, program = "github.com/fusedbn/batchnorm", "everything"
+	root, err := os.Getwd()
+	noError(t, err)
+	dir := t.TempDir()
+	source, overlay, binary := filepath.Join(dir, "main.go"), filepath.Join(dir, "overlay.json"), filepath.Join(dir, program)
+	noError(t, os.WriteFile(source, []byte(everything), 0o644))
+	replace, err := json.Marshal(map[string]map[string]string{
+		"Replace": {filepath.Join(root, program, "main.go"): source},
+	})
+	noError(t, err)
+	noError(t, os.WriteFile(overlay, replace, 0o644))
+	return binary, goCommand(t, append(env, "GOOS=linux", "CGO_ENABLED=0"),
+		"build", "-overlay", overlay, "-o", binary, "-gcflags="+pkg+"=-S", "-gcflags="+pkg+"/"+program+"=-S", "./"+program)
+}
+
+// goCommand runs the go command, which must succeed, and returns what it prints.
+func goCommand(t *testing.T, env []string, args ...string) string {
+	t.Helper()
+	out, err := tryGoCommand(t, env, args...)
+	if err != nil {
+		t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// tryGoCommand is goCommand for a command that may fail. Without a go command
+// on this machine it skips the test.
+func tryGoCommand(t *testing.T, env []string, args ...string) (string, error) {
+	t.Helper()
+	command, err := exec.LookPath("go")
+	if err != nil {
+		t.Skipf("there is no go command here: %v", err)
+	}
+	cmd := exec.Command(command, args...)
+	cmd.Env = append(append(os.Environ(), "GOFLAGS="), env...)
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// TestEncodings compares what a disassembler makes of every instruction that
+// the assembler does not know with what its comment says.
+func TestEncodings(t *testing.T) {
+	const file = "kernels_arm64.s"
+	text, err := os.ReadFile(file)
+	noError(t, err)
+	binary, _ := buildEverything(t, []string{"GOARCH=arm64"})
+	type instruction struct{ word, text string }
+	// Go is not at one with itself whether a vector instruction begins with a V.
+	canonical := func(text string) string {
+		return strings.TrimPrefix(strings.Join(strings.Fields(text), " "), "V")
+	}
+	decoded := map[string]instruction{} // by line
+	for _, m := range regexp.MustCompile(`(?m)^\s*`+regexp.QuoteMeta(file)+`:(\d+)\s+0x[0-9a-f]+\s+([0-9a-f]{8})\s+(.*)$`).
+		FindAllStringSubmatch(goCommand(t, nil, "tool", "objdump", "-s", `^github\.com/fusedbn/batchnorm\.`, binary), -1) {
+		decoded[m[1]] = instruction{m[2], canonical(m[3])}
+	}
+
+	word := regexp.MustCompile(`^\tWORD \$0x([0-9a-f]{8}) // (.*)$`)
+	found := 0
+	for i, line := range strings.Split(string(text), "\n") {
+		if !strings.Contains(line, "WORD ") {
+			continue
+		}
+		found++
+		m := word.FindStringSubmatch(line)
+		if m == nil {
+			t.Errorf("%s:%d: want an encoding in 8 digits with a comment: %s", file, i+1, line)
+			continue
+		}
+		want := instruction{m[1], canonical(m[2])}
+		switch got, ok := decoded[strconv.Itoa(i+1)]; {
+		case !ok:
+			t.Errorf("%s:%d: is not in the binary: %s", file, i+1, line)
+		case got != want:
+			t.Errorf("%s:%d: %s is %s, the comment says %s (in the binary: %s)", file, i+1, want.word, got.text, want.text, got.word)
+		}
+	}
+	if found == 0 {
+		t.Errorf("%s has no encodings", file)
+	}
+}
+
+// fusedMnemonic matches the instructions that multiply and add with one
+// rounding, on every architecture that has them: FMADDS, VFMADD231SS, WFMADB,
+// XSMADDADP, VFMLA, FMULAD and the like.
+var fusedMnemonic = regexp.MustCompile(`^(V?FN?M(ADD|SUB|LA|LS)|WFN?M[AS][DS]B|X[SV]N?M(ADD|SUB)|FN?MUL[AS][DF]$)`)
+
+// TestNothingFused looks for fused instructions in what the compiler makes of
+// the package, where it is free to fuse: the result would have other bits than
+// on the architectures where it does not.
+func TestNothingFused(t *testing.T) {
+	targets := []string{"arm64", "amd64 v3", "ppc64le", "s390x", "riscv64", "loong64"}
+	if testing.Short() {
+		targets = targets[:1] // the others compile the standard library, if it is for the first time
+	}
+	for _, target := range targets {
+		t.Run(target, func(t *testing.T) {
+			arch, level, _ := strings.Cut(target, " ")
+			_, listing := buildEverything(t, []string{"GOARCH=" + arch, "GOAMD64=" + level})
+			function, functions := "", 0
+			fused := map[string]bool{} // the functions of the program
+			for line := range strings.Lines(listing) {
+				if name, _, ok := strings.Cut(line, " STEXT "); ok {
+					function = name
+					functions++
+					continue
+				}
+				// "\t0x0106 00262 (file.go:246)\tMULSS\tX1, X1\n"
+				f := strings.SplitN(strings.TrimSpace(line), "\t", 3)
+				if len(f) < 2 || !fusedMnemonic.MatchString(f[1]) {
+					continue
+				}
+				if strings.HasPrefix(function, "main.") {
+					fused[function] = true
+				} else {
+					t.Errorf("%s multiplies and adds with one rounding: %s", function, strings.TrimSpace(line))
+				}
+			}
+			if functions < 100 || !fused["main.fused32"] || !fused["main.fused64"] {
+				t.Errorf("the listing has %d functions, and fused instructions in %v: this test does not see what it should", functions, fused)
+			}
+		})
+	}
+}
