@@ -142,7 +142,7 @@ func (w *work) cut() {
 		// the two phases, but tasks enough for the workers.
 		bytes := 4 * g.outer * g.inner // of one operand
 		w.groupLen = max(1, min(cacheL2/2/max(1, bytes), g.channels/(4*workers)))
-		if w.pipelined = g.inner >= w.p.schedule.pipeLen; w.pipelined {
+		if w.pipelined = g.inner >= s.pipeLen; w.pipelined {
 			w.groupLen = g.channels
 			if workers > 1 {
 				w.groupLen = max(1, g.channels/(4*workers))
@@ -150,7 +150,7 @@ func (w *work) cut() {
 		}
 		// Short rows: as many channels as make whole cache lines.
 		lines := 16 / gcd(16, g.inner)
-		if w.flat = g.inner < s.pipeLen && g.outer >= s.minFlat && g.channels >= 2*lines && 2*lines*g.inner <= s.maxFlat; w.flat {
+		if w.flat = w.p.path != PathGeneric && g.inner < s.pipeLen && g.outer >= s.minFlat && g.channels >= 2*lines && 2*lines*g.inner <= s.maxFlat; w.flat {
 			w.groupLen = min(g.channels, max(1, min(s.maxFlat/g.inner, max(w.groupLen, 2))/lines)*lines)
 			w.flatCoef = make(chan []float32, workers)
 			for range workers {
