@@ -14,6 +14,36 @@ const chunk = 256
 // sums is 8 lanes of the first sum of a kernel and 8 of the second.
 type sums = [2 * lanes]float32
 
+// genericKernel runs a kernel.
+func genericKernel(kernel int, l layout, act actKind, a *kernelArgs) {
+	switch {
+	case kernel == kernelMoments && l == rows:
+		momentsRowsGeneric(a)
+	case kernel == kernelMoments:
+		momentsColsGeneric(a)
+	case kernel == kernelNormalize && l == rows:
+		normalizeRowsGeneric(act, a)
+	case kernel == kernelNormalize:
+		normalizeColsGeneric(act, a)
+	case kernel == kernelGradSums && l == rows:
+		gradSumsRowsGeneric(act, a)
+	case kernel == kernelGradSums:
+		gradSumsColsGeneric(act, a)
+	case kernel == kernelInputGrad && l == rows:
+		inputGradRowsGeneric(act, a)
+	case kernel == kernelInputGrad:
+		inputGradColsGeneric(act, a)
+	case kernel == kernelPipeForward:
+		next := a.ahead()
+		momentsRowsGeneric(&next)
+		normalizeRowsGeneric(act, a)
+	case kernel == kernelPipeBackward:
+		next := a.ahead()
+		gradSumsRowsGeneric(act, &next)
+		inputGradRowsGeneric(act, a)
+	}
+}
+
 // ---- rows: the values of a channel are adjacent
 
 func momentsRowsGeneric(a *kernelArgs) {

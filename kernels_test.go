@@ -24,22 +24,7 @@ func (k kernelCase) String() string {
 		actNames[k.act], k.flags&withResidual != 0, k.flags&withDResidual != 0, k.flags&withStream != 0)
 }
 
-func (k kernelCase) run(p Path, a *kernelArgs) {
-	switch k.kernel {
-	case kernelMoments:
-		p.moments(k.layout, a)
-	case kernelNormalize:
-		p.normalize(k.layout, k.act, a)
-	case kernelGradSums:
-		p.gradSums(k.layout, k.act, a)
-	case kernelInputGrad:
-		p.inputGrad(k.layout, k.act, a)
-	case kernelPipeForward:
-		p.pipeForward(k.act, a)
-	case kernelPipeBackward:
-		p.pipeBackward(k.act, a)
-	}
-}
+func (k kernelCase) run(p Path, a *kernelArgs) { p.run(k.kernel, k.layout, k.act, a) }
 
 func (k kernelCase) pipelined() bool { return k.kernel >= kernelPipeForward }
 func (k kernelCase) gradient() bool {

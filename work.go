@@ -234,31 +234,30 @@ func tail(s []float32, i int) []float32 {
 	return s[i:]
 }
 
-// sum and transform are the two kernels of the call.
+// sum, transform and both run the kernels of the call: those of the statistics
+// phase, of the apply phase, and the pipelined ones that do both.
 func (w *work) sum(k *kernelArgs) {
-	if w.backward {
-		w.p.path.gradSums(w.geo.layout, w.p.act.kind, k)
-	} else {
-		w.p.path.moments(w.geo.layout, k)
-	}
+	w.kernel(kernelMoments, kernelGradSums, w.geo.layout, k)
 }
 
 func (w *work) transform(l layout, k *kernelArgs) {
 	k.stream = w.stream && k.aligned()
-	if w.backward {
-		w.p.path.inputGrad(l, w.p.act.kind, k)
-	} else {
-		w.p.path.normalize(l, w.p.act.kind, k)
-	}
+	w.kernel(kernelNormalize, kernelInputGrad, l, k)
 }
 
 func (w *work) both(k *kernelArgs) {
 	k.stream = w.stream && k.aligned()
+	w.kernel(kernelPipeForward, kernelPipeBackward, rows, k)
+}
+
+func (w *work) kernel(forward, backward int, l layout, k *kernelArgs) {
+	act := w.p.act.kind
 	if w.backward {
-		w.p.path.pipeBackward(w.p.act.kind, k)
-	} else {
-		w.p.path.pipeForward(w.p.act.kind, k)
+		forward = backward
+	} else if forward == kernelMoments {
+		act = actIdentity // moments don't depend on it
 	}
+	w.p.path.run(forward, l, act, k)
 }
 
 // ---- rows
