@@ -30,6 +30,8 @@ func TestNoAllocations(t *testing.T) {
 		"1 worker":  {batchnorm.WithWorkers(1)},
 		"3 workers": {batchnorm.WithWorkers(3)},
 		"executor":  {batchnorm.WithExecutor(inOrder), batchnorm.WithWorkers(3)},
+		"pipelined": {batchnorm.WithExtremeSchedule(false)},
+		"flat":      {batchnorm.WithExtremeSchedule(true)},
 	}
 	// Values beyond the range that float32 sums can handle go another way.
 	scales := map[string]float64{"ordinary": 1, "huge": 1e30}

@@ -13,27 +13,30 @@ import (
 func init() { raceBuild = true }
 
 // TestRace is what TestRaceIsCaught runs: two goroutines, each with a plan of
-// its own, write the same output. It ends the process before the testing
-// package can take note of the race, so that the exit status is the race
-// detector's.
+// its own, use the same memory. It ends the process before the testing package
+// can take note of the race, so that the exit status is the race detector's.
 func TestRace(t *testing.T) {
 	task := os.Getenv(childVariable)
 	if task == "" {
 		t.Skip("is run by TestRaceIsCaught")
 	}
 	r := races[task]
-	n := r.shape.Len()
-	x, shared := make([]float32, n), make([]float32, n)
+	buffer := func() []float32 { return make([]float32, r.shape.Len()) }
 	stats := make([]float64, r.shape.Channels)
+	shared := buffer()
+	inputs, outputs := [2][]float32{buffer(), buffer()}, [2][]float32{shared, shared}
+	if r.reads {
+		inputs[1], outputs[1] = shared, buffer()
+	}
 	var wg sync.WaitGroup
-	for range 2 {
-		p := newPlan(t, r.shape, batchnorm.WithPath(r.path))
+	for i := range inputs {
+		p := newPlan(t, r.shape, r.options...)
 		wg.Go(func() {
 			var err error
-			if r.backward {
-				err = p.Backward(batchnorm.BackwardArgs{DY: x, X: x, Mean: stats, InvStd: stats, DX: shared})
+			if x, y := inputs[i], outputs[i]; r.backward {
+				err = p.Backward(batchnorm.BackwardArgs{DY: x, X: x, Mean: stats, InvStd: stats, DX: y})
 			} else {
-				err = p.Forward(batchnorm.ForwardArgs{X: x, Y: shared})
+				err = p.Forward(batchnorm.ForwardArgs{X: x, Y: y})
 			}
 			if err != nil {
 				panic(err)

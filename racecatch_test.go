@@ -16,32 +16,40 @@ import (
 // raceBuild is true in a build with the race detector.
 var raceBuild bool
 
-// race is a pair of calls that write the same memory.
+// race is a pair of calls of which one writes what the other writes too, or
+// reads.
 type race struct {
-	path     batchnorm.Path
-	shape    batchnorm.Shape
-	backward bool
+	shape           batchnorm.Shape
+	backward, reads bool
+	options         []batchnorm.Option
 }
 
 // races are the ways to do so on this machine, by name.
 var races = func() map[string]race {
 	m := map[string]race{}
 	for _, path := range batchnorm.Paths() {
-		for layout, shape := range map[string]batchnorm.Shape{
-			"rows": {Outer: 4, Channels: 8, Inner: 61},
-			"cols": {Outer: 61, Channels: 41, Inner: 1},
+		for schedule, options := range map[string][]batchnorm.Option{
+			"usual": nil, "pipelined": {batchnorm.WithExtremeSchedule(false)}, "flat": {batchnorm.WithExtremeSchedule(true)},
 		} {
-			for _, backward := range []bool{false, true} {
-				operation := map[bool]string{false: "forward", true: "backward"}[backward]
-				m[fmt.Sprintf("%v/%s/%s", path, layout, operation)] = race{path, shape, backward}
+			options = append(options, batchnorm.WithPath(path))
+			for layout, shape := range map[string]batchnorm.Shape{
+				"rows": {Outer: 4, Channels: 8, Inner: 61},
+				"cols": {Outer: 61, Channels: 41, Inner: 1},
+			} {
+				for _, backward := range []bool{false, true} {
+					for _, reads := range []bool{false, true} {
+						name := fmt.Sprintf("%v/%s/%s/backward=%t/reads=%t", path, schedule, layout, backward, reads)
+						m[name] = race{shape, backward, reads, options}
+					}
+				}
 			}
 		}
 	}
 	return m
 }()
 
-// TestRaceIsCaught checks that the race detector sees what the kernels write,
-// those in assembly among them.
+// TestRaceIsCaught checks that the race detector sees what the kernels read and
+// write, those in assembly among them.
 func TestRaceIsCaught(t *testing.T) {
 	binary := raceBinary(t)
 	for name := range races {

@@ -91,7 +91,7 @@ type schedule struct {
 	streamLen int // bytes of an output from which it is stored past the caches
 }
 
-var defaultSchedule = schedule{pipeLen: 512, minFlat: 4, maxFlat: 1024, streamLen: 6 << 20}
+var defaultSchedule = schedule{pipeLen: 512, minFlat: 16, maxFlat: 1024, streamLen: 6 << 20}
 
 func gcd(a, b int) int {
 	for b != 0 {
@@ -313,12 +313,8 @@ func (w *work) transformFlat(c0, c1 int) {
 		fields = fieldB + 1
 	}
 	for f := range fields {
-		j := 0
 		for c := c0; c < c1; c++ {
-			v := w.coef[c*coefLen+f]
-			for end := j + g.inner; j < end; j++ {
-				coef[j/lanes*(lanes*coefLen)+f*lanes+j%lanes] = v
-			}
+			spread(coef[f*lanes:], (c-c0)*g.inner, (c-c0+1)*g.inner, w.coef[c*coefLen+f])
 		}
 	}
 	most := max(1, maxCall/width)
@@ -328,6 +324,21 @@ func (w *work) transformFlat(c0, c1 int) {
 		k.coef = coef
 		k.rows, k.n, k.stride = min(most, g.outer-o), width, g.channels*g.inner
 		w.transform(cols, &k)
+	}
+}
+
+// spread sets the columns from j to end of a field in records of cols to v.
+func spread(field []float32, j, end int, v float32) {
+	const record = lanes * coefLen
+	for ; j < end && j%lanes != 0; j++ {
+		field[j/lanes*record+j%lanes] = v
+	}
+	all := [lanes]float32{v, v, v, v, v, v, v, v}
+	for ; j+lanes <= end; j += lanes {
+		*(*[lanes]float32)(field[j/lanes*record:]) = all
+	}
+	for ; j < end; j++ {
+		field[j/lanes*record+j%lanes] = v
 	}
 }
 
