@@ -12,24 +12,25 @@ type moment struct {
 }
 
 // merge adds the moment of other values (Chan, Golub, LeVeque 1979, eq. 2.1).
-func (a *moment) merge(b moment) {
-	switch {
-	case b.n == 0:
-	case a.n == 0:
-		*a = b
-	default:
-		n := a.n + b.n
-		d := b.mean - a.mean
-		a.m2 += b.m2 + float64(float64(d*d)*(a.n*(b.n/n)))
-		a.mean += float64(d * (b.n / n))
-		a.n = n
+// It takes numbers, as the copies of a struct just written would wait for it.
+func (a *moment) merge(n, mean, m2 float64) {
+	if a.n == 0 {
+		a.n, a.mean, a.m2 = n, mean, m2
+		return
 	}
+	total := a.n + n
+	d := mean - a.mean
+	w := n / total
+	a.m2 += m2 + float64(float64(d*d)*(a.n*w))
+	a.mean += float64(d * w)
+	a.n = total
 }
 
-// blockMoment is the moment of n values from the sums s of x-k and q of (x-k)^2.
-func blockMoment(n, k, s, q float64) moment {
+// blockMoment returns mean and m2 of n values from the sums s of x-k and q of
+// (x-k)^2.
+func blockMoment(n, k, s, q float64) (mean, m2 float64) {
 	d := s / n
-	return moment{n, k + d, q - float64(s*d)}
+	return k + d, q - float64(s*d)
 }
 
 // reduce sums 8 lanes in float64.
@@ -80,13 +81,14 @@ type affine struct {
 	wide              bool // float32 would lose digits: compute in float64
 }
 
-func newAffine(mean, invstd, gamma, beta float64) affine {
-	f := affine{mean: mean, scale: gamma * invstd, beta: beta}
-	f.m, f.a = float32(mean), float32(f.scale)
-	f.b = float32(beta - float64((mean-float64(f.m))*f.scale))
-	f.wide = !math.IsNaN(f.scale) &&
-		(wild(f.scale, tameMin, tameMax) || wild(invstd, tameMin, tameMax) || math.Abs(mean) > sureMax)
-	return f
+func (f *affine) set(mean, invstd, gamma, beta float64) {
+	scale := gamma * invstd
+	m := float32(mean)
+	f.mean, f.scale, f.beta = mean, scale, beta
+	f.m, f.a = m, float32(scale)
+	f.b = float32(beta - float64((mean-float64(m))*scale))
+	f.wide = !math.IsNaN(scale) &&
+		(wild(scale, tameMin, tameMax) || wild(invstd, tameMin, tameMax) || math.Abs(mean) > sureMax)
 }
 
 // z is the pre-activation of x before the residual, for a wide channel.
@@ -97,12 +99,12 @@ func (f *affine) z(x float32) float64 {
 // gradient is what the backward pass does to a channel:
 // dx = ((g-k1) - (x-m)*k2) * a.
 type gradient struct {
-	affine
 	k1, k2        float64
 	dgamma, dbeta float64
+	wide          bool // as in affine
 }
 
-// newGradient takes the sums p of g and r of g*(x-m) over n values. With
+// set takes the sums p of g and r of g*(x-m) over n values. With
 // xhat = (x-mean)*invstd,
 //
 //	dbeta = sum g, dgamma = sum g*xhat
@@ -110,14 +112,13 @@ type gradient struct {
 //
 // (Ioffe and Szegedy 2015, section 3), where the part of the mean that m lacks
 // is in k1.
-func newGradient(f affine, invstd, p, r, n float64) gradient {
+func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	low := f.mean - float64(f.m)
 	r -= float64(low * p)
-	d := gradient{affine: f, dbeta: p, dgamma: r * invstd}
+	d.dbeta, d.dgamma = p, r*invstd
 	d.k2 = float64(d.dgamma*invstd) / n
 	d.k1 = p/n - float64(low*d.k2)
-	d.wide = d.wide || wild(d.k1, sureMin, sureMax) || wild(d.k2, sureMin, sureMax)
-	return d
+	d.wide = f.wide || wild(d.k1, sureMin, sureMax) || wild(d.k2, sureMin, sureMax)
 }
 
 // gradSumsAreSafe reports whether the sums p of g and r of g*(x-m) over n
@@ -132,8 +133,8 @@ func gradSumsAreSafe(p, r, n, invstd float64) bool {
 }
 
 // dx is the gradient by x for a wide channel.
-func (d *gradient) dx(g, x float32) float32 {
-	low := d.mean - float64(d.m)
+func (d *gradient) dx(f *affine, g, x float32) float32 {
+	low := f.mean - float64(f.m)
 	k1 := d.k1 + float64(low*d.k2)
-	return float32(((float64(g) - k1) - float64((float64(x)-d.mean)*d.k2)) * d.scale)
+	return float32(((float64(g) - k1) - float64((float64(x)-f.mean)*d.k2)) * f.scale)
 }

@@ -435,7 +435,8 @@ func (w *work) rowStats(c, seg int, applyBefore bool) {
 			total.a += s
 			total.b += q
 		} else {
-			m.merge(blockMoment(float64(count*n), -float64(shift[0]), s, q))
+			mean, m2 := blockMoment(float64(count*n), -float64(shift[0]), s, q)
+			m.merge(float64(count*n), mean, m2)
 		}
 	}
 	if !w.backward {
@@ -533,6 +534,7 @@ func (w *work) colStats(seg, c, n int) {
 	block := func(r0, r1, n int) {
 		clear(acc)
 		w.sumCols(acc, shift, c, r0, r1, n)
+		before, count := float64(seen), float64(r1-r0)
 		for j := range n {
 			s := float64(acc[j/lanes*2*lanes+j%lanes])
 			q := float64(acc[j/lanes*2*lanes+j%lanes+lanes])
@@ -541,9 +543,10 @@ func (w *work) colStats(seg, c, n int) {
 				parts[j].b += q
 				continue
 			}
-			m := moment{float64(seen), parts[j].a, parts[j].b}
-			m.merge(blockMoment(float64(r1-r0), -float64(shift[j]), s, q))
-			parts[j] = part{m.mean, m.m2}
+			m := moment{before, parts[j].a, parts[j].b}
+			mean, m2 := blockMoment(count, -float64(shift[j]), s, q)
+			m.merge(count, mean, m2)
+			parts[j].a, parts[j].b = m.mean, m.m2
 			shift[j] = -float32(m.mean)
 		}
 		seen += r1 - r0
@@ -668,7 +671,7 @@ func (w *work) transformWide(c, i, count, stride int) {
 			continue
 		}
 		g := w.gradAt(c, i)
-		w.y[i] = ch.grad.dx(g, w.x[i])
+		w.y[i] = ch.grad.dx(&ch.affine, g, w.x[i])
 		if w.dres != nil {
 			w.dres[i] = g
 		}
@@ -764,7 +767,7 @@ func (w *work) finishGrad(c int) {
 	if ch.affine.wide || !gradSumsAreSafe(p, r, n, ch.invstd) {
 		p, r = w.exactGradSums(c)
 	}
-	ch.grad = newGradient(ch.affine, ch.invstd, p, r, n)
+	ch.grad.set(&ch.affine, ch.invstd, p, r, n)
 	k1, k2 := float32(ch.grad.k1), float32(ch.grad.k2)
 	for at := range w.columns(c) {
 		w.coef[at+fieldK1*w.field], w.coef[at+fieldK2*w.field] = k1, k2
@@ -792,7 +795,7 @@ func (w *work) total(c int) moment {
 				m.mean += p.a
 				m.m2 += p.b
 			} else {
-				m.merge(moment{n, p.a, p.b})
+				m.merge(n, p.a, p.b)
 			}
 		}
 	}
@@ -809,8 +812,8 @@ func (w *work) setAffine(c int) {
 	if w.beta != nil {
 		b = float64(w.beta[c])
 	}
-	f := newAffine(ch.mean, ch.invstd, s, b)
-	ch.affine = f
+	f := &ch.affine
+	f.set(ch.mean, ch.invstd, s, b)
 	for at := range w.columns(c) {
 		w.coef[at+fieldN*w.field], w.coef[at+fieldA*w.field], w.coef[at+fieldB*w.field] = -f.m, f.a, f.b
 	}
