@@ -40,7 +40,7 @@ type kernelArgs struct {
 
 const (
 	lanes     = 8
-	fieldN    = 0        // mean, rounded to float32
+	fieldN    = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
 	fieldA    = 1        // gamma*invstd
 	fieldB    = 2        // beta - (mean-m)*a
 	fieldK1   = 3        // what backward subtracts from g

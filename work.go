@@ -91,7 +91,7 @@ type schedule struct {
 	streamLen int // bytes of an output from which it is stored past the caches
 }
 
-var defaultSchedule = schedule{pipeLen: 256, minFlat: 16, maxFlat: 1024, streamLen: 6 << 20}
+var defaultSchedule = schedule{pipeLen: 256, minFlat: 16, maxFlat: 2048, streamLen: 6 << 20}
 
 func gcd(a, b int) int {
 	for b != 0 {

@@ -4,7 +4,7 @@ package main
 // computes what the methods forward and backward of actKind compute.
 type activation struct {
 	name string // as it stands in the names of kernels and in Go's actNAME
-	// consts is how many vectors of constants and temporaries it needs.
+	// temps is how many vectors it needs besides z and g.
 	temps int
 	// forward replaces z by act(z).
 	forward func(a *asm, z vec, t []vec)
