@@ -475,8 +475,32 @@ func (w *work) transformChannel(c int) {
 	w.transformRows(c, c*g.inner, g.outer, g.channels*g.inner, g.inner, 0, w.wide(c))
 }
 
-// fetchAhead is how many values ahead of the sums memory is prefetched.
-const fetchAhead = 256
+// How many values ahead of the sums memory is prefetched, of each tensor. Of one
+// tensor more may be under way than of two.
+const (
+	fetchForward  = 2048
+	fetchBackward = 768
+)
+
+// fetchFrom points the prefetching of rows at what lies some values ahead of a
+// block's first, row o and value i: in the same row, in one further on, or, behind
+// the last row, in the first ones of the next channel. next is where the block
+// lies from what the kernel is pointed at.
+func (w *work) fetchFrom(k *kernelArgs, o, i, next int) {
+	g := w.geo
+	ahead := fetchForward
+	if w.backward {
+		ahead = fetchBackward
+	}
+	ahead += i
+	row := ahead / g.inner
+	k.fetchLeft = g.inner - ahead%g.inner
+	fetch := row*g.channels*g.inner + ahead%g.inner - i + next
+	if o+row >= g.outer {
+		fetch += g.inner - g.outer*g.channels*g.inner
+	}
+	k.fetch = 4 * fetch
+}
 
 // rowStats takes the statistics of a segment of a channel, and, when the channel
 // before is to be applied too, does so.
@@ -523,14 +547,11 @@ func (w *work) rowStats(c, seg int, applyBefore bool) {
 			}
 		}
 		k.rows, k.n, k.stride = count, n, g.channels*g.inner
-		if i+n < g.inner {
-			k.stride = n // the next block is in the same row
-		} else if count == 1 {
-			k.stride -= i
+		if n < g.inner { // a piece of a row: what the stride is for is to find the next row's values
+			k.stride = n + (g.channels-1)*g.inner
 		}
 		if w.pipelined {
-			k.fetch = (fetchAhead/n*k.stride + fetchAhead%n + next) * 4
-			k.fetchLeft = n - fetchAhead%n
+			w.fetchFrom(&k, o, i, next)
 		} else {
 			k.fetch, k.fetchLeft = g.inner*4, math.MaxInt // the next channel
 		}
