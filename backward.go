@@ -77,9 +77,9 @@ func (p *Plan) backward(a *BackwardArgs, n int, renorm renormalization, totals [
 		w.saveGrads(a.DGamma, a.DBeta)
 		return
 	}
-	for c := range w.channels {
-		totals[c].dgamma += w.channels[c].grad.dgamma
-		totals[c].dbeta += w.channels[c].grad.dbeta
+	for c := range totals {
+		totals[c].dgamma += w.channels.dgamma[c]
+		totals[c].dbeta += w.channels.dbeta[c]
 	}
 }
 
@@ -104,33 +104,29 @@ func (w *work) runBackward(a *BackwardArgs) {
 	if a.DGamma != nil || a.DBeta != nil || a.DX != nil && !w.frozen {
 		do |= takeSums
 	} else {
-		for c := range w.channels {
-			w.setGrad(c, 0, 0)
-		}
+		w.noSums()
 	}
 	w.run(do)
 }
 
 // saveGrads writes the gradients by gamma and beta, where they are wanted.
 func (w *work) saveGrads(dgamma, dbeta []float32) {
-	for c := range w.channels {
-		if dgamma != nil {
-			dgamma[c] = float32(w.dgamma(c))
-		}
-		if dbeta != nil {
-			dbeta[c] = float32(w.channels[c].grad.dbeta)
-		}
+	for c := range dgamma {
+		dgamma[c] = float32(w.dgamma(c))
+	}
+	for c := range dbeta {
+		dbeta[c] = float32(w.channels.dbeta[c])
 	}
 }
 
 // dgamma returns the gradient by gamma: that by what xhat is multiplied with, or
 // by what xhat*r + d is.
 func (w *work) dgamma(c int) float64 {
-	g := &w.channels[c].grad
+	dgamma := w.channels.dgamma[c]
 	if w.renorm.r == nil {
-		return g.dgamma
+		return dgamma
 	}
-	return float64(w.renorm.r[c]*g.dgamma) + float64(w.renorm.d[c]*g.dbeta)
+	return float64(w.renorm.r[c]*dgamma) + float64(w.renorm.d[c]*w.channels.dbeta[c])
 }
 
 // FrozenBackwardArgs are the arguments of [Plan.FrozenBackward], the gradient

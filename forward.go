@@ -95,37 +95,11 @@ func (p *Plan) forward(a *ForwardArgs, n int, renorm renormalization) {
 	w.gamma, w.beta = a.Gamma, a.Beta
 	w.renorm = renorm
 	w.run(bothPhases)
-	t := p.tracker(a.RunningMean, a.RunningVar, a.Momentum, n)
-	for c := range w.channels {
-		ch := &w.channels[c]
-		if a.Mean != nil {
-			a.Mean[c] = ch.mean
-		}
-		if a.InvStd != nil {
-			a.InvStd[c] = ch.invstd
-		}
-		t.update(c, ch.mean, ch.variance)
-	}
-}
-
-// tracker updates running statistics; either may be nil.
-type tracker struct {
-	mean, variance []float32
-	momentum       Momentum
-	correction     float64 // from the population variance to the one that is tracked
-}
-
-func (p *Plan) tracker(mean, variance []float32, momentum Momentum, n int) tracker {
-	return tracker{mean, variance, momentum.or(p.momentum), p.variance.correction(n)}
-}
-
-func (t *tracker) update(c int, mean, variance float64) {
-	if t.mean != nil {
-		t.mean[c] = t.momentum.update(t.mean[c], mean)
-	}
-	if t.variance != nil {
-		t.variance[c] = t.momentum.update(t.variance[c], variance*t.correction)
-	}
+	copy(a.Mean, w.channels.mean)
+	copy(a.InvStd, w.channels.invstd)
+	momentum := a.Momentum.or(p.momentum)
+	p.path.track(a.RunningMean, w.channels.mean, 1, momentum)
+	p.path.track(a.RunningVar, w.channels.variance, p.variance.correction(n), momentum)
 }
 
 // Inference normalizes by given statistics instead of the batch's:
@@ -177,25 +151,6 @@ func (p *Plan) inference(a *InferenceArgs, n int) {
 	w.gamma, w.beta = a.Gamma, a.Beta
 	w.setRunning(a.Mean, a.Var)
 	w.run(applyThem)
-}
-
-// setRunning sets the statistics of all channels to running ones.
-func (w *work) setRunning(mean, variance []float32) {
-	for c := range w.channels {
-		ch := &w.channels[c]
-		ch.mean = float64(mean[c])
-		ch.invstd = invStd(float64(variance[c]), w.p.epsilon)
-		w.setAffine(c)
-	}
-}
-
-// setSaved sets the statistics of all channels to those of a forward pass.
-func (w *work) setSaved(mean, invstd []float64) {
-	for c := range w.channels {
-		ch := &w.channels[c]
-		ch.mean, ch.invstd = mean[c], invstd[c]
-		w.setAffine(c)
-	}
 }
 
 // clearAll is what is left to do with an output of which all is padding.

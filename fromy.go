@@ -112,9 +112,10 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	b := BackwardArgs{DY: a.DY, X: a.Y, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta,
 		DX: a.DX, DResidual: a.DResidual, DGamma: a.DGamma, DBeta: a.DBeta}
 	w.setBackward(&b)
-	for c := range w.channels {
-		w.setInverse(c, a.InvStd[c])
+	for c, invstd := range a.InvStd {
+		w.setInverse(c, invstd)
 	}
+	w.spread(0, len(a.InvStd), fieldN, fieldB)
 	w.runBackward(&b)
 	w.saveGrads(a.DGamma, a.DBeta)
 	return nil
@@ -124,7 +125,6 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 // xhat = (z-beta)/gamma, beta takes the place of the mean and 1/gamma that of
 // invstd, while what multiplies the gradient stays gamma*invstd.
 func (w *work) setInverse(c int, invstd float64) {
-	ch := &w.channels[c]
 	gamma, beta := 1.0, 0.0
 	if w.gamma != nil {
 		gamma = float64(w.gamma[c])
@@ -132,9 +132,10 @@ func (w *work) setInverse(c int, invstd float64) {
 	if w.beta != nil {
 		beta = float64(w.beta[c])
 	}
-	ch.mean, ch.invstd = beta, 1/gamma
-	ch.affine.set(beta, invstd, gamma, 0)
-	w.setCoef(c)
+	w.channels.mean[c], w.channels.invstd[c] = beta, 1/gamma
+	var f affine
+	f.set(beta, invstd, gamma, 0)
+	w.channels.setAffine(c, &f)
 }
 
 // invert replaces n values of y by those of z - residual, and of dy by those

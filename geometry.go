@@ -112,6 +112,15 @@ func (g *geometry) colBlock(b int) (r0, r1 int) {
 	return b * blockRows, min((b+1)*blockRows, g.height)
 }
 
+// columns returns how many results a segment has: one per channel, or in cols per
+// column.
+func (g *geometry) columns() int {
+	if g.layout == rows {
+		return g.channels
+	}
+	return g.width
+}
+
 // segmentLen returns how many values of a channel (rows) or column (cols) a
 // segment has, but for the rest behind the last whole row, of which the last
 // segment has one more in the first columns.

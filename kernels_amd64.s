@@ -24303,6 +24303,770 @@ next25:
 done1:
 	MOVQ AX, ret+16(FP)
 	RET
+DATA foldChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func foldChannels(a *channelArgs)
+TEXT ·foldChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_acc(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_shift(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_sumA(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_sumB(DX), DX
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_count, SI
+	VBROADCASTSD (SI), Y0
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_weight, SI
+	VBROADCASTSD (SI), Y1
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_cross, SI
+	VBROADCASTSD (SI), Y2
+	MOVQ a+0(FP), SI
+	MOVQ channelArgs_n(SI), SI
+
+channels1:
+	VMOVUPS (AX), Y6
+	VCVTPS2PD X6, Y5
+	VEXTRACTF128 $1, Y6, X6
+	VCVTPS2PD X6, Y6
+	VMOVUPS 32(AX), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VDIVPD Y0, Y5, Y3
+	VDIVPD Y0, Y6, Y4
+	VMULPD Y3, Y5, Y5
+	VMULPD Y4, Y6, Y6
+	VSUBPD Y5, Y7, Y7
+	VSUBPD Y6, Y8, Y8
+	VMOVUPS (BX), Y6
+	VCVTPS2PD X6, Y5
+	VEXTRACTF128 $1, Y6, X6
+	VCVTPS2PD X6, Y6
+	VSUBPD Y5, Y3, Y3
+	VSUBPD Y6, Y4, Y4
+	VMOVUPS (CX), Y5
+	VMOVUPS 32(CX), Y6
+	VMOVUPS (DX), Y9
+	VMOVUPS 32(DX), Y10
+	VSUBPD Y5, Y3, Y3
+	VSUBPD Y6, Y4, Y4
+	VMULPD Y3, Y3, Y11
+	VMULPD Y4, Y4, Y12
+	VMULPD Y2, Y11, Y11
+	VMULPD Y2, Y12, Y12
+	VADDPD Y11, Y7, Y7
+	VADDPD Y12, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VADDPD Y8, Y10, Y10
+	VMOVUPS Y9, (DX)
+	VMOVUPS Y10, 32(DX)
+	VMULPD Y1, Y3, Y11
+	VMULPD Y1, Y4, Y12
+	VADDPD Y11, Y5, Y5
+	VADDPD Y12, Y6, Y6
+	VMOVUPS Y5, (CX)
+	VMOVUPS Y6, 32(CX)
+	VCVTPD2PSY Y5, X5
+	VCVTPD2PSY Y6, X6
+	VINSERTF128 $1, X6, Y5, Y5
+	VXORPS foldChannelsTable<>+0(SB), Y5, Y5
+	VMOVUPS Y5, (BX)
+	ADDQ $64, AX
+	ADDQ $32, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	SUBQ $8, SI
+	JNE channels1
+	VZEROUPPER
+	RET
+DATA probeChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA probeChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA probeChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA probeChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func probeChannels(a *channelArgs)
+TEXT ·probeChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_acc(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_shift(BX), BX
+	MOVQ a+0(FP), CX
+	ADDQ $channelArgs_count, CX
+	VBROADCASTSD (CX), Y0
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_n(CX), CX
+
+channels1:
+	VMOVUPS (AX), Y2
+	VCVTPS2PD X2, Y1
+	VEXTRACTF128 $1, Y2, X2
+	VCVTPS2PD X2, Y2
+	VDIVPD Y0, Y1, Y1
+	VDIVPD Y0, Y2, Y2
+	VCVTPD2PSY Y1, X1
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	VXORPS probeChannelsTable<>+0(SB), Y1, Y1
+	VMOVUPS Y1, (BX)
+	ADDQ $64, AX
+	ADDQ $32, BX
+	SUBQ $8, CX
+	JNE channels1
+	VZEROUPPER
+	RET
+
+// func addChannels(a *channelArgs)
+TEXT ·addChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_acc(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_sumA(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_sumB(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_n(DX), DX
+
+channels1:
+	VMOVUPS (AX), Y3
+	VCVTPS2PD X3, Y2
+	VEXTRACTF128 $1, Y3, X3
+	VCVTPS2PD X3, Y3
+	VMOVUPS (BX), Y0
+	VMOVUPS 32(BX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (BX)
+	VMOVUPS Y1, 32(BX)
+	VMOVUPS 32(AX), Y3
+	VCVTPS2PD X3, Y2
+	VEXTRACTF128 $1, Y3, X3
+	VCVTPS2PD X3, Y3
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (CX)
+	VMOVUPS Y1, 32(CX)
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, CX
+	SUBQ $8, DX
+	JNE channels1
+	VZEROUPPER
+	RET
+
+// func mergeChannels(a *channelArgs)
+TEXT ·mergeChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_sumA(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_sumB(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_otherA(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_otherB(DX), DX
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_weight, SI
+	VBROADCASTSD (SI), Y0
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_cross, SI
+	VBROADCASTSD (SI), Y1
+	MOVQ a+0(FP), SI
+	MOVQ channelArgs_n(SI), SI
+
+channels1:
+	VMOVUPS (CX), Y2
+	VMOVUPS 32(CX), Y3
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y5
+	VMOVUPS (AX), Y6
+	VMOVUPS 32(AX), Y7
+	VMOVUPS (BX), Y8
+	VMOVUPS 32(BX), Y9
+	VSUBPD Y6, Y2, Y2
+	VSUBPD Y7, Y3, Y3
+	VMULPD Y2, Y2, Y10
+	VMULPD Y3, Y3, Y11
+	VMULPD Y1, Y10, Y10
+	VMULPD Y1, Y11, Y11
+	VADDPD Y10, Y4, Y4
+	VADDPD Y11, Y5, Y5
+	VADDPD Y4, Y8, Y8
+	VADDPD Y5, Y9, Y9
+	VMOVUPS Y8, (BX)
+	VMOVUPS Y9, 32(BX)
+	VMULPD Y0, Y2, Y10
+	VMULPD Y0, Y3, Y11
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VMOVUPS Y6, (AX)
+	VMOVUPS Y7, 32(AX)
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	SUBQ $8, SI
+	JNE channels1
+	VZEROUPPER
+	RET
+DATA deviationChannelsTable<>+0(SB)/8, $0x39b0000000000000
+DATA deviationChannelsTable<>+8(SB)/8, $0x39b0000000000000
+DATA deviationChannelsTable<>+16(SB)/8, $0x39b0000000000000
+DATA deviationChannelsTable<>+24(SB)/8, $0x39b0000000000000
+DATA deviationChannelsTable<>+32(SB)/8, $0x4630000000000000
+DATA deviationChannelsTable<>+40(SB)/8, $0x4630000000000000
+DATA deviationChannelsTable<>+48(SB)/8, $0x4630000000000000
+DATA deviationChannelsTable<>+56(SB)/8, $0x4630000000000000
+DATA deviationChannelsTable<>+64(SB)/8, $0x0000000000000000
+DATA deviationChannelsTable<>+72(SB)/8, $0x0000000000000000
+DATA deviationChannelsTable<>+80(SB)/8, $0x0000000000000000
+DATA deviationChannelsTable<>+88(SB)/8, $0x0000000000000000
+DATA deviationChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA deviationChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA deviationChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA deviationChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
+
+// func deviationChannels(a *channelArgs)
+TEXT ·deviationChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_sumB(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_variance(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_invstd(CX), CX
+	MOVQ a+0(FP), DX
+	ADDQ $channelArgs_count, DX
+	VBROADCASTSD (DX), Y0
+	MOVQ a+0(FP), DX
+	ADDQ $channelArgs_epsilon, DX
+	VBROADCASTSD (DX), Y1
+	MOVQ a+0(FP), DX
+	ADDQ $channelArgs_usual, DX
+	VMOVUPS (DX), Y8
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_n(DX), DX
+
+channels1:
+	VMOVUPS (AX), Y2
+	VMOVUPS 32(AX), Y3
+	VDIVPD Y0, Y2, Y2
+	VDIVPD Y0, Y3, Y3
+	VADDPD Y1, Y2, Y4
+	VADDPD Y1, Y3, Y5
+	VMOVUPS deviationChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y4, Y6
+	VMOVUPS deviationChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y4, Y14, Y7
+	VANDPS Y6, Y8, Y8
+	VANDPS Y7, Y8, Y8
+	VMOVUPS deviationChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y2, Y6
+	VANDPS Y6, Y2, Y2
+	VMOVUPS deviationChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y5, Y6
+	VMOVUPS deviationChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y5, Y14, Y7
+	VANDPS Y6, Y8, Y8
+	VANDPS Y7, Y8, Y8
+	VMOVUPS deviationChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y3, Y6
+	VANDPS Y6, Y3, Y3
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, 32(BX)
+	VADDPD Y1, Y2, Y4
+	VADDPD Y1, Y3, Y5
+	VSQRTPD Y4, Y4
+	VSQRTPD Y5, Y5
+	VMOVUPS deviationChannelsTable<>+96(SB), Y14
+	VDIVPD Y4, Y14, Y4
+	VDIVPD Y5, Y14, Y5
+	VMOVUPS Y4, (CX)
+	VMOVUPS Y5, 32(CX)
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, CX
+	SUBQ $8, DX
+	JNE channels1
+	MOVQ a+0(FP), DX
+	ADDQ $channelArgs_usual, DX
+	VMOVUPS Y8, (DX)
+	VZEROUPPER
+	RET
+DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
+DATA runningChannelsTable<>+8(SB)/8, $0x8000000000000000
+DATA runningChannelsTable<>+16(SB)/8, $0x8000000000000000
+DATA runningChannelsTable<>+24(SB)/8, $0x8000000000000000
+DATA runningChannelsTable<>+32(SB)/8, $0x0000000000000000
+DATA runningChannelsTable<>+40(SB)/8, $0x0000000000000000
+DATA runningChannelsTable<>+48(SB)/8, $0x0000000000000000
+DATA runningChannelsTable<>+56(SB)/8, $0x0000000000000000
+DATA runningChannelsTable<>+64(SB)/8, $0x3ff0000000000000
+DATA runningChannelsTable<>+72(SB)/8, $0x3ff0000000000000
+DATA runningChannelsTable<>+80(SB)/8, $0x3ff0000000000000
+DATA runningChannelsTable<>+88(SB)/8, $0x3ff0000000000000
+GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
+
+// func runningChannels(a *channelArgs)
+TEXT ·runningChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_running(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_runningVar(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_mean(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_invstd(DX), DX
+	MOVQ a+0(FP), SI
+	ADDQ $channelArgs_epsilon, SI
+	VBROADCASTSD (SI), Y0
+	MOVQ a+0(FP), SI
+	MOVQ channelArgs_n(SI), SI
+
+channels1:
+	VMOVUPS (AX), Y2
+	VCVTPS2PD X2, Y1
+	VEXTRACTF128 $1, Y2, X2
+	VCVTPS2PD X2, Y2
+	VMOVUPS Y1, (CX)
+	VMOVUPS Y2, 32(CX)
+	VMOVUPS (BX), Y2
+	VCVTPS2PD X2, Y1
+	VEXTRACTF128 $1, Y2, X2
+	VCVTPS2PD X2, Y2
+	VADDPD Y0, Y1, Y1
+	VADDPD Y0, Y2, Y2
+	VMOVUPS runningChannelsTable<>+0(SB), Y14
+	VANDNPS Y1, Y14, Y3
+	VMOVUPS runningChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y3, Y14, Y3
+	VMOVUPS runningChannelsTable<>+0(SB), Y14
+	VANDNPS Y2, Y14, Y4
+	VMOVUPS runningChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y4, Y14, Y4
+	VSQRTPD Y1, Y1
+	VSQRTPD Y2, Y2
+	VMOVUPS runningChannelsTable<>+64(SB), Y14
+	VDIVPD Y1, Y14, Y1
+	VDIVPD Y2, Y14, Y2
+	VANDNPS Y1, Y3, Y1
+	VANDNPS Y2, Y4, Y2
+	VMOVUPS Y1, (DX)
+	VMOVUPS Y2, 32(DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	SUBQ $8, SI
+	JNE channels1
+	VZEROUPPER
+	RET
+DATA affineChannelsTable<>+0(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+8(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+16(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+24(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x3c30000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x3c30000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x3c30000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x3c30000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x43b0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x43b0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x43b0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x43b0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
+
+// func affineChannels(a *channelArgs)
+TEXT ·affineChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_mean(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_invstd(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_gamma(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_beta(DX), DX
+	MOVQ a+0(FP), SI
+	MOVQ channelArgs_scale(SI), SI
+	MOVQ a+0(FP), DI
+	MOVQ channelArgs_neg(DI), DI
+	MOVQ a+0(FP), R8
+	MOVQ channelArgs_a(R8), R8
+	MOVQ a+0(FP), R9
+	MOVQ channelArgs_b(R9), R9
+	MOVQ a+0(FP), R10
+	ADDQ $channelArgs_usual, R10
+	VMOVUPS (R10), Y9
+	MOVQ a+0(FP), R10
+	MOVQ channelArgs_n(R10), R10
+
+channels1:
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y0, Y14, Y6
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS Y6, Y9, Y9
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y1, Y14, Y6
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS Y6, Y9, Y9
+	VMOVUPS (BX), Y4
+	VMOVUPS 32(BX), Y5
+	VMOVUPS (CX), Y3
+	VCVTPS2PD X3, Y2
+	VEXTRACTF128 $1, Y3, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y3, Y3
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VORPS Y8, Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y5, Y14, Y6
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VORPS Y8, Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y2, Y14, Y6
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VORPS Y8, Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDNPS Y3, Y14, Y6
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VORPS Y8, Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VORPS Y0, Y0, Y4
+	VORPS Y1, Y1, Y5
+	VCVTPD2PSY Y4, X4
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VORPS Y4, Y4, Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y4, Y0, Y0
+	VSUBPD Y5, Y1, Y1
+	VCVTPD2PSY Y4, X4
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VXORPS affineChannelsTable<>+160(SB), Y4, Y4
+	VMOVUPS Y4, (DI)
+	VMULPD Y2, Y0, Y0
+	VMULPD Y3, Y1, Y1
+	VMOVUPS (DX), Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VSUBPD Y0, Y6, Y6
+	VSUBPD Y1, Y7, Y7
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (R9)
+	VCVTPD2PSY Y2, X2
+	VCVTPD2PSY Y3, X3
+	VINSERTF128 $1, X3, Y2, Y2
+	VMOVUPS Y2, (R8)
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $64, SI
+	ADDQ $32, DI
+	ADDQ $32, R8
+	ADDQ $32, R9
+	SUBQ $8, R10
+	JNE channels1
+	MOVQ a+0(FP), R10
+	ADDQ $channelArgs_usual, R10
+	VMOVUPS Y9, (R10)
+	VZEROUPPER
+	RET
+DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
+DATA gradientChannelsTable<>+8(SB)/8, $0x39b0000000000000
+DATA gradientChannelsTable<>+16(SB)/8, $0x39b0000000000000
+DATA gradientChannelsTable<>+24(SB)/8, $0x39b0000000000000
+DATA gradientChannelsTable<>+32(SB)/8, $0x8000000000000000
+DATA gradientChannelsTable<>+40(SB)/8, $0x8000000000000000
+DATA gradientChannelsTable<>+48(SB)/8, $0x8000000000000000
+DATA gradientChannelsTable<>+56(SB)/8, $0x8000000000000000
+DATA gradientChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
+DATA gradientChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
+DATA gradientChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
+DATA gradientChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
+DATA gradientChannelsTable<>+96(SB)/8, $0x4630000000000000
+DATA gradientChannelsTable<>+104(SB)/8, $0x4630000000000000
+DATA gradientChannelsTable<>+112(SB)/8, $0x4630000000000000
+DATA gradientChannelsTable<>+120(SB)/8, $0x4630000000000000
+DATA gradientChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA gradientChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA gradientChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA gradientChannelsTable<>+152(SB)/8, $0x0000000000000000
+GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
+
+// func gradientChannels(a *channelArgs)
+TEXT ·gradientChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_sumA(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_sumB(BX), BX
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_mean(CX), CX
+	MOVQ a+0(FP), DX
+	MOVQ channelArgs_invstd(DX), DX
+	MOVQ a+0(FP), SI
+	MOVQ channelArgs_dgamma(SI), SI
+	MOVQ a+0(FP), DI
+	MOVQ channelArgs_k1(DI), DI
+	MOVQ a+0(FP), R8
+	MOVQ channelArgs_k2(R8), R8
+	MOVQ a+0(FP), R9
+	ADDQ $channelArgs_count, R9
+	VBROADCASTSD (R9), Y0
+	MOVQ a+0(FP), R9
+	ADDQ $channelArgs_usual, R9
+	VMOVUPS (R9), Y12
+	MOVQ a+0(FP), R9
+	MOVQ channelArgs_n(R9), R9
+
+channels1:
+	VMOVUPS (AX), Y1
+	VMOVUPS 32(AX), Y2
+	VMOVUPS (BX), Y3
+	VMOVUPS 32(BX), Y4
+	VMOVUPS (DX), Y5
+	VMOVUPS 32(DX), Y6
+	VMULPD Y5, Y0, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMULPD Y14, Y9, Y9
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y1, Y14, Y10
+	VCMPPD $0x1d, Y9, Y10, Y9
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y3, Y14, Y7
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMULPD Y14, Y0, Y10
+	VCMPPD $0x1d, Y10, Y7, Y10
+	VORPS Y10, Y9, Y9
+	VANDPS Y9, Y12, Y12
+	VMULPD Y6, Y0, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMULPD Y14, Y9, Y9
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y2, Y14, Y10
+	VCMPPD $0x1d, Y9, Y10, Y9
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y4, Y14, Y7
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMULPD Y14, Y0, Y10
+	VCMPPD $0x1d, Y10, Y7, Y10
+	VORPS Y10, Y9, Y9
+	VANDPS Y9, Y12, Y12
+	VMOVUPS (CX), Y7
+	VMOVUPS 32(CX), Y8
+	VORPS Y7, Y7, Y9
+	VORPS Y8, Y8, Y10
+	VCVTPD2PSY Y9, X9
+	VCVTPD2PSY Y10, X10
+	VINSERTF128 $1, X10, Y9, Y9
+	VORPS Y9, Y9, Y10
+	VCVTPS2PD X10, Y9
+	VEXTRACTF128 $1, Y10, X10
+	VCVTPS2PD X10, Y10
+	VSUBPD Y9, Y7, Y7
+	VSUBPD Y10, Y8, Y8
+	VMULPD Y1, Y7, Y9
+	VMULPD Y2, Y8, Y10
+	VSUBPD Y9, Y3, Y3
+	VSUBPD Y10, Y4, Y4
+	VMULPD Y5, Y3, Y3
+	VMULPD Y6, Y4, Y4
+	VMOVUPS Y3, (SI)
+	VMOVUPS Y4, 32(SI)
+	VMULPD Y5, Y3, Y3
+	VMULPD Y6, Y4, Y4
+	VDIVPD Y0, Y3, Y3
+	VDIVPD Y0, Y4, Y4
+	VDIVPD Y0, Y1, Y1
+	VDIVPD Y0, Y2, Y2
+	VMULPD Y3, Y7, Y7
+	VMULPD Y4, Y8, Y8
+	VSUBPD Y7, Y1, Y1
+	VSUBPD Y8, Y2, Y2
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y1, Y14, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y10
+	VMOVUPS gradientChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y2, Y14, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y10
+	VMOVUPS gradientChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y3, Y14, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y10
+	VMOVUPS gradientChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y4, Y14, Y9
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y10
+	VMOVUPS gradientChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y9, Y14, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCVTPD2PSY Y1, X1
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y1, Y1
+	VMOVUPS Y1, (DI)
+	VCVTPD2PSY Y3, X3
+	VCVTPD2PSY Y4, X4
+	VINSERTF128 $1, X4, Y3, Y3
+	VMOVUPS Y3, (R8)
+	ADDQ $64, AX
+	ADDQ $64, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	ADDQ $64, SI
+	ADDQ $32, DI
+	ADDQ $32, R8
+	SUBQ $8, R9
+	JNE channels1
+	MOVQ a+0(FP), R9
+	ADDQ $channelArgs_usual, R9
+	VMOVUPS Y12, (R9)
+	VZEROUPPER
+	RET
+
+// func trackChannels(a *channelArgs)
+TEXT ·trackChannels(SB), NOSPLIT, $0-8
+	MOVQ a+0(FP), AX
+	MOVQ channelArgs_running(AX), AX
+	MOVQ a+0(FP), BX
+	MOVQ channelArgs_mean(BX), BX
+	MOVQ a+0(FP), CX
+	ADDQ $channelArgs_weight, CX
+	VBROADCASTSD (CX), Y0
+	MOVQ a+0(FP), CX
+	ADDQ $channelArgs_cross, CX
+	VBROADCASTSD (CX), Y1
+	MOVQ a+0(FP), CX
+	ADDQ $channelArgs_count, CX
+	VBROADCASTSD (CX), Y2
+	MOVQ a+0(FP), CX
+	MOVQ channelArgs_n(CX), CX
+
+channels1:
+	VMOVUPS (AX), Y4
+	VCVTPS2PD X4, Y3
+	VEXTRACTF128 $1, Y4, X4
+	VCVTPS2PD X4, Y4
+	VMOVUPS (BX), Y5
+	VMOVUPS 32(BX), Y6
+	VMULPD Y2, Y5, Y5
+	VMULPD Y2, Y6, Y6
+	VMULPD Y0, Y5, Y5
+	VMULPD Y0, Y6, Y6
+	VMULPD Y1, Y3, Y3
+	VMULPD Y1, Y4, Y4
+	VADDPD Y5, Y3, Y3
+	VADDPD Y6, Y4, Y4
+	VCVTPD2PSY Y3, X3
+	VCVTPD2PSY Y4, X4
+	VINSERTF128 $1, X4, Y3, Y3
+	VMOVUPS Y3, (AX)
+	ADDQ $32, AX
+	ADDQ $64, BX
+	SUBQ $8, CX
+	JNE channels1
+	VZEROUPPER
+	RET
 
 // func simdFence()
 TEXT ·simdFence(SB), NOSPLIT, $0-0

@@ -351,6 +351,33 @@ func inputGradColsCalledResidualDResidual(a *kernelArgs)
 //go:noescape
 func inputGradColsCalledResidualDResidualStream(a *kernelArgs)
 
+//go:noescape
+func foldChannels(a *channelArgs)
+
+//go:noescape
+func probeChannels(a *channelArgs)
+
+//go:noescape
+func addChannels(a *channelArgs)
+
+//go:noescape
+func mergeChannels(a *channelArgs)
+
+//go:noescape
+func deviationChannels(a *channelArgs)
+
+//go:noescape
+func runningChannels(a *channelArgs)
+
+//go:noescape
+func affineChannels(a *channelArgs)
+
+//go:noescape
+func gradientChannels(a *channelArgs)
+
+//go:noescape
+func trackChannels(a *channelArgs)
+
 // simdActivation returns where the function of an activation begins: its value, or
 // with 1 its derivative.
 func simdActivation(kind, derivative int) uintptr
@@ -586,6 +613,32 @@ func simdKernel(id int, a *kernelArgs) {
 		inputGradColsCalledResidualDResidual(a)
 	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradColsCalledResidualDResidualStream(a)
+	default:
+		panic("batchnorm: no such kernel")
+	}
+}
+
+// simdChannels calls one of the kernels that compute with channels.
+func simdChannels(id int, a *channelArgs) {
+	switch id {
+	case channelFold:
+		foldChannels(a)
+	case channelProbe:
+		probeChannels(a)
+	case channelAdd:
+		addChannels(a)
+	case channelMerge:
+		mergeChannels(a)
+	case channelDeviation:
+		deviationChannels(a)
+	case channelRunning:
+		runningChannels(a)
+	case channelAffine:
+		affineChannels(a)
+	case channelGradient:
+		gradientChannels(a)
+	case channelTrack:
+		trackChannels(a)
 	default:
 		panic("batchnorm: no such kernel")
 	}

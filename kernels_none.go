@@ -11,3 +11,5 @@ func simdKernel(id int, a *kernelArgs) { panic("batchnorm: no assembly in this b
 func simdFence() {}
 
 func simdActivation(kind, derivative int) uintptr { panic("batchnorm: no assembly in this build") }
+
+func simdChannels(id int, a *channelArgs) { panic("batchnorm: no assembly in this build") }

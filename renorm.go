@@ -88,7 +88,7 @@ type renormalization struct {
 }
 
 // set derives r and d of a channel from its batch and its running statistics.
-func (a *renormalization) set(c int, ch *channel, epsilon float64) {
+func (a *renormalization) set(c int, mean, variance, epsilon float64) {
 	deviation := math.Sqrt(float64(a.variance[c]) + epsilon)
 	ratio := func(v, ifNone float64) float64 {
 		if v == 0 && deviation == 0 {
@@ -96,8 +96,8 @@ func (a *renormalization) set(c int, ch *channel, epsilon float64) {
 		}
 		return v / deviation
 	}
-	r := ratio(math.Sqrt(ch.variance+epsilon), 1)
-	d := ratio(ch.mean-float64(a.mean[c]), 0)
+	r := ratio(math.Sqrt(variance+epsilon), 1)
+	d := ratio(mean-float64(a.mean[c]), 0)
 	// min and max keep a NaN.
 	a.r[c] = min(max(r, 1/a.rmax), a.rmax)
 	a.d[c] = min(max(d, -a.dmax), a.dmax)

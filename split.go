@@ -58,9 +58,7 @@ func (p *Plan) Moments(a MomentsArgs) error {
 	w.backward = false
 	w.x, w.m2 = a.X, out.M2
 	w.run(takeSums)
-	for c := range w.channels {
-		out.Mean[c] = w.channels[c].mean
-	}
+	copy(out.Mean, w.channels.mean)
 	return nil
 }
 
@@ -147,7 +145,8 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 	if n < p.fewest() {
 		return fail(ErrTooFewValues, "the moments are of %d values per channel, training needs at least %d", n, p.fewest())
 	}
-	t := p.tracker(a.RunningMean, a.RunningVar, a.Momentum, n)
+	track := a.Momentum.or(p.momentum)
+	correction := p.variance.correction(n)
 	for c := range p.shape.Channels {
 		mean, variance := a.Moments.Mean[c], populationVariance(a.Moments.M2[c], float64(n))
 		if a.Mean != nil {
@@ -156,7 +155,12 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		if a.InvStd != nil {
 			a.InvStd[c] = invStd(variance, p.epsilon)
 		}
-		t.update(c, mean, variance)
+		if a.RunningMean != nil {
+			a.RunningMean[c] = track.update(a.RunningMean[c], mean)
+		}
+		if a.RunningVar != nil {
+			a.RunningVar[c] = track.update(a.RunningVar[c], variance*correction)
+		}
 	}
 	return nil
 }
@@ -384,9 +388,10 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	w.setBackward(&b)
 	w.setSaved(a.Mean, a.InvStd)
 	w.values = float64(total)
-	for c := range w.channels {
-		w.setGrad(c, a.Sums.G[c], a.Sums.GD[c])
-	}
+	copy(w.channels.sumA, a.Sums.G)
+	copy(w.channels.sumB, a.Sums.GD)
+	w.setGrads(0, p.shape.Channels, false)
+	w.spread(0, p.shape.Channels, fieldK1, fieldK2)
 	if w.y != nil {
 		w.run(applyThem)
 	}

@@ -11,19 +11,22 @@ type moment struct {
 	n, mean, m2 float64
 }
 
-// merge adds the moment of other values (Chan, Golub, LeVeque 1979, eq. 2.1).
-// It takes numbers, as the copies of a struct just written would wait for it.
+// merge adds the moment of other values.
 func (a *moment) merge(n, mean, m2 float64) {
 	if a.n == 0 {
 		a.n, a.mean, a.m2 = n, mean, m2
 		return
 	}
-	total := a.n + n
-	d := mean - a.mean
-	w := n / total
-	a.m2 += m2 + float64(float64(d*d)*(a.n*w))
-	a.mean += float64(d * w)
-	a.n = total
+	weight := n / (a.n + n)
+	a.mean, a.m2 = mergeMoment(a.mean, a.m2, mean, m2, weight, a.n*weight)
+	a.n += n
+}
+
+// mergeMoment merges the moment of n values with another, of n2 values, where
+// weight = n2/(n+n2) and cross = n*weight (Chan, Golub, LeVeque 1979, eq. 2.1).
+func mergeMoment(mean, m2, mean2, m22, weight, cross float64) (mergedMean, mergedM2 float64) {
+	d := mean2 - mean
+	return mean + float64(d*weight), m2 + (m22 + float64(float64(d*d)*cross))
 }
 
 // blockMoment returns mean and m2 of n values from the sums s of x-k and q of

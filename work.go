@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"math"
+	"slices"
 	"unsafe"
 )
 
@@ -17,12 +18,10 @@ type work struct {
 
 	call
 	gather   *gather // nil: all positions are data, and lie as the kernels want them
-	channels []channel
+	channels channels
 	anyWide  bool
 
 	counts []float64 // values of a channel or column in each segment
-	field  int       // floats from one field of a record of coef to the next
-	parts  []part    // results of segments: rows [channel][segment], cols [segment][column]
 	shift  []float32 // cols: minus the shift K, [segment][column]
 
 	// Tasks bound once, because binding allocates.
@@ -66,16 +65,6 @@ const (
 	bothPhases = takeSums | applyThem
 )
 
-// channel is what is known of a channel during a call.
-type channel struct {
-	mean, variance, invstd float64
-	affine                 affine
-	grad                   gradient
-}
-
-// part is the result of a segment: mean and m2 of a moment, or the sums P and R.
-type part struct{ a, b float64 }
-
 func newWork(p *Plan) *work {
 	w := &work{p: p, geo: &p.geo}
 	w.init(w.geo.segments, w.geo.width)
@@ -95,20 +84,16 @@ func (w *work) count() {
 // init allocates for a geometry of so many segments and, in cols, columns.
 func (w *work) init(segments, width int) {
 	g := w.geo
-	w.channels = make([]channel, g.channels)
+	w.channels = newChannels(g.channels, max(width, g.channels), segments)
 	w.counts = make([]float64, 0, segments)
 	if w.p.path != PathGeneric {
 		w.act = newActCode(w.p.act)
 	}
-	w.field = 1
 	if g.layout == rows {
 		w.coef = make([]float32, g.channels*coefLen)
-		w.parts = make([]part, g.channels*segments)
 	} else {
-		w.field = lanes
 		wide := roundUp(width, lanes)
 		w.coef = make([]float32, wide*coefLen)
-		w.parts = make([]part, segments*width)
 		w.shift = make([]float32, segments*wide)
 		w.acc = make([]float32, segments*wide*2)
 	}
@@ -246,7 +231,7 @@ func (w *work) run(do phases) {
 		if store && w.useStored() {
 			do &^= applyThem
 		}
-		w.finish(0, len(w.channels))
+		w.finish(0, g.channels)
 	}
 	if do&applyThem != 0 {
 		w.apply()
@@ -267,12 +252,7 @@ func (w *work) storesGradients() bool {
 	if &out[0] == &w.x[0] { // which the apply phase needs
 		return false
 	}
-	for c := range w.channels {
-		if w.channels[c].affine.wide { // whose gradients kernels can't compute
-			return false
-		}
-	}
-	return true
+	return !slices.Contains(w.channels.wide, true) // whose gradients kernels can't compute
 }
 
 // useStored goes on with the stored gradients: they take the place of dy, and
@@ -294,10 +274,7 @@ func (w *work) channelsSuffice() bool {
 // apply does the apply phase, once every channel is finished.
 func (w *work) apply() {
 	w.stream = w.wantStream()
-	w.anyWide = false
-	for c := range w.channels {
-		w.anyWide = w.anyWide || w.wide(c)
-	}
+	w.anyWide = w.anyWideOf(0, w.geo.channels)
 	if g := w.geo; w.gather != nil {
 		w.parallel(ceilDiv(g.outer*g.inner, w.gather.tile), w.applyTask)
 	} else if w.flat {
@@ -311,9 +288,18 @@ func (w *work) apply() {
 
 func (w *work) wide(c int) bool {
 	if w.backward {
-		return w.channels[c].grad.wide
+		return w.channels.gradWide[c]
 	}
-	return w.channels[c].affine.wide
+	return w.channels.wide[c]
+}
+
+// anyWideOf reports whether one of the channels c0 to c1-1 is wide.
+func (w *work) anyWideOf(c0, c1 int) bool {
+	wide := w.channels.wide
+	if w.backward {
+		wide = w.channels.gradWide
+	}
+	return slices.Contains(wide[c0:c1], true)
 }
 
 // at points the kernel arguments at index i of the tensors.
@@ -387,10 +373,7 @@ func (w *work) group(t int) {
 // transformGroup applies the constants of the channels c0 to c1-1.
 func (w *work) transformGroup(c0, c1 int) {
 	g := w.geo
-	anyWide := false
-	for c := c0; c < c1; c++ {
-		anyWide = anyWide || w.wide(c)
-	}
+	anyWide := w.anyWideOf(c0, c1)
 	switch {
 	case c1-c0 == 1:
 		w.transformRows(c0, c0*g.inner, g.outer, g.channels*g.inner, g.inner, 0, anyWide)
@@ -508,7 +491,7 @@ func (w *work) rowStats(c, seg int, applyBefore bool) {
 	g := w.geo
 	var acc sums
 	m := moment{}
-	total := part{}
+	var total struct{ a, b float64 }
 	var k kernelArgs
 	k.acc = acc[:]
 	// Where the statistics are, relative to what the kernel is pointed at.
@@ -571,9 +554,10 @@ func (w *work) rowStats(c, seg int, applyBefore bool) {
 		}
 	}
 	if !w.backward {
-		total = part{m.mean, m.m2}
+		total.a, total.b = m.mean, m.m2
 	}
-	w.parts[c*g.segments+seg] = total
+	at := seg*g.channels + c
+	w.channels.partA[at], w.channels.partB[at] = total.a, total.b
 	if buf != nil {
 		w.gather.bufs <- buf
 	}
@@ -650,8 +634,9 @@ func (w *work) colStats(seg, c, n int) {
 	wide := roundUp(g.width, lanes)
 	acc := w.acc[(seg*wide+c)*2:][:roundUp(n, lanes)*2]
 	shift := w.shift[seg*wide+c:][:roundUp(n, lanes)]
-	parts := w.parts[seg*g.width+c:][:n]
-	clear(parts)
+	partA, partB := w.channels.partA[seg*g.width+c:][:n], w.channels.partB[seg*g.width+c:][:n]
+	clear(partA)
+	clear(partB)
 	b0, b1 := g.segment(seg)
 	if !w.backward {
 		clear(shift)
@@ -659,19 +644,16 @@ func (w *work) colStats(seg, c, n int) {
 		r0, r1 := g.colBlock(b0)
 		r1 = min(r1, r0+probeRows)
 		w.sumCols(acc, shift, c, r0, r1, n)
-		count := float64(r1 - r0)
-		for j := range shift {
-			shift[j] = -float32(float64(acc[j/lanes*2*lanes+j%lanes]) / count)
-		}
+		w.p.path.probeColumns(acc, shift, float64(r1-r0))
 	}
 	seen := 0
 	block := func(r0, r1, n int) {
 		clear(acc)
 		w.sumCols(acc, shift, c, r0, r1, n)
 		if w.backward {
-			addColumns(parts[:n], acc)
+			w.p.path.addColumns(partA[:n], partB[:n], acc)
 		} else {
-			mergeColumns(parts[:n], acc, shift, float64(seen), float64(r1-r0))
+			w.p.path.foldColumns(partA[:n], partB[:n], acc, shift, float64(seen), float64(r1-r0))
 		}
 		seen += r1 - r0
 	}
@@ -681,44 +663,6 @@ func (w *work) colStats(seg, c, n int) {
 	}
 	if rest := min(g.rest-c, n); b1 == g.blocks && rest > 0 {
 		block(g.height, g.height+1, rest)
-	}
-}
-
-// addColumns adds the sums of columns to their parts.
-func addColumns(parts []part, acc []float32) {
-	for ; len(parts) > 0; acc = acc[2*lanes:] {
-		a := (*sums)(acc)
-		n := min(lanes, len(parts))
-		for l := range parts[:n] {
-			parts[l].a += float64(a[l])
-			parts[l].b += float64(a[l+lanes])
-		}
-		parts = parts[n:]
-	}
-}
-
-// mergeColumns merges the sums of columns, of count values each, with the moments
-// of before values in their parts, and sets the shifts to the means so far. It is
-// [blockMoment] and [moment.merge], with what is the same for all columns outside
-// of the loop.
-func mergeColumns(parts []part, acc, shift []float32, before, count float64) {
-	weight := count / (before + count)
-	cross := before * weight
-	for ; len(parts) > 0; acc, shift = acc[2*lanes:], shift[lanes:] {
-		a, k := (*sums)(acc), (*[lanes]float32)(shift)
-		n := min(lanes, len(parts))
-		for l := range parts[:n] {
-			p := &parts[l]
-			mean, m2 := blockMoment(count, -float64(k[l]), float64(a[l]), float64(a[l+lanes]))
-			if before != 0 {
-				d := mean - p.a
-				m2 = p.b + (m2 + float64(float64(d*d)*cross))
-				mean = p.a + float64(d*weight)
-			}
-			p.a, p.b = mean, m2
-			k[l] = -float32(mean)
-		}
-		parts = parts[n:]
 	}
 }
 
@@ -823,10 +767,8 @@ func (w *work) transformStrided(c, i, count, stride int) {
 			k.dres = buf[4][:n]
 		}
 		var coef [coefLen]float32
-		for at := range w.columns(c) {
-			for f := range coef {
-				coef[f] = w.coef[at+f*w.field]
-			}
+		for f := range coef {
+			coef[f] = w.channels.fields[f][c]
 		}
 		k.coef = coef[:]
 		w.transform(rows, &k)
@@ -841,7 +783,7 @@ func (w *work) transformStrided(c, i, count, stride int) {
 
 // transformWide is transformStrided in float64.
 func (w *work) transformWide(c, i, count, stride int) {
-	ch := &w.channels[c]
+	f, d := w.channels.affine(c), w.channels.gradient(c)
 	for ; count > 0; i, count = i+stride, count-1 {
 		if !w.backward {
 			z := [1]float32{w.preActivation(c, i)}
@@ -850,7 +792,7 @@ func (w *work) transformWide(c, i, count, stride int) {
 			continue
 		}
 		g := w.gradAt(c, i)
-		w.y[i] = ch.grad.dx(&ch.affine, g, w.xAt(i))
+		w.y[i] = d.dx(&f, g, w.xAt(i))
 		if w.dres != nil {
 			w.dres[i] = g
 		}
@@ -860,7 +802,7 @@ func (w *work) transformWide(c, i, count, stride int) {
 // preActivation returns z of the element at index i, with the bits that the
 // forward pass gives it.
 func (w *work) preActivation(c, i int) float32 {
-	f := &w.channels[c].affine
+	f := w.channels.affine(c)
 	if f.wide {
 		z := f.z(w.x[i])
 		if w.res != nil {
@@ -905,7 +847,7 @@ func (w *work) exactMoment(c int) moment {
 
 // exactGradSums takes the sums of g and of g*(x-m) of a channel in float64.
 func (w *work) exactGradSums(c int) (p, r float64) {
-	m := float64(w.channels[c].affine.m)
+	m := -float64(w.channels.fields[fieldN][c])
 	for i := range w.indices(c) {
 		g := float64(w.gradAt(c, i))
 		p += g
@@ -937,167 +879,6 @@ func (w *work) indices(c int) func(yield func(int) bool) {
 				if !yield(i) {
 					return
 				}
-			}
-		}
-	}
-}
-
-// ---- channels
-
-// finish turns the results of the segments of the channels c0 to c1-1 into their
-// constants. It goes step by step over all of them, so that the roots and
-// quotients of several channels are under way at a time.
-func (w *work) finish(c0, c1 int) {
-	if w.backward {
-		for c := c0; c < c1; c++ {
-			w.finishGrad(c)
-		}
-		return
-	}
-	for c := c0; c < c1; c++ {
-		w.finishMoment(c)
-	}
-	for c := c0; c < c1; c++ {
-		ch := &w.channels[c]
-		ch.invstd = invStd(ch.variance, w.p.epsilon)
-	}
-	for c := c0; c < c1; c++ {
-		if w.renorm.r != nil {
-			w.renorm.set(c, &w.channels[c], w.p.epsilon)
-		}
-		w.setAffine(c)
-	}
-}
-
-func (w *work) finishMoment(c int) {
-	ch := &w.channels[c]
-	m := w.total(c)
-	if !sumsAreSafe(m.m2/m.n, w.p.epsilon) {
-		m = w.exactMoment(c)
-	}
-	ch.mean = m.mean
-	ch.variance = populationVariance(m.m2, m.n)
-	if w.m2 != nil {
-		w.m2[c] = m.m2
-	}
-}
-
-func (w *work) finishGrad(c int) {
-	ch := &w.channels[c]
-	m := w.total(c)
-	p, r := m.mean, m.m2
-	if ch.affine.wide || !gradSumsAreSafe(p, r, w.values, ch.invstd) {
-		p, r = w.exactGradSums(c)
-	}
-	if w.sumG != nil {
-		w.sumG[c], w.sumGD[c] = p, r
-	}
-	w.setGrad(c, p, r)
-}
-
-// setGrad derives the constants of dx from the sums of g and of g*(x-m).
-func (w *work) setGrad(c int, p, r float64) {
-	ch := &w.channels[c]
-	ch.grad.set(&ch.affine, ch.invstd, p, r, w.values)
-	if w.frozen {
-		ch.grad.k1, ch.grad.k2, ch.grad.wide = 0, 0, ch.affine.wide
-	}
-	k1, k2 := float32(ch.grad.k1), float32(ch.grad.k2)
-	if w.geo.layout == rows {
-		k := (*[coefLen]float32)(w.coef[c*coefLen:])
-		k[fieldK1], k[fieldK2] = k1, k2
-		return
-	}
-	for j := c; j < w.geo.width; j += w.geo.channels {
-		k := (*record)(w.coef[j/lanes*lanes*coefLen:])
-		l := j % lanes
-		k[fieldK1*lanes+l], k[fieldK2*lanes+l] = k1, k2
-	}
-}
-
-// total puts the parts of a channel together, in their fixed order. Of
-// gradients it returns the two sums, in the places of mean and m2.
-func (w *work) total(c int) moment {
-	g := w.geo
-	if len(w.parts) == g.channels { // the usual case: a part per channel
-		m := moment{w.counts[0], w.parts[c].a, w.parts[c].b}
-		if w.backward {
-			m.mean, m.m2 = 0+m.mean, 0+m.m2 // a sum of -0 alone is +0
-		}
-		return m
-	}
-	var m moment
-	for j := c; j < max(g.width, c+1); j += g.channels {
-		for seg := range g.segments {
-			var p part
-			n := w.counts[seg]
-			if g.layout == rows {
-				p = w.parts[c*g.segments+seg]
-			} else {
-				p = w.parts[seg*g.width+j]
-				if seg == g.segments-1 && j < g.rest {
-					n++
-				}
-			}
-			if w.backward {
-				m.mean += p.a
-				m.m2 += p.b
-			} else {
-				m.merge(n, p.a, p.b)
-			}
-		}
-	}
-	return m
-}
-
-// setAffine derives the constants of z from the channel's statistics.
-func (w *work) setAffine(c int) {
-	ch := &w.channels[c]
-	s, b := 1.0, 0.0
-	if w.gamma != nil {
-		s = float64(w.gamma[c])
-	}
-	if w.beta != nil {
-		b = float64(w.beta[c])
-	}
-	f := &ch.affine
-	if w.renorm.r != nil {
-		r, d := w.renorm.r[c], w.renorm.d[c]
-		if d != 0 { // or -0 would become +0
-			b += float64(s * d)
-		}
-		s *= r
-	}
-	f.set(ch.mean, ch.invstd, s, b)
-	w.setCoef(c)
-}
-
-// setCoef copies the constants of z to where the kernels find them.
-func (w *work) setCoef(c int) {
-	f := &w.channels[c].affine
-	if w.geo.layout == rows {
-		k := (*[coefLen]float32)(w.coef[c*coefLen:])
-		k[fieldN], k[fieldA], k[fieldB] = -f.m, f.a, f.b
-		return
-	}
-	for j := c; j < w.geo.width; j += w.geo.channels {
-		k := (*record)(w.coef[j/lanes*lanes*coefLen:])
-		l := j % lanes
-		k[fieldN*lanes+l], k[fieldA*lanes+l], k[fieldB*lanes+l] = -f.m, f.a, f.b
-	}
-}
-
-// columns yields where the constants of a channel begin in coef: in rows once,
-// in cols for each of its columns. A field is w.field floats on from the one before.
-func (w *work) columns(c int) func(yield func(int) bool) {
-	return func(yield func(int) bool) {
-		if w.geo.layout == rows {
-			yield(c * coefLen)
-			return
-		}
-		for j := c; j < w.geo.width; j += w.geo.channels {
-			if !yield(j/lanes*lanes*coefLen + j%lanes) {
-				return
 			}
 		}
 	}

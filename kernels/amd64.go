@@ -47,7 +47,11 @@ func (l amd64) m(m mem) string {
 
 func (l amd64) arg(a *asm, dst reg, field string) {
 	a.printf("MOVQ a+0(FP), %s", l.r(dst))
-	a.printf("MOVQ kernelArgs_%s(%s), %s", field, l.r(dst), l.r(dst))
+	a.printf("MOVQ %s_%s(%s), %s", a.args, field, l.r(dst), l.r(dst))
+}
+func (l amd64) argAddr(a *asm, dst reg, field string) {
+	a.printf("MOVQ a+0(FP), %s", l.r(dst))
+	a.printf("ADDQ $%s_%s, %s", a.args, field, l.r(dst))
 }
 func (l amd64) move(a *asm, dst, src reg)        { a.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) addImm(a *asm, dst reg, n int)    { a.printf("ADDQ $%d, %s", n, l.r(dst)) }
@@ -78,6 +82,9 @@ func (l amd64) fence(a *asm)                       { a.printf("SFENCE") }
 func (l amd64) prefetch(a *asm, m mem)             { a.printf("PREFETCHT0 %s", l.m(m)) }
 func (l amd64) keepPart(a *asm, v vec)             { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) broadcast(a *asm, dst vec, m mem)   { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
+func (l amd64) broadcast64(a *asm, dst vec, m mem) { a.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
+func (l amd64) sqrt64(a *asm, dst, x vec)          { a.printf("VSQRTPD Y%d, Y%d", x, dst) }
+func (amd64) pointTable(*asm)                      {}
 func (l amd64) zero(a *asm, dst vec)               { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
 
 var amd64Ops = [...]string{
@@ -97,6 +104,7 @@ var amd64Ops = [...]string{
 	opSub64:    "VSUBPD",
 	opMul64:    "VMULPD",
 	opDiv64:    "VDIVPD",
+	opGE64:     "VCMPPD $0x1d,", // GE_OQ
 	opAddInt64: "VPADDQ",
 }
 

@@ -50,7 +50,11 @@ func (arm64) r(r reg) string {
 
 func (l arm64) arg(a *asm, dst reg, field string) {
 	a.printf("MOVD a+0(FP), %s", l.r(dst))
-	a.printf("MOVD kernelArgs_%s(%s), %s", field, l.r(dst), l.r(dst))
+	a.printf("MOVD %s_%s(%s), %s", a.args, field, l.r(dst), l.r(dst))
+}
+func (l arm64) argAddr(a *asm, dst reg, field string) {
+	a.printf("MOVD a+0(FP), %s", l.r(dst))
+	a.printf("ADD $%s_%s, %s", a.args, field, l.r(dst))
 }
 func (l arm64) move(a *asm, dst, src reg)        { a.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) addImm(a *asm, dst reg, n int)    { a.printf("ADD $%d, %s", n, l.r(dst)) }
@@ -176,6 +180,23 @@ func (l arm64) broadcast(a *asm, dst vec, m mem) {
 	a.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
 }
 
+func (l arm64) broadcast64(a *asm, dst vec, m mem) {
+	l.address(a, m)
+	a.printf("VLD1R (%s), [V%d.D2]", arm64Addr, 2*dst)
+	a.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
+}
+
+// fsqrt64 is the bits of an instruction without the registers.
+const fsqrt64 = 0x6ee1f800
+
+func (l arm64) sqrt64(a *asm, dst, x vec) {
+	for h := range 2 {
+		l.convert(a, "FSQRT", fsqrt64, 2*int(x)+h, "D2", 2*int(dst)+h, "D2")
+	}
+}
+
+func (l arm64) pointTable(a *asm) { a.printf("MOVD $%s<>(SB), %s", a.tableName(), arm64Addr) }
+
 func (l arm64) zero(a *asm, dst vec) {
 	for r := 2 * dst; r <= 2*dst+1; r++ {
 		a.printf("VEOR V%d.B16, V%d.B16, V%d.B16", r, r, r)
@@ -199,10 +220,11 @@ var (
 	fcmge = arm64Op{"VFCMGE", "S4", 0x6e20e400}
 	bic   = arm64Op{"VBIC", "B16", 0x4e601c00}
 
-	fadd64 = arm64Op{"FADD", "D2", 0x4e60d400}
-	fsub64 = arm64Op{"FSUB", "D2", 0x4ee0d400}
-	fmul64 = arm64Op{"FMUL", "D2", 0x6e60dc00}
-	fdiv64 = arm64Op{"FDIV", "D2", 0x6e60fc00}
+	fadd64  = arm64Op{"FADD", "D2", 0x4e60d400}
+	fsub64  = arm64Op{"FSUB", "D2", 0x4ee0d400}
+	fmul64  = arm64Op{"FMUL", "D2", 0x6e60dc00}
+	fdiv64  = arm64Op{"FDIV", "D2", 0x6e60fc00}
+	fcmge64 = arm64Op{"VFCMGE", "D2", 0x6e60e400}
 )
 
 // emit prints dst = x OP y.
@@ -245,6 +267,8 @@ func (l arm64) op(a *asm, o op, dst, x, y vec) {
 			fmul64.emit(a, d, x, y)
 		case opDiv64:
 			fdiv64.emit(a, d, x, y)
+		case opGE64:
+			fcmge64.emit(a, d, x, y)
 		case opAddInt64:
 			a.printf("VADD V%d.D2, V%d.D2, V%d.D2", y, x, d)
 		}

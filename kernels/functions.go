@@ -48,13 +48,7 @@ func functions(l lowering) string {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
 			f := newFn(l, name)
 			l.function(f.asm, f.z, c.params, func() { emit(f) })
-			for i, v := range f.table {
-				fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", f.tableName(), 8*i, v)
-			}
-			if f.table != nil {
-				fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", f.tableName(), 8*len(f.table))
-			}
-			fmt.Fprintf(&text, "\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", name, f.buf.String())
+			fmt.Fprintf(&text, "%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
 			next := a.newLabel("next")
 			l.found(a, begin, name, len(inline)+i, d, next, done)
 			a.label(next)
@@ -85,6 +79,19 @@ func newFn(l lowering, name string) *fn {
 }
 
 func (a *asm) tableName() string { return a.name + "Table" }
+
+// tableText returns the constants of a function.
+func (a *asm) tableText() string {
+	if a.table == nil {
+		return ""
+	}
+	var text strings.Builder
+	for i, v := range a.table {
+		fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", a.tableName(), 8*i, v)
+	}
+	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", a.tableName(), 8*len(a.table))
+	return text.String()
+}
 
 // entry returns where a vector of copies of 8 bytes is in the table.
 func (a *asm) entry(bits uint64) int {

@@ -93,7 +93,7 @@ func parse(t *testing.T, text []byte) []kernel {
 		k := &list[len(list)-1]
 		k.body = append(k.body, instruction{i + 1, mnemonic, operands})
 	}
-	if want := len(variants()) + 2 + 2*len(called); len(list) != want { // two are plain
+	if want := len(variants()) + len(channelKernels) + 2 + 2*len(called); len(list) != want { // two are plain
 		t.Fatalf("found %d functions, want %d", len(list), want)
 	}
 	return list
@@ -150,6 +150,8 @@ var architectures = map[string]rules{
 			"VPADDQ":       "AVX2",
 			"VPSLLQ":       "AVX2",
 			"VSUBPD":       "AVX",
+			"VCMPPD":       "AVX",
+			"VSQRTPD":      "AVX",
 			"JEQ":          base,
 			"JGE":          base,
 			"JLT":          base,
@@ -229,6 +231,7 @@ var architectures = map[string]rules{
 			"FMIN":   "ASIMD",
 			"FMUL":   "ASIMD",
 			"FSUB":   "ASIMD",
+			"FSQRT":  "ASIMD",
 			"VBIC":   "ASIMD",
 			"VFCMGE": "ASIMD",
 			"VFCMGT": "ASIMD",
@@ -412,6 +415,30 @@ func TestConstants(t *testing.T) {
 		"geluTanhEnd": geluTanhEnd,
 	} {
 		sameConstant(t, scope, "vmath.go", name, want)
+	}
+}
+
+// TestLimits compares the limits of what is usual with those in Go.
+func TestLimits(t *testing.T) {
+	scope, _ := typeCheck(t, "stats.go")
+	for name, want := range map[string]float64{"tameMin": tameMin, "tameMax": tameMax, "sureMin": sureMin, "sureMax": sureMax} {
+		c, ok := scope.Lookup(name).(*types.Const)
+		if !ok {
+			t.Errorf("../stats.go has no constant %s", name)
+			continue
+		}
+		if got, _ := constant.Float64Val(constant.ToFloat(c.Val())); got != want {
+			t.Errorf("%s is %v in ../stats.go, and %v in the generator", name, got, want)
+		}
+	}
+}
+
+// TestChannelConstants compares the list of the kernels that compute with channels
+// with their constants.
+func TestChannelConstants(t *testing.T) {
+	scope, _ := typeCheck(t, "channels.go")
+	for i, k := range channelKernels {
+		sameConstant(t, scope, "channels.go", "channel"+k.name, i)
 	}
 }
 

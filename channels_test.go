@@ -1,0 +1,243 @@
+package batchnorm
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"github.com/fusedbn/batchnorm/internal/guard"
+)
+
+// channelCase is a kernel that computes with channels: its arrays and what it
+// computes, for one channel, in pure Go. It reports whether the channel is usual.
+type channelCase struct {
+	kernel  int
+	in      string // names of the arrays, see channelArrays
+	out     string
+	compute func(a *channelArgs, c int) bool
+}
+
+// field points to an array of the arguments, which is either.
+type field struct {
+	f32 *[]float32
+	f64 *[]float64
+	per int // elements per channel
+}
+
+func (a *channelArgs) field(name string) field {
+	return map[string]field{
+		"acc": {f32: &a.acc, per: 2}, "shift": {f32: &a.shift, per: 1},
+		"gamma": {f32: &a.gamma, per: 1}, "beta": {f32: &a.beta, per: 1},
+		"neg": {f32: &a.neg, per: 1}, "a": {f32: &a.a, per: 1}, "b": {f32: &a.b, per: 1}, "k1": {f32: &a.k1, per: 1}, "k2": {f32: &a.k2, per: 1},
+		"running": {f32: &a.running, per: 1}, "runningVar": {f32: &a.runningVar, per: 1},
+		"mean": {f64: &a.mean, per: 1}, "variance": {f64: &a.variance, per: 1}, "invstd": {f64: &a.invstd, per: 1},
+		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1},
+		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
+	}[name]
+}
+
+func channelCases() map[string]channelCase {
+	return map[string]channelCase{
+		"fold": {channelFold, "acc", "shift sumA sumB", func(a *channelArgs, c int) bool {
+			s := a.acc[c/lanes*2*lanes+c%lanes:]
+			mean, m2 := blockMoment(a.count, -float64(a.shift[c]), float64(s[0]), float64(s[lanes]))
+			a.sumA[c], a.sumB[c] = mergeMoment(a.sumA[c], a.sumB[c], mean, m2, a.weight, a.cross)
+			a.shift[c] = -float32(a.sumA[c])
+			return true
+		}},
+		"probe": {channelProbe, "acc", "shift", func(a *channelArgs, c int) bool {
+			a.shift[c] = -float32(float64(a.acc[c/lanes*2*lanes+c%lanes]) / a.count)
+			return true
+		}},
+		"add": {channelAdd, "acc", "sumA sumB", func(a *channelArgs, c int) bool {
+			s := a.acc[c/lanes*2*lanes+c%lanes:]
+			a.sumA[c] += float64(s[0])
+			a.sumB[c] += float64(s[lanes])
+			return true
+		}},
+		"merge": {channelMerge, "otherA otherB", "sumA sumB", func(a *channelArgs, c int) bool {
+			a.sumA[c], a.sumB[c] = mergeMoment(a.sumA[c], a.sumB[c], a.otherA[c], a.otherB[c], a.weight, a.cross)
+			return true
+		}},
+		"deviation": {channelDeviation, "sumB", "variance invstd", func(a *channelArgs, c int) bool {
+			a.variance[c] = populationVariance(a.sumB[c], a.count)
+			a.invstd[c] = invStd(a.variance[c], a.epsilon)
+			return sumsAreSafe(a.sumB[c]/a.count, a.epsilon)
+		}},
+		"running": {channelRunning, "running runningVar", "mean invstd", func(a *channelArgs, c int) bool {
+			a.mean[c], a.invstd[c] = float64(a.running[c]), invStd(float64(a.runningVar[c]), a.epsilon)
+			return true
+		}},
+		"affine": {channelAffine, "mean invstd gamma beta", "scale neg a b", func(a *channelArgs, c int) bool {
+			var f affine
+			f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
+			a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
+			return !f.wide
+		}},
+		"gradient": {channelGradient, "sumA sumB mean invstd", "dgamma k1 k2", func(a *channelArgs, c int) bool {
+			f := affine{mean: a.mean[c], m: float32(a.mean[c])}
+			var d gradient
+			d.set(&f, a.invstd[c], a.sumA[c], a.sumB[c], a.count)
+			a.dgamma[c], a.k1[c], a.k2[c] = d.dgamma, float32(d.k1), float32(d.k2)
+			return !d.wide && gradSumsAreSafe(a.sumA[c], a.sumB[c], a.count, a.invstd[c])
+		}},
+		"track": {channelTrack, "mean", "running", func(a *channelArgs, c int) bool {
+			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
+			return true
+		}},
+	}
+}
+
+// exotic holds what lies at the borders between what is usual and what is not.
+var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0, -1), -1, 1e300, -1e300, 1e-320,
+	sureMin, sureMin * 0.99, sureMax, sureMax * 1.01, tameMin, tameMin * 0.99, tameMax, tameMax * 1.01, -sureMin, math.MaxFloat64, 0x1p-149, 1e38, 1e39}
+
+// TestChannelKernels compares every kernel that computes with channels with the
+// functions on one channel: by the bits where channels are usual, and in whether
+// they are. Each array lies where the kernel can't leave it unnoticed.
+func TestChannelKernels(t *testing.T) {
+	simdPaths(t)
+	for name, k := range channelCases() {
+		t.Run(name, func(t *testing.T) {
+			unusual := 0
+			for n := lanes; n <= 5*lanes; n += lanes {
+				for seed := range uint64(600) {
+					mean := []float64{0, 100, -1e6}[seed%3]
+					where := -1 // of an exotic number: in which array, and for which channel
+					if seed >= 20 {
+						where = int(seed)
+					}
+					make := func(guarded bool) channelArgs {
+						a := channelArgs{n: n, count: float64(1 + seed*7), weight: 0.1 + float64(seed%7)/10, epsilon: 1e-5}
+						if seed%5 == 0 {
+							a.epsilon = 0
+						}
+						a.cross = 1 - a.weight
+						inputs := strings.Fields(k.in)
+						for i, name := range append(inputs, strings.Fields(k.out)...) {
+							f := a.field(name)
+							values := channelValues(name, n*f.per, seed+uint64(i), mean)
+							if where >= 0 && where%3 == i%3 && i < len(inputs) {
+								values[where%len(values)] = exotic[(where/3+i)%len(exotic)]
+							}
+							f.fill(t, values, guarded)
+						}
+						return a
+					}
+					want, got := make(false), make(true)
+					usual := true
+					for c := range n {
+						usual = k.compute(&want, c) && usual
+					}
+					reported := got.run(k.kernel)
+					if reported && !usual {
+						t.Fatalf("%d channels, seed %d: an unusual one was not reported", n, seed)
+					}
+					if usual && !reported && !hasNaN(&want) {
+						t.Fatalf("%d channels, seed %d: all are usual, and one was reported not to be", n, seed)
+					}
+					if !usual {
+						unusual++
+						continue
+					}
+					if !reported {
+						continue
+					}
+					for _, name := range strings.Fields(k.out) {
+						w, g := want.field(name).bits(), got.field(name).bits()
+						if !slices.Equal(w, g) {
+							t.Fatalf("%d channels, seed %d: %s is %v, want %v", n, seed, name, got.field(name), want.field(name))
+						}
+					}
+				}
+			}
+			if mayBe := name == "deviation" || name == "affine" || name == "gradient"; mayBe && unusual == 0 {
+				t.Error("no channel was unusual")
+			}
+		})
+	}
+}
+
+// channelValues returns numbers as an array may hold them.
+func channelValues(name string, n int, seed uint64, mean float64) []float64 {
+	raw := make([]float32, n)
+	noise(raw, seed+1, false)
+	values := make([]float64, n)
+	for i, v := range raw {
+		values[i] = float64(v)
+		switch name {
+		case "mean", "otherA":
+			values[i] = mean + float64(v)/3
+		case "shift":
+			values[i] = -mean + float64(v)/3
+		case "sumB", "otherB", "runningVar":
+			values[i] = math.Abs(values[i]) + 1e-3
+		case "invstd":
+			values[i] = math.Abs(values[i]) + 0.01
+		}
+	}
+	return values
+}
+
+// fill makes the array hold the values, in memory that notices when something
+// reaches outside, or on the heap.
+func (f field) fill(t *testing.T, values []float64, guarded bool) {
+	n := len(values)
+	size := n
+	if f.f64 != nil {
+		size *= 2
+	}
+	memory := make([]float32, size)
+	if guarded {
+		memory = guard.AtEnd(t, size)
+	}
+	if f.f64 != nil {
+		*f.f64 = unsafe.Slice((*float64)(unsafe.Pointer(unsafe.SliceData(memory))), n)
+		copy(*f.f64, values)
+		return
+	}
+	*f.f32 = memory
+	for i, v := range values {
+		memory[i] = float32(v)
+	}
+}
+
+// bits returns the bits of the array; those of every NaN are the same.
+func (f field) bits() []uint64 {
+	var all []uint64
+	add := func(v float64) {
+		if v != v {
+			v = math.NaN()
+		}
+		all = append(all, math.Float64bits(v))
+	}
+	if f.f64 != nil {
+		for _, v := range *f.f64 {
+			add(v)
+		}
+		return all
+	}
+	for _, v := range *f.f32 {
+		add(float64(v))
+	}
+	return all
+}
+
+func (f field) String() string {
+	if f.f64 != nil {
+		return fmt.Sprint(*f.f64)
+	}
+	return fmt.Sprint(*f.f32)
+}
+
+func hasNaN(a *channelArgs) bool {
+	for _, name := range strings.Fields("gamma beta running runningVar mean variance invstd scale dgamma sumA sumB neg a b k1 k2") {
+		if f := a.field(name); slices.Contains(f.bits(), math.Float64bits(math.NaN())) {
+			return true
+		}
+	}
+	return false
+}

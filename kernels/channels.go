@@ -1,0 +1,426 @@
+package main
+
+import (
+	"fmt"
+	"math"
+	"strings"
+)
+
+// The kernels that compute with channels, in float64. What each computes is told
+// by the comments in ../channels.go, and by ../stats.go, which has the same
+// operations in the same order.
+
+// channelKernel is one of them.
+type channelKernel struct {
+	name string // of the assembly function; the rest of its constant in Go behind "channel"
+	emit func(c *chans)
+}
+
+// channelKernels are in the order of their constants.
+var channelKernels = []channelKernel{
+	{"Fold", foldChannels},
+	{"Probe", probeChannels},
+	{"Add", addChannels},
+	{"Merge", mergeChannels},
+	{"Deviation", deviationChannels},
+	{"Running", runningChannels},
+	{"Affine", affineChannels},
+	{"Gradient", gradientChannels},
+	{"Track", trackChannels},
+}
+
+func (k channelKernel) function() string {
+	return strings.ToLower(k.name[:1]) + k.name[1:] + "Channels"
+}
+
+// chans is such a kernel in the making. Its loop handles 8 channels.
+type chans struct {
+	*fn
+	arrays []array
+	usual  vec // all ones as long as all channels are
+}
+
+// array is an argument: a pointer that moves along with the loop.
+type array struct {
+	at    reg
+	bytes int // per iteration
+}
+
+const (
+	float32s = vecBytes     // bytes of 8 channels
+	float64s = 2 * vecBytes // the same
+)
+
+func newChans(l lowering, name string) *chans {
+	return &chans{fn: &fn{asm: &asm{lowering: l, name: name, args: "channelArgs"}}, usual: unused}
+}
+
+// array returns the pointer to an argument with so many bytes for 8 channels.
+func (c *chans) array(field string, bytes int) array {
+	a := array{c.newArg(field), bytes}
+	c.arrays = append(c.arrays, a)
+	return a
+}
+
+func (c *chans) float32s(field string) array { return c.array(field, float32s) }
+func (c *chans) float64s(field string) array { return c.array(field, float64s) }
+
+// scalar returns copies of an argument.
+func (c *chans) scalar(field string) vec {
+	v, at := c.newVec(), c.newReg()
+	c.argAddr(c.asm, at, field)
+	c.broadcast64(c.asm, v, mem{base: at})
+	c.regs--
+	return v
+}
+
+// scalarPair is a scalar as an operand for both halves.
+func scalarPair(v vec) pair { return pair{v, v} }
+
+func (c *chans) pair() pair { return pair{c.newVec(), c.newVec()} }
+
+// watch makes the kernel report what is unusual.
+func (c *chans) watch() {
+	c.usual = c.newVec()
+	at := c.newReg()
+	c.argAddr(c.asm, at, "usual")
+	c.load(c.usual, mem{base: at}, false)
+	c.regs--
+}
+
+// loop repeats body for all channels, and ends the kernel.
+func (c *chans) loop(body func()) {
+	n := c.newArg("n")
+	before := c.buf.String()
+	c.buf.Reset()
+	again := c.newLabel("channels")
+	c.label(again)
+	body()
+	for _, a := range c.arrays {
+		c.addImm(a.at, a.bytes)
+	}
+	c.subImm(n, 8)
+	c.branch(ifNotZero, again)
+	loop := c.buf.String()
+	c.buf.Reset()
+	c.buf.WriteString(before)
+	if c.table != nil { // only now it is known
+		c.pointTable(c.asm)
+	}
+	c.buf.WriteString(loop)
+	if c.usual != unused {
+		c.argAddr(c.asm, n, "usual")
+		c.lowering.store(c.asm, c.usual, mem{base: n})
+	}
+	c.end(c.asm)
+}
+
+func (c *chans) branch(k cond, label string) { c.lowering.branch(c.asm, k, label) }
+
+// load64 and store64 move 8 float64.
+func (c *chans) load64(dst pair, a array) {
+	for h, v := range dst {
+		c.load(v, mem{base: a.at, off: h * vecBytes}, false)
+	}
+}
+
+func (c *chans) store64(src pair, a array) {
+	for h, v := range src {
+		c.lowering.store(c.asm, v, mem{base: a.at, off: h * vecBytes})
+	}
+}
+
+// loadWide sets dst to 8 float32 from memory.
+func (c *chans) loadWide(dst pair, a array, off int) {
+	c.load(dst[1], mem{base: a.at, off: off}, false)
+	c.widen(dst, dst[1])
+}
+
+// store32 rounds src to float32 and stores that; src is lost.
+func (c *chans) store32(src pair, a array) {
+	c.round(src)
+	c.lowering.store(c.asm, src[0], mem{base: a.at})
+}
+
+// storeNegative is store32 of -src.
+func (c *chans) storeNegative(src pair, a array) {
+	c.round(src)
+	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
+	c.lowering.store(c.asm, src[0], mem{base: a.at})
+}
+
+// round leaves src as float32 in its first half.
+func (c *chans) round(src pair) { c.narrow(c.asm, src[0], src[0], src[1]) }
+
+// const64 returns a register that holds a constant until the next one.
+func (c *chans) const64(v float64) vec { return c.constant(c.asm, c.entry(math.Float64bits(v))) }
+
+// abs64 sets dst to |x|.
+func (c *chans) abs64(dst, x vec) { c.op(opAndNot, dst, c.const64(math.Copysign(0, -1)), x) }
+
+// need says that a channel is unusual unless its mask is set.
+func (c *chans) need(mask vec) { c.op(opAnd, c.usual, c.usual, mask) }
+
+// needTame says that a channel with an x that is wild is unusual, and with NaN;
+// t is a temporary.
+func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
+	for _, v := range x {
+		c.abs64(t[0], v)
+		c.op(opGE64, t[1], t[0], c.const64(lo))
+		c.op(opGE64, t[2], c.const64(hi), t[0])
+		c.op(opAnd, t[1], t[1], t[2])
+		c.op(opGE64, t[2], c.const64(0), t[0])
+		c.op(opOr, t[1], t[1], t[2])
+		c.need(t[1])
+	}
+}
+
+// Limits, as in ../stats.go.
+const (
+	tameMin = 0x1p-60
+	tameMax = 0x1p+60
+	sureMin = 0x1p-100
+	sureMax = 0x1p+100
+)
+
+// ---- the kernels
+
+// merge sets sumA and sumB to themselves merged with mean and m2, which are lost;
+// a, b and t are temporaries. It leaves the mean in a.
+func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross vec) {
+	c.load64(a, sumA)
+	c.load64(b, sumB)
+	c.sub64(mean, mean, a)
+	c.mul64(t, mean, mean)
+	c.mul64(t, t, scalarPair(cross))
+	c.add64(m2, m2, t)
+	c.add64(b, b, m2)
+	c.store64(b, sumB)
+	c.mul64(t, mean, scalarPair(weight))
+	c.add64(a, a, t)
+	c.store64(a, sumA)
+}
+
+func foldChannels(c *chans) {
+	acc, shift, sumA, sumB := c.array("acc", 2*vecBytes), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	count, weight, cross := c.scalar("count"), c.scalar("weight"), c.scalar("cross")
+	d, s, q, r, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
+	c.loop(func() {
+		c.loadWide(s, acc, 0)
+		c.loadWide(q, acc, vecBytes)
+		c.div64(d, s, scalarPair(count))
+		c.mul64(s, s, d)
+		c.sub64(q, q, s)
+		c.loadWide(s, shift, 0)
+		c.sub64(d, d, s)
+		c.merge(sumA, sumB, d, q, s, r, t, weight, cross)
+		c.storeNegative(s, shift)
+	})
+}
+
+func probeChannels(c *chans) {
+	acc, shift := c.array("acc", 2*vecBytes), c.float32s("shift")
+	count := c.scalar("count")
+	s := c.pair()
+	c.loop(func() {
+		c.loadWide(s, acc, 0)
+		c.div64(s, s, scalarPair(count))
+		c.storeNegative(s, shift)
+	})
+}
+
+func addChannels(c *chans) {
+	acc, sumA, sumB := c.array("acc", 2*vecBytes), c.float64s("sumA"), c.float64s("sumB")
+	a, v := c.pair(), c.pair()
+	c.loop(func() {
+		for i, sum := range []array{sumA, sumB} {
+			c.loadWide(v, acc, i*vecBytes)
+			c.load64(a, sum)
+			c.add64(a, a, v)
+			c.store64(a, sum)
+		}
+	})
+}
+
+func mergeChannels(c *chans) {
+	sumA, sumB, otherA, otherB := c.float64s("sumA"), c.float64s("sumB"), c.float64s("otherA"), c.float64s("otherB")
+	weight, cross := c.scalar("weight"), c.scalar("cross")
+	mean, m2, a, b, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
+	c.loop(func() {
+		c.load64(mean, otherA)
+		c.load64(m2, otherB)
+		c.merge(sumA, sumB, mean, m2, a, b, t, weight, cross)
+	})
+}
+
+// reciprocalRoot sets x to 1/sqrt(x).
+func (c *chans) reciprocalRoot(x pair) {
+	for _, v := range x {
+		c.sqrt64(c.asm, v, v)
+	}
+	one := c.const64(1)
+	for _, v := range x {
+		c.op(opDiv64, v, one, v)
+	}
+}
+
+func deviationChannels(c *chans) {
+	sumB, variance, invstd := c.float64s("sumB"), c.float64s("variance"), c.float64s("invstd")
+	count, epsilon := c.scalar("count"), c.scalar("epsilon")
+	v, t, m := c.pair(), c.pair(), c.pair()
+	c.watch()
+	c.loop(func() {
+		c.load64(v, sumB)
+		c.div64(v, v, scalarPair(count))
+		c.add64(t, v, scalarPair(epsilon))
+		for h := range t {
+			c.op(opGE64, m[0], t[h], c.const64(sureMin))
+			c.op(opGE64, m[1], c.const64(sureMax), t[h])
+			c.need(m[0])
+			c.need(m[1])
+			c.op(opGE64, m[0], v[h], c.const64(0))
+			c.op(opAnd, v[h], v[h], m[0])
+		}
+		c.store64(v, variance)
+		c.add64(t, v, scalarPair(epsilon))
+		c.reciprocalRoot(t)
+		c.store64(t, invstd)
+	})
+}
+
+func runningChannels(c *chans) {
+	running, runningVar := c.float32s("running"), c.float32s("runningVar")
+	mean, invstd := c.float64s("mean"), c.float64s("invstd")
+	epsilon := c.scalar("epsilon")
+	v, zero := c.pair(), c.pair()
+	c.loop(func() {
+		c.loadWide(v, running, 0)
+		c.store64(v, mean)
+		c.loadWide(v, runningVar, 0)
+		c.add64(v, v, scalarPair(epsilon))
+		for h := range v {
+			c.abs64(zero[h], v[h])
+			c.op(opGE64, zero[h], c.const64(0), zero[h])
+		}
+		c.reciprocalRoot(v)
+		for h := range v {
+			c.op(opAndNot, v[h], zero[h], v[h])
+		}
+		c.store64(v, invstd)
+	})
+}
+
+func affineChannels(c *chans) {
+	mean, invstd, gamma, beta := c.float64s("mean"), c.float64s("invstd"), c.float32s("gamma"), c.float32s("beta")
+	scale, neg, a, b := c.float64s("scale"), c.float32s("neg"), c.float32s("a"), c.float32s("b")
+	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
+	temps := [3]vec{t[0], t[1], c.newVec()}
+	c.watch()
+	c.loop(func() {
+		c.load64(m, mean)
+		for _, v := range m {
+			c.abs64(t[0], v)
+			c.op(opGE64, t[0], c.const64(sureMax), t[0])
+			c.need(t[0])
+		}
+		c.load64(i, invstd)
+		c.loadWide(s, gamma, 0)
+		c.mul64(s, s, i)
+		c.store64(s, scale)
+		c.needTame(i, tameMin, tameMax, temps)
+		c.needTame(s, tameMin, tameMax, temps)
+		c.low(m, i, neg)
+		c.mul64(m, m, s)
+		c.loadWide(t, beta, 0)
+		c.sub64(t, t, m)
+		c.store32(t, b)
+		c.store32(s, a)
+	})
+}
+
+// low leaves of a mean what float32 lacks, and stores minus the float32, if that
+// is wanted; t is lost.
+func (c *chans) low(mean, t pair, neg array) {
+	c.move(t[0], mean[0])
+	c.move(t[1], mean[1])
+	c.round(t)
+	c.move(t[1], t[0])
+	c.widen(t, t[1])
+	c.sub64(mean, mean, t)
+	if neg.bytes != 0 {
+		c.storeNegative(t, neg)
+	}
+}
+
+func gradientChannels(c *chans) {
+	sumA, sumB, mean, invstd := c.float64s("sumA"), c.float64s("sumB"), c.float64s("mean"), c.float64s("invstd")
+	dgamma, k1, k2 := c.float64s("dgamma"), c.float32s("k1"), c.float32s("k2")
+	count := c.scalar("count")
+	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
+	temps := [3]vec{t[0], t[1], c.newVec()}
+	c.watch()
+	c.loop(func() {
+		c.load64(p, sumA)
+		c.load64(r, sumB)
+		c.load64(i, invstd)
+		for h := range p { // gradSumsAreSafe
+			c.op(opMul64, t[0], count, i[h])
+			c.op(opMul64, t[0], t[0], c.const64(sureMin))
+			c.abs64(t[1], p[h])
+			c.op(opGE64, t[0], t[1], t[0])
+			c.op(opGE64, t[1], c.const64(math.MaxFloat64), t[1])
+			c.need(t[1])
+			c.abs64(low[0], r[h])
+			c.op(opGE64, t[1], c.const64(math.MaxFloat64), low[0])
+			c.need(t[1])
+			c.op(opMul64, t[1], count, c.const64(sureMin))
+			c.op(opGE64, t[1], low[0], t[1])
+			c.op(opOr, t[0], t[0], t[1])
+			c.need(t[0])
+		}
+		c.load64(low, mean)
+		c.low(low, t, array{})
+		c.mul64(t, low, p)
+		c.sub64(r, r, t)
+		c.mul64(r, r, i)
+		c.store64(r, dgamma)
+		c.mul64(r, r, i)
+		c.div64(r, r, scalarPair(count))
+		c.div64(p, p, scalarPair(count))
+		c.mul64(low, low, r)
+		c.sub64(p, p, low)
+		c.needTame(p, sureMin, sureMax, temps)
+		c.needTame(r, sureMin, sureMax, temps)
+		c.store32(p, k1)
+		c.store32(r, k2)
+	})
+}
+
+func trackChannels(c *chans) {
+	running, mean := c.float32s("running"), c.float64s("mean")
+	weight, rest, factor := c.scalar("weight"), c.scalar("cross"), c.scalar("count")
+	r, b := c.pair(), c.pair()
+	c.loop(func() {
+		c.loadWide(r, running, 0)
+		c.load64(b, mean)
+		c.mul64(b, b, scalarPair(factor))
+		c.mul64(b, b, scalarPair(weight))
+		c.mul64(r, r, scalarPair(rest))
+		c.add64(r, r, b)
+		c.store32(r, running)
+	})
+}
+
+// channelText returns the text of all of them, with their declarations in Go and
+// the cases of simdChannels.
+func channelText(l lowering) (text, stubs, cases string) {
+	for _, k := range channelKernels {
+		name := k.function()
+		c := newChans(l, name)
+		k.emit(c)
+		text += c.tableText() + fmt.Sprintf("\n// func %s(a *channelArgs)\nTEXT ·%s(SB), NOSPLIT, $0-8\n%s", name, name, c.buf.String())
+		stubs += fmt.Sprintf("//go:noescape\nfunc %s(a *channelArgs)\n\n", name)
+		cases += fmt.Sprintf("case channel%s:\n%s(a)\n", k.name, name)
+	}
+	return text, stubs, cases
+}
