@@ -491,9 +491,19 @@ type operands struct {
 	record    int // of constants, counted in fields: that of the values in hand
 	x, dy, y  reg
 	res, dres *reg
-	c         [coefLen]vec // constants
-	z, t      vec          // for the activation: z and a temporary, the first of temps
+	resAt     func(mem) mem // where the residual is, if not as far on as the others
+	c         [coefLen]vec  // constants
+	z, t      vec           // for the activation: z and a temporary, the first of temps
 	temps     []vec
+}
+
+// inputs returns what is read.
+func (o *operands) inputs() []reg {
+	in := []reg{o.dy, o.x}
+	if o.res != nil {
+		in = append(in, *o.res)
+	}
+	return in
 }
 
 // tensor returns a pointer from the arguments and lets the walk move it.
@@ -553,7 +563,11 @@ func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
 	o.withConst(a, opMul, z, d, fieldA)
 	o.withConst(a, opAdd, z, z, fieldB)
 	if o.res != nil {
-		a.addMem(z, z, m(*o.res), o.t, part)
+		at := m(*o.res)
+		if o.resAt != nil {
+			at = o.resAt(at)
+		}
+		a.addMem(z, z, at, o.t, part)
 	}
 }
 
@@ -663,7 +677,7 @@ func gradSums(a *asm, w walk, act activation, res, store bool) {
 	b := body{record: coefLen}
 	o := backwardOperands(a, &b, act, res)
 	o.dres = b.optional(a, "dres", store)
-	b.fetch = []reg{o.dy, o.x}
+	b.fetch = o.inputs()
 	b.sums = a.newVecs(2) // which a called function keeps, because they are the first
 	b.coef = o.newConsts(a, backwardFields(act)...)
 	sets := newSets(a)
@@ -694,15 +708,17 @@ func inputGrad(a *asm, w walk, act activation, res, dres bool) {
 // values are next floats further on, its constants in a second record. There
 // are too many constants for the registers, so every group loads them again.
 
+// indexed adds an offset to an address that has none.
+func indexed(m mem, by reg) mem {
+	m.index, m.scale = by, 1
+	return m
+}
+
 // pipe makes the two functions of a pipelined kernel: each does first what sum
 // does, for the next channel, then what apply does.
 func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int, sum, apply [2]func(at address, part bool)) {
 	ahead := func(at address) address {
-		return func(t reg, j int) mem {
-			m := at(t, j)
-			m.index, m.scale = next, 1
-			return m
-		}
+		return func(t reg, j int) mem { return indexed(at(t, j), next) }
 	}
 	both := func(i int) func(at address, part bool) {
 		return func(at address, part bool) {
@@ -727,6 +743,10 @@ func pipeForward(a *asm, act activation, res bool) {
 	b.fetch = []reg{o.x}
 	next := a.newArg("next")
 	a.shiftLeft(next, 2)
+	if res { // is not read for the sums: pointed at where they would, it is prefetched with them
+		b.fetch = append(b.fetch, *o.res)
+		a.subReg(*o.res, next)
+	}
 	b.sums = a.newVecs(2)
 	o.newConsts(a, affineFields...)
 	sets := newSets(a)
@@ -742,6 +762,7 @@ func pipeForward(a *asm, act activation, res bool) {
 		}
 	}
 	var sum, apply [2]func(at address, part bool)
+	o.resAt = func(m mem) mem { return indexed(m, next) }
 	sum[0], sum[1] = treeSum(a, b.sums, sets, loadN, momentValue(a, o.x, o.c[fieldN]))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
 	b.pipe(a, &o, next, []int{fieldN}, affineFields, sum, apply)
@@ -752,7 +773,7 @@ func pipeBackward(a *asm, act activation, res, dres bool) {
 	b := body{record: 2 * coefLen}
 	o := backwardOperands(a, &b, act, res)
 	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
-	b.fetch = []reg{o.dy, o.x}
+	b.fetch = o.inputs()
 	next := a.newArg("next")
 	a.shiftLeft(next, 2)
 	b.sums = a.newVecs(2)
