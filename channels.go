@@ -73,6 +73,14 @@ const (
 	// acc has a record of 8 S and 8 Q for 8 channels.
 	channelFold = iota
 
+	// channelReduce sums the lanes of each of 8 channels, which acc has a record of 8
+	// and 8 for: otherA, otherB = reduce(S), reduce(Q).
+	channelReduce
+
+	// channelFoldReduced is channelFold with otherA and otherB in the places of S
+	// and Q.
+	channelFoldReduced
+
 	// channelProbe takes the mean of count values alone from sums of acc, for the
 	// first shift: shift = -float32(S/count).
 	channelProbe
@@ -144,6 +152,36 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	for c := v; c < n; c++ {
 		a := (*sums)(acc[c/lanes*2*lanes:])
 		mean, m2 := blockMoment(count, -float64(shift[c]), float64(a[c%lanes]), float64(a[c%lanes+lanes]))
+		sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
+		shift[c] = -float32(sumA[c])
+	}
+}
+
+// reduceLanes sums the lanes of n channels.
+func (p Path) reduceLanes(s *flatScratch, n int) {
+	v := p.whole(n)
+	if v > 0 {
+		k := channelArgs{n: v, acc: s.acc, otherA: s.a, otherB: s.b}
+		k.run(channelReduce)
+	}
+	for c := v; c < n; c++ {
+		acc := (*sums)(s.acc[c*2*lanes:])
+		s.a[c], s.b[c] = reduce((*[lanes]float32)(acc[:])), reduce((*[lanes]float32)(acc[lanes:]))
+	}
+}
+
+// foldReduced is foldColumns for sums of all lanes.
+func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, count float64) {
+	weight := count / (before + count)
+	cross := before * weight
+	n := len(sumA)
+	v := p.whole(n)
+	if v > 0 {
+		k := channelArgs{n: v, sumA: sumA, sumB: sumB, otherA: s, otherB: q, shift: shift, count: count, weight: weight, cross: cross}
+		k.run(channelFoldReduced)
+	}
+	for c := v; c < n; c++ {
+		mean, m2 := blockMoment(count, -float64(shift[c]), s[c], q[c])
 		sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
 		shift[c] = -float32(sumA[c])
 	}

@@ -16,10 +16,10 @@ func WithShare(n int) Option {
 
 // WithExtremeSchedule makes a plan take the ways that otherwise large tensors
 // take: everything is stored past the caches where it can be, and rows go
-// through the pipelined kernels or, if flat is set, as columns.
+// through the pipelined kernels or, if flat is set, in groups of channels.
 func WithExtremeSchedule(flat bool) Option {
 	return func(o *options) error {
-		o.schedule = schedule{pipeLen: 1, minFlat: 1, maxFlat: 1 << 20, share: 1}
+		o.schedule = schedule{pipeLen: 1, flatLen: 1, flatBytes: 1, share: 1}
 		if flat {
 			o.schedule.pipeLen = 1 << 30
 		}

@@ -2,15 +2,19 @@ package batchnorm
 
 //go:generate go run ./kernels
 
-// Kernels come in two layouts. In rows the values of a channel are adjacent:
+// Kernels come in three layouts. In rows the values of a channel are adjacent:
 // a call handles some rows of n values, row r at r*stride, all of one channel
 // or, with coefStep > 0, of one channel after the other. In cols the channels
-// are adjacent: a call handles rows of n channels each, row r at r*stride.
+// are adjacent: a call handles rows of n channels each, row r at r*stride. Runs
+// are rows of one channel after the other that are adjacent themselves, so that
+// vectors go across them; a row has no fewer values than a vector. There are those
+// of the kernels without sums.
 type layout uint8
 
 const (
 	rows layout = iota
 	cols
+	runs
 )
 
 // kernelArgs are the arguments of every kernel; each uses the fields that its
@@ -30,12 +34,22 @@ type kernelArgs struct {
 	rows, n, stride int
 	coefStep        int // rows: floats from a row's record to the next row's
 
+	// Kernels with sums alone, in rows, and those of runs handle one image after the
+	// other: more of them behind the first, imageGap floats on from where one more row would begin. A
+	// row's sums are accStep floats on from those of the row before, and begin with
+	// the first, as the records do, in every image.
+	more, imageGap, accStep int
+
+	head int // runs: how many values, fewer than a vector has, lie before the first whole vector of an image
+
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres are stored past the caches; they and their rows are aligned to vectors
 	next   int      // pipelined: floats from a value to that of the next channel
 
 	// Kernels with sums prefetch in rows: fetch bytes ahead of the first vector
-	// of a row, until fetchLeft values of it are done; then a row further on.
+	// of a row, until fetchLeft values of it are done; then a row further on. Those
+	// of runs, and in cols where they store past the caches, prefetch fetch bytes
+	// ahead of everything.
 	fetch, fetchLeft int
 }
 
@@ -56,6 +70,8 @@ func newActCode(a Activation) *actCode {
 }
 
 const (
+	numLayouts = 3
+
 	lanes     = 8
 	fieldN    = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
 	fieldA    = 1        // gamma*invstd
@@ -149,7 +165,7 @@ func (a Activation) variant() actVariant {
 }
 
 func kernelID(kernel int, l layout, v actVariant, flags int) int {
-	return ((kernel*2+int(l))*int(numVariants)+int(v))*numFlags + flags
+	return ((kernel*numLayouts+int(l))*int(numVariants)+int(v))*numFlags + flags
 }
 
 // run calls a kernel on a path.

@@ -350,7 +350,109 @@ func inputGradColsCalledResidualDResidual(a *kernelArgs)
 func inputGradColsCalledResidualDResidualStream(a *kernelArgs)
 
 //go:noescape
+func normalizeRunsIdentity(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsIdentityStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsIdentity(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsIdentityStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsIdentityDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsIdentityDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsIdentityResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsIdentityResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsReLU(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsReLUStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLU(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUResidualStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUResidualDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsReLUResidualDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsCalled(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsCalledStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalled(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledDResidualStream(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsCalledResidual(a *kernelArgs)
+
+//go:noescape
+func normalizeRunsCalledResidualStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledResidualStream(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledResidualDResidual(a *kernelArgs)
+
+//go:noescape
+func inputGradRunsCalledResidualDResidualStream(a *kernelArgs)
+
+//go:noescape
 func foldChannels(a *channelArgs)
+
+//go:noescape
+func reduceChannels(a *channelArgs)
+
+//go:noescape
+func foldReducedChannels(a *channelArgs)
 
 //go:noescape
 func probeChannels(a *channelArgs)
@@ -387,230 +489,294 @@ func simdFence()
 // so that the arguments stay on the stack.
 func simdKernel(id int, a *kernelArgs) {
 	switch id {
-	case ((kernelMoments*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelMoments*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		momentsRows(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		normalizeRowsIdentity(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		pipeForwardRowsIdentity(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		normalizeRowsIdentityStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		pipeForwardRowsIdentityStream(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		gradSumsRowsIdentity(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		inputGradRowsIdentity(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0):
 		pipeBackwardRowsIdentity(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		inputGradRowsIdentityStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		pipeBackwardRowsIdentityStream(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
 		inputGradRowsIdentityDResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
 		pipeBackwardRowsIdentityDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
 		inputGradRowsIdentityDResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
 		pipeBackwardRowsIdentityDResidualStream(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
 		normalizeRowsIdentityResidual(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
 		pipeForwardRowsIdentityResidual(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
 		normalizeRowsIdentityResidualStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
 		pipeForwardRowsIdentityResidualStream(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
 		normalizeRowsReLU(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
 		pipeForwardRowsReLU(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		normalizeRowsReLUStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		pipeForwardRowsReLUStream(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
 		gradSumsRowsReLU(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
 		inputGradRowsReLU(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0):
 		pipeBackwardRowsReLU(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		inputGradRowsReLUStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		pipeBackwardRowsReLUStream(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
 		inputGradRowsReLUDResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
 		pipeBackwardRowsReLUDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
 		inputGradRowsReLUDResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
 		pipeBackwardRowsReLUDResidualStream(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		normalizeRowsReLUResidual(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		pipeForwardRowsReLUResidual(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		normalizeRowsReLUResidualStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		pipeForwardRowsReLUResidualStream(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		gradSumsRowsReLUResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		inputGradRowsReLUResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		pipeBackwardRowsReLUResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		inputGradRowsReLUResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		pipeBackwardRowsReLUResidualStream(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
 		inputGradRowsReLUResidualDResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
 		pipeBackwardRowsReLUResidualDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradRowsReLUResidualDResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
 		pipeBackwardRowsReLUResidualDResidualStream(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
 		normalizeRowsCalled(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
 		pipeForwardRowsCalled(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		normalizeRowsCalledStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		pipeForwardRowsCalledStream(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
 		gradSumsRowsCalled(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
 		gradSumsRowsCalledDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
 		inputGradRowsCalled(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0):
 		pipeBackwardRowsCalled(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		inputGradRowsCalledStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		pipeBackwardRowsCalledStream(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
 		inputGradRowsCalledDResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
 		pipeBackwardRowsCalledDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
 		inputGradRowsCalledDResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
 		pipeBackwardRowsCalledDResidualStream(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		normalizeRowsCalledResidual(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		pipeForwardRowsCalledResidual(a)
-	case ((kernelNormalize*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		normalizeRowsCalledResidualStream(a)
-	case ((kernelPipeForward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelPipeForward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		pipeForwardRowsCalledResidualStream(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		gradSumsRowsCalledResidual(a)
-	case ((kernelGradSums*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelGradSums*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
 		gradSumsRowsCalledResidualDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		inputGradRowsCalledResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		pipeBackwardRowsCalledResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		inputGradRowsCalledResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		pipeBackwardRowsCalledResidualStream(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
 		inputGradRowsCalledResidualDResidual(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
 		pipeBackwardRowsCalledResidualDResidual(a)
-	case ((kernelInputGrad*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradRowsCalledResidualDResidualStream(a)
-	case ((kernelPipeBackward*2+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelPipeBackward*numLayouts+int(rows))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
 		pipeBackwardRowsCalledResidualDResidualStream(a)
-	case ((kernelMoments*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelMoments*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
 		momentsCols(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
 		normalizeColsIdentity(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		normalizeColsIdentityStream(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
 		gradSumsColsIdentity(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0):
 		inputGradColsIdentity(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
 		inputGradColsIdentityStream(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
 		inputGradColsIdentityDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
 		inputGradColsIdentityDResidualStream(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
 		normalizeColsIdentityResidual(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
 		normalizeColsIdentityResidualStream(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
 		normalizeColsReLU(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		normalizeColsReLUStream(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
 		gradSumsColsReLU(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0):
 		inputGradColsReLU(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
 		inputGradColsReLUStream(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
 		inputGradColsReLUDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
 		inputGradColsReLUDResidualStream(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		normalizeColsReLUResidual(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		normalizeColsReLUResidualStream(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		gradSumsColsReLUResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
 		inputGradColsReLUResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
 		inputGradColsReLUResidualStream(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
 		inputGradColsReLUResidualDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradColsReLUResidualDResidualStream(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
 		normalizeColsCalled(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		normalizeColsCalledStream(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
 		gradSumsColsCalled(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
 		gradSumsColsCalledDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0):
 		inputGradColsCalled(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
 		inputGradColsCalledStream(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
 		inputGradColsCalledDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
 		inputGradColsCalledDResidualStream(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		normalizeColsCalledResidual(a)
-	case ((kernelNormalize*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelNormalize*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		normalizeColsCalledResidualStream(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		gradSumsColsCalledResidual(a)
-	case ((kernelGradSums*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelGradSums*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
 		gradSumsColsCalledResidualDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
 		inputGradColsCalledResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
 		inputGradColsCalledResidualStream(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
 		inputGradColsCalledResidualDResidual(a)
-	case ((kernelInputGrad*2+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
+	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradColsCalledResidualDResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0):
+		normalizeRunsIdentity(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+		normalizeRunsIdentityStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0):
+		inputGradRunsIdentity(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+		inputGradRunsIdentityStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual):
+		inputGradRunsIdentityDResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withDResidual | withStream):
+		inputGradRunsIdentityDResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual):
+		normalizeRunsIdentityResidual(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
+		normalizeRunsIdentityResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0):
+		normalizeRunsReLU(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+		normalizeRunsReLUStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0):
+		inputGradRunsReLU(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+		inputGradRunsReLUStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual):
+		inputGradRunsReLUDResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withDResidual | withStream):
+		inputGradRunsReLUDResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+		normalizeRunsReLUResidual(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+		normalizeRunsReLUResidualStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual):
+		inputGradRunsReLUResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withStream):
+		inputGradRunsReLUResidualStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual):
+		inputGradRunsReLUResidualDResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withResidual | withDResidual | withStream):
+		inputGradRunsReLUResidualDResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0):
+		normalizeRunsCalled(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+		normalizeRunsCalledStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0):
+		inputGradRunsCalled(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withStream):
+		inputGradRunsCalledStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual):
+		inputGradRunsCalledDResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withDResidual | withStream):
+		inputGradRunsCalledDResidualStream(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+		normalizeRunsCalledResidual(a)
+	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+		normalizeRunsCalledResidualStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual):
+		inputGradRunsCalledResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withStream):
+		inputGradRunsCalledResidualStream(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual):
+		inputGradRunsCalledResidualDResidual(a)
+	case ((kernelInputGrad*numLayouts+int(runs))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
+		inputGradRunsCalledResidualDResidualStream(a)
 	default:
 		panic("batchnorm: no such kernel")
 	}
@@ -621,6 +787,10 @@ func simdChannels(id int, a *channelArgs) {
 	switch id {
 	case channelFold:
 		foldChannels(a)
+	case channelReduce:
+		reduceChannels(a)
+	case channelFoldReduced:
+		foldReducedChannels(a)
 	case channelProbe:
 		probeChannels(a)
 	case channelAdd:

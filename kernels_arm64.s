@@ -45,33 +45,35 @@ TEXT ·momentsRows(SB), NOSPLIT, $0-8
 	SUB R3, R4
 	MOVD R4, R3
 	LSL $2, R3
-	MOVD a+0(FP), R4
-	MOVD kernelArgs_acc(R4), R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ 32(R4), (F4, F5)
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_acc(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
 
 row1:
 	ADD $0, R1, R24
 	VLD1R (R24), [V0.S4]
 	VMOV V0.B16, V1.B16
-	MOVD a+0(FP), R5
-	MOVD kernelArgs_fetch(R5), R5
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_fetchLeft(R6), R6
+	FLDPQ (R5), (F2, F3)
+	FLDPQ 32(R5), (F4, F5)
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetchLeft(R8), R8
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	SUBS $32, R4
 	BLT rest3
 
 group2:
-	ADD R5<<0, R0, R24
+	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R5<<0, R0, R24
+	ADD R7<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R6
+	SUBS $32, R8
 	BGE same7
-	ADD R3, R5
-	ADD $1073741824, R6
+	ADD R3, R7
+	ADD $1073741824, R8
 
 same7:
 	FLDPQ (R0), (F6, F7)
@@ -120,7 +122,7 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R5<<0, R0, R24
+	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	FLDPQ (R0), (F6, F7)
 	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
@@ -183,12 +185,33 @@ done9:
 
 next6:
 	ADD R3, R0
+	FSTPQ (F2, F3), (R5)
+	FSTPQ (F4, F5), 32(R5)
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_accStep(R4), R4
+	LSL $2, R4
+	ADD R4, R5
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coefStep(R4), R4
+	LSL $2, R4
+	ADD R4, R1
 	SUBS $1, R2
 	BNE row1
+	SUBS $1, R6
+	BLT done12
 	MOVD a+0(FP), R4
-	MOVD kernelArgs_acc(R4), R4
-	FSTPQ (F2, F3), (R4)
-	FSTPQ (F4, F5), 32(R4)
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_coef(R1), R1
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_acc(R5), R5
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_rows(R2), R2
+	B row1
+
+done12:
 	RET
 
 // func normalizeRowsIdentity(a *kernelArgs)
@@ -1190,37 +1213,39 @@ TEXT ·gradSumsRowsIdentity(SB), NOSPLIT, $0-8
 	SUB R4, R5
 	MOVD R5, R4
 	LSL $2, R4
-	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
 
 row1:
 	ADD $0, R2, R24
 	VLD1R (R24), [V4.S4]
 	VMOV V4.B16, V5.B16
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_fetch(R6), R6
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetchLeft(R7), R7
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetchLeft(R9), R9
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	SUBS $32, R5
 	BLT rest3
 
 group2:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R7
+	SUBS $32, R9
 	BGE same7
-	ADD R4, R6
-	ADD $1073741824, R7
+	ADD R4, R8
+	ADD $1073741824, R9
 
 same7:
 	FLDPQ (R1), (F8, F9)
@@ -1274,9 +1299,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	FLDPQ (R1), (F8, F9)
 	WORD $0x4e28d488 // FADD V8.S4, V4.S4, V8.S4
@@ -1371,12 +1396,34 @@ done13:
 next6:
 	ADD R4, R0
 	ADD R4, R1
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_accStep(R5), R5
+	LSL $2, R5
+	ADD R5, R6
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coefStep(R5), R5
+	LSL $2, R5
+	ADD R5, R2
 	SUBS $1, R3
 	BNE row1
+	SUBS $1, R7
+	BLT done16
 	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B row1
+
+done16:
 	RET
 
 // func inputGradRowsIdentity(a *kernelArgs)
@@ -1663,13 +1710,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -1807,9 +1854,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R4, R24
 	VLD1R (R24), [V4.S4]
@@ -2342,13 +2389,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -2486,9 +2533,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R4, R24
 	VLD1R (R24), [V4.S4]
@@ -3060,13 +3107,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -3209,9 +3256,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R5, R24
 	VLD1R (R24), [V4.S4]
@@ -3813,13 +3860,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -3962,9 +4009,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R5, R24
 	VLD1R (R24), [V4.S4]
@@ -6590,10 +6637,10 @@ TEXT ·gradSumsRowsReLU(SB), NOSPLIT, $0-8
 	SUB R4, R5
 	MOVD R5, R4
 	LSL $2, R4
-	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
 
 row1:
 	ADD $0, R2, R24
@@ -6605,28 +6652,30 @@ row1:
 	ADD $8, R2, R24
 	VLD1R (R24), [V6.S4]
 	VMOV V6.B16, V7.B16
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_fetch(R6), R6
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetchLeft(R7), R7
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetchLeft(R9), R9
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	SUBS $32, R5
 	BLT rest3
 
 group2:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R7
+	SUBS $32, R9
 	BGE same7
-	ADD R4, R6
-	ADD $1073741824, R7
+	ADD R4, R8
+	ADD $1073741824, R9
 
 same7:
 	FLDPQ (R1), (F12, F13)
@@ -6720,9 +6769,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	FLDPQ (R1), (F12, F13)
 	WORD $0x4e2cd50c // FADD V12.S4, V8.S4, V12.S4
@@ -6837,12 +6886,34 @@ done13:
 next6:
 	ADD R4, R0
 	ADD R4, R1
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_accStep(R5), R5
+	LSL $2, R5
+	ADD R5, R6
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coefStep(R5), R5
+	LSL $2, R5
+	ADD R5, R2
 	SUBS $1, R3
 	BNE row1
+	SUBS $1, R7
+	BLT done16
 	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B row1
+
+done16:
 	RET
 
 // func inputGradRowsReLU(a *kernelArgs)
@@ -7192,13 +7263,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -7422,9 +7493,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $24, R4, R24
 	VLD1R (R24), [V6.S4]
@@ -8072,13 +8143,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -8302,9 +8373,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $24, R4, R24
 	VLD1R (R24), [V6.S4]
@@ -8991,13 +9062,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -9226,9 +9297,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $24, R5, R24
 	VLD1R (R24), [V6.S4]
@@ -9945,13 +10016,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -10180,9 +10251,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $24, R5, R24
 	VLD1R (R24), [V6.S4]
@@ -11886,10 +11957,10 @@ TEXT ·gradSumsRowsReLUResidual(SB), NOSPLIT, $0-8
 	SUB R5, R6
 	MOVD R6, R5
 	LSL $2, R5
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
 
 row1:
 	ADD $0, R3, R24
@@ -11901,32 +11972,34 @@ row1:
 	ADD $8, R3, R24
 	VLD1R (R24), [V6.S4]
 	VMOV V6.B16, V7.B16
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetch(R7), R7
-	MOVD a+0(FP), R8
-	MOVD kernelArgs_fetchLeft(R8), R8
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetchLeft(R10), R10
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	SUBS $32, R6
 	BLT rest3
 
 group2:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
+	SUBS $32, R10
 	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
+	ADD R5, R9
+	ADD $1073741824, R10
 
 same7:
 	FLDPQ (R1), (F12, F13)
@@ -12033,11 +12106,11 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
 	FLDPQ (R1), (F12, F13)
 	WORD $0x4e2cd50c // FADD V12.S4, V8.S4, V12.S4
@@ -12188,12 +12261,35 @@ next6:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_accStep(R6), R6
+	LSL $2, R6
+	ADD R6, R7
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_coefStep(R6), R6
+	LSL $2, R6
+	ADD R6, R3
 	SUBS $1, R4
 	BNE row1
+	SUBS $1, R8
+	BLT done20
 	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B row1
+
+done20:
 	RET
 
 // func inputGradRowsReLUResidual(a *kernelArgs)
@@ -12596,13 +12692,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -12859,9 +12955,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -13634,13 +13730,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -13897,9 +13993,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -14711,13 +14807,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -14979,9 +15075,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -15823,13 +15919,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -16091,9 +16187,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -17635,34 +17731,36 @@ TEXT ·gradSumsRowsCalled(SB), NOSPLIT, $144-8
 	SUB R4, R5
 	MOVD R5, R4
 	LSL $2, R4
-	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
 
 row1:
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_fetch(R6), R6
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetchLeft(R7), R7
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetchLeft(R9), R9
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	SUBS $32, R5
 	BLT rest3
 
 group2:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R7
+	SUBS $32, R9
 	BGE same7
-	ADD R4, R6
-	ADD $1073741824, R7
+	ADD R4, R8
+	ADD $1073741824, R9
 
 same7:
 	ADD $0, R2, R24
@@ -17775,9 +17873,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R6<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $0, R2, R24
 	VLD1R (R24), [V8.S4]
@@ -17951,12 +18049,34 @@ done17:
 next6:
 	ADD R4, R0
 	ADD R4, R1
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_accStep(R5), R5
+	LSL $2, R5
+	ADD R5, R6
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coefStep(R5), R5
+	LSL $2, R5
+	ADD R5, R2
 	SUBS $1, R3
 	BNE row1
+	SUBS $1, R7
+	BLT done20
 	MOVD a+0(FP), R5
-	MOVD kernelArgs_acc(R5), R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_acc(R6), R6
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B row1
+
+done20:
 	RET
 
 // func gradSumsRowsCalledDResidual(a *kernelArgs)
@@ -17988,34 +18108,36 @@ TEXT ·gradSumsRowsCalledDResidual(SB), NOSPLIT, $144-8
 	SUB R5, R6
 	MOVD R6, R5
 	LSL $2, R5
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
 
 row1:
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetch(R7), R7
-	MOVD a+0(FP), R8
-	MOVD kernelArgs_fetchLeft(R8), R8
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetchLeft(R10), R10
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	SUBS $32, R6
 	BLT rest3
 
 group2:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
+	SUBS $32, R10
 	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
+	ADD R5, R9
+	ADD $1073741824, R10
 
 same7:
 	ADD $0, R3, R24
@@ -18133,9 +18255,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $0, R3, R24
 	VLD1R (R24), [V8.S4]
@@ -18339,12 +18461,35 @@ next6:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_accStep(R6), R6
+	LSL $2, R6
+	ADD R6, R7
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_coefStep(R6), R6
+	LSL $2, R6
+	ADD R6, R3
 	SUBS $1, R4
 	BNE row1
+	SUBS $1, R8
+	BLT done24
 	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B row1
+
+done24:
 	RET
 
 // func inputGradRowsCalled(a *kernelArgs)
@@ -18792,13 +18937,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -19049,9 +19194,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R4, R24
 	VLD1R (R24), [V4.S4]
@@ -19886,13 +20031,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R9
 	BGE same7
@@ -20143,9 +20288,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R4, R24
 	VLD1R (R24), [V4.S4]
@@ -21019,13 +21164,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -21281,9 +21426,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R5, R24
 	VLD1R (R24), [V4.S4]
@@ -22187,13 +22332,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	SUBS $32, R10
 	BGE same7
@@ -22449,9 +22594,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $20, R5, R24
 	VLD1R (R24), [V4.S4]
@@ -24240,38 +24385,40 @@ TEXT ·gradSumsRowsCalledResidual(SB), NOSPLIT, $144-8
 	SUB R5, R6
 	MOVD R6, R5
 	LSL $2, R5
-	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
 
 row1:
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_fetch(R7), R7
-	MOVD a+0(FP), R8
-	MOVD kernelArgs_fetchLeft(R8), R8
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetchLeft(R10), R10
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	SUBS $32, R6
 	BLT rest3
 
 group2:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
+	SUBS $32, R10
 	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
+	ADD R5, R9
+	ADD $1073741824, R10
 
 same7:
 	ADD $0, R3, R24
@@ -24397,11 +24544,11 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R7<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R2, R24
+	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $0, R3, R24
 	VLD1R (R24), [V8.S4]
@@ -24611,12 +24758,35 @@ next6:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_accStep(R6), R6
+	LSL $2, R6
+	ADD R6, R7
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_coefStep(R6), R6
+	LSL $2, R6
+	ADD R6, R3
 	SUBS $1, R4
 	BNE row1
+	SUBS $1, R8
+	BLT done24
 	MOVD a+0(FP), R6
-	MOVD kernelArgs_acc(R6), R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_acc(R7), R7
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B row1
+
+done24:
 	RET
 
 // func gradSumsRowsCalledResidualDResidual(a *kernelArgs)
@@ -24650,38 +24820,40 @@ TEXT ·gradSumsRowsCalledResidualDResidual(SB), NOSPLIT, $144-8
 	SUB R6, R7
 	MOVD R7, R6
 	LSL $2, R6
-	MOVD a+0(FP), R7
-	MOVD kernelArgs_acc(R7), R7
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_acc(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_more(R9), R9
 
 row1:
-	MOVD a+0(FP), R8
-	MOVD kernelArgs_fetch(R8), R8
-	MOVD a+0(FP), R9
-	MOVD kernelArgs_fetchLeft(R9), R9
+	FLDPQ (R8), (F0, F1)
+	FLDPQ 32(R8), (F2, F3)
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
+	MOVD a+0(FP), R11
+	MOVD kernelArgs_fetchLeft(R11), R11
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	SUBS $32, R7
 	BLT rest3
 
 group2:
-	ADD R8<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
+	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
+	ADD R10<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
+	SUBS $32, R11
 	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
+	ADD R6, R10
+	ADD $1073741824, R11
 
 same7:
 	ADD $0, R4, R24
@@ -24812,11 +24984,11 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R8<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
+	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
 	ADD $0, R4, R24
 	VLD1R (R24), [V8.S4]
@@ -25056,12 +25228,36 @@ next6:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	FSTPQ (F0, F1), (R8)
+	FSTPQ (F2, F3), 32(R8)
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_accStep(R7), R7
+	LSL $2, R7
+	ADD R7, R8
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_coefStep(R7), R7
+	LSL $2, R7
+	ADD R7, R4
 	SUBS $1, R5
 	BNE row1
+	SUBS $1, R9
+	BLT done28
 	MOVD a+0(FP), R7
-	MOVD kernelArgs_acc(R7), R7
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
+	MOVD kernelArgs_imageGap(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_acc(R8), R8
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B row1
+
+done28:
 	RET
 
 // func inputGradRowsCalledResidual(a *kernelArgs)
@@ -25562,13 +25758,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -25852,9 +26048,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -26814,13 +27010,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -27104,9 +27300,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -28105,13 +28301,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -28400,9 +28596,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -29431,13 +29627,13 @@ row1:
 	BLT rest3
 
 group2:
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -29726,9 +29922,9 @@ rest3:
 	BLT part5
 
 single4:
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -31042,6 +31238,8 @@ TEXT ·normalizeColsIdentityStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R3), R3
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_stride(R5), R5
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ANDS $7, R4
@@ -31065,6 +31263,10 @@ single3:
 	BLT few9
 
 many8:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R2), (F0, F1)
 	FLDPQ (R0), (F6, F7)
 	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
@@ -31259,13 +31461,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD $96, R8
 	FLDPQ (R2), (F4, F5)
@@ -32412,6 +32614,8 @@ TEXT ·inputGradColsIdentityStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -32435,6 +32639,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F4, F5)
 	FLDPQ (R1), (F12, F13)
 	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
@@ -33484,6 +33696,8 @@ TEXT ·inputGradColsIdentityDResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R5), R5
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_stride(R7), R7
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ANDS $7, R6
@@ -33507,6 +33721,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R4), (F4, F5)
 	FLDPQ (R1), (F12, F13)
 	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
@@ -34417,6 +34639,8 @@ TEXT ·normalizeColsIdentityResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -34440,6 +34664,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F0, F1)
 	FLDPQ (R0), (F6, F7)
 	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
@@ -35175,6 +35407,8 @@ TEXT ·normalizeColsReLUStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R3), R3
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_stride(R5), R5
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ANDS $7, R4
@@ -35198,6 +35432,10 @@ single3:
 	BLT few9
 
 many8:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R2), (F0, F1)
 	FLDPQ (R0), (F6, F7)
 	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
@@ -35428,13 +35666,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD $96, R8
 	FLDPQ (R2), (F8, F9)
@@ -36793,6 +37031,8 @@ TEXT ·inputGradColsReLUStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -36816,6 +37056,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F8, F9)
 	FLDPQ (R1), (F14, F15)
 	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
@@ -38041,6 +38289,8 @@ TEXT ·inputGradColsReLUDResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R5), R5
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_stride(R7), R7
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ANDS $7, R6
@@ -38064,6 +38314,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R4), (F8, F9)
 	FLDPQ (R1), (F14, F15)
 	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
@@ -39106,6 +39364,8 @@ TEXT ·normalizeColsReLUResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -39129,6 +39389,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F0, F1)
 	FLDPQ (R0), (F6, F7)
 	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
@@ -39411,13 +39679,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -41138,6 +41406,8 @@ TEXT ·inputGradColsReLUResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R5), R5
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_stride(R7), R7
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ANDS $7, R6
@@ -41161,6 +41431,18 @@ single3:
 	BLT few9
 
 many8:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R4), (F8, F9)
 	FLDPQ (R1), (F14, F15)
 	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
@@ -42617,6 +42899,8 @@ TEXT ·inputGradColsReLUResidualDResidualStream(SB), NOSPLIT, $0-8
 	MOVD kernelArgs_rows(R6), R6
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_stride(R8), R8
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ANDS $7, R7
@@ -42640,6 +42924,18 @@ single3:
 	BLT few9
 
 many8:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R5), (F8, F9)
 	FLDPQ (R1), (F14, F15)
 	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
@@ -43531,6 +43827,8 @@ TEXT ·normalizeColsCalledStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R3), R3
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_stride(R5), R5
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ANDS $7, R4
@@ -43554,6 +43852,10 @@ single3:
 	BLT few9
 
 many8:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -43782,13 +44084,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R8<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R8<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD $96, R8
 	FLDPQ (R3), (F0, F1)
@@ -44577,13 +44879,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD $96, R9
 	FLDPQ (R4), (F0, F1)
@@ -46429,6 +46731,8 @@ TEXT ·inputGradColsCalledStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -46452,6 +46756,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -47910,6 +48222,8 @@ TEXT ·inputGradColsCalledDResidualStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R5), R5
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_stride(R7), R7
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ANDS $7, R6
@@ -47933,6 +48247,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -49012,6 +49334,8 @@ TEXT ·normalizeColsCalledResidualStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R4), R4
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_stride(R6), R6
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ANDS $7, R5
@@ -49035,6 +49359,14 @@ single3:
 	BLT few9
 
 many8:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -49315,13 +49647,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
+	ADD R9<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
+	ADD R9<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R9<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -50293,13 +50625,13 @@ groups1:
 	BLT part6
 
 column5:
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
+	ADD R10<<0, R1, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
+	ADD R10<<0, R0, R24
 	PRFM 64(R24), PLDL1KEEP
 	ADD R10<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
@@ -52507,6 +52839,8 @@ TEXT ·inputGradColsCalledResidualStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R5), R5
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_stride(R7), R7
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ANDS $7, R6
@@ -52530,6 +52864,18 @@ single3:
 	BLT few9
 
 many8:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -54219,6 +54565,8 @@ TEXT ·inputGradColsCalledResidualDResidualStream(SB), NOSPLIT, $144-8
 	MOVD kernelArgs_rows(R6), R6
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_stride(R8), R8
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ANDS $7, R7
@@ -54242,6 +54590,18 @@ single3:
 	BLT few9
 
 many8:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
 	FLDPQ 64(R5), (F6, F7)
@@ -54680,6 +55040,18054 @@ next7:
 	BGE single3
 
 done4:
+	RET
+
+// func normalizeRunsIdentity(a *kernelArgs)
+TEXT ·normalizeRunsIdentity(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsIdentityStream(a *kernelArgs)
+TEXT ·normalizeRunsIdentityStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsIdentity(a *kernelArgs)
+TEXT ·inputGradRunsIdentity(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[0]
+
+done12:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V17.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V17.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V16.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V16.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	FLDPQ 32(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 32(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 32(R2)
+	FLDPQ 64(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 64(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 64(R2)
+	FLDPQ 96(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 96(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V4.B16
+	VBIF V31.B16, V19.B16, V5.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V6.B16
+	VBIF V31.B16, V19.B16, V7.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V0.B16
+	VBIF V31.B16, V19.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V2.B16
+	VBIF V31.B16, V19.B16, V3.B16
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V13.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V13.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V12.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V12.S[0]
+
+done24:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V17.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V17.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V16.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V16.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsIdentityStream(a *kernelArgs)
+TEXT ·inputGradRunsIdentityStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[0]
+
+done12:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V17.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V17.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V16.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V16.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	FLDPQ 32(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 32(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac014450 // VSTNP 32(R2), V17, V16
+	FLDPQ 64(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 64(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac024450 // VSTNP 64(R2), V17, V16
+	FLDPQ 96(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 96(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac034450 // VSTNP 96(R2), V17, V16
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V4.B16
+	VBIF V31.B16, V19.B16, V5.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V6.B16
+	VBIF V31.B16, V19.B16, V7.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V0.B16
+	VBIF V31.B16, V19.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V2.B16
+	VBIF V31.B16, V19.B16, V3.B16
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V13.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V13.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V12.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V12.S[0]
+
+done24:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V17.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V17.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V16.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V16.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsIdentityDResidual(a *kernelArgs)
+TEXT ·inputGradRunsIdentityDResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[0]
+
+done12:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V17.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V17.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V16.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V16.S[0], (R24)
+
+done20:
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F14, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V15.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V15.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V15.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V14.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V14.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V14.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	FSTPQ (F14, F15), (R3)
+	FLDPQ 32(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 32(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F14, F15), 32(R3)
+	FLDPQ 64(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 64(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 64(R2)
+	FSTPQ (F14, F15), 64(R3)
+	FLDPQ 96(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 96(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), 96(R2)
+	FSTPQ (F14, F15), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	FSTPQ (F14, F15), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V4.B16
+	VBIF V31.B16, V19.B16, V5.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V6.B16
+	VBIF V31.B16, V19.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V0.B16
+	VBIF V31.B16, V19.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V2.B16
+	VBIF V31.B16, V19.B16, V3.B16
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	FSTPQ (F16, F17), (R2)
+	FSTPQ (F14, F15), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V13.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V13.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V12.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V12.S[0]
+
+done28:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd37
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V17.S[2], (R24)
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VST1 V17.S[0], (R24)
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V16.S[2], (R24)
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VST1 V16.S[0], (R24)
+
+done36:
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F14, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V15.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V15.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V15.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V14.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V14.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V14.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsIdentityDResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsIdentityDResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V13.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V12.S[0]
+
+done12:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V17.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V17.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V16.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V16.S[0], (R24)
+
+done20:
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F14, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V15.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V15.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V15.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V14.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V14.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V14.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	WORD $0xac003c6e // VSTNP (R3), V15, V14
+	FLDPQ 32(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 32(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac014450 // VSTNP 32(R2), V17, V16
+	WORD $0xac013c6e // VSTNP 32(R3), V15, V14
+	FLDPQ 64(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 64(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac024450 // VSTNP 64(R2), V17, V16
+	WORD $0xac023c6e // VSTNP 64(R3), V15, V14
+	FLDPQ 96(R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ 96(R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac034450 // VSTNP 96(R2), V17, V16
+	WORD $0xac033c6e // VSTNP 96(R3), V15, V14
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	WORD $0xac003c6e // VSTNP (R3), V15, V14
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V4.B16
+	VBIF V31.B16, V19.B16, V5.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V6.B16
+	VBIF V31.B16, V19.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V0.B16
+	VBIF V31.B16, V19.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V18.S4]
+	VMOV V18.B16, V19.B16
+	VBIF V30.B16, V18.B16, V2.B16
+	VBIF V31.B16, V19.B16, V3.B16
+	FLDPQ (R1), (F12, F13)
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	FLDPQ (R0), (F14, F15)
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	WORD $0xac004450 // VSTNP (R2), V17, V16
+	WORD $0xac003c6e // VSTNP (R3), V15, V14
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V13.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V13.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V12.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V12.S[0]
+
+done28:
+	WORD $0x4e2cd48c // FADD V12.S4, V4.S4, V12.S4
+	WORD $0x4e2dd4ad // FADD V13.S4, V5.S4, V13.S4
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4ea0d5d0 // FSUB V0.S4, V14.S4, V16.S4
+	WORD $0x4ea1d5f1 // FSUB V1.S4, V15.S4, V17.S4
+	WORD $0x6e22dd8c // FMUL V2.S4, V12.S4, V12.S4
+	WORD $0x6e23ddad // FMUL V3.S4, V13.S4, V13.S4
+	WORD $0x4eacd610 // FSUB V12.S4, V16.S4, V16.S4
+	WORD $0x4eadd631 // FSUB V13.S4, V17.S4, V17.S4
+	WORD $0x6e26de10 // FMUL V6.S4, V16.S4, V16.S4
+	WORD $0x6e27de31 // FMUL V7.S4, V17.S4, V17.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd37
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V17.S[2], (R24)
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VST1 V17.S[0], (R24)
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V16.S[2], (R24)
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VST1 V16.S[0], (R24)
+
+done36:
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F14, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V15.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V15.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V15.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V14.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V14.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V14.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsIdentityResidual(a *kernelArgs)
+TEXT ·normalizeRunsIdentityResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsIdentityResidualStream(a *kernelArgs)
+TEXT ·normalizeRunsIdentityResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsReLU(a *kernelArgs)
+TEXT ·normalizeRunsReLU(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsReLUStream(a *kernelArgs)
+TEXT ·normalizeRunsReLUStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLU(a *kernelArgs)
+TEXT ·inputGradRunsReLU(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V19.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V19.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V18.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V18.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R2)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R2)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V15.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V15.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V14.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V14.S[0]
+
+done24:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V17.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V17.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V16.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V16.S[0]
+
+done28:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V19.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V19.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V18.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V18.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUStream(a *kernelArgs)
+TEXT ·inputGradRunsReLUStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V19.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V19.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V18.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V18.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c52 // VSTNP 32(R2), V19, V18
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c52 // VSTNP 64(R2), V19, V18
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c52 // VSTNP 96(R2), V19, V18
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V15.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V15.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V14.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V14.S[0]
+
+done24:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V17.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V17.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V16.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V16.S[0]
+
+done28:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V19.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V19.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V18.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V18.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUDResidual(a *kernelArgs)
+TEXT ·inputGradRunsReLUDResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V19.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V19.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V18.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V18.S[0], (R24)
+
+done20:
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V17.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V17.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V16.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V16.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R2)
+	FSTPQ (F16, F17), 32(R3)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 64(R3)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R2)
+	FSTPQ (F16, F17), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[0]
+
+done32:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd37
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V19.S[2], (R24)
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VST1 V19.S[0], (R24)
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V18.S[2], (R24)
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VST1 V18.S[0], (R24)
+
+done36:
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V17.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V17.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V16.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V16.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUDResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsReLUDResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V19.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V19.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V18.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V18.S[0], (R24)
+
+done20:
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V17.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V17.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V16.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V16.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c52 // VSTNP 32(R2), V19, V18
+	WORD $0xac014470 // VSTNP 32(R3), V17, V16
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c52 // VSTNP 64(R2), V19, V18
+	WORD $0xac024470 // VSTNP 64(R3), V17, V16
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c52 // VSTNP 96(R2), V19, V18
+	WORD $0xac034470 // VSTNP 96(R3), V17, V16
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[0]
+
+done32:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd37
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V19.S[2], (R24)
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VST1 V19.S[0], (R24)
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done36
+	VST1 V18.S[2], (R24)
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VST1 V18.S[0], (R24)
+
+done36:
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V17.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V17.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V16.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V16.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsReLUResidual(a *kernelArgs)
+TEXT ·normalizeRunsReLUResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsReLUResidualStream(a *kernelArgs)
+TEXT ·normalizeRunsReLUResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	WORD $0x6e26e508 // VFCMGE V6.S4, V8.S4, V8.S4
+	WORD $0x6e27e529 // VFCMGE V7.S4, V9.S4, V9.S4
+	WORD $0x4e681cc6 // VBIC V8.B16, V6.B16, V6.B16
+	WORD $0x4e691ce7 // VBIC V9.B16, V7.B16, V7.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUResidual(a *kernelArgs)
+TEXT ·inputGradRunsReLUResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[0]
+
+done20:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R3)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R3)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[0]
+
+done32:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[0]
+
+done36:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V19.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V19.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V18.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V18.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsReLUResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[0]
+
+done20:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c72 // VSTNP 32(R3), V19, V18
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c72 // VSTNP 64(R3), V19, V18
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c72 // VSTNP 96(R3), V19, V18
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V15.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V14.S[0]
+
+done28:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V17.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V16.S[0]
+
+done32:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[0]
+
+done36:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V19.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V19.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V18.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V18.S[0], (R24)
+
+done40:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUResidualDResidual(a *kernelArgs)
+TEXT ·inputGradRunsReLUResidualDResidual(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_dres(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_more(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
+
+image1:
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	SUB R8, R7
+	ANDS $7, R8
+	BEQ row2
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[0]
+
+done20:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	ADD $0, R4, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V17.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V17.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V16.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V16.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+
+row2:
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R3)
+	FSTPQ (F16, F17), 32(R4)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R3)
+	FSTPQ (F16, F17), 64(R4)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R3)
+	FSTPQ (F16, F17), 96(R4)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
+	SUBS $1, R6
+	BEQ last8
+	ADD $20, R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_n(R8), R8
+	ADD R7, R8
+	ANDS $7, R7
+	BEQ next7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R8, R7
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R7
+	BEQ end9
+	MOVD R7, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[0]
+
+done36:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[0]
+
+done40:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low43
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd45
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V19.S[2], (R24)
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VST1 V19.S[0], (R24)
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V18.S[2], (R24)
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VST1 V18.S[0], (R24)
+
+done44:
+	ADD $0, R4, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V17.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V17.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V16.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V16.S[0], (R24)
+
+done48:
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end9:
+	SUBS $1, R9
+	BLT done10
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_imageGap(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsReLUResidualDResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsReLUResidualDResidualStream(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_dres(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_more(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
+
+image1:
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	SUB R8, R7
+	ANDS $7, R8
+	BEQ row2
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V15.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V14.S[0]
+
+done12:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V17.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V16.S[0]
+
+done16:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V13.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V12.S[0]
+
+done20:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	ADD $0, R4, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V17.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V17.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V16.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V16.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+
+row2:
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c72 // VSTNP 32(R3), V19, V18
+	WORD $0xac014490 // VSTNP 32(R4), V17, V16
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c72 // VSTNP 64(R3), V19, V18
+	WORD $0xac024490 // VSTNP 64(R4), V17, V16
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c72 // VSTNP 96(R3), V19, V18
+	WORD $0xac034490 // VSTNP 96(R4), V17, V16
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
+	SUBS $1, R6
+	BEQ last8
+	ADD $20, R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_n(R8), R8
+	ADD R7, R8
+	ANDS $7, R7
+	BEQ next7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	ADD $-8, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R8, R7
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+next7:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	B row2
+
+last8:
+	ANDS $7, R7
+	BEQ end9
+	MOVD R7, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[0]
+
+done36:
+	WORD $0x6e24ddca // FMUL V4.S4, V14.S4, V10.S4
+	WORD $0x6e25ddeb // FMUL V5.S4, V15.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[0]
+
+done40:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	WORD $0x6eace54c // VFCMGT V12.S4, V10.S4, V12.S4
+	WORD $0x6eade56d // VFCMGT V13.S4, V11.S4, V13.S4
+	VAND V16.B16, V12.B16, V16.B16
+	VAND V17.B16, V13.B16, V17.B16
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low43
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd45
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V19.S[2], (R24)
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VST1 V19.S[0], (R24)
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V18.S[2], (R24)
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VST1 V18.S[0], (R24)
+
+done44:
+	ADD $0, R4, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V17.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V17.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V16.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V16.S[0], (R24)
+
+done48:
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end9:
+	SUBS $1, R9
+	BLT done10
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_imageGap(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsCalled(a *kernelArgs)
+TEXT ·normalizeRunsCalled(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R23)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R23)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R23)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R23), (F6, F7)
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R23), (F6, F7)
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsCalledStream(a *kernelArgs)
+TEXT ·normalizeRunsCalledStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_more(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
+
+image1:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	SUB R5, R4
+	ANDS $7, R5
+	BEQ row2
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd17
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V7.S[2], (R24)
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VST1 V7.S[0], (R24)
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done16
+	VST1 V6.S[2], (R24)
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VST1 V6.S[0], (R24)
+
+done16:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_head(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+
+row2:
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R23)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R23)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R23)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R23), (F6, F7)
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R23), (F6, F7)
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last8
+	ADD $20, R2
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	ADD R4, R5
+	ANDS $7, R4
+	BEQ next7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R5, R4
+	B row2
+
+next7:
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_n(R4), R4
+	B row2
+
+last8:
+	ANDS $7, R4
+	BEQ end9
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V7.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V6.S[0]
+
+done20:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V7.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V7.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V6.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V6.S[0], (R24)
+
+done24:
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end9:
+	SUBS $1, R6
+	BLT done10
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_imageGap(R4), R4
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_coef(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_rows(R3), R3
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalled(a *kernelArgs)
+TEXT ·inputGradRunsCalled(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[0]
+
+done20:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R2)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R2)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V11.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V11.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V10.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V10.S[0]
+
+done28:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[0]
+
+done36:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V19.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V19.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V18.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V18.S[0], (R24)
+
+done40:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledStream(a *kernelArgs)
+TEXT ·inputGradRunsCalledStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[0]
+
+done20:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c52 // VSTNP 32(R2), V19, V18
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c52 // VSTNP 64(R2), V19, V18
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c52 // VSTNP 96(R2), V19, V18
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V11.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V11.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V10.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V10.S[0]
+
+done28:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V15.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V14.S[0]
+
+done32:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V17.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V16.S[0]
+
+done36:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd41
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V19.S[2], (R24)
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VST1 V19.S[0], (R24)
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done40
+	VST1 V18.S[2], (R24)
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VST1 V18.S[0], (R24)
+
+done40:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledDResidual(a *kernelArgs)
+TEXT ·inputGradRunsCalledDResidual(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[0]
+
+done20:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V17.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V17.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V16.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V16.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R2)
+	FSTPQ (F16, F17), 32(R3)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R2)
+	FSTPQ (F16, F17), 64(R3)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R2)
+	FSTPQ (F16, F17), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R2)
+	FSTPQ (F16, F17), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[0]
+
+done32:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V15.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V15.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V14.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V14.S[0]
+
+done36:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V17.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V17.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V16.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V16.S[0]
+
+done40:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low43
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd45
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V19.S[2], (R24)
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VST1 V19.S[0], (R24)
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V18.S[2], (R24)
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VST1 V18.S[0], (R24)
+
+done44:
+	ADD $0, R3, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V17.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V17.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V16.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V16.S[0], (R24)
+
+done48:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledDResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsCalledDResidualStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_y(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_dres(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V15.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V14.S[0]
+
+done16:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V17.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V16.S[0]
+
+done20:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low23
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd25
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V19.S[2], (R24)
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VST1 V19.S[0], (R24)
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done24
+	VST1 V18.S[2], (R24)
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VST1 V18.S[0], (R24)
+
+done24:
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V17.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V17.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V16.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V16.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c52 // VSTNP 32(R2), V19, V18
+	WORD $0xac014470 // VSTNP 32(R3), V17, V16
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c52 // VSTNP 64(R2), V19, V18
+	WORD $0xac024470 // VSTNP 64(R3), V17, V16
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c52 // VSTNP 96(R2), V19, V18
+	WORD $0xac034470 // VSTNP 96(R3), V17, V16
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c52 // VSTNP (R2), V19, V18
+	WORD $0xac004470 // VSTNP (R3), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[0]
+
+done32:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V15.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V15.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V14.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V14.S[0]
+
+done36:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V17.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V17.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V16.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V16.S[0]
+
+done40:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R2, R24
+	TBZ $2, R25, low43
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd45
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V19.S[2], (R24)
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VST1 V19.S[0], (R24)
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done44
+	VST1 V18.S[2], (R24)
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VST1 V18.S[0], (R24)
+
+done44:
+	ADD $0, R3, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V17.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V17.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V16.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V16.S[0], (R24)
+
+done48:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsCalledResidual(a *kernelArgs)
+TEXT ·normalizeRunsCalledResidual(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R23)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R23)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R23)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	FLDPQ 32(R23), (F6, F7)
+	FSTPQ (F6, F7), 32(R1)
+	FLDPQ 64(R23), (F6, F7)
+	FSTPQ (F6, F7), 64(R1)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	FSTPQ (F6, F7), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func normalizeRunsCalledResidualStream(a *kernelArgs)
+TEXT ·normalizeRunsCalledResidualStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_x(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_y(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_more(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
+
+image1:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	SUB R6, R5
+	ANDS $7, R6
+	BEQ row2
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V7.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V6.S[0]
+
+done12:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V9.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V8.S[0]
+
+done16:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd21
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V7.S[2], (R24)
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VST1 V7.S[0], (R24)
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done20
+	VST1 V6.S[2], (R24)
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VST1 V6.S[0], (R24)
+
+done20:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_head(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+
+row2:
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), (R23)
+	FLDPQ 32(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 32(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 32(R23)
+	FLDPQ 64(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 64(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 64(R23)
+	FLDPQ 96(R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ 96(R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	FLDPQ 32(R23), (F6, F7)
+	WORD $0xac011c26 // VSTNP 32(R1), V7, V6
+	FLDPQ 64(R23), (F6, F7)
+	WORD $0xac021c26 // VSTNP 64(R1), V7, V6
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac031c26 // VSTNP 96(R1), V7, V6
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	ADD R8<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R8<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last8
+	ADD $20, R3
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	ADD R5, R6
+	ANDS $7, R5
+	BEQ next7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $0, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V0.B16
+	VBIF V31.B16, V11.B16, V1.B16
+	ADD $-16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V2.B16
+	VBIF V31.B16, V11.B16, V3.B16
+	ADD $-12, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V10.S4]
+	VMOV V10.B16, V11.B16
+	VBIF V30.B16, V10.B16, V4.B16
+	VBIF V31.B16, V11.B16, V5.B16
+	FLDPQ (R0), (F6, F7)
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	FLDPQ (R2), (F8, F9)
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	WORD $0xac001c26 // VSTNP (R1), V7, V6
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R6, R5
+	B row2
+
+next7:
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_n(R5), R5
+	B row2
+
+last8:
+	ANDS $7, R5
+	BEQ end9
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	VEOR V6.B16, V6.B16, V6.B16
+	VEOR V7.B16, V7.B16, V7.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F6
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V7.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V7.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V6.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V6.S[0]
+
+done24:
+	WORD $0x4e26d406 // FADD V6.S4, V0.S4, V6.S4
+	WORD $0x4e27d427 // FADD V7.S4, V1.S4, V7.S4
+	WORD $0x6e22dcc6 // FMUL V2.S4, V6.S4, V6.S4
+	WORD $0x6e23dce7 // FMUL V3.S4, V7.S4, V7.S4
+	WORD $0x4e24d4c6 // FADD V4.S4, V6.S4, V6.S4
+	WORD $0x4e25d4e7 // FADD V5.S4, V7.S4, V7.S4
+	VEOR V8.B16, V8.B16, V8.B16
+	VEOR V9.B16, V9.B16, V9.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low27
+	FMOVQ.P 16(R24), F8
+	TBZ $1, R25, odd29
+	VLD1.P 8(R24), V9.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[2]
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VLD1 (R24), V9.S[0]
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VLD1.P 8(R24), V8.D[0]
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[2]
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VLD1 (R24), V8.S[0]
+
+done28:
+	WORD $0x4e28d4c6 // FADD V8.S4, V6.S4, V6.S4
+	WORD $0x4e29d4e7 // FADD V9.S4, V7.S4, V7.S4
+	FSTPQ (F6, F7), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	FLDPQ 96(R23), (F6, F7)
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F6, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V7.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V7.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V7.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V6.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V6.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V6.S[0], (R24)
+
+done32:
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end9:
+	SUBS $1, R7
+	BLT done10
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_imageGap(R5), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_coef(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_rows(R4), R4
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledResidual(a *kernelArgs)
+TEXT ·inputGradRunsCalledResidual(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[0]
+
+done16:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[0]
+
+done20:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[0]
+
+done24:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V19.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V19.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V18.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V18.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R3)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R3)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[0]
+
+done32:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[0]
+
+done36:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V15.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V15.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V14.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V14.S[0]
+
+done40:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low43
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd45
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V17.S[2]
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VLD1 (R24), V17.S[0]
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V16.S[2]
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VLD1 (R24), V16.S[0]
+
+done44:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V19.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V19.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V18.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V18.S[0], (R24)
+
+done48:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsCalledResidualStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_more(R8), R8
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
+
+image1:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	SUB R7, R6
+	ANDS $7, R7
+	BEQ row2
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[0]
+
+done16:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[0]
+
+done20:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[0]
+
+done24:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V19.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V19.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V18.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V18.S[0], (R24)
+
+done28:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_head(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+
+row2:
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c72 // VSTNP 32(R3), V19, V18
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c72 // VSTNP 64(R3), V19, V18
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c72 // VSTNP 96(R3), V19, V18
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	ADD R9<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R9<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last8
+	ADD $20, R4
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	ADD R6, R7
+	ANDS $7, R6
+	BEQ next7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R7, R6
+	B row2
+
+next7:
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_n(R6), R6
+	B row2
+
+last8:
+	ANDS $7, R6
+	BEQ end9
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low31
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd33
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[2]
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VLD1 (R24), V11.S[0]
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[2]
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VLD1 (R24), V10.S[0]
+
+done32:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V13.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V12.S[0]
+
+done36:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V15.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V15.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V14.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V14.S[0]
+
+done40:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low43
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd45
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V17.S[2]
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VLD1 (R24), V17.S[0]
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V16.S[2]
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VLD1 (R24), V16.S[0]
+
+done44:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low47
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd49
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V19.S[2], (R24)
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VST1 V19.S[0], (R24)
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done48
+	VST1 V18.S[2], (R24)
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VST1 V18.S[0], (R24)
+
+done48:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end9:
+	SUBS $1, R8
+	BLT done10
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_imageGap(R6), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_coef(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_rows(R5), R5
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledResidualDResidual(a *kernelArgs)
+TEXT ·inputGradRunsCalledResidualDResidual(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_dres(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_more(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
+
+image1:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	SUB R8, R7
+	ANDS $7, R8
+	BEQ row2
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[0]
+
+done16:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[0]
+
+done20:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[0]
+
+done24:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V19.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V19.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V18.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V18.S[0], (R24)
+
+done28:
+	ADD $0, R4, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V17.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V17.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V16.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V16.S[0], (R24)
+
+done32:
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+
+row2:
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 32(R3)
+	FSTPQ (F16, F17), 32(R4)
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 64(R3)
+	FSTPQ (F16, F17), 64(R4)
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), 96(R3)
+	FSTPQ (F16, F17), 96(R4)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
+	SUBS $1, R6
+	BEQ last8
+	ADD $20, R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_n(R8), R8
+	ADD R7, R8
+	ANDS $7, R7
+	BEQ next7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	FSTPQ (F18, F19), (R3)
+	FSTPQ (F16, F17), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R8, R7
+	B row2
+
+next7:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	B row2
+
+last8:
+	ANDS $7, R7
+	BEQ end9
+	MOVD R7, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V11.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V11.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V10.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V10.S[0]
+
+done36:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[0]
+
+done40:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low43
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd45
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V15.S[2]
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VLD1 (R24), V15.S[0]
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V14.S[2]
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VLD1 (R24), V14.S[0]
+
+done44:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low47
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd49
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done48
+	VLD1 (R24), V17.S[2]
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VLD1 (R24), V17.S[0]
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done48
+	VLD1 (R24), V16.S[2]
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VLD1 (R24), V16.S[0]
+
+done48:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low51
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd53
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done52
+	VST1 V19.S[2], (R24)
+	B done52
+
+odd53:
+	TBZ $0, R25, done52
+	VST1 V19.S[0], (R24)
+	B done52
+
+low51:
+	TBZ $1, R25, odd54
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done52
+	VST1 V18.S[2], (R24)
+	B done52
+
+odd54:
+	TBZ $0, R25, done52
+	VST1 V18.S[0], (R24)
+
+done52:
+	ADD $0, R4, R24
+	TBZ $2, R25, low55
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd57
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done56
+	VST1 V17.S[2], (R24)
+	B done56
+
+odd57:
+	TBZ $0, R25, done56
+	VST1 V17.S[0], (R24)
+	B done56
+
+low55:
+	TBZ $1, R25, odd58
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done56
+	VST1 V16.S[2], (R24)
+	B done56
+
+odd58:
+	TBZ $0, R25, done56
+	VST1 V16.S[0], (R24)
+
+done56:
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end9:
+	SUBS $1, R9
+	BLT done10
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_imageGap(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	B image1
+
+done10:
+	RET
+
+// func inputGradRunsCalledResidualDResidualStream(a *kernelArgs)
+TEXT ·inputGradRunsCalledResidualDResidualStream(SB), NOSPLIT, $144-8
+	MOVD $area-128(SP), R23
+	MOVD a+0(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	MOVD a+0(FP), R0
+	MOVD kernelArgs_dy(R0), R0
+	MOVD a+0(FP), R1
+	MOVD kernelArgs_x(R1), R1
+	MOVD a+0(FP), R2
+	MOVD kernelArgs_res(R2), R2
+	MOVD a+0(FP), R3
+	MOVD kernelArgs_y(R3), R3
+	MOVD a+0(FP), R4
+	MOVD kernelArgs_dres(R4), R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_more(R9), R9
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
+
+image1:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	SUB R8, R7
+	ANDS $7, R8
+	BEQ row2
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low11
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd13
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[2]
+	B done12
+
+odd13:
+	TBZ $0, R25, done12
+	VLD1 (R24), V11.S[0]
+	B done12
+
+low11:
+	TBZ $1, R25, odd14
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[2]
+	B done12
+
+odd14:
+	TBZ $0, R25, done12
+	VLD1 (R24), V10.S[0]
+
+done12:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low15
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd17
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[2]
+	B done16
+
+odd17:
+	TBZ $0, R25, done16
+	VLD1 (R24), V13.S[0]
+	B done16
+
+low15:
+	TBZ $1, R25, odd18
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[2]
+	B done16
+
+odd18:
+	TBZ $0, R25, done16
+	VLD1 (R24), V12.S[0]
+
+done16:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low19
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd21
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[2]
+	B done20
+
+odd21:
+	TBZ $0, R25, done20
+	VLD1 (R24), V15.S[0]
+	B done20
+
+low19:
+	TBZ $1, R25, odd22
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[2]
+	B done20
+
+odd22:
+	TBZ $0, R25, done20
+	VLD1 (R24), V14.S[0]
+
+done20:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low23
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd25
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[2]
+	B done24
+
+odd25:
+	TBZ $0, R25, done24
+	VLD1 (R24), V17.S[0]
+	B done24
+
+low23:
+	TBZ $1, R25, odd26
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[2]
+	B done24
+
+odd26:
+	TBZ $0, R25, done24
+	VLD1 (R24), V16.S[0]
+
+done24:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low27
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd29
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V19.S[2], (R24)
+	B done28
+
+odd29:
+	TBZ $0, R25, done28
+	VST1 V19.S[0], (R24)
+	B done28
+
+low27:
+	TBZ $1, R25, odd30
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done28
+	VST1 V18.S[2], (R24)
+	B done28
+
+odd30:
+	TBZ $0, R25, done28
+	VST1 V18.S[0], (R24)
+
+done28:
+	ADD $0, R4, R24
+	TBZ $2, R25, low31
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd33
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V17.S[2], (R24)
+	B done32
+
+odd33:
+	TBZ $0, R25, done32
+	VST1 V17.S[0], (R24)
+	B done32
+
+low31:
+	TBZ $1, R25, odd34
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done32
+	VST1 V16.S[2], (R24)
+	B done32
+
+odd34:
+	TBZ $0, R25, done32
+	VST1 V16.S[0], (R24)
+
+done32:
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_head(R8), R8
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+
+row2:
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R1, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), (R23)
+	FLDPQ 32(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 32(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 32(R23)
+	FLDPQ 64(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 64(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 64(R23)
+	FLDPQ 96(R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ 96(R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $0, R23, R20
+	MOVD $4, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ (R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	FLDPQ 32(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 32(R0), (F16, F17)
+	FLDPQ 32(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac014c72 // VSTNP 32(R3), V19, V18
+	WORD $0xac014490 // VSTNP 32(R4), V17, V16
+	FLDPQ 64(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 64(R0), (F16, F17)
+	FLDPQ 64(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac024c72 // VSTNP 64(R3), V19, V18
+	WORD $0xac024490 // VSTNP 64(R4), V17, V16
+	FLDPQ 96(R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ 96(R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac034c72 // VSTNP 96(R3), V19, V18
+	WORD $0xac034490 // VSTNP 96(R4), V17, V16
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	ADD R10<<0, R1, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R10<<0, R2, R24
+	PRFM (R24), PLDL1KEEP
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
+	SUBS $1, R6
+	BEQ last8
+	ADD $20, R5
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_n(R8), R8
+	ADD R7, R8
+	ANDS $7, R7
+	BEQ next7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-12, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V6.B16
+	VBIF V31.B16, V21.B16, V7.B16
+	FLDPQ (R1), (F10, F11)
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	FLDPQ (R2), (F12, F13)
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $0, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V8.B16
+	VBIF V31.B16, V21.B16, V9.B16
+	ADD $-16, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V4.B16
+	VBIF V31.B16, V21.B16, V5.B16
+	ADD $-8, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V0.B16
+	VBIF V31.B16, V21.B16, V1.B16
+	ADD $-4, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V20.S4]
+	VMOV V20.B16, V21.B16
+	VBIF V30.B16, V20.B16, V2.B16
+	VBIF V31.B16, V21.B16, V3.B16
+	FLDPQ (R1), (F14, F15)
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	FLDPQ (R0), (F16, F17)
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	WORD $0xac004c72 // VSTNP (R3), V19, V18
+	WORD $0xac004490 // VSTNP (R4), V17, V16
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R8, R7
+	B row2
+
+next7:
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_n(R7), R7
+	B row2
+
+last8:
+	ANDS $7, R7
+	BEQ end9
+	MOVD R7, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	VEOR V10.B16, V10.B16, V10.B16
+	VEOR V11.B16, V11.B16, V11.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low35
+	FMOVQ.P 16(R24), F10
+	TBZ $1, R25, odd37
+	VLD1.P 8(R24), V11.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V11.S[2]
+	B done36
+
+odd37:
+	TBZ $0, R25, done36
+	VLD1 (R24), V11.S[0]
+	B done36
+
+low35:
+	TBZ $1, R25, odd38
+	VLD1.P 8(R24), V10.D[0]
+	TBZ $0, R25, done36
+	VLD1 (R24), V10.S[2]
+	B done36
+
+odd38:
+	TBZ $0, R25, done36
+	VLD1 (R24), V10.S[0]
+
+done36:
+	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
+	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
+	WORD $0x6e24dd4a // FMUL V4.S4, V10.S4, V10.S4
+	WORD $0x6e25dd6b // FMUL V5.S4, V11.S4, V11.S4
+	WORD $0x4e26d54a // FADD V6.S4, V10.S4, V10.S4
+	WORD $0x4e27d56b // FADD V7.S4, V11.S4, V11.S4
+	VEOR V12.B16, V12.B16, V12.B16
+	VEOR V13.B16, V13.B16, V13.B16
+	ADD $0, R2, R24
+	TBZ $2, R25, low39
+	FMOVQ.P 16(R24), F12
+	TBZ $1, R25, odd41
+	VLD1.P 8(R24), V13.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[2]
+	B done40
+
+odd41:
+	TBZ $0, R25, done40
+	VLD1 (R24), V13.S[0]
+	B done40
+
+low39:
+	TBZ $1, R25, odd42
+	VLD1.P 8(R24), V12.D[0]
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[2]
+	B done40
+
+odd42:
+	TBZ $0, R25, done40
+	VLD1 (R24), V12.S[0]
+
+done40:
+	WORD $0x4e2cd54a // FADD V12.S4, V10.S4, V10.S4
+	WORD $0x4e2dd56b // FADD V13.S4, V11.S4, V11.S4
+	FSTPQ (F10, F11), 96(R23)
+	ADD $96, R23, R20
+	MOVD $1, R19
+	CALL (R22)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	VEOR V14.B16, V14.B16, V14.B16
+	VEOR V15.B16, V15.B16, V15.B16
+	ADD $0, R1, R24
+	TBZ $2, R25, low43
+	FMOVQ.P 16(R24), F14
+	TBZ $1, R25, odd45
+	VLD1.P 8(R24), V15.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V15.S[2]
+	B done44
+
+odd45:
+	TBZ $0, R25, done44
+	VLD1 (R24), V15.S[0]
+	B done44
+
+low43:
+	TBZ $1, R25, odd46
+	VLD1.P 8(R24), V14.D[0]
+	TBZ $0, R25, done44
+	VLD1 (R24), V14.S[2]
+	B done44
+
+odd46:
+	TBZ $0, R25, done44
+	VLD1 (R24), V14.S[0]
+
+done44:
+	WORD $0x4e2ed50e // FADD V14.S4, V8.S4, V14.S4
+	WORD $0x4e2fd52f // FADD V15.S4, V9.S4, V15.S4
+	VEOR V16.B16, V16.B16, V16.B16
+	VEOR V17.B16, V17.B16, V17.B16
+	ADD $0, R0, R24
+	TBZ $2, R25, low47
+	FMOVQ.P 16(R24), F16
+	TBZ $1, R25, odd49
+	VLD1.P 8(R24), V17.D[0]
+	TBZ $0, R25, done48
+	VLD1 (R24), V17.S[2]
+	B done48
+
+odd49:
+	TBZ $0, R25, done48
+	VLD1 (R24), V17.S[0]
+	B done48
+
+low47:
+	TBZ $1, R25, odd50
+	VLD1.P 8(R24), V16.D[0]
+	TBZ $0, R25, done48
+	VLD1 (R24), V16.S[2]
+	B done48
+
+odd50:
+	TBZ $0, R25, done48
+	VLD1 (R24), V16.S[0]
+
+done48:
+	FLDPQ 96(R23), (F12, F13)
+	WORD $0x6e2cde10 // FMUL V12.S4, V16.S4, V16.S4
+	WORD $0x6e2dde31 // FMUL V13.S4, V17.S4, V17.S4
+	WORD $0x4ea0d612 // FSUB V0.S4, V16.S4, V18.S4
+	WORD $0x4ea1d633 // FSUB V1.S4, V17.S4, V19.S4
+	WORD $0x6e22ddce // FMUL V2.S4, V14.S4, V14.S4
+	WORD $0x6e23ddef // FMUL V3.S4, V15.S4, V15.S4
+	WORD $0x4eaed652 // FSUB V14.S4, V18.S4, V18.S4
+	WORD $0x4eafd673 // FSUB V15.S4, V19.S4, V19.S4
+	WORD $0x6e24de52 // FMUL V4.S4, V18.S4, V18.S4
+	WORD $0x6e25de73 // FMUL V5.S4, V19.S4, V19.S4
+	ADD $0, R3, R24
+	TBZ $2, R25, low51
+	FMOVQ.P F18, 16(R24)
+	TBZ $1, R25, odd53
+	VST1.P V19.D[0], 8(R24)
+	TBZ $0, R25, done52
+	VST1 V19.S[2], (R24)
+	B done52
+
+odd53:
+	TBZ $0, R25, done52
+	VST1 V19.S[0], (R24)
+	B done52
+
+low51:
+	TBZ $1, R25, odd54
+	VST1.P V18.D[0], 8(R24)
+	TBZ $0, R25, done52
+	VST1 V18.S[2], (R24)
+	B done52
+
+odd54:
+	TBZ $0, R25, done52
+	VST1 V18.S[0], (R24)
+
+done52:
+	ADD $0, R4, R24
+	TBZ $2, R25, low55
+	FMOVQ.P F16, 16(R24)
+	TBZ $1, R25, odd57
+	VST1.P V17.D[0], 8(R24)
+	TBZ $0, R25, done56
+	VST1 V17.S[2], (R24)
+	B done56
+
+odd57:
+	TBZ $0, R25, done56
+	VST1 V17.S[0], (R24)
+	B done56
+
+low55:
+	TBZ $1, R25, odd58
+	VST1.P V16.D[0], 8(R24)
+	TBZ $0, R25, done56
+	VST1 V16.S[2], (R24)
+	B done56
+
+odd58:
+	TBZ $0, R25, done56
+	VST1 V16.S[0], (R24)
+
+done56:
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end9:
+	SUBS $1, R9
+	BLT done10
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_imageGap(R7), R7
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	MOVD a+0(FP), R5
+	MOVD kernelArgs_coef(R5), R5
+	MOVD a+0(FP), R6
+	MOVD kernelArgs_rows(R6), R6
+	B image1
+
+done10:
 	RET
 
 
@@ -58098,6 +76506,308 @@ channels1:
 	ADD $64, R2
 	ADD $64, R3
 	SUBS $8, R4
+	BNE channels1
+	RET
+
+// func reduceChannels(a *channelArgs)
+TEXT ·reduceChannels(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD channelArgs_acc(R0), R0
+	MOVD a+0(FP), R1
+	MOVD channelArgs_otherA(R1), R1
+	MOVD a+0(FP), R2
+	MOVD channelArgs_otherB(R2), R2
+	MOVD a+0(FP), R3
+	MOVD channelArgs_n(R3), R3
+
+channels1:
+	FLDPQ (R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 32(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $0, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $0, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 64(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 96(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $8, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $8, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 128(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 160(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $16, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $16, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 192(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 224(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $24, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $24, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 256(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 288(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $32, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $32, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 320(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 352(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $40, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $40, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 384(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 416(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $48, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $48, R2, R24
+	VST1 V0.D[1], (R24)
+	FLDPQ 448(R0), (F0, F1)
+	WORD $0x0e617804 // FCVTL V0.S2, V4.D2
+	WORD $0x4e617805 // FCVTL2 V0.S4, V5.D2
+	WORD $0x4e617820 // FCVTL2 V1.S4, V0.D2
+	WORD $0x0e617821 // FCVTL V1.S2, V1.D2
+	WORD $0x4e61d484 // FADD V1.D2, V4.D2, V4.D2
+	WORD $0x4e60d4a5 // FADD V0.D2, V5.D2, V5.D2
+	WORD $0x4e65d480 // FADD V5.D2, V4.D2, V0.D2
+	FLDPQ 480(R0), (F2, F3)
+	WORD $0x0e617844 // FCVTL V2.S2, V4.D2
+	WORD $0x4e617845 // FCVTL2 V2.S4, V5.D2
+	WORD $0x4e617862 // FCVTL2 V3.S4, V2.D2
+	WORD $0x0e617863 // FCVTL V3.S2, V3.D2
+	WORD $0x4e63d484 // FADD V3.D2, V4.D2, V4.D2
+	WORD $0x4e62d4a5 // FADD V2.D2, V5.D2, V5.D2
+	WORD $0x4e65d482 // FADD V5.D2, V4.D2, V2.D2
+	WORD $0x6e62d400 // FADDP V2.D2, V0.D2, V0.D2
+	ADD $56, R1, R24
+	VST1 V0.D[0], (R24)
+	ADD $56, R2, R24
+	VST1 V0.D[1], (R24)
+	ADD $512, R0
+	ADD $64, R1
+	ADD $64, R2
+	SUBS $8, R3
+	BNE channels1
+	RET
+DATA foldReducedChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func foldReducedChannels(a *channelArgs)
+TEXT ·foldReducedChannels(SB), NOSPLIT, $0-8
+	MOVD a+0(FP), R0
+	MOVD channelArgs_otherA(R0), R0
+	MOVD a+0(FP), R1
+	MOVD channelArgs_otherB(R1), R1
+	MOVD a+0(FP), R2
+	MOVD channelArgs_shift(R2), R2
+	MOVD a+0(FP), R3
+	MOVD channelArgs_sumA(R3), R3
+	MOVD a+0(FP), R4
+	MOVD channelArgs_sumB(R4), R4
+	MOVD a+0(FP), R5
+	ADD $channelArgs_count, R5
+	ADD $0, R5, R24
+	VLD1R (R24), [V0.D2]
+	VMOV V0.B16, V1.B16
+	MOVD a+0(FP), R5
+	ADD $channelArgs_weight, R5
+	ADD $0, R5, R24
+	VLD1R (R24), [V2.D2]
+	VMOV V2.B16, V3.B16
+	MOVD a+0(FP), R5
+	ADD $channelArgs_cross, R5
+	ADD $0, R5, R24
+	VLD1R (R24), [V4.D2]
+	VMOV V4.B16, V5.B16
+	MOVD a+0(FP), R5
+	MOVD channelArgs_n(R5), R5
+	MOVD $foldReducedChannelsTable<>(SB), R24
+
+channels1:
+	FLDPQ (R0), (F10, F11)
+	FLDPQ 32(R0), (F12, F13)
+	FLDPQ (R1), (F14, F15)
+	FLDPQ 32(R1), (F16, F17)
+	WORD $0x6e60fd46 // FDIV V0.D2, V10.D2, V6.D2
+	WORD $0x6e61fd67 // FDIV V1.D2, V11.D2, V7.D2
+	WORD $0x6e60fd88 // FDIV V0.D2, V12.D2, V8.D2
+	WORD $0x6e61fda9 // FDIV V1.D2, V13.D2, V9.D2
+	WORD $0x6e66dd4a // FMUL V6.D2, V10.D2, V10.D2
+	WORD $0x6e67dd6b // FMUL V7.D2, V11.D2, V11.D2
+	WORD $0x6e68dd8c // FMUL V8.D2, V12.D2, V12.D2
+	WORD $0x6e69ddad // FMUL V9.D2, V13.D2, V13.D2
+	WORD $0x4eead5ce // FSUB V10.D2, V14.D2, V14.D2
+	WORD $0x4eebd5ef // FSUB V11.D2, V15.D2, V15.D2
+	WORD $0x4eecd610 // FSUB V12.D2, V16.D2, V16.D2
+	WORD $0x4eedd631 // FSUB V13.D2, V17.D2, V17.D2
+	FLDPQ (R2), (F12, F13)
+	WORD $0x0e61798a // FCVTL V12.S2, V10.D2
+	WORD $0x4e61798b // FCVTL2 V12.S4, V11.D2
+	WORD $0x0e6179ac // FCVTL V13.S2, V12.D2
+	WORD $0x4e6179ad // FCVTL2 V13.S4, V13.D2
+	WORD $0x4eead4c6 // FSUB V10.D2, V6.D2, V6.D2
+	WORD $0x4eebd4e7 // FSUB V11.D2, V7.D2, V7.D2
+	WORD $0x4eecd508 // FSUB V12.D2, V8.D2, V8.D2
+	WORD $0x4eedd529 // FSUB V13.D2, V9.D2, V9.D2
+	FLDPQ (R3), (F10, F11)
+	FLDPQ 32(R3), (F12, F13)
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 32(R4), (F20, F21)
+	WORD $0x4eead4c6 // FSUB V10.D2, V6.D2, V6.D2
+	WORD $0x4eebd4e7 // FSUB V11.D2, V7.D2, V7.D2
+	WORD $0x4eecd508 // FSUB V12.D2, V8.D2, V8.D2
+	WORD $0x4eedd529 // FSUB V13.D2, V9.D2, V9.D2
+	WORD $0x6e66dcd6 // FMUL V6.D2, V6.D2, V22.D2
+	WORD $0x6e67dcf7 // FMUL V7.D2, V7.D2, V23.D2
+	WORD $0x6e68dd18 // FMUL V8.D2, V8.D2, V24.D2
+	WORD $0x6e69dd39 // FMUL V9.D2, V9.D2, V25.D2
+	WORD $0x6e64ded6 // FMUL V4.D2, V22.D2, V22.D2
+	WORD $0x6e65def7 // FMUL V5.D2, V23.D2, V23.D2
+	WORD $0x6e64df18 // FMUL V4.D2, V24.D2, V24.D2
+	WORD $0x6e65df39 // FMUL V5.D2, V25.D2, V25.D2
+	WORD $0x4e76d5ce // FADD V22.D2, V14.D2, V14.D2
+	WORD $0x4e77d5ef // FADD V23.D2, V15.D2, V15.D2
+	WORD $0x4e78d610 // FADD V24.D2, V16.D2, V16.D2
+	WORD $0x4e79d631 // FADD V25.D2, V17.D2, V17.D2
+	WORD $0x4e6ed652 // FADD V14.D2, V18.D2, V18.D2
+	WORD $0x4e6fd673 // FADD V15.D2, V19.D2, V19.D2
+	WORD $0x4e70d694 // FADD V16.D2, V20.D2, V20.D2
+	WORD $0x4e71d6b5 // FADD V17.D2, V21.D2, V21.D2
+	FSTPQ (F18, F19), (R4)
+	FSTPQ (F20, F21), 32(R4)
+	WORD $0x6e62dcd6 // FMUL V2.D2, V6.D2, V22.D2
+	WORD $0x6e63dcf7 // FMUL V3.D2, V7.D2, V23.D2
+	WORD $0x6e62dd18 // FMUL V2.D2, V8.D2, V24.D2
+	WORD $0x6e63dd39 // FMUL V3.D2, V9.D2, V25.D2
+	WORD $0x4e76d54a // FADD V22.D2, V10.D2, V10.D2
+	WORD $0x4e77d56b // FADD V23.D2, V11.D2, V11.D2
+	WORD $0x4e78d58c // FADD V24.D2, V12.D2, V12.D2
+	WORD $0x4e79d5ad // FADD V25.D2, V13.D2, V13.D2
+	FSTPQ (F10, F11), (R3)
+	FSTPQ (F12, F13), 32(R3)
+	WORD $0x0e61694a // FCVTN V10.D2, V10.S2
+	WORD $0x4e61696a // FCVTN2 V11.D2, V10.S4
+	WORD $0x0e61698b // FCVTN V12.D2, V11.S2
+	WORD $0x4e6169ab // FCVTN2 V13.D2, V11.S4
+	FLDPQ (R24), (F28, F29)
+	VEOR V28.B16, V10.B16, V10.B16
+	VEOR V29.B16, V11.B16, V11.B16
+	FSTPQ (F10, F11), (R2)
+	ADD $64, R0
+	ADD $64, R1
+	ADD $32, R2
+	ADD $64, R3
+	ADD $64, R4
+	SUBS $8, R5
 	BNE channels1
 	RET
 DATA probeChannelsTable<>+0(SB)/8, $0x8000000080000000

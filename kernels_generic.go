@@ -17,6 +17,8 @@ type sums = [2 * lanes]float32
 // genericKernel runs a kernel.
 func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	switch {
+	case l == runs: // rows, to pure Go
+		genericKernel(kernel, rows, act, a)
 	case kernel == kernelMoments && l == rows:
 		momentsRowsGeneric(a)
 	case kernel == kernelMoments:
@@ -46,11 +48,26 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 
 // ---- rows: the values of a channel are adjacent
 
+// walk yields, for all rows of all images, where a row begins and its number in
+// the image.
+func (a *kernelArgs) walk(yield func(p, r int) bool) {
+	p := 0
+	for range 1 + a.more {
+		for r := range a.rows {
+			if !yield(p, r) {
+				return
+			}
+			p += a.stride
+		}
+		p += a.imageGap
+	}
+}
+
 func momentsRowsGeneric(a *kernelArgs) {
-	acc := (*sums)(a.acc)
-	k := a.coef[0]
-	for r := range a.rows {
-		x := a.x[r*a.stride:][:a.n]
+	for p, r := range a.walk {
+		acc := (*sums)(a.acc[r*a.accStep:])
+		k := a.coef[r*a.coefStep]
+		x := a.x[p:][:a.n]
 		for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
 			v := (*[groupSize * lanes]float32)(x)
 			for l := range lanes {
@@ -64,26 +81,27 @@ func momentsRowsGeneric(a *kernelArgs) {
 }
 
 func normalizeRowsGeneric(act Activation, a *kernelArgs) {
-	for r := range a.rows {
-		y := at(a.y, r*a.stride, a.n)
-		affineRow(y, at(a.x, r*a.stride, a.n), at(a.res, r*a.stride, a.n), a.coef[r*a.coefStep:])
+	for p, r := range a.walk {
+		y := at(a.y, p, a.n)
+		affineRow(y, at(a.x, p, a.n), at(a.res, p, a.n), a.coef[r*a.coefStep:])
 		act.forward(y)
 	}
 }
 
 func gradSumsRowsGeneric(act Activation, a *kernelArgs) {
-	acc := (*sums)(a.acc)
 	var buf [chunk]float32
-	for r := range a.rows {
+	for first, r := range a.walk {
+		acc := (*sums)(a.acc[r*a.accStep:])
+		coef := a.coef[r*a.coefStep:]
 		for i := 0; i < a.n; i += chunk {
 			n := min(chunk, a.n-i)
-			p := r*a.stride + i
+			p := first + i
 			x := at(a.x, p, n)
-			g := gradRow(act, &buf, a, p, n, a.coef)
+			g := gradRow(act, &buf, a, p, n, coef)
 			if a.dres != nil {
 				copy(at(a.dres, p, n), g)
 			}
-			m := a.coef[fieldN]
+			m := coef[fieldN]
 			for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
 				v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
 				for l := range lanes {
@@ -101,12 +119,12 @@ func gradSumsRowsGeneric(act Activation, a *kernelArgs) {
 
 func inputGradRowsGeneric(act Activation, a *kernelArgs) {
 	var buf [chunk]float32
-	for r := range a.rows {
+	for first, r := range a.walk {
 		coef := a.coef[r*a.coefStep:]
 		m, s, k1, k2 := coef[fieldN], coef[fieldA], coef[fieldK1], coef[fieldK2]
 		for i := 0; i < a.n; i += chunk {
 			n := min(chunk, a.n-i)
-			p := r*a.stride + i
+			p := first + i
 			g := gradRow(act, &buf, a, p, n, coef)
 			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
 			for j, v := range x {

@@ -20,7 +20,7 @@ type kernelCase struct {
 var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "pipeForward", "pipeBackward"}
 
 func (k kernelCase) String() string {
-	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
+	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols", "runs"}[k.layout],
 		k.act, k.flags&withResidual != 0, k.flags&withDResidual != 0, k.flags&withStream != 0)
 }
 
@@ -39,7 +39,7 @@ func (k kernelCase) writes() bool { return k.kernel != kernelMoments && k.kernel
 func kernelCases() []kernelCase {
 	var list []kernelCase
 	for kernel := range kernelNames {
-		for _, l := range []layout{rows, cols} {
+		for _, l := range []layout{rows, cols, runs} {
 			for _, act := range []Activation{Identity, ReLU, Clip(-1, 2), Sigmoid} { // every variant; the functions have a test of their own
 				for flags := range numFlags {
 					k := kernelCase{kernel, l, act, flags}
@@ -47,7 +47,7 @@ func kernelCases() []kernelCase {
 					case kernel == kernelMoments && (act != Identity || flags != 0),
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
 						flags&withStream != 0 && !k.writes(),
-						k.pipelined() && l != rows:
+						k.pipelined() && l != rows, l == runs && k.sums():
 						continue
 					}
 					list = append(list, k)
@@ -86,9 +86,24 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride
 	}
 	in := func(n int) []float32 { return out(alloc(n)) }
 	a := kernelArgs{rows: nRows, n: n, stride: stride, coefStep: coefStep, stream: k.flags&withStream != 0}
+	sumRows := 1 // that have sums of their own
+	if k.sums() && k.layout == rows && coefStep > 0 {
+		a.more, a.imageGap, a.accStep = 2, 5, 2*lanes
+		size += a.more * (nRows*stride + a.imageGap)
+		sumRows = nRows
+		a.fetch, a.fetchLeft = 4*stride, math.MaxInt
+	}
 	fields := coefLen
 	if k.kernel == kernelMoments {
 		fields = 1
+	}
+	if k.layout == runs {
+		a.coefStep, a.head, a.fetch = coefLen, n%lanes, 4*n
+		if nRows != 1 {
+			a.more = 1
+			a.imageGap = roundUp(nRows*n+1, lanes) - nRows*n // every image lies like the first
+			size += roundUp(nRows*n+1, lanes)
+		}
 	}
 	inputs := size
 	if k.pipelined() { // the next channel lies n floats further on
@@ -97,13 +112,13 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride
 		fields *= 2
 	}
 	a.x = in(inputs)
-	if k.layout == rows {
-		a.coef = in(fields + max(0, nRows-1)*coefStep)
+	if k.layout != cols {
+		a.coef = in(fields + max(0, nRows-1)*a.coefStep)
 	} else {
 		a.coef = in(fields * roundUp(n, lanes))
 	}
 	if k.sums() && k.layout == rows {
-		a.acc = in(2 * lanes)
+		a.acc = in(2 * lanes * sumRows)
 	} else if k.sums() {
 		a.acc = in(2 * roundUp(n, lanes))
 	}
@@ -159,6 +174,9 @@ func TestKernelsSameBits(t *testing.T) {
 			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
 				heap := func(n int) []float32 { return make([]float32, n) }
 				for n := 1; n <= 200; n++ {
+					if k.layout == runs && n < lanes {
+						continue
+					}
 					if n > 40 && (testing.Short() && n%7 != 1 || n%3 != k.flags%3) {
 						continue
 					}
@@ -177,10 +195,15 @@ func TestKernelsSameBits(t *testing.T) {
 						if k.pipelined() {
 							stride += n
 						}
-						if k.flags&withStream != 0 { // what is stored past the caches is aligned
+						if k.layout == runs {
+							stride = n
+							if k.flags&withStream != 0 { // behind the head it is aligned
+								whereOut = func(m int) []float32 { return guard.Sentinel(t, m, (lanes-n%lanes)%lanes) }
+							}
+						} else if k.flags&withStream != 0 { // what is stored past the caches is aligned
 							stride, whereOut = roundUp(stride, lanes), aligned
 						}
-						if k.layout == rows && !k.sums() && nRows%2 == 0 {
+						if k.layout == rows && !k.pipelined() && nRows%2 == 0 {
 							step = coefLen
 						}
 						special := nRows == 3 || nRows == 8

@@ -18,7 +18,7 @@ var longestCall atomic.Int64
 // since it can't see into assembly. Tests with the detector also see to it that no
 // call is so long that it holds up the garbage collector.
 func (a *kernelArgs) race() {
-	n := a.rows * a.n
+	n := a.rows * a.n * (1 + a.more)
 	if n > maxCall {
 		panic(fmt.Sprintf("batchnorm: a kernel was asked for %d values at a time, at most %d are allowed", n, maxCall))
 	}
@@ -28,15 +28,15 @@ func (a *kernelArgs) race() {
 			break
 		}
 	}
-	for r := range a.rows {
+	for p := range a.walk {
 		for _, s := range [...][]float32{a.x, a.dy, a.res} {
 			if s != nil {
-				runtime.RaceReadRange(unsafe.Pointer(&s[r*a.stride]), 4*a.n)
+				runtime.RaceReadRange(unsafe.Pointer(&s[p]), 4*a.n)
 			}
 		}
 		for _, s := range [...][]float32{a.y, a.dres} {
 			if s != nil {
-				runtime.RaceWriteRange(unsafe.Pointer(&s[r*a.stride]), 4*a.n)
+				runtime.RaceWriteRange(unsafe.Pointer(&s[p]), 4*a.n)
 			}
 		}
 	}

@@ -25,17 +25,23 @@ type work struct {
 	shift  []float32 // cols: minus the shift K, [segment][column]
 
 	// Tasks bound once, because binding allocates.
-	groupTask, statsTask, applyTask, flatTask func(int)
+	groupTask, statsTask, applyTask       func(int)
+	flatTask, flatSumsTask, flatApplyTask func(int)
 	// How the current call is cut into tasks.
-	groupLen   int // rows: channels per group task
-	spanLen    int // cols: columns per statistics task
-	tileRows   int // rows of the tensor per apply task
-	tilePieces int // apply tasks per row, when a row is long
+	groupTaskLen int // rows: channels per task of both phases that is not flat
+	groupLen     int // rows: channels that are applied together, after the sums of all
+	taskLen      int // rows: channels per task of both phases, in this call
+	spanLen      int // cols: columns per statistics task
+	tileRows     int // rows of the tensor per apply task
+	tilePieces   int // apply tasks per row, when a row is long
 
 	pipelined bool
-	flat      bool           // rows: short rows, see transformFlat
-	flatCoef  chan []float32 // scratch for as many tasks as run at a time
-	stream    bool           // store past the caches
+
+	flat        bool              // rows are short, see flat.go
+	flatMost    int               // channels in a group at most
+	flatScratch chan *flatScratch // for as many tasks as run at a time
+
+	stream bool // store past the caches
 
 	loop loop
 }
@@ -99,7 +105,7 @@ func (w *work) init(segments, width int) {
 	}
 	w.loop.body = w.loop.work
 	w.groupTask = w.group
-	w.flatTask = w.transformGroupTask
+	w.flatTask, w.flatSumsTask, w.flatApplyTask = w.flatBoth, w.flatSums, w.flatApply
 	if g.layout == rows {
 		w.statsTask = w.rowStatsTask
 		w.applyTask = w.rowApplyTask
@@ -112,14 +118,14 @@ func (w *work) init(segments, width int) {
 // schedule holds the thresholds between the ways to cut and to store. They come
 // from measurements and have no effect on the result; tests set extreme ones.
 type schedule struct {
-	pipeLen   int // rows: length from which the pipelined kernels are used
-	minFlat   int // rows: images from which shorter rows are applied as columns
-	maxFlat   int // and how many columns there are in a group at most
+	pipeLen   int // rows: length from which the pipelined kernels are used, as a rule
+	flatLen   int // shorter ones are handled in groups of channels: how many values of an image there are in a group, more or less
+	flatBytes int // and what it reads, so that two groups stay in the second-level cache
 	streamLen int // bytes of an output from which it is stored past the caches
 	share     int // values of the tensor that each worker has at least
 }
 
-var defaultSchedule = schedule{pipeLen: 256, minFlat: 16, maxFlat: 2048, streamLen: 6 << 20, share: 8 << 10}
+var defaultSchedule = schedule{pipeLen: 256, flatLen: 8192, flatBytes: cacheL2 * 2 / 5, streamLen: 6 << 20, share: 8 << 10}
 
 func gcd(a, b int) int {
 	for b != 0 {
@@ -173,21 +179,14 @@ func (w *work) cut() {
 		// the two phases, but tasks enough for the workers.
 		bytes := 4 * g.outer * g.inner // of one operand
 		w.groupLen = max(1, min(cacheL2/2/max(1, bytes), g.channels/(4*workers)))
+		w.groupTaskLen = w.groupLen
 		if w.pipelined = g.inner >= s.pipeLen; w.pipelined {
-			w.groupLen = g.channels
+			w.groupTaskLen = g.channels
 			if workers > 1 {
-				w.groupLen = max(1, g.channels/(4*workers))
+				w.groupTaskLen = max(1, g.channels/(4*workers))
 			}
 		}
-		// Short rows: as many channels as make whole cache lines.
-		lines := 16 / gcd(16, g.inner)
-		if w.flat = w.p.path != PathGeneric && g.inner < s.pipeLen && g.outer >= s.minFlat && g.channels >= 2*lines && 2*lines*g.inner <= s.maxFlat; w.flat {
-			w.groupLen = min(g.channels, max(1, min(s.maxFlat/g.inner, max(w.groupLen, 2))/lines)*lines)
-			w.flatCoef = make(chan []float32, workers)
-			for range workers {
-				w.flatCoef <- make([]float32, roundUp(w.groupLen*g.inner, lanes)*coefLen)
-			}
-		}
+		w.cutFlat()
 		w.tilePieces = ceilDiv(g.inner, maxCall)
 		w.tileRows = max(1, maxCall/g.inner)
 		return
@@ -212,7 +211,13 @@ func (w *work) run(do phases) {
 	g := w.geo
 	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && !w.storesGradients() {
 		w.stream = w.wantStream()
-		w.parallel(ceilDiv(g.channels, w.groupLen), w.groupTask)
+		task := w.groupTask
+		w.taskLen = w.groupTaskLen
+		if w.flat && (!w.pipelined || w.stream) {
+			w.groupFlat()
+			task = w.flatTask
+		}
+		w.parallel(ceilDiv(g.channels, w.taskLen), task)
 		return
 	}
 	store := do&takeSums != 0 && w.storesGradients()
@@ -223,7 +228,10 @@ func (w *work) run(do phases) {
 		}
 	}
 	if do&takeSums != 0 {
-		if g.layout == rows {
+		if g.layout == rows && w.flat && !w.pipelined && w.channelsSuffice() {
+			w.groupFlat()
+			w.parallel(ceilDiv(g.channels, w.groupLen), w.flatSumsTask)
+		} else if g.layout == rows {
 			w.parallel(g.channels*g.segments, w.statsTask)
 		} else {
 			w.parallel(g.segments*ceilDiv(g.width, w.spanLen), w.statsTask)
@@ -277,8 +285,9 @@ func (w *work) apply() {
 	w.anyWide = w.anyWideOf(0, w.geo.channels)
 	if g := w.geo; w.gather != nil {
 		w.parallel(ceilDiv(g.outer*g.inner, w.gather.tile), w.applyTask)
-	} else if w.flat {
-		w.parallel(ceilDiv(g.channels, w.groupLen), w.flatTask)
+	} else if w.flat && g.inner < lanes {
+		w.groupFlat()
+		w.parallel(ceilDiv(g.channels, w.groupLen), w.flatApplyTask)
 	} else if g.layout == rows {
 		w.parallel(ceilDiv(g.outer*g.channels, w.tileRows)*w.tilePieces, w.applyTask)
 	} else {
@@ -355,8 +364,8 @@ func (w *work) kernel(forward, backward int, l layout, k *kernelArgs) {
 func (w *work) group(t int) {
 	g := w.geo
 	defer w.fence()
-	c0 := t * w.groupLen
-	c1 := min(c0+w.groupLen, g.channels)
+	c0 := t * w.taskLen
+	c1 := min(c0+w.taskLen, g.channels)
 	if w.pipelined {
 		w.pipe(c0, c1)
 		return
@@ -377,59 +386,11 @@ func (w *work) transformGroup(c0, c1 int) {
 	switch {
 	case c1-c0 == 1:
 		w.transformRows(c0, c0*g.inner, g.outer, g.channels*g.inner, g.inner, 0, anyWide)
-	case w.flat && !anyWide:
-		w.transformFlat(c0, c1)
 	default:
 		for o := range g.outer {
 			w.transformRows(c0, (o*g.channels+c0)*g.inner, c1-c0, g.inner, g.inner, 1, anyWide)
 		}
 	}
-}
-
-// transformFlat does it for short rows: the rows of a group lie side by side, so
-// that they are like one row of columns, each with the constants of its channel.
-func (w *work) transformFlat(c0, c1 int) {
-	g := w.geo
-	coef := <-w.flatCoef
-	defer func() { w.flatCoef <- coef }()
-	width := (c1 - c0) * g.inner
-	fields := coefLen
-	if !w.backward {
-		fields = fieldB + 1
-	}
-	for f := range fields {
-		for c := c0; c < c1; c++ {
-			spread(coef[f*lanes:], (c-c0)*g.inner, (c-c0+1)*g.inner, w.coef[c*coefLen+f])
-		}
-	}
-	most := max(1, maxCall/width)
-	for o := 0; o < g.outer; o += most {
-		var k kernelArgs
-		w.at(&k, (o*g.channels+c0)*g.inner)
-		k.coef = coef
-		k.rows, k.n, k.stride = min(most, g.outer-o), width, g.channels*g.inner
-		w.transform(cols, &k)
-	}
-}
-
-// spread sets the columns from j to end of a field in records of cols to v.
-func spread(field []float32, j, end int, v float32) {
-	const record = lanes * coefLen
-	for ; j < end && j%lanes != 0; j++ {
-		field[j/lanes*record+j%lanes] = v
-	}
-	all := [lanes]float32{v, v, v, v, v, v, v, v}
-	for ; j+lanes <= end; j += lanes {
-		*(*[lanes]float32)(field[j/lanes*record:]) = all
-	}
-	for ; j < end; j++ {
-		field[j/lanes*record+j%lanes] = v
-	}
-}
-
-func (w *work) transformGroupTask(t int) {
-	defer w.fence()
-	w.transformGroup(t*w.groupLen, min((t+1)*w.groupLen, w.geo.channels))
 }
 
 func (w *work) rowStatsTask(t int) {
@@ -610,12 +571,25 @@ func (w *work) transformRows(c, i, count, stride, n, step int, anyWide bool) {
 	for p := 0; p < n; p += maxCall {
 		m := min(maxCall, n-p)
 		most := max(1, maxCall/m)
+		adjacent := step == 1 && stride == m
+		images := w.stream && !adjacent && m >= lanes // rows are taken for images of one row
+		if images && (step != 0 || stride%lanes != 0) {
+			most = 1 // they don't lie alike in vectors, or are of several channels
+		}
 		for r := 0; r < count; r += most {
 			var k kernelArgs
 			w.at(&k, i+r*stride+p)
 			k.coef, k.coefStep = w.coef[(c+r*step)*coefLen:], step*coefLen
 			k.rows, k.n, k.stride = min(most, count-r), m, stride
-			w.transform(rows, &k)
+			switch {
+			case images:
+				k.rows, k.more, k.imageGap = 1, k.rows-1, stride-m
+				w.transformRuns(&k)
+			case adjacent && m >= lanes:
+				w.transformRuns(&k)
+			default:
+				w.transform(rows, &k)
+			}
 		}
 	}
 }

@@ -64,6 +64,8 @@ func (l amd64) branch(a *asm, c cond, to string) {
 	a.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
 }
 
+func (amd64) jump(a *asm, to string) { a.printf("JMP %s", to) }
+
 func (l amd64) part(a *asm, n reg) {
 	t := a.newReg()
 	a.regs-- // needed for these instructions only
@@ -81,11 +83,28 @@ func (l amd64) storeStream(a *asm, src vec, m mem) { a.printf("VMOVNTPS Y%d, %s"
 func (l amd64) fence(a *asm)                       { a.printf("SFENCE") }
 func (l amd64) prefetch(a *asm, m mem)             { a.printf("PREFETCHT0 %s", l.m(m)) }
 func (l amd64) keepPart(a *asm, v vec)             { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) elsewhere(a *asm, dst, x vec)       { a.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
 func (l amd64) broadcast(a *asm, dst vec, m mem)   { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
 func (l amd64) broadcast64(a *asm, dst vec, m mem) { a.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
 func (l amd64) sqrt64(a *asm, dst, x vec)          { a.printf("VSQRTPD Y%d, Y%d", x, dst) }
-func (amd64) pointTable(*asm)                      {}
-func (l amd64) zero(a *asm, dst vec)               { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+func (l amd64) reduce(a *asm, dst, dst2, src mem, t [3]vec) {
+	for i, v := range t[:2] {
+		s := src
+		s.off += i * vecBytes
+		a.printf("VCVTPS2PD %s, Y%d", l.m(s), v)
+		s.off += vecBytes / 2
+		a.printf("VCVTPS2PD %s, Y%d", l.m(s), t[2])
+		a.printf("VADDPD Y%d, Y%d, Y%d", t[2], v, v)
+		a.printf("VEXTRACTF128 $1, Y%d, X%d", v, t[2])
+		a.printf("VADDPD X%d, X%d, X%d", t[2], v, v)
+	}
+	a.printf("VHADDPD X%d, X%d, X%d", t[1], t[0], t[0])
+	a.printf("VMOVSD X%d, %s", t[0], l.m(dst))
+	a.printf("VMOVHPD X%d, %s", t[0], l.m(dst2))
+}
+
+func (amd64) pointTable(*asm)        {}
+func (l amd64) zero(a *asm, dst vec) { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
 
 var amd64Ops = [...]string{
 	opAdd:    "VADDPS",

@@ -69,6 +69,8 @@ func (l arm64) branch(a *asm, c cond, to string) {
 	a.printf("%s %s", [...]string{ifLess: "BLT", ifNotLess: "BGE", ifZero: "BEQ", ifNotZero: "BNE"}[c], to)
 }
 
+func (arm64) jump(a *asm, to string) { a.printf("B %s", to) }
+
 func (l arm64) part(a *asm, n reg) {
 	a.printf("MOVD %s, %s", l.r(n), arm64Part)
 	a.printf("MOVD $maskTable<>+32(SB), %s", arm64Addr)
@@ -79,6 +81,12 @@ func (l arm64) part(a *asm, n reg) {
 func (l arm64) keepPart(a *asm, v vec) {
 	for h := range 2 {
 		a.printf("VAND V%d.B16, V%d.B16, V%d.B16", 30+h, 2*int(v)+h, 2*int(v)+h)
+	}
+}
+
+func (l arm64) elsewhere(a *asm, dst, x vec) {
+	for h := range 2 {
+		a.printf("VBIF V%d.B16, V%d.B16, V%d.B16", 30+h, 2*int(x)+h, 2*int(dst)+h)
 	}
 }
 
@@ -195,6 +203,28 @@ func (l arm64) sqrt64(a *asm, dst, x vec) {
 	}
 }
 
+func (l arm64) reduce(a *asm, dst, dst2, src mem, t [3]vec) {
+	for i, v := range t[:2] {
+		s := src
+		s.off += i * vecBytes
+		l.load(a, v, s)
+		lo, hi := 2*int(v), 2*int(v)+1 // lanes 0 to 3, and 4 to 7
+		left, right := 2*int(t[2]), 2*int(t[2])+1
+		l.convert(a, "FCVTL", fcvtl, lo, "S2", left, "D2")
+		l.convert(a, "FCVTL2", fcvtl2, lo, "S4", right, "D2")
+		l.convert(a, "FCVTL2", fcvtl2, hi, "S4", lo, "D2")
+		l.convert(a, "FCVTL", fcvtl, hi, "S2", hi, "D2")
+		fadd64.emit(a, left, left, hi)
+		fadd64.emit(a, right, right, lo)
+		fadd64.emit(a, lo, left, right)
+	}
+	faddp64.emit(a, 2*int(t[0]), 2*int(t[0]), 2*int(t[1]))
+	for i, m := range []mem{dst, dst2} {
+		l.address(a, m)
+		a.printf("VST1 V%d.D[%d], (%s)", 2*int(t[0]), i, arm64Addr)
+	}
+}
+
 func (l arm64) pointTable(a *asm) { a.printf("MOVD $%s<>(SB), %s", a.tableName(), arm64Addr) }
 
 func (l arm64) zero(a *asm, dst vec) {
@@ -223,6 +253,7 @@ var (
 	fadd64  = arm64Op{"FADD", "D2", 0x4e60d400}
 	fsub64  = arm64Op{"FSUB", "D2", 0x4ee0d400}
 	fmul64  = arm64Op{"FMUL", "D2", 0x6e60dc00}
+	faddp64 = arm64Op{"FADDP", "D2", 0x6e60d400}
 	fdiv64  = arm64Op{"FDIV", "D2", 0x6e60fc00}
 	fcmge64 = arm64Op{"VFCMGE", "D2", 0x6e60e400}
 )

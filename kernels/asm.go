@@ -89,6 +89,7 @@ type lowering interface {
 	shiftLeft(a *asm, dst reg, n int)
 	andImm(a *asm, dst reg, n int) // sets the condition, for zero
 	branch(a *asm, c cond, label string)
+	jump(a *asm, label string)
 
 	// part sets how many floats the methods on parts handle: n, 0 to 7. It may
 	// change n.
@@ -101,7 +102,8 @@ type lowering interface {
 	storeStream(a *asm, src vec, m mem)
 	fence(a *asm) // what storeStream stored is seen by other cores before what is stored after
 	prefetch(a *asm, m mem)
-	keepPart(a *asm, v vec) // the other lanes become 0
+	keepPart(a *asm, v vec)       // the other lanes become 0
+	elsewhere(a *asm, dst, x vec) // the other lanes become those of x
 	broadcast(a *asm, dst vec, m mem)
 	broadcast64(a *asm, dst vec, m mem)
 	zero(a *asm, dst vec)
@@ -109,6 +111,9 @@ type lowering interface {
 	// opMem is op with y in memory; it may load it into t.
 	opMem(a *asm, o op, dst, x vec, y mem, t vec)
 	sqrt64(a *asm, dst, x vec) // of 4 float64
+	// reduce sums 8 float32 from memory in float64, as reduce in ../stats.go does, and
+	// the 8 behind them; t are temporaries.
+	reduce(a *asm, dst, dst2, src mem, t [3]vec)
 	// pointTable makes the constants of a kernel ready to be used, until there is an
 	// address with an index.
 	pointTable(a *asm)
@@ -145,8 +150,9 @@ type asm struct {
 	lowering
 	buf       bytes.Buffer
 	name      string
-	args      string                   // the type of the arguments
-	stream    bool                     // store past the caches
+	args      string // the type of the arguments
+	stream    bool   // store past the caches
+	layout    string
 	constants map[int]mem              // constants that are in memory now, by field
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
@@ -201,6 +207,7 @@ func (a *asm) subImm(dst reg, n int)     { a.lowering.subImm(a, dst, n) }
 func (a *asm) shiftLeft(dst reg, n int)  { a.lowering.shiftLeft(a, dst, n) }
 func (a *asm) andImm(dst reg, n int)     { a.lowering.andImm(a, dst, n) }
 func (a *asm) branch(c cond, l string)   { a.lowering.branch(a, c, l) }
+func (a *asm) jump(l string)             { a.lowering.jump(a, l) }
 func (a *asm) prefetch(m mem)            { a.lowering.prefetch(a, m) }
 func (a *asm) broadcast(dst vec, m mem)  { a.lowering.broadcast(a, dst, m) }
 func (a *asm) zero(dst vec)              { a.lowering.zero(a, dst) }

@@ -19,6 +19,8 @@ type channelKernel struct {
 // channelKernels are in the order of their constants.
 var channelKernels = []channelKernel{
 	{"Fold", foldChannels},
+	{"Reduce", reduceChannels},
+	{"FoldReduced", foldReducedChannels},
 	{"Probe", probeChannels},
 	{"Add", addChannels},
 	{"Merge", mergeChannels},
@@ -115,8 +117,6 @@ func (c *chans) loop(body func()) {
 	c.end(c.asm)
 }
 
-func (c *chans) branch(k cond, label string) { c.lowering.branch(c.asm, k, label) }
-
 // load64 and store64 move 8 float64.
 func (c *chans) load64(dst pair, a array) {
 	for h, v := range dst {
@@ -202,12 +202,39 @@ func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross ve
 }
 
 func foldChannels(c *chans) {
-	acc, shift, sumA, sumB := c.array("acc", 2*vecBytes), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	acc := c.array("acc", 2*vecBytes)
+	c.fold(func(s, q pair) {
+		c.loadWide(s, acc, 0)
+		c.loadWide(q, acc, vecBytes)
+	})
+}
+
+func foldReducedChannels(c *chans) {
+	otherA, otherB := c.float64s("otherA"), c.float64s("otherB")
+	c.fold(func(s, q pair) {
+		c.load64(s, otherA)
+		c.load64(q, otherB)
+	})
+}
+
+// reduceChannels needs no vectors of channels: it goes lane by lane.
+func reduceChannels(c *chans) {
+	acc, otherA, otherB := c.array("acc", 8*2*vecBytes), c.float64s("otherA"), c.float64s("otherB")
+	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
+	c.loop(func() {
+		for i := range 8 {
+			c.reduce(c.asm, mem{base: otherA.at, off: 8 * i}, mem{base: otherB.at, off: 8 * i}, mem{base: acc.at, off: 2 * vecBytes * i}, t)
+		}
+	})
+}
+
+// fold is the kernel that folds the sums that get leaves in s and q.
+func (c *chans) fold(get func(s, q pair)) {
+	shift, sumA, sumB := c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	count, weight, cross := c.scalar("count"), c.scalar("weight"), c.scalar("cross")
 	d, s, q, r, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.loop(func() {
-		c.loadWide(s, acc, 0)
-		c.loadWide(q, acc, vecBytes)
+		get(s, q)
 		c.div64(d, s, scalarPair(count))
 		c.mul64(s, s, d)
 		c.sub64(q, q, s)

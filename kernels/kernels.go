@@ -53,8 +53,8 @@ func variants() []variant {
 				id += "|with" + part.name
 			}
 		}
-		id = "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*2+int(" + layout + "))*int(numVariants)+int(" + act.variant() + "))*numFlags + (" + id + ")"
-		calls := ""
+		id = "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*numLayouts+int(" + layout + "))*int(numVariants)+int(" + act.variant() + "))*numFlags + (" + id + ")"
+		calls, l := "", layout
 		switch {
 		case !act.called:
 		case kernel == "normalize", kernel == "pipeForward":
@@ -63,7 +63,7 @@ func variants() []variant {
 			calls = "derivative"
 		}
 		list = append(list, variant{name, id, calls, func(a *asm) {
-			a.stream = f.stream
+			a.stream, a.layout = f.stream, l
 			emit(a)
 		}})
 	}
@@ -71,10 +71,13 @@ func variants() []variant {
 	layouts := []struct {
 		name string
 		walk walk
-	}{{"rows", walkRows}, {"cols", walkCols}}
+	}{{"rows", walkRows}, {"cols", walkCols}, {"runs", walkRuns}}
 	for _, l := range layouts {
 		layout = l.name
-		add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
+		sums := layout != "runs"
+		if sums {
+			add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
+		}
 		for _, act := range activations {
 			for _, res := range both {
 				for _, stream := range both {
@@ -87,7 +90,7 @@ func variants() []variant {
 					continue // nothing backward depends on z
 				}
 				for _, store := range both {
-					if store && !act.called {
+					if !sums || store && !act.called {
 						continue
 					}
 					add("gradSums", act, flags{residual: res, dResidual: store}, func(a *asm) { gradSums(a, l.walk, act, res, store) })
@@ -114,6 +117,7 @@ type body struct {
 	record  int   // fields of the record
 	sums    []vec // kept in acc; nil for a kernel without
 	fetch   []reg // tensors to prefetch
+	piped   bool  // sums and something else at a time
 
 	// one handles a vector of each tensor; four handles 4 that go to the same
 	// sums. at gives the address of vector j in a tensor.
@@ -189,7 +193,15 @@ func walkRows(a *asm, b body) {
 	a.subReg(count, gap)
 	a.move(gap, count)
 	a.shiftLeft(gap, 2) // from the end of a row to the next
-	if b.sums != nil {
+	// A pipelined kernel takes the sums of one channel, which stay in their
+	// registers. Others have those of a channel per row, and begin anew with the
+	// first for every image.
+	var acc, more reg
+	perRow := b.sums != nil && !b.piped
+	switch {
+	case perRow:
+		acc, more = a.newArg("acc"), a.newArg("more")
+	case b.sums != nil:
 		a.arg(count, "acc")
 		b.loadSums(a, count)
 	}
@@ -208,6 +220,9 @@ func walkRows(a *asm, b body) {
 		if c != unused {
 			a.broadcast(c, mem{base: coef, off: f * floatBytes})
 		}
+	}
+	if perRow {
+		b.loadSums(a, acc)
 	}
 	if b.fetch != nil {
 		a.arg(fetch, "fetch")
@@ -258,7 +273,13 @@ func walkRows(a *asm, b body) {
 
 	a.label(next)
 	b.advance(a, gap)
-	if b.sums == nil { // else there is one channel
+	if perRow {
+		b.storeSums(a, acc)
+		a.arg(count, "accStep")
+		a.shiftLeft(count, 2)
+		a.addReg(acc, count)
+	}
+	if !b.piped {
 		a.arg(count, "coefStep")
 		a.shiftLeft(count, 2)
 		a.addReg(coef, count)
@@ -266,10 +287,136 @@ func walkRows(a *asm, b body) {
 	a.subImm(rows, 1)
 	a.branch(ifNotZero, row)
 
-	if b.sums != nil {
+	switch {
+	case perRow:
+		done := a.newLabel("done")
+		a.subImm(more, 1)
+		a.branch(ifLess, done)
+		a.arg(count, "imageGap")
+		a.shiftLeft(count, 2)
+		b.advance(a, count)
+		a.arg(coef, "coef")
+		a.arg(acc, "acc")
+		a.arg(rows, "rows")
+		a.jump(row)
+		a.label(done)
+	case b.sums != nil:
 		a.arg(count, "acc")
 		b.storeSums(a, count)
 	}
+}
+
+// walkRuns: rows of one channel after the other are adjacent. In every image there
+// are the values in front of a whole vector; then in every row groups of 4 vectors,
+// single ones, and a vector that it shares with the next row, whose lanes have the
+// constants of either; and a part at the end.
+func walkRuns(a *asm, b body) {
+	coef, rows := a.newArg("coef"), a.newArg("rows")
+	count, t := a.newReg(), a.newReg()
+	more, fetch := a.newArg("more"), a.newArg("fetch")
+	other := a.newVec()
+	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
+	field := func(f int) mem { return mem{base: coef, off: f * floatBytes} }
+	a.coef = coef
+	plain := func(dst vec, f int) { a.broadcast(dst, field(f)) }
+	// Where coef is that of the next row already.
+	shared := func(dst vec, f int) {
+		a.broadcast(dst, field(f-coefLen))
+		a.broadcast(other, field(f))
+		a.elsewhere(a, dst, other)
+	}
+	load := func(with func(dst vec, f int)) {
+		a.loadConst = with
+		for f, c := range b.coef {
+			if c != unused {
+				with(c, f)
+			}
+		}
+	}
+	prefetch := func(bytes int) {
+		for _, t := range b.fetch {
+			for off := 0; off < bytes; off += 64 {
+				a.prefetch(mem{base: t, index: fetch, scale: 1, off: off})
+			}
+		}
+	}
+
+	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
+	border, next, last, end, done := a.newLabel("border"), a.newLabel("next"), a.newLabel("last"), a.newLabel("end"), a.newLabel("done")
+
+	a.label(image)
+	load(plain)
+	a.arg(count, "n")
+	a.arg(t, "head")
+	a.subReg(count, t)
+	a.andImm(t, 7)
+	a.branch(ifZero, row)
+	a.part(a, t)
+	b.one(at, true)
+	a.arg(t, "head")
+	a.shiftLeft(t, 2)
+	b.advance(a, t)
+
+	a.label(row)
+	a.subImm(count, 32)
+	a.branch(ifLess, rest)
+	a.label(group)
+	prefetch(4 * vecBytes)
+	b.four(at, false)
+	b.advanceImm(a, 4*vecBytes)
+	a.subImm(count, 32)
+	a.branch(ifNotLess, group)
+
+	a.label(rest)
+	a.addImm(count, 32)
+	a.subImm(count, 8)
+	a.branch(ifLess, border)
+	a.label(single)
+	prefetch(vecBytes)
+	b.one(at, false)
+	b.advanceImm(a, vecBytes)
+	a.subImm(count, 8)
+	a.branch(ifNotLess, single)
+
+	a.label(border)
+	a.subImm(rows, 1)
+	a.branch(ifZero, last)
+	a.addImm(coef, coefLen*floatBytes)
+	a.arg(t, "n")
+	a.addReg(t, count) // count is 8 less than what is left of the row: the next has 8 less what is left
+	a.andImm(count, 7)
+	a.branch(ifZero, next)
+	a.part(a, count)
+	load(shared)
+	b.one(at, false)
+	b.advanceImm(a, vecBytes)
+	a.move(count, t)
+	load(plain)
+	a.jump(row)
+
+	a.label(next)
+	a.arg(count, "n")
+	load(plain)
+	a.jump(row)
+
+	a.label(last)
+	a.andImm(count, 7)
+	a.branch(ifZero, end)
+	a.move(t, count)
+	a.part(a, t)
+	b.one(at, true)
+	a.shiftLeft(count, 2)
+	b.advance(a, count)
+	a.label(end)
+	a.subImm(more, 1)
+	a.branch(ifLess, done)
+	a.arg(count, "imageGap")
+	a.shiftLeft(count, 2)
+	b.advance(a, count)
+	a.arg(coef, "coef")
+	a.arg(rows, "rows")
+	a.jump(image)
+	a.label(done)
 }
 
 // walkCols: the channels are adjacent. There are groups of 4 rows, then single
@@ -285,6 +432,9 @@ func walkCols(a *asm, b body) {
 	var ahead reg
 	if b.fetch != nil {
 		ahead = a.newReg()
+	}
+	if a.stream {
+		a.arg(ahead, "fetch")
 	}
 
 	a.arg(count, "n")
@@ -328,7 +478,7 @@ func walkCols(a *asm, b body) {
 			clear(a.constants)
 		}
 		// The next group of rows is prefetched in the order of memory.
-		fetch := b.fetch != nil && len(height) > 1
+		fetch := b.sums != nil && len(height) > 1
 		if fetch {
 			a.move(ahead, stride)
 			a.addReg(ahead, stride3)
@@ -343,6 +493,10 @@ func walkCols(a *asm, b body) {
 			a.subImm(count, 32)
 			a.branch(ifLess, few)
 			a.label(many)
+			for _, t := range b.fetch {
+				a.prefetch(mem{base: t, index: ahead, scale: 1})
+				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
+			}
 			for u := range 4 {
 				step(u, false)
 			}
@@ -490,6 +644,7 @@ type operands struct {
 	act       activation
 	record    int // of constants, counted in fields: that of the values in hand
 	x, dy, y  reg
+	backward  bool // dy is there
 	res, dres *reg
 	resAt     func(mem) mem // where the residual is, if not as far on as the others
 	c         [coefLen]vec  // constants
@@ -497,9 +652,20 @@ type operands struct {
 	temps     []vec
 }
 
+// prefetch makes a kernel without sums prefetch what it reads, in runs, and in cols
+// where it stores past the caches.
+func (o *operands) prefetch(a *asm, b *body) {
+	if a.layout == "runs" || a.stream && a.layout == "cols" {
+		b.fetch = o.inputs()
+	}
+}
+
 // inputs returns what is read.
 func (o *operands) inputs() []reg {
-	in := []reg{o.dy, o.x}
+	in := []reg{o.x}
+	if o.backward {
+		in = append(in, o.dy)
+	}
 	if o.res != nil {
 		in = append(in, *o.res)
 	}
@@ -655,13 +821,14 @@ func normalize(a *asm, w walk, act activation, res bool) {
 	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a)
+	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
 	w(a, b)
 }
 
 // backwardOperands are the tensors that the backward kernels read.
 func backwardOperands(a *asm, b *body, act activation, res bool) operands {
-	return operands{act: act, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", res)}
+	return operands{act: act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", res)}
 }
 
 // backwardFields are the constants of sums: without an activation nothing
@@ -699,6 +866,7 @@ func inputGrad(a *asm, w walk, act activation, res, dres bool) {
 	}
 	b.coef = o.newConsts(a, fields...)
 	o.newTemps(a)
+	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, a.newVec(), a.newVec(), a.newVec()))
 	w(a, b)
 }
@@ -734,7 +902,7 @@ func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int,
 			apply[i](at, part)
 		}
 	}
-	b.one, b.four = both(0), both(1)
+	b.one, b.four, b.piped = both(0), both(1), true
 }
 
 func pipeForward(a *asm, act activation, res bool) {
