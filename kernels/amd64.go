@@ -28,9 +28,6 @@ func detectSIMD() Path {
 }
 
 func (amd64) r(r reg) string {
-	if r == areaReg {
-		return "BP"
-	}
 	return amd64Regs[r]
 }
 
@@ -143,13 +140,13 @@ func (amd64) end(a *asm) {
 // ---- functions and calls
 
 // The frame of a kernel that calls. BP points to the area, at a multiple of a
-// vector; behind its 4 vectors there are the function's address, the actCode,
-// and where the first vector of the call begins, counted from their end. The
-// assembler saves BP, since there is a frame.
+// vector, where a slow function keeps the 4 vectors; behind them there are the
+// function's address, the actCode, and how many bytes of the area the call is
+// for. The assembler saves BP, since there is a frame.
 const (
 	amd64Function = 4*vecBytes + 8*iota
 	amd64ActCode
-	amd64First
+	amd64Count
 	amd64AreaLen
 )
 
@@ -166,29 +163,52 @@ func (l amd64) area(a *asm, field string) {
 }
 
 func (l amd64) call(a *asm, count int) {
-	a.printf("MOVQ $%d, %d(BP)", -count*vecBytes, amd64First)
+	a.printf("MOVQ $%d, %d(BP)", count*vecBytes, amd64Count)
 	a.printf("CALL %d(BP)", amd64Function)
 }
 
-func (l amd64) function(a *asm, z vec, params bool, body func()) {
+func (l amd64) quick(a *asm, params bool, body func(z vec)) {
+	l.withParams(a, params, func() {
+		for z := range vec(4) {
+			body(firstArg + z)
+		}
+	})
+	a.printf("RET")
+}
+
+func (l amd64) slow(a *asm, z vec, params bool, body func()) {
 	a.printf("PUSHQ AX")
+	l.withParams(a, params, func() {
+		for i := range 4 {
+			a.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
+		}
+		a.printf("MOVQ $0, AX")
+		loop := a.newLabel("vector")
+		a.label(loop)
+		a.printf("VMOVUPS (BP)(AX*1), Y%d", z)
+		body()
+		a.printf("VMOVUPS Y%d, (BP)(AX*1)", z)
+		a.printf("ADDQ $%d, AX", vecBytes)
+		a.printf("CMPQ AX, %d(BP)", amd64Count)
+		a.printf("JLT %s", loop)
+		for i := range 4 {
+			a.printf("VMOVUPS %d(BP), Y%d", i*vecBytes, int(firstArg)+i)
+		}
+	})
+	a.printf("POPQ AX")
+	a.printf("RET")
+}
+
+// withParams points CX at the parameters, if there are some, for body.
+func (l amd64) withParams(a *asm, params bool, body func()) {
 	if params {
 		a.printf("PUSHQ CX")
 		a.printf("MOVQ %d(BP), CX", amd64ActCode)
 	}
-	a.printf("MOVQ %d(BP), AX", amd64First)
-	loop := a.newLabel("vector")
-	a.label(loop)
-	a.printf("VMOVUPS %d(BP)(AX*1), Y%d", 4*vecBytes, z)
 	body()
-	a.printf("VMOVUPS Y%d, %d(BP)(AX*1)", z, 4*vecBytes)
-	a.printf("ADDQ $%d, AX", vecBytes)
-	a.printf("JNE %s", loop)
 	if params {
 		a.printf("POPQ CX")
 	}
-	a.printf("POPQ AX")
-	a.printf("RET")
 }
 
 func (l amd64) param(a *asm, dst vec, field string) {

@@ -42,9 +42,6 @@ func detectSIMD() Path {
 }
 
 func (arm64) r(r reg) string {
-	if r == areaReg {
-		return arm64Area
-	}
 	return arm64Regs[r]
 }
 
@@ -339,27 +336,48 @@ func (l arm64) area(a *asm, field string) {
 }
 
 func (l arm64) call(a *asm, count int) {
-	a.printf("ADD $%d, %s, %s", (4-count)*vecBytes, arm64Area, arm64Next)
 	a.printf("MOVD $%d, %s", count, arm64Left)
 	a.printf("CALL (%s)", arm64Function)
 }
 
-func (l arm64) function(a *asm, z vec, params bool, body func()) {
+func (l arm64) quick(a *asm, params bool, body func(z vec)) {
+	for z := range vec(4) {
+		body(firstArg + z)
+	}
+	l.tableFirst(a)
+	a.printf("RET")
+}
+
+func (l arm64) slow(a *asm, z vec, params bool, body func()) {
+	for i := range 4 {
+		a.printf("FSTPQ (F%d, F%d), %s", 2*(int(firstArg)+i), 2*(int(firstArg)+i)+1, offset(i*vecBytes, arm64Area))
+	}
+	a.printf("MOVD %s, %s", arm64Area, arm64Next)
 	loop := a.newLabel("vector")
 	a.label(loop)
 	a.printf("FLDPQ (%s), (F%d, F%d)", arm64Next, 2*z, 2*z+1)
 	body()
-	if a.table != nil { // only now it is known
-		rest := a.buf.String()
-		a.buf.Reset()
-		a.printf("MOVD $%s<>(SB), %s", a.tableName(), arm64Addr)
-		a.buf.WriteString(rest)
-	}
+	l.tableFirst(a)
 	a.printf("FSTPQ (F%d, F%d), (%s)", 2*z, 2*z+1, arm64Next)
 	a.printf("ADD $%d, %s", vecBytes, arm64Next)
 	a.printf("SUBS $1, %s", arm64Left)
 	a.printf("BNE %s", loop)
+	for i := range 4 {
+		a.printf("FLDPQ %s, (F%d, F%d)", offset(i*vecBytes, arm64Area), 2*(int(firstArg)+i), 2*(int(firstArg)+i)+1)
+	}
 	a.printf("RET")
+}
+
+// tableFirst puts the address of the constants in front of what is there so far, if
+// there are some: only now it is known.
+func (l arm64) tableFirst(a *asm) {
+	if a.table == nil {
+		return
+	}
+	rest := a.buf.String()
+	a.buf.Reset()
+	l.pointTable(a)
+	a.buf.WriteString(rest)
 }
 
 func (l arm64) broadcastParam(a *asm, dst vec, field, arrangement string) {

@@ -21,12 +21,8 @@ const vecBytes = 32
 // reg is a virtual scalar register for pointers and counters.
 type reg int
 
-// areaReg is the register that holds the area of a kernel that calls: 4 vectors
-// that the called function replaces, of which a call with fewer uses the last.
-const areaReg reg = -1
-
-// slot is the place of vector i of the area.
-func slot(i int) mem { return mem{base: areaReg, off: i * vecBytes} }
+// firstArg is the first of the 4 vectors that a called function replaces.
+const firstArg vec = 2
 
 // mem is the address base + index*scale + off; scale is 1 or 2, and 0 for an
 // address without an index.
@@ -126,9 +122,12 @@ type lowering interface {
 	// area prepares calls of the function whose address is in a field of actCode.
 	area(a *asm, field string)
 	call(a *asm, count int) // for count vectors
-	// function prints a function that applies body to every vector of the call, in
-	// z; it has parameters if params says so.
-	function(a *asm, z vec, params bool, body func())
+	// quick prints a function that applies body to all 4 vectors of a call, where they
+	// are; slow one that applies it to as many as the call is for, one after the
+	// other in z, and may use all other vectors. They have parameters if params says
+	// so.
+	quick(a *asm, params bool, body func(z vec))
+	slow(a *asm, z vec, params bool, body func())
 	param(a *asm, dst vec, field string)   // dst = a parameter, float32
 	param64(a *asm, dst vec, field string) // dst = a parameter, float64
 	// constant returns a vector that holds the constant at an offset in the
@@ -153,6 +152,8 @@ type asm struct {
 	args      string // the type of the arguments
 	stream    bool   // store past the caches
 	layout    string
+	columns   bool // vectors that are prepared together are of different columns: of column, now
+	column    int
 	constants map[int]mem              // constants that are in memory now, by field
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk

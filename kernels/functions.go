@@ -17,24 +17,25 @@ import (
 type function struct {
 	name              string // as it stands in Go's actNAME
 	params            bool
+	quick             bool // next to nothing beside a way by memory
 	value, derivative func(f *fn)
 }
 
 // called are in the order of actKind, behind the activations that kernels
 // contain.
 var called = []function{
-	{"LeakyReLU", true, leakyReLU, leakyReLUSlope},
-	{"Clip", true, clip, clipSlope},
-	{"HardSigmoid", false, hardSigmoid, hardSigmoidSlope},
-	{"HardSwish", false, hardSwish, hardSwishSlope},
-	{"Sigmoid", false, sigmoid, sigmoidSlope},
-	{"Tanh", false, tanh, tanhSlope},
-	{"SiLU", false, silu, siluSlope},
-	{"ELU", true, elu, eluSlope},
-	{"Softplus", false, softplus, sigmoid},
-	{"Mish", false, mish, mishSlope},
-	{"GELU", false, gelu, geluSlope},
-	{"GELUTanh", false, geluTanh, geluTanhSlope},
+	{"LeakyReLU", true, true, leakyReLU, leakyReLUSlope},
+	{"Clip", true, true, clip, clipSlope},
+	{"HardSigmoid", false, true, hardSigmoid, hardSigmoidSlope},
+	{"HardSwish", false, true, hardSwish, hardSwishSlope},
+	{"Sigmoid", false, false, sigmoid, sigmoidSlope},
+	{"Tanh", false, false, tanh, tanhSlope},
+	{"SiLU", false, false, silu, siluSlope},
+	{"ELU", true, false, elu, eluSlope},
+	{"Softplus", false, false, softplus, sigmoid},
+	{"Mish", false, false, mish, mishSlope},
+	{"GELU", false, false, gelu, geluSlope},
+	{"GELUTanh", false, false, geluTanh, geluTanhSlope},
 }
 
 // functions returns the text of all of them, and of simdActivation.
@@ -47,7 +48,15 @@ func functions(l lowering) string {
 		for d, emit := range []func(*fn){c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
 			f := newFn(l, name)
-			l.function(f.asm, f.z, c.params, func() { emit(f) })
+			if c.quick {
+				f.x, f.p, f.t = pair{6, 7}, pair{8, 9}, 10 // behind the arguments
+				l.quick(f.asm, c.params, func(z vec) {
+					f.z, f.first = z, z == firstArg
+					emit(f)
+				})
+			} else {
+				l.slow(f.asm, f.z, c.params, func() { emit(f) })
+			}
 			fmt.Fprintf(&text, "%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
 			next := a.newLabel("next")
 			l.found(a, begin, name, len(inline)+i, d, next, done)
@@ -64,7 +73,8 @@ func functions(l lowering) string {
 // pairs of vectors: x and p to s.
 type fn struct {
 	*asm
-	z, t          vec // 8 float32; t is a temporary
+	z, t          vec  // 8 float32; t is a temporary
+	first         bool // of the vectors of a quick function: x keeps what it holds for the others
 	x, p, q, r, s pair
 }
 
@@ -252,27 +262,42 @@ const (
 	geluTanhEnd = 12
 )
 
+// slopeAndZero returns the parameter of leaky ReLU, and 0.
+func slopeAndZero(f *fn) (p, zero vec) {
+	if f.first {
+		f.param(f.asm, f.x[0], "p")
+		f.zero(f.x[1])
+	}
+	return f.x[0], f.x[1]
+}
+
 func leakyReLU(f *fn) {
-	f.param(f.asm, f.t, "p")
-	f.mul(f.t, f.z, f.t)
-	mask := f.x[0]
-	f.zero(mask)
-	f.greater(mask, f.z, mask)
+	p, zero := slopeAndZero(f)
+	mask := f.p[0]
+	f.mul(f.t, f.z, p)
+	f.greater(mask, f.z, zero)
 	f.blend(f.asm, mask, f.z, f.t)
 	f.move(f.z, mask)
 }
 
 func leakyReLUSlope(f *fn) {
-	f.param(f.asm, f.t, "p")
-	f.zero(f.x[0])
-	f.greater(f.z, f.z, f.x[0])
-	f.blend(f.asm, f.z, f.constC(1), f.t)
+	p, zero := slopeAndZero(f)
+	f.greater(f.z, f.z, zero)
+	f.blend(f.asm, f.z, f.constC(1), p)
+}
+
+// limits returns the parameters of clip.
+func limits(f *fn) (lo, hi vec) {
+	if f.first {
+		f.param(f.asm, f.x[0], "p")
+		f.param(f.asm, f.x[1], "q")
+	}
+	return f.x[0], f.x[1]
 }
 
 func clip(f *fn) {
-	lo, hi, mask := f.x[0], f.x[1], f.t
-	f.param(f.asm, lo, "p")
-	f.param(f.asm, hi, "q")
+	lo, hi := limits(f)
+	mask := f.t
 	f.greater(mask, lo, f.z)
 	f.blend(f.asm, mask, lo, f.z)
 	f.greater(f.z, mask, hi)
@@ -280,12 +305,10 @@ func clip(f *fn) {
 }
 
 func clipSlope(f *fn) {
-	lo, hi := f.x[0], f.x[1]
-	f.param(f.asm, lo, "p")
-	f.param(f.asm, hi, "q")
-	f.greater(lo, f.z, lo)
-	f.greater(hi, hi, f.z)
-	f.op(opAnd, f.z, lo, hi)
+	lo, hi := limits(f)
+	f.greater(f.t, f.z, lo)
+	f.greater(f.z, hi, f.z)
+	f.op(opAnd, f.z, f.t, f.z)
 	f.opC(opAnd, f.z, f.z, 1)
 }
 
@@ -317,7 +340,7 @@ func hardSwish(f *fn) {
 }
 
 func hardSwishSlope(f *fn) {
-	within, line := f.x[0], f.t
+	within, line := f.p[0], f.t
 	f.op(opLE, within, f.z, f.constC(3))
 	f.opC(opMul, line, f.z, 1.0/3)
 	f.opC(opAdd, line, line, 0.5)

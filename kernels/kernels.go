@@ -118,6 +118,7 @@ type body struct {
 	sums    []vec // kept in acc; nil for a kernel without
 	fetch   []reg // tensors to prefetch
 	piped   bool  // sums and something else at a time
+	calls   bool  // it calls the function of an activation
 
 	// one handles a vector of each tensor; four handles 4 that go to the same
 	// sums. at gives the address of vector j in a tensor.
@@ -132,22 +133,23 @@ type address func(t reg, j int) mem
 // walk is a way through the tensors.
 type walk func(a *asm, b body)
 
-// apply handles a vector of every tensor; place is its slot in the area.
+// apply handles a vector of every tensor; place is its number among those that
+// were prepared together.
 type apply func(m func(reg) mem, place int, part bool)
 
 // each makes the two functions of a kernel without sums.
 func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
-	get := func(at address, j, place int, part bool) {
-		f(func(t reg) mem { return at(t, j) }, place, part)
+	get := func(at address, j int, part bool) {
+		f(func(t reg) mem { return at(t, j) }, j, part)
 	}
 	one = func(at address, part bool) {
 		prepare(at, 1, part)
-		get(at, 0, 3, part)
+		get(at, 0, part)
 	}
 	four = func(at address, part bool) {
 		prepare(at, 4, part)
 		for j := range 4 {
-			get(at, j, j, part)
+			get(at, j, part)
 		}
 	}
 	return one, four
@@ -497,8 +499,17 @@ func walkCols(a *asm, b body) {
 				a.prefetch(mem{base: t, index: ahead, scale: 1})
 				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
 			}
-			for u := range 4 {
-				step(u, false)
+			if b.calls { // one call for all of them
+				a.columns = true
+				a.loadConst = func(dst vec, field int) {
+					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes}, false)
+				}
+				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
+				a.columns = false
+			} else {
+				for u := range 4 {
+					step(u, false)
+				}
 			}
 			b.advanceImm(a, 4*vecBytes)
 			a.addImm(coef, 4*b.record*vecBytes)
@@ -571,7 +582,7 @@ type prepare func(at address, count int, part bool)
 
 func nothing(address, int, bool) {}
 
-// value computes what a vector adds to each sum; place is its slot in the area.
+// value computes what a vector adds to each sum; place is as for apply.
 type value func(m func(reg) mem, place int, part bool, v []vec)
 
 // treeSum makes the two functions of a kernel with sums out of value, which
@@ -585,12 +596,12 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 			a.add(dst[i], dst[i], v[i])
 		}
 	}
-	get := func(at address, j, place int, part bool, v []vec) {
-		value(func(t reg) mem { return at(t, j) }, place, part, v)
+	get := func(at address, j int, part bool, v []vec) {
+		value(func(t reg) mem { return at(t, j) }, j, part, v)
 	}
 	one = func(at address, part bool) {
 		prepare(at, 1, part)
-		get(at, 0, 3, part, sets[0])
+		get(at, 0, part, sets[0])
 		if part { // in rows the other lanes have sums of their own
 			for _, v := range sets[0] {
 				a.keepPart(a, v)
@@ -600,11 +611,11 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 	}
 	four = func(at address, part bool) {
 		prepare(at, 4, part)
-		get(at, 0, 0, part, sets[0])
-		get(at, 1, 1, part, sets[1])
+		get(at, 0, part, sets[0])
+		get(at, 1, part, sets[1])
 		addTo(sets[0], sets[1])
-		get(at, 2, 2, part, sets[1])
-		get(at, 3, 3, part, sets[2])
+		get(at, 2, part, sets[1])
+		get(at, 3, part, sets[2])
 		addTo(sets[1], sets[2])
 		addTo(sets[0], sets[1])
 		addTo(sums, sets[0])
@@ -650,6 +661,19 @@ type operands struct {
 	c         [coefLen]vec  // constants
 	z, t      vec           // for the activation: z and a temporary, the first of temps
 	temps     []vec
+	called    []vec // where a called function has its arguments and results
+}
+
+// reserve hands out the sums, which a called function keeps because they are the
+// first, and the vectors of its arguments behind them.
+func (o *operands) reserve(a *asm, sums bool) (s []vec) {
+	if sums || o.act.called {
+		s = a.newVecs(2)
+	}
+	if o.act.called {
+		o.called = a.newVecs(4)
+	}
+	return s
 }
 
 // prefetch makes a kernel without sums prefetch what it reads, in runs, and in cols
@@ -687,8 +711,13 @@ func (b *body) optional(a *asm, name string, there bool) *reg {
 	return &r
 }
 
-// newTemps gives the operands what the activation needs.
-func (o *operands) newTemps(a *asm) {
+// newTemps gives the operands what the activation needs: for one that is called a
+// vector that is free before the call.
+func (o *operands) newTemps(a *asm, free vec) {
+	if o.act.called {
+		o.t = free
+		return
+	}
 	o.z = a.newVec()
 	o.temps = a.newVecs(max(1, o.act.temps))
 	o.t = o.temps[0]
@@ -745,15 +774,32 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 		if !o.act.called {
 			return
 		}
-		o.load(a, before...)
-		for j := range count {
+		if !a.columns {
+			o.load(a, before...)
+		}
+		for j, z := range o.called {
+			if j >= count { // quick functions don't look at how many there are
+				a.op(opOr, z, o.called[0], o.called[0])
+				continue
+			}
 			m := func(r reg) mem { return at(r, j) }
-			a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
-			o.preActivation(a, o.z, o.z, m, part)
-			a.lowering.store(a, o.z, slot(4-count+j))
+			o.loadColumn(a, j, before)
+			a.addMem(z, o.c[fieldN], m(o.x), z, part)
+			o.preActivation(a, z, z, m, part)
 		}
 		a.call(a, count)
-		o.load(a, after...)
+		if !a.columns {
+			o.load(a, after...)
+		}
+	}
+}
+
+// loadColumn loads the constants of a vector of columns, where every vector that
+// is prepared has its own.
+func (o *operands) loadColumn(a *asm, column int, fields []int) {
+	if a.columns {
+		a.column = column
+		o.load(a, fields...)
 	}
 }
 
@@ -764,13 +810,13 @@ var affineFields = []int{fieldN, fieldA, fieldB}
 func (o *operands) normalizeOne(a *asm) apply {
 	return func(m func(reg) mem, place int, part bool) {
 		if o.act.called {
-			a.load(o.z, slot(place), false)
-		} else {
-			a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
-			o.preActivation(a, o.z, o.z, m, part)
-			if !o.act.identity() {
-				o.act.forward(a, o.z, o.temps)
-			}
+			a.store(o.called[place], m(o.y), part)
+			return
+		}
+		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
+		o.preActivation(a, o.z, o.z, m, part)
+		if !o.act.identity() {
+			o.act.forward(a, o.z, o.temps)
 		}
 		a.store(o.z, m(o.y), part)
 	}
@@ -782,7 +828,7 @@ func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, place int, part b
 	a.load(g, m(o.dy), part)
 	switch {
 	case o.act.called:
-		a.opMem(a, opMul, g, g, slot(place), o.t)
+		a.mul(g, g, o.called[place])
 	case !o.act.identity():
 		o.preActivation(a, o.z, d, m, part)
 		o.act.backward(a, g, o.z, o.temps)
@@ -804,6 +850,7 @@ func (o *operands) gradValue(a *asm, store bool) value {
 // temporaries.
 func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 	return func(m func(reg) mem, place int, part bool) {
+		o.loadColumn(a, place, inputGradFields)
 		o.gradient(a, d, g, m, place, part)
 		o.withConst(a, opSub, t, g, fieldK1)
 		o.withConst(a, opMul, d, d, fieldK2)
@@ -819,8 +866,10 @@ func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 func normalize(a *asm, w walk, act activation, res bool) {
 	b := body{record: coefLen}
 	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
+	b.calls = act.called
+	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
-	o.newTemps(a)
+	o.newTemps(a, a.newVec())
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
 	w(a, b)
@@ -845,10 +894,10 @@ func gradSums(a *asm, w walk, act activation, res, store bool) {
 	o := backwardOperands(a, &b, act, res)
 	o.dres = b.optional(a, "dres", store)
 	b.fetch = o.inputs()
-	b.sums = a.newVecs(2) // which a called function keeps, because they are the first
+	b.sums = o.reserve(a, true)
 	b.coef = o.newConsts(a, backwardFields(act)...)
 	sets := newSets(a)
-	o.newTemps(a)
+	o.newTemps(a, sets[0][0])
 	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, store))
 	w(a, b)
 }
@@ -864,10 +913,13 @@ func inputGrad(a *asm, w walk, act activation, res, dres bool) {
 	if act.identity() {
 		fields = append(fields, fieldA)
 	}
+	b.calls = act.called
+	o.reserve(a, false)
 	b.coef = o.newConsts(a, fields...)
-	o.newTemps(a)
+	d, g, t := a.newVec(), a.newVec(), a.newVec()
+	o.newTemps(a, d)
 	o.prefetch(a, &b)
-	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, a.newVec(), a.newVec(), a.newVec()))
+	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, d, g, t))
 	w(a, b)
 }
 
@@ -915,7 +967,7 @@ func pipeForward(a *asm, act activation, res bool) {
 		b.fetch = append(b.fetch, *o.res)
 		a.subReg(*o.res, next)
 	}
-	b.sums = a.newVecs(2)
+	b.sums = o.reserve(a, true)
 	o.newConsts(a, affineFields...)
 	sets := newSets(a)
 	o.z, o.temps = sets[0][0], sets[1]
@@ -944,10 +996,17 @@ func pipeBackward(a *asm, act activation, res, dres bool) {
 	b.fetch = o.inputs()
 	next := a.newArg("next")
 	a.shiftLeft(next, 2)
-	b.sums = a.newVecs(2)
-	o.newConsts(a, fieldN, fieldA, fieldB, fieldK1, fieldK2)
-	sets := newSets(a)
-	o.newTemps(a)
+	b.sums = o.reserve(a, true)
+	var sets [3][]vec
+	if act.called { // some constants are there before the call only, some behind it
+		o.newConsts(a, affineFields...)
+		sets = newSets(a)
+		o.c[fieldK1], o.c[fieldK2] = o.c[fieldB], sets[2][1] // which only sums use
+	} else {
+		o.newConsts(a, fieldN, fieldA, fieldB, fieldK1, fieldK2)
+		sets = newSets(a)
+	}
+	o.newTemps(a, sets[0][0])
 	var sum, apply [2]func(at address, part bool)
 	sum[0], sum[1] = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, false))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, sets[0][0], sets[0][1], sets[1][0]))
