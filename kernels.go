@@ -47,9 +47,10 @@ type kernelArgs struct {
 	next   int      // pipelined: floats from a value to that of the next channel
 
 	// Kernels with sums prefetch in rows: fetch bytes ahead of the first vector
-	// of a row, until fetchLeft values of it are done; then a row further on. Those
-	// of runs, and in cols where they store past the caches, prefetch fetch bytes
-	// ahead of everything.
+	// of a row, until fetchLeft values of it are done; then a row further on. In
+	// cols they do so in the order of memory, from fetch bytes ahead of a group of
+	// rows. Those of runs, and in cols where they store past the caches, prefetch
+	// fetch bytes ahead of everything.
 	fetch, fetchLeft int
 }
 

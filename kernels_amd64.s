@@ -13692,8 +13692,8 @@ TEXT ·momentsCols(SB), NOSPLIT, $0-8
 	JLT rest2
 
 groups1:
-	MOVQ DI, R9
-	ADDQ R8, R9
+	MOVQ a+0(FP), R9
+	MOVQ kernelArgs_fetch(R9), R9
 	MOVQ a+0(FP), BX
 	MOVQ kernelArgs_coef(BX), BX
 	MOVQ a+0(FP), CX
@@ -14128,8 +14128,8 @@ TEXT ·gradSumsColsIdentity(SB), NOSPLIT, $0-8
 	JLT rest2
 
 groups1:
-	MOVQ R8, R10
-	ADDQ R9, R10
+	MOVQ a+0(FP), R10
+	MOVQ kernelArgs_fetch(R10), R10
 	MOVQ a+0(FP), CX
 	MOVQ kernelArgs_coef(CX), CX
 	MOVQ a+0(FP), DX
@@ -15651,8 +15651,8 @@ TEXT ·gradSumsColsReLU(SB), NOSPLIT, $0-8
 	JLT rest2
 
 groups1:
-	MOVQ R8, R10
-	ADDQ R9, R10
+	MOVQ a+0(FP), R10
+	MOVQ kernelArgs_fetch(R10), R10
 	MOVQ a+0(FP), CX
 	MOVQ kernelArgs_coef(CX), CX
 	MOVQ a+0(FP), DX
@@ -17136,8 +17136,8 @@ TEXT ·gradSumsColsReLUResidual(SB), NOSPLIT, $0-8
 	JLT rest2
 
 groups1:
-	MOVQ R9, R11
-	ADDQ R10, R11
+	MOVQ a+0(FP), R11
+	MOVQ kernelArgs_fetch(R11), R11
 	MOVQ a+0(FP), DX
 	MOVQ kernelArgs_coef(DX), DX
 	MOVQ a+0(FP), SI
@@ -18698,8 +18698,8 @@ TEXT ·gradSumsColsCalled(SB), NOSPLIT, $184-8
 	JLT rest2
 
 groups1:
-	MOVQ R8, R10
-	ADDQ R9, R10
+	MOVQ a+0(FP), R10
+	MOVQ kernelArgs_fetch(R10), R10
 	MOVQ a+0(FP), CX
 	MOVQ kernelArgs_coef(CX), CX
 	MOVQ a+0(FP), DX
@@ -18969,8 +18969,8 @@ TEXT ·gradSumsColsCalledDResidual(SB), NOSPLIT, $184-8
 	JLT rest2
 
 groups1:
-	MOVQ R9, R11
-	ADDQ R10, R11
+	MOVQ a+0(FP), R11
+	MOVQ kernelArgs_fetch(R11), R11
 	MOVQ a+0(FP), DX
 	MOVQ kernelArgs_coef(DX), DX
 	MOVQ a+0(FP), SI
@@ -20645,8 +20645,8 @@ TEXT ·gradSumsColsCalledResidual(SB), NOSPLIT, $184-8
 	JLT rest2
 
 groups1:
-	MOVQ R9, R11
-	ADDQ R10, R11
+	MOVQ a+0(FP), R11
+	MOVQ kernelArgs_fetch(R11), R11
 	MOVQ a+0(FP), DX
 	MOVQ kernelArgs_coef(DX), DX
 	MOVQ a+0(FP), SI
@@ -20944,8 +20944,8 @@ TEXT ·gradSumsColsCalledResidualDResidual(SB), NOSPLIT, $184-8
 	JLT rest2
 
 groups1:
-	MOVQ R10, R12
-	ADDQ R11, R12
+	MOVQ a+0(FP), R12
+	MOVQ kernelArgs_fetch(R12), R12
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_coef(SI), SI
 	MOVQ a+0(FP), DI

@@ -30331,8 +30331,8 @@ TEXT ·momentsCols(SB), NOSPLIT, $0-8
 	BLT rest2
 
 groups1:
-	MOVD R5, R7
-	ADD R6, R7
+	MOVD a+0(FP), R7
+	MOVD kernelArgs_fetch(R7), R7
 	MOVD a+0(FP), R1
 	MOVD kernelArgs_coef(R1), R1
 	MOVD a+0(FP), R2
@@ -31341,8 +31341,8 @@ TEXT ·gradSumsColsIdentity(SB), NOSPLIT, $0-8
 	BLT rest2
 
 groups1:
-	MOVD R6, R8
-	ADD R7, R8
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R2
 	MOVD kernelArgs_coef(R2), R2
 	MOVD a+0(FP), R3
@@ -35546,8 +35546,8 @@ TEXT ·gradSumsColsReLU(SB), NOSPLIT, $0-8
 	BLT rest2
 
 groups1:
-	MOVD R6, R8
-	ADD R7, R8
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R2
 	MOVD kernelArgs_coef(R2), R2
 	MOVD a+0(FP), R3
@@ -39559,8 +39559,8 @@ TEXT ·gradSumsColsReLUResidual(SB), NOSPLIT, $0-8
 	BLT rest2
 
 groups1:
-	MOVD R7, R9
-	ADD R8, R9
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R3
 	MOVD kernelArgs_coef(R3), R3
 	MOVD a+0(FP), R4
@@ -43940,8 +43940,8 @@ TEXT ·gradSumsColsCalled(SB), NOSPLIT, $144-8
 	BLT rest2
 
 groups1:
-	MOVD R6, R8
-	ADD R7, R8
+	MOVD a+0(FP), R8
+	MOVD kernelArgs_fetch(R8), R8
 	MOVD a+0(FP), R2
 	MOVD kernelArgs_coef(R2), R2
 	MOVD a+0(FP), R3
@@ -44723,8 +44723,8 @@ TEXT ·gradSumsColsCalledDResidual(SB), NOSPLIT, $144-8
 	BLT rest2
 
 groups1:
-	MOVD R7, R9
-	ADD R8, R9
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R3
 	MOVD kernelArgs_coef(R3), R3
 	MOVD a+0(FP), R4
@@ -49407,8 +49407,8 @@ TEXT ·gradSumsColsCalledResidual(SB), NOSPLIT, $144-8
 	BLT rest2
 
 groups1:
-	MOVD R7, R9
-	ADD R8, R9
+	MOVD a+0(FP), R9
+	MOVD kernelArgs_fetch(R9), R9
 	MOVD a+0(FP), R3
 	MOVD kernelArgs_coef(R3), R3
 	MOVD a+0(FP), R4
@@ -50373,8 +50373,8 @@ TEXT ·gradSumsColsCalledResidualDResidual(SB), NOSPLIT, $144-8
 	BLT rest2
 
 groups1:
-	MOVD R8, R10
-	ADD R9, R10
+	MOVD a+0(FP), R10
+	MOVD kernelArgs_fetch(R10), R10
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_coef(R4), R4
 	MOVD a+0(FP), R5

@@ -426,17 +426,20 @@ const (
 	fetchBackward = 768
 )
 
+func (w *work) fetchAhead() int {
+	if w.backward {
+		return fetchBackward
+	}
+	return fetchForward
+}
+
 // fetchFrom points the prefetching of rows at what lies some values ahead of a
 // block's first, row o and value i: in the same row, in one further on, or, behind
 // the last row, in the first ones of the next channel. next is where the block
 // lies from what the kernel is pointed at.
 func (w *work) fetchFrom(k *kernelArgs, o, i, next int) {
 	g := w.geo
-	ahead := fetchForward
-	if w.backward {
-		ahead = fetchBackward
-	}
-	ahead += i
+	ahead := i + w.fetchAhead()
 	row := ahead / g.inner
 	k.fetchLeft = g.inner - ahead%g.inner
 	fetch := row*g.channels*g.inner + ahead%g.inner - i + next
@@ -666,6 +669,7 @@ func (w *work) sumCols(acc, shift []float32, c, r0, r1, n int) {
 				k.coef = w.coef[(c+p)*coefLen:]
 			}
 			k.rows, k.n = min(most, r1-r), m
+			k.fetch = 4 * max(w.fetchAhead(), groupSize*k.stride) // at least the next group of rows
 			w.sum(&k)
 		}
 	}

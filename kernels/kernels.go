@@ -482,8 +482,7 @@ func walkCols(a *asm, b body) {
 		// The next group of rows is prefetched in the order of memory.
 		fetch := b.sums != nil && len(height) > 1
 		if fetch {
-			a.move(ahead, stride)
-			a.addReg(ahead, stride3)
+			a.arg(ahead, "fetch")
 		}
 		a.arg(coef, "coef")
 		if b.sums != nil {
