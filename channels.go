@@ -457,8 +457,10 @@ func (w *work) spread(c0, c1, first, last int) {
 		for j := g.channels; j < g.width; j += g.channels {
 			copy(field[j:g.width], field[:g.channels])
 		}
-		for j := 0; j < g.width; j += lanes {
-			*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = [lanes]float32(field[j:])
+		records := w.coef[f*lanes:]
+		for field = field[:roundUp(g.width, lanes)]; len(field) >= lanes; field = field[lanes:] {
+			*(*[lanes]float32)(records) = *(*[lanes]float32)(field)
+			records = records[min(lanes*coefLen, len(records)):]
 		}
 	}
 }
