@@ -123,7 +123,8 @@
 // # Concurrency
 //
 // A Plan may be used by several goroutines at a time. One call uses the number
-// of workers that [WithWorkers] sets, or the caller's own [Executor].
+// of workers that [WithWorkers] sets, or the caller's own [Executor]. No goroutine
+// stays: those that a call starts end soon after it.
 //
 // # Implementations
 //

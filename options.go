@@ -65,6 +65,10 @@ func WithActivation(act Activation) Option {
 // worker would have less than 8,192 values, are worked on by fewer. The result
 // does not depend on it by a bit.
 //
+// The others are started when there is something to do, and end 50 microseconds
+// after there is nothing: in the meantime they look for more, from the next phase
+// of the call or the next call, and let other goroutines go first.
+//
 // With [WithExecutor] it says how many tasks the executor is likely to run at
 // a time, which decides only how finely the work is cut; there the default is
 // GOMAXPROCS.

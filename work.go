@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"unsafe"
+
+	"github.com/fusedbn/batchnorm/internal/team"
 )
 
 // work is the state of one call: its operands, the scratch memory, and the
@@ -43,7 +45,7 @@ type work struct {
 
 	stream bool // store past the caches
 
-	loop loop
+	team *team.Team
 }
 
 // call is what an operation asks for beside its tensors.
@@ -103,7 +105,7 @@ func (w *work) init(segments, width int) {
 		w.shift = make([]float32, segments*wide)
 		w.acc = make([]float32, segments*wide*2)
 	}
-	w.loop.body = w.loop.work
+	w.team = team.New()
 	w.groupTask = w.group
 	w.flatTask, w.flatSumsTask, w.flatApplyTask = w.flatBoth, w.flatSums, w.flatApply
 	if g.layout == rows {

@@ -4,9 +4,9 @@ package bound
 
 import (
 	"fmt"
-	"sync"
-	"sync/atomic"
 	"unsafe"
+
+	"github.com/fusedbn/batchnorm/internal/team"
 )
 
 // Stores is how a pass writes.
@@ -36,13 +36,12 @@ func (s Stores) String() string {
 }
 
 // A Team makes passes over tensors with a number of goroutines, the caller's
-// among them; with one it starts none. It makes one pass at a time, whose
+// among them, by the package's own parallel for; with one it starts none. It makes one pass at a time, whose
 // slices all have the same length, and keeps the last ones.
 type Team struct {
 	workers int
-	body    func() // work, bound once, because binding allocates
-	next    atomic.Int64
-	wg      sync.WaitGroup
+	team    *team.Team
+	task    func(int) // partTask, bound once, because binding allocates
 
 	pass          pass
 	stores        Stores
@@ -71,8 +70,8 @@ const (
 
 // NewTeam returns a team of at least one worker.
 func NewTeam(workers int) *Team {
-	t := &Team{workers: max(1, workers)}
-	t.body = t.work
+	t := &Team{workers: max(1, workers), team: team.New()}
+	t.task = t.partTask
 	t.sums = make([]float32, most*t.workers)
 	return t
 }
@@ -116,33 +115,15 @@ func (t *Team) run(n int) {
 		return
 	}
 	t.parts = min(max(t.workers, n/partLen), most*t.workers)
-	t.next.Store(0)
-	t.wg.Add(t.workers - 1)
-	for range t.workers - 1 {
-		go t.body()
-	}
-	t.drain()
-	t.wg.Wait()
+	t.team.Run(t.parts, t.workers-1, t.task)
 }
 
-func (t *Team) work() {
-	t.drain()
-	t.wg.Done()
-}
-
-// drain takes part by part until none is left.
-func (t *Team) drain() {
+func (t *Team) partTask(i int) {
 	n := len(t.y)
 	if t.pass == passRead {
 		n = len(t.reads[0])
 	}
-	for {
-		i := int(t.next.Add(1) - 1)
-		if i >= t.parts {
-			return
-		}
-		t.part(i, border(n, i, t.parts), border(n, i+1, t.parts))
-	}
+	t.part(i, border(n, i, t.parts), border(n, i+1, t.parts))
 }
 
 // border returns where part i of n floats begins.

@@ -1,0 +1,93 @@
+package team
+
+import (
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestRun checks that every task of every loop runs once, before Run returns, with
+// loops of all lengths right after each other, and now and then a pause in which
+// helpers end.
+func TestRun(t *testing.T) {
+	for _, helpers := range []int{0, 1, 3, 7} {
+		team := New()
+		var runs [300]atomic.Int32
+		loops := 3000
+		if testing.Short() {
+			loops = 300
+		}
+		for i := range loops {
+			n := i * 7919 % len(runs)
+			if i%500 == 0 {
+				time.Sleep(2 * linger)
+			}
+			team.Run(n, helpers, func(i int) { runs[i].Add(1) })
+			for j := range runs {
+				want := int32(0)
+				if j < n {
+					want = 1
+				}
+				if got := runs[j].Swap(0); got != want {
+					t.Fatalf("%d helpers, loop %d of %d tasks: task %d ran %d times", helpers, i, n, j, got)
+				}
+			}
+		}
+	}
+}
+
+// TestShares checks that helpers take part.
+func TestShares(t *testing.T) {
+	team := New()
+	both := make(chan struct{})
+	team.Run(2, 1, func(int) { // neither task ends without the other
+		select {
+		case both <- struct{}{}:
+		case <-both:
+		case <-time.After(10 * time.Second):
+			t.Error("one goroutine runs both tasks")
+		}
+	})
+}
+
+// TestSleeps has the caller wait for a task that takes long, so that it sleeps and
+// has to be woken up.
+func TestSleeps(t *testing.T) {
+	team := New()
+	for range 20 {
+		var helperRuns, done atomic.Bool
+		team.Run(2, 1, func(i int) {
+			if i == 0 { // the caller's, mostly: until the helper has the other
+				for begin := time.Now(); !helperRuns.Load() && time.Since(begin) < time.Second; {
+					runtime.Gosched()
+				}
+				return
+			}
+			helperRuns.Store(true)
+			time.Sleep(20 * linger)
+			done.Store(true)
+		})
+		if !done.Load() {
+			t.Fatal("Run returned before the last task did")
+		}
+	}
+}
+
+// TestEnds checks that no helper stays.
+func TestEnds(t *testing.T) {
+	before := runtime.NumGoroutine()
+	team := New()
+	team.Run(100, 3, func(int) { time.Sleep(time.Microsecond) })
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(linger) {
+		if n := runtime.NumGoroutine(); n <= before {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("there are %d goroutines, before there were %d", runtime.NumGoroutine(), before)
+		}
+	}
+	if n := team.helpers.Load(); n != 0 {
+		t.Errorf("the team counts %d helpers", n)
+	}
+}
