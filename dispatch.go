@@ -51,9 +51,17 @@ var simdPath = detectSIMD()
 // cacheL2 is the size in bytes of a core's second-level cache: what a schedule
 // may count on keeping between taking statistics and applying them. It shapes
 // the schedule only, never the order of a sum.
-var cacheL2 = func() int {
-	if n := cpuid.CPU.Cache.L2; n > 0 {
-		return n
+var cacheL2 = cacheOr(cpuid.CPU.Cache.L2, 512<<10)
+
+// cacheL3 is the size in bytes of the third-level cache: behind a channel that does
+// not fit there, nothing is to be had again.
+var cacheL3 = cacheOr(cpuid.CPU.Cache.L3, 32<<20)
+
+// cacheOr returns a size that cpuid tells, or a usual one where it is unknown, as
+// on arm64 and under emulators.
+func cacheOr(size, usual int) int {
+	if size > 0 {
+		return size
 	}
-	return 512 << 10 // unknown on arm64 and under emulators
-}()
+	return usual
+}

@@ -64,13 +64,7 @@ func wholeLines(n, inner int) int {
 // room for what else passes.
 func (w *work) groupFlat() {
 	g := w.geo
-	operands := 0
-	for _, t := range [][]float32{w.x, w.dy, w.res} {
-		if t != nil {
-			operands++
-		}
-	}
-	bytes := 4 * g.outer * g.inner * operands // of a channel
+	bytes := 4 * g.outer * g.inner * w.operands() // of a channel
 	w.groupLen = min(w.flatMost, wholeLines(ceilDiv(w.p.schedule.flatBytes, bytes), g.inner))
 	w.taskLen = g.channels
 	if workers := w.p.workers; workers > 1 {

@@ -121,13 +121,14 @@ func (w *work) init(segments, width int) {
 // from measurements and have no effect on the result; tests set extreme ones.
 type schedule struct {
 	pipeLen   int // rows: length from which the pipelined kernels are used, as a rule
-	flatLen   int // shorter ones are handled in groups of channels: how many values of an image there are in a group, more or less
-	flatBytes int // and what it reads, so that two groups stay in the second-level cache
+	flatLen   int // shorter ones are handled in groups of channels: how many values of an image a group has, more or less
+	flatBytes int // and how many bytes it reads, so that two groups stay in the second-level cache
+	fitBytes  int // rows: what is read of a channel at most, if its statistics are to be taken right before it is applied
 	streamLen int // bytes of an output from which it is stored past the caches
 	share     int // values of the tensor that each worker has at least
 }
 
-var defaultSchedule = schedule{pipeLen: 256, flatLen: 8192, flatBytes: cacheL2 * 2 / 5, streamLen: 6 << 20, share: 8 << 10}
+var defaultSchedule = schedule{pipeLen: 256, flatLen: 8192, flatBytes: cacheL2 * 2 / 5, fitBytes: cacheL3 * 3 / 8, streamLen: 6 << 20, share: 8 << 10}
 
 func gcd(a, b int) int {
 	for b != 0 {
@@ -211,7 +212,7 @@ func (w *work) cut() {
 // run does the phases asked for.
 func (w *work) run(do phases) {
 	g := w.geo
-	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && !w.storesGradients() {
+	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && w.channelFits() && !w.storesGradients() {
 		w.stream = w.wantStream()
 		task := w.groupTask
 		w.taskLen = w.groupTaskLen
@@ -279,6 +280,23 @@ func (w *work) useStored() (done bool) {
 // busy with whole channels.
 func (w *work) channelsSuffice() bool {
 	return w.p.workers == 1 || w.geo.segments == 1 || w.geo.channels >= 4*w.p.workers
+}
+
+// channelFits reports whether what is read of a channel is still in a cache, more
+// or less, once its statistics are known.
+func (w *work) channelFits() bool {
+	return w.p.path == PathGeneric || 4*w.geo.outer*w.geo.inner*w.operands() <= w.p.schedule.fitBytes
+}
+
+// operands returns how many tensors a call reads.
+func (w *work) operands() int {
+	n := 0
+	for _, t := range [][]float32{w.x, w.dy, w.res} {
+		if t != nil {
+			n++
+		}
+	}
+	return n
 }
 
 // apply does the apply phase, once every channel is finished.
