@@ -128,7 +128,7 @@ type schedule struct {
 	share     int // values of the tensor that each worker has at least
 }
 
-var defaultSchedule = schedule{pipeLen: 256, flatLen: 8192, flatBytes: cacheL2 * 2 / 5, fitBytes: cacheL3 * 3 / 8, streamLen: 6 << 20, share: 8 << 10}
+var defaultSchedule = schedule{pipeLen: 256, flatLen: 4096, flatBytes: cacheL2 * 2 / 5, fitBytes: cacheL3 * 3 / 8, streamLen: 6 << 20, share: 8 << 10}
 
 func gcd(a, b int) int {
 	for b != 0 {
