@@ -724,11 +724,12 @@ func (w *work) colApplyTask(t int) {
 // transformCols applies the call's second kernel to count rows of n columns
 // from index i.
 func (w *work) transformCols(i, count, n int) {
-	for p := 0; p < n; p += maxCall {
+	const panel = 1024 // columns whose constants stay in the first-level cache
+	for p := 0; p < n; p += panel {
 		var k kernelArgs
 		w.at(&k, i+p)
 		k.coef = w.coef[p*coefLen:]
-		k.rows, k.n, k.stride = count, min(maxCall, n-p), w.geo.width
+		k.rows, k.n, k.stride = count, min(panel, n-p), w.geo.width
 		w.transform(cols, &k)
 	}
 }
