@@ -39,7 +39,7 @@ const lineLen = 16
 // because the pipelined kernels can't store them past the caches.
 func (w *work) cutFlat() {
 	g, s := w.geo, w.p.schedule
-	w.flat = w.p.path != PathGeneric && g.channels > 1 && (g.inner < s.pipeLen || g.inner%lanes != 0)
+	w.flat = w.p.path != PathGeneric && g.channels > 1 && (!w.pipelined || g.inner%lanes != 0)
 	if !w.flat {
 		return
 	}

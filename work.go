@@ -120,7 +120,7 @@ func (w *work) init(segments, width int) {
 // schedule holds the thresholds between the ways to cut and to store. They come
 // from measurements and have no effect on the result; tests set extreme ones.
 type schedule struct {
-	pipeLen   int // rows: length from which the pipelined kernels are used, as a rule
+	pipeLen   int // rows: length from which the pipelined kernels are used, as a rule, if a channel has 4 times as much
 	flatLen   int // shorter ones are handled in groups of channels: how many values of an image a group has, more or less
 	flatBytes int // and how many bytes it reads, so that two groups stay in the second-level cache
 	fitBytes  int // rows: what is read of a channel at most, if its statistics are to be taken right before it is applied
@@ -183,7 +183,7 @@ func (w *work) cut() {
 		bytes := 4 * g.outer * g.inner // of one operand
 		w.groupLen = max(1, min(cacheL2/2/max(1, bytes), g.channels/(4*workers)))
 		w.groupTaskLen = w.groupLen
-		if w.pipelined = g.inner >= s.pipeLen; w.pipelined {
+		if w.pipelined = g.inner >= s.pipeLen && g.outer*g.inner >= 4*s.pipeLen; w.pipelined {
 			w.groupTaskLen = g.channels
 			if workers > 1 {
 				w.groupTaskLen = max(1, g.channels/(4*workers))
