@@ -177,7 +177,7 @@ func (w *work) sumImages(s *flatScratch, shift []float32, c0, n, o, images, valu
 }
 
 // transformFlat applies the constants of the channels c0 to c1-1. Meanwhile it
-// prefetches what lies fetch floats ahead.
+// prefetches what lies fetch floats ahead, which the next sums are taken of.
 func (w *work) transformFlat(s *flatScratch, c0, c1, fetch int) {
 	g := w.geo
 	if w.anyWideOf(c0, c1) {
@@ -198,7 +198,7 @@ func (w *work) transformFlat(s *flatScratch, c0, c1, fetch int) {
 		var k kernelArgs
 		w.at(&k, (o*g.channels+c0)*g.inner)
 		n := min(images, g.outer-o)
-		k.fetch = 4 * fetch
+		k.fetch, k.fetchApart = 4*fetch, 4*g.channels*g.inner // the residual's next image
 		if g.inner < lanes {
 			k.coef = s.coef
 			k.rows, k.n, k.stride = n, width, g.channels*g.inner

@@ -50,8 +50,9 @@ type kernelArgs struct {
 	// of a row, until fetchLeft values of it are done; then a row further on. In
 	// cols they do so in the order of memory, from fetch bytes ahead of a group of
 	// rows. Those of runs, and in cols where they store past the caches, prefetch
-	// fetch bytes ahead of everything.
-	fetch, fetchLeft int
+	// fetch bytes ahead of everything, but for normalize's residual in runs:
+	// fetchApart.
+	fetch, fetchLeft, fetchApart int
 }
 
 // actCode is what a kernel that calls needs to know of its activation.

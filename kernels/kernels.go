@@ -117,6 +117,7 @@ type body struct {
 	record  int   // fields of the record
 	sums    []vec // kept in acc; nil for a kernel without
 	fetch   []reg // tensors to prefetch
+	apart   []reg // runs: those to prefetch by a distance of their own
 	piped   bool  // sums and something else at a time
 	calls   bool  // it calls the function of an activation
 
@@ -316,6 +317,10 @@ func walkRuns(a *asm, b body) {
 	coef, rows := a.newArg("coef"), a.newArg("rows")
 	count, t := a.newReg(), a.newReg()
 	more, fetch := a.newArg("more"), a.newArg("fetch")
+	var fetchApart reg
+	if b.apart != nil {
+		fetchApart = a.newArg("fetchApart")
+	}
 	other := a.newVec()
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 	field := func(f int) mem { return mem{base: coef, off: f * floatBytes} }
@@ -336,9 +341,12 @@ func walkRuns(a *asm, b body) {
 		}
 	}
 	prefetch := func(bytes int) {
-		for _, t := range b.fetch {
-			for off := 0; off < bytes; off += 64 {
+		for off := 0; off < bytes; off += 64 {
+			for _, t := range b.fetch {
 				a.prefetch(mem{base: t, index: fetch, scale: 1, off: off})
+			}
+			for _, t := range b.apart {
+				a.prefetch(mem{base: t, index: fetchApart, scale: 1, off: off})
 			}
 		}
 	}
@@ -680,6 +688,9 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 func (o *operands) prefetch(a *asm, b *body) {
 	if a.layout == "runs" || a.stream && a.layout == "cols" {
 		b.fetch = o.inputs()
+	}
+	if a.layout == "runs" && o.res != nil && !o.backward { // no sums have read it
+		b.fetch, b.apart = []reg{o.x}, []reg{*o.res}
 	}
 }
 
