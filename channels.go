@@ -113,7 +113,7 @@ const (
 
 // most is how many channels go through the steps together. An unusual one sends
 // all of them through the slower functions.
-const mostChannels = 64
+const mostChannels = 128
 
 // whole returns how many of n channels vectors hold, if there are vectors.
 func (p Path) whole(n int) int {

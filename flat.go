@@ -7,8 +7,8 @@ import (
 
 // Short rows, of which several channels are handled together. The sums of such a
 // group are taken image by image, in the order of memory; then its rows are
-// applied as runs. While a group is applied, the next one is prefetched, so that
-// its sums come from the cache.
+// applied as runs. While a group is applied, the next one is prefetched, if it comes
+// from memory, so that its sums find it in the cache.
 
 // flatScratch is what a task needs for that.
 type flatScratch struct {
@@ -78,12 +78,13 @@ func (w *work) flatBoth(t int) {
 	s := <-w.flatScratch
 	defer func() { w.flatScratch <- s }()
 	end := min((t+1)*w.taskLen, w.geo.channels)
+	ahead := 4*len(w.x)*(w.operands()+1) > w.p.schedule.fetchBytes
 	for c0 := t * w.taskLen; c0 < end; c0 += w.groupLen {
 		c1 := min(c0+w.groupLen, end)
 		w.sumGroup(s, c0, c1)
 		w.finish(c0, c1)
 		fetch := 0
-		if c1 < end {
+		if ahead && c1 < end {
 			fetch = (c1 - c0) * w.geo.inner
 		}
 		w.transformFlat(s, c0, c1, fetch)

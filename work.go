@@ -120,15 +120,16 @@ func (w *work) init(segments, width int) {
 // schedule holds the thresholds between the ways to cut and to store. They come
 // from measurements and have no effect on the result; tests set extreme ones.
 type schedule struct {
-	pipeLen   int // rows: length from which the pipelined kernels are used, as a rule, if a channel has 4 times as much
-	flatLen   int // shorter ones are handled in groups of channels: how many values of an image a group has, more or less
-	flatBytes int // and how many bytes it reads, so that two groups stay in the second-level cache
-	fitBytes  int // rows: what is read of a channel at most, if its statistics are to be taken right before it is applied
-	streamLen int // bytes of an output from which it is stored past the caches
-	share     int // values of the tensor that each worker has at least
+	pipeLen    int // rows: length from which the pipelined kernels are used, as a rule, if a channel has 4 times as much
+	flatLen    int // shorter ones are handled in groups of channels: how many values of an image a group has, more or less
+	flatBytes  int // and how many bytes it reads, so that two groups stay in the second-level cache
+	fetchBytes int // of all tensors, from which groups are prefetched
+	fitBytes   int // rows: what is read of a channel at most, if its statistics are to be taken right before it is applied
+	streamLen  int // bytes of an output from which it is stored past the caches
+	share      int // values of the tensor that each worker has at least
 }
 
-var defaultSchedule = schedule{pipeLen: 256, flatLen: 4096, flatBytes: cacheL2 * 2 / 5, fitBytes: cacheL3 * 3 / 8, streamLen: 6 << 20, share: 8 << 10}
+var defaultSchedule = schedule{pipeLen: 256, flatLen: 4096, flatBytes: cacheL2 * 2 / 5, fetchBytes: cacheL3 * 5 / 4, fitBytes: cacheL3 * 3 / 8, streamLen: 6 << 20, share: 8 << 10}
 
 func gcd(a, b int) int {
 	for b != 0 {
