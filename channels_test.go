@@ -252,3 +252,64 @@ func hasNaN(a *channelArgs) bool {
 	}
 	return false
 }
+
+// TestForgets: with weight 1 the running statistics are the batch's, whatever they
+// were, for channels that vectors hold too.
+func TestForgets(t *testing.T) {
+	for _, path := range Paths() {
+		s := Shape{Outer: 5, Channels: 19, Inner: 1}
+		p, err := NewPlan(s, WithPath(path))
+		if err != nil {
+			t.Fatal(err)
+		}
+		x, nan := make([]float32, s.Len()), float32(math.NaN())
+		noise(x, 1, false)
+		running, runningVar := slices.Repeat([]float32{nan}, s.Channels), slices.Repeat([]float32{nan}, s.Channels)
+		mean := make([]float64, s.Channels)
+		if err := p.Forward(ForwardArgs{X: x, Y: x, Mean: mean, RunningMean: running, RunningVar: runningVar, Momentum: NewWeight(1)}); err != nil {
+			t.Fatal(err)
+		}
+		for c, v := range running {
+			if v != float32(mean[c]) || runningVar[c] != runningVar[c] {
+				t.Errorf("%v: the running statistics of channel %d are %v and %v, the batch's mean is %v", path, c, v, runningVar[c], mean[c])
+			}
+		}
+	}
+}
+
+// TestFrozenWide: the gradient by x alone is what it is among all gradients, for
+// channels that float32 can't compute and right after other channels were.
+func TestFrozenWide(t *testing.T) {
+	for _, path := range Paths() {
+		for _, s := range []Shape{{Outer: 6, Channels: 17, Inner: 1}, {Outer: 3, Channels: 17, Inner: 10}} {
+			p, err := NewPlan(s, WithPath(path), WithEpsilon(0))
+			if err != nil {
+				t.Fatal(err)
+			}
+			n := s.Len()
+			x, dy, alone, among := make([]float32, n), make([]float32, n), make([]float32, n), make([]float32, n)
+			noise(x, 1, false)
+			noise(dy, 2, false)
+			mean, variance := make([]float32, s.Channels), slices.Repeat([]float32{1}, s.Channels)
+			grads := make([]float32, s.Channels)
+			for range 2 { // usual channels, then wide ones
+				for _, err := range []error{
+					p.FrozenBackward(FrozenBackwardArgs{DY: dy, X: x, Mean: mean, Var: variance, DX: alone}),
+					p.FrozenBackward(FrozenBackwardArgs{DY: dy, X: x, Mean: mean, Var: variance, DX: among, DGamma: grads, DBeta: slices.Clone(grads)}),
+				} {
+					if err != nil {
+						t.Fatal(err)
+					}
+				}
+				for i := range alone {
+					c := i / s.Inner % s.Channels
+					want := float32(float64(dy[i]) * (1 / math.Sqrt(float64(variance[c]))))
+					if alone[i] != want || among[i] != want {
+						t.Fatalf("%v %v: dx[%d] is %v alone, and %v among others, want %v", path, s, i, alone[i], among[i], want)
+					}
+				}
+				variance[3], variance[12] = 1e-40, 1e-44
+			}
+		}
+	}
+}
