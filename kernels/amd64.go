@@ -128,6 +128,14 @@ func (l amd64) op(a *asm, o op, dst, x, y vec) {
 	a.printf("%s Y%d, Y%d, Y%d", amd64Ops[o], y, x, dst)
 }
 
+func (l amd64) positive(a *asm, dst, x vec)    { l.withZero(a, opGT, dst, x) }
+func (l amd64) notPositive(a *asm, dst, x vec) { l.withZero(a, opLE, dst, x) }
+
+func (l amd64) withZero(a *asm, o op, dst, x vec) {
+	l.zero(a, dst)
+	l.op(a, o, dst, x, dst)
+}
+
 func (l amd64) opMem(a *asm, o op, dst, x vec, y mem, _ vec) {
 	a.printf("%s %s, Y%d, Y%d", amd64Ops[o], l.m(y), x, dst)
 }

@@ -303,6 +303,22 @@ func (l arm64) op(a *asm, o op, dst, x, y vec) {
 	}
 }
 
+// Comparisons of float32 with 0: the bits without the registers.
+const (
+	fcmgtZero = 0x4ea0c800
+	fcmleZero = 0x6ea0d800
+)
+
+func (l arm64) positive(a *asm, dst, x vec)    { l.withZero(a, "VFCMGT", fcmgtZero, dst, x) }
+func (l arm64) notPositive(a *asm, dst, x vec) { l.withZero(a, "VFCMLE", fcmleZero, dst, x) }
+
+func (l arm64) withZero(a *asm, name string, bits uint32, dst, x vec) {
+	for h := range 2 {
+		src, dst := 2*int(x)+h, 2*int(dst)+h
+		a.printf("WORD $%#08x // %s $0, V%d.S4, V%d.S4", bits|uint32(src)<<5|uint32(dst), name, src, dst)
+	}
+}
+
 func (l arm64) opMem(a *asm, o op, dst, x vec, y mem, t vec) {
 	l.load(a, t, y)
 	l.op(a, o, dst, x, t)

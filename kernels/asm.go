@@ -104,6 +104,8 @@ type lowering interface {
 	broadcast64(a *asm, dst vec, m mem)
 	zero(a *asm, dst vec)
 	op(a *asm, o op, dst, x, y vec)
+	positive(a *asm, dst, x vec)    // all ones where x > 0, zero elsewhere and for NaN
+	notPositive(a *asm, dst, x vec) // all ones where x <= 0, zero elsewhere and for NaN
 	// opMem is op with y in memory; it may load it into t.
 	opMem(a *asm, o op, dst, x vec, y mem, t vec)
 	sqrt64(a *asm, dst, x vec) // of 4 float64

@@ -143,8 +143,7 @@ func (f *fn) negative(z vec) {
 
 // positive sets dst to z where it is above 0, and to 0 elsewhere; dst is not z.
 func (f *fn) positive(dst, z vec) {
-	f.zero(dst)
-	f.greater(dst, z, dst)
+	f.lowering.positive(f.asm, dst, z)
 	f.op(opAnd, dst, dst, z)
 }
 
@@ -262,28 +261,27 @@ const (
 	geluTanhEnd = 12
 )
 
-// slopeAndZero returns the parameter of leaky ReLU, and 0.
-func slopeAndZero(f *fn) (p, zero vec) {
+// leak returns the parameter of leaky ReLU.
+func leak(f *fn) vec {
 	if f.first {
 		f.param(f.asm, f.x[0], "p")
-		f.zero(f.x[1])
 	}
-	return f.x[0], f.x[1]
+	return f.x[0]
 }
 
 func leakyReLU(f *fn) {
-	p, zero := slopeAndZero(f)
 	mask := f.p[0]
-	f.mul(f.t, f.z, p)
-	f.greater(mask, f.z, zero)
+	f.mul(f.t, f.z, leak(f))
+	f.lowering.positive(f.asm, mask, f.z)
 	f.blend(f.asm, mask, f.z, f.t)
 	f.move(f.z, mask)
 }
 
 func leakyReLUSlope(f *fn) {
-	p, zero := slopeAndZero(f)
-	f.greater(f.z, f.z, zero)
-	f.blend(f.asm, f.z, f.constC(1), p)
+	p := leak(f)
+	f.lowering.positive(f.asm, f.p[0], f.z)
+	f.blend(f.asm, f.p[0], f.constC(1), p)
+	f.move(f.z, f.p[0])
 }
 
 // limits returns the parameters of clip.
@@ -450,8 +448,7 @@ func elu(f *fn) {
 }
 
 func eluSlope(f *fn) {
-	f.zero(f.t)
-	f.greater(f.t, f.z, f.t)
+	f.lowering.positive(f.asm, f.t, f.z)
 	f.atLeast(f.z, f.z, -eluTail)
 	f.negative(f.z)
 	f.widen(f.p, f.z)
@@ -558,8 +555,7 @@ func gelu(f *fn) {
 }
 
 func geluSlope(f *fn) {
-	f.zero(f.t)
-	f.greater(f.t, f.z, f.t)
+	f.lowering.positive(f.asm, f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
 	f.widen(f.x, f.z)

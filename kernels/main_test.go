@@ -245,6 +245,7 @@ var architectures = map[string]rules{
 			"VBIC":   "ASIMD",
 			"VFCMGE": "ASIMD",
 			"VFCMGT": "ASIMD",
+			"VFCMLE": "ASIMD",
 			"VSTNP":  "ASIMD",
 		},
 		guard:   "cpu.ARM64.HasASIMD",

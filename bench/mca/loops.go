@@ -82,7 +82,7 @@ var (
 	headPattern = regexp.MustCompile(`^[0-9a-f]+ <github\.com/fusedbn/batchnorm\.(\w+)\.abi0>:$`)
 	linePattern = regexp.MustCompile(`^\s*([0-9a-f]+):\s+(\S+)(?:\s+(.*))?$`)
 	// Functions of the package in assembly are kernels, but for the fence.
-	kernelPattern = regexp.MustCompile(`(Rows|Cols)`)
+	kernelPattern = regexp.MustCompile(`(Rows|Cols|Runs)`)
 )
 
 // functions returns the kernels of what llvm-objdump prints.
