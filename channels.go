@@ -111,7 +111,7 @@ const (
 	channelTrack
 )
 
-// most is how many channels go through the steps together. An unusual one sends
+// mostChannels is how many channels go through the steps together. An unusual one sends
 // all of them through the slower functions.
 const mostChannels = 128
 
@@ -123,7 +123,7 @@ func (p Path) whole(n int) int {
 	return n &^ (lanes - 1)
 }
 
-// channels runs a kernel on the channels, and reports whether all are usual.
+// run runs a kernel on the channels, and reports whether all are usual.
 func (a *channelArgs) run(kernel int) bool {
 	for i := range a.usual {
 		a.usual[i] = math.MaxUint64

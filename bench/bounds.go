@@ -69,6 +69,7 @@ func (c config) bounds(set caseSet, w io.Writer, p *progress) ([]boundRow, error
 		}
 	}
 	fmt.Fprintf(w, "\n%s\n", boundsNote)
+	fractionsTable(w, rows)
 	scalingTable(w, rows, c.memoryBandwidth)
 	return rows, nil
 }
