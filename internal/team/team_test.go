@@ -76,18 +76,17 @@ func TestSleeps(t *testing.T) {
 
 // TestEnds checks that no helper stays.
 func TestEnds(t *testing.T) {
+	time.Sleep(10 * linger) // for those of other tests
 	before := runtime.NumGoroutine()
 	team := New()
 	team.Run(100, 3, func(int) { time.Sleep(time.Microsecond) })
 	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(linger) {
-		if n := runtime.NumGoroutine(); n <= before {
-			break
+		goroutines, helpers := runtime.NumGoroutine(), team.helpers.Load()
+		if goroutines <= before && helpers == 0 {
+			return
 		}
 		if time.Now().After(deadline) {
-			t.Fatalf("there are %d goroutines, before there were %d", runtime.NumGoroutine(), before)
+			t.Fatalf("there are %d goroutines, before there were %d; the team counts %d helpers", goroutines, before, helpers)
 		}
-	}
-	if n := team.helpers.Load(); n != 0 {
-		t.Errorf("the team counts %d helpers", n)
 	}
 }
