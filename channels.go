@@ -73,8 +73,8 @@ const (
 	// acc has a record of 8 S and 8 Q for 8 channels.
 	channelFold = iota
 
-	// channelReduce sums the lanes of each of 8 channels, which acc has a record of 8
-	// and 8 for: otherA, otherB = reduce(S), reduce(Q).
+	// channelReduce sums the lanes of each of 8 channels, which acc has a record of
+	// sumRecord floats for that begins with them: otherA, otherB = reduce(S), reduce(Q).
 	channelReduce
 
 	// channelFoldReduced is channelFold with otherA and otherB in the places of S
@@ -165,7 +165,7 @@ func (p Path) reduceLanes(s *flatScratch, n int) {
 		k.run(channelReduce)
 	}
 	for c := v; c < n; c++ {
-		acc := (*sums)(s.acc[c*2*lanes:])
+		acc := (*sums)(s.acc[c*sumRecord:])
 		s.a[c], s.b[c] = reduce((*[lanes]float32)(acc[:])), reduce((*[lanes]float32)(acc[lanes:]))
 	}
 }

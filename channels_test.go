@@ -29,7 +29,7 @@ type field struct {
 
 func (a *channelArgs) field(name string) field {
 	return map[string]field{
-		"acc": {f32: &a.acc, per: 2}, "lanes": {f32: &a.acc, per: 2 * lanes}, "shift": {f32: &a.shift, per: 1},
+		"acc": {f32: &a.acc, per: 2}, "lanes": {f32: &a.acc, per: sumRecord}, "shift": {f32: &a.shift, per: 1},
 		"gamma": {f32: &a.gamma, per: 1}, "beta": {f32: &a.beta, per: 1},
 		"neg": {f32: &a.neg, per: 1}, "a": {f32: &a.a, per: 1}, "b": {f32: &a.b, per: 1}, "k1": {f32: &a.k1, per: 1}, "k2": {f32: &a.k2, per: 1},
 		"running": {f32: &a.running, per: 1}, "runningVar": {f32: &a.runningVar, per: 1},
@@ -49,7 +49,7 @@ func channelCases() map[string]channelCase {
 			return true
 		}},
 		"reduce": {channelReduce, "lanes", "otherA otherB", func(a *channelArgs, c int) bool {
-			s := a.acc[2*lanes*c:]
+			s := a.acc[sumRecord*c:]
 			a.otherA[c], a.otherB[c] = reduce((*[lanes]float32)(s)), reduce((*[lanes]float32)(s[lanes:]))
 			return true
 		}},

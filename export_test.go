@@ -21,7 +21,7 @@ func WithShare(n int) Option {
 // through the pipelined kernels or, if flat is set, in groups of channels.
 func WithExtremeSchedule(flat bool) Option {
 	return func(o *options) error {
-		o.schedule = schedule{flatLen: 1, flatBytes: 1, fitBytes: math.MaxInt, share: 1}
+		o.schedule = schedule{flatLen: 40, flatBytes: 1 << 30, fitBytes: math.MaxInt, share: 1}
 		if flat {
 			o.schedule.pipeLen = 1 << 30
 		}

@@ -7,8 +7,9 @@ import (
 
 // Short rows, of which several channels are handled together. The sums of such a
 // group are taken image by image, in the order of memory; then its rows are
-// applied as runs. While a group is applied, the next one is prefetched, if it comes
-// from memory, so that its sums find it in the cache.
+// applied as runs. Forward the sums of the next group are taken meanwhile; backward
+// it is prefetched meanwhile, if it comes from memory, so that its sums find it in
+// the cache.
 
 // flatScratch is what a task needs for that.
 type flatScratch struct {
@@ -21,7 +22,7 @@ type flatScratch struct {
 
 func newFlatScratch(channels, inner int) *flatScratch {
 	s := &flatScratch{
-		acc:   make([]float32, roundUp(channels, lanes)*2*lanes),
+		acc:   make([]float32, roundUp(channels, lanes)*sumRecord),
 		shift: make([]float32, channels), zero: make([]float32, channels),
 		a: make([]float64, roundUp(channels, lanes)), b: make([]float64, roundUp(channels, lanes)),
 	}
@@ -30,6 +31,10 @@ func newFlatScratch(channels, inner int) *flatScratch {
 	}
 	return s
 }
+
+// sumRecord is how many floats of acc each channel has: lanes of both sums, and room
+// for constants.
+const sumRecord = 3 * lanes
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -77,26 +82,49 @@ func (w *work) flatBoth(t int) {
 	defer w.fence()
 	s := <-w.flatScratch
 	defer func() { w.flatScratch <- s }()
-	end := min((t+1)*w.taskLen, w.geo.channels)
-	ahead := 4*len(w.x)*(w.operands()+1) > w.p.schedule.fetchBytes
-	for c0 := t * w.taskLen; c0 < end; c0 += w.groupLen {
-		c1 := min(c0+w.groupLen, end)
-		w.sumGroup(s, c0, c1)
+	far := 4*len(w.x)*(w.operands()+1) > w.p.schedule.fetchBytes
+	c0, end := t*w.taskLen, min((t+1)*w.taskLen, w.geo.channels)
+	c1 := min(c0+w.groupLen, end)
+	w.sumGroup(s, c0, c1, nobody)
+	for {
 		w.finish(c0, c1)
-		fetch := 0
-		if ahead && c1 < end {
-			fetch = (c1 - c0) * w.geo.inner
+		if c1 == end {
+			w.transformFlat(s, c0, c1, 0)
+			return
 		}
-		w.transformFlat(s, c0, c1, fetch)
+		c2 := min(c1+w.groupLen, end)
+		switch {
+		case c2-c1 == c1-c0 && w.pipesRuns(c0, c1):
+			w.sumGroup(s, c1, c2, c0)
+		case far:
+			w.transformFlat(s, c0, c1, (c1-c0)*w.geo.inner)
+			w.sumGroup(s, c1, c2, nobody)
+		default:
+			w.transformFlat(s, c0, c1, 0)
+			w.sumGroup(s, c1, c2, nobody)
+		}
+		c0, c1 = c1, c2
 	}
 }
+
+// pipesRuns reports whether there is a kernel that applies the channels c0 to c1-1
+// and takes sums of others meanwhile, and whether it pays: backward, and for longer
+// rows, it does not.
+func (w *work) pipesRuns(c0, c1 int) bool {
+	g := w.geo
+	return w.stream && !w.backward && w.res == nil && g.inner >= lanes && g.inner < w.p.schedule.pipeLen && g.pieces == 1 &&
+		w.p.act.variant() != actCalled && !w.anyWideOf(c0, c1)
+}
+
+// nobody stands for the first of the channels that are applied meanwhile.
+const nobody = -1
 
 // flatSums does the statistics phase for a group.
 func (w *work) flatSums(t int) {
 	s := <-w.flatScratch
 	defer func() { w.flatScratch <- s }()
 	c0 := t * w.groupLen
-	w.sumGroup(s, c0, min(c0+w.groupLen, w.geo.channels))
+	w.sumGroup(s, c0, min(c0+w.groupLen, w.geo.channels), nobody)
 }
 
 // flatApply does the apply phase for a group.
@@ -108,11 +136,12 @@ func (w *work) flatApply(t int) {
 	w.transformFlat(s, c0, min(c0+w.groupLen, w.geo.channels), 0)
 }
 
-// sumGroup takes the statistics of the channels c0 to c1-1.
-func (w *work) sumGroup(s *flatScratch, c0, c1 int) {
+// sumGroup takes the statistics of the channels c0 to c1-1. Meanwhile it applies as
+// many from before on, if that is not nobody.
+func (w *work) sumGroup(s *flatScratch, c0, c1, before int) {
 	for seg := range w.geo.segments {
 		if w.geo.pieces == 1 {
-			w.sumFlat(s, c0, c1, seg)
+			w.sumFlat(s, c0, c1, seg, before)
 			continue
 		}
 		for c := c0; c < c1; c++ {
@@ -121,9 +150,9 @@ func (w *work) sumGroup(s *flatScratch, c0, c1 int) {
 	}
 }
 
-// sumFlat takes the statistics of a segment of the channels c0 to c1-1: what
-// rowStats does for one.
-func (w *work) sumFlat(s *flatScratch, c0, c1, seg int) {
+// sumFlat takes the statistics of a segment of the channels c0 to c1-1, as rowStats
+// does for one, and applies the images of the segment as sumGroup does.
+func (w *work) sumFlat(s *flatScratch, c0, c1, seg, before int) {
 	g, path, n := w.geo, w.p.path, c1-c0
 	at := seg*g.channels + c0
 	partA, partB := w.channels.partA[at:at+n], w.channels.partB[at:at+n]
@@ -141,7 +170,11 @@ func (w *work) sumFlat(s *flatScratch, c0, c1, seg int) {
 				s.shift[c] = -float32(s.a[c] / float64(few*values))
 			}
 		}
-		w.sumImages(s, s.shift, c0, n, o, images, g.inner)
+		if before == nobody {
+			w.sumImages(s, s.shift, c0, n, o, images, g.inner)
+		} else {
+			w.pipeImages(s, before, c0, n, o, images)
+		}
 		path.reduceLanes(s, n)
 		if w.backward {
 			for c := range n {
@@ -159,7 +192,7 @@ func (w *work) sumFlat(s *flatScratch, c0, c1, seg int) {
 // channels from channel c0, for some images from image o.
 func (w *work) sumImages(s *flatScratch, shift []float32, c0, n, o, images, values int) {
 	g := w.geo
-	clear(s.acc[:n*2*lanes])
+	clear(s.acc[:n*sumRecord])
 	image := g.channels * g.inner
 	most := max(1, maxCall/(n*values))
 	for end := o + images; o < end; o += most {
@@ -167,13 +200,35 @@ func (w *work) sumImages(s *flatScratch, shift []float32, c0, n, o, images, valu
 		w.at(&k, o*image+c0*g.inner)
 		k.rows, k.n, k.stride = n, values, g.inner
 		k.more, k.imageGap = min(most, end-o)-1, image-n*g.inner
-		k.acc, k.accStep = s.acc, 2*lanes
+		k.acc, k.accStep = s.acc, sumRecord
 		k.coef, k.coefStep = shift, 1
 		if w.backward {
 			k.coef, k.coefStep = w.coef[c0*coefLen:], coefLen
 		}
 		k.fetch, k.fetchLeft = 4*image, math.MaxInt
 		w.sum(&k)
+	}
+}
+
+// pipeImages does what sumImages does with all values of the rows, and applies as
+// many channels from before on.
+func (w *work) pipeImages(s *flatScratch, before, c0, n, o, images int) {
+	g := w.geo
+	for c := range n {
+		record := s.acc[c*sumRecord:][:sumRecord]
+		clear(record)
+		record[2*lanes] = s.shift[c]
+	}
+	image := g.channels * g.inner
+	for end := o + images; o < end; o++ {
+		var k kernelArgs
+		w.at(&k, o*image+before*g.inner)
+		k.rows, k.n, k.stride = n, g.inner, g.inner
+		k.coef, k.coefStep = w.coef[before*coefLen:], coefLen
+		k.acc, k.accStep = s.acc, sumRecord
+		k.next, k.fetch = (c0-before)*g.inner, 4*image
+		k.place(true)
+		w.kernel(kernelPipeForward, kernelPipeForward, runs, &k)
 	}
 }
 
@@ -217,12 +272,17 @@ func (w *work) transformFlat(s *flatScratch, c0, c1, fetch int) {
 // alike in vectors.
 func (w *work) transformRuns(k *kernelArgs) {
 	k.coefStep = coefLen
-	if w.stream {
-		place := func(s []float32) int { return int(uintptr(unsafe.Pointer(&s[0])) / 4 % lanes) }
-		k.head = (lanes - place(k.y)) % lanes
-		k.stream = k.dres == nil || place(k.dres) == place(k.y)
-	}
+	k.place(w.stream)
 	w.kernel(kernelNormalize, kernelInputGrad, runs, k)
+}
+
+// place sets what runs need to know to be stored past the caches, if that is wanted
+// and the outputs lie alike in vectors.
+func (k *kernelArgs) place(stream bool) {
+	offset := func(s []float32) int { return int(uintptr(unsafe.Pointer(&s[0])) / 4 % lanes) }
+	if k.stream = stream && (k.dres == nil || offset(k.dres) == offset(k.y)); k.stream {
+		k.head = (lanes - offset(k.y)) % lanes
+	}
 }
 
 // spreadColumns copies the constants of the channels c0 to c1-1 to as many columns

@@ -140,7 +140,13 @@ const (
 	// of the second record. So reads of the one overlap with writes of the other.
 	kernelPipeForward
 
-	// kernelPipeBackward is inputGrad with gradSums of the next channel.
+	// In runs it is normalize of some rows, with moments of as many others, next
+	// floats further on. acc has a record of accStep floats for each of these: 8
+	// lanes of S, 8 of Q, and -K; the outputs are stored past the caches. It exists
+	// without a residual, and for no activation that is called.
+
+	// kernelPipeBackward is inputGrad with gradSums of the next channel. In runs there
+	// is none: it would be no faster than the two.
 	kernelPipeBackward
 )
 
@@ -175,7 +181,7 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	if raceEnabled {
 		a.race()
 		if kernel >= kernelPipeForward {
-			b := a.ahead()
+			b := a.ahead(l)
 			b.race()
 		}
 	}
@@ -201,11 +207,16 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	simdKernel(kernelID(kernel, l, act.variant(), flags), a)
 }
 
-// ahead returns the arguments for the sums of the next channel.
-func (a *kernelArgs) ahead() kernelArgs {
+// ahead returns the arguments for the sums of the next channel, or of the next
+// rows.
+func (a *kernelArgs) ahead(l layout) kernelArgs {
 	b := *a
 	b.x, b.dy, b.res = tail(a.x, a.next), tail(a.dy, a.next), tail(a.res, a.next)
-	b.coef = a.coef[coefLen:]
+	if l == runs {
+		b.coef, b.coefStep = a.acc[2*lanes:], a.accStep
+	} else {
+		b.coef, b.coefStep = a.coef[coefLen:], 0
+	}
 	b.y, b.dres = nil, nil
 	return b
 }

@@ -350,6 +350,9 @@ func inputGradColsCalledResidualDResidual(a *kernelArgs)
 func inputGradColsCalledResidualDResidualStream(a *kernelArgs)
 
 //go:noescape
+func pipeForwardRunsIdentityStream(a *kernelArgs)
+
+//go:noescape
 func normalizeRunsIdentity(a *kernelArgs)
 
 //go:noescape
@@ -372,6 +375,9 @@ func normalizeRunsIdentityResidual(a *kernelArgs)
 
 //go:noescape
 func normalizeRunsIdentityResidualStream(a *kernelArgs)
+
+//go:noescape
+func pipeForwardRunsReLUStream(a *kernelArgs)
 
 //go:noescape
 func normalizeRunsReLU(a *kernelArgs)
@@ -713,6 +719,8 @@ func simdKernel(id int, a *kernelArgs) {
 		inputGradColsCalledResidualDResidual(a)
 	case ((kernelInputGrad*numLayouts+int(cols))*int(numVariants)+int(actCalled))*numFlags + (0 | withResidual | withDResidual | withStream):
 		inputGradColsCalledResidualDResidualStream(a)
+	case ((kernelPipeForward*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
+		pipeForwardRunsIdentityStream(a)
 	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0):
 		normalizeRunsIdentity(a)
 	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withStream):
@@ -729,6 +737,8 @@ func simdKernel(id int, a *kernelArgs) {
 		normalizeRunsIdentityResidual(a)
 	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actNone))*numFlags + (0 | withResidual | withStream):
 		normalizeRunsIdentityResidualStream(a)
+	case ((kernelPipeForward*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):
+		pipeForwardRunsReLUStream(a)
 	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0):
 		normalizeRunsReLU(a)
 	case ((kernelNormalize*numLayouts+int(runs))*int(numVariants)+int(actInline))*numFlags + (0 | withStream):

@@ -17,13 +17,11 @@ type sums = [2 * lanes]float32
 // genericKernel runs a kernel.
 func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	switch {
-	case l == runs: // rows, to pure Go
-		genericKernel(kernel, rows, act, a)
 	case kernel == kernelMoments && l == rows:
 		momentsRowsGeneric(a)
 	case kernel == kernelMoments:
 		momentsColsGeneric(a)
-	case kernel == kernelNormalize && l == rows:
+	case kernel == kernelNormalize && l != cols: // to pure Go runs are rows
 		normalizeRowsGeneric(act, a)
 	case kernel == kernelNormalize:
 		normalizeColsGeneric(act, a)
@@ -31,16 +29,16 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		gradSumsRowsGeneric(act, a)
 	case kernel == kernelGradSums:
 		gradSumsColsGeneric(act, a)
-	case kernel == kernelInputGrad && l == rows:
+	case kernel == kernelInputGrad && l != cols:
 		inputGradRowsGeneric(act, a)
 	case kernel == kernelInputGrad:
 		inputGradColsGeneric(act, a)
 	case kernel == kernelPipeForward:
-		next := a.ahead()
+		next := a.ahead(l)
 		momentsRowsGeneric(&next)
 		normalizeRowsGeneric(act, a)
 	case kernel == kernelPipeBackward:
-		next := a.ahead()
+		next := a.ahead(l)
 		gradSumsRowsGeneric(act, &next)
 		inputGradRowsGeneric(act, a)
 	}

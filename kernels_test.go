@@ -47,7 +47,8 @@ func kernelCases() []kernelCase {
 					case kernel == kernelMoments && (act != Identity || flags != 0),
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
 						flags&withStream != 0 && !k.writes(),
-						k.pipelined() && l != rows, l == runs && k.sums():
+						k.pipelined() && l == cols, l == runs && k.sums() && !k.pipelined(),
+						k.pipelined() && l == runs && (kernel == kernelPipeBackward || flags != withStream || act.variant() == actCalled):
 						continue
 					}
 					list = append(list, k)
@@ -99,14 +100,18 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride
 	}
 	if k.layout == runs {
 		a.coefStep, a.head, a.fetch = coefLen, n%lanes, 4*n
-		if nRows != 1 {
+		if nRows != 1 && !k.pipelined() {
 			a.more = 1
 			a.imageGap = roundUp(nRows*n+1, lanes) - nRows*n // every image lies like the first
 			size += roundUp(nRows*n+1, lanes)
 		}
 	}
 	inputs := size
-	if k.pipelined() { // the next channel lies n floats further on
+	switch {
+	case k.pipelined() && k.layout == runs: // the next rows lie behind these
+		a.next, a.accStep = nRows*n, sumRecord
+		inputs += nRows * n
+	case k.pipelined(): // the next channel lies n floats further on
 		a.next, a.fetch, a.fetchLeft = n, 4*n+96, n-24
 		inputs += n
 		fields *= 2
@@ -119,6 +124,8 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride
 	}
 	if k.sums() && k.layout == rows {
 		a.acc = in(2 * lanes * sumRows)
+	} else if k.sums() && k.layout == runs {
+		a.acc = in(sumRecord * nRows)
 	} else if k.sums() {
 		a.acc = in(2 * roundUp(n, lanes))
 	}
@@ -192,7 +199,7 @@ func TestKernelsSameBits(t *testing.T) {
 						stride, step := n+nRows%3, 0
 						where := guarded[n%len(guarded)]
 						whereOut := where
-						if k.pipelined() {
+						if k.pipelined() && k.layout == rows {
 							stride += n
 						}
 						if k.layout == runs {

@@ -607,7 +607,7 @@ func (w *work) transformRows(c, i, count, stride, n, step int, anyWide bool) {
 			k.rows, k.n, k.stride = min(most, count-r), m, stride
 			switch {
 			case images:
-				k.rows, k.more, k.imageGap = 1, k.rows-1, stride-m
+				k.more, k.rows, k.stride, k.imageGap = k.rows-1, 1, m, stride-m
 				w.transformRuns(&k)
 			case adjacent && m >= lanes:
 				w.transformRuns(&k)

@@ -219,11 +219,11 @@ func foldReducedChannels(c *chans) {
 
 // reduceChannels needs no vectors of channels: it goes lane by lane.
 func reduceChannels(c *chans) {
-	acc, otherA, otherB := c.array("acc", 8*2*vecBytes), c.float64s("otherA"), c.float64s("otherB")
+	acc, otherA, otherB := c.array("acc", 8*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
 	c.loop(func() {
 		for i := range 8 {
-			c.reduce(c.asm, mem{base: otherA.at, off: 8 * i}, mem{base: otherB.at, off: 8 * i}, mem{base: acc.at, off: 2 * vecBytes * i}, t)
+			c.reduce(c.asm, mem{base: otherA.at, off: 8 * i}, mem{base: otherB.at, off: 8 * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
 		}
 	})
 }

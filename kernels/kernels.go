@@ -79,6 +79,9 @@ func variants() []variant {
 			add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
 		}
 		for _, act := range activations {
+			if !sums && !act.called {
+				add("pipeForward", act, flags{stream: true}, func(a *asm) { pipeForwardRuns(a, act) })
+			}
 			for _, res := range both {
 				for _, stream := range both {
 					add("normalize", act, flags{residual: res, stream: stream}, func(a *asm) { normalize(a, l.walk, act, res) })
@@ -965,6 +968,159 @@ func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int,
 		}
 	}
 	b.one, b.four, b.piped = both(0), both(1), true
+}
+
+// pipeRuns is the pipelined walk of runs: the next channels, whose sums are taken,
+// are those of rows next floats further on, as many as there are. Their constants
+// stand behind their sums in acc. There is one image; the sums go along the rows
+// from where each begins, in the order that walkRows has, and the vectors that are
+// applied across them, so that after what the two have in common of a row each has
+// a rest of its own. other is a vector that is free when constants are loaded.
+func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, apply [2]func(at address, part bool), other vec) {
+	coef, acc, rows := a.newArg("coef"), a.newArg("acc"), a.newArg("rows")
+	sums, left, t := a.newReg(), a.newReg(), a.newReg() // values of the row that are left to each
+	ahead := a.newArg("next")                           // from what is applied to what is summed
+	a.shiftLeft(ahead, 2)
+
+	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
+	plain := func(dst vec, f int) { a.broadcast(dst, mem{base: coef, off: f * floatBytes}) }
+	shared := func(dst vec, f int) { // where coef is that of the next row already
+		a.broadcast(dst, mem{base: coef, off: (f - coefLen) * floatBytes})
+		a.broadcast(other, mem{base: coef, off: f * floatBytes})
+		a.elsewhere(a, dst, other)
+	}
+	summed := func(dst vec, f int) { a.broadcast(dst, mem{base: acc, off: 2*vecBytes + f*floatBytes}) }
+	sumNext := func(i int, part bool) {
+		a.loadConst = summed
+		o.load(a, sumFields...)
+		sum[i](func(t reg, j int) mem { return indexed(at(t, j), ahead) }, part)
+	}
+	applyThis := func(i int, with func(dst vec, f int), part bool) {
+		a.loadConst = with
+		o.load(a, applyFields...)
+		apply[i](at, part)
+	}
+	prefetch := func(bytes int) {
+		a.arg(t, "fetch")
+		a.addReg(t, ahead)
+		for off := 0; off < bytes; off += 64 {
+			for _, r := range b.fetch {
+				a.prefetch(mem{base: r, index: t, scale: 1, off: off})
+			}
+		}
+	}
+	// forward moves what is applied on, and leaves what is summed where it is.
+	forward := func() {
+		b.advanceImm(a, vecBytes)
+		a.subImm(ahead, vecBytes)
+	}
+
+	row, group, rest, few := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("few")
+	single, part, summedUp := a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
+	vector, border, next, last, end := a.newLabel("vector"), a.newLabel("border"), a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
+
+	a.arg(left, "n")
+	a.arg(t, "head")
+	a.subReg(left, t)
+	a.andImm(t, 7)
+	a.branch(ifZero, row)
+	a.part(a, t)
+	applyThis(0, plain, true)
+	a.arg(t, "head")
+	a.shiftLeft(t, 2)
+	b.advance(a, t)
+	a.subReg(ahead, t)
+
+	a.label(row)
+	b.loadSums(a, acc)
+	a.arg(sums, "n")
+	a.subImm(left, 32)
+	a.branch(ifLess, rest)
+	a.label(group)
+	prefetch(4 * vecBytes)
+	sumNext(1, false)
+	applyThis(1, plain, false)
+	b.advanceImm(a, 4*vecBytes)
+	a.subImm(sums, 32)
+	a.subImm(left, 32)
+	a.branch(ifNotLess, group)
+	a.label(rest)
+	a.addImm(left, 32)
+
+	// What is summed of the row is at most a group behind.
+	a.subImm(sums, 32)
+	a.branch(ifLess, few)
+	sumNext(1, false)
+	a.addImm(ahead, 4*vecBytes)
+	a.subImm(sums, 32)
+	a.label(few)
+	a.addImm(sums, 32)
+	a.subImm(sums, 8)
+	a.branch(ifLess, part)
+	a.label(single)
+	prefetch(vecBytes)
+	sumNext(0, false)
+	a.addImm(ahead, vecBytes)
+	a.subImm(sums, 8)
+	a.branch(ifNotLess, single)
+	a.label(part)
+	a.andImm(sums, 7)
+	a.branch(ifZero, summedUp)
+	a.move(t, sums)
+	a.part(a, t)
+	sumNext(0, true)
+	a.shiftLeft(sums, 2)
+	a.addReg(ahead, sums)
+	a.label(summedUp)
+	b.storeSums(a, acc)
+	a.addImm(acc, 3*vecBytes)
+
+	a.subImm(left, 8)
+	a.branch(ifLess, border)
+	a.label(vector)
+	applyThis(0, plain, false)
+	forward()
+	a.subImm(left, 8)
+	a.branch(ifNotLess, vector)
+	a.label(border) // as in walkRuns
+	a.subImm(rows, 1)
+	a.branch(ifZero, last)
+	a.addImm(coef, coefLen*floatBytes)
+	a.arg(t, "n")
+	a.addReg(t, left)
+	a.andImm(left, 7)
+	a.branch(ifZero, next)
+	a.part(a, left)
+	applyThis(0, shared, false)
+	forward()
+	a.move(left, t)
+	a.jump(row)
+	a.label(next)
+	a.arg(left, "n")
+	a.jump(row)
+	a.label(last)
+	a.andImm(left, 7)
+	a.branch(ifZero, end)
+	a.part(a, left)
+	applyThis(0, plain, true)
+	a.label(end)
+}
+
+// pipeForwardRuns exists for activations that are not called, and without a
+// residual.
+func pipeForwardRuns(a *asm, act activation) {
+	var b body
+	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
+	b.fetch = []reg{o.x}
+	b.sums = o.reserve(a, true)
+	o.newConsts(a, affineFields...)
+	sets := newSets(a)
+	o.z, o.temps = sets[0][0], sets[1]
+	o.t = o.temps[0]
+	var sum, apply [2]func(at address, part bool)
+	sum[0], sum[1] = treeSum(a, b.sums, sets, nothing, momentValue(a, o.x, o.c[fieldN]))
+	apply[0], apply[1] = each(nothing, o.normalizeOne(a))
+	b.pipeRuns(a, &o, []int{fieldN}, affineFields, sum, apply, sets[2][1])
 }
 
 func pipeForward(a *asm, act activation, res bool) {
