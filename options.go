@@ -67,7 +67,7 @@ func WithActivation(act Activation) Option {
 //
 // The others are started when there is something to do, and end 50 microseconds
 // after there is nothing: in the meantime they look for more, from the next phase
-// of the call or the next call, and let other goroutines go first.
+// of the call or the next call of any plan, and let other goroutines go first.
 //
 // With [WithExecutor] it says how many tasks the executor is likely to run at
 // a time, which decides only how finely the work is cut; there the default is

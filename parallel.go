@@ -21,5 +21,8 @@ func (w *work) parallel(n int, task func(int)) {
 		}
 		return
 	}
-	w.team.Run(n, helpers, task)
+	most := w.p.workers - 1
+	t := team.Acquire(most)
+	t.Run(n, helpers, task)
+	team.Release(t, most)
 }

@@ -4,8 +4,6 @@ import (
 	"math"
 	"slices"
 	"unsafe"
-
-	"github.com/fusedbn/batchnorm/internal/team"
 )
 
 // work is the state of one call: its operands, the scratch memory, and the
@@ -44,8 +42,6 @@ type work struct {
 	flatScratch chan *flatScratch // for as many tasks as run at a time
 
 	stream bool // store past the caches
-
-	team *team.Team
 }
 
 // call is what an operation asks for beside its tensors.
@@ -105,7 +101,6 @@ func (w *work) init(segments, width int) {
 		w.shift = make([]float32, segments*wide)
 		w.acc = make([]float32, segments*wide*2)
 	}
-	w.team = team.New()
 	w.groupTask = w.group
 	w.flatTask, w.flatSumsTask, w.flatApplyTask = w.flatBoth, w.flatSums, w.flatApply
 	if g.layout == rows {

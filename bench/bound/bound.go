@@ -40,7 +40,6 @@ func (s Stores) String() string {
 // slices all have the same length, and keeps the last ones.
 type Team struct {
 	workers int
-	team    *team.Team
 	task    func(int) // partTask, bound once, because binding allocates
 
 	pass          pass
@@ -70,7 +69,7 @@ const (
 
 // NewTeam returns a team of at least one worker.
 func NewTeam(workers int) *Team {
-	t := &Team{workers: max(1, workers), team: team.New()}
+	t := &Team{workers: max(1, workers)}
 	t.task = t.partTask
 	t.sums = make([]float32, most*t.workers)
 	return t
@@ -115,7 +114,9 @@ func (t *Team) run(n int) {
 		return
 	}
 	t.parts = min(max(t.workers, n/partLen), most*t.workers)
-	t.team.Run(t.parts, t.workers-1, t.task)
+	helpers := team.Acquire(t.workers - 1)
+	helpers.Run(t.parts, t.workers-1, t.task)
+	team.Release(helpers, t.workers-1)
 }
 
 func (t *Team) partTask(i int) {

@@ -3,6 +3,7 @@ package team
 
 import (
 	"runtime"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -13,7 +14,8 @@ import (
 // To start a goroutine on an idle processor takes longer than a small tensor does.
 // So a helper that has run out of tasks looks for more for a moment, as the next
 // phase of a call or the next call may bring them, before it ends. Meanwhile it
-// lets other goroutines go first.
+// lets other goroutines go first. That the next call finds it, whoever makes it, is
+// what Acquire is for.
 type Team struct {
 	task     func(int)
 	state    atomic.Uint64 // the number of tasks, and in the lower bits the next
@@ -29,6 +31,38 @@ func New() *Team {
 	t := &Team{last: make(chan struct{}, 1)}
 	t.body = t.help
 	return t
+}
+
+// free are the teams that are not in use, by the number of their helpers.
+var free struct {
+	sync.Mutex
+	teams map[int][]*Team
+}
+
+// Acquire returns a team for loops with up to so many helpers, for which its helpers
+// were started as well: the one that was released last, whose helpers may still be
+// there.
+func Acquire(helpers int) *Team {
+	free.Lock()
+	defer free.Unlock()
+	teams := free.teams[helpers]
+	if len(teams) == 0 {
+		return New()
+	}
+	t := teams[len(teams)-1]
+	free.teams[helpers] = teams[:len(teams)-1]
+	return t
+}
+
+// Release takes back a team that was acquired for so many helpers.
+func Release(t *Team, helpers int) {
+	t.task = nil // nobody looks at it before the next loop, and it may hold on to much
+	free.Lock()
+	defer free.Unlock()
+	if free.teams == nil {
+		free.teams = map[int][]*Team{}
+	}
+	free.teams[helpers] = append(free.teams[helpers], t)
 }
 
 const (

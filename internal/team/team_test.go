@@ -37,6 +37,27 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestAcquire: a team that was released is the next that is acquired for as many
+// helpers, and two in use are not the same.
+func TestAcquire(t *testing.T) {
+	const helpers = 1234 // which nobody else asks for
+	a, b := Acquire(helpers), Acquire(helpers)
+	if a == b {
+		t.Fatal("one team is in use twice")
+	}
+	Release(a, helpers)
+	if c := Acquire(helpers + 1); c == a {
+		t.Error("a team for more helpers is one for fewer")
+	}
+	if c := Acquire(helpers); c != a {
+		t.Error("the team that was released is not the next")
+	}
+	Release(b, helpers)
+	if n := testing.AllocsPerRun(100, func() { Release(Acquire(helpers), helpers) }); n != 0 {
+		t.Errorf("there are %v allocations", n)
+	}
+}
+
 // TestShares checks that helpers take part.
 func TestShares(t *testing.T) {
 	team := New()
