@@ -151,9 +151,7 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	}
 	for c := v; c < n; c++ {
 		a := (*sums)(acc[c/lanes*2*lanes:])
-		mean, m2 := blockMoment(count, -float64(shift[c]), float64(a[c%lanes]), float64(a[c%lanes+lanes]))
-		sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
-		shift[c] = -float32(sumA[c])
+		foldChannel(sumA, sumB, shift, c, float64(a[c%lanes]), float64(a[c%lanes+lanes]), count, weight, cross)
 	}
 }
 
@@ -170,6 +168,13 @@ func (p Path) reduceLanes(s *flatScratch, n int) {
 	}
 }
 
+// foldChannel merges the sums of a block with the moment of a channel.
+func foldChannel(sumA, sumB []float64, shift []float32, c int, s, q, count, weight, cross float64) {
+	mean, m2 := blockMoment(count, -float64(shift[c]), s, q)
+	sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
+	shift[c] = -float32(sumA[c])
+}
+
 // foldReduced is foldColumns for sums of all lanes.
 func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, count float64) {
 	weight := count / (before + count)
@@ -181,9 +186,7 @@ func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, c
 		k.run(channelFoldReduced)
 	}
 	for c := v; c < n; c++ {
-		mean, m2 := blockMoment(count, -float64(shift[c]), s[c], q[c])
-		sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
-		shift[c] = -float32(sumA[c])
+		foldChannel(sumA, sumB, shift, c, s[c], q[c], count, weight, cross)
 	}
 }
 

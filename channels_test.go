@@ -43,9 +43,7 @@ func channelCases() map[string]channelCase {
 	return map[string]channelCase{
 		"fold": {channelFold, "acc", "shift sumA sumB", func(a *channelArgs, c int) bool {
 			s := a.acc[c/lanes*2*lanes+c%lanes:]
-			mean, m2 := blockMoment(a.count, -float64(a.shift[c]), float64(s[0]), float64(s[lanes]))
-			a.sumA[c], a.sumB[c] = mergeMoment(a.sumA[c], a.sumB[c], mean, m2, a.weight, a.cross)
-			a.shift[c] = -float32(a.sumA[c])
+			foldChannel(a.sumA, a.sumB, a.shift, c, float64(s[0]), float64(s[lanes]), a.count, a.weight, a.cross)
 			return true
 		}},
 		"reduce": {channelReduce, "lanes", "otherA otherB", func(a *channelArgs, c int) bool {
@@ -54,9 +52,7 @@ func channelCases() map[string]channelCase {
 			return true
 		}},
 		"fold reduced": {channelFoldReduced, "otherA otherB", "shift sumA sumB", func(a *channelArgs, c int) bool {
-			mean, m2 := blockMoment(a.count, -float64(a.shift[c]), a.otherA[c], a.otherB[c])
-			a.sumA[c], a.sumB[c] = mergeMoment(a.sumA[c], a.sumB[c], mean, m2, a.weight, a.cross)
-			a.shift[c] = -float32(a.sumA[c])
+			foldChannel(a.sumA, a.sumB, a.shift, c, a.otherA[c], a.otherB[c], a.count, a.weight, a.cross)
 			return true
 		}},
 		"probe": {channelProbe, "acc", "shift", func(a *channelArgs, c int) bool {

@@ -22556,9 +22556,10 @@ next10:
 last11:
 	ANDQ $7, R8
 	JEQ end12
+	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
+	SHLQ $2, R9
+	SUBQ R9, R11
 	VMOVDQU (R11), Y15
 	VBROADCASTSS (CX), Y2
 	VBROADCASTSS 4(CX), Y3
@@ -22568,6 +22569,9 @@ last11:
 	VMULPS Y3, Y5, Y5
 	VADDPS Y4, Y5, Y5
 	VMASKMOVPS Y5, Y15, (BX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 
 end12:
 	VZEROUPPER
@@ -22603,6 +22607,9 @@ image1:
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -22660,13 +22667,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -22692,7 +22699,7 @@ border6:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	VBROADCASTSS (CX), Y0
@@ -22700,14 +22707,17 @@ next7:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -22717,9 +22727,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -22731,7 +22741,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -22765,6 +22775,9 @@ image1:
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -22822,13 +22835,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -22854,7 +22867,7 @@ border6:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	VBROADCASTSS (CX), Y0
@@ -22862,14 +22875,17 @@ next7:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -22879,9 +22895,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -22893,7 +22909,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -22930,6 +22946,10 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23011,13 +23031,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -23051,7 +23071,7 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y2
@@ -23060,14 +23080,18 @@ next7:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23081,9 +23105,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -23096,7 +23120,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -23133,6 +23157,10 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23214,13 +23242,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -23254,7 +23282,7 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y2
@@ -23263,14 +23291,18 @@ next7:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23284,9 +23316,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -23299,7 +23331,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -23338,6 +23370,10 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23428,13 +23464,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -23470,7 +23506,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y2
@@ -23479,14 +23515,18 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23502,9 +23542,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -23518,7 +23558,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -23557,6 +23597,10 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23647,13 +23691,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -23689,7 +23733,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y2
@@ -23698,14 +23742,18 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -23721,9 +23769,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -23737,7 +23785,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -23775,6 +23823,9 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -23845,13 +23896,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -23879,7 +23930,7 @@ border6:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y0
@@ -23887,14 +23938,17 @@ next7:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -23907,9 +23961,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -23922,7 +23976,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -23960,6 +24014,9 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24030,13 +24087,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -24064,7 +24121,7 @@ border6:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y0
@@ -24072,14 +24129,17 @@ next7:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24092,9 +24152,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -24107,7 +24167,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -24352,9 +24412,10 @@ next10:
 last11:
 	ANDQ $7, R8
 	JEQ end12
+	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
+	SHLQ $2, R9
+	SUBQ R9, R11
 	VMOVDQU (R11), Y15
 	VBROADCASTSS (CX), Y2
 	VBROADCASTSS 4(CX), Y3
@@ -24367,6 +24428,9 @@ last11:
 	VCMPPS $0x12, Y7, Y5, Y7
 	VANDNPS Y5, Y7, Y5
 	VMASKMOVPS Y5, Y15, (BX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 
 end12:
 	VZEROUPPER
@@ -24402,6 +24466,9 @@ image1:
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24477,13 +24544,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -24512,7 +24579,7 @@ border6:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	VBROADCASTSS (CX), Y0
@@ -24520,14 +24587,17 @@ next7:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24540,9 +24610,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -24554,7 +24624,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -24588,6 +24658,9 @@ image1:
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24663,13 +24736,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -24698,7 +24771,7 @@ border6:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	VBROADCASTSS (CX), Y0
@@ -24706,14 +24779,17 @@ next7:
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
 	SUBQ DI, R10
 	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -24726,9 +24802,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -24740,7 +24816,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -24778,6 +24854,11 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -24889,13 +24970,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -24938,7 +25019,7 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y4
@@ -24948,14 +25029,19 @@ next7:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -24974,9 +25060,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -24989,7 +25075,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -25027,6 +25113,11 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25138,13 +25229,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -25187,7 +25278,7 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y4
@@ -25197,14 +25288,19 @@ next7:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
 	SUBQ R8, R11
 	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25223,9 +25319,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -25238,7 +25334,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -25278,6 +25374,11 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25398,13 +25499,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -25449,7 +25550,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y4
@@ -25459,14 +25560,19 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25487,9 +25593,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -25503,7 +25609,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -25543,6 +25649,11 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25663,13 +25774,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -25714,7 +25825,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y4
@@ -25724,14 +25835,19 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -25752,9 +25868,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -25768,7 +25884,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -25806,6 +25922,9 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -25894,13 +26013,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -25931,7 +26050,7 @@ border6:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y0
@@ -25939,14 +26058,17 @@ next7:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -25962,9 +26084,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -25977,7 +26099,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -26015,6 +26137,9 @@ image1:
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -26103,13 +26228,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -26140,7 +26265,7 @@ border6:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	VBROADCASTSS (DX), Y0
@@ -26148,14 +26273,17 @@ next7:
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -26171,9 +26299,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -26186,7 +26314,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -26226,6 +26354,11 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26350,13 +26483,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -26401,7 +26534,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y4
@@ -26411,14 +26544,19 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26440,9 +26578,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -26456,7 +26594,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -26496,6 +26634,11 @@ image1:
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26620,13 +26763,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -26671,7 +26814,7 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	VBROADCASTSS (SI), Y4
@@ -26681,14 +26824,19 @@ next7:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
 	SUBQ R9, R12
 	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26710,9 +26858,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -26726,7 +26874,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -26768,6 +26916,11 @@ image1:
 	SHLQ $2, R10
 	SUBQ R10, R13
 	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26901,13 +27054,13 @@ single5:
 
 border6:
 	SUBQ $1, R8
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DI
 	MOVQ a+0(FP), R10
 	MOVQ kernelArgs_n(R10), R10
 	ADDQ R9, R10
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -26954,7 +27107,7 @@ border6:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	VBROADCASTSS (DI), Y4
@@ -26964,14 +27117,19 @@ next7:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R9
-	JEQ end9
+	JEQ end10
 	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R10
 	SUBQ R10, R13
 	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -26995,9 +27153,9 @@ last8:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end9:
+end10:
 	SUBQ $1, R11
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_imageGap(R9), R9
 	SHLQ $2, R9
@@ -27012,7 +27170,7 @@ end9:
 	MOVQ kernelArgs_rows(R8), R8
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -27054,6 +27212,11 @@ image1:
 	SHLQ $2, R10
 	SUBQ R10, R13
 	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -27187,13 +27350,13 @@ single5:
 
 border6:
 	SUBQ $1, R8
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DI
 	MOVQ a+0(FP), R10
 	MOVQ kernelArgs_n(R10), R10
 	ADDQ R9, R10
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -27240,7 +27403,7 @@ border6:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	VBROADCASTSS (DI), Y4
@@ -27250,14 +27413,19 @@ next7:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R9
-	JEQ end9
+	JEQ end10
 	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R10
 	SUBQ R10, R13
 	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -27281,9 +27449,9 @@ last8:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end9:
+end10:
 	SUBQ $1, R11
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_imageGap(R9), R9
 	SHLQ $2, R9
@@ -27298,7 +27466,7 @@ end9:
 	MOVQ kernelArgs_rows(R8), R8
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -27414,13 +27582,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -27448,14 +27616,14 @@ border6:
 	MOVQ DI, SI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -27478,9 +27646,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -27492,7 +27660,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -27608,13 +27776,13 @@ single5:
 
 border6:
 	SUBQ $1, DX
-	JEQ last8
+	JEQ last9
 	ADDQ $20, CX
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	ADDQ SI, DI
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -27642,14 +27810,14 @@ border6:
 	MOVQ DI, SI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_n(SI), SI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, SI
-	JEQ end9
+	JEQ end10
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -27672,9 +27840,9 @@ last8:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end9:
+end10:
 	SUBQ $1, R8
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), SI
 	MOVQ kernelArgs_imageGap(SI), SI
 	SHLQ $2, SI
@@ -27686,7 +27854,7 @@ end9:
 	MOVQ kernelArgs_rows(DX), DX
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -27865,13 +28033,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -27919,14 +28087,14 @@ border6:
 	MOVQ R8, DI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -27962,9 +28130,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -27977,7 +28145,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -28156,13 +28324,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -28210,14 +28378,14 @@ border6:
 	MOVQ R8, DI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -28253,9 +28421,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -28268,7 +28436,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -28458,13 +28626,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -28514,14 +28682,14 @@ border6:
 	MOVQ R9, R8
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -28559,9 +28727,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -28575,7 +28743,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -28765,13 +28933,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -28821,14 +28989,14 @@ border6:
 	MOVQ R9, R8
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -28866,9 +29034,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -28882,7 +29050,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -29015,13 +29183,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -29051,14 +29219,14 @@ border6:
 	MOVQ R8, DI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -29084,9 +29252,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -29099,7 +29267,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -29232,13 +29400,13 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DX
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	ADDQ DI, R8
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, DI
 	SUBQ DI, R12
@@ -29268,14 +29436,14 @@ border6:
 	MOVQ R8, DI
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_n(DI), DI
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, DI
-	JEQ end9
+	JEQ end10
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -29301,9 +29469,9 @@ last8:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end9:
+end10:
 	SUBQ $1, R9
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), DI
 	MOVQ kernelArgs_imageGap(DI), DI
 	SHLQ $2, DI
@@ -29316,7 +29484,7 @@ end9:
 	MOVQ kernelArgs_rows(SI), SI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -29510,13 +29678,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -29566,14 +29734,14 @@ border6:
 	MOVQ R9, R8
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -29612,9 +29780,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -29628,7 +29796,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -29822,13 +29990,13 @@ single5:
 
 border6:
 	SUBQ $1, DI
-	JEQ last8
+	JEQ last9
 	ADDQ $20, SI
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	ADDQ R8, R9
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -29878,14 +30046,14 @@ border6:
 	MOVQ R9, R8
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_n(R8), R8
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R8
-	JEQ end9
+	JEQ end10
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -29924,9 +30092,9 @@ last8:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end9:
+end10:
 	SUBQ $1, R10
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R8
 	MOVQ kernelArgs_imageGap(R8), R8
 	SHLQ $2, R8
@@ -29940,7 +30108,7 @@ end9:
 	MOVQ kernelArgs_rows(DI), DI
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -30145,13 +30313,13 @@ single5:
 
 border6:
 	SUBQ $1, R8
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DI
 	MOVQ a+0(FP), R10
 	MOVQ kernelArgs_n(R10), R10
 	ADDQ R9, R10
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -30203,14 +30371,14 @@ border6:
 	MOVQ R10, R9
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R9
-	JEQ end9
+	JEQ end10
 	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R10
@@ -30251,9 +30419,9 @@ last8:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end9:
+end10:
 	SUBQ $1, R11
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_imageGap(R9), R9
 	SHLQ $2, R9
@@ -30268,7 +30436,7 @@ end9:
 	MOVQ kernelArgs_rows(R8), R8
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 
@@ -30473,13 +30641,13 @@ single5:
 
 border6:
 	SUBQ $1, R8
-	JEQ last8
+	JEQ last9
 	ADDQ $20, DI
 	MOVQ a+0(FP), R10
 	MOVQ kernelArgs_n(R10), R10
 	ADDQ R9, R10
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next8
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -30531,14 +30699,14 @@ border6:
 	MOVQ R10, R9
 	JMP row2
 
-next7:
+next8:
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_n(R9), R9
 	JMP row2
 
-last8:
+last9:
 	ANDQ $7, R9
-	JEQ end9
+	JEQ end10
 	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R10
@@ -30579,9 +30747,9 @@ last8:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end9:
+end10:
 	SUBQ $1, R11
-	JLT done10
+	JLT done7
 	MOVQ a+0(FP), R9
 	MOVQ kernelArgs_imageGap(R9), R9
 	SHLQ $2, R9
@@ -30596,7 +30764,7 @@ end9:
 	MOVQ kernelArgs_rows(R8), R8
 	JMP image1
 
-done10:
+done7:
 	VZEROUPPER
 	RET
 

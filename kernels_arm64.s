@@ -54140,31 +54140,31 @@ TEXT ·pipeForwardRunsIdentityStream(SB), NOSPLIT, $0-8
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low13
+	TBZ $2, R25, low10
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd15
+	TBZ $1, R25, odd12
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done14
+	TBZ $0, R25, done11
 	VLD1 (R24), V11.S[2]
-	B done14
+	B done11
 
-odd15:
-	TBZ $0, R25, done14
+odd12:
+	TBZ $0, R25, done11
 	VLD1 (R24), V11.S[0]
-	B done14
+	B done11
 
-low13:
-	TBZ $1, R25, odd16
+low10:
+	TBZ $1, R25, odd13
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done14
+	TBZ $0, R25, done11
 	VLD1 (R24), V10.S[2]
-	B done14
+	B done11
 
-odd16:
-	TBZ $0, R25, done14
+odd13:
+	TBZ $0, R25, done11
 	VLD1 (R24), V10.S[0]
 
-done14:
+done11:
 	WORD $0x4e2ad48a // FADD V10.S4, V4.S4, V10.S4
 	WORD $0x4e2bd4ab // FADD V11.S4, V5.S4, V11.S4
 	WORD $0x6e26dd4a // FMUL V6.S4, V10.S4, V10.S4
@@ -54172,31 +54172,31 @@ done14:
 	WORD $0x4e28d54a // FADD V8.S4, V10.S4, V10.S4
 	WORD $0x4e29d56b // FADD V9.S4, V11.S4, V11.S4
 	ADD $0, R1, R24
-	TBZ $2, R25, low17
+	TBZ $2, R25, low14
 	FMOVQ.P F10, 16(R24)
-	TBZ $1, R25, odd19
+	TBZ $1, R25, odd16
 	VST1.P V11.D[0], 8(R24)
-	TBZ $0, R25, done18
+	TBZ $0, R25, done15
 	VST1 V11.S[2], (R24)
-	B done18
+	B done15
 
-odd19:
-	TBZ $0, R25, done18
+odd16:
+	TBZ $0, R25, done15
 	VST1 V11.S[0], (R24)
-	B done18
+	B done15
 
-low17:
-	TBZ $1, R25, odd20
+low14:
+	TBZ $1, R25, odd17
 	VST1.P V10.D[0], 8(R24)
-	TBZ $0, R25, done18
+	TBZ $0, R25, done15
 	VST1 V10.S[2], (R24)
-	B done18
+	B done15
 
-odd20:
-	TBZ $0, R25, done18
+odd17:
+	TBZ $0, R25, done15
 	VST1 V10.S[0], (R24)
 
-done18:
+done15:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -54402,31 +54402,31 @@ part6:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD R8<<0, R0, R24
-	TBZ $2, R25, low21
+	TBZ $2, R25, low18
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd23
+	TBZ $1, R25, odd20
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done22
+	TBZ $0, R25, done19
 	VLD1 (R24), V11.S[2]
-	B done22
+	B done19
 
-odd23:
-	TBZ $0, R25, done22
+odd20:
+	TBZ $0, R25, done19
 	VLD1 (R24), V11.S[0]
-	B done22
+	B done19
 
-low21:
-	TBZ $1, R25, odd24
+low18:
+	TBZ $1, R25, odd21
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done22
+	TBZ $0, R25, done19
 	VLD1 (R24), V10.S[2]
-	B done22
+	B done19
 
-odd24:
-	TBZ $0, R25, done22
+odd21:
+	TBZ $0, R25, done19
 	VLD1 (R24), V10.S[0]
 
-done22:
+done19:
 	WORD $0x4e2ad48a // FADD V10.S4, V4.S4, V10.S4
 	WORD $0x4e2bd4ab // FADD V11.S4, V5.S4, V11.S4
 	WORD $0x6e2add4c // FMUL V10.S4, V10.S4, V12.S4
@@ -54475,13 +54475,13 @@ vector8:
 
 border9:
 	SUBS $1, R4
-	BEQ last11
+	BEQ last23
 	ADD $20, R2
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next10
+	BEQ next22
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -54524,15 +54524,16 @@ border9:
 	MOVD R7, R6
 	B row1
 
-next10:
+next22:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row1
 
-last11:
+last23:
 	ANDS $7, R6
-	BEQ end12
-	MOVD R6, R25
+	BEQ end24
+	MOVD R6, R7
+	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
@@ -54605,8 +54606,11 @@ odd32:
 	VST1 V10.S[0], (R24)
 
 done30:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
 
-end12:
+end24:
 	RET
 
 // func normalizeRunsIdentity(a *kernelArgs)
@@ -54645,34 +54649,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -54680,31 +54693,31 @@ done12:
 	WORD $0x4e24d508 // FADD V4.S4, V8.S4, V8.S4
 	WORD $0x4e25d529 // FADD V5.S4, V9.S4, V9.S4
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V9.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V9.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V8.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V8.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -54780,13 +54793,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -54837,7 +54850,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ADD $0, R2, R24
@@ -54851,14 +54864,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -54923,9 +54945,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -54937,7 +54959,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsIdentityStream(a *kernelArgs)
@@ -54976,34 +54998,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -55011,31 +55042,31 @@ done12:
 	WORD $0x4e24d508 // FADD V4.S4, V8.S4, V8.S4
 	WORD $0x4e25d529 // FADD V5.S4, V9.S4, V9.S4
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V9.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V9.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V8.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V8.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -55111,13 +55142,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -55168,7 +55199,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ADD $0, R2, R24
@@ -55182,14 +55213,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -55254,9 +55294,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -55268,7 +55308,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsIdentity(a *kernelArgs)
@@ -55312,64 +55352,76 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d488 // FADD V8.S4, V4.S4, V8.S4
 	WORD $0x4e29d4a9 // FADD V9.S4, V5.S4, V9.S4
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4ea0d54c // FSUB V0.S4, V10.S4, V12.S4
 	WORD $0x4ea1d56d // FSUB V1.S4, V11.S4, V13.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -55379,31 +55431,31 @@ done16:
 	WORD $0x6e26dd8c // FMUL V6.S4, V12.S4, V12.S4
 	WORD $0x6e27ddad // FMUL V7.S4, V13.S4, V13.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V13.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V13.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V12.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V12.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -55513,13 +55565,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -55587,7 +55639,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -55604,14 +55656,26 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
@@ -55709,9 +55773,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -55724,7 +55788,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsIdentityStream(a *kernelArgs)
@@ -55768,64 +55832,76 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d488 // FADD V8.S4, V4.S4, V8.S4
 	WORD $0x4e29d4a9 // FADD V9.S4, V5.S4, V9.S4
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4ea0d54c // FSUB V0.S4, V10.S4, V12.S4
 	WORD $0x4ea1d56d // FSUB V1.S4, V11.S4, V13.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -55835,31 +55911,31 @@ done16:
 	WORD $0x6e26dd8c // FMUL V6.S4, V12.S4, V12.S4
 	WORD $0x6e27ddad // FMUL V7.S4, V13.S4, V13.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V13.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V13.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V12.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V12.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -55969,13 +56045,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -56043,7 +56119,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -56060,14 +56136,26 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
@@ -56165,9 +56253,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -56180,7 +56268,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsIdentityDResidual(a *kernelArgs)
@@ -56226,64 +56314,76 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d488 // FADD V8.S4, V4.S4, V8.S4
 	WORD $0x4e29d4a9 // FADD V9.S4, V5.S4, V9.S4
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4ea0d54c // FSUB V0.S4, V10.S4, V12.S4
 	WORD $0x4ea1d56d // FSUB V1.S4, V11.S4, V13.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -56293,57 +56393,57 @@ done16:
 	WORD $0x6e26dd8c // FMUL V6.S4, V12.S4, V12.S4
 	WORD $0x6e27ddad // FMUL V7.S4, V13.S4, V13.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V13.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V13.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V12.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V12.S[0], (R24)
 
-done20:
+done17:
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F10, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V11.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V11.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V11.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V10.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V10.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V10.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -56461,13 +56561,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -56537,7 +56637,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -56554,14 +56654,26 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
@@ -56686,9 +56798,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -56702,7 +56814,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsIdentityDResidualStream(a *kernelArgs)
@@ -56748,64 +56860,76 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d488 // FADD V8.S4, V4.S4, V8.S4
 	WORD $0x4e29d4a9 // FADD V9.S4, V5.S4, V9.S4
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4ea0d54c // FSUB V0.S4, V10.S4, V12.S4
 	WORD $0x4ea1d56d // FSUB V1.S4, V11.S4, V13.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -56815,57 +56939,57 @@ done16:
 	WORD $0x6e26dd8c // FMUL V6.S4, V12.S4, V12.S4
 	WORD $0x6e27ddad // FMUL V7.S4, V13.S4, V13.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V13.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V13.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V12.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V12.S[0], (R24)
 
-done20:
+done17:
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F10, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V11.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V11.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V11.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V10.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V10.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V10.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -56983,13 +57107,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -57059,7 +57183,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -57076,14 +57200,26 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
@@ -57208,9 +57344,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -57224,7 +57360,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsIdentityResidual(a *kernelArgs)
@@ -57267,34 +57403,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -57304,59 +57449,59 @@ done12:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4e2ad508 // FADD V10.S4, V8.S4, V8.S4
 	WORD $0x4e2bd529 // FADD V11.S4, V9.S4, V9.S4
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V9.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V9.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V8.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V8.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -57456,13 +57601,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -57517,7 +57662,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -57531,14 +57676,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -57634,9 +57788,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -57649,7 +57803,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsIdentityResidualStream(a *kernelArgs)
@@ -57692,34 +57846,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -57729,59 +57892,59 @@ done12:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4e2ad508 // FADD V10.S4, V8.S4, V8.S4
 	WORD $0x4e2bd529 // FADD V11.S4, V9.S4, V9.S4
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V9.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V9.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V8.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V8.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -57881,13 +58044,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -57942,7 +58105,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -57956,14 +58119,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -58059,9 +58231,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -58074,7 +58246,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func pipeForwardRunsReLUStream(a *kernelArgs)
@@ -58115,31 +58287,31 @@ TEXT ·pipeForwardRunsReLUStream(SB), NOSPLIT, $0-8
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low13
+	TBZ $2, R25, low10
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd15
+	TBZ $1, R25, odd12
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done14
+	TBZ $0, R25, done11
 	VLD1 (R24), V11.S[2]
-	B done14
+	B done11
 
-odd15:
-	TBZ $0, R25, done14
+odd12:
+	TBZ $0, R25, done11
 	VLD1 (R24), V11.S[0]
-	B done14
+	B done11
 
-low13:
-	TBZ $1, R25, odd16
+low10:
+	TBZ $1, R25, odd13
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done14
+	TBZ $0, R25, done11
 	VLD1 (R24), V10.S[2]
-	B done14
+	B done11
 
-odd16:
-	TBZ $0, R25, done14
+odd13:
+	TBZ $0, R25, done11
 	VLD1 (R24), V10.S[0]
 
-done14:
+done11:
 	WORD $0x4e2ad48a // FADD V10.S4, V4.S4, V10.S4
 	WORD $0x4e2bd4ab // FADD V11.S4, V5.S4, V11.S4
 	WORD $0x6e26dd4a // FMUL V6.S4, V10.S4, V10.S4
@@ -58151,31 +58323,31 @@ done14:
 	WORD $0x4e6e1d4a // VBIC V14.B16, V10.B16, V10.B16
 	WORD $0x4e6f1d6b // VBIC V15.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low17
+	TBZ $2, R25, low14
 	FMOVQ.P F10, 16(R24)
-	TBZ $1, R25, odd19
+	TBZ $1, R25, odd16
 	VST1.P V11.D[0], 8(R24)
-	TBZ $0, R25, done18
+	TBZ $0, R25, done15
 	VST1 V11.S[2], (R24)
-	B done18
+	B done15
 
-odd19:
-	TBZ $0, R25, done18
+odd16:
+	TBZ $0, R25, done15
 	VST1 V11.S[0], (R24)
-	B done18
+	B done15
 
-low17:
-	TBZ $1, R25, odd20
+low14:
+	TBZ $1, R25, odd17
 	VST1.P V10.D[0], 8(R24)
-	TBZ $0, R25, done18
+	TBZ $0, R25, done15
 	VST1 V10.S[2], (R24)
-	B done18
+	B done15
 
-odd20:
-	TBZ $0, R25, done18
+odd17:
+	TBZ $0, R25, done15
 	VST1 V10.S[0], (R24)
 
-done18:
+done15:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -58397,31 +58569,31 @@ part6:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD R8<<0, R0, R24
-	TBZ $2, R25, low21
+	TBZ $2, R25, low18
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd23
+	TBZ $1, R25, odd20
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done22
+	TBZ $0, R25, done19
 	VLD1 (R24), V11.S[2]
-	B done22
+	B done19
 
-odd23:
-	TBZ $0, R25, done22
+odd20:
+	TBZ $0, R25, done19
 	VLD1 (R24), V11.S[0]
-	B done22
+	B done19
 
-low21:
-	TBZ $1, R25, odd24
+low18:
+	TBZ $1, R25, odd21
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done22
+	TBZ $0, R25, done19
 	VLD1 (R24), V10.S[2]
-	B done22
+	B done19
 
-odd24:
-	TBZ $0, R25, done22
+odd21:
+	TBZ $0, R25, done19
 	VLD1 (R24), V10.S[0]
 
-done22:
+done19:
 	WORD $0x4e2ad48a // FADD V10.S4, V4.S4, V10.S4
 	WORD $0x4e2bd4ab // FADD V11.S4, V5.S4, V11.S4
 	WORD $0x6e2add4c // FMUL V10.S4, V10.S4, V12.S4
@@ -58474,13 +58646,13 @@ vector8:
 
 border9:
 	SUBS $1, R4
-	BEQ last11
+	BEQ last23
 	ADD $20, R2
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next10
+	BEQ next22
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -58527,15 +58699,16 @@ border9:
 	MOVD R7, R6
 	B row1
 
-next10:
+next22:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row1
 
-last11:
+last23:
 	ANDS $7, R6
-	BEQ end12
-	MOVD R6, R25
+	BEQ end24
+	MOVD R6, R7
+	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
@@ -58612,8 +58785,11 @@ odd32:
 	VST1 V10.S[0], (R24)
 
 done30:
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
 
-end12:
+end24:
 	RET
 
 // func normalizeRunsReLU(a *kernelArgs)
@@ -58652,34 +58828,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -58691,31 +58876,31 @@ done12:
 	WORD $0x4e6a1d08 // VBIC V10.B16, V8.B16, V8.B16
 	WORD $0x4e6b1d29 // VBIC V11.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V9.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V9.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V8.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V8.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -58811,13 +58996,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -58872,7 +59057,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ADD $0, R2, R24
@@ -58886,14 +59071,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -58962,9 +59156,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -58976,7 +59170,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsReLUStream(a *kernelArgs)
@@ -59015,34 +59209,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -59054,31 +59257,31 @@ done12:
 	WORD $0x4e6a1d08 // VBIC V10.B16, V8.B16, V8.B16
 	WORD $0x4e6b1d29 // VBIC V11.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V9.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V9.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V8.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V8.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -59174,13 +59377,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -59235,7 +59438,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	ADD $0, R2, R24
@@ -59249,14 +59452,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R2, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R2, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R2, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -59325,9 +59537,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -59339,7 +59551,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLU(a *kernelArgs)
@@ -59386,64 +59598,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -59461,31 +59688,31 @@ done16:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V15.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V15.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V14.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V14.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -59635,13 +59862,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -59728,7 +59955,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -59748,14 +59975,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -59861,9 +60103,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -59876,7 +60118,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUStream(a *kernelArgs)
@@ -59923,64 +60165,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -59998,31 +60255,31 @@ done16:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V15.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V15.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V14.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V14.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -60172,13 +60429,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -60265,7 +60522,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -60285,14 +60542,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -60398,9 +60670,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -60413,7 +60685,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUDResidual(a *kernelArgs)
@@ -60462,64 +60734,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -60537,57 +60824,57 @@ done16:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V15.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V15.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V14.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V14.S[0], (R24)
 
-done20:
+done17:
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V13.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V13.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V12.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V12.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -60745,13 +61032,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -60840,7 +61127,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -60860,14 +61147,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -61000,9 +61302,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -61016,7 +61318,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUDResidualStream(a *kernelArgs)
@@ -61065,64 +61367,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -61140,57 +61457,57 @@ done16:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V15.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V15.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V14.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V14.S[0], (R24)
 
-done20:
+done17:
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V13.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V13.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V12.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V12.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -61348,13 +61665,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -61443,7 +61760,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -61463,14 +61780,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -61603,9 +61935,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -61619,7 +61951,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsReLUResidual(a *kernelArgs)
@@ -61662,34 +61994,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -61699,31 +62040,31 @@ done12:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4e2ad508 // FADD V10.S4, V8.S4, V8.S4
 	WORD $0x4e2bd529 // FADD V11.S4, V9.S4, V9.S4
 	WORD $0x6ea0d90a // VFCMLE $0, V8.S4, V10.S4
@@ -61731,31 +62072,31 @@ done16:
 	WORD $0x4e6a1d08 // VBIC V10.B16, V8.B16, V8.B16
 	WORD $0x4e6b1d29 // VBIC V11.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V9.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V9.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V8.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V8.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -61875,13 +62216,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -61940,7 +62281,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -61954,14 +62295,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -62061,9 +62411,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -62076,7 +62426,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsReLUResidualStream(a *kernelArgs)
@@ -62119,34 +62469,43 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F8
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V9.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V9.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V8.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V8.S[0]
 
-done12:
+done9:
 	WORD $0x4e28d408 // FADD V8.S4, V0.S4, V8.S4
 	WORD $0x4e29d429 // FADD V9.S4, V1.S4, V9.S4
 	WORD $0x6e22dd08 // FMUL V2.S4, V8.S4, V8.S4
@@ -62156,31 +62515,31 @@ done12:
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V11.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V10.S[0]
 
-done16:
+done13:
 	WORD $0x4e2ad508 // FADD V10.S4, V8.S4, V8.S4
 	WORD $0x4e2bd529 // FADD V11.S4, V9.S4, V9.S4
 	WORD $0x6ea0d90a // VFCMLE $0, V8.S4, V10.S4
@@ -62188,31 +62547,31 @@ done16:
 	WORD $0x4e6a1d08 // VBIC V10.B16, V8.B16, V8.B16
 	WORD $0x4e6b1d29 // VBIC V11.B16, V9.B16, V9.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F8, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V9.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V9.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V9.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V8.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V8.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V8.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -62332,13 +62691,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -62397,7 +62756,7 @@ border6:
 	VMOV V4.B16, V5.B16
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD $0, R3, R24
@@ -62411,14 +62770,23 @@ next7:
 	VMOV V4.B16, V5.B16
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R3, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $4, R3, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
+	ADD $8, R3, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
 	VEOR V8.B16, V8.B16, V8.B16
 	VEOR V9.B16, V9.B16, V9.B16
 	ADD $0, R0, R24
@@ -62518,9 +62886,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -62533,7 +62901,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUResidual(a *kernelArgs)
@@ -62582,64 +62950,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -62647,31 +63030,31 @@ done16:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[0]
 
-done20:
+done17:
 	WORD $0x4e32d610 // FADD V18.S4, V16.S4, V16.S4
 	WORD $0x4e33d631 // FADD V19.S4, V17.S4, V17.S4
 	WORD $0x4ea0ca12 // VFCMGT $0, V16.S4, V18.S4
@@ -62687,31 +63070,31 @@ done20:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V15.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V15.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V14.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V14.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -62885,13 +63268,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -62982,7 +63365,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -63002,14 +63385,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -63146,9 +63544,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -63162,7 +63560,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUResidualStream(a *kernelArgs)
@@ -63211,64 +63609,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -63276,31 +63689,31 @@ done16:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[0]
 
-done20:
+done17:
 	WORD $0x4e32d610 // FADD V18.S4, V16.S4, V16.S4
 	WORD $0x4e33d631 // FADD V19.S4, V17.S4, V17.S4
 	WORD $0x4ea0ca12 // VFCMGT $0, V16.S4, V18.S4
@@ -63316,31 +63729,31 @@ done20:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V15.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V15.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V14.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V14.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -63514,13 +63927,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last25
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next24
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -63611,7 +64024,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD $0, R4, R24
@@ -63631,14 +64044,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last25:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end26
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R4, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R4, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R4, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R4, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R4, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -63775,9 +64203,9 @@ done40:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end26:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -63791,7 +64219,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUResidualDResidual(a *kernelArgs)
@@ -63842,64 +64270,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -63907,31 +64350,31 @@ done16:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[0]
 
-done20:
+done17:
 	WORD $0x4e32d610 // FADD V18.S4, V16.S4, V16.S4
 	WORD $0x4e33d631 // FADD V19.S4, V17.S4, V17.S4
 	WORD $0x4ea0ca12 // VFCMGT $0, V16.S4, V18.S4
@@ -63947,57 +64390,57 @@ done20:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V15.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V15.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V14.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V14.S[0], (R24)
 
-done24:
+done21:
 	ADD $0, R4, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V13.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V13.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V12.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V12.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_head(R8), R8
 	LSL $2, R8
@@ -64179,13 +64622,13 @@ single5:
 
 border6:
 	SUBS $1, R6
-	BEQ last8
+	BEQ last29
 	ADD $20, R5
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_n(R8), R8
 	ADD R7, R8
 	ANDS $7, R7
-	BEQ next7
+	BEQ next28
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -64278,7 +64721,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD $0, R5, R24
@@ -64298,14 +64741,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last29:
 	ANDS $7, R7
-	BEQ end9
+	BEQ end30
 	MOVD R7, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -64469,9 +64927,9 @@ done48:
 	ADD R7, R3
 	ADD R7, R4
 
-end9:
+end30:
 	SUBS $1, R9
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_imageGap(R7), R7
 	LSL $2, R7
@@ -64486,7 +64944,7 @@ end9:
 	MOVD kernelArgs_rows(R6), R6
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsReLUResidualDResidualStream(a *kernelArgs)
@@ -64537,64 +64995,79 @@ image1:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F10
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V11.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V11.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V10.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V10.S[0]
 
-done12:
+done9:
 	WORD $0x4e2ad50a // FADD V10.S4, V8.S4, V10.S4
 	WORD $0x4e2bd52b // FADD V11.S4, V9.S4, V11.S4
 	VEOR V12.B16, V12.B16, V12.B16
 	VEOR V13.B16, V13.B16, V13.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F12
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V13.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V13.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V12.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V12.S[0]
 
-done16:
+done13:
 	WORD $0x6e24dd50 // FMUL V4.S4, V10.S4, V16.S4
 	WORD $0x6e25dd71 // FMUL V5.S4, V11.S4, V17.S4
 	WORD $0x4e26d610 // FADD V6.S4, V16.S4, V16.S4
@@ -64602,31 +65075,31 @@ done16:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V19.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V18.S[0]
 
-done20:
+done17:
 	WORD $0x4e32d610 // FADD V18.S4, V16.S4, V16.S4
 	WORD $0x4e33d631 // FADD V19.S4, V17.S4, V17.S4
 	WORD $0x4ea0ca12 // VFCMGT $0, V16.S4, V18.S4
@@ -64642,57 +65115,57 @@ done20:
 	WORD $0x6e24ddce // FMUL V4.S4, V14.S4, V14.S4
 	WORD $0x6e25ddef // FMUL V5.S4, V15.S4, V15.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F14, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V15.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V15.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V15.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V14.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V14.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V14.S[0], (R24)
 
-done24:
+done21:
 	ADD $0, R4, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F12, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V13.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V13.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V13.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V12.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V12.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V12.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_head(R8), R8
 	LSL $2, R8
@@ -64874,13 +65347,13 @@ single5:
 
 border6:
 	SUBS $1, R6
-	BEQ last8
+	BEQ last29
 	ADD $20, R5
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_n(R8), R8
 	ADD R7, R8
 	ANDS $7, R7
-	BEQ next7
+	BEQ next28
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -64973,7 +65446,7 @@ border6:
 	VMOV V2.B16, V3.B16
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD $0, R5, R24
@@ -64993,14 +65466,29 @@ next7:
 	VMOV V2.B16, V3.B16
 	B row2
 
-last8:
+last29:
 	ANDS $7, R7
-	BEQ end9
+	BEQ end30
 	MOVD R7, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
+	ADD $0, R5, R24
+	VLD1R (R24), [V8.S4]
+	VMOV V8.B16, V9.B16
+	ADD $4, R5, R24
+	VLD1R (R24), [V4.S4]
+	VMOV V4.B16, V5.B16
+	ADD $8, R5, R24
+	VLD1R (R24), [V6.S4]
+	VMOV V6.B16, V7.B16
+	ADD $12, R5, R24
+	VLD1R (R24), [V0.S4]
+	VMOV V0.B16, V1.B16
+	ADD $16, R5, R24
+	VLD1R (R24), [V2.S4]
+	VMOV V2.B16, V3.B16
 	VEOR V10.B16, V10.B16, V10.B16
 	VEOR V11.B16, V11.B16, V11.B16
 	ADD $0, R1, R24
@@ -65164,9 +65652,9 @@ done48:
 	ADD R7, R3
 	ADD R7, R4
 
-end9:
+end30:
 	SUBS $1, R9
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_imageGap(R7), R7
 	LSL $2, R7
@@ -65181,7 +65669,7 @@ end9:
 	MOVD kernelArgs_rows(R6), R6
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsCalled(a *kernelArgs)
@@ -65227,31 +65715,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d584 // FADD V4.S4, V12.S4, V4.S4
 	WORD $0x4e25d5a5 // FADD V5.S4, V13.S4, V5.S4
 	WORD $0x6e2edc84 // FMUL V14.S4, V4.S4, V4.S4
@@ -65267,31 +65755,31 @@ done12:
 	MOVD $1, R19
 	CALL (R22)
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F4, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V5.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V5.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V5.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V4.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V4.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V4.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -65395,13 +65883,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -65451,14 +65939,14 @@ border6:
 	MOVD R5, R4
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -65545,9 +66033,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -65559,7 +66047,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsCalledStream(a *kernelArgs)
@@ -65605,31 +66093,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d584 // FADD V4.S4, V12.S4, V4.S4
 	WORD $0x4e25d5a5 // FADD V5.S4, V13.S4, V5.S4
 	WORD $0x6e2edc84 // FMUL V14.S4, V4.S4, V4.S4
@@ -65645,31 +66133,31 @@ done12:
 	MOVD $1, R19
 	CALL (R22)
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P F4, 16(R24)
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VST1.P V5.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V5.S[2], (R24)
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VST1 V5.S[0], (R24)
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VST1.P V4.D[0], 8(R24)
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VST1 V4.S[2], (R24)
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VST1 V4.S[0], (R24)
 
-done16:
+done13:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_head(R5), R5
 	LSL $2, R5
@@ -65773,13 +66261,13 @@ single5:
 
 border6:
 	SUBS $1, R3
-	BEQ last8
+	BEQ last17
 	ADD $20, R2
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	ADD R4, R5
 	ANDS $7, R4
-	BEQ next7
+	BEQ next16
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -65829,14 +66317,14 @@ border6:
 	MOVD R5, R4
 	B row2
 
-next7:
+next16:
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_n(R4), R4
 	B row2
 
-last8:
+last17:
 	ANDS $7, R4
-	BEQ end9
+	BEQ end18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -65923,9 +66411,9 @@ done24:
 	ADD R4, R0
 	ADD R4, R1
 
-end9:
+end18:
 	SUBS $1, R6
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R4
 	MOVD kernelArgs_imageGap(R4), R4
 	LSL $2, R4
@@ -65937,7 +66425,7 @@ end9:
 	MOVD kernelArgs_rows(R3), R3
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalled(a *kernelArgs)
@@ -65985,31 +66473,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -66039,61 +66527,61 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[0]
 
-done20:
+done17:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -66105,31 +66593,31 @@ done20:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V27.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V27.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V26.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V26.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -66336,13 +66824,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last25
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next24
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -66439,14 +66927,14 @@ border6:
 	MOVD R6, R5
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	B row2
 
-last8:
+last25:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end26
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -66614,9 +67102,9 @@ done40:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end26:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -66629,7 +67117,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledStream(a *kernelArgs)
@@ -66677,31 +67165,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -66731,61 +67219,61 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[0]
 
-done20:
+done17:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -66797,31 +67285,31 @@ done20:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V27.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V27.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V26.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V26.S[0], (R24)
 
-done24:
+done21:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -67028,13 +67516,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last25
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next24
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -67131,14 +67619,14 @@ border6:
 	MOVD R6, R5
 	B row2
 
-next7:
+next24:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	B row2
 
-last8:
+last25:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end26
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -67306,9 +67794,9 @@ done40:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end26:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -67321,7 +67809,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledDResidual(a *kernelArgs)
@@ -67371,31 +67859,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -67425,61 +67913,61 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[0]
 
-done20:
+done17:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -67491,57 +67979,57 @@ done20:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V27.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V27.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V26.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V26.S[0], (R24)
 
-done24:
+done21:
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F24, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V25.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V25.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V25.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V24.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V24.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V24.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -67756,13 +68244,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last29
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next28
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -67861,14 +68349,14 @@ border6:
 	MOVD R7, R6
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row2
 
-last8:
+last29:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end30
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -68063,9 +68551,9 @@ done48:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end30:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -68079,7 +68567,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledDResidualStream(a *kernelArgs)
@@ -68129,31 +68617,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -68183,61 +68671,61 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V25.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V24.S[0]
 
-done20:
+done17:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -68249,57 +68737,57 @@ done20:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R2, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V27.S[2], (R24)
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VST1 V27.S[0], (R24)
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VST1 V26.S[2], (R24)
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VST1 V26.S[0], (R24)
 
-done24:
+done21:
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F24, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V25.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V25.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V25.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V24.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V24.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V24.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -68514,13 +69002,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last29
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next28
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -68619,14 +69107,14 @@ border6:
 	MOVD R7, R6
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row2
 
-last8:
+last29:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end30
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -68821,9 +69309,9 @@ done48:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end30:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -68837,7 +69325,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsCalledResidual(a *kernelArgs)
@@ -68887,31 +69375,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d584 // FADD V4.S4, V12.S4, V4.S4
 	WORD $0x4e25d5a5 // FADD V5.S4, V13.S4, V5.S4
 	WORD $0x6e2edc84 // FMUL V14.S4, V4.S4, V4.S4
@@ -68921,31 +69409,31 @@ done12:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V19.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V19.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V18.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V18.S[0]
 
-done16:
+done13:
 	WORD $0x4e32d484 // FADD V18.S4, V4.S4, V4.S4
 	WORD $0x4e33d4a5 // FADD V19.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -68957,31 +69445,31 @@ done16:
 	MOVD $1, R19
 	CALL (R22)
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F4, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V5.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V5.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V5.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V4.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V4.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V4.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -69109,13 +69597,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -69169,14 +69657,14 @@ border6:
 	MOVD R6, R5
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -69294,9 +69782,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -69309,7 +69797,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func normalizeRunsCalledResidualStream(a *kernelArgs)
@@ -69359,31 +69847,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d584 // FADD V4.S4, V12.S4, V4.S4
 	WORD $0x4e25d5a5 // FADD V5.S4, V13.S4, V5.S4
 	WORD $0x6e2edc84 // FMUL V14.S4, V4.S4, V4.S4
@@ -69393,31 +69881,31 @@ done12:
 	VEOR V18.B16, V18.B16, V18.B16
 	VEOR V19.B16, V19.B16, V19.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F18
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V19.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V19.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V19.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V18.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V18.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V18.S[0]
 
-done16:
+done13:
 	WORD $0x4e32d484 // FADD V18.S4, V4.S4, V4.S4
 	WORD $0x4e33d4a5 // FADD V19.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -69429,31 +69917,31 @@ done16:
 	MOVD $1, R19
 	CALL (R22)
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P F4, 16(R24)
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VST1.P V5.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V5.S[2], (R24)
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VST1 V5.S[0], (R24)
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VST1.P V4.D[0], 8(R24)
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VST1 V4.S[2], (R24)
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VST1 V4.S[0], (R24)
 
-done20:
+done17:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_head(R6), R6
 	LSL $2, R6
@@ -69581,13 +70069,13 @@ single5:
 
 border6:
 	SUBS $1, R4
-	BEQ last8
+	BEQ last21
 	ADD $20, R3
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	ADD R5, R6
 	ANDS $7, R5
-	BEQ next7
+	BEQ next20
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -69641,14 +70129,14 @@ border6:
 	MOVD R6, R5
 	B row2
 
-next7:
+next20:
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_n(R5), R5
 	B row2
 
-last8:
+last21:
 	ANDS $7, R5
-	BEQ end9
+	BEQ end22
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -69766,9 +70254,9 @@ done32:
 	ADD R5, R1
 	ADD R5, R2
 
-end9:
+end22:
 	SUBS $1, R7
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R5
 	MOVD kernelArgs_imageGap(R5), R5
 	LSL $2, R5
@@ -69781,7 +70269,7 @@ end9:
 	MOVD kernelArgs_rows(R4), R4
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledResidual(a *kernelArgs)
@@ -69831,31 +70319,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -69865,31 +70353,31 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d484 // FADD V22.S4, V4.S4, V4.S4
 	WORD $0x4e37d4a5 // FADD V23.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -69915,61 +70403,61 @@ done16:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[0]
 
-done20:
+done17:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[2]
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[0]
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[2]
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[0]
 
-done24:
+done21:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -69981,31 +70469,31 @@ done24:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V27.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V27.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V26.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V26.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -70236,13 +70724,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last29
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next28
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -70343,14 +70831,14 @@ border6:
 	MOVD R7, R6
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row2
 
-last8:
+last29:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end30
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -70549,9 +71037,9 @@ done48:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end30:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -70565,7 +71053,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledResidualStream(a *kernelArgs)
@@ -70615,31 +71103,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -70649,31 +71137,31 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d484 // FADD V22.S4, V4.S4, V4.S4
 	WORD $0x4e37d4a5 // FADD V23.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -70699,61 +71187,61 @@ done16:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[0]
 
-done20:
+done17:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[2]
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[0]
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[2]
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[0]
 
-done24:
+done21:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -70765,31 +71253,31 @@ done24:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V27.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V27.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V26.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V26.S[0], (R24)
 
-done28:
+done25:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_head(R7), R7
 	LSL $2, R7
@@ -71020,13 +71508,13 @@ single5:
 
 border6:
 	SUBS $1, R5
-	BEQ last8
+	BEQ last29
 	ADD $20, R4
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	ADD R6, R7
 	ANDS $7, R6
-	BEQ next7
+	BEQ next28
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -71127,14 +71615,14 @@ border6:
 	MOVD R7, R6
 	B row2
 
-next7:
+next28:
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_n(R6), R6
 	B row2
 
-last8:
+last29:
 	ANDS $7, R6
-	BEQ end9
+	BEQ end30
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -71333,9 +71821,9 @@ done48:
 	ADD R6, R2
 	ADD R6, R3
 
-end9:
+end30:
 	SUBS $1, R8
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R6
 	MOVD kernelArgs_imageGap(R6), R6
 	LSL $2, R6
@@ -71349,7 +71837,7 @@ end9:
 	MOVD kernelArgs_rows(R5), R5
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledResidualDResidual(a *kernelArgs)
@@ -71401,31 +71889,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -71435,31 +71923,31 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d484 // FADD V22.S4, V4.S4, V4.S4
 	WORD $0x4e37d4a5 // FADD V23.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -71485,61 +71973,61 @@ done16:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[0]
 
-done20:
+done17:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[2]
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[0]
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[2]
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[0]
 
-done24:
+done21:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -71551,57 +72039,57 @@ done24:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V27.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V27.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V26.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V26.S[0], (R24)
 
-done28:
+done25:
 	ADD $0, R4, R24
-	TBZ $2, R25, low31
+	TBZ $2, R25, low28
 	FMOVQ.P F24, 16(R24)
-	TBZ $1, R25, odd33
+	TBZ $1, R25, odd30
 	VST1.P V25.D[0], 8(R24)
-	TBZ $0, R25, done32
+	TBZ $0, R25, done29
 	VST1 V25.S[2], (R24)
-	B done32
+	B done29
 
-odd33:
-	TBZ $0, R25, done32
+odd30:
+	TBZ $0, R25, done29
 	VST1 V25.S[0], (R24)
-	B done32
+	B done29
 
-low31:
-	TBZ $1, R25, odd34
+low28:
+	TBZ $1, R25, odd31
 	VST1.P V24.D[0], 8(R24)
-	TBZ $0, R25, done32
+	TBZ $0, R25, done29
 	VST1 V24.S[2], (R24)
-	B done32
+	B done29
 
-odd34:
-	TBZ $0, R25, done32
+odd31:
+	TBZ $0, R25, done29
 	VST1 V24.S[0], (R24)
 
-done32:
+done29:
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_head(R8), R8
 	LSL $2, R8
@@ -71840,13 +72328,13 @@ single5:
 
 border6:
 	SUBS $1, R6
-	BEQ last8
+	BEQ last33
 	ADD $20, R5
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_n(R8), R8
 	ADD R7, R8
 	ANDS $7, R7
-	BEQ next7
+	BEQ next32
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -71949,14 +72437,14 @@ border6:
 	MOVD R8, R7
 	B row2
 
-next7:
+next32:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	B row2
 
-last8:
+last33:
 	ANDS $7, R7
-	BEQ end9
+	BEQ end34
 	MOVD R7, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -72182,9 +72670,9 @@ done56:
 	ADD R7, R3
 	ADD R7, R4
 
-end9:
+end34:
 	SUBS $1, R9
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_imageGap(R7), R7
 	LSL $2, R7
@@ -72199,7 +72687,7 @@ end9:
 	MOVD kernelArgs_rows(R6), R6
 	B image1
 
-done10:
+done7:
 	RET
 
 // func inputGradRunsCalledResidualDResidualStream(a *kernelArgs)
@@ -72251,31 +72739,31 @@ image1:
 	VEOR V4.B16, V4.B16, V4.B16
 	VEOR V5.B16, V5.B16, V5.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low11
+	TBZ $2, R25, low8
 	FMOVQ.P 16(R24), F4
-	TBZ $1, R25, odd13
+	TBZ $1, R25, odd10
 	VLD1.P 8(R24), V5.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[2]
-	B done12
+	B done9
 
-odd13:
-	TBZ $0, R25, done12
+odd10:
+	TBZ $0, R25, done9
 	VLD1 (R24), V5.S[0]
-	B done12
+	B done9
 
-low11:
-	TBZ $1, R25, odd14
+low8:
+	TBZ $1, R25, odd11
 	VLD1.P 8(R24), V4.D[0]
-	TBZ $0, R25, done12
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[2]
-	B done12
+	B done9
 
-odd14:
-	TBZ $0, R25, done12
+odd11:
+	TBZ $0, R25, done9
 	VLD1 (R24), V4.S[0]
 
-done12:
+done9:
 	WORD $0x4e24d684 // FADD V4.S4, V20.S4, V4.S4
 	WORD $0x4e25d6a5 // FADD V5.S4, V21.S4, V5.S4
 	WORD $0x6e30dc84 // FMUL V16.S4, V4.S4, V4.S4
@@ -72285,31 +72773,31 @@ done12:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R2, R24
-	TBZ $2, R25, low15
+	TBZ $2, R25, low12
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd17
+	TBZ $1, R25, odd14
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[2]
-	B done16
+	B done13
 
-odd17:
-	TBZ $0, R25, done16
+odd14:
+	TBZ $0, R25, done13
 	VLD1 (R24), V23.S[0]
-	B done16
+	B done13
 
-low15:
-	TBZ $1, R25, odd18
+low12:
+	TBZ $1, R25, odd15
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done16
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[2]
-	B done16
+	B done13
 
-odd18:
-	TBZ $0, R25, done16
+odd15:
+	TBZ $0, R25, done13
 	VLD1 (R24), V22.S[0]
 
-done16:
+done13:
 	WORD $0x4e36d484 // FADD V22.S4, V4.S4, V4.S4
 	WORD $0x4e37d4a5 // FADD V23.S4, V5.S4, V5.S4
 	VORR V4.B16, V4.B16, V6.B16
@@ -72335,61 +72823,61 @@ done16:
 	VEOR V22.B16, V22.B16, V22.B16
 	VEOR V23.B16, V23.B16, V23.B16
 	ADD $0, R1, R24
-	TBZ $2, R25, low19
+	TBZ $2, R25, low16
 	FMOVQ.P 16(R24), F22
-	TBZ $1, R25, odd21
+	TBZ $1, R25, odd18
 	VLD1.P 8(R24), V23.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[2]
-	B done20
+	B done17
 
-odd21:
-	TBZ $0, R25, done20
+odd18:
+	TBZ $0, R25, done17
 	VLD1 (R24), V23.S[0]
-	B done20
+	B done17
 
-low19:
-	TBZ $1, R25, odd22
+low16:
+	TBZ $1, R25, odd19
 	VLD1.P 8(R24), V22.D[0]
-	TBZ $0, R25, done20
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[2]
-	B done20
+	B done17
 
-odd22:
-	TBZ $0, R25, done20
+odd19:
+	TBZ $0, R25, done17
 	VLD1 (R24), V22.S[0]
 
-done20:
+done17:
 	WORD $0x4e36d696 // FADD V22.S4, V20.S4, V22.S4
 	WORD $0x4e37d6b7 // FADD V23.S4, V21.S4, V23.S4
 	VEOR V24.B16, V24.B16, V24.B16
 	VEOR V25.B16, V25.B16, V25.B16
 	ADD $0, R0, R24
-	TBZ $2, R25, low23
+	TBZ $2, R25, low20
 	FMOVQ.P 16(R24), F24
-	TBZ $1, R25, odd25
+	TBZ $1, R25, odd22
 	VLD1.P 8(R24), V25.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[2]
-	B done24
+	B done21
 
-odd25:
-	TBZ $0, R25, done24
+odd22:
+	TBZ $0, R25, done21
 	VLD1 (R24), V25.S[0]
-	B done24
+	B done21
 
-low23:
-	TBZ $1, R25, odd26
+low20:
+	TBZ $1, R25, odd23
 	VLD1.P 8(R24), V24.D[0]
-	TBZ $0, R25, done24
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[2]
-	B done24
+	B done21
 
-odd26:
-	TBZ $0, R25, done24
+odd23:
+	TBZ $0, R25, done21
 	VLD1 (R24), V24.S[0]
 
-done24:
+done21:
 	WORD $0x6e24df18 // FMUL V4.S4, V24.S4, V24.S4
 	WORD $0x6e25df39 // FMUL V5.S4, V25.S4, V25.S4
 	WORD $0x4eacd71a // FSUB V12.S4, V24.S4, V26.S4
@@ -72401,57 +72889,57 @@ done24:
 	WORD $0x6e30df5a // FMUL V16.S4, V26.S4, V26.S4
 	WORD $0x6e31df7b // FMUL V17.S4, V27.S4, V27.S4
 	ADD $0, R3, R24
-	TBZ $2, R25, low27
+	TBZ $2, R25, low24
 	FMOVQ.P F26, 16(R24)
-	TBZ $1, R25, odd29
+	TBZ $1, R25, odd26
 	VST1.P V27.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V27.S[2], (R24)
-	B done28
+	B done25
 
-odd29:
-	TBZ $0, R25, done28
+odd26:
+	TBZ $0, R25, done25
 	VST1 V27.S[0], (R24)
-	B done28
+	B done25
 
-low27:
-	TBZ $1, R25, odd30
+low24:
+	TBZ $1, R25, odd27
 	VST1.P V26.D[0], 8(R24)
-	TBZ $0, R25, done28
+	TBZ $0, R25, done25
 	VST1 V26.S[2], (R24)
-	B done28
+	B done25
 
-odd30:
-	TBZ $0, R25, done28
+odd27:
+	TBZ $0, R25, done25
 	VST1 V26.S[0], (R24)
 
-done28:
+done25:
 	ADD $0, R4, R24
-	TBZ $2, R25, low31
+	TBZ $2, R25, low28
 	FMOVQ.P F24, 16(R24)
-	TBZ $1, R25, odd33
+	TBZ $1, R25, odd30
 	VST1.P V25.D[0], 8(R24)
-	TBZ $0, R25, done32
+	TBZ $0, R25, done29
 	VST1 V25.S[2], (R24)
-	B done32
+	B done29
 
-odd33:
-	TBZ $0, R25, done32
+odd30:
+	TBZ $0, R25, done29
 	VST1 V25.S[0], (R24)
-	B done32
+	B done29
 
-low31:
-	TBZ $1, R25, odd34
+low28:
+	TBZ $1, R25, odd31
 	VST1.P V24.D[0], 8(R24)
-	TBZ $0, R25, done32
+	TBZ $0, R25, done29
 	VST1 V24.S[2], (R24)
-	B done32
+	B done29
 
-odd34:
-	TBZ $0, R25, done32
+odd31:
+	TBZ $0, R25, done29
 	VST1 V24.S[0], (R24)
 
-done32:
+done29:
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_head(R8), R8
 	LSL $2, R8
@@ -72690,13 +73178,13 @@ single5:
 
 border6:
 	SUBS $1, R6
-	BEQ last8
+	BEQ last33
 	ADD $20, R5
 	MOVD a+0(FP), R8
 	MOVD kernelArgs_n(R8), R8
 	ADD R7, R8
 	ANDS $7, R7
-	BEQ next7
+	BEQ next32
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -72799,14 +73287,14 @@ border6:
 	MOVD R8, R7
 	B row2
 
-next7:
+next32:
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_n(R7), R7
 	B row2
 
-last8:
+last33:
 	ANDS $7, R7
-	BEQ end9
+	BEQ end34
 	MOVD R7, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -73032,9 +73520,9 @@ done56:
 	ADD R7, R3
 	ADD R7, R4
 
-end9:
+end34:
 	SUBS $1, R9
-	BLT done10
+	BLT done7
 	MOVD a+0(FP), R7
 	MOVD kernelArgs_imageGap(R7), R7
 	LSL $2, R7
@@ -73049,7 +73537,7 @@ end9:
 	MOVD kernelArgs_rows(R6), R6
 	B image1
 
-done10:
+done7:
 	RET
 
 

@@ -326,16 +326,9 @@ func walkRuns(a *asm, b body) {
 	}
 	other := a.newVec()
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	field := func(f int) mem { return mem{base: coef, off: f * floatBytes} }
 	a.coef = coef
-	plain := func(dst vec, f int) { a.broadcast(dst, field(f)) }
-	// Where coef is that of the next row already.
-	shared := func(dst vec, f int) {
-		a.broadcast(dst, field(f-coefLen))
-		a.broadcast(other, field(f))
-		a.elsewhere(a, dst, other)
-	}
-	load := func(with func(dst vec, f int)) {
+	r := rowEnd{coef: coef, rows: rows, left: count, t: t, other: other}
+	load := func(with loadConst) {
 		a.loadConst = with
 		for f, c := range b.coef {
 			if c != unused {
@@ -343,6 +336,12 @@ func walkRuns(a *asm, b body) {
 			}
 		}
 	}
+	r.one = func(with loadConst, part bool) {
+		load(with)
+		b.one(at, part)
+	}
+	r.forward = func() { b.advanceImm(a, vecBytes) }
+	r.begin = func() { load(r.plain(a)) }
 	prefetch := func(bytes int) {
 		for off := 0; off < bytes; off += 64 {
 			for _, t := range b.fetch {
@@ -355,21 +354,11 @@ func walkRuns(a *asm, b body) {
 	}
 
 	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
-	border, next, last, end, done := a.newLabel("border"), a.newLabel("next"), a.newLabel("last"), a.newLabel("end"), a.newLabel("done")
+	border, done := a.newLabel("border"), a.newLabel("done")
 
 	a.label(image)
-	load(plain)
-	a.arg(count, "n")
-	a.arg(t, "head")
-	a.subReg(count, t)
-	a.andImm(t, 7)
-	a.branch(ifZero, row)
-	a.part(a, t)
-	b.one(at, true)
-	a.arg(t, "head")
-	a.shiftLeft(t, 2)
-	b.advance(a, t)
-
+	r.begin()
+	r.head(a, &b, row)
 	a.label(row)
 	a.subImm(count, 32)
 	a.branch(ifLess, rest)
@@ -392,35 +381,7 @@ func walkRuns(a *asm, b body) {
 	a.branch(ifNotLess, single)
 
 	a.label(border)
-	a.subImm(rows, 1)
-	a.branch(ifZero, last)
-	a.addImm(coef, coefLen*floatBytes)
-	a.arg(t, "n")
-	a.addReg(t, count) // count is 8 less than what is left of the row: the next has 8 less what is left
-	a.andImm(count, 7)
-	a.branch(ifZero, next)
-	a.part(a, count)
-	load(shared)
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.move(count, t)
-	load(plain)
-	a.jump(row)
-
-	a.label(next)
-	a.arg(count, "n")
-	load(plain)
-	a.jump(row)
-
-	a.label(last)
-	a.andImm(count, 7)
-	a.branch(ifZero, end)
-	a.move(t, count)
-	a.part(a, t)
-	b.one(at, true)
-	a.shiftLeft(count, 2)
-	b.advance(a, count)
-	a.label(end)
+	r.emit(a, &b, row)
 	a.subImm(more, 1)
 	a.branch(ifLess, done)
 	a.arg(count, "imageGap")
@@ -430,6 +391,82 @@ func walkRuns(a *asm, b body) {
 	a.arg(rows, "rows")
 	a.jump(image)
 	a.label(done)
+}
+
+// loadConst loads a constant.
+type loadConst func(dst vec, field int)
+
+// rowEnd is where a row of runs ends and the next begins.
+type rowEnd struct {
+	coef, rows reg // the constants of the row, and how many rows there are yet
+	left, t    reg // values that are left of the row, and a temporary
+	other      vec // free when constants are loaded
+
+	one     func(with loadConst, part bool) // handles a vector
+	forward func()                          // moves on by a vector
+	begin   func()                          // what a row begins with
+}
+
+// plain loads the constants of the row.
+func (r *rowEnd) plain(a *asm) loadConst {
+	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: f * floatBytes}) }
+}
+
+// shared loads those of the part of a vector that belongs to the row before, and
+// of the row elsewhere.
+func (r *rowEnd) shared(a *asm) loadConst {
+	return func(dst vec, f int) {
+		a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes})
+		a.broadcast(r.other, mem{base: r.coef, off: f * floatBytes})
+		a.elsewhere(a, dst, r.other)
+	}
+}
+
+// head handles what lies in front of the first whole vector, leaves it in t, in
+// bytes, and sets what is left of the first row. It goes to row if there is nothing.
+func (r *rowEnd) head(a *asm, b *body, row string) {
+	a.arg(r.left, "n")
+	a.arg(r.t, "head")
+	a.subReg(r.left, r.t)
+	a.andImm(r.t, 7)
+	a.branch(ifZero, row)
+	a.part(a, r.t)
+	r.one(r.plain(a), true)
+	a.arg(r.t, "head")
+	a.shiftLeft(r.t, 2)
+	b.advance(a, r.t)
+}
+
+// emit goes on to the next row with what is left of a row, less 8: with a vector
+// that the two share, if it is not 0. Behind the last row it handles a part.
+func (r *rowEnd) emit(a *asm, b *body, row string) {
+	next, last, end := a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
+	a.subImm(r.rows, 1)
+	a.branch(ifZero, last)
+	a.addImm(r.coef, coefLen*floatBytes)
+	a.arg(r.t, "n")
+	a.addReg(r.t, r.left) // what the next row has, but for its part of the vector
+	a.andImm(r.left, 7)
+	a.branch(ifZero, next)
+	a.part(a, r.left)
+	r.one(r.shared(a), false)
+	r.forward()
+	a.move(r.left, r.t)
+	r.begin()
+	a.jump(row)
+	a.label(next)
+	a.arg(r.left, "n")
+	r.begin()
+	a.jump(row)
+	a.label(last)
+	a.andImm(r.left, 7)
+	a.branch(ifZero, end)
+	a.move(r.t, r.left)
+	a.part(a, r.t)
+	r.one(r.plain(a), true)
+	a.shiftLeft(r.left, 2)
+	b.advance(a, r.left)
+	a.label(end)
 }
 
 // walkCols: the channels are adjacent. There are groups of 4 rows, then single
@@ -983,19 +1020,13 @@ func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, 
 	a.shiftLeft(ahead, 2)
 
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	plain := func(dst vec, f int) { a.broadcast(dst, mem{base: coef, off: f * floatBytes}) }
-	shared := func(dst vec, f int) { // where coef is that of the next row already
-		a.broadcast(dst, mem{base: coef, off: (f - coefLen) * floatBytes})
-		a.broadcast(other, mem{base: coef, off: f * floatBytes})
-		a.elsewhere(a, dst, other)
-	}
 	summed := func(dst vec, f int) { a.broadcast(dst, mem{base: acc, off: 2*vecBytes + f*floatBytes}) }
 	sumNext := func(i int, part bool) {
 		a.loadConst = summed
 		o.load(a, sumFields...)
 		sum[i](func(t reg, j int) mem { return indexed(at(t, j), ahead) }, part)
 	}
-	applyThis := func(i int, with func(dst vec, f int), part bool) {
+	applyThis := func(i int, with loadConst, part bool) {
 		a.loadConst = with
 		o.load(a, applyFields...)
 		apply[i](at, part)
@@ -1009,26 +1040,20 @@ func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, 
 			}
 		}
 	}
-	// forward moves what is applied on, and leaves what is summed where it is.
-	forward := func() {
+	r := rowEnd{coef: coef, rows: rows, left: left, t: t, other: other}
+	r.one = func(with loadConst, part bool) { applyThis(0, with, part) }
+	r.forward = func() { // what is summed stays where it is
 		b.advanceImm(a, vecBytes)
 		a.subImm(ahead, vecBytes)
 	}
+	r.begin = func() {}
+	plain := r.plain(a)
 
 	row, group, rest, few := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("few")
 	single, part, summedUp := a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
-	vector, border, next, last, end := a.newLabel("vector"), a.newLabel("border"), a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
+	vector, border := a.newLabel("vector"), a.newLabel("border")
 
-	a.arg(left, "n")
-	a.arg(t, "head")
-	a.subReg(left, t)
-	a.andImm(t, 7)
-	a.branch(ifZero, row)
-	a.part(a, t)
-	applyThis(0, plain, true)
-	a.arg(t, "head")
-	a.shiftLeft(t, 2)
-	b.advance(a, t)
+	r.head(a, b, row)
 	a.subReg(ahead, t)
 
 	a.label(row)
@@ -1079,31 +1104,11 @@ func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, 
 	a.branch(ifLess, border)
 	a.label(vector)
 	applyThis(0, plain, false)
-	forward()
+	r.forward()
 	a.subImm(left, 8)
 	a.branch(ifNotLess, vector)
-	a.label(border) // as in walkRuns
-	a.subImm(rows, 1)
-	a.branch(ifZero, last)
-	a.addImm(coef, coefLen*floatBytes)
-	a.arg(t, "n")
-	a.addReg(t, left)
-	a.andImm(left, 7)
-	a.branch(ifZero, next)
-	a.part(a, left)
-	applyThis(0, shared, false)
-	forward()
-	a.move(left, t)
-	a.jump(row)
-	a.label(next)
-	a.arg(left, "n")
-	a.jump(row)
-	a.label(last)
-	a.andImm(left, 7)
-	a.branch(ifZero, end)
-	a.part(a, left)
-	applyThis(0, plain, true)
-	a.label(end)
+	a.label(border)
+	r.emit(a, b, row)
 }
 
 // pipeForwardRuns exists for activations that are not called, and without a
