@@ -685,7 +685,8 @@ func (w *work) sumCols(acc, shift []float32, c, r0, r1, n int) {
 				k.coef = w.coef[(c+p)*coefLen:]
 			}
 			k.rows, k.n = min(most, r1-r), m
-			k.fetch = 4 * max(w.fetchAhead(), groupSize*k.stride) // at least the next group of rows
+			// The last row of the next group is needed when its first is.
+			k.fetch = 4 * (w.fetchAhead() + (groupSize-1)*k.stride)
 			w.sum(&k)
 		}
 	}
