@@ -448,22 +448,24 @@ func (ch *channels) gradient(c int) gradient { return gradient{k1: ch.k1[c], k2:
 // spread copies the fields from first to last of the channels c0 to c1-1 to where
 // the kernels find them; in cols of all channels.
 func (w *work) spread(c0, c1, first, last int) {
-	g, ch := w.geo, &w.channels
-	for f := first; f <= last; f++ {
-		field := ch.fields[f]
-		if g.layout == rows {
+	g, fields := w.geo, w.channels.fields[first:last+1]
+	if g.layout == rows {
+		for f, field := range fields {
 			for c := c0; c < c1; c++ {
-				w.coef[c*coefLen+f] = field[c]
+				w.coef[c*coefLen+first+f] = field[c]
 			}
-			continue
 		}
+		return
+	}
+	for _, field := range fields {
 		for j := g.channels; j < g.width; j += g.channels {
 			copy(field[j:g.width], field[:g.channels])
 		}
-		records := w.coef[f*lanes:]
-		for field = field[:roundUp(g.width, lanes)]; len(field) >= lanes; field = field[lanes:] {
-			*(*[lanes]float32)(records) = *(*[lanes]float32)(field)
-			records = records[min(lanes*coefLen, len(records)):]
+	}
+	for j := 0; j < g.width; j += lanes {
+		r := (*record)(w.coef[j*coefLen:])[first*lanes:]
+		for f, field := range fields {
+			*(*[lanes]float32)(r[f*lanes:]) = *(*[lanes]float32)(field[j:])
 		}
 	}
 }

@@ -82,7 +82,7 @@ func apart(ops []operand) error {
 	for i := range ops {
 		for j := range ops[:i] {
 			a, b := &ops[i], &ops[j]
-			if !a.output && !b.output {
+			if a.begin >= b.end || b.begin >= a.end || !a.output && !b.output {
 				continue
 			}
 			if err := a.apart(b, a.mayBe&(1<<j) != 0 || b.mayBe&(1<<i) != 0); err != nil {
