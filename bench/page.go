@@ -67,13 +67,16 @@ func readReport(name string) (*report, error) {
 	return r, nil
 }
 
-// write writes the files of the report to a folder, which it makes.
+// write writes the files of the report to a folder, which it makes: the page, its
+// figures once more on their own, and the numbers.
 func (r *report) write(folder string, bandwidth float64) error {
 	if err := os.MkdirAll(folder, 0o777); err != nil {
 		return err
 	}
 	var page, results, bench bytes.Buffer
-	if err := r.page(&page, bandwidth); err != nil {
+	files := map[string]*bytes.Buffer{pageFile: &page, resultsFile: &results, benchFile: &bench}
+	keep := func(f figure) { files[f.file()] = bytes.NewBufferString(f.alone) }
+	if err := r.page(&page, bandwidth, keep); err != nil {
 		return err
 	}
 	if err := r.json(&results); err != nil {
@@ -81,7 +84,7 @@ func (r *report) write(folder string, bandwidth float64) error {
 	}
 	r.benchmarks(&bench)
 	var err error
-	for name, content := range map[string]*bytes.Buffer{pageFile: &page, resultsFile: &results, benchFile: &bench} {
+	for name, content := range files {
 		err = errors.Join(err, os.WriteFile(filepath.Join(folder, name), content.Bytes(), 0o666))
 	}
 	return err
@@ -124,14 +127,15 @@ type shownKey struct {
 	SVG  template.HTML
 }
 
-// page writes the HTML page.
-func (r *report) page(w io.Writer, bandwidth float64) error {
+// page writes the HTML page, and shows keep every figure of it.
+func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	var sections []section
 	add := func(s section, figures []figure, err error) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", s.Title, err)
 		}
 		for _, f := range figures {
+			keep(f)
 			shown := shownFigure{Title: f.title, SVG: template.HTML(f.svg)}
 			for _, k := range f.keys {
 				shown.Keys = append(shown.Keys, shownKey{k.name, template.HTML(k.svg)})

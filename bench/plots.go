@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/font"
@@ -19,11 +20,21 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// figure is a plot in the page, and what its marks and lines mean.
+// figure is a plot in the page, and what its marks and lines mean; and alone, a
+// picture with both.
 type figure struct {
 	title string
 	svg   string
 	keys  []figureKey
+	alone string
+}
+
+// file returns the name of the file of the picture.
+func (f figure) file() string {
+	words := strings.FieldsFunc(strings.ToLower(f.title), func(r rune) bool {
+		return !unicode.IsLetter(r) && !unicode.IsDigit(r)
+	})
+	return strings.Join(words, "-") + ".svg"
 }
 
 type figureKey struct{ name, svg string }
@@ -97,7 +108,33 @@ func (p *chart) figure(title string, height int) (figure, error) {
 		}
 		f.keys = append(f.keys, figureKey{k.name, svg})
 	}
-	return f, nil
+	f.alone, err = p.picture(title, height)
+	return f, err
+}
+
+// picture draws the plot with its title, and its legend in rows under it.
+func (p *chart) picture(title string, height int) (string, error) {
+	const margin, line, perRow = 10, 16, 3
+	rows := (len(p.keys) + perRow - 1) / perRow
+	c := vgsvg.New(vg.Points(figureWidth), vg.Points(float64(height+(rows+2)*line)))
+	all := draw.New(c)
+	all.SetColor(color.White)
+	all.Fill(all.Rectangle.Path())
+	style := p.X.Label.TextStyle
+	style.XAlign, style.YAlign = text.XLeft, text.YCenter
+	under := vg.Points(float64(rows*line + line/2))
+	p.Draw(draw.Crop(all, 0, -vg.Points(8), under, -vg.Points(1.5*line)))
+	all.FillText(style, vg.Point{X: vg.Points(margin), Y: all.Max.Y - vg.Points(0.75*line)}, title)
+	for i, k := range p.keys {
+		corner := vg.Point{
+			X: vg.Points(margin + float64(i%perRow)*(figureWidth-2*margin)/perRow),
+			Y: vg.Points(float64((rows-1-i/perRow)*line + line/4)),
+		}
+		area := draw.Canvas{Canvas: c, Rectangle: vg.Rectangle{Min: corner, Max: corner.Add(vg.Point{X: vg.Points(22), Y: vg.Points(10)})}}
+		k.mark.Thumbnail(&area)
+		all.FillText(style, corner.Add(vg.Point{X: vg.Points(28), Y: vg.Points(5)}), k.name)
+	}
+	return inline(c, title)
 }
 
 var viewBoxPattern = regexp.MustCompile(`viewBox="[^"]*"`)

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -275,6 +276,41 @@ func TestFlops(t *testing.T) {
 	} {
 		if got := opNamed(name).flops(); got != want {
 			t.Errorf("%s has %d operations, want %d", name, got, want)
+		}
+	}
+}
+
+// TestReportPictures: every figure of the page is a file as well, with its title and
+// all of its legend.
+func TestReportPictures(t *testing.T) {
+	page, _, folder := render(t, someReport(), exitOK)
+	pictures, err := filepath.Glob(filepath.Join(folder, "*.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Count(page, `<ul class="keys">`); len(pictures) != want || want == 0 {
+		t.Errorf("there are %d pictures, the page has %d figures", len(pictures), want)
+	}
+	text, err := os.ReadFile(filepath.Join(folder, "fraction-of-the-bound-nchw-1-worker.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown []string
+	d := xml.NewDecoder(bytes.NewReader(text))
+	for {
+		token, err := d.Token()
+		if err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if s, ok := token.(xml.CharData); ok {
+			shown = append(shown, strings.TrimSpace(string(s)))
+		}
+	}
+	for _, want := range []string{"Fraction of the bound: NCHW, 1 worker", "bound", "forward", "bound / time"} {
+		if !slices.Contains(shown, want) {
+			t.Errorf("the picture lacks %q; it has %q", want, shown)
 		}
 	}
 }
