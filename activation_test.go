@@ -31,7 +31,7 @@ func evaluate(p Path, act Activation, z, slope []float32) {
 	}
 	a := kernelArgs{x: zeros, dy: ones, res: z, y: make([]float32, len(z)), dres: slope, coef: coef, rows: 1, n: len(z)}
 	if p != PathGeneric {
-		a.act = newActCode(act)
+		a.act = p.newActCode(act)
 	}
 	p.run(kernelInputGrad, rows, act, &a)
 	a = kernelArgs{x: z, y: z, coef: coef, rows: 1, n: len(z), act: a.act}

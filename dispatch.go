@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/klauspost/cpuid/v2"
 )
@@ -13,9 +14,10 @@ const (
 	PathGeneric Path = iota // pure Go, on every machine
 	PathAVX2                // amd64 with AVX2
 	PathNEON                // arm64 with ASIMD
+	PathAVX512              // amd64 with AVX-512 as Ice Lake and Zen 4 have it: PathAVX2 with the costly activations' functions twice as wide
 )
 
-// String returns "generic", "avx2" or "neon".
+// String returns "generic", "avx2", "neon" or "avx512".
 func (p Path) String() string {
 	switch p {
 	case PathGeneric:
@@ -24,6 +26,8 @@ func (p Path) String() string {
 		return "avx2"
 	case PathNEON:
 		return "neon"
+	case PathAVX512:
+		return "avx512"
 	}
 	return fmt.Sprintf("Path(%d)", uint8(p))
 }
@@ -31,22 +35,18 @@ func (p Path) String() string {
 // Paths returns the paths that this machine can run, the fastest first.
 // The last is always [PathGeneric].
 //
-// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
-// cpu.all=off) is left out, and so is all assembly in a build with -tags purego.
-func Paths() []Path {
-	if simdPath == PathGeneric {
-		return []Path{PathGeneric}
-	}
-	return []Path{simdPath, PathGeneric}
-}
+// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.avx512f=off,
+// cpu.asimd=off, cpu.all=off) is left out, and so is all assembly in a build with
+// -tags purego.
+func Paths() []Path { return slices.Clone(paths) }
 
 // DefaultPath returns the path that a plan takes unless [WithPath] says otherwise.
-func DefaultPath() Path { return simdPath }
+func DefaultPath() Path { return paths[0] }
 
-func (p Path) available() bool { return p == PathGeneric || p == simdPath }
+func (p Path) available() bool { return slices.Contains(paths, p) }
 
-// simdPath is the best path of this machine.
-var simdPath = detectSIMD()
+// paths are those of this machine, the fastest first.
+var paths = append(detectSIMD(), PathGeneric)
 
 // cacheL2 is the size in bytes of a core's second-level cache: what a schedule
 // may count on keeping between taking statistics and applying them. It shapes

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,39 +18,56 @@ import (
 // noAssembly is true in a build without assembly.
 var noAssembly bool
 
-// instructionSet is what the path of an architecture needs.
+// instructionSet is what a path of an architecture needs.
 type instructionSet struct {
-	path   batchnorm.Path
-	has    bool
-	option string // of GODEBUG, which switches it off
+	path    batchnorm.Path
+	has     bool
+	options []string // of GODEBUG: each of them switches it off
 }
 
-// instructionSetHere returns that of this build; without assembly its path is
-// PathGeneric.
-func instructionSetHere() instructionSet {
+// instructionSetsHere returns those of this build, the fastest first.
+func instructionSetsHere() []instructionSet {
 	switch {
 	case noAssembly:
 	case runtime.GOARCH == "amd64":
-		return instructionSet{batchnorm.PathAVX2, cpu.X86.HasAVX2, "cpu.avx2"}
+		x := &cpu.X86
+		return []instructionSet{
+			{batchnorm.PathAVX512, x.HasAVX2 && x.HasAVX512 && x.HasAVX512F && x.HasAVX512DQ && x.HasAVX512VBMI2,
+				[]string{"cpu.avx2", "cpu.avx512", "cpu.avx512f", "cpu.avx512dq", "cpu.avx512vbmi2"}},
+			{batchnorm.PathAVX2, x.HasAVX2, []string{"cpu.avx2"}},
+		}
 	case runtime.GOARCH == "arm64":
-		return instructionSet{batchnorm.PathNEON, cpu.ARM64.HasASIMD, "cpu.asimd"}
+		return []instructionSet{{batchnorm.PathNEON, cpu.ARM64.HasASIMD, []string{"cpu.asimd"}}}
 	}
-	return instructionSet{path: batchnorm.PathGeneric}
+	return nil
+}
+
+// wantPaths returns the paths that there should be with a setting of GODEBUG, on a
+// machine that has what the sets say.
+func wantPaths(sets []instructionSet, godebug string) []batchnorm.Path {
+	var want []batchnorm.Path
+	for _, set := range sets {
+		on := set.has
+		for _, setting := range strings.Split(godebug, ",") {
+			option, off := strings.CutSuffix(setting, "=off")
+			if off && (option == "cpu.all" || slices.Contains(set.options, option)) {
+				on = false
+			}
+		}
+		if on {
+			want = append(want, set.path)
+		}
+	}
+	return append(want, batchnorm.PathGeneric)
 }
 
 func TestDefaultPath(t *testing.T) {
-	set := instructionSetHere()
-	want := batchnorm.PathGeneric
-	if set.has {
-		want = set.path
+	want := wantPaths(instructionSetsHere(), os.Getenv("GODEBUG"))
+	if got := batchnorm.Paths(); !slices.Equal(got, want) {
+		t.Errorf("the paths are %v, want %v", got, want)
 	}
-	for _, setting := range strings.Split(os.Getenv("GODEBUG"), ",") {
-		if setting == "cpu.all=off" || setting == set.option+"=off" {
-			want = batchnorm.PathGeneric
-		}
-	}
-	if got := batchnorm.DefaultPath(); got != want {
-		t.Errorf("the default path is %v, want %v", got, want)
+	if got := batchnorm.DefaultPath(); got != want[0] {
+		t.Errorf("the default path is %v, want %v", got, want[0])
 	}
 }
 
@@ -82,35 +100,43 @@ func ownBinary(t *testing.T) string {
 
 // TestGODEBUG starts the test binary with instruction sets switched off.
 func TestGODEBUG(t *testing.T) {
-	set := instructionSetHere()
-	if set.path == batchnorm.PathGeneric {
+	sets := instructionSetsHere()
+	if len(sets) == 0 {
 		t.Skip("this build has no assembly to switch off")
 	}
-	for _, godebug := range []string{"", set.option + "=on", set.option + "=off", "cpu.all=off"} {
+	settings := []string{"", "cpu.all=off"}
+	for _, option := range sets[0].options {
+		settings = append(settings, option+"=on", option+"=off")
+	}
+	for _, godebug := range settings {
 		t.Run("GODEBUG="+godebug, func(t *testing.T) {
 			out, code := runChild(t, ownBinary(t), "TestPrintPath", "print", "GODEBUG="+godebug)
-			m := regexp.MustCompile(`path=(\S+) feature=(\S+)\n`).FindStringSubmatch(out)
+			m := regexp.MustCompile(`paths=(\[.*\]) features=(.*)\n`).FindStringSubmatch(out)
 			if m == nil || code != 0 {
 				t.Fatalf("exit status %d:\n%s", code, out)
 			}
-			want := batchnorm.PathGeneric
-			if !strings.HasSuffix(godebug, "off") && m[2] == "true" {
-				want = set.path
+			there := slices.Clone(sets)
+			for i, has := range strings.Fields(m[2]) {
+				there[i].has = has == "true"
 			}
-			if m[1] != want.String() {
-				t.Errorf("the default path is %s, want %v (the feature is there: %s)", m[1], want, m[2])
+			if want := fmt.Sprint(wantPaths(there, godebug)); m[1] != want {
+				t.Errorf("the paths are %s, want %s (features: %s)", m[1], want, m[2])
 			}
 		})
 	}
 }
 
-// TestPrintPath is what TestGODEBUG runs. The feature is printed too, since the
+// TestPrintPath is what TestGODEBUG runs. The features are printed too, since the
 // parent may run on an emulator and the child may not.
 func TestPrintPath(t *testing.T) {
 	if os.Getenv(childVariable) == "" {
 		t.Skip("is run by TestGODEBUG")
 	}
-	fmt.Printf("path=%v feature=%t\n", batchnorm.DefaultPath(), instructionSetHere().has)
+	fmt.Printf("paths=%v features=", batchnorm.Paths())
+	for _, set := range instructionSetsHere() {
+		fmt.Print(set.has, " ")
+	}
+	fmt.Println()
 }
 
 func TestPaths(t *testing.T) {
@@ -125,7 +151,7 @@ func TestPaths(t *testing.T) {
 	if got := newPlan(t, s).Path(); got != batchnorm.DefaultPath() {
 		t.Errorf("a plan has the path %v, want the default, %v", got, batchnorm.DefaultPath())
 	}
-	for _, path := range []batchnorm.Path{batchnorm.PathGeneric, batchnorm.PathAVX2, batchnorm.PathNEON} {
+	for _, path := range []batchnorm.Path{batchnorm.PathGeneric, batchnorm.PathAVX2, batchnorm.PathNEON, batchnorm.PathAVX512} {
 		p, err := batchnorm.NewPlan(s, batchnorm.WithPath(path))
 		available := false
 		for _, here := range paths {

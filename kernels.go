@@ -64,12 +64,21 @@ type actCode struct {
 }
 
 // newActCode returns nil for an activation that the kernels contain.
-func newActCode(a Activation) *actCode {
+func (p Path) newActCode(a Activation) *actCode {
 	if a.variant() != actCalled {
 		return nil
 	}
-	return &actCode{simdActivation(int(a.kind), 0), simdActivation(int(a.kind), 1), a.p, a.q, float64(a.p)}
+	set := 0
+	if p == PathAVX512 {
+		set = 1
+	}
+	return &actCode{simdActivation(functionID(a.kind, set, 0)), simdActivation(functionID(a.kind, set, 1)), a.p, a.q, float64(a.p)}
 }
+
+// functionID is the number of a function that kernels call: of an activation's
+// value or, with 1, its derivative, for the path of the kernels or, in set 1, for
+// the other that has the same kernels.
+func functionID(kind actKind, set, derivative int) int { return (int(kind)*2+set)*2 + derivative }
 
 const (
 	numLayouts = 3

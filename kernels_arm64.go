@@ -8,11 +8,11 @@ import "golang.org/x/sys/cpu"
 
 // detectSIMD asks for ASIMD, which every arm64 that Go runs on has, so that
 // GODEBUG=cpu.asimd=off can switch it off.
-func detectSIMD() Path {
+func detectSIMD() []Path {
 	if cpu.ARM64.HasASIMD {
-		return PathNEON
+		return []Path{PathNEON}
 	}
-	return PathGeneric
+	return nil
 }
 
 //go:noescape
@@ -486,9 +486,8 @@ func gradientChannels(a *channelArgs)
 //go:noescape
 func trackChannels(a *channelArgs)
 
-// simdActivation returns where the function of an activation begins: its value, or
-// with 1 its derivative.
-func simdActivation(kind, derivative int) uintptr
+// simdActivation returns where the function with the given [functionID] begins.
+func simdActivation(id int) uintptr
 
 // simdFence orders what kernels have stored past the caches before all that follows.
 func simdFence()

@@ -4,12 +4,12 @@ package batchnorm
 
 // A build without assembly.
 
-func detectSIMD() Path { return PathGeneric }
+func detectSIMD() []Path { return nil }
 
 func simdKernel(id int, a *kernelArgs) { panic("batchnorm: no assembly in this build") }
 
 func simdFence() {}
 
-func simdActivation(kind, derivative int) uintptr { panic("batchnorm: no assembly in this build") }
+func simdActivation(id int) uintptr { panic("batchnorm: no assembly in this build") }
 
 func simdChannels(id int, a *channelArgs) { panic("batchnorm: no assembly in this build") }

@@ -91,7 +91,7 @@ func (w *work) init(segments, width int) {
 	w.channels = newChannels(g.channels, max(width, g.channels), segments)
 	w.counts = make([]float64, 0, segments)
 	if w.p.path != PathGeneric {
-		w.act = newActCode(w.p.act)
+		w.act = w.p.path.newActCode(w.p.act)
 	}
 	if g.layout == rows {
 		w.coef = make([]float32, g.channels*coefLen)

@@ -17,11 +17,16 @@ func (amd64) header() string { return header() }
 func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
 
-func detectSIMD() Path {
-	if cpu.X86.HasAVX2 {
-		return PathAVX2
+// detectSIMD asks for VBMI2, which no instruction here needs, to leave out
+// processors that lower their clock for AVX-512: those older than Ice Lake.
+func detectSIMD() []Path {
+	if !cpu.X86.HasAVX2 {
+		return nil
 	}
-	return PathGeneric
+	if cpu.X86.HasAVX512 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VBMI2 {
+		return []Path{PathAVX512, PathAVX2}
+	}
+	return []Path{PathAVX2}
 }
 
 `
@@ -125,6 +130,10 @@ var amd64Ops = [...]string{
 }
 
 func (l amd64) op(a *asm, o op, dst, x, y vec) {
+	if o == opOr && x == y { // done where registers are renamed
+		a.printf("VMOVAPS Y%d, Y%d", x, dst)
+		return
+	}
 	a.printf("%s Y%d, Y%d, Y%d", amd64Ops[o], y, x, dst)
 }
 
@@ -149,14 +158,18 @@ func (amd64) end(a *asm) {
 
 // The frame of a kernel that calls. BP points to the area, at a multiple of a
 // vector, where a slow function keeps the 4 vectors; behind them there are the
-// function's address, the actCode, and how many bytes of the area the call is
-// for. The assembler saves BP, since there is a frame.
+// function's address, the two parameters, the first of them as a float64, and how
+// many bytes of the area the call is for. The assembler saves BP, since there is a
+// frame.
 const (
 	amd64Function = 4*vecBytes + 8*iota
-	amd64ActCode
+	amd64Params
+	amd64WideParam
 	amd64Count
 	amd64AreaLen
 )
+
+func (l amd64) functionSets() []lowering { return []lowering{l, avx512Functions()} }
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
 
@@ -165,9 +178,13 @@ func (l amd64) area(a *asm, field string) {
 	a.printf("ANDQ $~%d, BP", vecBytes-1)
 	a.printf("MOVQ a+0(FP), AX")
 	a.printf("MOVQ kernelArgs_act(AX), AX")
-	a.printf("MOVQ AX, %d(BP)", amd64ActCode)
-	a.printf("MOVQ actCode_%s(AX), AX", field)
-	a.printf("MOVQ AX, %d(BP)", amd64Function)
+	for _, copied := range []struct {
+		field string
+		to    int
+	}{{"p", amd64Params}, {"wide", amd64WideParam}, {field, amd64Function}} {
+		a.printf("MOVQ actCode_%s(AX), BX", copied.field)
+		a.printf("MOVQ BX, %d(BP)", copied.to)
+	}
 }
 
 func (l amd64) call(a *asm, count int) {
@@ -175,70 +192,58 @@ func (l amd64) call(a *asm, count int) {
 	a.printf("CALL %d(BP)", amd64Function)
 }
 
-func (l amd64) quick(a *asm, params bool, body func(z vec)) {
-	l.withParams(a, params, func() {
-		for z := range vec(4) {
-			body(firstArg + z)
-		}
-	})
+func (l amd64) quick(a *asm, body func(z vec)) {
+	for z := range vec(4) {
+		body(firstArg + z)
+	}
 	a.printf("RET")
 }
 
-func (l amd64) slow(a *asm, z vec, params bool, body func()) {
+func (l amd64) slow(a *asm, z vec, body func()) {
 	a.printf("PUSHQ AX")
-	l.withParams(a, params, func() {
-		for i := range 4 {
-			a.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
-		}
-		a.printf("MOVQ $0, AX")
-		loop := a.newLabel("vector")
-		a.label(loop)
-		a.printf("VMOVUPS (BP)(AX*1), Y%d", z)
-		body()
-		a.printf("VMOVUPS Y%d, (BP)(AX*1)", z)
-		a.printf("ADDQ $%d, AX", vecBytes)
-		a.printf("CMPQ AX, %d(BP)", amd64Count)
-		a.printf("JLT %s", loop)
-		for i := range 4 {
-			a.printf("VMOVUPS %d(BP), Y%d", i*vecBytes, int(firstArg)+i)
-		}
-	})
+	for i := range 4 {
+		a.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
+	}
+	a.printf("MOVQ $0, AX")
+	loop := a.newLabel("vector")
+	a.label(loop)
+	a.printf("VMOVUPS (BP)(AX*1), Y%d", z)
+	body()
+	a.printf("VMOVUPS Y%d, (BP)(AX*1)", z)
+	a.printf("ADDQ $%d, AX", vecBytes)
+	a.printf("CMPQ AX, %d(BP)", amd64Count)
+	a.printf("JLT %s", loop)
+	for i := range 4 {
+		a.printf("VMOVUPS %d(BP), Y%d", i*vecBytes, int(firstArg)+i)
+	}
 	a.printf("POPQ AX")
 	a.printf("RET")
 }
 
-// withParams points CX at the parameters, if there are some, for body.
-func (l amd64) withParams(a *asm, params bool, body func()) {
-	if params {
-		a.printf("PUSHQ CX")
-		a.printf("MOVQ %d(BP), CX", amd64ActCode)
-	}
-	body()
-	if params {
-		a.printf("POPQ CX")
-	}
-}
-
 func (l amd64) param(a *asm, dst vec, field string) {
-	a.printf("VBROADCASTSS actCode_%s(CX), Y%d", field, dst)
+	off := map[string]int{"p": amd64Params, "q": amd64Params + floatBytes}[field]
+	a.printf("VBROADCASTSS %d(BP), Y%d", off, dst)
 }
 
-func (l amd64) param64(a *asm, dst vec, field string) {
-	a.printf("VBROADCASTSD actCode_%s(CX), Y%d", field, dst)
+func (l amd64) wideParam(a *asm, dst vec) {
+	a.printf("VBROADCASTSD %d(BP), Y%d", amd64WideParam, dst)
 }
 
-func (l amd64) constant(a *asm, off int) vec {
-	a.printf("VMOVUPS %s<>+%d(SB), Y%d", a.tableName(), off, constVec)
-	return constVec
+func (l amd64) constant(a *asm, dst vec, off int) {
+	a.printf("VMOVUPS %s<>+%d(SB), Y%d", a.tableName(), off, dst)
 }
 
 func (l amd64) opConstant(a *asm, o op, dst, x vec, off int) {
 	a.printf("%s %s<>+%d(SB), Y%d, Y%d", amd64Ops[o], a.tableName(), off, x, dst)
 }
 
-func (l amd64) blend(a *asm, mask, x, y vec) {
-	a.printf("VBLENDVPS Y%d, Y%d, Y%d, Y%d", mask, x, y, mask)
+func (l amd64) blend(a *asm, dst, mask, x, y vec) {
+	a.printf("VBLENDVPS Y%d, Y%d, Y%d, Y%d", mask, x, y, dst)
 }
+
+// What VMAXPS and VMINPS return of zeros, and for NaN, is their second operand.
+func (l amd64) above(a *asm, dst, x, y, _ vec) { l.op(a, opMax, dst, x, y) }
+func (l amd64) below(a *asm, dst, x, y, _ vec) { l.op(a, opMin, dst, x, y) }
 
 func (l amd64) widen(a *asm, lo, hi, src vec) {
 	a.printf("VCVTPS2PD X%d, Y%d", src, lo)
@@ -254,16 +259,14 @@ func (l amd64) narrow(a *asm, dst, lo, hi vec) {
 
 func (l amd64) shift52(a *asm, dst, x vec) { a.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
 
-func (l amd64) found(a *asm, dst reg, name string, kind, derivative int, next, done string) {
-	a.printf("CMPQ kind+0(FP), $%d", kind)
-	a.printf("JNE %s", next)
-	a.printf("CMPQ derivative+8(FP), $%d", derivative)
+func (l amd64) found(a *asm, dst reg, name string, id int, next, done string) {
+	a.printf("CMPQ id+0(FP), $%d", id)
 	a.printf("JNE %s", next)
 	a.printf("LEAQ %s<>(SB), %s", name, l.r(dst))
 	a.printf("JMP %s", done)
 }
 
 func (l amd64) result(a *asm, src reg) {
-	a.printf("MOVQ %s, ret+16(FP)", l.r(src))
+	a.printf("MOVQ %s, ret+8(FP)", l.r(src))
 	a.printf("RET")
 }

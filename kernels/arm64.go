@@ -31,11 +31,11 @@ func (arm64) detect() string {
 
 // detectSIMD asks for ASIMD, which every arm64 that Go runs on has, so that
 // GODEBUG=cpu.asimd=off can switch it off.
-func detectSIMD() Path {
+func detectSIMD() []Path {
 	if cpu.ARM64.HasASIMD {
-		return PathNEON
+		return []Path{PathNEON}
 	}
-	return PathGeneric
+	return nil
 }
 
 `
@@ -342,6 +342,8 @@ const (
 	arm64Param    = "R15"
 )
 
+func (l arm64) functionSets() []lowering { return []lowering{l} }
+
 func (arm64) frame() int { return 4*vecBytes + 16 }
 
 func (l arm64) area(a *asm, field string) {
@@ -356,7 +358,7 @@ func (l arm64) call(a *asm, count int) {
 	a.printf("CALL (%s)", arm64Function)
 }
 
-func (l arm64) quick(a *asm, params bool, body func(z vec)) {
+func (l arm64) quick(a *asm, body func(z vec)) {
 	for z := range vec(4) {
 		body(firstArg + z)
 	}
@@ -364,7 +366,7 @@ func (l arm64) quick(a *asm, params bool, body func(z vec)) {
 	a.printf("RET")
 }
 
-func (l arm64) slow(a *asm, z vec, params bool, body func()) {
+func (l arm64) slow(a *asm, z vec, body func()) {
 	for i := range 4 {
 		a.printf("FSTPQ (F%d, F%d), %s", 2*(int(firstArg)+i), 2*(int(firstArg)+i)+1, offset(i*vecBytes, arm64Area))
 	}
@@ -402,23 +404,44 @@ func (l arm64) broadcastParam(a *asm, dst vec, field, arrangement string) {
 	a.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
 }
 
-func (l arm64) param(a *asm, dst vec, field string)   { l.broadcastParam(a, dst, field, "S4") }
-func (l arm64) param64(a *asm, dst vec, field string) { l.broadcastParam(a, dst, field, "D2") }
+func (l arm64) param(a *asm, dst vec, field string) { l.broadcastParam(a, dst, field, "S4") }
+func (l arm64) wideParam(a *asm, dst vec)           { l.broadcastParam(a, dst, "wide", "D2") }
 
-func (l arm64) constant(a *asm, off int) vec {
+func (l arm64) constant(a *asm, dst vec, off int) {
 	if off > pairOffset {
 		panic(a.name + ": too many constants")
 	}
-	a.printf("FLDPQ %s, (F%d, F%d)", offset(off, arm64Addr), 2*constVec, 2*constVec+1)
-	return constVec
+	a.printf("FLDPQ %s, (F%d, F%d)", offset(off, arm64Addr), 2*dst, 2*dst+1)
 }
 
-func (l arm64) opConstant(a *asm, o op, dst, x vec, off int) { l.op(a, o, dst, x, l.constant(a, off)) }
+func (l arm64) opConstant(a *asm, o op, dst, x vec, off int) {
+	l.constant(a, constVec, off)
+	l.op(a, o, dst, x, constVec)
+}
 
-func (l arm64) blend(a *asm, mask, x, y vec) {
-	for h := range 2 {
-		a.printf("VBSL V%d.B16, V%d.B16, V%d.B16", 2*int(y)+h, 2*int(x)+h, 2*int(mask)+h)
+// blend has an instruction for each operand that the result may replace.
+func (l arm64) blend(a *asm, dst, mask, x, y vec) {
+	name, from, second := "VBSL", y, x
+	switch dst {
+	case x:
+		name, from, second = "VBIF", mask, y
+	case y:
+		name, from, second = "VBIT", mask, x
 	}
+	for h := range 2 {
+		a.printf("%s V%d.B16, V%d.B16, V%d.B16", name, 2*int(from)+h, 2*int(second)+h, 2*int(dst)+h)
+	}
+}
+
+// FMAX and FMIN of zeros look at their signs.
+func (l arm64) above(a *asm, dst, x, y, t vec) {
+	l.op(a, opGT, t, x, y)
+	l.blend(a, dst, t, x, y)
+}
+
+func (l arm64) below(a *asm, dst, x, y, t vec) {
+	l.op(a, opGT, t, y, x)
+	l.blend(a, dst, t, x, y)
 }
 
 // Conversions between 2 float64 and half a register of float32: the bits
@@ -454,18 +477,15 @@ func (l arm64) shift52(a *asm, dst, x vec) {
 	}
 }
 
-func (l arm64) found(a *asm, dst reg, name string, kind, derivative int, next, done string) {
-	a.printf("MOVD kind+0(FP), %s", arm64Addr)
-	a.printf("CMP $%d, %s", kind, arm64Addr)
-	a.printf("BNE %s", next)
-	a.printf("MOVD derivative+8(FP), %s", arm64Addr)
-	a.printf("CMP $%d, %s", derivative, arm64Addr)
+func (l arm64) found(a *asm, dst reg, name string, id int, next, done string) {
+	a.printf("MOVD id+0(FP), %s", arm64Addr)
+	a.printf("CMP $%d, %s", id, arm64Addr)
 	a.printf("BNE %s", next)
 	a.printf("MOVD $%s<>(SB), %s", name, l.r(dst))
 	a.printf("B %s", done)
 }
 
 func (l arm64) result(a *asm, src reg) {
-	a.printf("MOVD %s, ret+16(FP)", l.r(src))
+	a.printf("MOVD %s, ret+8(FP)", l.r(src))
 	a.printf("RET")
 }

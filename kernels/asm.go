@@ -120,27 +120,33 @@ type lowering interface {
 	// The rest is for functions of activations and the kernels that call them.
 	// A function keeps the vectors 0 and 1 and the mask of a part.
 
+	// functionSets returns what lowers the functions: itself, and then what does so for
+	// a further path with the same kernels, if there is one.
+	functionSets() []lowering
 	frame() int // bytes of the frame of a kernel that calls
 	// area prepares calls of the function whose address is in a field of actCode.
 	area(a *asm, field string)
 	call(a *asm, count int) // for count vectors
 	// quick prints a function that applies body to all 4 vectors of a call, where they
 	// are; slow one that applies it to as many as the call is for, one after the
-	// other in z, and may use all other vectors. They have parameters if params says
-	// so.
-	quick(a *asm, params bool, body func(z vec))
-	slow(a *asm, z vec, params bool, body func())
-	param(a *asm, dst vec, field string)   // dst = a parameter, float32
-	param64(a *asm, dst vec, field string) // dst = a parameter, float64
-	// constant returns a vector that holds the constant at an offset in the
-	// function's table until the next constant.
-	constant(a *asm, off int) vec
-	// found leads on to next unless kind and derivative are the given ones; else it
-	// puts the address of a function into dst and goes to done.
-	found(a *asm, dst reg, name string, kind, derivative int, next, done string)
+	// other in z, and may use all other vectors.
+	quick(a *asm, body func(z vec))
+	slow(a *asm, z vec, body func())
+	param(a *asm, dst vec, field string) // dst = a parameter
+	wideParam(a *asm, dst vec)           // dst = the first parameter, float64
+	constant(a *asm, dst vec, off int)   // dst = the constant at an offset in the function's table
+	// found leads on to next unless simdActivation is asked for id; else it puts the
+	// address of a function into dst and goes to done.
+	found(a *asm, dst reg, name string, id int, next, done string)
 	result(a *asm, src reg) // returns it from simdActivation
 	opConstant(a *asm, o op, dst, x vec, off int)
-	blend(a *asm, mask, x, y vec)   // mask = x where mask is all ones, y where it is 0
+	// blend sets dst, which is one of the others, to x where mask is all ones, and to y
+	// where it is 0.
+	blend(a *asm, dst, mask, x, y vec)
+	// above sets dst, which is x or y, to x > y ? x : y, and below to x < y ? x : y;
+	// t is a temporary.
+	above(a *asm, dst, x, y, t vec)
+	below(a *asm, dst, x, y, t vec)
 	widen(a *asm, lo, hi, src vec)  // 8 float32 to 2 times 4 float64
 	narrow(a *asm, dst, lo, hi vec) // and back; dst may be lo
 	shift52(a *asm, dst, x vec)     // the bits of float64, 52 to the left
@@ -286,7 +292,7 @@ func generate() map[string][]byte {
 		channelCode, channelStubs, channelCases := channelText(l)
 		text.WriteString(channelCode)
 		stubs.WriteString(channelStubs)
-		fmt.Fprintf(&stubs, "// simdActivation returns where the function of an activation begins: its value, or\n// with 1 its derivative.\nfunc simdActivation(kind, derivative int) uintptr\n\n")
+		fmt.Fprintf(&stubs, "// simdActivation returns where the function with the given [functionID] begins.\nfunc simdActivation(id int) uintptr\n\n")
 		a := &asm{lowering: l, name: "simdFence"}
 		l.fence(a)
 		a.printf("RET")

@@ -153,7 +153,10 @@ func (c *chans) storeNegative(src pair, a array) {
 func (c *chans) round(src pair) { c.narrow(c.asm, src[0], src[0], src[1]) }
 
 // const64 returns a register that holds a constant until the next one.
-func (c *chans) const64(v float64) vec { return c.constant(c.asm, c.entry(math.Float64bits(v))) }
+func (c *chans) const64(v float64) vec {
+	c.constant(c.asm, constVec, c.entry(math.Float64bits(v)))
+	return constVec
+}
 
 // abs64 sets dst to |x|.
 func (c *chans) abs64(dst, x vec) { c.op(opAndNot, dst, c.const64(math.Copysign(0, -1)), x) }

@@ -16,51 +16,48 @@ import (
 // and by act'(z).
 type function struct {
 	name              string // as it stands in Go's actNAME
-	params            bool
-	quick             bool // next to nothing beside a way by memory
+	quick             bool   // next to nothing beside a way by memory
 	value, derivative func(f *fn)
 }
 
 // called are in the order of actKind, behind the activations that kernels
 // contain.
 var called = []function{
-	{"LeakyReLU", true, true, leakyReLU, leakyReLUSlope},
-	{"Clip", true, true, clip, clipSlope},
-	{"HardSigmoid", false, true, hardSigmoid, hardSigmoidSlope},
-	{"HardSwish", false, true, hardSwish, hardSwishSlope},
-	{"Sigmoid", false, false, sigmoid, sigmoidSlope},
-	{"Tanh", false, false, tanh, tanhSlope},
-	{"SiLU", false, false, silu, siluSlope},
-	{"ELU", true, false, elu, eluSlope},
-	{"Softplus", false, false, softplus, sigmoid},
-	{"Mish", false, false, mish, mishSlope},
-	{"GELU", false, false, gelu, geluSlope},
-	{"GELUTanh", false, false, geluTanh, geluTanhSlope},
+	{"LeakyReLU", true, leakyReLU, leakyReLUSlope},
+	{"Clip", true, clip, clipSlope},
+	{"HardSigmoid", true, hardSigmoid, hardSigmoidSlope},
+	{"HardSwish", true, hardSwish, hardSwishSlope},
+	{"Sigmoid", false, sigmoid, sigmoidSlope},
+	{"Tanh", false, tanh, tanhSlope},
+	{"SiLU", false, silu, siluSlope},
+	{"ELU", false, elu, eluSlope},
+	{"Softplus", false, softplus, sigmoid},
+	{"Mish", false, mish, mishSlope},
+	{"GELU", false, gelu, geluSlope},
+	{"GELUTanh", false, geluTanh, geluTanhSlope},
 }
 
-// functions returns the text of all of them, and of simdActivation.
+// functions returns the text of all of them, for every set of an architecture, and
+// of simdActivation.
 func functions(l lowering) string {
 	var text, find strings.Builder
-	find.WriteString("\n// func simdActivation(kind, derivative int) uintptr\nTEXT ·simdActivation(SB), NOSPLIT, $0-24\n")
+	find.WriteString("\n// func simdActivation(id int) uintptr\nTEXT ·simdActivation(SB), NOSPLIT, $0-16\n")
 	a := &asm{lowering: l, name: "simdActivation"}
 	begin, done := a.newReg(), a.newLabel("done")
 	for i, c := range called {
 		for d, emit := range []func(*fn){c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
-			f := newFn(l, name)
-			if c.quick {
-				f.x, f.p, f.t = pair{6, 7}, pair{8, 9}, 10 // behind the arguments
-				l.quick(f.asm, c.params, func(z vec) {
-					f.z, f.first = z, z == firstArg
-					emit(f)
-				})
-			} else {
-				l.slow(f.asm, f.z, c.params, func() { emit(f) })
+			for set, l := range l.functionSets() {
+				if set == 0 || !c.quick {
+					if set > 0 {
+						name += "Wide"
+					}
+					text.WriteString(c.text(l, name, emit))
+				}
+				next := a.newLabel("next")
+				l.found(a, begin, name, functionID(len(inline)+i, set, d), next, done)
+				a.label(next)
 			}
-			fmt.Fprintf(&text, "%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
-			next := a.newLabel("next")
-			l.found(a, begin, name, len(inline)+i, d, next, done)
-			a.label(next)
 		}
 	}
 	a.label(done)
@@ -69,19 +66,42 @@ func functions(l lowering) string {
 	return "\n" + text.String() + find.String()
 }
 
-// fn is a function in the making. It has its argument and result in z, and 5
-// pairs of vectors: x and p to s.
+// functionID is its namesake in ../kernels.go.
+func functionID(kind, set, derivative int) int { return (kind*2+set)*2 + derivative }
+
+// text returns the text of one of the two functions.
+func (c *function) text(l lowering, name string, emit func(*fn)) string {
+	f := newFn(l, name)
+	if c.quick {
+		f.held, f.t, f.mask = map[any]vec{}, 6, 7 // behind the arguments
+		l.quick(f.asm, func(z vec) {
+			f.z = z
+			emit(f)
+		})
+	} else {
+		l.slow(f.asm, f.z, func() { emit(f) })
+	}
+	return fmt.Sprintf("%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
+}
+
+// fn is a function in the making. It has its argument and result in z.
 type fn struct {
 	*asm
-	z, t          vec  // 8 float32; t is a temporary
-	first         bool // of the vectors of a quick function: x keeps what it holds for the others
+	z, t vec // 8 float32; t is a temporary
+
+	// A slow function has 5 pairs of vectors.
 	x, p, q, r, s pair
+
+	// A quick function has another temporary, and holds constants and parameters for
+	// all of its vectors.
+	mask vec
+	held map[any]vec
 }
 
 // pair is 8 float64, those of the lower and of the upper half of a vector.
 type pair [2]vec
 
-const constVec vec = numVecs - 1 // holds a constant
+const constVec vec = numVecs - 1 // holds a constant until the next one
 
 func newFn(l lowering, name string) *fn {
 	v := func(i vec) pair { return pair{i, i + 1} }
@@ -120,10 +140,43 @@ func (f *fn) entry32(c float32) int {
 
 // Operations on float32; those with a C at the end have a constant.
 
-func (f *fn) opC(o op, dst, x vec, c float32) { f.lowering.opConstant(f.asm, o, dst, x, f.entry32(c)) }
+func (f *fn) opC(o op, dst, x vec, c float32) {
+	if f.held != nil {
+		f.op(o, dst, x, f.constC(c))
+		return
+	}
+	f.lowering.opConstant(f.asm, o, dst, x, f.entry32(c))
+}
 
-// constC returns a register that holds a constant until the next one.
-func (f *fn) constC(c float32) vec { return f.lowering.constant(f.asm, f.entry32(c)) }
+// constC returns a register that holds a constant, in a slow function until the
+// next one.
+func (f *fn) constC(c float32) vec {
+	load := func(dst vec) { f.lowering.constant(f.asm, dst, f.entry32(c)) }
+	if f.held != nil {
+		return f.hold(c, load)
+	}
+	load(constVec)
+	return constVec
+}
+
+// hold returns the register that holds what load has loaded once.
+func (f *fn) hold(what any, load func(dst vec)) vec {
+	v, ok := f.held[what]
+	if !ok {
+		v = constVec - vec(len(f.held))
+		if v == f.mask {
+			panic(f.name + ": out of vectors")
+		}
+		load(v)
+		f.held[what] = v
+	}
+	return v
+}
+
+// parameter returns the register that holds one of a quick function.
+func (f *fn) parameter(field string) vec {
+	return f.hold(field, func(dst vec) { f.param(f.asm, dst, field) })
+}
 
 // atLeast and atMost keep NaN: the comparison is false and gives its second
 // operand.
@@ -261,90 +314,59 @@ const (
 	geluTanhEnd = 12
 )
 
-// leak returns the parameter of leaky ReLU.
-func leak(f *fn) vec {
-	if f.first {
-		f.param(f.asm, f.x[0], "p")
-	}
-	return f.x[0]
-}
-
 func leakyReLU(f *fn) {
-	mask := f.p[0]
-	f.mul(f.t, f.z, leak(f))
-	f.lowering.positive(f.asm, mask, f.z)
-	f.blend(f.asm, mask, f.z, f.t)
-	f.move(f.z, mask)
+	f.mul(f.t, f.z, f.parameter("p"))
+	f.lowering.positive(f.asm, f.mask, f.z)
+	f.blend(f.asm, f.z, f.mask, f.z, f.t)
 }
 
 func leakyReLUSlope(f *fn) {
-	p := leak(f)
-	f.lowering.positive(f.asm, f.p[0], f.z)
-	f.blend(f.asm, f.p[0], f.constC(1), p)
-	f.move(f.z, f.p[0])
-}
-
-// limits returns the parameters of clip.
-func limits(f *fn) (lo, hi vec) {
-	if f.first {
-		f.param(f.asm, f.x[0], "p")
-		f.param(f.asm, f.x[1], "q")
-	}
-	return f.x[0], f.x[1]
+	f.greater(f.z, f.z, f.constC(0))
+	f.blend(f.asm, f.z, f.z, f.constC(1), f.parameter("p"))
 }
 
 func clip(f *fn) {
-	lo, hi := limits(f)
-	mask := f.t
-	f.greater(mask, lo, f.z)
-	f.blend(f.asm, mask, lo, f.z)
-	f.greater(f.z, mask, hi)
-	f.blend(f.asm, f.z, hi, mask)
+	f.above(f.asm, f.z, f.parameter("p"), f.z, f.t)
+	f.below(f.asm, f.z, f.parameter("q"), f.z, f.t)
 }
 
 func clipSlope(f *fn) {
-	lo, hi := limits(f)
-	f.greater(f.t, f.z, lo)
-	f.greater(f.z, hi, f.z)
+	f.greater(f.t, f.z, f.parameter("p"))
+	f.greater(f.z, f.parameter("q"), f.z)
+	f.op(opAnd, f.t, f.t, f.constC(1))
 	f.op(opAnd, f.z, f.t, f.z)
-	f.opC(opAnd, f.z, f.z, 1)
 }
 
-// hardSigmoidOf sets dst to the hard sigmoid of z; dst is not z.
-func hardSigmoidOf(f *fn, dst vec) {
-	f.opC(opAdd, dst, f.z, 3)
-	f.zero(constVec)
-	f.op(opMax, dst, constVec, dst) // 0 and -0 don't meet: z+3 is never -0
-	f.atMost(dst, dst, 6)
-	f.opC(opMul, dst, dst, 1.0/6)
-}
-
+// hardSigmoid clips before it adds; so the sum is never below 0.
 func hardSigmoid(f *fn) {
-	hardSigmoidOf(f, f.t)
-	f.move(f.z, f.t)
+	f.atLeast(f.z, f.z, -3)
+	f.opC(opAdd, f.z, f.z, 3)
+	f.atMost(f.z, f.z, 6)
+	f.opC(opMul, f.z, f.z, 1.0/6)
 }
 
 func hardSigmoidSlope(f *fn) {
 	f.greater(f.t, f.z, f.constC(-3))
 	f.greater(f.z, f.constC(3), f.z)
+	f.opC(opAnd, f.t, f.t, 1.0/6)
 	f.op(opAnd, f.z, f.z, f.t)
-	f.opC(opAnd, f.z, f.z, 1.0/6)
 }
 
 func hardSwish(f *fn) {
-	hardSigmoidOf(f, f.t)
 	f.atLeast(f.z, f.z, -3)
+	f.opC(opAdd, f.t, f.z, 3)
+	f.atMost(f.t, f.t, 6)
+	f.opC(opMul, f.t, f.t, 1.0/6)
 	f.mul(f.z, f.t, f.z)
 }
 
 func hardSwishSlope(f *fn) {
-	within, line := f.p[0], f.t
-	f.op(opLE, within, f.z, f.constC(3))
-	f.opC(opMul, line, f.z, 1.0/3)
-	f.opC(opAdd, line, line, 0.5)
-	f.blend(f.asm, within, line, f.constC(1))
+	f.opC(opMul, f.t, f.z, 1.0/3)
+	f.opC(opAdd, f.t, f.t, 0.5)
+	f.op(opLE, f.mask, f.z, f.constC(3))
+	f.blend(f.asm, f.mask, f.mask, f.t, f.constC(1))
 	f.op(opLE, f.z, f.constC(-3), f.z)
-	f.op(opAnd, f.z, f.z, within)
+	f.op(opAnd, f.z, f.z, f.mask)
 }
 
 func sigmoid(f *fn) {
@@ -436,15 +458,14 @@ func elu(f *fn) {
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.expm1()
 	for h := range f.s {
-		f.param64(f.asm, f.s[h], "wide")
+		f.wideParam(f.asm, f.s[h])
 	}
 	f.mul64(f.r, f.r, f.s)
 	f.div64(f.r, f.r, f.q)
 	f.result(f.r)
 	f.zero(f.s[0])
 	f.op(opLE, f.s[0], f.s[0], f.t)
-	f.blend(f.asm, f.s[0], f.t, f.z)
-	f.move(f.z, f.s[0])
+	f.blend(f.asm, f.z, f.s[0], f.t, f.z)
 }
 
 func eluSlope(f *fn) {
@@ -455,13 +476,12 @@ func eluSlope(f *fn) {
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
-		f.param64(f.asm, f.s[h], "wide")
+		f.wideParam(f.asm, f.s[h])
 	}
 	f.mul64(f.p, f.p, f.s)
 	f.div64(f.p, f.p, f.q)
 	f.result(f.p)
-	f.blend(f.asm, f.t, f.constC(1), f.z)
-	f.move(f.z, f.t)
+	f.blend(f.asm, f.z, f.t, f.constC(1), f.z)
 }
 
 func softplus(f *fn) {

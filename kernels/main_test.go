@@ -52,6 +52,10 @@ type kernel struct {
 	body  []instruction
 }
 
+// wide reports whether it is such a function for the further path with the same
+// kernels.
+func (k kernel) wide() bool { return strings.HasSuffix(k.name, "Wide<>") }
+
 // function reports whether it is the function of an activation.
 func (k kernel) function() bool { return strings.HasSuffix(k.name, "<>") }
 
@@ -93,9 +97,6 @@ func parse(t *testing.T, text []byte) []kernel {
 		k := &list[len(list)-1]
 		k.body = append(k.body, instruction{i + 1, mnemonic, operands})
 	}
-	if want := len(variants()) + len(channelKernels) + 2 + 2*len(called); len(list) != want { // two are plain
-		t.Fatalf("found %d functions, want %d", len(list), want)
-	}
 	return list
 }
 
@@ -118,6 +119,27 @@ type rules struct {
 	// register that it has to keep.
 	area  *regexp.Regexp
 	frame int // of a kernel that calls
+
+	wide *rules // those of wide functions
+}
+
+// of returns those for a function.
+func (r rules) of(k kernel) rules {
+	if k.wide() {
+		return *r.wide
+	}
+	return r
+}
+
+// functions returns how many functions of activations there are.
+func (r rules) functions() int {
+	n := 2 * len(called)
+	for _, c := range called {
+		if r.wide != nil && !c.quick {
+			n += 2
+		}
+	}
+	return n
 }
 
 const base = "base" // part of every machine of the architecture
@@ -176,6 +198,7 @@ var architectures = map[string]rules{
 			"VBROADCASTSS": "AVX2", // AVX from memory, AVX2 from a register
 			"VCMPPS":       "AVX",
 			"VMASKMOVPS":   "AVX",
+			"VMOVAPS":      "AVX",
 			"VMOVDQU":      "AVX",
 			"VMOVNTPS":     "AVX",
 			"VMOVUPS":      "AVX",
@@ -184,9 +207,51 @@ var architectures = map[string]rules{
 			"VXORPS":       "AVX",
 			"VZEROUPPER":   "AVX",
 		},
-		guard:   "cpu.X86.HasAVX2", // which implies AVX
+		guard:   "!cpu.X86.HasAVX2", // which implies AVX
 		granted: []string{base, "AVX", "AVX2"},
 		end:     []string{"VZEROUPPER", "RET"},
+		wide: &rules{
+			forbidden: regexp.MustCompile(`\b(R14|R15|BP|SP)\b`),
+			own:       regexp.MustCompile(`\bBP\b`),
+			kept:      regexp.MustCompile(`\b([XYZ](0|1|15)|[A-D]X|SI|DI|R\d+|SP)\b`),
+			area:      regexp.MustCompile(`^$`),
+			features: map[string]string{
+				"CMPQ":          base,
+				"JGT":           base,
+				"JMP":           base,
+				"RET":           base,
+				"VADDPD":        "AVX512F",
+				"VADDPD.BCST":   "AVX512F",
+				"VADDPS":        "AVX512F",
+				"VANDNPS":       "AVX512DQ",
+				"VANDPS":        "AVX512DQ",
+				"VANDPS.BCST":   "AVX512DQ",
+				"VBROADCASTSD":  "AVX512F",
+				"VCMPPS":        "AVX512F",
+				"VCVTPD2PS":     "AVX512F",
+				"VCVTPS2PD":     "AVX512F",
+				"VDIVPD":        "AVX512F",
+				"VEXTRACTF64X4": "AVX512F",
+				"VINSERTF64X4":  "AVX512F",
+				"VMAXPS":        "AVX512F",
+				"VMINPS":        "AVX512F",
+				"VMOVAPS":       "AVX512F",
+				"VMULPD":        "AVX512F",
+				"VMULPD.BCST":   "AVX512F",
+				"VORPS":         "AVX512DQ",
+				"VPADDQ":        "AVX512F",
+				"VPADDQ.BCST":   "AVX512F",
+				"VPMOVM2D":      "AVX512DQ",
+				"VPSLLQ":        "AVX512F",
+				"VPTERNLOGD":    "AVX512F",
+				"VPXORD":        "AVX512F",
+				"VSUBPD":        "AVX512F",
+				"VSUBPD.BCST":   "AVX512F",
+				"VXORPS":        "AVX512DQ",
+			},
+			guard:   "cpu.X86.HasAVX512 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VBMI2",
+			granted: []string{base, "AVX512F", "AVX512DQ"},
+		},
 	},
 	"arm64": {
 		// The linker's, the platform's, the closure's, the assembler's, the
@@ -218,6 +283,7 @@ var architectures = map[string]rules{
 			"TBZ":     base,
 			"VADD":    "ASIMD",
 			"VBIF":    "ASIMD",
+			"VBIT":    "ASIMD",
 			"VAND":    "ASIMD",
 			"VBSL":    "ASIMD",
 			"VORR":    "ASIMD",
@@ -268,13 +334,16 @@ func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels 
 
 func TestFrames(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+		if want := len(variants()) + len(channelKernels) + 2 + r.functions(); len(kernels) != want { // two are plain
+			t.Errorf("found %d functions, want %d", len(kernels), want)
+		}
 		for _, k := range kernels {
 			want := "NOSPLIT, $0-8"
 			switch {
 			case k.name == "simdFence":
 				want = "NOSPLIT, $0-0"
 			case k.name == "simdActivation":
-				want = "NOSPLIT, $0-24"
+				want = "NOSPLIT, $0-16"
 			case k.calls():
 				want = fmt.Sprintf("NOSPLIT, $%d-8", r.frame)
 			case k.function():
@@ -290,6 +359,7 @@ func TestFrames(t *testing.T) {
 func TestRegisters(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
 		for _, k := range kernels {
+			r := r.of(k)
 			for _, in := range k.body {
 				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
 					continue
@@ -313,6 +383,7 @@ func TestFunctionsKeep(t *testing.T) {
 				continue
 			}
 			functions++
+			r := r.of(k)
 			for _, in := range k.body {
 				operands := r.area.ReplaceAllString(in.operands, "$1")
 				if reg := r.kept.FindString(operands); reg != "" && reg != "SB" {
@@ -320,7 +391,7 @@ func TestFunctionsKeep(t *testing.T) {
 				}
 			}
 		}
-		if want := 2 * len(called); functions != want {
+		if want := r.functions(); functions != want {
 			t.Errorf("%d functions were checked, want %d", functions, want)
 		}
 	})
@@ -361,21 +432,32 @@ var fused = regexp.MustCompile(`^V?FN?M(ADD|SUB|LA|LS)`)
 // at, and that a machine which passes the guard can execute them.
 func TestFeatures(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, stubs string) {
-		if !strings.Contains(stubs, "if "+r.guard+" {") {
-			t.Errorf("detectSIMD does not ask for %s", r.guard)
+		sets := []rules{r}
+		if r.wide != nil {
+			sets = append(sets, *r.wide)
 		}
-		for name := range r.features {
-			if fused.MatchString(name) {
-				t.Errorf("%s is allowed, but no path may fuse a product and a sum", name)
+		for _, r := range sets {
+			if !strings.Contains(stubs, "if "+r.guard+" {") {
+				t.Errorf("detectSIMD does not ask for %s", r.guard)
+			}
+			for name := range r.features {
+				if fused.MatchString(name) {
+					t.Errorf("%s is allowed, but no path may fuse a product and a sum", name)
+				}
 			}
 		}
-		seen := map[string]bool{}
+		type use struct {
+			name string
+			wide bool
+		}
+		seen := map[use]bool{}
 		for _, k := range kernels {
+			r := r.of(k)
 			for _, in := range k.body {
 				name := in.mnemonic
 				feature, ok := r.features[name]
 				switch {
-				case seen[name]:
+				case seen[use{name, k.wide()}]:
 				case fused.MatchString(name):
 					t.Errorf("%s, line %d: %s fuses a product and a sum, which pure Go can't repeat", k.name, in.line, name)
 				case !ok:
@@ -383,7 +465,7 @@ func TestFeatures(t *testing.T) {
 				case !slices.Contains(r.granted, feature):
 					t.Errorf("%s, line %d: %s needs %s, which %s does not grant", k.name, in.line, name, feature, r.guard)
 				}
-				seen[name] = true
+				seen[use{name, k.wide()}] = true
 			}
 		}
 	})
