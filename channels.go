@@ -465,7 +465,8 @@ func (w *work) spread(c0, c1, first, last int) {
 	for j := 0; j < g.width; j += lanes {
 		r := (*record)(w.coef[j*coefLen:])[first*lanes:]
 		for f, field := range fields {
-			*(*[lanes]float32)(r[f*lanes:]) = *(*[lanes]float32)(field[j:])
+			v := *(*[lanes]float32)(field[j:]) // by way of which there is no call, as for what may overlap
+			*(*[lanes]float32)(r[f*lanes:]) = v
 		}
 	}
 }
