@@ -435,11 +435,12 @@ func (w *work) transformChannel(c int) {
 	w.transformRows(c, c*g.inner, g.outer, g.channels*g.inner, g.inner, 0, w.wide(c))
 }
 
-// How many values ahead of the sums memory is prefetched, of each tensor. Of one
-// tensor more may be under way than of two.
+// How many values ahead of the sums memory is prefetched, of each tensor: in rows,
+// where of one tensor more may be under way than of two, and in columns.
 const (
 	fetchForward  = 2048
 	fetchBackward = 768
+	fetchColumns  = 3072
 )
 
 func (w *work) fetchAhead() int {
@@ -686,7 +687,7 @@ func (w *work) sumCols(acc, shift []float32, c, r0, r1, n int) {
 			}
 			k.rows, k.n = min(most, r1-r), m
 			// The last row of the next group is needed when its first is.
-			k.fetch = 4 * (w.fetchAhead() + (groupSize-1)*k.stride)
+			k.fetch = 4 * (fetchColumns + (groupSize-1)*k.stride)
 			w.sum(&k)
 		}
 	}

@@ -83,7 +83,6 @@ func (l amd64) loadPart(a *asm, dst vec, m mem)    { a.printf("VMASKMOVPS %s, Y1
 func (l amd64) storePart(a *asm, src vec, m mem)   { a.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
 func (l amd64) storeStream(a *asm, src vec, m mem) { a.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
 func (l amd64) fence(a *asm)                       { a.printf("SFENCE") }
-func (l amd64) prefetch(a *asm, m mem)             { a.printf("PREFETCHT0 %s", l.m(m)) }
 func (l amd64) keepPart(a *asm, v vec)             { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) elsewhere(a *asm, dst, x vec)       { a.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
 func (l amd64) broadcast(a *asm, dst vec, m mem)   { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
@@ -107,6 +106,14 @@ func (l amd64) reduce(a *asm, dst, dst2, src mem, t [3]vec) {
 
 func (amd64) pointTable(*asm)        {}
 func (l amd64) zero(a *asm, dst vec) { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+
+func (l amd64) prefetch(a *asm, m mem) {
+	name := "PREFETCHT1"
+	if a.near {
+		name = "PREFETCHT0"
+	}
+	a.printf("%s %s", name, l.m(m))
+}
 
 var amd64Ops = [...]string{
 	opAdd:    "VADDPS",

@@ -140,6 +140,8 @@ func (l arm64) storeStream(a *asm, src vec, m mem) {
 
 func (arm64) fence(a *asm) {}
 
+// prefetch always means the first-level cache, which is twice as large on most
+// machines as on those that need the difference.
 func (l arm64) prefetch(a *asm, m mem) {
 	base, off := l.at(a, m)
 	a.printf("PRFM %s, PLDL1KEEP", offset(off, base))

@@ -96,8 +96,8 @@ type lowering interface {
 	storePart(a *asm, src vec, m mem)
 	// storeStream stores past the caches; the address is a multiple of vecBytes.
 	storeStream(a *asm, src vec, m mem)
-	fence(a *asm) // what storeStream stored is seen by other cores before what is stored after
-	prefetch(a *asm, m mem)
+	fence(a *asm)                 // what storeStream stored is seen by other cores before what is stored after
+	prefetch(a *asm, m mem)       // into the first-level cache if a.near is set
 	keepPart(a *asm, v vec)       // the other lanes become 0
 	elsewhere(a *asm, dst, x vec) // the other lanes become those of x
 	broadcast(a *asm, dst vec, m mem)
@@ -160,6 +160,7 @@ type asm struct {
 	args      string // the type of the arguments
 	stream    bool   // store past the caches
 	layout    string
+	near      bool // prefetch into the first-level cache, not the second
 	columns   bool // vectors that are prepared together are of different columns: of column, now
 	column    int
 	constants map[int]mem              // constants that are in memory now, by field

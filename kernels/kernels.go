@@ -62,8 +62,11 @@ func variants() []variant {
 		default:
 			calls = "derivative"
 		}
+		// What is only to be written out again is prefetched as close as can be. Sums
+		// and what is done between them leave no room there for more.
+		near := kernel == "normalize" || kernel == "inputGrad" && l == "cols"
 		list = append(list, variant{name, id, calls, func(a *asm) {
-			a.stream, a.layout = f.stream, l
+			a.stream, a.layout, a.near = f.stream, l, near
 			emit(a)
 		}})
 	}

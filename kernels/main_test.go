@@ -188,6 +188,7 @@ var architectures = map[string]rules{
 			"LEAQ":         base,
 			"MOVQ":         base,
 			"PREFETCHT0":   base, // SSE, as SFENCE
+			"PREFETCHT1":   base,
 			"RET":          base,
 			"SFENCE":       base,
 			"SHLQ":         base,
