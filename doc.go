@@ -60,7 +60,8 @@
 // z is computed as ((x-m)*a + b) [+ residual] in float32, each operation rounded
 // on its own, with no fused multiply-add. m is the float32 nearest the mean, a
 // the float32 nearest gamma*invstd, and b the float32 nearest
-// beta - (mean-m)*gamma*invstd, so that what m lacks of the mean is not lost. dx
+// beta - (mean-m)*gamma*invstd, so that what m lacks of the mean is not lost. Where z
+// leaves float32's range it is infinite, and y what the activation makes of that. dx
 // is ((g-k1) - (x-m)*k2)*a in the same way, where k1 and k2 hold the means over
 // the batch. Everything per channel is computed in float64.
 //
