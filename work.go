@@ -723,13 +723,32 @@ func (w *work) colApplyTask(t int) {
 // from index i.
 func (w *work) transformCols(i, count, n int) {
 	const panel = 1024 // columns whose constants stay in the first-level cache
-	for p := 0; p < n; p += panel {
-		var k kernelArgs
-		w.at(&k, i+p)
-		k.coef = w.coef[p*coefLen:]
-		k.rows, k.n, k.stride = count, min(panel, n-p), w.geo.width
-		w.transform(cols, &k)
+	together := count
+	if !w.stream && w.rowsCollide() {
+		together = 1
 	}
+	for p := 0; p < n; p += panel {
+		for r := 0; r < count; r += together {
+			var k kernelArgs
+			w.at(&k, i+p+r*w.geo.width)
+			k.coef = w.coef[p*coefLen:]
+			k.rows, k.n, k.stride = together, min(panel, n-p), w.geo.width
+			w.transform(cols, &k)
+		}
+	}
+}
+
+// rowsCollide reports whether a group of rows is so far apart that its lines have
+// the same few places in a first-level cache, and push each other out before their
+// second half is looked at. Tensors are taken to begin at the same place of a page.
+func (w *work) rowsCollide() bool {
+	const way, ways = 4096, 8 // of a first-level cache on amd64
+	tensors := w.operands() + 1
+	if w.dres != nil {
+		tensors++
+	}
+	places := way / gcd(4*w.geo.width, way)
+	return tensors*groupSize/min(places, groupSize) > ways
 }
 
 // ---- the slow ways, for channels whose numbers float32 can't hold
