@@ -357,6 +357,10 @@ func TestFrames(t *testing.T) {
 	})
 }
 
+// halves matches the instructions of wide functions that may have a register of
+// AVX2: they convert, or move a half.
+var halves = regexp.MustCompile(`^(VCVTPS2PD|VCVTPD2PS|VEXTRACTF64X4|VINSERTF64X4)$`)
+
 func TestRegisters(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
 		for _, k := range kernels {
@@ -364,6 +368,10 @@ func TestRegisters(t *testing.T) {
 			for _, in := range k.body {
 				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
 					continue
+				}
+				// What is not overridden for wide functions has the registers of AVX2.
+				if k.wide() && !halves.MatchString(in.mnemonic) && regexp.MustCompile(`\bY\d`).MatchString(in.operands) {
+					t.Errorf("%s, line %d: %s %s handles half a register", k.name, in.line, in.mnemonic, in.operands)
 				}
 				if reg := r.forbidden.FindString(in.operands); reg != "" {
 					t.Errorf("%s, line %d: %s %s uses %s", k.name, in.line, in.mnemonic, in.operands, reg)
