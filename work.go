@@ -742,6 +742,9 @@ func (w *work) transformCols(i, count, n int) {
 // the same few places in a first-level cache, and push each other out before their
 // second half is looked at. Tensors are taken to begin at the same place of a page.
 func (w *work) rowsCollide() bool {
+	if w.p.path != PathAVX2 && w.p.path != PathAVX512 {
+		return false
+	}
 	const way, ways = 4096, 8 // of a first-level cache on amd64
 	tensors := w.operands() + 1
 	if w.dres != nil {
