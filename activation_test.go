@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fusedbn/batchnorm/internal/coef"
+	"github.com/fusedbn/batchnorm/internal/gen"
 	"github.com/fusedbn/batchnorm/internal/reference"
 	"github.com/fusedbn/batchnorm/internal/ulp"
 )
@@ -31,7 +33,7 @@ func evaluate(p Path, act Activation, z, slope []float32) {
 	}
 	a := kernelArgs{x: zeros, dy: ones, res: z, y: make([]float32, len(z)), dres: slope, coef: coef, rows: 1, n: len(z)}
 	if p != PathGeneric {
-		a.act = p.newActCode(act)
+		a.act = newActCode(act)
 	}
 	p.run(kernelInputGrad, rows, act, &a)
 	a = kernelArgs{x: z, y: z, coef: coef, rows: 1, n: len(z), act: a.act}
@@ -143,14 +145,79 @@ func sweepBounds(act Activation) [2]float64 {
 		return [2]float64{2.5, 1}
 	case actHardSigmoid:
 		return [2]float64{1.5, 0.5}
-	case actGELU:
-		return [2]float64{0.65, 1.2}
-	case actSiLU, actMish, actGELUTanh: // the largest term can be half of the sum
-		return [2]float64{0.52, 1.01}
+	case actSigmoid:
+		return [2]float64{1, 2}
+	case actTanh:
+		return [2]float64{1, 3}
+	case actSiLU:
+		return [2]float64{2, 2.5}
+	case actELU:
+		return [2]float64{2, 2}
 	case actSoftplus:
-		return [2]float64{0.6, 0.52}
+		return [2]float64{1.5, 1}
+	case actMish:
+		return [2]float64{2, 4}
+	case actGELU:
+		return [2]float64{2, 3}
+	case actGELUTanh:
+		return [2]float64{2, 2}
 	}
-	return [2]float64{0.52, 0.52}
+	return [2]float64{0.5, 0} // a product
+}
+
+// TestELUAnyAlpha: ELU's exp(z)-1 has a relative error of at most 0.676*2^-23, so that
+// with the rounding of its product with any alpha ELU is within 2*0.676+0.5 ULP.
+func TestELUAnyAlpha(t *testing.T) {
+	for k := math.Float32bits(0x1p-10); k < math.Float32bits(18); k += 251 {
+		z := -math.Float32frombits(k)
+		want := math.Expm1(float64(z))
+		if e := math.Abs(float64(elu(z, 1))/want-1) * 0x1p23; e > 0.676 {
+			t.Fatalf("exp(%v)-1 is %v, off by %.3f times 2^-23, allowed are 0.676", z, elu(z, 1), e)
+		}
+	}
+}
+
+// TestActivationMixed has values that are computed in different ways beside one
+// another, in every place of a vector and of the vectors of a call: NaN, infinite, far
+// from 0, near to it, and where the two meet.
+func TestActivationMixed(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	var borders []float32
+	for _, v := range []float32{coef.SigmoidEnd, coef.GELUEnd, coef.MishShift + coef.MishEnd, coef.MishShift - coef.MishEnd, coef.TanhEnd, coef.Expm1End} {
+		borders = append(borders, v, math.Nextafter32(v, inf), math.Nextafter32(v, -inf), -v, math.Nextafter32(-v, inf), math.Nextafter32(-v, -inf))
+	}
+	few := append(borders, nan, inf, -inf, 30, -30, 7, -7, 1e30, -1e30)
+	for _, p := range Paths() {
+		for _, act := range sweptActivations {
+			for n := 1; n <= 70; n++ {
+				for round := range 6 {
+					z := gen.Normal(uint64(n*6+round), n, 0, 1)
+					for k := range round { // none, then more and more
+						z[(n*(k+1)*7+round*13)%n] = few[(n*11+k*5+round)%len(few)]
+					}
+					if round == 5 {
+						for i := range z {
+							z[i] = few[(i*7+n)%len(few)]
+						}
+					}
+					want, wantSlope := slices.Clone(z), slices.Clone(z)
+					act.forward(want)
+					act.derivative(wantSlope)
+					slope := make([]float32, n)
+					in := slices.Clone(z)
+					evaluate(p, act, z, slope)
+					for _, c := range []struct {
+						name      string
+						got, want []float32
+					}{{"value", z, want}, {"derivative", slope, wantSlope}} {
+						if i, ok := sameBits(c.got, c.want); !ok {
+							t.Fatalf("%v, %v, %d values: the %s at %v is %v, want %v", p, act, n, c.name, in[i], c.got[i], c.want[i])
+						}
+					}
+				}
+			}
+		}
+	}
 }
 
 // TestActivationSpecials looks at what has an exact answer.
@@ -175,7 +242,7 @@ func TestActivationSpecials(t *testing.T) {
 		{ELU(2), -inf, -2, 0}, {ELU(2), inf, inf, 1}, {ELU(2), zero, zero, 2}, {ELU(2), 0, 0, 2}, {ELU(2), nan, nan, nan},
 		{ELU(math.MaxFloat32), -math.MaxFloat32, -math.MaxFloat32, 0}, {ELU(0), -1, zero, 0},
 		{Softplus, -inf, 0, 0}, {Softplus, inf, inf, 1}, {Softplus, 0, math.Ln2, 0.5}, {Softplus, nan, nan, nan},
-		{Mish, -inf, zero, zero}, {Mish, inf, inf, 1}, {Mish, 0, 0, 0.6}, {Mish, nan, nan, nan},
+		{Mish, -inf, zero, zero}, {Mish, inf, inf, 1}, {Mish, 0, 0, 0.6000001}, {Mish, nan, nan, nan},
 		{GELU, -inf, zero, zero}, {GELU, inf, inf, 1}, {GELU, 0, 0, 0.5}, {GELU, nan, nan, nan}, {GELU, -math.MaxFloat32, zero, zero},
 		{GELUTanh, -inf, zero, zero}, {GELUTanh, inf, inf, 1}, {GELUTanh, 0, 0, 0.5}, {GELUTanh, nan, nan, nan},
 	} {

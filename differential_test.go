@@ -65,11 +65,6 @@ func configs() []config {
 	return list
 }
 
-// repeats reports whether a configuration runs what another one does, on PathAVX2.
-func (c config) repeats(act batchnorm.Activation) bool {
-	return c.path == batchnorm.PathAVX512 && !batchnorm.Costly(act)
-}
-
 func (c config) options() []batchnorm.Option {
 	o := []batchnorm.Option{batchnorm.WithPath(c.path), batchnorm.WithWorkers(c.workers)}
 	if c.extreme > 0 {
@@ -194,9 +189,6 @@ func (p problem) checkSame(t testing.TB, ways []config, alloc func([]float32) []
 	t.Helper()
 	first := p.run(t, ways[0], slices.Clone)
 	for _, c := range ways {
-		if c.repeats(p.act) {
-			continue
-		}
 		if d := p.run(t, c, alloc).compare(first); d != "" {
 			t.Fatalf("shape %v, epsilon %g, %v: %v gives other bits than %v: %s", p.shape, p.epsilon, p.act, c, ways[0], d)
 		}

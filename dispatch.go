@@ -14,10 +14,9 @@ const (
 	PathGeneric Path = iota // pure Go, on every machine
 	PathAVX2                // amd64 with AVX2
 	PathNEON                // arm64 with ASIMD
-	PathAVX512              // amd64 with AVX-512 as Ice Lake and Zen 4 have it: PathAVX2 with the costly activations' functions twice as wide
 )
 
-// String returns "generic", "avx2", "neon" or "avx512".
+// String returns "generic", "avx2" or "neon".
 func (p Path) String() string {
 	switch p {
 	case PathGeneric:
@@ -26,8 +25,6 @@ func (p Path) String() string {
 		return "avx2"
 	case PathNEON:
 		return "neon"
-	case PathAVX512:
-		return "avx512"
 	}
 	return fmt.Sprintf("Path(%d)", uint8(p))
 }
@@ -35,9 +32,8 @@ func (p Path) String() string {
 // Paths returns the paths that this machine can run, the fastest first.
 // The last is always [PathGeneric].
 //
-// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.avx512f=off,
-// cpu.asimd=off, cpu.all=off) is left out, and so is all assembly in a build with
-// -tags purego.
+// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
+// cpu.all=off) is left out, and so is all assembly in a build with -tags purego.
 func Paths() []Path { return slices.Clone(paths) }
 
 // DefaultPath returns the path that a plan takes unless [WithPath] says otherwise.

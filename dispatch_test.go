@@ -30,12 +30,7 @@ func instructionSetsHere() []instructionSet {
 	switch {
 	case noAssembly:
 	case runtime.GOARCH == "amd64":
-		x := &cpu.X86
-		return []instructionSet{
-			{batchnorm.PathAVX512, x.HasAVX2 && x.HasAVX512 && x.HasAVX512F && x.HasAVX512DQ && x.HasAVX512VBMI2,
-				[]string{"cpu.avx2", "cpu.avx512", "cpu.avx512f", "cpu.avx512dq", "cpu.avx512vbmi2"}},
-			{batchnorm.PathAVX2, x.HasAVX2, []string{"cpu.avx2"}},
-		}
+		return []instructionSet{{batchnorm.PathAVX2, cpu.X86.HasAVX2, []string{"cpu.avx2"}}}
 	case runtime.GOARCH == "arm64":
 		return []instructionSet{{batchnorm.PathNEON, cpu.ARM64.HasASIMD, []string{"cpu.asimd"}}}
 	}
@@ -151,7 +146,7 @@ func TestPaths(t *testing.T) {
 	if got := newPlan(t, s).Path(); got != batchnorm.DefaultPath() {
 		t.Errorf("a plan has the path %v, want the default, %v", got, batchnorm.DefaultPath())
 	}
-	for _, path := range []batchnorm.Path{batchnorm.PathGeneric, batchnorm.PathAVX2, batchnorm.PathNEON, batchnorm.PathAVX512} {
+	for _, path := range []batchnorm.Path{batchnorm.PathGeneric, batchnorm.PathAVX2, batchnorm.PathNEON} {
 		p, err := batchnorm.NewPlan(s, batchnorm.WithPath(path))
 		available := false
 		for _, here := range paths {

@@ -29,8 +29,5 @@ func WithExtremeSchedule(flat bool) Option {
 	}
 }
 
-// Costly reports whether an activation has functions of its own on [PathAVX512].
-func Costly(a Activation) bool { return a.costly() }
-
 // ELUInverse is what BackwardFromY turns y = ELU(z) back with.
 func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }

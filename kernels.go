@@ -64,21 +64,16 @@ type actCode struct {
 }
 
 // newActCode returns nil for an activation that the kernels contain.
-func (p Path) newActCode(a Activation) *actCode {
+func newActCode(a Activation) *actCode {
 	if a.variant() != actCalled {
 		return nil
 	}
-	set := 0
-	if p == PathAVX512 {
-		set = 1
-	}
-	return &actCode{simdActivation(functionID(a.kind, set, 0)), simdActivation(functionID(a.kind, set, 1)), a.p, a.q, float64(a.p)}
+	return &actCode{simdActivation(functionID(a.kind, 0)), simdActivation(functionID(a.kind, 1)), a.p, a.q, float64(a.p)}
 }
 
 // functionID is the number of a function that kernels call: of an activation's
-// value or, with 1, its derivative, for the path of the kernels or, in set 1, for
-// the other that has the same kernels.
-func functionID(kind actKind, set, derivative int) int { return (int(kind)*2+set)*2 + derivative }
+// value or, with 1, its derivative.
+func functionID(kind actKind, derivative int) int { return int(kind)*2 + derivative }
 
 const (
 	numLayouts = 3

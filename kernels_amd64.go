@@ -6,16 +6,11 @@ package batchnorm
 
 import "golang.org/x/sys/cpu"
 
-// detectSIMD asks for VBMI2, which no instruction here needs, to leave out
-// processors that lower their clock for AVX-512: those older than Ice Lake.
 func detectSIMD() []Path {
-	if !cpu.X86.HasAVX2 {
-		return nil
+	if cpu.X86.HasAVX2 {
+		return []Path{PathAVX2}
 	}
-	if cpu.X86.HasAVX512 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VBMI2 {
-		return []Path{PathAVX512, PathAVX2}
-	}
-	return []Path{PathAVX2}
+	return nil
 }
 
 //go:noescape

@@ -10,8 +10,10 @@ import (
 // specification: kernels/functions.go has each of them once more, over vectors,
 // with the same operations in the same order.
 //
-// They compute in float64 and round to float32 at the end. Of float64 they use
-// what every instruction set has: sums, products, quotients and the bits.
+// Where normalized values usually are, they compute in float32, by polynomials in
+// pieces (package coef). Far from there (the functions with Far in their name), and
+// for NaN, they compute in float64 and round to float32 at the end. Of float64 they
+// use what every instruction set has: sums, products, quotients and the bits.
 // Products are converted before they are added, so that nothing is fused.
 
 // Clamps. Each lies where the function has reached its limit in float32. The
@@ -19,7 +21,6 @@ import (
 const (
 	tailEnd     = 110 // exp(-110) is below half of the smallest subnormal float32
 	eluTail     = 200 // and so is exp(-200) times any float32
-	tanhEnd     = 10  // tanh(10) rounds to 1
 	tanhTail    = 55  // half of tailEnd
 	mishEnd     = 40
 	geluEnd     = 15 // of the tail of GELU
@@ -58,16 +59,58 @@ func exp2(y float64) (v, u float64) {
 	return v, a - f
 }
 
-// expm1 returns the difference v-u, which keeps its digits near y = 0, with u
-// and the sum v+u, for 2^y = v/u.
-func expm1(y float64) (difference, u, sum float64) {
-	a, f, t := power(y)
-	s := math.Float64frombits(math.Float64bits(1) + t<<52)
-	below, above := s-1, s+1
-	difference = float64(below*a) + float64(above*f)
-	sum = float64(above*a) + float64(below*f)
-	return difference, a - f, sum
+// polynomial is p at t, which lies in piece i. Coefficients behind the degree are 0
+// and change nothing.
+func polynomial(p *coef.Pieces, i uint32, t float32) float32 {
+	q := &p[i%8]
+	return q.Base + deviation(q, t-q.Center)
 }
+
+// deviation is what a polynomial adds to its base.
+func deviation(q *coef.Piece, d float32) float32 {
+	v := float32(q.C[6]*d) + q.C[5]
+	v = float32(v*d) + q.C[4]
+	v = float32(v*d) + q.C[3]
+	v = float32(v*d) + q.C[2]
+	v = float32(v*d) + q.C[1]
+	v = float32(v*d) + q.C[0]
+	return float32(v * d)
+}
+
+// likeSigmoid, likeGELU and likeMish evaluate tables that have the pieces of
+// coef.Sigmoid, coef.GELU and coef.Mish.
+
+func likeSigmoid(p *coef.Pieces, t float32) float32 {
+	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t)
+}
+
+func likeGELU(p *coef.Pieces, t float32) float32 {
+	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t)
+}
+
+func likeMish(p *coef.Pieces, z float32) float32 {
+	return polynomial(p, math.Float32bits(z+coef.Nearest), z)
+}
+
+// far reports whether z is more than end away from shift, or NaN.
+func far(z, shift, end float32) bool { return !(abs(z-shift) <= end) }
+
+// octaves evaluates a table whose pieces get wider, as coef.Tanh.
+func octaves(p *coef.Pieces, scale, t float32) float32 {
+	q := &p[math.Float32bits(float32(t*scale)+1)>>22%8]
+	d := t - q.Center
+	return choose(q.Base == 0, d, q.Base) + deviation(q, d) // where the base is 0, so is the center
+}
+
+// mirrored returns v where z has a minus sign, and 1-v elsewhere.
+func mirrored(z, v float32) float32 { return choose(negative(z), v, 1-v) }
+
+// negative looks at the sign only, as instructions that choose do.
+func negative(z float32) bool { return math.Float32bits(z)&signBit != 0 }
+
+// gated is z times a gate of which -v is the product at -|z|, and which is
+// 1 less what it is there at |z|.
+func gated(z, v float32) float32 { return positive(z) - v }
 
 func clip(z, lo, hi float32) float32 { return atMost(atLeast(z, lo), hi) }
 
@@ -89,59 +132,107 @@ func hardSwishSlope(z float32) float32 {
 	return choose(-3 <= z, within, 0) // and for NaN
 }
 
+// sigmoid is 1/(1+exp(-z)).
 func sigmoid(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return sigmoidFar(z)
+	}
+	return mirrored(z, likeSigmoid(&coef.Sigmoid, t))
+}
+
+func sigmoidFar(z float32) float32 {
 	v, u := exp2(float64(clip(z, -tailEnd, tailEnd)) * coef.Log2E)
 	return float32(v / (v + u))
 }
 
-// sigmoidSlope is exp(z)/(1+exp(z))^2.
+// sigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
 func sigmoidSlope(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return sigmoidSlopeFar(z)
+	}
+	s := likeSigmoid(&coef.Sigmoid, t)
+	return s - float32(s*s)
+}
+
+// sigmoidSlopeFar is exp(z)/(1+exp(z))^2.
+func sigmoidSlopeFar(z float32) float32 {
 	v, u := exp2(float64(clip(z, -tailEnd, tailEnd)) * coef.Log2E)
 	s := v + u
 	return float32((v * u) / (s * s))
 }
 
-// tanh is (exp(2z)-1)/(exp(2z)+1).
 func tanh(z float32) float32 {
-	difference, _, sum := expm1(float64(clip(z, -tanhEnd, tanhEnd)) * coef.TwoLog2E)
-	return withSign(float32(difference/sum), z)
+	t := atMost(abs(z), coef.TanhEnd)
+	return withSign(octaves(&coef.Tanh, coef.TanhScale, t), z)
 }
 
-// tanhSlope is 4*exp(2z)/(1+exp(2z))^2.
+// tanhSlope is 1-tanh(z)^2.
 func tanhSlope(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return tanhSlopeFar(z)
+	}
+	return likeSigmoid(&coef.TanhSlope, t)
+}
+
+// tanhSlopeFar is 4*exp(2z)/(1+exp(2z))^2.
+func tanhSlopeFar(z float32) float32 {
 	v, u := exp2(float64(clip(z, -tanhTail, tanhTail)) * coef.TwoLog2E)
 	s := v + u
 	return float32((v * u) * 4 / (s * s))
 }
 
 func silu(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return siluFar(z)
+	}
+	return gated(z, likeSigmoid(&coef.SiLU, t))
+}
+
+func siluFar(z float32) float32 {
 	z = atLeast(z, -tailEnd)
 	v, u := exp2(float64(atMost(z, tailEnd)) * coef.Log2E)
 	return float32((v * float64(z)) / (v + u))
 }
 
-// siluSlope is s*(1 + z*(1-s)) with s = sigmoid(z).
 func siluSlope(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return siluSlopeFar(z)
+	}
+	return mirrored(z, likeSigmoid(&coef.SiLUSlope, t))
+}
+
+// siluSlopeFar is s*(1 + z*(1-s)) with s = sigmoid(z).
+func siluSlopeFar(z float32) float32 {
 	x := float64(clip(z, -tailEnd, tailEnd))
 	v, u := exp2(x * coef.Log2E)
 	s := v + u
 	return float32(((float64(x*u) + s) * v) / (s * s))
 }
 
-func elu(z float32, alpha float64) float32 {
-	if 0 <= z {
-		return z
-	}
-	difference, u, _ := expm1(float64(clip(z, -tailEnd, 0)) * coef.Log2E)
-	return float32((difference * alpha) / u)
+func elu(z, alpha float32) float32 {
+	t := atMost(abs(z), coef.Expm1End)
+	return choose(negative(z), -float32(octaves(&coef.Expm1, coef.Expm1Scale, t)*alpha), z)
 }
 
-func eluSlope(z float32, alpha float64) float32 {
+func eluSlope(z, alpha float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return eluSlopeFar(z, alpha)
+	}
+	return choose(z > 0, 1, likeSigmoid(&coef.Exp, t)*alpha)
+}
+
+func eluSlopeFar(z, alpha float32) float32 {
 	if z > 0 {
 		return 1
 	}
 	v, u := exp2(float64(clip(z, -eluTail, 0)) * coef.Log2E)
-	return float32((v * alpha) / u)
+	return float32((v * float64(alpha)) / u)
 }
 
 // positive returns z where it is above 0, and 0 elsewhere.
@@ -152,6 +243,14 @@ func abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^
 
 // softplus is max(z, 0) + log(1+exp(-|z|)).
 func softplus(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.SigmoidEnd) {
+		return softplusFar(z)
+	}
+	return positive(z) + likeSigmoid(&coef.Softplus, t)
+}
+
+func softplusFar(z float32) float32 {
 	v, u := exp2(float64(atMost(abs(z), tailEnd)) * -coef.Log2E)
 	w := v / ((u + u) + v)
 	q := float64(w * w)
@@ -171,14 +270,29 @@ func mishParts(x float64) (n, n2, v, u, uu float64) {
 	return n, n + (uu + uu), v, u, uu
 }
 
+// mish is z*tanh(log(1+exp(z))).
 func mish(z float32) float32 {
+	if far(z, coef.MishShift, coef.MishEnd) {
+		return mishFar(z)
+	}
+	return likeMish(&coef.Mish, z) * z
+}
+
+func mishFar(z float32) float32 {
 	z = atLeast(z, -tailEnd)
 	n, n2, _, _, _ := mishParts(float64(atMost(z, mishEnd)))
 	return float32((n * float64(z)) / n2)
 }
 
-// mishSlope is (n*(n+2) + 4*z*e*(e+1)) / (n+2)^2.
 func mishSlope(z float32) float32 {
+	if far(z, coef.MishShift, coef.MishEnd) {
+		return mishSlopeFar(z)
+	}
+	return likeMish(&coef.MishSlope, z)
+}
+
+// mishSlopeFar is (n*(n+2) + 4*z*e*(e+1)) / (n+2)^2.
+func mishSlopeFar(z float32) float32 {
 	x := float64(clip(z, -tailEnd, mishEnd))
 	n, n2, v, u, uu := mishParts(x)
 	return float32((float64((((v+u)*v)*uu)*(x*4)) + float64(n*n2)) / (n2 * n2))
@@ -203,6 +317,14 @@ func normalTail(x float64) (v, p, u, q float64) {
 
 // gelu is max(z, 0) - |z|*Phi(-|z|).
 func gelu(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.GELUEnd) {
+		return geluFar(z)
+	}
+	return gated(z, likeGELU(&coef.GELU, t))
+}
+
+func geluFar(z float32) float32 {
 	x := float64(atMost(abs(z), geluEnd))
 	v, p, u, q := normalTail(x)
 	return float32(float64(positive(z)) - ((p*v)*x)/(u*q))
@@ -211,6 +333,14 @@ func gelu(z float32) float32 {
 // geluSlope is Phi(z) + z*phi(z), where phi is the density: t below 0 and 1-t
 // above, with t = Phi(-|z|) - |z|*phi(z).
 func geluSlope(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.GELUEnd) {
+		return geluSlopeFar(z)
+	}
+	return mirrored(z, likeGELU(&coef.GELUSlope, t))
+}
+
+func geluSlopeFar(z float32) float32 {
 	x := float64(atMost(abs(z), geluEnd))
 	v, p, u, q := normalTail(x)
 	p -= float64(float64(x*coef.InvSqrt2Pi) * q)
@@ -220,14 +350,30 @@ func geluSlope(z float32) float32 {
 
 // geluTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).
 func geluTanh(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.GELUEnd) {
+		return geluTanhFar(z)
+	}
+	return gated(z, likeGELU(&coef.GELUTanh, t))
+}
+
+func geluTanhFar(z float32) float32 {
 	z = atLeast(z, -geluTanhEnd)
 	x := float64(atMost(z, geluTanhEnd))
 	v, u := exp2((float64(float64(x*x)*coef.TanhY3) + coef.TanhY1) * x)
 	return float32((v * float64(z)) / (v + u))
 }
 
-// geluTanhSlope is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
 func geluTanhSlope(z float32) float32 {
+	t := abs(z)
+	if !(t <= coef.GELUEnd) {
+		return geluTanhSlopeFar(z)
+	}
+	return mirrored(z, likeGELU(&coef.GELUTanhSlope, t))
+}
+
+// geluTanhSlopeFar is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
+func geluTanhSlopeFar(z float32) float32 {
 	x := float64(clip(z, -geluTanhEnd, geluTanhEnd))
 	xx := float64(x * x)
 	v, u := exp2((float64(xx*coef.TanhY3) + coef.TanhY1) * x)

@@ -91,7 +91,7 @@ func (w *work) init(segments, width int) {
 	w.channels = newChannels(g.channels, max(width, g.channels), segments)
 	w.counts = make([]float64, 0, segments)
 	if w.p.path != PathGeneric {
-		w.act = w.p.path.newActCode(w.p.act)
+		w.act = newActCode(w.p.act)
 	}
 	if g.layout == rows {
 		w.coef = make([]float32, g.channels*coefLen)
@@ -742,7 +742,7 @@ func (w *work) transformCols(i, count, n int) {
 // the same few places in a first-level cache, and push each other out before their
 // second half is looked at. Tensors are taken to begin at the same place of a page.
 func (w *work) rowsCollide() bool {
-	if w.p.path != PathAVX2 && w.p.path != PathAVX512 {
+	if w.p.path != PathAVX2 {
 		return false
 	}
 	const way, ways = 4096, 8 // of a first-level cache on amd64

@@ -17,16 +17,11 @@ func (amd64) header() string { return header() }
 func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
 
-// detectSIMD asks for VBMI2, which no instruction here needs, to leave out
-// processors that lower their clock for AVX-512: those older than Ice Lake.
 func detectSIMD() []Path {
-	if !cpu.X86.HasAVX2 {
-		return nil
+	if cpu.X86.HasAVX2 {
+		return []Path{PathAVX2}
 	}
-	if cpu.X86.HasAVX512 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VBMI2 {
-		return []Path{PathAVX512, PathAVX2}
-	}
-	return []Path{PathAVX2}
+	return nil
 }
 
 `
@@ -128,6 +123,10 @@ var amd64Ops = [...]string{
 	opGT:     "VCMPPS $0x1e,", // GT_OQ
 	opLE:     "VCMPPS $0x12,", // LE_OQ
 
+	opMaxInt: "VPMAXSD",
+	opMinInt: "VPMINSD",
+	opGTInt:  "VPCMPGTD",
+
 	opAdd64:    "VADDPD",
 	opSub64:    "VSUBPD",
 	opMul64:    "VMULPD",
@@ -164,19 +163,19 @@ func (amd64) end(a *asm) {
 // ---- functions and calls
 
 // The frame of a kernel that calls. BP points to the area, at a multiple of a
-// vector, where a slow function keeps the 4 vectors; behind them there are the
-// function's address, the two parameters, the first of them as a float64, and how
-// many bytes of the area the call is for. The assembler saves BP, since there is a
-// frame.
+// vector, where a function keeps the 4 vectors, and then what it makes of those
+// that are far; behind them there are the function's address, the two parameters,
+// the first of them as a float64, how many bytes of the area the call is for, and
+// whether there is something far. The assembler saves BP, since there is a frame.
 const (
-	amd64Function = 4*vecBytes + 8*iota
+	amd64FarResults = 4 * vecBytes
+	amd64Function   = 8*vecBytes + 8*(iota-1)
 	amd64Params
 	amd64WideParam
 	amd64Count
+	amd64Far
 	amd64AreaLen
 )
-
-func (l amd64) functionSets() []lowering { return []lowering{l, avx512Functions()} }
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
 
@@ -199,32 +198,62 @@ func (l amd64) call(a *asm, count int) {
 	a.printf("CALL %d(BP)", amd64Function)
 }
 
-func (l amd64) quick(a *asm, body func(z vec)) {
-	for z := range vec(4) {
-		body(firstArg + z)
-	}
-	a.printf("RET")
-}
+func (amd64) back(a *asm)     { a.printf("RET") }
+func (amd64) tableFirst(*asm) {}
 
-func (l amd64) slow(a *asm, z vec, body func()) {
-	a.printf("PUSHQ AX")
+func (l amd64) saveArgs(a *asm) {
 	for i := range 4 {
 		a.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
 	}
+}
+
+func (l amd64) argument(a *asm, dst vec, j int) { a.printf("VMOVUPS %d(BP), Y%d", j*vecBytes, dst) }
+
+func (l amd64) ifAny(a *asm, v vec, label string) {
+	a.printf("VTESTPS Y%d, Y%d", v, v)
+	a.printf("JNE %s", label)
+}
+
+func (l amd64) ifNone(a *asm, v vec, label string) {
+	a.printf("VTESTPS Y%d, Y%d", v, v)
+	a.printf("JEQ %s", label)
+}
+
+func (l amd64) nothingFar(a *asm) { a.printf("MOVQ $0, %d(BP)", amd64Far) }
+
+func (l amd64) eachFar(a *asm, z vec, body func(next string)) {
+	a.printf("MOVQ $1, %d(BP)", amd64Far)
+	a.printf("PUSHQ AX")
 	a.printf("MOVQ $0, AX")
-	loop := a.newLabel("vector")
+	loop, next := a.newLabel("vector"), a.newLabel("next")
 	a.label(loop)
 	a.printf("VMOVUPS (BP)(AX*1), Y%d", z)
-	body()
-	a.printf("VMOVUPS Y%d, (BP)(AX*1)", z)
+	body(next)
+	a.printf("VMOVUPS Y%d, %d(BP)(AX*1)", z, amd64FarResults)
+	a.label(next)
 	a.printf("ADDQ $%d, AX", vecBytes)
 	a.printf("CMPQ AX, %d(BP)", amd64Count)
 	a.printf("JLT %s", loop)
-	for i := range 4 {
-		a.printf("VMOVUPS %d(BP), Y%d", i*vecBytes, int(firstArg)+i)
-	}
 	a.printf("POPQ AX")
-	a.printf("RET")
+}
+
+func (l amd64) ifFar(a *asm, label string) {
+	a.printf("CMPQ %d(BP), $0", amd64Far)
+	a.printf("JNE %s", label)
+}
+
+func (l amd64) farResult(a *asm, dst vec, j int) {
+	a.printf("VMOVUPS %d(BP), Y%d", amd64FarResults+j*vecBytes, dst)
+}
+
+func (l amd64) shiftRight(a *asm, dst vec, n int) { a.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
+
+// VPERMPS looks at the 3 low bits only.
+func (amd64) pieceIndex(*asm, []vec) {}
+func (amd64) openRow(*asm, int)      {}
+
+func (l amd64) lookup(a *asm, dst, index vec, off int) {
+	a.printf("VPERMPS %s<>+%d(SB), Y%d, Y%d", a.tableName(), off, index, dst)
 }
 
 func (l amd64) param(a *asm, dst vec, field string) {
@@ -246,6 +275,10 @@ func (l amd64) opConstant(a *asm, o op, dst, x vec, off int) {
 
 func (l amd64) blend(a *asm, dst, mask, x, y vec) {
 	a.printf("VBLENDVPS Y%d, Y%d, Y%d, Y%d", mask, x, y, dst)
+}
+
+func (l amd64) bySign(a *asm, dst, z, negative, positive vec) {
+	l.blend(a, dst, z, negative, positive) // which looks at signs only
 }
 
 // What VMAXPS and VMINPS return of zeros, and for NaN, is their second operand.

@@ -249,6 +249,11 @@ var (
 	fcmge = arm64Op{"VFCMGE", "S4", 0x6e20e400}
 	bic   = arm64Op{"VBIC", "B16", 0x4e601c00}
 
+	smin  = arm64Op{"SMIN", "S4", 0x4ea06c00}
+	smax  = arm64Op{"SMAX", "S4", 0x4ea06400}
+	cmgt  = arm64Op{"VCMGT", "S4", 0x4ea03400}
+	mul32 = arm64Op{"MUL", "S4", 0x4ea09c00}
+
 	fadd64  = arm64Op{"FADD", "D2", 0x4e60d400}
 	fsub64  = arm64Op{"FSUB", "D2", 0x4ee0d400}
 	fmul64  = arm64Op{"FMUL", "D2", 0x6e60dc00}
@@ -289,6 +294,12 @@ func (l arm64) op(a *asm, o op, dst, x, y vec) {
 			fcmgt.emit(a, d, x, y)
 		case opLE:
 			fcmge.emit(a, d, y, x)
+		case opMaxInt:
+			smax.emit(a, d, x, y)
+		case opMinInt:
+			smin.emit(a, d, x, y)
+		case opGTInt:
+			cmgt.emit(a, d, x, y)
 		case opAdd64:
 			fadd64.emit(a, d, x, y)
 		case opSub64:
@@ -333,7 +344,8 @@ func (arm64) end(a *asm) { a.printf("RET") }
 // Registers of a kernel that calls and of the called functions: the area, which
 // lies in the frame, the function, its actCode, the next vector in the area, and
 // how many are left. The assembler saves the link, since there are calls. In a
-// function arm64Addr is the table of constants, and the parameters' address
+// function arm64Addr is the table of constants, arm64Next is 0 where there is
+// nothing far, and the parameters' address, or what else is needed for a moment,
 // stands in arm64Param.
 const (
 	arm64Area     = "R23"
@@ -344,12 +356,19 @@ const (
 	arm64Param    = "R15"
 )
 
-func (l arm64) functionSets() []lowering { return []lowering{l} }
+// The area has the 4 vectors, what a function makes of those that are far, and the
+// mask of a part, whose registers have the row of lookups.
+const (
+	arm64FarResults = 4 * vecBytes
+	arm64Mask       = 8 * vecBytes
+	arm64AreaLen    = 9 * vecBytes
+	arm64Row        = 30
+)
 
-func (arm64) frame() int { return 4*vecBytes + 16 }
+func (arm64) frame() int { return arm64AreaLen + 16 }
 
 func (l arm64) area(a *asm, field string) {
-	a.printf("MOVD $area-%d(SP), %s", 4*vecBytes, arm64Area)
+	a.printf("MOVD $area-%d(SP), %s", arm64AreaLen, arm64Area)
 	a.printf("MOVD a+0(FP), %s", arm64ActCode)
 	a.printf("MOVD kernelArgs_act(%s), %s", arm64ActCode, arm64ActCode)
 	a.printf("MOVD actCode_%s(%s), %s", field, arm64ActCode, arm64Function)
@@ -360,32 +379,103 @@ func (l arm64) call(a *asm, count int) {
 	a.printf("CALL (%s)", arm64Function)
 }
 
-func (l arm64) quick(a *asm, body func(z vec)) {
-	for z := range vec(4) {
-		body(firstArg + z)
+func (l arm64) move2(a *asm, format string, v vec, off int, base string) {
+	a.printf(format, fmt.Sprintf("(F%d, F%d)", 2*v, 2*v+1), offset(off, base))
+}
+
+func (l arm64) loadFrom(a *asm, dst vec, off int, base string) {
+	l.move2(a, "FLDPQ %[2]s, %[1]s", dst, off, base)
+}
+
+func (l arm64) storeTo(a *asm, src vec, off int, base string) {
+	l.move2(a, "FSTPQ %s, %s", src, off, base)
+}
+
+func (l arm64) saveArgs(a *asm) {
+	for i := range 4 {
+		l.storeTo(a, firstArg+vec(i), i*vecBytes, arm64Area)
 	}
-	l.tableFirst(a)
+	l.storeTo(a, arm64Row/2, arm64Mask, arm64Area)
+	a.saved = true
+}
+
+func (l arm64) back(a *asm) {
+	if a.saved {
+		l.loadFrom(a, arm64Row/2, arm64Mask, arm64Area)
+	}
 	a.printf("RET")
 }
 
-func (l arm64) slow(a *asm, z vec, body func()) {
-	for i := range 4 {
-		a.printf("FSTPQ (F%d, F%d), %s", 2*(int(firstArg)+i), 2*(int(firstArg)+i)+1, offset(i*vecBytes, arm64Area))
-	}
+func (l arm64) argument(a *asm, dst vec, j int) { l.loadFrom(a, dst, j*vecBytes, arm64Area) }
+
+// any sets arm64Param to 0 if no lane of v is all ones. It changes v.
+func (l arm64) any(a *asm, v vec) {
+	a.printf("VORR V%d.B16, V%d.B16, V%d.B16", 2*v+1, 2*v, 2*v)
+	a.printf("WORD $%#08x // VUMAXV V%d.S4, V%d", umaxv|uint32(2*v)<<5|uint32(2*v), 2*v, 2*v)
+	a.printf("VMOV V%d.S[0], %s", 2*v, arm64Param)
+}
+
+// umaxv is the largest of 4 integers: the bits without the registers.
+const umaxv = 0x6eb0a800
+
+func (l arm64) ifAny(a *asm, v vec, label string) {
+	l.any(a, v)
+	a.printf("CBNZ %s, %s", arm64Param, label)
+}
+
+func (l arm64) ifNone(a *asm, v vec, label string) {
+	l.any(a, v)
+	a.printf("CBZ %s, %s", arm64Param, label)
+}
+
+func (l arm64) nothingFar(a *asm) { a.printf("MOVD ZR, %s", arm64Next) }
+
+func (l arm64) eachFar(a *asm, z vec, body func(next string)) {
 	a.printf("MOVD %s, %s", arm64Area, arm64Next)
-	loop := a.newLabel("vector")
+	loop, next := a.newLabel("vector"), a.newLabel("next")
 	a.label(loop)
-	a.printf("FLDPQ (%s), (F%d, F%d)", arm64Next, 2*z, 2*z+1)
-	body()
-	l.tableFirst(a)
-	a.printf("FSTPQ (F%d, F%d), (%s)", 2*z, 2*z+1, arm64Next)
+	l.loadFrom(a, z, 0, arm64Next)
+	body(next)
+	l.storeTo(a, z, arm64FarResults, arm64Next)
+	a.label(next)
 	a.printf("ADD $%d, %s", vecBytes, arm64Next)
 	a.printf("SUBS $1, %s", arm64Left)
 	a.printf("BNE %s", loop)
-	for i := range 4 {
-		a.printf("FLDPQ %s, (F%d, F%d)", offset(i*vecBytes, arm64Area), 2*(int(firstArg)+i), 2*(int(firstArg)+i)+1)
+}
+
+func (l arm64) ifFar(a *asm, label string) { a.printf("CBNZ %s, %s", arm64Next, label) }
+
+func (l arm64) farResult(a *asm, dst vec, j int) {
+	l.loadFrom(a, dst, arm64FarResults+j*vecBytes, arm64Area)
+}
+
+func (l arm64) shiftRight(a *asm, dst vec, n int) {
+	for r := 2 * dst; r <= 2*dst+1; r++ {
+		a.printf("VUSHR $%d, V%d.S4, V%d.S4", n, r, r)
 	}
-	a.printf("RET")
+}
+
+// pieceIndex makes the indices of the 4 bytes of each value.
+func (l arm64) pieceIndex(a *asm, u []vec) {
+	each := func(bits uint64, do func(u, c int)) {
+		l.constant(a, constVec, a.entry64(bits<<32|bits))
+		for _, v := range u {
+			for h := range 2 {
+				do(2*int(v)+h, 2*int(constVec)+h)
+			}
+		}
+	}
+	each(7, func(u, c int) { a.printf("VAND V%d.B16, V%d.B16, V%d.B16", c, u, u) })
+	each(0x04040404, func(u, c int) { mul32.emit(a, u, u, c) })
+	each(0x03020100, func(u, c int) { a.printf("VORR V%d.B16, V%d.B16, V%d.B16", c, u, u) })
+}
+
+func (l arm64) openRow(a *asm, off int) { l.constant(a, arm64Row/2, off) }
+
+func (l arm64) lookup(a *asm, dst, index vec, _ int) {
+	for h := range 2 {
+		a.printf("VTBL V%d.B16, [V%d.B16, V%d.B16], V%d.B16", 2*int(index)+h, arm64Row, arm64Row+1, 2*int(dst)+h)
+	}
 }
 
 // tableFirst puts the address of the constants in front of what is there so far, if
@@ -410,10 +500,12 @@ func (l arm64) param(a *asm, dst vec, field string) { l.broadcastParam(a, dst, f
 func (l arm64) wideParam(a *asm, dst vec)           { l.broadcastParam(a, dst, "wide", "D2") }
 
 func (l arm64) constant(a *asm, dst vec, off int) {
+	base := arm64Addr
 	if off > pairOffset {
-		panic(a.name + ": too many constants")
+		a.printf("ADD $%d, %s, %s", off, arm64Addr, arm64Param)
+		base, off = arm64Param, 0
 	}
-	a.printf("FLDPQ %s, (F%d, F%d)", offset(off, arm64Addr), 2*dst, 2*dst+1)
+	l.loadFrom(a, dst, off, base)
 }
 
 func (l arm64) opConstant(a *asm, o op, dst, x vec, off int) {
@@ -434,6 +526,22 @@ func (l arm64) blend(a *asm, dst, mask, x, y vec) {
 		a.printf("%s V%d.B16, V%d.B16, V%d.B16", name, 2*int(from)+h, 2*int(second)+h, 2*int(dst)+h)
 	}
 }
+
+// bySign spreads the sign: in dst, or in z where dst is one of the others.
+func (l arm64) bySign(a *asm, dst, z, negative, positive vec) {
+	mask := dst
+	if dst == negative || dst == positive {
+		mask = z
+	}
+	for h := range 2 {
+		from, to := 2*int(z)+h, 2*int(mask)+h
+		a.printf("WORD $%#08x // VSSHR $31, V%d.S4, V%d.S4", sshr31|uint32(from)<<5|uint32(to), from, to)
+	}
+	l.blend(a, dst, mask, negative, positive)
+}
+
+// sshr31 makes a mask of signs: the bits without the registers.
+const sshr31 = 0x4f210400
 
 // FMAX and FMIN of zeros look at their signs.
 func (l arm64) above(a *asm, dst, x, y, t vec) {

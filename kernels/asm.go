@@ -48,6 +48,12 @@ const (
 	opGT // all ones where a > b, zero elsewhere and for NaN
 	opLE // all ones where a <= b, zero elsewhere and for NaN
 
+	// Operations on the bits, as integers with a sign: quicker than on floats, and the
+	// same if one of the two has no minus sign.
+	opMaxInt
+	opMinInt
+	opGTInt // all ones where a > b, zero elsewhere
+
 	// Operations on 4 float64.
 	opAdd64
 	opSub64
@@ -120,18 +126,35 @@ type lowering interface {
 	// The rest is for functions of activations and the kernels that call them.
 	// A function keeps the vectors 0 and 1 and the mask of a part.
 
-	// functionSets returns what lowers the functions: itself, and then what does so for
-	// a further path with the same kernels, if there is one.
-	functionSets() []lowering
 	frame() int // bytes of the frame of a kernel that calls
 	// area prepares calls of the function whose address is in a field of actCode.
 	area(a *asm, field string)
 	call(a *asm, count int) // for count vectors
-	// quick prints a function that applies body to all 4 vectors of a call, where they
-	// are; slow one that applies it to as many as the call is for, one after the
-	// other in z, and may use all other vectors.
-	quick(a *asm, body func(z vec))
-	slow(a *asm, z vec, body func())
+	back(a *asm)            // returns from a function
+	// tableFirst makes the table of constants ready in front of all that is there; before,
+	// nothing is known of it.
+	tableFirst(a *asm)
+
+	// For a function that computes what is far apart. saveArgs comes before the others.
+	saveArgs(a *asm)
+	argument(a *asm, dst vec, j int) // dst = the j-th of the 4 vectors, as it was
+	ifAny(a *asm, v vec, label string)
+	ifNone(a *asm, v vec, label string) // if no lane of v is all ones
+	nothingFar(a *asm)
+	// eachFar takes the vectors of a call to z, one after the other, and keeps what body
+	// makes of them for farResult, unless it goes to next.
+	eachFar(a *asm, z vec, body func(next string))
+	ifFar(a *asm, label string) // if there was something far
+	farResult(a *asm, dst vec, j int)
+
+	// For polynomials in pieces. pieceIndex makes indices of integers whose low 3 bits
+	// tell the piece. lookup takes of a row in the table what is at the indices; openRow
+	// comes first.
+	shiftRight(a *asm, dst vec, n int)
+	pieceIndex(a *asm, u []vec)
+	openRow(a *asm, off int)
+	lookup(a *asm, dst, index vec, off int)
+
 	param(a *asm, dst vec, field string) // dst = a parameter
 	wideParam(a *asm, dst vec)           // dst = the first parameter, float64
 	constant(a *asm, dst vec, off int)   // dst = the constant at an offset in the function's table
@@ -143,6 +166,9 @@ type lowering interface {
 	// blend sets dst, which is one of the others, to x where mask is all ones, and to y
 	// where it is 0.
 	blend(a *asm, dst, mask, x, y vec)
+	// bySign sets dst, which is not z, to negative where z has a minus sign, and to
+	// positive elsewhere. It may change z if that is neither.
+	bySign(a *asm, dst, z, negative, positive vec)
 	// above sets dst, which is x or y, to x > y ? x : y, and below to x < y ? x : y;
 	// t is a temporary.
 	above(a *asm, dst, x, y, t vec)
@@ -166,7 +192,8 @@ type asm struct {
 	constants map[int]mem              // constants that are in memory now, by field
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
-	table     []uint64                 // constants of a function, of 8 bytes each
+	table     []row                    // constants of a function
+	saved     bool                     // arm64: the mask of a part is in the area
 	vecs      int
 	regs      int
 	labels    int

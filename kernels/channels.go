@@ -154,7 +154,7 @@ func (c *chans) round(src pair) { c.narrow(c.asm, src[0], src[0], src[1]) }
 
 // const64 returns a register that holds a constant until the next one.
 func (c *chans) const64(v float64) vec {
-	c.constant(c.asm, constVec, c.entry(math.Float64bits(v)))
+	c.constant(c.asm, constVec, c.entry64(math.Float64bits(v)))
 	return constVec
 }
 

@@ -16,48 +16,55 @@ import (
 // and by act'(z).
 type function struct {
 	name              string // as it stands in Go's actNAME
-	quick             bool   // next to nothing beside a way by memory
-	value, derivative func(f *fn)
+	value, derivative computation
+}
+
+// computation is how a function is computed: quickly, in the vectors of the call as
+// they are, or near where normalized values usually are, and far from there.
+type computation struct {
+	quick func(f *fn)
+	near  *near
+	far   func(f *fn) // nil if there is nothing far
 }
 
 // called are in the order of actKind, behind the activations that kernels
 // contain.
 var called = []function{
-	{"LeakyReLU", true, leakyReLU, leakyReLUSlope},
-	{"Clip", true, clip, clipSlope},
-	{"HardSigmoid", true, hardSigmoid, hardSigmoidSlope},
-	{"HardSwish", true, hardSwish, hardSwishSlope},
-	{"Sigmoid", false, sigmoid, sigmoidSlope},
-	{"Tanh", false, tanh, tanhSlope},
-	{"SiLU", false, silu, siluSlope},
-	{"ELU", false, elu, eluSlope},
-	{"Softplus", false, softplus, sigmoid},
-	{"Mish", false, mish, mishSlope},
-	{"GELU", false, gelu, geluSlope},
-	{"GELUTanh", false, geluTanh, geluTanhSlope},
+	{"LeakyReLU", computation{quick: leakyReLU}, computation{quick: leakyReLUSlope}},
+	{"Clip", computation{quick: clip}, computation{quick: clipSlope}},
+	{"HardSigmoid", computation{quick: hardSigmoid}, computation{quick: hardSigmoidSlope}},
+	{"HardSwish", computation{quick: hardSwish}, computation{quick: hardSwishSlope}},
+	{"Sigmoid", sigmoid, computation{near: likeSigmoid(&coef.Sigmoid, product), far: sigmoidSlopeFar}},
+	{"Tanh", computation{near: octaves(&coef.Tanh, coef.TanhScale, coef.TanhEdge, coef.TanhEnd, withSign)},
+		computation{near: likeSigmoid(&coef.TanhSlope, asItIs), far: tanhSlopeFar}},
+	{"SiLU", computation{near: likeSigmoid(&coef.SiLU, gated), far: siluFar},
+		computation{near: likeSigmoid(&coef.SiLUSlope, mirrored), far: siluSlopeFar}},
+	{"ELU", computation{near: octaves(&coef.Expm1, coef.Expm1Scale, coef.Expm1Edge, coef.Expm1End, elu)},
+		computation{near: likeSigmoid(&coef.Exp, eluSlope), far: eluSlopeFar}},
+	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar}, sigmoid},
+	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mishFar},
+		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlopeFar}},
+	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar},
+		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar}},
+	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar},
+		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar}},
 }
 
-// functions returns the text of all of them, for every set of an architecture, and
-// of simdActivation.
+var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
+
+// functions returns the text of all of them, and of simdActivation.
 func functions(l lowering) string {
 	var text, find strings.Builder
 	find.WriteString("\n// func simdActivation(id int) uintptr\nTEXT ·simdActivation(SB), NOSPLIT, $0-16\n")
 	a := &asm{lowering: l, name: "simdActivation"}
 	begin, done := a.newReg(), a.newLabel("done")
 	for i, c := range called {
-		for d, emit := range []func(*fn){c.value, c.derivative} {
+		for d, by := range []computation{c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
-			for set, l := range l.functionSets() {
-				if set == 0 || !c.quick {
-					if set > 0 {
-						name += "Wide"
-					}
-					text.WriteString(c.text(l, name, emit))
-				}
-				next := a.newLabel("next")
-				l.found(a, begin, name, functionID(len(inline)+i, set, d), next, done)
-				a.label(next)
-			}
+			text.WriteString(by.text(l, name))
+			next := a.newLabel("next")
+			l.found(a, begin, name, functionID(len(inline)+i, d), next, done)
+			a.label(next)
 		}
 	}
 	a.label(done)
@@ -67,19 +74,21 @@ func functions(l lowering) string {
 }
 
 // functionID is its namesake in ../kernels.go.
-func functionID(kind, set, derivative int) int { return (kind*2+set)*2 + derivative }
+func functionID(kind, derivative int) int { return kind*2 + derivative }
 
 // text returns the text of one of the two functions.
-func (c *function) text(l lowering, name string, emit func(*fn)) string {
+func (c computation) text(l lowering, name string) string {
 	f := newFn(l, name)
-	if c.quick {
+	if c.quick != nil {
 		f.held, f.t, f.mask = map[any]vec{}, 6, 7 // behind the arguments
-		l.quick(f.asm, func(z vec) {
-			f.z = z
-			emit(f)
-		})
+		for j := range vec(4) {
+			f.z = firstArg + j
+			c.quick(f)
+		}
+		l.tableFirst(f.asm)
+		l.back(f.asm)
 	} else {
-		l.slow(f.asm, f.z, func() { emit(f) })
+		c.near.emit(f, c.far)
 	}
 	return fmt.Sprintf("%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
 }
@@ -89,7 +98,7 @@ type fn struct {
 	*asm
 	z, t vec // 8 float32; t is a temporary
 
-	// A slow function has 5 pairs of vectors.
+	// What is far is computed with 5 pairs of vectors.
 	x, p, q, r, s pair
 
 	// A quick function has another temporary, and holds constants and parameters for
@@ -116,26 +125,42 @@ func (a *asm) tableText() string {
 		return ""
 	}
 	var text strings.Builder
-	for i, v := range a.table {
-		fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", a.tableName(), 8*i, v)
+	for i, r := range a.table {
+		for j, v := range r {
+			fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", a.tableName(), vecBytes*i+8*j, v)
+		}
 	}
-	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", a.tableName(), 8*len(a.table))
+	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", a.tableName(), vecBytes*len(a.table))
 	return text.String()
 }
 
-// entry returns where a vector of copies of 8 bytes is in the table.
-func (a *asm) entry(bits uint64) int {
-	i := slices.Index(a.table, bits)
+// row is a vector in the table of constants.
+type row [vecBytes / 8]uint64
+
+// entry returns where it is in the table.
+func (a *asm) entry(r row) int {
+	i := slices.Index(a.table, r)
 	if i < 0 {
 		i = len(a.table)
-		a.table = append(a.table, bits, bits, bits, bits)
+		a.table = append(a.table, r)
 	}
-	return 8 * i
+	return vecBytes * i
 }
+
+func (a *asm) entry64(bits uint64) int { return a.entry(row{bits, bits, bits, bits}) }
 
 func (f *fn) entry32(c float32) int {
 	bits := uint64(math.Float32bits(c))
-	return f.entry(bits<<32 | bits)
+	return f.entry64(bits<<32 | bits)
+}
+
+// entryOf returns where 8 different values are in the table.
+func (f *fn) entryOf(list [8]float32) int {
+	var r row
+	for i, c := range list {
+		r[i/2] |= uint64(math.Float32bits(c)) << (i % 2 * 32)
+	}
+	return f.entry(r)
 }
 
 // Operations on float32; those with a C at the end have a constant.
@@ -148,8 +173,8 @@ func (f *fn) opC(o op, dst, x vec, c float32) {
 	f.lowering.opConstant(f.asm, o, dst, x, f.entry32(c))
 }
 
-// constC returns a register that holds a constant, in a slow function until the
-// next one.
+// constC returns a register that holds a constant, in a function that is not quick
+// until the next one.
 func (f *fn) constC(c float32) vec {
 	load := func(dst vec) { f.lowering.constant(f.asm, dst, f.entry32(c)) }
 	if f.held != nil {
@@ -206,7 +231,7 @@ func (f *fn) move(dst, src vec) { f.op(opOr, dst, src, src) }
 func (f *fn) greater(dst, x, y vec) { f.op(opGT, dst, x, y) }
 
 func (f *fn) abs(dst, z vec) {
-	f.op(opAndNot, dst, f.constC(float32(math.Copysign(0, -1))), z)
+	f.opC(opAnd, dst, z, magnitudes)
 }
 
 // Operations on float64, each on both halves.
@@ -228,7 +253,7 @@ func (f *fn) div64(dst, x, y pair) { f.op64(opDiv64, dst, x, y) }
 
 func (f *fn) op64C(o op, dst, x pair, c float64) {
 	for h := range dst {
-		f.lowering.opConstant(f.asm, o, dst[h], x[h], f.entry(math.Float64bits(c)))
+		f.lowering.opConstant(f.asm, o, dst[h], x[h], f.entry64(math.Float64bits(c)))
 	}
 }
 func (f *fn) add64C(dst, x pair, c float64) { f.op64C(opAdd64, dst, x, c) }
@@ -269,45 +294,12 @@ func (f *fn) exp2() {
 	f.op64(opAddInt64, f.p, f.s, f.r)
 }
 
-// scale takes y in p and leaves a in q, f in p, and, for s = 2^n, s-1 in s and
-// s+1 in x; r is lost.
-func (f *fn) scale() {
-	f.power()
-	f.shift52(f.r)
-	f.op64C(opAddInt64, f.r, f.r, 1) // the bits of 1
-	f.add64C(f.s, f.r, -1)
-	f.add64C(f.x, f.r, 1)
-}
-
-// expm1 takes y in p and leaves the difference in r and u in q; the others are
-// lost.
-func (f *fn) expm1() {
-	f.scale()
-	f.mul64(f.r, f.s, f.q)
-	f.mul64(f.s, f.x, f.p)
-	f.add64(f.r, f.r, f.s)
-	f.sub64(f.q, f.q, f.p)
-}
-
-// expm1Sum takes y in p and leaves the difference in r and the sum in s; the
-// others are lost.
-func (f *fn) expm1Sum() {
-	f.scale()
-	f.mul64(f.r, f.s, f.q)
-	f.mul64(f.s, f.s, f.p)
-	f.mul64(f.p, f.x, f.p)
-	f.add64(f.r, f.r, f.p)
-	f.mul64(f.x, f.x, f.q)
-	f.add64(f.s, f.x, f.s)
-}
-
 // ---- the functions
 
 // Clamps, as in ../vmath.go.
 const (
 	tailEnd     = 110
 	eluTail     = 200
-	tanhEnd     = 10
 	tanhTail    = 55
 	mishEnd     = 40
 	geluEnd     = 15
@@ -369,7 +361,9 @@ func hardSwishSlope(f *fn) {
 	f.op(opAnd, f.z, f.z, f.mask)
 }
 
-func sigmoid(f *fn) {
+// ---- far
+
+func sigmoidFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, tailEnd)
 	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
@@ -387,7 +381,7 @@ func bell(f *fn) {
 	f.mul64(f.q, f.s, f.s)
 }
 
-func sigmoidSlope(f *fn) {
+func sigmoidSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, tailEnd)
 	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
@@ -396,18 +390,7 @@ func sigmoidSlope(f *fn) {
 	f.result(f.p)
 }
 
-func tanh(f *fn) {
-	f.opC(opAnd, f.t, f.z, float32(math.Copysign(0, -1)))
-	f.clip(f.z, f.z, -tanhEnd, tanhEnd)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, coef.TwoLog2E)
-	f.expm1Sum()
-	f.div64(f.r, f.r, f.s)
-	f.result(f.r)
-	f.op(opOr, f.z, f.z, f.t)
-}
-
-func tanhSlope(f *fn) {
+func tanhSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tanhTail, tanhTail)
 	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.TwoLog2E)
@@ -417,7 +400,7 @@ func tanhSlope(f *fn) {
 	f.result(f.p)
 }
 
-func silu(f *fn) {
+func siluFar(f *fn) {
 	f.atLeast(f.z, f.z, -tailEnd)
 	f.atMost(f.t, f.z, tailEnd)
 	f.widen(f.x, f.z)
@@ -430,7 +413,7 @@ func silu(f *fn) {
 	f.result(f.p)
 }
 
-func siluSlope(f *fn) {
+func siluSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, tailEnd)
 	f.widen(f.x, f.z)
 	f.mul64C(f.p, f.x, coef.Log2E)
@@ -450,25 +433,7 @@ func gate(f *fn) {
 	f.result(f.x)
 }
 
-func elu(f *fn) {
-	f.move(f.t, f.z)
-	f.atLeast(f.z, f.z, -tailEnd)
-	f.negative(f.z)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, coef.Log2E)
-	f.expm1()
-	for h := range f.s {
-		f.wideParam(f.asm, f.s[h])
-	}
-	f.mul64(f.r, f.r, f.s)
-	f.div64(f.r, f.r, f.q)
-	f.result(f.r)
-	f.zero(f.s[0])
-	f.op(opLE, f.s[0], f.s[0], f.t)
-	f.blend(f.asm, f.z, f.s[0], f.t, f.z)
-}
-
-func eluSlope(f *fn) {
+func eluSlopeFar(f *fn) {
 	f.lowering.positive(f.asm, f.t, f.z)
 	f.atLeast(f.z, f.z, -eluTail)
 	f.negative(f.z)
@@ -484,7 +449,7 @@ func eluSlope(f *fn) {
 	f.blend(f.asm, f.z, f.t, f.constC(1), f.z)
 }
 
-func softplus(f *fn) {
+func softplusFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, tailEnd)
@@ -515,7 +480,7 @@ func mishParts(f *fn, argument pair) {
 	f.mul64(f.r, f.q, f.q)
 }
 
-func mish(f *fn) {
+func mishFar(f *fn) {
 	f.atLeast(f.z, f.z, -tailEnd)
 	f.atMost(f.t, f.z, mishEnd)
 	f.widen(f.x, f.z)
@@ -528,7 +493,7 @@ func mish(f *fn) {
 	f.result(f.s)
 }
 
-func mishSlope(f *fn) {
+func mishSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, mishEnd)
 	f.widen(f.x, f.z)
 	mishParts(f, f.x)
@@ -559,7 +524,7 @@ func tail(f *fn) {
 	f.horner(f.s, f.x, coef.TailQ3, coef.TailQ2, coef.TailQ1, coef.TailQ0)
 }
 
-func gelu(f *fn) {
+func geluFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
@@ -574,7 +539,7 @@ func gelu(f *fn) {
 	f.result(f.p)
 }
 
-func geluSlope(f *fn) {
+func geluSlopeFar(f *fn) {
 	f.lowering.positive(f.asm, f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
@@ -602,7 +567,7 @@ func tanhArgument(f *fn) {
 	f.mul64(f.p, f.p, f.x)
 }
 
-func geluTanh(f *fn) {
+func geluTanhFar(f *fn) {
 	f.atLeast(f.z, f.z, -geluTanhEnd)
 	f.atMost(f.t, f.z, geluTanhEnd)
 	f.widen(f.x, f.t)
@@ -615,7 +580,7 @@ func geluTanh(f *fn) {
 	f.result(f.p)
 }
 
-func geluTanhSlope(f *fn) {
+func geluTanhSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -geluTanhEnd, geluTanhEnd)
 	f.widen(f.x, f.z)
 	tanhArgument(f)

@@ -987,24 +987,32 @@ func indexed(m mem, by reg) mem {
 	return m
 }
 
-// pipe makes the two functions of a pipelined kernel: each does first what sum
-// does, for the next channel, then what apply does.
+// pipe makes the two functions of a pipelined kernel: each does what sum does, for
+// the next channel, and what apply does.
 func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int, sum, apply [2]func(at address, part bool)) {
 	ahead := func(at address) address {
 		return func(t reg, j int) mem { return indexed(at(t, j), next) }
 	}
 	both := func(i int) func(at address, part bool) {
 		return func(at address, part bool) {
-			o.record = coefLen
-			if !o.act.called {
-				o.load(a, sumFields...)
+			sums := func() {
+				o.record = coefLen
+				if !o.act.called {
+					o.load(a, sumFields...)
+				}
+				sum[i](ahead(at), part)
 			}
-			sum[i](ahead(at), part)
+			if !o.act.called {
+				sums()
+			}
 			o.record = 0
 			if !o.act.called {
 				o.load(a, applyFields...)
 			}
 			apply[i](at, part)
+			if o.act.called { // behind what takes longest
+				sums()
+			}
 		}
 	}
 	b.one, b.four, b.piped = both(0), both(1), true

@@ -2,11 +2,10 @@
 // kernels_arm64.s, with the Go declarations beside them.
 //
 // Each kernel is described once (kernels.go), over virtual vectors of 8 float32,
-// and lowered to AVX2 (amd64.go) and to NEON (arm64.go), the functions of the costly
-// activations also to AVX-512 (avx512.go). The order of every operation, and so
-// every bit of the result, is the same by construction. A new instruction set is a
-// new lowering; a new activation is a new entry in functions.go, which kernels
-// call, or, when it is part of them, in activations.go.
+// and lowered to AVX2 (amd64.go) and to NEON (arm64.go). The order of every
+// operation, and so every bit of the result, is the same by construction. A new
+// instruction set is a new lowering; a new activation is a new entry in functions.go,
+// which kernels call, or, when it is part of them, in activations.go.
 //
 // It is run by go generate in the root of the module.
 package main

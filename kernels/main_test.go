@@ -52,10 +52,6 @@ type kernel struct {
 	body  []instruction
 }
 
-// wide reports whether it is such a function for the further path with the same
-// kernels.
-func (k kernel) wide() bool { return strings.HasSuffix(k.name, "Wide<>") }
-
 // function reports whether it is the function of an activation.
 func (k kernel) function() bool { return strings.HasSuffix(k.name, "<>") }
 
@@ -97,6 +93,9 @@ func parse(t *testing.T, text []byte) []kernel {
 		k := &list[len(list)-1]
 		k.body = append(k.body, instruction{i + 1, mnemonic, operands})
 	}
+	if want := len(variants()) + len(channelKernels) + 2 + 2*len(called); len(list) != want { // two are plain
+		t.Fatalf("found %d functions, want %d", len(list), want)
+	}
 	return list
 }
 
@@ -117,29 +116,12 @@ type rules struct {
 	own, kept *regexp.Regexp
 	// area matches the operands by which a function finds the kernel's area, in a
 	// register that it has to keep.
-	area  *regexp.Regexp
-	frame int // of a kernel that calls
-
-	wide *rules // those of wide functions
-}
-
-// of returns those for a function.
-func (r rules) of(k kernel) rules {
-	if k.wide() {
-		return *r.wide
-	}
-	return r
-}
-
-// functions returns how many functions of activations there are.
-func (r rules) functions() int {
-	n := 2 * len(called)
-	for _, c := range called {
-		if r.wide != nil && !c.quick {
-			n += 2
-		}
-	}
-	return n
+	area *regexp.Regexp
+	// saved are registers of kept that a function may use between instructions that
+	// save and restore them.
+	saved         *regexp.Regexp
+	save, restore string
+	frame         int // of a kernel that calls
 }
 
 const base = "base" // part of every machine of the architecture
@@ -174,6 +156,12 @@ var architectures = map[string]rules{
 			"VMULPD":       "AVX",
 			"VORPS":        "AVX",
 			"VPADDQ":       "AVX2",
+			"VPCMPGTD":     "AVX2",
+			"VPERMPS":      "AVX2",
+			"VPMAXSD":      "AVX2",
+			"VPMINSD":      "AVX2",
+			"VPSRLD":       "AVX2",
+			"VTESTPS":      "AVX",
 			"VPSLLQ":       "AVX2",
 			"VSUBPD":       "AVX",
 			"VCMPPD":       "AVX",
@@ -208,58 +196,19 @@ var architectures = map[string]rules{
 			"VXORPS":       "AVX",
 			"VZEROUPPER":   "AVX",
 		},
-		guard:   "!cpu.X86.HasAVX2", // which implies AVX
+		guard:   "cpu.X86.HasAVX2", // which implies AVX
 		granted: []string{base, "AVX", "AVX2"},
 		end:     []string{"VZEROUPPER", "RET"},
-		wide: &rules{
-			forbidden: regexp.MustCompile(`\b(R14|R15|BP|SP)\b`),
-			own:       regexp.MustCompile(`\bBP\b`),
-			kept:      regexp.MustCompile(`\b([XYZ](0|1|15)|[A-D]X|SI|DI|R\d+|SP)\b`),
-			area:      regexp.MustCompile(`^$`),
-			features: map[string]string{
-				"CMPQ":          base,
-				"JGT":           base,
-				"JMP":           base,
-				"RET":           base,
-				"VADDPD":        "AVX512F",
-				"VADDPD.BCST":   "AVX512F",
-				"VADDPS":        "AVX512F",
-				"VANDNPS":       "AVX512DQ",
-				"VANDPS":        "AVX512DQ",
-				"VANDPS.BCST":   "AVX512DQ",
-				"VBROADCASTSD":  "AVX512F",
-				"VCMPPS":        "AVX512F",
-				"VCVTPD2PS":     "AVX512F",
-				"VCVTPS2PD":     "AVX512F",
-				"VDIVPD":        "AVX512F",
-				"VEXTRACTF64X4": "AVX512F",
-				"VINSERTF64X4":  "AVX512F",
-				"VMAXPS":        "AVX512F",
-				"VMINPS":        "AVX512F",
-				"VMOVAPS":       "AVX512F",
-				"VMULPD":        "AVX512F",
-				"VMULPD.BCST":   "AVX512F",
-				"VORPS":         "AVX512DQ",
-				"VPADDQ":        "AVX512F",
-				"VPADDQ.BCST":   "AVX512F",
-				"VPMOVM2D":      "AVX512DQ",
-				"VPSLLQ":        "AVX512F",
-				"VPTERNLOGD":    "AVX512F",
-				"VPXORD":        "AVX512F",
-				"VSUBPD":        "AVX512F",
-				"VSUBPD.BCST":   "AVX512F",
-				"VXORPS":        "AVX512DQ",
-			},
-			guard:   "cpu.X86.HasAVX512 && cpu.X86.HasAVX512F && cpu.X86.HasAVX512DQ && cpu.X86.HasAVX512VBMI2",
-			granted: []string{base, "AVX512F", "AVX512DQ"},
-		},
 	},
 	"arm64": {
 		// The linker's, the platform's, the closure's, the assembler's, the
 		// goroutine, the frame, the link and the stack.
-		own:       regexp.MustCompile(`^\$area-128\(SP\), R23$`),
+		own:       regexp.MustCompile(`^\$area-288\(SP\), R23$`),
 		kept:      regexp.MustCompile(`\b([VF]([0-3]|30|31)|R(\d|1[0-4]|23|25))\b`),
 		area:      regexp.MustCompile(`\(R23\)(, \(F\d+, F\d+\))?$|^R23, R20$`),
+		saved:     regexp.MustCompile(`\b[VF]3[01]\b`),
+		save:      "FSTPQ (F30, F31), 256(R23)",
+		restore:   "FLDPQ 256(R23), (F30, F31)",
 		frame:     arm64{}.frame(),
 		forbidden: regexp.MustCompile(`\b(R16|R17|R18|R18_PLATFORM|R26|R27|REGTMP|R28|g|R29|R30|LR|RSP|SP)\b`),
 		features: map[string]string{
@@ -270,6 +219,10 @@ var architectures = map[string]rules{
 			"BGE":     base,
 			"BLT":     base,
 			"BNE":     base,
+			"CBNZ":    base,
+			"CBZ":     base,
+			"VTBL":    "ASIMD",
+			"VUSHR":   "ASIMD",
 			"CALL":    base,
 			"CMP":     base,
 			"FLDPQ":   "ASIMD",
@@ -308,6 +261,12 @@ var architectures = map[string]rules{
 			"FMUL":   "ASIMD",
 			"FSUB":   "ASIMD",
 			"FADDP":  "ASIMD",
+			"SMAX":   "ASIMD",
+			"SMIN":   "ASIMD",
+			"VCMGT":  "ASIMD",
+			"VUMAXV": "ASIMD",
+			"MUL":    "ASIMD",
+			"VSSHR":  "ASIMD",
 			"FSQRT":  "ASIMD",
 			"VBIC":   "ASIMD",
 			"VFCMGE": "ASIMD",
@@ -335,9 +294,6 @@ func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels 
 
 func TestFrames(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
-		if want := len(variants()) + len(channelKernels) + 2 + r.functions(); len(kernels) != want { // two are plain
-			t.Errorf("found %d functions, want %d", len(kernels), want)
-		}
 		for _, k := range kernels {
 			want := "NOSPLIT, $0-8"
 			switch {
@@ -357,21 +313,12 @@ func TestFrames(t *testing.T) {
 	})
 }
 
-// halves matches the instructions of wide functions that may have a register of
-// AVX2: they convert, or move a half.
-var halves = regexp.MustCompile(`^(VCVTPS2PD|VCVTPD2PS|VEXTRACTF64X4|VINSERTF64X4)$`)
-
 func TestRegisters(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
 		for _, k := range kernels {
-			r := r.of(k)
 			for _, in := range k.body {
 				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
 					continue
-				}
-				// What is not overridden for wide functions has the registers of AVX2.
-				if k.wide() && !halves.MatchString(in.mnemonic) && regexp.MustCompile(`\bY\d`).MatchString(in.operands) {
-					t.Errorf("%s, line %d: %s %s handles half a register", k.name, in.line, in.mnemonic, in.operands)
 				}
 				if reg := r.forbidden.FindString(in.operands); reg != "" {
 					t.Errorf("%s, line %d: %s %s uses %s", k.name, in.line, in.mnemonic, in.operands, reg)
@@ -392,15 +339,27 @@ func TestFunctionsKeep(t *testing.T) {
 				continue
 			}
 			functions++
-			r := r.of(k)
-			for _, in := range k.body {
+			saved := false
+			for i, in := range k.body {
+				if text := in.mnemonic + " " + in.operands; r.saved != nil {
+					if text == r.save {
+						saved = true
+						continue
+					}
+					if in.mnemonic == "RET" && saved && k.body[i-1].mnemonic+" "+k.body[i-1].operands != r.restore {
+						t.Errorf("%s, line %d: returns without %s", k.name, in.line, r.restore)
+					}
+				}
 				operands := r.area.ReplaceAllString(in.operands, "$1")
+				if saved {
+					operands = r.saved.ReplaceAllString(operands, "")
+				}
 				if reg := r.kept.FindString(operands); reg != "" && reg != "SB" {
 					t.Errorf("%s, line %d: %s %s uses %s", k.name, in.line, in.mnemonic, in.operands, reg)
 				}
 			}
 		}
-		if want := r.functions(); functions != want {
+		if want := 2 * len(called); functions != want {
 			t.Errorf("%d functions were checked, want %d", functions, want)
 		}
 	})
@@ -441,32 +400,21 @@ var fused = regexp.MustCompile(`^V?FN?M(ADD|SUB|LA|LS)`)
 // at, and that a machine which passes the guard can execute them.
 func TestFeatures(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, stubs string) {
-		sets := []rules{r}
-		if r.wide != nil {
-			sets = append(sets, *r.wide)
+		if !strings.Contains(stubs, "if "+r.guard+" {") {
+			t.Errorf("detectSIMD does not ask for %s", r.guard)
 		}
-		for _, r := range sets {
-			if !strings.Contains(stubs, "if "+r.guard+" {") {
-				t.Errorf("detectSIMD does not ask for %s", r.guard)
-			}
-			for name := range r.features {
-				if fused.MatchString(name) {
-					t.Errorf("%s is allowed, but no path may fuse a product and a sum", name)
-				}
+		for name := range r.features {
+			if fused.MatchString(name) {
+				t.Errorf("%s is allowed, but no path may fuse a product and a sum", name)
 			}
 		}
-		type use struct {
-			name string
-			wide bool
-		}
-		seen := map[use]bool{}
+		seen := map[string]bool{}
 		for _, k := range kernels {
-			r := r.of(k)
 			for _, in := range k.body {
 				name := in.mnemonic
 				feature, ok := r.features[name]
 				switch {
-				case seen[use{name, k.wide()}]:
+				case seen[name]:
 				case fused.MatchString(name):
 					t.Errorf("%s, line %d: %s fuses a product and a sum, which pure Go can't repeat", k.name, in.line, name)
 				case !ok:
@@ -474,7 +422,7 @@ func TestFeatures(t *testing.T) {
 				case !slices.Contains(r.granted, feature):
 					t.Errorf("%s, line %d: %s needs %s, which %s does not grant", k.name, in.line, name, feature, r.guard)
 				}
-				seen[use{name, k.wide()}] = true
+				seen[name] = true
 			}
 		}
 	})
@@ -511,7 +459,6 @@ func TestConstants(t *testing.T) {
 	for name, want := range map[string]int{
 		"tailEnd":     tailEnd,
 		"eluTail":     eluTail,
-		"tanhEnd":     tanhEnd,
 		"tanhTail":    tanhTail,
 		"mishEnd":     mishEnd,
 		"geluEnd":     geluEnd,

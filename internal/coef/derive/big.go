@@ -2,13 +2,14 @@ package main
 
 import "math/big"
 
-// Arithmetic on 400 bits: enough for the series below to lose the 170 bits that
-// they lose at the largest argument and still be exact beside a float64.
-const precision = 400
+// precision is how many bits numbers have: enough for the series below to lose the
+// 170 bits that they lose at the largest argument and still be exact beside a
+// float64. Polynomials in pieces, which have small arguments, need less.
+var precision = 400
 
 type num = *big.Float
 
-func newNum() num              { return new(big.Float).SetPrec(precision) }
+func newNum() num              { return new(big.Float).SetPrec(uint(precision)) }
 func of(v float64) num         { return newNum().SetFloat64(v) }
 func ratio(a, b int64) num     { return div(newNum().SetInt64(a), newNum().SetInt64(b)) }
 func add(a, b num) num         { return newNum().Add(a, b) }

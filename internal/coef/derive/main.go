@@ -104,6 +104,12 @@ const (
 	constant("", "TanhY1", mul(slope, log2e))
 	constant("", "TanhY3", mul(cubic, log2e))
 	b.WriteString(")\n")
+	all := precision
+	precision = 192
+	for i := range tables {
+		tables[i].write(&b)
+	}
+	precision = all
 	text, ferr := format.Source(b.Bytes())
 	if ferr != nil {
 		panic(ferr)

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"math"
+
+	"github.com/fusedbn/batchnorm/internal/coef"
+)
+
+// near is how a function is computed by polynomials in pieces (package coef).
+type near struct {
+	pieces *coef.Pieces
+	// What |z-shift| is above is far, if there is something far.
+	shift, far float32
+	// argument makes t of what is in x, and piece sets u to the integers that tell the
+	// piece in their low bits.
+	argument func(f *fn, x []vec)
+	piece    func(f *fn, u, x []vec)
+	// edge is above 0 if the base of the first piece is t, which is below edge.
+	edge float32
+	// result computes dst from v, the polynomial's value, and z. It may change them.
+	result func(f *fn, dst, v, z vec)
+}
+
+// likeSigmoid, likeGELU and likeMish have the pieces of these tables.
+
+func likeSigmoid(p *coef.Pieces, result func(f *fn, dst, v, z vec)) *near {
+	return &near{pieces: p, far: coef.SigmoidEnd, argument: absolute, result: result,
+		piece: func(f *fn, u, x []vec) {
+			f.all(opMul, u, x, coef.SigmoidScale)
+			f.all(opAdd, u, u, coef.Nearest)
+		}}
+}
+
+func likeGELU(p *coef.Pieces, result func(f *fn, dst, v, z vec)) *near {
+	return &near{pieces: p, far: coef.GELUEnd, argument: absolute, result: result,
+		piece: func(f *fn, u, x []vec) {
+			f.all(opAdd, u, x, coef.GELUShift)
+			for j := range u {
+				f.mul(u[j], u[j], x[j])
+			}
+			f.all(opAdd, u, u, coef.NearestQuarter)
+		}}
+}
+
+func likeMish(p *coef.Pieces, result func(f *fn, dst, v, z vec)) *near {
+	return &near{pieces: p, shift: coef.MishShift, far: coef.MishEnd, result: result,
+		argument: func(*fn, []vec) {},
+		piece:    func(f *fn, u, x []vec) { f.all(opAdd, u, x, coef.Nearest) }}
+}
+
+// octaves has pieces that get wider, and nothing far.
+func octaves(p *coef.Pieces, scale, edge, end float32, result func(f *fn, dst, v, z vec)) *near {
+	return &near{pieces: p, edge: edge, result: result,
+		argument: func(f *fn, x []vec) {
+			absolute(f, x)
+			f.allAtMost(x, x, end)
+		},
+		piece: func(f *fn, u, x []vec) {
+			f.all(opMul, u, x, scale)
+			f.all(opAdd, u, u, 1)
+			for _, v := range u {
+				f.lowering.shiftRight(f.asm, v, 22)
+			}
+		}}
+}
+
+var (
+	signs      = math.Float32frombits(1 << 31)
+	magnitudes = math.Float32frombits(1<<31 - 1)
+)
+
+func absolute(f *fn, x []vec) { f.all(opAnd, x, x, magnitudes) }
+
+// all is op on several vectors with the same constant.
+func (f *fn) all(o op, dst, x []vec, c float32) {
+	v := f.constC(c)
+	for j := range dst {
+		f.op(o, dst[j], x[j], v)
+	}
+}
+
+func (f *fn) allAtMost(dst, x []vec, hi float32) {
+	v := f.constC(hi)
+	for j := range dst {
+		f.op(opMin, dst[j], v, x[j])
+	}
+}
+
+// tail returns what tells by its size whether z is far: in x, where arguments are,
+// or in u.
+func (n *near) tail(f *fn, x, u []vec) []vec {
+	if n.shift == 0 {
+		return x
+	}
+	f.all(opSub, u, x, n.shift)
+	absolute(f, u)
+	return u
+}
+
+// emit prints the function, with far for what is far: those vectors of a call that
+// have something far are computed that way first, and behind the polynomials it takes
+// the place of what they made of it.
+func (n *near) emit(f *fn, far func(f *fn)) {
+	l := f.lowering
+	var x, u, v [4]vec
+	for j := range x {
+		x[j] = firstArg + vec(j)
+		u[j], v[j] = x[j]+4, x[j]+8
+	}
+	close, some, both := f.newLabel("near"), f.newLabel("far"), f.newLabel("both")
+	l.saveArgs(f.asm)
+	n.argument(f, x[:])
+	if far != nil {
+		tail := n.tail(f, x[:], u[:])
+		f.op(opMaxInt, v[0], tail[0], tail[1])
+		f.op(opMaxInt, v[1], tail[2], tail[3])
+		f.op(opMaxInt, v[0], v[0], v[1])
+		f.all(opGTInt, v[:1], v[:1], n.far)
+		l.ifAny(f.asm, v[0], some)
+		l.nothingFar(f.asm)
+		f.label(close)
+	}
+	n.polynomials(f, x[:], u[:], v[:])
+	if far != nil {
+		l.ifFar(f.asm, both)
+	}
+	l.back(f.asm)
+
+	if far != nil {
+		f.label(some)
+		l.eachFar(f.asm, f.z, func(next string) {
+			x, u := []vec{f.t}, []vec{f.t}
+			f.move(f.t, f.z)
+			n.argument(f, x)
+			f.all(opGTInt, x, n.tail(f, x, u), n.far)
+			l.ifNone(f.asm, f.t, next)
+			far(f)
+		})
+		for j := range x {
+			l.argument(f.asm, x[j], j)
+		}
+		n.argument(f, x[:])
+		f.jump(close)
+
+		f.label(both)
+		for j := range x {
+			l.argument(f.asm, u[j], j)
+		}
+		n.argument(f, u[:])
+		f.all(opGTInt, v[:], n.tail(f, u[:], v[:]), n.far)
+		for j := range x {
+			l.farResult(f.asm, u[j], j)
+			l.blend(f.asm, x[j], v[j], u[j], x[j])
+		}
+		l.back(f.asm)
+	}
+	l.tableFirst(f.asm)
+}
+
+// polynomials has the result take the place of x: each instruction for one vector
+// after the other, so that none waits for another.
+func (n *near) polynomials(f *fn, x, u, v []vec) {
+	l := f.lowering
+	n.piece(f, u, x)
+	l.pieceIndex(f.asm, u)
+	// lookup takes of a row of 8 values those of the pieces, and has do use them.
+	lookup := func(list [8]float32, dst func(j int) vec, do func(j int)) {
+		off := f.entryOf(list)
+		l.openRow(f.asm, off)
+		for j := range u {
+			l.lookup(f.asm, dst(j), u[j], off)
+			do(j)
+		}
+	}
+	temporary := func(int) vec { return constVec }
+	nothing := func(int) {}
+	lookup(n.pieces.Centers(), temporary, func(j int) { f.sub(x[j], x[j], constVec) })
+	degree := n.pieces.Degree()
+	lookup(n.pieces.Coefficients(degree), func(j int) vec { return v[j] }, nothing)
+	for power := degree - 1; power > 0; power-- {
+		lookup(n.pieces.Coefficients(power), temporary, func(j int) {
+			f.mul(v[j], v[j], x[j])
+			f.add(v[j], v[j], constVec)
+		})
+	}
+	for j := range v {
+		f.mul(v[j], v[j], x[j])
+	}
+	lookup(n.pieces.Bases(), func(j int) vec { return u[j] }, nothing)
+	if n.edge > 0 { // d, which is t, where the base is 0
+		f.all(opMinInt, x, x, n.edge)
+		for j := range x {
+			f.op(opMaxInt, u[j], u[j], x[j])
+		}
+	}
+	for j := range x {
+		f.add(v[j], v[j], u[j])
+	}
+	for j := range x {
+		l.argument(f.asm, u[j], j)
+		n.result(f, x[j], v[j], u[j])
+	}
+}
+
+// What comes of the polynomials. There is a temporary besides the arguments, which
+// is also where constants are.
+
+func asItIs(f *fn, dst, v, z vec) { f.move(dst, v) }
+func timesZ(f *fn, dst, v, z vec) { f.mul(dst, v, z) }
+
+func mirrored(f *fn, dst, v, z vec) {
+	f.sub(dst, f.constC(1), v)
+	f.bySign(f.asm, dst, z, v, dst)
+}
+
+func product(f *fn, dst, v, z vec) {
+	f.mul(constVec, v, v)
+	f.sub(dst, v, constVec)
+}
+
+// positivePart sets dst to max(z, 0), but for NaN, which is far.
+func positivePart(f *fn, dst, z vec) {
+	f.zero(dst)
+	f.op(opMaxInt, dst, z, dst)
+}
+
+func gated(f *fn, dst, v, z vec) {
+	positivePart(f, dst, z)
+	f.sub(dst, dst, v)
+}
+
+func withSign(f *fn, dst, v, z vec) {
+	f.opC(opAnd, z, z, signs)
+	f.op(opOr, dst, v, z)
+}
+
+func elu(f *fn, dst, v, z vec) {
+	f.param(f.asm, constVec, "p")
+	f.mul(v, v, constVec)
+	f.opC(opXor, v, v, signs)
+	f.bySign(f.asm, dst, z, v, z)
+}
+
+func eluSlope(f *fn, dst, v, z vec) {
+	f.param(f.asm, constVec, "p")
+	f.mul(v, v, constVec)
+	f.greater(z, z, f.constC(0))
+	f.blend(f.asm, v, z, f.constC(1), v)
+	f.move(dst, v)
+}
+
+func softplus(f *fn, dst, v, z vec) {
+	positivePart(f, dst, z)
+	f.add(dst, dst, v)
+}
