@@ -107,7 +107,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		x[j] = firstArg + vec(j)
 		u[j], v[j] = x[j]+4, x[j]+8
 	}
-	close, some, both := f.newLabel("near"), f.newLabel("far"), f.newLabel("both")
+	inside, some, both := f.newLabel("near"), f.newLabel("far"), f.newLabel("both")
 	l.saveArgs(f.asm)
 	n.argument(f, x[:])
 	if far != nil {
@@ -118,7 +118,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		f.all(opGTInt, v[:1], v[:1], n.far)
 		l.ifAny(f.asm, v[0], some)
 		l.nothingFar(f.asm)
-		f.label(close)
+		f.label(inside)
 	}
 	n.polynomials(f, x[:], u[:], v[:])
 	if far != nil {
@@ -140,7 +140,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 			l.argument(f.asm, x[j], j)
 		}
 		n.argument(f, x[:])
-		f.jump(close)
+		f.jump(inside)
 
 		f.label(both)
 		for j := range x {
