@@ -108,8 +108,7 @@ func mirrored(z, v float32) float32 { return choose(negative(z), v, 1-v) }
 // negative looks at the sign only, as instructions that choose do.
 func negative(z float32) bool { return math.Float32bits(z)&signBit != 0 }
 
-// gated is z times a gate of which -v is the product at -|z|, and which is
-// 1 less what it is there at |z|.
+// gated is z times a gate that is g at -|z| and 1-g at |z|, for v = |z|*g.
 func gated(z, v float32) float32 { return positive(z) - v }
 
 func clip(z, lo, hi float32) float32 { return atMost(atLeast(z, lo), hi) }
