@@ -214,8 +214,11 @@ func siluSlopeFar(z float32) float32 {
 }
 
 func elu(z, alpha float32) float32 {
+	if !negative(z) {
+		return z
+	}
 	t := atMost(abs(z), coef.Expm1End)
-	return choose(negative(z), -float32(octaves(&coef.Expm1, coef.Expm1Scale, t)*alpha), z)
+	return -float32(octaves(&coef.Expm1, coef.Expm1Scale, t) * alpha)
 }
 
 func eluSlope(z, alpha float32) float32 {
