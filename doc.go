@@ -83,8 +83,9 @@
 // is from -4.36 to 4.36 at least for all but [Mish], for which it is from -4.48 to
 // 3.48, smooth activations are quicker than far from there.
 // Where the derivative is costly, the statistics phase of the backward pass
-// leaves dy*act'(z) in DResidual, or else in DX, for the apply phase to read; only
-// where that output is X too is it computed twice.
+// leaves dy*act'(z) in DResidual, or else in DX, for the apply phase to read; it is
+// computed twice where that output is X too, and for up to 512 columns that no
+// cache keeps.
 //
 // # Modes
 //

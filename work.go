@@ -245,6 +245,11 @@ func (w *work) run(do phases) {
 	}
 }
 
+// recomputeWidth is up to how many columns smooth activations take no longer to be
+// computed again than gradients that no cache keeps to be stored and read. Of more
+// columns the sums are in the way.
+const recomputeWidth = 512
+
 // storesGradients reports whether the statistics phase is to leave
 // g = dy*act'(z) in an output, so that the derivative, where it is costly, is
 // computed once and not in both phases.
@@ -255,6 +260,9 @@ func (w *work) storesGradients() bool {
 	out := w.dres
 	if out == nil {
 		out = w.y
+		if w.geo.layout == cols && w.geo.width <= recomputeWidth && w.wantStream() {
+			return false // it would have to come back from memory
+		}
 	}
 	if &out[0] == &w.x[0] { // which the apply phase needs
 		return false
