@@ -7,14 +7,15 @@ import (
 )
 
 // The functions of the activations, one value at a time. They are the
-// specification: kernels/functions.go has each of them once more, over vectors,
-// with the same operations in the same order.
+// specification: kernels/near.go and kernels/functions.go have each of them once
+// more, over vectors, with the same operations in the same order.
 //
 // Where normalized values usually are, they compute in float32, by polynomials in
 // pieces (package coef). Far from there (the functions with Far in their name), and
 // for NaN, they compute in float64 and round to float32 at the end. Of float64 they
 // use what every instruction set has: sums, products, quotients and the bits.
 // Products are converted before they are added, so that nothing is fused.
+// docs/activations.md has the worst input of each, and its error.
 
 // Clamps. Each lies where the function has reached its limit in float32. The
 // comparisons are false for NaN, which so passes.
@@ -78,22 +79,22 @@ func deviation(q *coef.Piece, d float32) float32 {
 }
 
 // likeSigmoid, likeGELU and likeMish evaluate tables that have the pieces of
-// coef.Sigmoid, coef.GELU and coef.Mish.
+// coef.Sigmoid, coef.GELU (at |z|) and coef.Mish, and report whether z is near, which
+// NaN is not. What they return for a z that is far means nothing.
 
-func likeSigmoid(p *coef.Pieces, t float32) float32 {
-	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t)
+func likeSigmoid(p *coef.Pieces, z float32) (v float32, near bool) {
+	t := abs(z)
+	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t), t <= coef.SigmoidEnd
 }
 
-func likeGELU(p *coef.Pieces, t float32) float32 {
-	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t)
+func likeGELU(p *coef.Pieces, z float32) (v float32, near bool) {
+	t := abs(z)
+	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t), t <= coef.GELUEnd
 }
 
-func likeMish(p *coef.Pieces, z float32) float32 {
-	return polynomial(p, math.Float32bits(z+coef.Nearest), z)
+func likeMish(p *coef.Pieces, z float32) (v float32, near bool) {
+	return polynomial(p, math.Float32bits(z+coef.Nearest), z), abs(z-coef.MishShift) <= coef.MishEnd
 }
-
-// far reports whether z is more than end away from shift, or NaN.
-func far(z, shift, end float32) bool { return !(abs(z-shift) <= end) }
 
 // octaves evaluates a table whose pieces get wider, as coef.Tanh.
 func octaves(p *coef.Pieces, scale, t float32) float32 {
@@ -133,11 +134,11 @@ func hardSwishSlope(z float32) float32 {
 
 // sigmoid is 1/(1+exp(-z)).
 func sigmoid(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.Sigmoid, z)
+	if !near {
 		return sigmoidFar(z)
 	}
-	return mirrored(z, likeSigmoid(&coef.Sigmoid, t))
+	return mirrored(z, v)
 }
 
 func sigmoidFar(z float32) float32 {
@@ -147,12 +148,11 @@ func sigmoidFar(z float32) float32 {
 
 // sigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
 func sigmoidSlope(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.Sigmoid, z)
+	if !near {
 		return sigmoidSlopeFar(z)
 	}
-	s := likeSigmoid(&coef.Sigmoid, t)
-	return s - float32(s*s)
+	return v - float32(v*v)
 }
 
 // sigmoidSlopeFar is exp(z)/(1+exp(z))^2.
@@ -169,11 +169,11 @@ func tanh(z float32) float32 {
 
 // tanhSlope is 1-tanh(z)^2.
 func tanhSlope(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.TanhSlope, z)
+	if !near {
 		return tanhSlopeFar(z)
 	}
-	return likeSigmoid(&coef.TanhSlope, t)
+	return v
 }
 
 // tanhSlopeFar is 4*exp(2z)/(1+exp(2z))^2.
@@ -184,11 +184,11 @@ func tanhSlopeFar(z float32) float32 {
 }
 
 func silu(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.SiLU, z)
+	if !near {
 		return siluFar(z)
 	}
-	return gated(z, likeSigmoid(&coef.SiLU, t))
+	return gated(z, v)
 }
 
 func siluFar(z float32) float32 {
@@ -198,11 +198,11 @@ func siluFar(z float32) float32 {
 }
 
 func siluSlope(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.SiLUSlope, z)
+	if !near {
 		return siluSlopeFar(z)
 	}
-	return mirrored(z, likeSigmoid(&coef.SiLUSlope, t))
+	return mirrored(z, v)
 }
 
 // siluSlopeFar is s*(1 + z*(1-s)) with s = sigmoid(z).
@@ -222,11 +222,11 @@ func elu(z, alpha float32) float32 {
 }
 
 func eluSlope(z, alpha float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.Exp, z)
+	if !near {
 		return eluSlopeFar(z, alpha)
 	}
-	return choose(z > 0, 1, likeSigmoid(&coef.Exp, t)*alpha)
+	return choose(z > 0, 1, v*alpha)
 }
 
 func eluSlopeFar(z, alpha float32) float32 {
@@ -245,11 +245,11 @@ func abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^
 
 // softplus is max(z, 0) + log(1+exp(-|z|)).
 func softplus(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.SigmoidEnd) {
+	v, near := likeSigmoid(&coef.Softplus, z)
+	if !near {
 		return softplusFar(z)
 	}
-	return positive(z) + likeSigmoid(&coef.Softplus, t)
+	return positive(z) + v
 }
 
 func softplusFar(z float32) float32 {
@@ -274,10 +274,11 @@ func mishParts(x float64) (n, n2, v, u, uu float64) {
 
 // mish is z*tanh(log(1+exp(z))).
 func mish(z float32) float32 {
-	if far(z, coef.MishShift, coef.MishEnd) {
+	v, near := likeMish(&coef.Mish, z)
+	if !near {
 		return mishFar(z)
 	}
-	return likeMish(&coef.Mish, z) * z
+	return v * z
 }
 
 func mishFar(z float32) float32 {
@@ -287,10 +288,11 @@ func mishFar(z float32) float32 {
 }
 
 func mishSlope(z float32) float32 {
-	if far(z, coef.MishShift, coef.MishEnd) {
+	v, near := likeMish(&coef.MishSlope, z)
+	if !near {
 		return mishSlopeFar(z)
 	}
-	return likeMish(&coef.MishSlope, z)
+	return v
 }
 
 // mishSlopeFar is (n*(n+2) + 4*z*e*(e+1)) / (n+2)^2.
@@ -319,11 +321,11 @@ func normalTail(x float64) (v, p, u, q float64) {
 
 // gelu is max(z, 0) - |z|*Phi(-|z|).
 func gelu(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.GELUEnd) {
+	v, near := likeGELU(&coef.GELU, z)
+	if !near {
 		return geluFar(z)
 	}
-	return gated(z, likeGELU(&coef.GELU, t))
+	return gated(z, v)
 }
 
 func geluFar(z float32) float32 {
@@ -335,11 +337,11 @@ func geluFar(z float32) float32 {
 // geluSlope is Phi(z) + z*phi(z), where phi is the density: t below 0 and 1-t
 // above, with t = Phi(-|z|) - |z|*phi(z).
 func geluSlope(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.GELUEnd) {
+	v, near := likeGELU(&coef.GELUSlope, z)
+	if !near {
 		return geluSlopeFar(z)
 	}
-	return mirrored(z, likeGELU(&coef.GELUSlope, t))
+	return mirrored(z, v)
 }
 
 func geluSlopeFar(z float32) float32 {
@@ -352,11 +354,11 @@ func geluSlopeFar(z float32) float32 {
 
 // geluTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).
 func geluTanh(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.GELUEnd) {
+	v, near := likeGELU(&coef.GELUTanh, z)
+	if !near {
 		return geluTanhFar(z)
 	}
-	return gated(z, likeGELU(&coef.GELUTanh, t))
+	return gated(z, v)
 }
 
 func geluTanhFar(z float32) float32 {
@@ -367,11 +369,11 @@ func geluTanhFar(z float32) float32 {
 }
 
 func geluTanhSlope(z float32) float32 {
-	t := abs(z)
-	if !(t <= coef.GELUEnd) {
+	v, near := likeGELU(&coef.GELUTanhSlope, z)
+	if !near {
 		return geluTanhSlopeFar(z)
 	}
-	return mirrored(z, likeGELU(&coef.GELUTanhSlope, t))
+	return mirrored(z, v)
 }
 
 // geluTanhSlopeFar is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
