@@ -168,13 +168,14 @@ func (amd64) end(a *asm) {
 // the first of them as a float64, how many bytes of the area the call is for, and
 // whether there is something far. The assembler saves BP, since there is a frame.
 const (
-	amd64FarResults = 4 * vecBytes
-	amd64Function   = 8*vecBytes + 8*(iota-1)
+	amd64Function = 8*vecBytes + 8*iota
 	amd64Params
 	amd64WideParam
 	amd64Count
 	amd64Far
 	amd64AreaLen
+
+	amd64FarResults = 4 * vecBytes
 )
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }

@@ -553,7 +553,7 @@ func geluSlopeFar(f *fn) {
 	f.div64(f.r, f.r, f.q)
 	f.result(f.r)
 	// 1-t where z is positive, 0+t elsewhere.
-	f.opC(opAnd, f.p[0], f.t, float32(math.Copysign(0, -1)))
+	f.opC(opAnd, f.p[0], f.t, signs)
 	f.op(opXor, f.z, f.z, f.p[0])
 	f.opC(opAnd, f.t, f.t, 1)
 	f.add(f.z, f.t, f.z)

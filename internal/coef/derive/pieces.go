@@ -269,11 +269,6 @@ func tanhArgument(t num) (w, slope num) {
 	return mul(t, add(a, mul(c, t2))), add(a, mul(of(3), mul(c, t2)))
 }
 
-func tanhTail(t num) num {
-	w, _ := tanhArgument(t)
-	return sigmoid(neg(w))
-}
-
 // mishGate is tanh(log(1+exp(z))) = n/(n+2) with n = e*(e+2), and its derivative.
 func mishGate(z num) (g, slope num) {
 	e := exp(z)
@@ -282,14 +277,37 @@ func mishGate(z num) (g, slope num) {
 	return div(n, n2), div(scale(mul(e, add(e, of(1))), 2), mul(n2, n2))
 }
 
+// below is 1/(1+exp(t)).
 func below(t num) num { return sigmoid(neg(t)) }
 
-// steep is t times the derivative of the gate that is s at -t, over s.
-func steep(t, slope, s num) num { return mul(mul(t, slope), sub(of(1), s)) }
+// gateSlope returns the derivative of z/(1+exp(-w(z))) at z = -t, which is
+// s*(1 - t*w'(t)*(1-s)) with s = 1/(1+exp(w(t))), for an odd w, and the larger of its
+// two terms.
+func gateSlope(argument func(t num) (w, slope num)) (f, weight func(t num) num) {
+	terms := func(t num) (s, steep num) {
+		w, slope := argument(t)
+		s = below(w)
+		return s, mul(mul(t, slope), sub(of(1), s))
+	}
+	f = func(t num) num {
+		s, steep := terms(t)
+		return mul(s, sub(of(1), steep))
+	}
+	weight = func(t num) num {
+		s, steep := terms(t)
+		return mul(s, larger(of(1), steep))
+	}
+	return f, weight
+}
+
+var (
+	siluSlope, siluTerm         = gateSlope(func(t num) (w, slope num) { return t, of(1) })
+	geluTanhSlope, geluTanhTerm = gateSlope(tanhArgument)
+)
 
 var (
 	likeSigmoid = fromZero(uniform(coef.SigmoidScale, 0))
-	likeNormal  = quadratic()
+	likeGELU    = quadratic()
 	likeMish    = uniform(1, -4)
 )
 
@@ -303,14 +321,7 @@ var tables = []piecewise{
 	{name: "SiLU", comment: "t/(1+exp(t)), with the pieces of Sigmoid",
 		f: func(t num) num { return mul(t, below(t)) }, zero: true, degree: 6, edges: likeSigmoid},
 	{name: "SiLUSlope", comment: "the derivative of z/(1+exp(-z)) at z = -t, with the pieces of Sigmoid",
-		f: func(t num) num {
-			s := below(t)
-			return mul(s, sub(of(1), steep(t, of(1), s)))
-		},
-		weight: func(t num) num {
-			s := below(t)
-			return mul(s, larger(of(1), steep(t, of(1), s)))
-		}, degree: 6, edges: likeSigmoid},
+		f: siluSlope, weight: siluTerm, degree: 6, edges: likeSigmoid},
 	{name: "Tanh", comment: "tanh(t), where the piece is told by the exponent and the first digit of\n// TanhScale*t+1; the base of the first is t",
 		f: tanh, degree: 7, edges: octaves(coef.TanhScale), first: 6, edge: coef.TanhEdge},
 	{name: "TanhSlope", comment: "1-tanh(t)^2, with the pieces of Sigmoid",
@@ -321,23 +332,14 @@ var tables = []piecewise{
 	{name: "Expm1", comment: "1-exp(-t), where the piece is told by the exponent and the first digit of\n// Expm1Scale*t+1; the base of the first is t",
 		f: func(t num) num { return sub(of(1), exp(neg(t))) }, degree: 7, edges: octaves(coef.Expm1Scale), first: 6, edge: coef.Expm1Edge},
 	{name: "GELU", comment: "t times the probability that a standard normal variable is above t, where the\n// piece is t*(t+GELUShift)/4 rounded to an integer",
-		f: func(t num) num { return mul(t, normalTail(t)) }, zero: true, degree: 7, edges: likeNormal},
+		f: func(t num) num { return mul(t, normalTail(t)) }, zero: true, degree: 7, edges: likeGELU},
 	{name: "GELUSlope", comment: "the derivative of GELU(z) at z = -t, with the pieces of GELU",
 		f:      func(t num) num { return sub(normalTail(t), mul(t, density(t))) },
-		weight: func(t num) num { return larger(normalTail(t), mul(t, density(t))) }, degree: 7, edges: likeNormal},
+		weight: func(t num) num { return larger(normalTail(t), mul(t, density(t))) }, degree: 7, edges: likeGELU},
 	{name: "GELUTanh", comment: "t/(1+exp(w)) for w = 2*sqrt(2/pi)*(t + 0.044715*t^3), with the pieces of GELU",
-		f: func(t num) num { return mul(t, tanhTail(t)) }, zero: true, degree: 7, edges: likeNormal},
+		f: func(t num) num { w, _ := tanhArgument(t); return mul(t, below(w)) }, zero: true, degree: 7, edges: likeGELU},
 	{name: "GELUTanhSlope", comment: "the derivative of GELUTanh(z) at z = -t, with the pieces of GELU",
-		f: func(t num) num {
-			_, slope := tanhArgument(t)
-			s := tanhTail(t)
-			return mul(s, sub(of(1), steep(t, slope, s)))
-		},
-		weight: func(t num) num {
-			_, slope := tanhArgument(t)
-			s := tanhTail(t)
-			return mul(s, larger(of(1), steep(t, slope, s)))
-		}, degree: 7, edges: likeNormal},
+		f: geluTanhSlope, weight: geluTanhTerm, degree: 7, edges: likeGELU},
 	{name: "Mish", comment: "tanh(log(1+exp(z))), where the piece is z rounded to an integer, from -4 on",
 		f: func(z num) num { g, _ := mishGate(z); return g }, relative: true, degree: 7, edges: likeMish, first: 4},
 	{name: "MishSlope", comment: "the derivative of z times Mish, with the pieces of Mish",
