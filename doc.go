@@ -84,8 +84,8 @@
 // 3.48, smooth activations are quicker than far from there.
 // Where the derivative is costly, the statistics phase of the backward pass
 // leaves dy*act'(z) in DResidual, or else in DX, for the apply phase to read; it is
-// computed twice where that output is X too, and for up to 512 columns that no
-// cache keeps.
+// computed twice where that output is X too, and for up to 512 columns of 6 MB and
+// more.
 //
 // # Modes
 //
