@@ -31,6 +31,7 @@ func TestNoAllocations(t *testing.T) {
 	ways := map[string][]batchnorm.Option{
 		"1 worker":  {batchnorm.WithWorkers(1)},
 		"3 workers": {batchnorm.WithWorkers(3)},
+		"smooth":    {batchnorm.WithActivation(batchnorm.SiLU), batchnorm.WithWorkers(3)},
 		"executor":  {batchnorm.WithExecutor(inOrder), batchnorm.WithWorkers(3)},
 		"pipelined": {batchnorm.WithExtremeSchedule(false)},
 		"flat":      {batchnorm.WithExtremeSchedule(true)},

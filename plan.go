@@ -106,6 +106,9 @@ func (p *Plan) release(w *work) {
 	coef, acc, act := w.coef, w.acc, w.act
 	w.kernelArgs = kernelArgs{coef: coef, acc: acc, act: act}
 	w.call = call{}
+	if w.behind != nil {
+		*w.behind = work{}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w.gather != nil {

@@ -42,6 +42,10 @@ type work struct {
 	flatScratch chan *flatScratch // for as many tasks as run at a time
 
 	stream bool // store past the caches
+
+	// behind applies a channel right behind its sums where these store its gradients:
+	// it is a copy of the work that goes on with them.
+	behind *work
 }
 
 // call is what an operation asks for beside its tensors.
@@ -100,6 +104,9 @@ func (w *work) init(segments, width int) {
 		w.coef = make([]float32, wide*coefLen)
 		w.shift = make([]float32, segments*wide)
 		w.acc = make([]float32, segments*wide*2)
+	}
+	if g.layout == rows && w.p.act.costly() {
+		w.behind = new(work)
 	}
 	w.groupTask = w.group
 	w.flatTask, w.flatSumsTask, w.flatApplyTask = w.flatBoth, w.flatSums, w.flatApply
@@ -208,8 +215,23 @@ func (w *work) cut() {
 // run does the phases asked for.
 func (w *work) run(do phases) {
 	g := w.geo
-	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && w.channelFits() && !w.storesGradients() {
-		w.stream = w.wantStream()
+	store := do&takeSums != 0 && w.storesGradients()
+	// Gradients that lie where dx will be are taken while they are still in a cache.
+	// Where they are an output of their own that takes longer, measured on Zen 4, and
+	// so it does where rows are short.
+	behind := store && w.dres == nil && w.pipelined
+	if store {
+		w.store = true
+		if w.dres == nil {
+			w.dres = w.y
+		}
+	}
+	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && w.channelFits() && (!store || behind) {
+		w.stream = !store && w.wantStream()
+		if store {
+			*w.behind = *w
+			w.behind.useStored()
+		}
 		task := w.groupTask
 		w.taskLen = w.groupTaskLen
 		if w.flat && (!w.pipelined || w.stream) {
@@ -218,13 +240,6 @@ func (w *work) run(do phases) {
 		}
 		w.parallel(ceilDiv(g.channels, w.taskLen), task)
 		return
-	}
-	store := do&takeSums != 0 && w.storesGradients()
-	if store {
-		w.store = true
-		if w.dres == nil {
-			w.dres = w.y
-		}
 	}
 	if do&takeSums != 0 {
 		if g.layout == rows && w.flat && !w.pipelined && w.channelsSuffice() {
@@ -390,6 +405,10 @@ func (w *work) group(t int) {
 	defer w.fence()
 	c0 := t * w.taskLen
 	c1 := min(c0+w.taskLen, g.channels)
+	if w.pipelined && w.store {
+		w.oneByOne(c0, c1)
+		return
+	}
 	if w.pipelined {
 		w.pipe(c0, c1)
 		return
@@ -436,6 +455,18 @@ func (w *work) pipe(c0, c1 int) {
 		w.finish(c, c+1)
 	}
 	w.transformChannel(c1 - 1)
+}
+
+// oneByOne does both phases for one channel after the other. What the first phase
+// stores of a channel is still in a cache for the second.
+func (w *work) oneByOne(c0, c1 int) {
+	for c := c0; c < c1; c++ {
+		for seg := range w.geo.segments {
+			w.rowStats(c, seg, false)
+		}
+		w.finish(c, c+1)
+		w.behind.transformChannel(c)
+	}
 }
 
 func (w *work) transformChannel(c int) {
