@@ -15,7 +15,9 @@ import (
 // for NaN, they compute in float64 and round to float32 at the end. Of float64 they
 // use what every instruction set has: sums, products, quotients and the bits.
 // Products are converted before they are added, so that nothing is fused.
-// docs/activations.md has the worst input of each, and its error.
+// Beside each stands its largest error over all float32, in units in the last place
+// (ULP) of the value, for a derivative of its largest term, and the input; ELU's are for
+// an alpha of 1. docs/activations.md tells how they were found.
 
 // Clamps. Each lies where the function has reached its limit in float32. The
 // comparisons are false for NaN, which so passes.
@@ -119,20 +121,29 @@ const (
 	third float32 = 1.0 / 3
 )
 
+// hardSigmoid is clip(z+3, 0, 6)/6.
+// Worst: 1.3333 ULP at 1.0000007.
 func hardSigmoid(z float32) float32 { return clip(z+3, 0, 6) * sixth }
 
+// hardSigmoidSlope is 1/6 between the kinks.
+// Worst: 0.3333 ULP at 0.
 func hardSigmoidSlope(z float32) float32 {
 	return choose(z > -3, choose(3 > z, sixth, 0), 0)
 }
 
+// hardSwish is z*hardSigmoid(z).
+// Worst: 2.4827 ULP at 0.0019451381.
 func hardSwish(z float32) float32 { return hardSigmoid(z) * atLeast(z, -3) }
 
+// hardSwishSlope is z/3 + 1/2 between the kinks.
+// Worst: 0.6667 ULP at 0.75000024.
 func hardSwishSlope(z float32) float32 {
 	within := choose(z <= 3, float32(z*third)+0.5, 1)
 	return choose(-3 <= z, within, 0) // and for NaN
 }
 
 // sigmoid is 1/(1+exp(-z)).
+// Worst: 0.8787 ULP at -1.7585514.
 func sigmoid(z float32) float32 {
 	v, near := likeSigmoid(&coef.Sigmoid, z)
 	if !near {
@@ -147,6 +158,7 @@ func sigmoidFar(z float32) float32 {
 }
 
 // sigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
+// Worst: 1.7700 ULP at 1.7666515.
 func sigmoidSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.Sigmoid, z)
 	if !near {
@@ -162,12 +174,15 @@ func sigmoidSlopeFar(z float32) float32 {
 	return float32((v * u) / (s * s))
 }
 
+// tanh is odd: the table is for |z|.
+// Worst: 0.9371 ULP at 0.6905303.
 func tanh(z float32) float32 {
 	t := atMost(abs(z), coef.TanhEnd)
 	return withSign(octaves(&coef.Tanh, coef.TanhScale, t), z)
 }
 
 // tanhSlope is 1-tanh(z)^2.
+// Worst: 2.7827 ULP at 0.35714915.
 func tanhSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.TanhSlope, z)
 	if !near {
@@ -183,6 +198,8 @@ func tanhSlopeFar(z float32) float32 {
 	return float32((v * u) * 4 / (s * s))
 }
 
+// silu is z/(1+exp(-z)).
+// Worst: 1.2957 ULP at -0.2907611.
 func silu(z float32) float32 {
 	v, near := likeSigmoid(&coef.SiLU, z)
 	if !near {
@@ -197,6 +214,8 @@ func siluFar(z float32) float32 {
 	return float32((v * float64(z)) / (v + u))
 }
 
+// siluSlope is s*(1 + z*(1-s)) with s = sigmoid(z).
+// Worst: 1.2218 ULP at 1.7854574.
 func siluSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.SiLUSlope, z)
 	if !near {
@@ -205,7 +224,6 @@ func siluSlope(z float32) float32 {
 	return mirrored(z, v)
 }
 
-// siluSlopeFar is s*(1 + z*(1-s)) with s = sigmoid(z).
 func siluSlopeFar(z float32) float32 {
 	x := float64(clip(z, -tailEnd, tailEnd))
 	v, u := exp2(x * coef.Log2E)
@@ -213,6 +231,8 @@ func siluSlopeFar(z float32) float32 {
 	return float32(((float64(x*u) + s) * v) / (s * s))
 }
 
+// elu is alpha*(exp(z)-1) below 0.
+// Worst: 1.1323 ULP at -0.5852984.
 func elu(z, alpha float32) float32 {
 	if !negative(z) {
 		return z
@@ -221,6 +241,8 @@ func elu(z, alpha float32) float32 {
 	return -float32(octaves(&coef.Expm1, coef.Expm1Scale, t) * alpha)
 }
 
+// eluSlope is alpha*exp(z) below 0.
+// Worst: 0.9175 ULP at -0.35793802.
 func eluSlope(z, alpha float32) float32 {
 	v, near := likeSigmoid(&coef.Exp, z)
 	if !near {
@@ -244,6 +266,7 @@ func positive(z float32) float32 { return choose(z > 0, z, 0) }
 func abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^ signBit) }
 
 // softplus is max(z, 0) + log(1+exp(-|z|)).
+// Worst: 1.2301 ULP at 0.3572277.
 func softplus(z float32) float32 {
 	v, near := likeSigmoid(&coef.Softplus, z)
 	if !near {
@@ -273,6 +296,7 @@ func mishParts(x float64) (n, n2, v, u, uu float64) {
 }
 
 // mish is z*tanh(log(1+exp(z))).
+// Worst: 1.8918 ULP at -3.4436681.
 func mish(z float32) float32 {
 	v, near := likeMish(&coef.Mish, z)
 	if !near {
@@ -287,6 +311,8 @@ func mishFar(z float32) float32 {
 	return float32((n * float64(z)) / n2)
 }
 
+// mishSlope is mish'(z).
+// Worst: 2.8566 ULP at -0.4655378.
 func mishSlope(z float32) float32 {
 	v, near := likeMish(&coef.MishSlope, z)
 	if !near {
@@ -320,6 +346,7 @@ func normalTail(x float64) (v, p, u, q float64) {
 }
 
 // gelu is max(z, 0) - |z|*Phi(-|z|).
+// Worst: 1.9263 ULP at -0.611016.
 func gelu(z float32) float32 {
 	v, near := likeGELU(&coef.GELU, z)
 	if !near {
@@ -336,6 +363,7 @@ func geluFar(z float32) float32 {
 
 // geluSlope is Phi(z) + z*phi(z), where phi is the density: t below 0 and 1-t
 // above, with t = Phi(-|z|) - |z|*phi(z).
+// Worst: 1.3416 ULP at -0.69581604.
 func geluSlope(z float32) float32 {
 	v, near := likeGELU(&coef.GELUSlope, z)
 	if !near {
@@ -353,6 +381,7 @@ func geluSlopeFar(z float32) float32 {
 }
 
 // geluTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).
+// Worst: 1.9473 ULP at -0.6369249.
 func geluTanh(z float32) float32 {
 	v, near := likeGELU(&coef.GELUTanh, z)
 	if !near {
@@ -368,6 +397,8 @@ func geluTanhFar(z float32) float32 {
 	return float32((v * float64(z)) / (v + u))
 }
 
+// geluTanhSlope is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
+// Worst: 1.5945 ULP at -0.67539704.
 func geluTanhSlope(z float32) float32 {
 	v, near := likeGELU(&coef.GELUTanhSlope, z)
 	if !near {
@@ -376,7 +407,6 @@ func geluTanhSlope(z float32) float32 {
 	return mirrored(z, v)
 }
 
-// geluTanhSlopeFar is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
 func geluTanhSlopeFar(z float32) float32 {
 	x := float64(clip(z, -geluTanhEnd, geluTanhEnd))
 	xx := float64(x * x)

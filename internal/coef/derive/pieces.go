@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -35,6 +36,8 @@ type piecewise struct {
 	// edge, if not 0, has the base of the first piece be t, which is below it, and its
 	// center 0. The other bases are above it.
 	edge float64
+	// sample, if not 0, takes the place of the constant.
+	sample int
 }
 
 // uniform are the edges where the piece is a*t rounded to an integer, of which the
@@ -155,8 +158,10 @@ func (w *piecewise) fit(p *one, t, y, scale []num) {
 	}
 }
 
-// sample is how many arguments of a piece centers are compared at.
-const sample = 2000
+// sample is how many arguments of a piece centers are compared at, unless a function
+// has more. With 2000 the worst ones of a center are missed: sigmoid came out at 0.99 ULP
+// over all arguments, with these at 0.88.
+const sample = 10000
 
 // piece returns the approximation in piece i, and its largest error in the sample, in
 // ULP.
@@ -171,7 +176,8 @@ func (w *piecewise) piece(i int) (best one, least float64) {
 		x := of(lo + (hi-lo)*(1-math.Cos(math.Pi*(float64(k)+0.5)/float64(4*(w.degree+2))))/2)
 		t, y, scale = append(t, x), append(y, w.f(x)), append(scale, abs(weight(x)))
 	}
-	at, want, unit := make([]float32, sample), make([]float64, sample), make([]float64, sample)
+	n := cmp.Or(w.sample, sample)
+	at, want, unit := make([]float32, n), make([]float64, n), make([]float64, n)
 	for k := range at {
 		at[k] = float32(lo + (hi-lo)*math.Mod((float64(k)+0.5)*math.Phi, 1))
 		x := of(float64(at[k]))
@@ -315,7 +321,7 @@ var tables = []piecewise{
 	{name: "Sigmoid", comment: "1/(1+exp(t)), where the piece is SigmoidScale*t rounded to an integer",
 		f: below, degree: 6, edges: likeSigmoid},
 	{name: "Exp", comment: "exp(-t), with the pieces of Sigmoid",
-		f: func(t num) num { return exp(neg(t)) }, degree: 6, edges: likeSigmoid},
+		f: func(t num) num { return exp(neg(t)) }, degree: 6, edges: likeSigmoid, sample: 2 * sample}, // within 1 ULP
 	{name: "Softplus", comment: "log(1+exp(-t)), with the pieces of Sigmoid",
 		f: func(t num) num { return log1p(exp(neg(t))) }, degree: 6, edges: likeSigmoid},
 	{name: "SiLU", comment: "t/(1+exp(t)), with the pieces of Sigmoid",
