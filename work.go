@@ -228,12 +228,13 @@ func (w *work) run(do phases) {
 	}
 	if do == bothPhases && g.layout == rows && w.gather == nil && w.channelsSuffice() && w.channelFits() && (!store || behind) {
 		w.stream = !store && w.wantStream()
+		task := w.groupTask
+		w.taskLen = w.groupTaskLen
 		if store {
+			w.taskLen = 1
 			*w.behind = *w
 			w.behind.useStored()
 		}
-		task := w.groupTask
-		w.taskLen = w.groupTaskLen
 		if w.flat && (!w.pipelined || w.stream) {
 			w.groupFlat()
 			task = w.flatTask
@@ -405,11 +406,7 @@ func (w *work) group(t int) {
 	defer w.fence()
 	c0 := t * w.taskLen
 	c1 := min(c0+w.taskLen, g.channels)
-	if w.pipelined && w.store {
-		w.oneByOne(c0, c1)
-		return
-	}
-	if w.pipelined {
+	if w.pipelined && !w.store {
 		w.pipe(c0, c1)
 		return
 	}
@@ -419,7 +416,11 @@ func (w *work) group(t int) {
 		}
 	}
 	w.finish(c0, c1)
-	w.transformGroup(c0, c1)
+	apply := w
+	if w.store {
+		apply = w.behind
+	}
+	apply.transformGroup(c0, c1)
 }
 
 // transformGroup applies the constants of the channels c0 to c1-1.
@@ -455,18 +456,6 @@ func (w *work) pipe(c0, c1 int) {
 		w.finish(c, c+1)
 	}
 	w.transformChannel(c1 - 1)
-}
-
-// oneByOne does both phases for one channel after the other. What the first phase
-// stores of a channel is still in a cache for the second.
-func (w *work) oneByOne(c0, c1 int) {
-	for c := c0; c < c1; c++ {
-		for seg := range w.geo.segments {
-			w.rowStats(c, seg, false)
-		}
-		w.finish(c, c+1)
-		w.behind.transformChannel(c)
-	}
 }
 
 func (w *work) transformChannel(c int) {
