@@ -205,7 +205,7 @@ func TestWorstInputs(t *testing.T) {
 			names = [2]string{functionName(f.value), functionName(f.derivative)}
 		}
 		for j, name := range names {
-			if row[2*j+1] == "" { // no error
+			if row[2*j] == "0.0000" {
 				continue
 			}
 			at, err := strconv.ParseFloat(row[2*j+1], 32)
