@@ -161,7 +161,7 @@ func (a Activation) forward(z []float32) {
 		}
 	case actLeakyReLU:
 		for i, v := range z {
-			z[i] = choose(v > 0, v, v*a.p)
+			z[i] = either(v > 0, v, v*a.p)
 		}
 	case actClip:
 		for i, v := range z {
@@ -188,15 +188,15 @@ func (a Activation) derivative(z []float32) {
 		}
 	case actReLU:
 		for i, v := range z {
-			z[i] = choose(v > 0, 1, 0)
+			z[i] = either(v > 0, 1, 0)
 		}
 	case actLeakyReLU:
 		for i, v := range z {
-			z[i] = choose(v > 0, 1, a.p)
+			z[i] = either(v > 0, 1, a.p)
 		}
 	case actClip:
 		for i, v := range z {
-			z[i] = choose(v > a.p, choose(a.q > v, 1, 0), 0)
+			z[i] = either(v > a.p, either(a.q > v, 1, 0), 0)
 		}
 	case actELU:
 		for i, v := range z {
@@ -218,7 +218,7 @@ func (a Activation) backward(z, dy []float32) {
 		copy(z, dy)
 	case actReLU:
 		for i, v := range z {
-			z[i] = choose(v > 0, dy[i], 0)
+			z[i] = either(v > 0, dy[i], 0)
 		}
 	default:
 		a.derivative(z)

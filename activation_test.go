@@ -41,9 +41,11 @@ func evaluate(p Path, act Activation, z, slope []float32) {
 	if p != PathGeneric {
 		a.act = newActCode(act)
 	}
-	p.run(kernelInputGrad, rows, act, &a)
+	a.begin(0, 1)
+	p.runAll(kernelInputGrad, act, &a)
 	a = kernelArgs{x: z, y: z, coef: coef, rows: 1, n: len(z), act: a.act}
-	p.run(kernelNormalize, rows, act, &a)
+	a.begin(0, 1)
+	p.runAll(kernelNormalize, act, &a)
 }
 
 // sweptHashes is the file with the hashes of the sweeps' results, by stride and

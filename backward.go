@@ -24,84 +24,75 @@ func (p *Plan) Backward(a BackwardArgs) error {
 	if err != nil {
 		return err
 	}
-	p.backward(&a, n, renormalization{}, nil)
+	o := a.operands()
+	p.backward(&o, &a.Mask, n, renormalization{}, nil)
 	return nil
+}
+
+func (a *BackwardArgs) operands() operands {
+	return operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
+		mean: a.Mean, invstd: a.InvStd, dgamma: a.DGamma, dbeta: a.DBeta}
+}
+
+// check adds the arguments of a backward pass over a batch of so many parts with
+// statistics of their own.
+func (a *BackwardArgs) check(k *checker, parts int) {
+	dy, x, residual := k.tensor("dy", a.DY).must(), k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("dx", a.DX).written(dy, x, residual)
+	k.tensor("dresidual", a.DResidual).written(dy, x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("mean", a.Mean).must().of(parts)
+	k.channels64("invstd", a.InvStd).must().of(parts)
+	k.channels("dgamma", a.DGamma).written()
+	k.channels("dbeta", a.DBeta).written()
 }
 
 // checkBackward validates the arguments of a backward pass, and of its
 // renormalization if there is one. It returns the number of values per channel.
 func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int, err error) {
-	const dy, x, residual, dx, dresidual, mean, invstd, r, d = 0, 1, 2, 3, 4, 7, 8, 11, 12
-	const inputs = 1<<dy | 1<<x | 1<<residual
-	ops := [...]operand{
-		dy:        float32s("dy", a.DY),
-		x:         float32s("x", a.X),
-		residual:  float32s("residual", a.Residual),
-		dx:        float32s("dx", a.DX).out(inputs),
-		dresidual: float32s("dresidual", a.DResidual).out(inputs),
-		5:         float32s("gamma", a.Gamma),
-		6:         float32s("beta", a.Beta),
-		mean:      float64s("mean", a.Mean),
-		invstd:    float64s("invstd", a.InvStd),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
-		r:         {},
-		d:         {},
-	}
-	required := aliases(1<<dy | 1<<x | 1<<mean | 1<<invstd)
+	k := p.shape.checker()
+	a.check(&k, 1)
 	if renorm != nil {
-		ops[r], ops[d] = float64s("r", renorm.R), float64s("d", renorm.D)
-		required |= 1<<r | 1<<d
+		k.channels64("r", renorm.R).must()
+		k.channels64("d", renorm.D).must()
 	}
-	if err := p.check(ops[:], 5, required); err != nil {
+	if err := k.check(); err != nil {
 		return 0, err
 	}
 	return p.trainingCount(&a.Mask)
 }
 
-// backward is a backward pass with arguments that are valid. With totals it adds
+// backward is a backward pass with arguments that are valid. With totals it leaves
 // the gradients by gamma and beta there, instead of writing them.
-func (p *Plan) backward(a *BackwardArgs, n int, renorm renormalization, totals []gradTotal) {
+func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, totals []gradTotal) {
 	if n == 0 {
-		clear(a.DGamma)
-		clear(a.DBeta)
+		clear(o.dgamma)
+		clear(o.dbeta)
 		return
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
+	w := p.acquire(m, n, false)
 	w.renorm = renorm
-	w.setBackward(a)
-	w.setSaved(a.Mean, a.InvStd)
-	w.runBackward(a)
+	w.backwardCall(p.act, o)
+	w.setSaved(o.mean, o.invstd)
+	w.runBackward(o)
 	if totals == nil {
-		w.saveGrads(a.DGamma, a.DBeta)
-		return
+		w.saveGrads(o)
 	}
 	for c := range totals {
-		totals[c].dgamma += w.channels.dgamma[c]
-		totals[c].dbeta += w.channels.dbeta[c]
+		totals[c] = gradTotal{w.channels.dgamma[c], w.channels.dbeta[c]}
 	}
-}
-
-// setBackward sets the operands of a backward pass.
-func (w *work) setBackward(a *BackwardArgs) {
-	w.backward = true
-	w.dy, w.x, w.res, w.y, w.dres = a.DY, a.X, a.Residual, a.DX, a.DResidual
-	w.gamma, w.beta = a.Gamma, a.Beta
-	if w.y == nil {
-		w.y = w.dres // kernels write dx, and then g over it
-		w.onlyResidual = true
-	}
+	p.release(w)
 }
 
 // runBackward does what is wanted of a backward pass, once the statistics are
 // set.
-func (w *work) runBackward(a *BackwardArgs) {
+func (w *workspace) runBackward(o *operands) {
 	do := phases(0)
-	if w.y != nil {
+	if o.y != nil || o.dresidual != nil {
 		do |= applyThem
 	}
-	if a.DGamma != nil || a.DBeta != nil || a.DX != nil && !w.frozen {
+	if o.dgamma != nil || o.dbeta != nil || o.y != nil && !w.frozen {
 		do |= takeSums
 	} else {
 		w.noSums()
@@ -110,18 +101,18 @@ func (w *work) runBackward(a *BackwardArgs) {
 }
 
 // saveGrads writes the gradients by gamma and beta, where they are wanted.
-func (w *work) saveGrads(dgamma, dbeta []float32) {
-	for c := range dgamma {
-		dgamma[c] = float32(w.dgamma(c))
+func (w *workspace) saveGrads(o *operands) {
+	for c := range o.dgamma {
+		o.dgamma[c] = float32(w.dgamma(c))
 	}
-	for c := range dbeta {
-		dbeta[c] = float32(w.channels.dbeta[c])
+	for c := range o.dbeta {
+		o.dbeta[c] = float32(w.channels.dbeta[c])
 	}
 }
 
 // dgamma returns the gradient by gamma: that by what xhat is multiplied with, or
 // by what xhat*r + d is.
-func (w *work) dgamma(c int) float64 {
+func (w *workspace) dgamma(c int) float64 {
 	dgamma := w.channels.dgamma[c]
 	if w.renorm.r == nil {
 		return dgamma
@@ -172,50 +163,49 @@ func (p *Plan) FrozenBackward(a FrozenBackwardArgs) error {
 	if err != nil {
 		return err
 	}
-	p.frozenBackward(&a, n)
+	o := a.operands()
+	p.frozenBackward(&o, &a.Mask, n)
 	return nil
+}
+
+func (a *FrozenBackwardArgs) operands() operands {
+	return operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
+		runningMean: a.Mean, runningVar: a.Var, dgamma: a.DGamma, dbeta: a.DBeta}
 }
 
 // checkFrozen validates the arguments of a frozen backward pass. It returns the
 // number of values per channel.
 func (p *Plan) checkFrozen(a *FrozenBackwardArgs) (n int, err error) {
-	const dy, x, residual, dx, dresidual, mean, variance = 0, 1, 2, 3, 4, 7, 8
-	const inputs = 1<<dy | 1<<x | 1<<residual
-	ops := [...]operand{
-		dy:        float32s("dy", a.DY),
-		x:         float32s("x", a.X),
-		residual:  float32s("residual", a.Residual),
-		dx:        float32s("dx", a.DX).out(inputs),
-		dresidual: float32s("dresidual", a.DResidual).out(inputs),
-		5:         float32s("gamma", a.Gamma),
-		6:         float32s("beta", a.Beta),
-		mean:      float32s("mean", a.Mean),
-		variance:  float32s("var", a.Var),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
-	}
-	if err := p.check(ops[:], 5, 1<<dy|1<<x|1<<mean|1<<variance); err != nil {
+	k := p.shape.checker()
+	dy, x, residual := k.tensor("dy", a.DY).must(), k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("dx", a.DX).written(dy, x, residual)
+	k.tensor("dresidual", a.DResidual).written(dy, x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels("mean", a.Mean).must()
+	k.channels("var", a.Var).must()
+	k.channels("dgamma", a.DGamma).written()
+	k.channels("dbeta", a.DBeta).written()
+	if err := k.check(); err != nil {
 		return 0, err
 	}
 	return a.Mask.count(p.shape)
 }
 
 // frozenBackward is a frozen backward pass with arguments that are valid.
-func (p *Plan) frozenBackward(a *FrozenBackwardArgs, n int) {
+func (p *Plan) frozenBackward(o *operands, m *Mask, n int) {
 	if n == 0 {
-		p.clearAll(&a.Mask, a.DX)
-		p.clearAll(&a.Mask, a.DResidual)
-		clear(a.DGamma)
-		clear(a.DBeta)
+		p.clearAll(m, o.y)
+		p.clearAll(m, o.dresidual)
+		clear(o.dgamma)
+		clear(o.dbeta)
 		return
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
+	w := p.acquire(m, n, false)
 	w.frozen = true
-	b := BackwardArgs{DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta,
-		DX: a.DX, DResidual: a.DResidual, DGamma: a.DGamma, DBeta: a.DBeta}
-	w.setBackward(&b)
-	w.setRunning(a.Mean, a.Var)
-	w.runBackward(&b)
-	w.saveGrads(a.DGamma, a.DBeta)
+	w.backwardCall(p.act, o)
+	w.setRunning(o.runningMean, o.runningVar)
+	w.runBackward(o)
+	w.saveGrads(o)
+	p.release(w)
 }

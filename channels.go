@@ -10,10 +10,14 @@ import (
 type channels struct {
 	mean, variance, invstd []float64
 	scale, shift           []float64          // gamma*invstd, and beta where the channel is wide
-	wide                   []bool             // float32 would lose digits: see affine
+	wide                   []bool             // see affine
+	power                  []int              // of x, where wide is set
 	dgamma, dbeta          []float64          //
 	k1, k2                 []float64          // where gradWide is set
-	gradWide               []bool             // see gradient
+	gradWide               []bool             // dx needs scaled values
+	powerX, powerG         []int              // of these
+	flag                   []bool             // the channel's sums are looked at
+	extent                 []uint32           // of a flagged channel: the bits of the largest magnitude
 	fields                 [coefLen][]float32 // the constants of the kernels, of as many columns as there are
 	ones, zeros            []float32          // stand for gamma and beta that were not given
 
@@ -32,8 +36,9 @@ func newChannels(n, columns, parts int) channels {
 		mean: float64s(n), variance: float64s(n), invstd: float64s(n), scale: float64s(n), shift: float64s(n),
 		wide:   make([]bool, n),
 		dgamma: float64s(n), dbeta: float64s(n), k1: float64s(n), k2: float64s(n),
-		gradWide: make([]bool, n),
-		ones:     slices.Repeat([]float32{1}, n), zeros: make([]float32, n),
+		gradWide: make([]bool, n), power: make([]int, n), powerX: make([]int, n), powerG: make([]int, n),
+		flag: make([]bool, n), extent: make([]uint32, n),
+		ones: slices.Repeat([]float32{1}, n), zeros: make([]float32, n),
 		partA: float64s(parts * columns), partB: float64s(parts * columns),
 		sumA: float64s(n), sumB: float64s(n),
 	}
@@ -50,6 +55,7 @@ type channelArgs struct {
 	count, weight, cross  float64
 	epsilon               float64
 	acc, shift            []float32
+	sums                  []float64
 	gamma, beta           []float32
 	neg, a, b, k1, k2     []float32
 	running, runningVar   []float32
@@ -150,29 +156,29 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 		k.run(channelFold)
 	}
 	for c := v; c < n; c++ {
-		a := (*sums)(acc[c/lanes*2*lanes:])
+		a := (*laneSums)(acc[c/lanes*2*lanes:])
 		foldChannel(sumA, sumB, shift, c, float64(a[c%lanes]), float64(a[c%lanes+lanes]), count, weight, cross)
 	}
 }
 
-// reduceLanes sums the lanes of n channels.
-func (p Path) reduceLanes(s *flatScratch, n int) {
+// reduceLanes sums the lanes of len(a) channels.
+func (p Path) reduceLanes(a, b, sums []float64) {
+	n := len(a)
 	v := p.whole(n)
 	if v > 0 {
-		k := channelArgs{n: v, acc: s.acc, otherA: s.a, otherB: s.b}
+		k := channelArgs{n: v, sums: sums, otherA: a, otherB: b}
 		k.run(channelReduce)
 	}
 	for c := v; c < n; c++ {
-		acc := (*sums)(s.acc[c*sumRecord:])
-		s.a[c], s.b[c] = reduce((*[lanes]float32)(acc[:])), reduce((*[lanes]float32)(acc[lanes:]))
+		a[c], b[c] = reduce(sums[c*sumLen:]), reduce(sums[c*sumLen+lanes:])
 	}
 }
 
-// foldChannel merges the sums of a block with the moment of a channel.
+// foldChannel merges the sums of a window with the moment of a channel.
 func foldChannel(sumA, sumB []float64, shift []float32, c int, s, q, count, weight, cross float64) {
 	mean, m2 := blockMoment(count, -float64(shift[c]), s, q)
 	sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], mean, m2, weight, cross)
-	shift[c] = -float32(sumA[c])
+	shift[c] = shiftFor(sumA[c])
 }
 
 // foldReduced is foldColumns for sums of all lanes.
@@ -199,7 +205,7 @@ func (p Path) probeColumns(acc, shift []float32, count float64) {
 		k.run(channelProbe)
 	}
 	for c := v; c < n; c++ {
-		shift[c] = -float32(float64(acc[c/lanes*2*lanes+c%lanes]) / count)
+		shift[c] = shiftFor(float64(acc[c/lanes*2*lanes+c%lanes]) / count)
 	}
 }
 
@@ -212,7 +218,7 @@ func (p Path) addColumns(sumA, sumB []float64, acc []float32) {
 		k.run(channelAdd)
 	}
 	for c := v; c < n; c++ {
-		a := (*sums)(acc[c/lanes*2*lanes:])
+		a := (*laneSums)(acc[c/lanes*2*lanes:])
 		sumA[c] += float64(a[c%lanes])
 		sumB[c] += float64(a[c%lanes+lanes])
 	}
@@ -232,32 +238,44 @@ func (p Path) mergeMoments(sumA, sumB, otherA, otherB []float64, weight, cross f
 }
 
 // total puts the parts of the channels c0 to c1-1 together, in their fixed order.
-func (w *work) total(c0, c1 int) {
+func (w *workspace) total(c0, c1 int) {
 	g, ch := w.geo, &w.channels
 	sumA, sumB := ch.sumA[c0:c1], ch.sumB[c0:c1]
 	seen := 0.0
-	for j := 0; j < g.columns(); j += g.channels {
-		for seg := range g.segments {
-			n := w.counts[seg]
-			if g.layout == cols && seg == g.segments-1 && j < g.rest {
-				n++
-			}
-			at := seg*g.columns() + j
-			a, b := ch.partA[at+c0:at+c1], ch.partB[at+c0:at+c1]
-			switch {
-			case seen == 0:
-				copy(sumA, a)
-				copy(sumB, b)
-			case w.backward:
-				for c := range sumA {
-					sumA[c] += a[c]
-					sumB[c] += b[c]
+	for j := 0; j < g.columns(); j += g.channels * g.unit {
+		for u := range g.unit {
+			for seg := range g.segments {
+				n := float64(g.segmentLen(seg))
+				if g.layout == cols && seg == g.segments-1 && j < g.rest {
+					n++
 				}
-			default:
-				weight := n / (seen + n)
-				w.p.path.mergeMoments(sumA, sumB, a, b, weight, seen*weight)
+				w.merge(sumA, sumB, seg*g.columns()+j+c0*g.unit+u, seen, n)
+				seen += n
 			}
-			seen += n
+		}
+	}
+}
+
+// merge merges results of a segment, of n values, with those of the values before. The
+// first of them is at index at, and the next g.unit on.
+func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
+	ch, unit := &w.channels, w.geo.unit
+	weight := n / (seen + n)
+	cross := seen * weight
+	if unit == 1 && !w.backward && seen > 0 {
+		w.plan.path.mergeMoments(sumA, sumB, ch.partA[at:at+len(sumA)], ch.partB[at:at+len(sumB)], weight, cross)
+		return
+	}
+	for c := range sumA {
+		a, b := ch.partA[at+c*unit], ch.partB[at+c*unit]
+		switch {
+		case seen == 0:
+			sumA[c], sumB[c] = a, b
+		case w.backward:
+			sumA[c] += a
+			sumB[c] += b
+		default:
+			sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], a, b, weight, cross)
 		}
 	}
 }
@@ -266,7 +284,7 @@ func (w *work) total(c0, c1 int) {
 
 // finish turns the results of the segments of the channels c0 to c1-1 into their
 // constants.
-func (w *work) finish(c0, c1 int) {
+func (w *workspace) finish(c0, c1 int) {
 	w.total(c0, c1)
 	for c := c0; c < c1; c += mostChannels {
 		last := min(c+mostChannels, c1)
@@ -285,36 +303,30 @@ func (w *work) finish(c0, c1 int) {
 }
 
 // finishMoments sets the statistics of channels from their moments.
-func (w *work) finishMoments(c0, c1 int) {
+func (w *workspace) finishMoments(c0, c1 int) {
 	ch := &w.channels
-	v := w.p.path.whole(c1 - c0)
+	v := w.plan.path.whole(c1 - c0)
 	if v > 0 {
-		k := channelArgs{n: v, count: w.values, epsilon: w.p.epsilon, sumB: ch.sumB[c0:], variance: ch.variance[c0:], invstd: ch.invstd[c0:]}
-		if k.run(channelDeviation) {
-			copy(ch.mean[c0:c0+v], ch.sumA[c0:])
-			if w.m2 != nil {
-				copy(w.m2[c0:c0+v], ch.sumB[c0:])
-			}
-		} else {
+		k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, sumB: ch.sumB[c0:], variance: ch.variance[c0:], invstd: ch.invstd[c0:]}
+		if !k.run(channelDeviation) {
 			v = 0
 		}
 	}
+	if c0+v < c1 {
+		w.momentsAgain(c0+v, c1)
+	}
 	for c := c0 + v; c < c1; c++ {
-		m := moment{w.values, ch.sumA[c], ch.sumB[c]}
-		if !sumsAreSafe(m.m2/m.n, w.p.epsilon) {
-			m = w.exactMoment(c)
-		}
-		ch.mean[c] = m.mean
-		ch.variance[c] = populationVariance(m.m2, m.n)
-		ch.invstd[c] = invStd(ch.variance[c], w.p.epsilon)
-		if w.m2 != nil {
-			w.m2[c] = m.m2
-		}
+		ch.variance[c] = populationVariance(ch.sumB[c], w.values)
+		ch.invstd[c] = invStd(ch.variance[c], w.plan.epsilon)
+	}
+	copy(ch.mean[c0:c1], ch.sumA[c0:])
+	if w.m2 != nil {
+		copy(w.m2[c0:c1], ch.sumB[c0:])
 	}
 }
 
 // setAll sets the constants of z of all channels from mean and invstd.
-func (w *work) setAll() {
+func (w *workspace) setAll() {
 	n := w.geo.channels
 	for c := 0; c < n; c += mostChannels {
 		w.setAffines(c, min(c+mostChannels, n))
@@ -323,9 +335,9 @@ func (w *work) setAll() {
 }
 
 // setAffines derives the constants of z from the statistics of channels.
-func (w *work) setAffines(c0, c1 int) {
+func (w *workspace) setAffines(c0, c1 int) {
 	ch := &w.channels
-	v := w.p.path.whole(c1 - c0)
+	v := w.plan.path.whole(c1 - c0)
 	if w.renorm.r != nil {
 		v = 0
 	}
@@ -348,14 +360,14 @@ func (w *work) setAffines(c0, c1 int) {
 	}
 	for c := c0 + v; c < c1; c++ {
 		if w.renorm.rmax != 0 {
-			w.renorm.set(c, ch.mean[c], ch.variance[c], w.p.epsilon)
+			w.renorm.set(c, ch.mean[c], ch.variance[c], w.plan.epsilon)
 		}
 		w.setAffine(c)
 	}
 }
 
 // setAffine derives the constants of z of a channel from its statistics.
-func (w *work) setAffine(c int) {
+func (w *workspace) setAffine(c int) {
 	s, b := 1.0, 0.0
 	if w.gamma != nil {
 		s = float64(w.gamma[c])
@@ -376,29 +388,33 @@ func (w *work) setAffine(c int) {
 }
 
 func (ch *channels) setAffine(c int, f *affine) {
-	ch.scale[c], ch.shift[c], ch.wide[c] = f.scale, f.beta, f.wide
+	ch.scale[c], ch.shift[c], ch.wide[c], ch.power[c] = f.scale, f.beta, f.wide, f.power
 	ch.fields[fieldN][c], ch.fields[fieldA][c], ch.fields[fieldB][c] = -f.m, f.a, f.b
 }
 
 // affine returns what setAffine was given, but for beta where the channel is not
 // wide.
 func (ch *channels) affine(c int) affine {
-	return affine{mean: ch.mean[c], scale: ch.scale[c], beta: ch.shift[c],
+	f := affine{mean: ch.mean[c], scale: ch.scale[c],
 		m: -ch.fields[fieldN][c], a: ch.fields[fieldA][c], b: ch.fields[fieldB][c], wide: ch.wide[c]}
+	if f.wide {
+		f.beta, f.power = ch.shift[c], ch.power[c]
+	}
+	return f
 }
 
 // setGrads derives the constants of dx from the sums of g and of g*(x-m) in sumA
 // and sumB. Of sums that are to be checked, those that can't be relied on are
 // taken again.
-func (w *work) setGrads(c0, c1 int, check bool) {
+func (w *workspace) setGrads(c0, c1 int, check bool) {
 	ch := &w.channels
-	v := w.p.path.whole(c1 - c0)
+	v := w.plan.path.whole(c1 - c0)
 	if v > 0 && slices.Contains(ch.wide[c0:c0+v], true) {
 		v = 0
 	}
 	if v > 0 {
 		k := channelArgs{n: v, count: w.values, sumA: ch.sumA[c0:], sumB: ch.sumB[c0:], mean: ch.mean[c0:], invstd: ch.invstd[c0:],
-			dgamma: ch.dgamma[c0:], k1: ch.fields[fieldK1][c0:], k2: ch.fields[fieldK2][c0:]}
+			dgamma: ch.dgamma[c0:], k1: ch.fields[fieldK1][c0:], k2: ch.fields[fieldK2][c0:], weight: w.trusted()}
 		if k.run(channelGradient) {
 			copy(ch.dbeta[c0:c0+v], ch.sumA[c0:])
 			clear(ch.gradWide[c0 : c0+v])
@@ -406,15 +422,16 @@ func (w *work) setGrads(c0, c1 int, check bool) {
 			v = 0
 		}
 	}
+	if c0+v < c1 {
+		w.gradientsAgain(c0+v, c1, check)
+	}
 	for c := c0 + v; c < c1; c++ {
 		f := ch.affine(c)
-		if check && (f.wide || !gradSumsAreSafe(ch.sumA[c], ch.sumB[c], w.values, ch.invstd[c])) {
-			ch.sumA[c], ch.sumB[c] = w.exactGradSums(c)
-		}
 		var d gradient
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
-		ch.k1[c], ch.k2[c], ch.gradWide[c] = d.k1, d.k2, d.wide
+		ch.k1[c], ch.k2[c] = d.k1, d.k2
+		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
 		ch.fields[fieldK1][c], ch.fields[fieldK2][c] = float32(d.k1), float32(d.k2)
 	}
 	if w.sumG != nil {
@@ -424,6 +441,37 @@ func (w *work) setGrads(c0, c1 int, check bool) {
 	if w.frozen {
 		ch.constantStatistics(c0, c1)
 	}
+}
+
+// trusted is up to which magnitude sums of g are taken to be exact: 0, or none at all.
+func (w *workspace) trusted() float64 {
+	if w.trust {
+		return 0
+	}
+	return -1
+}
+
+// needsCare reports whether dx of a channel that is not wide needs scaled values, whose
+// constants are outside of float32's comfortable range: not if they are only small, for
+// gradients and deviations that are not, nor if some gradients are no numbers or all
+// are 0.
+func (ch *channels) needsCare(c int) bool {
+	e := ch.extent[c]
+	if e == 0 || e >= infinite {
+		return false
+	}
+	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(ch.k2[c]) > sureMax
+}
+
+// scaledGradient returns the constants of dx of a channel as its values are to be
+// scaled.
+func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
+	if !ch.gradWide[c] {
+		return scaledGradient{m: -ch.fields[fieldN][c], a: ch.fields[fieldA][c], k1: ch.fields[fieldK1][c], k2: ch.fields[fieldK2][c]}
+	}
+	f := ch.affine(c)
+	d := gradient{k1: ch.k1[c], k2: ch.k2[c]}
+	return d.scaled(&f, ch.powerX[c], ch.powerG[c])
 }
 
 // constantStatistics takes out of dx what it owes to the statistics.
@@ -436,23 +484,28 @@ func (ch *channels) constantStatistics(c0, c1 int) {
 }
 
 // noSums is for a backward pass whose sums nobody wants.
-func (w *work) noSums() {
+func (w *workspace) noSums() {
 	n := w.geo.channels
 	w.channels.constantStatistics(0, n)
 	w.spread(0, n, fieldK1, fieldK2)
 }
 
-// gradient returns the constants of dx of a wide channel.
-func (ch *channels) gradient(c int) gradient { return gradient{k1: ch.k1[c], k2: ch.k2[c]} }
-
 // spread copies the fields from first to last of the channels c0 to c1-1 to where
 // the kernels find them; in cols of all channels.
-func (w *work) spread(c0, c1, first, last int) {
+func (w *workspace) spread(c0, c1, first, last int) {
 	g, fields := w.geo, w.channels.fields[first:last+1]
 	if g.layout == rows {
 		for f, field := range fields {
 			for c := c0; c < c1; c++ {
 				w.coef[c*coefLen+first+f] = field[c]
+			}
+		}
+		return
+	}
+	if g.unit > 1 {
+		for f, field := range fields {
+			for j := range g.width {
+				w.coef[j/lanes*lanes*coefLen+(first+f)*lanes+j%lanes] = field[w.channelOf(j)]
 			}
 		}
 		return
@@ -472,22 +525,56 @@ func (w *work) spread(c0, c1, first, last int) {
 }
 
 // setRunning sets the statistics of all channels to running ones.
-func (w *work) setRunning(mean, variance []float32) {
+func (w *workspace) setRunning(mean, variance []float32) {
 	ch := &w.channels
-	v := w.p.path.whole(len(mean))
+	v := w.plan.path.whole(len(mean))
 	if v > 0 {
-		k := channelArgs{n: v, epsilon: w.p.epsilon, running: mean, runningVar: variance, mean: ch.mean, invstd: ch.invstd}
+		k := channelArgs{n: v, epsilon: w.plan.epsilon, running: mean, runningVar: variance, mean: ch.mean, invstd: ch.invstd}
 		k.run(channelRunning)
 	}
 	for c := v; c < len(mean); c++ {
 		ch.mean[c] = float64(mean[c])
-		ch.invstd[c] = invStd(float64(variance[c]), w.p.epsilon)
+		ch.invstd[c] = invStd(float64(variance[c]), w.plan.epsilon)
 	}
 	w.setAll()
 }
 
+// channelOf returns the channel of a column.
+func (w *workspace) channelOf(j int) int { return j / w.geo.unit % w.geo.channels }
+
+// wide reports whether the outputs of a channel are computed from scaled values.
+func (w *workspace) wide(c int) bool {
+	if w.backward {
+		return w.channels.gradWide[c]
+	}
+	return w.channels.wide[c] && w.channels.power[c] != 0
+}
+
+// anyWide reports whether one of the channels c0 to c1-1 is wide, anyWideColumn whether
+// one of n columns from column j on is of such a channel.
+func (w *workspace) anyWide(c0, c1 int) bool {
+	for c := c0; c < c1; c++ {
+		if w.wide(c) {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *workspace) anyWideColumn(j, n int) bool {
+	if !w.someWide { // looked at once
+		return false
+	}
+	for ; n > 0; j, n = j+1, n-1 {
+		if w.wide(w.channelOf(j)) {
+			return true
+		}
+	}
+	return false
+}
+
 // setSaved sets the statistics of all channels to those of a forward pass.
-func (w *work) setSaved(mean, invstd []float64) {
+func (w *workspace) setSaved(mean, invstd []float64) {
 	copy(w.channels.mean, mean)
 	copy(w.channels.invstd, invstd)
 	w.setAll()

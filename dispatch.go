@@ -3,8 +3,6 @@ package batchnorm
 import (
 	"fmt"
 	"slices"
-
-	"github.com/klauspost/cpuid/v2"
 )
 
 // Path names an implementation of the kernels. All of them return the same bits.
@@ -43,21 +41,3 @@ func (p Path) available() bool { return slices.Contains(paths, p) }
 
 // paths are those of this machine, the fastest first.
 var paths = append(detectSIMD(), PathGeneric)
-
-// cacheL2 is the size in bytes of a core's second-level cache: what a schedule
-// may count on keeping between taking statistics and applying them. It shapes
-// the schedule only, never the order of a sum.
-var cacheL2 = cacheOr(cpuid.CPU.Cache.L2, 512<<10)
-
-// cacheL3 is the size in bytes of the third-level cache: behind a channel that does
-// not fit there, nothing is to be had again.
-var cacheL3 = cacheOr(cpuid.CPU.Cache.L3, 32<<20)
-
-// cacheOr returns a size that cpuid tells, or a usual one where it is unknown, as
-// on arm64 and under emulators.
-func cacheOr(size, usual int) int {
-	if size > 0 {
-		return size
-	}
-	return usual
-}

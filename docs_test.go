@@ -65,6 +65,9 @@ func exportedNames(t *testing.T) map[string]bool {
 				if star, ok := receiver.(*ast.StarExpr); ok {
 					receiver = star.X
 				}
+				if generic, ok := receiver.(*ast.IndexExpr); ok {
+					receiver = generic.X
+				}
 				names[receiver.(*ast.Ident).Name+"."+d.Name.Name] = true
 			case *ast.GenDecl:
 				for _, s := range d.Specs {

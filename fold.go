@@ -298,18 +298,15 @@ func (p *Plan) BiasGradient(a BiasGradientArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dbeta, variance, dbias = 1, 2, 3
-	ops := [...]operand{
-		0:        float32s("gamma", a.Gamma),
-		dbeta:    float32s("dbeta", a.DBeta),
-		variance: float32s("var", a.Var),
-		dbias:    float32s("dbias", a.DBias).out(1 << dbeta),
-	}
-	required := aliases(1 << dbias)
+	k := p.shape.checker()
+	k.channels("gamma", a.Gamma)
+	dbeta, variance := k.channels("dbeta", a.DBeta), k.channels("var", a.Var)
+	k.channels("dbias", a.DBias).must().written(dbeta)
 	if a.Frozen {
-		required |= 1<<dbeta | 1<<variance
+		dbeta.must()
+		variance.must()
 	}
-	if err := p.check(ops[:], 0, required); err != nil {
+	if err := k.check(); err != nil {
 		return err
 	}
 	if !a.Frozen {

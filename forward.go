@@ -21,33 +21,40 @@ func (p *Plan) Forward(a ForwardArgs) error {
 	if err != nil {
 		return err
 	}
-	p.forward(&a, n, renormalization{})
+	o := a.operands()
+	p.forward(&o, &a.Mask, n, a.Momentum.or(p.momentum), renormalization{})
 	return nil
+}
+
+func (a *ForwardArgs) operands() operands {
+	return operands{x: a.X, residual: a.Residual, y: a.Y, gamma: a.Gamma, beta: a.Beta, mean: a.Mean, invstd: a.InvStd,
+		runningMean: a.RunningMean, runningVar: a.RunningVar}
+}
+
+// check adds the arguments of a training forward pass, over a batch of so many parts
+// with statistics of their own.
+func (a *ForwardArgs) check(k *checker, parts int) {
+	x, residual := k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("y", a.Y).must().written(x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("mean", a.Mean).of(parts).written()
+	k.channels64("invstd", a.InvStd).of(parts).written()
+	k.channels("running mean", a.RunningMean).written()
+	k.channels("running variance", a.RunningVar).written()
 }
 
 // checkForward validates the arguments of a training forward pass, and of its
 // renormalization if there is one. It returns the number of values per channel.
 func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, err error) {
-	const x, residual, y, runningMean, runningVar, r, d = 0, 1, 2, 7, 8, 9, 10
-	ops := [...]operand{
-		x:           float32s("x", a.X),
-		residual:    float32s("residual", a.Residual),
-		y:           float32s("y", a.Y).out(1<<x | 1<<residual),
-		3:           float32s("gamma", a.Gamma),
-		4:           float32s("beta", a.Beta),
-		5:           float64s("mean", a.Mean).out(0),
-		6:           float64s("invstd", a.InvStd).out(0),
-		runningMean: float32s("running mean", a.RunningMean).out(0),
-		runningVar:  float32s("running variance", a.RunningVar).out(0),
-		r:           {},
-		d:           {},
-	}
-	required := aliases(1<<x | 1<<y)
+	k := p.shape.checker()
+	a.check(&k, 1)
 	if renorm != nil {
-		ops[r], ops[d] = float64s("r", renorm.R).out(0), float64s("d", renorm.D).out(0)
-		required |= 1<<runningMean | 1<<runningVar | 1<<r | 1<<d
+		k.require("running mean", "running variance")
+		k.channels64("r", renorm.R).must().written()
+		k.channels64("d", renorm.D).must().written()
 	}
-	if err := p.check(ops[:], 3, required); err != nil {
+	if err := k.check(); err != nil {
 		return 0, err
 	}
 	if err := a.Momentum.valid(); err != nil {
@@ -82,24 +89,22 @@ func (p *Plan) fewest() int {
 }
 
 // forward is a training forward pass with arguments that are valid.
-func (p *Plan) forward(a *ForwardArgs, n int, renorm renormalization) {
+func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm renormalization) {
 	if n == 0 {
-		fill(a.Mean, math.NaN())
-		fill(a.InvStd, math.NaN())
+		fill(o.mean, math.NaN())
+		fill(o.invstd, math.NaN())
 		return
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
-	w.backward = false
-	w.x, w.res, w.y = a.X, a.Residual, a.Y
-	w.gamma, w.beta = a.Gamma, a.Beta
+	w := p.acquire(m, n, false)
 	w.renorm = renorm
+	w.forwardCall(p.act, o)
 	w.run(bothPhases)
-	copy(a.Mean, w.channels.mean)
-	copy(a.InvStd, w.channels.invstd)
-	momentum := a.Momentum.or(p.momentum)
-	p.path.track(a.RunningMean, w.channels.mean, 1, momentum)
-	p.path.track(a.RunningVar, w.channels.variance, p.variance.correction(n), momentum)
+	copy(o.mean, w.channels.mean)
+	copy(o.invstd, w.channels.invstd)
+	copy(o.variance, w.channels.variance)
+	p.path.track(o.runningMean, w.channels.mean, 1, momentum)
+	p.path.track(o.runningVar, w.channels.variance, p.variance.correction(n), momentum)
+	p.release(w)
 }
 
 // Inference normalizes by given statistics instead of the batch's:
@@ -115,48 +120,48 @@ func (p *Plan) Inference(a InferenceArgs) error {
 	if err != nil {
 		return err
 	}
-	p.inference(&a, n)
+	o := a.operands()
+	p.inference(&o, &a.Mask, n)
 	return nil
+}
+
+func (a *InferenceArgs) operands() operands {
+	return operands{x: a.X, residual: a.Residual, y: a.Y, gamma: a.Gamma, beta: a.Beta, runningMean: a.Mean, runningVar: a.Var}
 }
 
 // checkInference validates the arguments of an inference. It returns the number
 // of values per channel.
 func (p *Plan) checkInference(a *InferenceArgs) (n int, err error) {
-	const x, residual, y, mean, variance = 0, 1, 2, 5, 6
-	ops := [...]operand{
-		x:        float32s("x", a.X),
-		residual: float32s("residual", a.Residual),
-		y:        float32s("y", a.Y).out(1<<x | 1<<residual),
-		3:        float32s("gamma", a.Gamma),
-		4:        float32s("beta", a.Beta),
-		mean:     float32s("mean", a.Mean),
-		variance: float32s("var", a.Var),
-	}
-	if err := p.check(ops[:], 3, 1<<x|1<<y|1<<mean|1<<variance); err != nil {
+	k := p.shape.checker()
+	x, residual := k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("y", a.Y).must().written(x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels("mean", a.Mean).must()
+	k.channels("var", a.Var).must()
+	if err := k.check(); err != nil {
 		return 0, err
 	}
 	return a.Mask.count(p.shape)
 }
 
 // inference is an inference with arguments that are valid.
-func (p *Plan) inference(a *InferenceArgs, n int) {
+func (p *Plan) inference(o *operands, m *Mask, n int) {
 	if n == 0 {
-		p.clearAll(&a.Mask, a.Y)
+		p.clearAll(m, o.y)
 		return
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
-	w.backward = false
-	w.x, w.res, w.y = a.X, a.Residual, a.Y
-	w.gamma, w.beta = a.Gamma, a.Beta
-	w.setRunning(a.Mean, a.Var)
+	w := p.acquire(m, n, false)
+	w.forwardCall(p.act, o)
+	w.setRunning(o.runningMean, o.runningVar)
 	w.run(applyThem)
+	p.release(w)
 }
 
 // clearAll is what is left to do with an output of which all is padding.
 func (p *Plan) clearAll(m *Mask, t []float32) {
 	if !m.KeepPadding {
-		clear(t)
+		clearShort(t)
 	}
 }
 

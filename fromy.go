@@ -57,21 +57,16 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dy, y, residual, dx, dresidual, invstd = 0, 1, 2, 3, 4, 7
-	const inputs = 1<<dy | 1<<y | 1<<residual
-	ops := [...]operand{
-		dy:        float32s("dy", a.DY),
-		y:         float32s("y", a.Y),
-		residual:  float32s("residual", a.Residual),
-		dx:        float32s("dx", a.DX).out(inputs),
-		dresidual: float32s("dresidual", a.DResidual).out(inputs),
-		5:         float32s("gamma", a.Gamma),
-		6:         float32s("beta", a.Beta),
-		invstd:    float64s("invstd", a.InvStd),
-		8:         float32s("dgamma", a.DGamma).out(0),
-		9:         float32s("dbeta", a.DBeta).out(0),
-	}
-	if err := p.check(ops[:], 5, 1<<dy|1<<y|1<<invstd); err != nil {
+	k := p.shape.checker()
+	dy, y, residual := k.tensor("dy", a.DY).must(), k.tensor("y", a.Y).must(), k.tensor("residual", a.Residual)
+	k.tensor("dx", a.DX).written(dy, y, residual)
+	k.tensor("dresidual", a.DResidual).written(dy, y, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("invstd", a.InvStd).must()
+	k.channels("dgamma", a.DGamma).written()
+	k.channels("dbeta", a.DBeta).written()
+	if err := k.check(); err != nil {
 		return err
 	}
 	n, err := p.trainingCount(&a.Mask)
@@ -100,31 +95,24 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 		clear(a.DBeta)
 		return nil
 	}
-	computed := p.act.kind != actIdentity || a.Residual != nil
-	var w *work
-	if computed {
-		w = p.acquireGather(&a.Mask, n)
-	} else {
-		w = p.acquireFor(&a.Mask, n)
-	}
-	defer p.release(w)
-	w.fromY = computed
-	b := BackwardArgs{DY: a.DY, X: a.Y, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta,
-		DX: a.DX, DResidual: a.DResidual, DGamma: a.DGamma, DBeta: a.DBeta}
-	w.setBackward(&b)
+	w := p.acquire(&a.Mask, n, p.act.kind != actIdentity || a.Residual != nil)
+	o := operands{dy: a.DY, x: a.Y, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
+		invstd: a.InvStd, dgamma: a.DGamma, dbeta: a.DBeta}
+	w.backwardCall(p.act, &o)
 	for c, invstd := range a.InvStd {
 		w.setInverse(c, invstd)
 	}
 	w.spread(0, len(a.InvStd), fieldN, fieldB)
-	w.runBackward(&b)
-	w.saveGrads(a.DGamma, a.DBeta)
+	w.runBackward(&o)
+	w.saveGrads(&o)
+	p.release(w)
 	return nil
 }
 
 // setInverse derives the constants of a backward pass whose x is z, or y: with
 // xhat = (z-beta)/gamma, beta takes the place of the mean and 1/gamma that of
 // invstd, while what multiplies the gradient stays gamma*invstd.
-func (w *work) setInverse(c int, invstd float64) {
+func (w *workspace) setInverse(c int, invstd float64) {
 	gamma, beta := 1.0, 0.0
 	if w.gamma != nil {
 		gamma = float64(w.gamma[c])
@@ -138,24 +126,14 @@ func (w *work) setInverse(c int, invstd float64) {
 	w.channels.setAffine(c, &f)
 }
 
-// invert replaces n values of y by those of z - residual, and of dy by those
-// of dy*act'(z).
-func (w *work) invert(k *kernelArgs, n int) {
-	w.p.act.inverse(k.x[:n], k.dy[:n])
+// invert replaces values of y by those of z - residual, and of dy by those of
+// dy*act'(z).
+func (g *source) invert(k *kernelArgs) {
+	g.inverse.inverse(k.x, k.dy)
 	for i, r := range k.res {
 		k.x[i] -= r
 	}
 	k.res = nil
-}
-
-// invertAt is invert for the element at index i.
-func (w *work) invertAt(i int) (x, g float32) {
-	z, dy := [1]float32{w.x[i]}, [1]float32{w.dy[i]}
-	w.p.act.inverse(z[:], dy[:])
-	if w.res != nil {
-		z[0] -= w.res[i]
-	}
-	return z[0], dy[0]
 }
 
 // invertible reports whether z can be had back from y = act(z): with a slope

@@ -6,16 +6,18 @@ package batchnorm
 // where it does not; what they apply, they apply run by run. Neither changes a
 // bit, so the result depends on the positions alone.
 
-// gather is what such a workspace has besides.
-type gather struct {
-	geo  geometry // without the padding
-	runs []run    // of valid positions, in order
-	unit int      // floats of a position that are adjacent: 1, or in cols Channels
-	next int      // floats from a channel to the next: Inner, or in cols 1
-	row  int      // positions that are adjacent, before the next channel begins
-	tile int      // positions per apply task
-	clip bool     // outputs become 0 where there is padding
-	bufs chan *gatherBuf
+// source says where the values of such a call come from.
+type source struct {
+	geo      geometry // without the padding
+	shape    Shape    // with it
+	runs     []run    // of valid positions, in order
+	unit     int      // floats of a position that are adjacent: 1, or in cols Channels
+	next     int      // floats from a channel to the next: Inner, or in cols 1
+	row      int      // positions that are adjacent, before the next channel begins
+	tile     int      // positions per task that writes outputs
+	clip     bool     // outputs become 0 where there is padding
+	inverted bool     // x is y, which is turned back, and dy is multiplied by the slope
+	inverse  Activation
 }
 
 // run is a piece of valid positions that are adjacent in memory.
@@ -26,43 +28,46 @@ type run struct {
 	at     int // index in the tensor, of channel 0
 }
 
-// gatherLen is how many values of an operand are copied together at a time. It
-// holds a block of a row, and groups of rows.
-const gatherLen = 2 * blockLen
+// bufferLen is how many values of an operand are copied together at a time: a piece
+// of a row, or groups of rows in cols.
+const bufferLen = pieceSingle
 
-type gatherBuf struct {
-	x, dy, res [gatherLen]float32
+// buffers hold values that are copied or computed before a kernel sees them.
+type buffers struct {
+	x, dy, res [bufferLen]float32
+	y, dres    [bufferLen]float32
+	scaled, g  [bufferLen]float32
+	sums       [sumLen]float64
+	constants  constants
 }
 
-// newGatherWork makes a workspace for any number of valid positions.
-func newGatherWork(p *Plan) *work {
+// init makes a source for any number of valid positions.
+func (g *source) init(p *Plan) {
 	s := p.shape
-	w := &work{p: p, gather: &gather{unit: 1}}
-	w.geo = &w.gather.geo
-	w.geo.layout, w.geo.channels = p.geo.layout, s.Channels
-	// A run ends where a row does, unless the next position is adjacent.
-	w.gather.next, w.gather.row = s.Inner, s.Inner
-	if s.Channels == 1 || s.Inner == 1 {
-		w.gather.row = s.PerChannel()
+	*g = source{shape: s, unit: 1, next: s.Inner, row: s.Inner}
+	g.geo.layout, g.geo.channels = rows, s.Channels
+	if s.Inner == 1 && s.Channels > 1 {
+		g.geo.layout, g.unit = cols, s.Channels
 	}
-	values, width := s.PerChannel(), 0
-	if p.geo.layout == cols {
-		w.gather.unit = s.Channels
-		values, width = s.Len(), max(s.Channels, 2*minWidth)
+	// A run ends where a row does, unless the next position is adjacent.
+	if s.Channels == 1 || s.Inner == 1 {
+		g.row = s.PerChannel()
+	}
+}
+
+// most returns how many segments and columns there can be.
+func (g *source) most() (segments, width int) {
+	values := g.shape.PerChannel()
+	if g.geo.layout == cols {
+		values, width = g.shape.Len(), max(g.shape.Channels, 2*minWidth)
 	}
 	// A segment but for the last has segmentSize values at least.
-	w.init(min(maxSegments, values/segmentSize+1), width)
-	w.applyTask = w.gatherApplyTask
-	w.gather.bufs = make(chan *gatherBuf, p.workers)
-	for range p.workers {
-		w.gather.bufs <- new(gatherBuf)
-	}
-	return w
+	return min(maxSegments, values/segmentSize+1), width
 }
 
-// begin makes the workspace one for the n positions that a mask leaves.
-func (w *work) begin(m *Mask, n int) {
-	g, s := w.gather, w.p.shape
+// begin makes the source one of the n positions that a mask leaves.
+func (g *source) begin(m *Mask, n, workers int) {
+	s := g.shape
 	if most := m.most(s, g.row); cap(g.runs) < most {
 		g.runs = make([]run, 0, most)
 	}
@@ -70,21 +75,19 @@ func (w *work) begin(m *Mask, n int) {
 	if g.geo.layout == rows {
 		g.geo = rowGeometry(1, s.Channels, n)
 	} else {
-		g.geo = colGeometry(n, s.Channels)
+		g.geo = colGeometry(n, s.Channels, 1)
 	}
-	w.values = float64(n)
+	g.inverted = false
 	g.clip = !m.KeepPadding
 	g.tile = max(1, maxCall/s.Channels)
-	if workers := w.p.workers; workers > 1 {
+	if workers > 1 {
 		g.tile = max(1, min(g.tile, n/(4*workers)))
 	}
-	w.count()
-	w.cut()
 }
 
 // joins reports whether the padding in front of run j is written over and then
 // cleared, because it is so short that this is faster than to go around it.
-func (g *gather) joins(j int) bool {
+func (g *source) joins(j int) bool {
 	a, b := &g.runs[j-1], &g.runs[j]
 	adjacent := b.at-a.at == (b.first-a.first)*g.unit // in the same row
 	return g.clip && adjacent && b.first-a.first-a.n <= joinGap
@@ -93,7 +96,7 @@ func (g *gather) joins(j int) bool {
 const joinGap = 32
 
 // find returns the run that valid position i is in.
-func (g *gather) find(i int) int {
+func (g *source) find(i int) int {
 	lo, hi := 0, len(g.runs)
 	for hi-lo > 1 {
 		if mid := int(uint(lo+hi) >> 1); g.runs[mid].before <= i {
@@ -110,74 +113,61 @@ func (s Shape) index(position, c int) int {
 	return (position/s.Inner*s.Channels+c)*s.Inner + position%s.Inner
 }
 
-func (g *gather) indices(c int, yield func(int) bool) {
-	for _, r := range g.runs {
-		i := r.at + c*g.next
-		for range r.n {
-			if !yield(i) {
-				return
-			}
-			i += g.unit // a position on
-		}
-	}
-}
-
-// load points k at n values of a channel, from valid position i on.
-func (w *work) load(k *kernelArgs, buf *gatherBuf, c, i, n int) {
-	g := w.gather
+// values returns the tensors of a stage at n values of a channel, from valid
+// position i on.
+func (g *source) values(s *stage, buf *buffers, c, i, n int) kernelArgs {
 	j := g.find(i)
 	r := g.runs[j]
-	if skip := i - r.before; skip+n <= r.n && !w.fromY {
-		w.at(k, r.at+c*g.next+skip)
-		return
+	if skip := i - r.before; skip+n <= r.n && !g.inverted {
+		return s.args(r.at + c*g.next + skip)
 	}
 	for done := 0; done < n; j++ {
 		r := &g.runs[j]
 		skip := i + done - r.before
 		m := min(n-done, r.n-skip)
-		w.copy(buf, done, r.at+c*g.next+skip, m)
+		buf.copy(s, done, r.at+c*g.next+skip, m)
 		done += m
 	}
-	w.loaded(k, buf, n)
+	return g.copied(s, buf, n)
 }
 
-// loadRows points k at rows of n columns, from element i on of the tensor
-// without its padding, whose rows are k.stride apart. It sets the stride to
-// where the rows are.
-func (w *work) loadRows(k *kernelArgs, buf *gatherBuf, i, rows, n int) {
-	g := w.gather
+// columns returns the tensors of a stage at some rows of n columns, from element i
+// of the tensor without its padding on, whose rows are geo.width apart.
+func (g *source) columns(s *stage, buf *buffers, i, rows, n int) kernelArgs {
+	stride := g.geo.width
 	j := g.find(i / g.unit)
 	r := g.runs[j]
-	if skip := i - r.before*g.unit; skip+(rows-1)*k.stride+n <= r.n*g.unit && !w.fromY {
-		w.at(k, r.at+skip)
-		return
+	if skip := i - r.before*g.unit; skip+(rows-1)*stride+n <= r.n*g.unit && !g.inverted {
+		k := s.args(r.at + skip)
+		k.stride = stride
+		return k
 	}
 	for row := range rows {
 		for done := 0; done < n; {
 			r := &g.runs[j]
-			skip := i + row*k.stride + done - r.before*g.unit
+			skip := i + row*stride + done - r.before*g.unit
 			if skip >= r.n*g.unit {
 				j++
 				continue
 			}
 			m := min(n-done, r.n*g.unit-skip)
-			w.copy(buf, row*n+done, r.at+skip, m)
+			buf.copy(s, row*n+done, r.at+skip, m)
 			done += m
 		}
 	}
+	k := g.copied(s, buf, rows*n)
 	k.stride = n
-	w.loaded(k, buf, rows*n)
+	return k
 }
 
-// copy copies n values of the operands that the sums need, from index i.
-func (w *work) copy(buf *gatherBuf, to, i, n int) {
-	copyShort(buf.x[to:to+n], w.x[i:i+n])
-	if !w.backward {
-		return
+// copy copies n values of the tensors that a stage reads, from index i.
+func (b *buffers) copy(s *stage, to, i, n int) {
+	copyShort(b.x[to:to+n], s.x[i:i+n])
+	if s.dy != nil {
+		copyShort(b.dy[to:to+n], s.dy[i:i+n])
 	}
-	copyShort(buf.dy[to:to+n], w.dy[i:i+n])
-	if w.res != nil {
-		copyShort(buf.res[to:to+n], w.res[i:i+n])
+	if s.res != nil {
+		copyShort(b.res[to:to+n], s.res[i:i+n])
 	}
 }
 
@@ -193,25 +183,43 @@ func copyShort(to, from []float32) {
 	}
 }
 
-// loaded points k at n values that were copied.
-func (w *work) loaded(k *kernelArgs, buf *gatherBuf, n int) {
-	k.x = buf.x[:n]
-	if !w.backward {
-		return
+// copied returns the tensors at n values that were copied.
+func (g *source) copied(s *stage, buf *buffers, n int) kernelArgs {
+	k := kernelArgs{x: buf.x[:n]}
+	if s.dy != nil {
+		k.dy = buf.dy[:n]
 	}
-	k.dy = buf.dy[:n]
-	if w.res != nil {
+	if s.res != nil {
 		k.res = buf.res[:n]
 	}
-	if w.fromY {
-		w.invert(k, n)
+	if g.inverted {
+		g.invert(&k)
+	}
+	return k
+}
+
+// sumGathered takes the sums of a window of n channels from channel c on. k has the
+// constants and the sums.
+func (w *workspace) sumGathered(k *kernelArgs, c, n int, win window) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	all := *k
+	for r := range n {
+		for p := 0; p < win.n; p += bufferLen {
+			m := min(bufferLen, win.n-p)
+			*k = w.source.values(&w.sums, buf, c+r, win.i+p, m)
+			k.coef, k.sums, k.act = all.coef[r*all.coefStep:], all.sums[r*sumLen:], w.act
+			k.rows, k.n = 1, m
+			k.begin(0, 1)
+			w.plan.path.runAll(w.sums.kernel, w.sums.act, k)
+		}
 	}
 }
 
-// gatherApplyTask applies the call's second kernel to a tile of positions, and
-// clears the padding in front of the runs that begin in it.
-func (w *work) gatherApplyTask(t int) {
-	g := w.gather
+// applyGathered writes the outputs of a tile of positions, and clears the padding in
+// front of the runs that begin in it.
+func (w *workspace) applyGathered(t int) {
+	g := w.source
 	defer w.fence()
 	valid := g.geo.outer * g.geo.inner
 	i := t * g.tile
@@ -227,7 +235,7 @@ func (w *work) gatherApplyTask(t int) {
 			r := &g.runs[j]
 			last = r.first + min(end-r.before, r.n)
 			i = r.before + last - r.first
-			if j++; i >= end || w.fromY || !g.joins(j) {
+			if j++; i >= end || g.inverted || !g.joins(j) {
 				break
 			}
 		}
@@ -237,98 +245,92 @@ func (w *work) gatherApplyTask(t int) {
 		}
 	}
 	if i == valid {
-		w.clearPadding(g.end(len(g.runs)-1), w.p.shape.PerChannel())
+		w.clearPadding(g.end(len(g.runs)-1), g.shape.PerChannel())
 	}
 }
 
 // end returns the position behind run j, and 0 for the one before the first.
-func (g *gather) end(j int) int {
+func (g *source) end(j int) int {
 	if j < 0 {
 		return 0
 	}
 	return g.runs[j].first + g.runs[j].n
 }
 
-// applyRun applies the call's second kernel to n adjacent positions.
-func (w *work) applyRun(position, n int) {
-	g, s := w.geo, w.p.shape
+// applyRun writes the outputs of n adjacent positions.
+func (w *workspace) applyRun(position, n int) {
+	g, s := w.geo, w.source.shape
 	at := s.index(position, 0)
-	if w.fromY {
+	switch {
+	case w.source.inverted:
 		w.applyInverted(at, n)
-		return
-	}
-	if g.layout == rows {
-		w.transformRows(0, at, s.Channels, s.Inner, n, 1, w.anyWide)
-		return
-	}
-	if w.anyWide {
-		for c := range s.Channels {
-			w.transformStrided(c, at+c, n, s.Channels)
+	case g.layout == rows:
+		w.writeRows(0, s.Channels, at, n, s.Inner)
+	default:
+		// As many positions side by side as the constants are there for.
+		whole := n / g.fold
+		for r := 0; r < whole; {
+			count := min(whole-r, max(1, maxCall/g.width))
+			w.writeBlock(at+r*g.width, count, g.width)
+			r += count
 		}
-		return
-	}
-	// As many positions side by side as the constants are there for.
-	whole := n / g.fold
-	for r := 0; r < whole; {
-		count := min(whole-r, max(1, maxCall/g.width))
-		w.transformCols(at+r*g.width, count, g.width)
-		r += count
-	}
-	if rest := n % g.fold * s.Channels; rest > 0 {
-		w.transformCols(at+whole*g.width, 1, rest)
+		if rest := n % g.fold * s.Channels; rest > 0 {
+			w.writeBlock(at+whole*g.width, 1, rest)
+		}
 	}
 }
 
 // applyInverted is applyRun for operands that have to be computed.
-func (w *work) applyInverted(at, n int) {
-	g, s := w.geo, w.p.shape
-	buf := <-w.gather.bufs
-	defer func() { w.gather.bufs <- buf }()
+func (w *workspace) applyInverted(at, n int) {
+	g, s := w.geo, w.source.shape
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
 	if g.layout == rows {
 		for c := range s.Channels {
-			i := at + c*s.Inner
-			if w.wide(c) {
-				w.transformWide(c, i, n, 1)
-				continue
-			}
-			for p := 0; p < n; p += gatherLen {
-				w.applyCopy(buf, rows, i+p, min(gatherLen, n-p), w.coef[c*coefLen:])
+			for p := 0; p < n; p += bufferLen {
+				w.applyCopy(buf, c, at+c*s.Inner+p, min(bufferLen, n-p))
 			}
 		}
-		return
-	}
-	for c := range s.Channels {
-		if w.anyWide {
-			w.transformStrided(c, at+c, n, s.Channels)
-		}
-	}
-	if w.anyWide {
 		return
 	}
 	// Row by row of the columns that the constants are there for, in pieces
 	// that begin at a whole record.
 	for i := 0; i < n*s.Channels; i += g.width {
 		m := min(g.width, n*s.Channels-i)
-		for p := 0; p < m; p += gatherLen {
-			w.applyCopy(buf, cols, at+i+p, min(gatherLen, m-p), w.coef[p*coefLen:])
+		for p := 0; p < m; p += panel {
+			w.applyCopy(buf, p, at+i+p, min(panel, m-p))
 		}
 	}
 }
 
-// applyCopy applies the call's second kernel to n adjacent elements, by way of
-// a copy.
-func (w *work) applyCopy(buf *gatherBuf, l layout, i, n int, coef []float32) {
-	k := kernelArgs{y: w.y[i:], dres: tail(w.dres, i), coef: coef, rows: 1, n: n}
-	w.copy(buf, 0, i, n)
-	w.loaded(&k, buf, n)
-	w.transform(l, &k)
+// applyCopy writes the outputs of n adjacent elements by way of a copy: of channel c
+// in rows, and from column c on in cols.
+func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
+	if n > mostSpan && w.geo.layout == cols && w.anyWideColumn(c, n) {
+		w.applyCopy(buf, c, i, mostSpan)
+		w.applyCopy(buf, c+mostSpan, i+mostSpan, n-mostSpan)
+		return
+	}
+	buf.copy(&w.apply, 0, i, n)
+	k := w.source.copied(&w.apply, buf, n)
+	k.y, k.dres = tail(w.apply.y, i), tail(w.apply.dres, i)
+	b := block{rows: 1, n: n, x: k.x, dy: k.dy, res: k.res, y: k.y[:n]}
+	if k.dres != nil {
+		b.dres = k.dres[:n]
+	}
+	if w.geo.layout == rows && w.wide(c) || w.geo.layout == cols && w.anyWideColumn(c, n) {
+		w.writeBlockCarefully(buf, c, &b)
+		return
+	}
+	k.coef = w.coef[c*coefLen:]
+	w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
 }
 
 // clearPadding sets the outputs to 0 at the positions from to end-1.
-func (w *work) clearPadding(from, end int) {
-	if g := w.gather; g.clip && from < end {
-		w.p.shape.clear(w.y, from, end, g.row)
-		w.p.shape.clear(w.dres, from, end, g.row)
+func (w *workspace) clearPadding(from, end int) {
+	if g := w.source; g.clip && from < end {
+		g.shape.clear(w.apply.y, from, end, g.row)
+		g.shape.clear(w.apply.dres, from, end, g.row)
 	}
 }
 
@@ -339,18 +341,28 @@ func (s Shape) clear(t []float32, from, end, row int) {
 		i, n := s.index(from, 0), min(end-from, row-from%row)
 		from += n
 		if s.Inner == 1 {
-			clear(t[i : i+n*s.Channels])
+			clearShort(t[i : i+n*s.Channels])
 			continue
 		}
 		for range s.Channels {
-			if n > 8 {
-				clear(t[i : i+n])
-			} else {
-				for k := range t[i : i+n] {
-					t[i+k] = 0
-				}
-			}
+			clearShort(t[i : i+n])
 			i += s.Inner
 		}
+	}
+}
+
+// clearShort is clear without a call for a few elements, and in pieces for many, so
+// that the garbage collector is not held up.
+func clearShort(t []float32) {
+	for len(t) > maxCall {
+		clear(t[:maxCall])
+		t = t[maxCall:]
+	}
+	if len(t) > 8 {
+		clear(t)
+		return
+	}
+	for k := range t {
+		t[k] = 0
 	}
 }

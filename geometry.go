@@ -3,26 +3,25 @@ package batchnorm
 // The order of sums. Everything in this file depends on the shape alone, never
 // on the machine, the path or the number of workers, because it decides bits.
 //
-// A channel's values are cut into segments, whose results are merged in order,
-// and a segment into blocks. A block is summed in float32, shifted by the mean
-// of the blocks before it in its segment, and its totals are folded into the
-// segment's float64 results. The first shift of a segment is the mean of a probe:
-// its first values. An outlier among p values moves that mean by 1/p of
-// itself; since the square of the probe's length is at least the block's
-// length, it can't do more to the block's sums than its own square does.
+// A channel's values are cut into segments, whose results are merged in order.
+// A segment is cut into windows. A window is summed with one shift K, so that one
+// call of a kernel takes all of it, and its totals are folded into the segment's
+// float64 results. The first shift of a segment is the mean of a probe: its first
+// values. The others are the mean of the windows before.
+//
+// An outlier among p values moves their mean by 1/p of itself; since the square of
+// the probe's length is at least the first window's, it can't do more to the
+// window's sums than its own square does. Where a window's mean is far from those
+// before it, the variance of all of them is large too, as long as a window is not
+// much larger than all before it.
 const (
-	blockLen = 2048 // rows: values per block at most
-	probeLen = 64   // rows: values in the probe at least
-	// What a lane adds per block at most, in rows. In rows shorter than a group
-	// values are added one by one, and the squares of values on a coarse grid
-	// (an offset of 1e4 leaves 10 bits behind the point) are all rounded the same
-	// way once the sum is large: hence fewer.
-	maxAdds      = 64
-	maxAddsShort = 32
-	blockRows    = 128      // cols: rows per block
-	probeRows    = 16       // cols: rows in the probe
 	segmentSize  = 64 << 10 // values per segment at least
 	maxSegments  = 64       // per channel (rows) or in all (cols)
+	windowLen    = 2048     // rows: values in the first window of a segment
+	windowGrowth = 3        // rows: a window is up to so many times as large as all before it
+	probeLen     = 64       // rows: values in the probe
+	blockRows    = 128      // cols: rows per window
+	probeRows    = 16       // cols: rows in the probe
 	minHeight    = 8        // cols: rows that folding leaves at least
 	minWidth     = 128      // cols: fewer channels than this are folded
 )
@@ -31,84 +30,140 @@ const (
 type geometry struct {
 	layout layout
 
-	// rows: blocks of a channel are groups of whole rows when a row is
-	// shorter than blockLen, and pieces of rows otherwise.
-	outer, channels, inner int
-	pieces                 int // blocks per row
-	group                  int // rows per block
+	outer, channels, inner int // of the shape, with inner columns for each channel in cols
 
-	// cols: the tensor as height rows of width columns. With few channels,
-	// fold rows of the tensor lie side by side in one row of width
-	// fold*channels, and rest values are left behind the last whole row.
-	height, width int
-	fold, rest    int
+	// rows: a segment has up to segImages images, and up to segLen values of each.
+	segImages, segLen int
+	segsPerImage      int // segments side by side in an image
 
-	blocks, segBlocks, segments int
+	// cols: the tensor as height rows of width columns, of which unit adjacent ones
+	// belong to a channel. With few columns, fold rows of the tensor lie side by side
+	// in one row of width fold*channels*unit, and rest values are left behind the last
+	// whole row. A segment has segBlocks windows.
+	height, width       int
+	unit, fold, rest    int
+	windows, segWindows int
+
+	segments int
 }
 
+// newGeometry chooses the walk of a shape. Rows that are shorter than a vector are
+// walked as columns, unless there is one image only.
 func newGeometry(s Shape) geometry {
-	g := geometry{outer: s.Outer, channels: s.Channels, inner: s.Inner}
+	outer, inner := s.Outer, s.Inner
 	if s.Channels == 1 {
-		g.outer, g.inner = min(1, s.Outer), max(1, s.Outer)*s.Inner // one channel: all of it is adjacent
+		outer, inner = min(1, s.Outer), max(1, s.Outer)*s.Inner // one channel: all of it is adjacent
 	}
-	if g.inner > 1 || s.Channels == 1 {
-		return rowGeometry(g.outer, g.channels, g.inner)
+	if inner >= lanes || s.Channels == 1 || outer == 1 && inner > 1 {
+		return rowGeometry(outer, s.Channels, inner)
 	}
-	return colGeometry(g.outer, g.channels)
+	return colGeometry(outer, s.Channels, inner)
 }
 
 // rowGeometry walks outer rows of inner values per channel.
 func rowGeometry(outer, channels, inner int) geometry {
-	g := geometry{layout: rows, outer: outer, channels: channels, inner: inner}
-	g.pieces = ceilDiv(g.inner, blockLen)
-	most := maxAdds
-	if g.inner < groupSize*lanes {
-		most = maxAddsShort
+	g := geometry{layout: rows, outer: outer, channels: channels, inner: inner, unit: 1}
+	if outer < groupSize {
+		g.segImages = max(1, outer)
+		g.segLen = roundUp(ceilDiv(segmentSize, g.segImages), groupSize*lanes)
+	} else {
+		g.segImages = groupSize * ceilDiv(segmentSize, groupSize*inner)
+		g.segLen = segmentSize / groupSize
 	}
-	adds := g.inner/(groupSize*lanes) + ceilDiv(g.inner%(groupSize*lanes), lanes) // per lane and row
-	g.group = max(1, min(blockLen/g.inner, most/adds))
-	g.blocks = g.pieces * ceilDiv(g.outer, g.group)
-	g.split(ceilDiv(segmentSize, min(blockLen, g.inner*g.group)))
+	if g.segLen >= inner {
+		g.segLen = inner
+	} else if most := ceilDiv(inner, maxSegments); g.segLen < most {
+		g.segLen = roundUp(most, pieceFour)
+	}
+	g.segsPerImage = ceilDiv(inner, g.segLen)
+	if most := max(1, maxSegments/g.segsPerImage); ceilDiv(outer, g.segImages) > most {
+		g.segImages = roundUp(ceilDiv(outer, most), groupSize)
+	}
+	g.segments = ceilDiv(outer, g.segImages) * g.segsPerImage
 	return g
 }
 
-// colGeometry walks outer rows of one value per channel.
-func colGeometry(outer, channels int) geometry {
-	g := geometry{layout: cols, outer: outer, channels: channels, inner: 1, fold: 1}
-	if g.channels < minWidth {
-		g.fold = max(1, min(ceilDiv(minWidth, g.channels), g.outer/minHeight))
+// colGeometry walks outer rows of unit adjacent values per channel.
+func colGeometry(outer, channels, unit int) geometry {
+	g := geometry{layout: cols, outer: outer, channels: channels, inner: unit, unit: unit, fold: 1}
+	if row := channels * unit; row < minWidth {
+		g.fold = max(1, min(ceilDiv(minWidth, row), outer/minHeight))
 	}
-	g.width = g.fold * g.channels
+	g.width = g.fold * channels * unit
 	g.height = g.outer / g.fold
-	g.rest = g.outer % g.fold * g.channels
-	g.blocks = ceilDiv(g.height, blockRows)
-	g.split(ceilDiv(segmentSize, blockRows*g.width))
+	g.rest = g.outer % g.fold * channels * unit
+	g.windows = ceilDiv(g.height, blockRows)
+	g.segWindows = max(1, ceilDiv(segmentSize, blockRows*g.width), ceilDiv(g.windows, maxSegments))
+	g.segments = ceilDiv(g.windows, g.segWindows)
 	return g
 }
 
-// split sets the segments, of segBlocks blocks or as many as keep their number
-// within maxSegments.
-func (g *geometry) split(segBlocks int) {
-	g.segBlocks = max(1, segBlocks, ceilDiv(g.blocks, maxSegments))
-	g.segments = ceilDiv(g.blocks, g.segBlocks)
+// ---- rows
+
+// window is a part of a channel: n values, from value i on, of each of some images
+// from image o on.
+type window struct{ o, images, i, n int }
+
+func (w window) len() int { return w.images * w.n }
+
+// segment returns segment seg of a channel in rows.
+func (g *geometry) segment(seg int) window {
+	o, i := seg/g.segsPerImage*g.segImages, seg%g.segsPerImage*g.segLen
+	return window{o, min(g.segImages, g.outer-o), i, min(g.segLen, g.inner-i)}
 }
 
-// segment returns the blocks [b0, b1) of a segment.
-func (g *geometry) segment(seg int) (b0, b1 int) {
-	b0 = seg * g.segBlocks
-	return b0, min(b0+g.segBlocks, g.blocks)
+// probe returns the first values of a segment: of four images, or of one.
+func (s window) probe() window {
+	if s.images >= groupSize {
+		return window{s.o, groupSize, s.i, min(s.n, probeLen/groupSize)}
+	}
+	return window{s.o, 1, s.i, min(s.n, probeLen)}
 }
 
-// rowBlock returns block b of a channel: n values each of rows o to o+count-1,
-// from value i.
-func (g *geometry) rowBlock(b int) (o, count, i, n int) {
-	o = b / g.pieces * g.group
-	i = b % g.pieces * blockLen
-	return o, min(g.group, g.outer-o), i, min(blockLen, g.inner-i)
+// next returns the window of a segment behind w, of which the zero value stands
+// for nothing yet, and how many values are before it; ok is false when there is none.
+//
+// Windows grow. The first ones are parts of rows where rows are long: of four images
+// side by side, or of one. All others are whole rows of some images.
+func (s window) next(w window) (next window, before int, ok bool) {
+	o, i := s.o, s.i // where the next begins
+	if w.images > 0 {
+		o, i = w.o, w.i+w.n
+		if i == s.i+s.n {
+			o, i = w.o+w.images, s.i
+		}
+	}
+	left := s.o + s.images - o
+	if left == 0 {
+		return window{}, 0, false
+	}
+	side, piece := 1, pieceSingle
+	if left >= groupSize {
+		side, piece = groupSize, pieceFour
+	}
+	before = (o-s.o)*s.n + side*(i-s.i)
+	want := max(windowLen, windowGrowth*before)
+	if i > s.i || want < side*s.n { // a part of the rows of side images
+		n := min(s.i+s.n-i, max(1, want/side/piece)*piece)
+		return window{o, side, i, n}, before, true
+	}
+	images := min(left, want/s.n)
+	if images < left && images > side {
+		images = images / side * side
+	}
+	return window{o, images, i, s.n}, before, true
 }
 
-// colBlock returns block b: rows r0 to r1-1.
-func (g *geometry) colBlock(b int) (r0, r1 int) {
+// ---- cols
+
+// colSegment returns the windows [b0, b1) of a segment in cols.
+func (g *geometry) colSegment(seg int) (b0, b1 int) {
+	b0 = seg * g.segWindows
+	return b0, min(b0+g.segWindows, g.windows)
+}
+
+// colWindow returns window b: rows r0 to r1-1.
+func (g *geometry) colWindow(b int) (r0, r1 int) {
 	return b * blockRows, min((b+1)*blockRows, g.height)
 }
 
@@ -125,20 +180,13 @@ func (g *geometry) columns() int {
 // segment has, but for the rest behind the last whole row, of which the last
 // segment has one more in the first columns.
 func (g *geometry) segmentLen(seg int) int {
-	b0, b1 := g.segment(seg)
-	return g.before(b1) - g.before(b0)
-}
-
-// before returns how many values lie before block b.
-func (g *geometry) before(b int) int {
-	if g.layout == cols {
-		return min(b*blockRows, g.height)
+	if g.layout == rows {
+		return g.segment(seg).len()
 	}
-	if b == g.blocks {
-		return g.outer * g.inner
-	}
-	o, _, i, _ := g.rowBlock(b)
-	return o*g.inner + i
+	b0, b1 := g.colSegment(seg)
+	return min(b1*blockRows, g.height) - b0*blockRows
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
+
+func roundUp(n, m int) int { return (n + m - 1) / m * m }

@@ -24,10 +24,12 @@ type GhostPlan struct {
 	shape      Shape
 	ghost      GhostBatches
 	full, last *Plan // of a sub-batch, and of the last when that is smaller
+	beside     bool  // sub-batches are worked on beside each other, by one worker each
+	options    options
 	batches    int
 
 	mu   sync.Mutex
-	free [][]gradTotal // not in use
+	free []*ghostCall // not in use
 }
 
 // NewGhostPlan makes a plan for a batch of shape s that is cut into sub-batches.
@@ -44,12 +46,19 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		return nil, fail(ErrGhost, "the size of a ghost batch is %d samples, must be from 1 to %d", g.Size, g.Samples)
 	}
 	p := &GhostPlan{shape: s, ghost: g, batches: ceilDiv(g.Samples, g.Size)}
+	var err error
+	if p.options, err = newOptions(opts); err != nil {
+		return nil, err
+	}
+	p.beside = p.options.workers > 1 && p.batches >= p.options.workers
 	plan := func(samples int) (*Plan, error) {
 		part := s
 		part.Outer = s.Outer / g.Samples * samples
-		// What is stored past the caches is for the whole batch to say.
 		sub, err := NewPlan(part, append(opts[:len(opts):len(opts)], func(o *options) error {
-			o.schedule.streamLen /= p.batches
+			o.limits.stream /= p.batches // the whole batch decides about non-temporal stores
+			if p.beside {
+				o.workers, o.executor = 1, nil
+			}
 			return nil
 		})...)
 		if err != nil {
@@ -61,7 +70,6 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		}
 		return sub, nil
 	}
-	var err error
 	if p.full, err = plan(g.Size); err != nil {
 		return nil, err
 	}
@@ -71,7 +79,6 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 			return nil, err
 		}
 	}
-	p.free = append(p.free, make([]gradTotal, s.Channels))
 	return p, nil
 }
 
@@ -97,19 +104,9 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const x, residual, y = 0, 1, 2
-	ops := [...]operand{
-		x:        float32s("x", a.X),
-		residual: float32s("residual", a.Residual),
-		y:        float32s("y", a.Y).out(1<<x | 1<<residual),
-		3:        float32s("gamma", a.Gamma),
-		4:        float32s("beta", a.Beta),
-		5:        float64s("mean", a.Mean).out(0).of(p.batches),
-		6:        float64s("invstd", a.InvStd).out(0).of(p.batches),
-		7:        float32s("running mean", a.RunningMean).out(0),
-		8:        float32s("running variance", a.RunningVar).out(0),
-	}
-	if err := p.shape.check(ops[:], 3, 1<<x|1<<y); err != nil {
+	k := p.shape.checker()
+	a.check(&k, p.batches)
+	if err := k.check(); err != nil {
 		return err
 	}
 	momentum := a.Momentum.or(p.full.momentum)
@@ -119,16 +116,15 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.checkMask(&a.Mask); err != nil {
 		return err
 	}
-	for b := range p.batches {
-		q, part := p.batch(b)
-		f := a
-		f.Momentum = momentum.after(b)
-		f.X, f.Residual, f.Y = part.of(a.X), part.of(a.Residual), part.of(a.Y)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
-		f.Mask = part.mask(a.Mask)
-		n, _ := f.Mask.count(q.shape) // checked above
-		q.forward(&f, n, renormalization{})
+	c := p.acquire()
+	c.operands, c.mask = a.operands(), a.Mask
+	c.operands.variance = c.variance
+	if c.operands.mean == nil {
+		c.operands.mean = c.mean
 	}
+	c.run()
+	c.track(a.RunningMean, a.RunningVar, momentum)
+	p.release(c)
 	return nil
 }
 
@@ -139,47 +135,19 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dy, x, residual, dx, dresidual, mean, invstd = 0, 1, 2, 3, 4, 7, 8
-	const inputs = 1<<dy | 1<<x | 1<<residual
-	ops := [...]operand{
-		dy:        float32s("dy", a.DY),
-		x:         float32s("x", a.X),
-		residual:  float32s("residual", a.Residual),
-		dx:        float32s("dx", a.DX).out(inputs),
-		dresidual: float32s("dresidual", a.DResidual).out(inputs),
-		5:         float32s("gamma", a.Gamma),
-		6:         float32s("beta", a.Beta),
-		mean:      float64s("mean", a.Mean).of(p.batches),
-		invstd:    float64s("invstd", a.InvStd).of(p.batches),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
-	}
-	if err := p.shape.check(ops[:], 5, 1<<dy|1<<x|1<<mean|1<<invstd); err != nil {
+	k := p.shape.checker()
+	a.check(&k, p.batches)
+	if err := k.check(); err != nil {
 		return err
 	}
 	if err := p.checkMask(&a.Mask); err != nil {
 		return err
 	}
-	totals := p.acquire()
-	defer p.release(totals)
-	for b := range p.batches {
-		q, part := p.batch(b)
-		f := a
-		f.DY, f.X, f.Residual = part.of(a.DY), part.of(a.X), part.of(a.Residual)
-		f.DX, f.DResidual = part.of(a.DX), part.of(a.DResidual)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
-		f.Mask = part.mask(a.Mask)
-		n, _ := f.Mask.count(q.shape) // checked above
-		q.backward(&f, n, renormalization{}, totals)
-	}
-	for c, t := range totals {
-		if a.DGamma != nil {
-			a.DGamma[c] = float32(t.dgamma)
-		}
-		if a.DBeta != nil {
-			a.DBeta[c] = float32(t.dbeta)
-		}
-	}
+	c := p.acquire()
+	c.operands, c.mask, c.backward = a.operands(), a.Mask, true
+	c.run()
+	c.saveGrads()
+	p.release(c)
 	return nil
 }
 
@@ -214,25 +182,12 @@ func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
 	return q, ghostPart{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
 }
 
-// saved returns the statistics of sub-batch b.
-func (p *GhostPlan) saved(s []float64, b int) []float64 {
-	if s == nil {
-		return nil
-	}
-	c := p.shape.Channels
-	return s[b*c:][:c:c]
-}
-
 // ghostPart is a sub-batch.
 type ghostPart struct {
 	shape           Shape
 	row             int // of Outer, where it begins
 	sample, samples int
 	all             int // samples in the batch
-}
-
-func (g *ghostPart) of(t []float32) []float32 {
-	return at(t, g.row*g.shape.Channels*g.shape.Inner, g.shape.Len())
 }
 
 func (g *ghostPart) mask(m Mask) Mask {
@@ -246,24 +201,99 @@ func (g *ghostPart) mask(m Mask) Mask {
 	return m
 }
 
-func (p *GhostPlan) acquire() []gradTotal {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := len(p.free)
-	if n == 0 {
-		return make([]gradTotal, p.shape.Channels)
-	}
-	t := p.free[n-1]
-	p.free = p.free[:n-1]
-	clear(t)
-	return t
+// ghostCall is a call of a GhostPlan.
+type ghostCall struct {
+	plan     *GhostPlan
+	operands operands
+	mask     Mask
+	backward bool
+	totals   []gradTotal // backward: of the sub-batches, one after the other
+	// Forward: statistics of the sub-batches, which the running ones are updated by.
+	mean, variance []float64
+
+	task func(b int) // bound once, because binding allocates
 }
 
-func (p *GhostPlan) release(t []gradTotal) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.free = append(p.free, t)
-}
-
-// gradTotal is the gradients by gamma and beta of a channel over sub-batches.
+// gradTotal is the gradients by gamma and beta of a channel over a sub-batch.
 type gradTotal struct{ dgamma, dbeta float64 }
+
+// run works on all sub-batches.
+func (c *ghostCall) run() {
+	p := c.plan
+	if p.beside {
+		p.options.parallel(p.batches, p.shape.Len(), c.task)
+		return
+	}
+	for b := range p.batches {
+		c.batch(b)
+	}
+}
+
+// batch works on sub-batch b.
+func (c *ghostCall) batch(b int) {
+	p, channels := c.plan, c.plan.shape.Channels
+	q, part := p.batch(b)
+	o := c.operands.part(part.row*channels*p.shape.Inner, q.shape.Len(), 0, channels, b*channels)
+	mask := part.mask(c.mask)
+	n, _ := mask.count(q.shape) // checked by the caller
+	if c.backward {
+		q.backward(&o, &mask, n, renormalization{}, c.totals[b*channels:][:channels])
+		return
+	}
+	o.runningMean, o.runningVar = nil, nil // in the order of sub-batches, see track
+	q.forward(&o, &mask, n, q.momentum, renormalization{})
+}
+
+// track updates the running statistics by every sub-batch in turn.
+func (c *ghostCall) track(runningMean, runningVar []float32, momentum Momentum) {
+	p, channels := c.plan, c.plan.shape.Channels
+	for b := range p.batches {
+		q, part := p.batch(b)
+		mask := part.mask(c.mask)
+		n, _ := mask.count(q.shape)
+		m := momentum.after(b)
+		p.options.path.track(runningMean, c.operands.mean[b*channels:][:channels], 1, m)
+		p.options.path.track(runningVar, c.operands.variance[b*channels:][:channels], p.options.variance.correction(n), m)
+	}
+}
+
+// saveGrads writes the gradients by gamma and beta: the sums over all sub-batches, in
+// their order.
+func (c *ghostCall) saveGrads() {
+	channels := c.plan.shape.Channels
+	for i := range channels {
+		var sum gradTotal
+		for b := range c.plan.batches {
+			t := &c.totals[b*channels+i]
+			sum.dgamma += t.dgamma
+			sum.dbeta += t.dbeta
+		}
+		if c.operands.dgamma != nil {
+			c.operands.dgamma[i] = float32(sum.dgamma)
+		}
+		if c.operands.dbeta != nil {
+			c.operands.dbeta[i] = float32(sum.dbeta)
+		}
+	}
+}
+
+func (p *GhostPlan) acquire() *ghostCall {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if n := len(p.free); n > 0 {
+		c := p.free[n-1]
+		p.free = p.free[:n-1]
+		return c
+	}
+	n := p.batches * p.shape.Channels
+	c := &ghostCall{plan: p, totals: make([]gradTotal, n), mean: make([]float64, n), variance: make([]float64, n)}
+	c.task = c.batch
+	return c
+}
+
+func (p *GhostPlan) release(c *ghostCall) {
+	c.operands, c.mask, c.backward = operands{}, Mask{}, false
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.free = append(p.free, c)
+}

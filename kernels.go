@@ -2,19 +2,13 @@ package batchnorm
 
 //go:generate go run ./kernels
 
-// Kernels come in three layouts. In rows the values of a channel are adjacent:
-// a call handles some rows of n values, row r at r*stride, all of one channel
-// or, with coefStep > 0, of one channel after the other. In cols the channels
-// are adjacent: a call handles rows of n channels each, row r at r*stride. Runs
-// are rows of one channel after the other that are adjacent themselves, so that
-// vectors go across them; a row has no fewer values than a vector. There are those
-// of the kernels without sums.
+// layout says how the values of a channel lie. In rows they are adjacent (NCHW); in
+// cols the channels are adjacent (NHWC, NC).
 type layout uint8
 
 const (
 	rows layout = iota
 	cols
-	runs
 )
 
 // kernelArgs are the arguments of every kernel; each uses the fields that its
@@ -27,33 +21,48 @@ type kernelArgs struct {
 	// coefLen floats per channel: -m, a, b, k1, k2, or for moments -K alone. In
 	// cols it has a record per 8 channels, with 8 floats for each of these.
 	coef []float32
-	// acc holds sums that a call adds to: in rows 8 lanes of the first sum and
-	// 8 of the second; in cols the same per record of 8 channels.
+	// acc holds the sums of cols, which a call adds to: per 8 channels 8 of the
+	// first sum and 8 of the second.
 	acc []float32
+	// sums holds the sums of rows, which a call adds to: per row 8 lanes of the
+	// first sum and 8 of the second.
+	sums []float64
 
-	rows, n, stride int
-	coefStep        int // rows: floats from a row's record to the next row's
+	// In cols a call handles rows of n channels each, stride floats apart.
+	//
+	// In rows it handles images, each of some rows of n values, one channel after
+	// the other. Between two rows lie rowGap floats, and between the end of an
+	// image's last row (and its gap) and the next image's first row imageGap floats.
+	// Sums need stride as well, the floats from an image to the next.
+	rows, n, stride  int
+	rowGap, imageGap int
 
-	// Kernels with sums alone, in rows, and those of runs handle one image after the
-	// other: more of them behind the first, imageGap floats on from where one more row would begin. A
-	// row's sums are accStep floats on from those of the row before, and begin with
-	// the first, as the records do, in every image.
-	more, imageGap, accStep int
+	coefStep  int // rows: floats from a row's record to the next row's
+	coefImage int // rows, without sums: floats from where one more record would begin to the next image's first
 
-	head int // runs: how many values, fewer than a vector has, lie before the first whole vector of an image
+	// A kernel on rows stops after budget values, or a few more, and leaves here
+	// where it stopped; called again it goes on there. So two kernels can take
+	// turns, and no call takes long. Before the first call at is the index of the
+	// first value in the tensors, images how many images there are, left is n,
+	// rowsLeft is rows, piece is 0, and partial, coefAt and accAt are 0. The work
+	// is done when images is 0.
+	budget   int // at least turn
+	at       int // index in the tensors
+	images   int // left, the one under way included
+	rowsLeft int // of the image, the one under way included
+	left     int // values of the row
+	coefAt   int // index in coef of the row's record
+	accAt    int // index in sums of the row's record
+	piece    int // values of the row until partial is added to sums; 0: a new piece begins
+	partial  laneSums
 
 	act    *actCode // for the kernels that call an activation's function
-	stream bool     // y and dres are stored past the caches; they and their rows are aligned to vectors
-	next   int      // pipelined: floats from a value to that of the next channel
-
-	// Kernels with sums prefetch in rows: fetch bytes ahead of the first vector
-	// of a row, until fetchLeft values of it are done; then a row further on. In
-	// cols they do so in the order of memory, from fetch bytes ahead of a group of
-	// rows. Those of runs, and in cols where they store past the caches, prefetch
-	// fetch bytes ahead of everything, but for normalize's residual in runs:
-	// fetchApart.
-	fetch, fetchLeft, fetchApart int
+	stream bool     // y and dres take non-temporal stores; in cols they and their rows are aligned to vectors
+	fetch  int      // bytes ahead at which inputs are prefetched, in cols and in rows without sums; in rows 0: not at all
 }
+
+// laneSums is 8 lanes of the first sum of a kernel and 8 of the second.
+type laneSums = [2 * lanes]float32
 
 // actCode is what a kernel that calls needs to know of its activation.
 type actCode struct {
@@ -76,7 +85,7 @@ func newActCode(a Activation) *actCode {
 func functionID(kind actKind, derivative int) int { return int(kind)*2 + derivative }
 
 const (
-	numLayouts = 3
+	numLayouts = 2
 
 	lanes     = 8
 	fieldN    = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
@@ -86,23 +95,36 @@ const (
 	fieldK2   = 4        // what backward multiplies x-m by
 	coefLen   = 5        // fields of a record for normalize, gradSums and inputGrad
 	maxCall   = 32 << 10 // floats of one operand per call: tens of microseconds, so that a goroutine in assembly is soon preempted
-	groupSize = 4        // vectors (rows) or rows (cols) that are summed as a tree before they are added to a sum
+	groupSize = 4        // vectors or rows that are summed as a tree before they are added to a sum
+	sumLen    = 2 * lanes
+)
+
+// Sums in rows are taken of four images side by side, as long as there are four,
+// and then of single images. They are added to float64 sums after each piece of a
+// row, so that a lane adds at most 64 groups in float32.
+const (
+	pieceFour   = 64 * lanes             // values of a row in a piece, of four images
+	pieceSingle = 64 * groupSize * lanes // the same, of a single image
 )
 
 // The kernels. Every one of them exists as Go code in kernels_generic.go, which
 // is the specification, and as assembly generated by ./kernels.
 const (
-	// kernelMoments adds to acc, for every value x of its lane (rows) or channel
-	// (cols),
+	// kernelMoments adds to its sums, for every value x of its lane (rows) or
+	// channel (cols),
 	//
 	//	d := x - K
 	//	S += d
 	//	Q += d*d
 	//
-	// In rows value i of a row belongs to lane i%8; groups of 32 values (4 per
-	// lane) are summed as (d0+d1)+(d2+d3) and then added; the values behind the
-	// last whole group are added one by one. In cols the same goes for groups of
-	// 4 rows.
+	// In cols groups of 4 rows are summed as (d0+d1)+(d2+d3) and then added; the
+	// rows behind the last whole group are added one by one.
+	//
+	// In rows value i of a row belongs to lane i%8. Of four images side by side the
+	// four values at the same place make a group. In a single image a group is four
+	// vectors of 8, one after the other, and the values behind the last whole group
+	// are added one by one. Sums begin at 0 in every piece, and are then added to
+	// the float64 sums of the row.
 	kernelMoments = iota
 
 	// kernelNormalize computes, for every element,
@@ -114,7 +136,7 @@ const (
 	// y may be x or res.
 	kernelNormalize
 
-	// kernelGradSums adds to acc, for every element, in the order of moments,
+	// kernelGradSums adds to its sums, for every element, in the order of moments,
 	//
 	//	z := as in normalize
 	//	g := dy*act'(z)
@@ -137,21 +159,6 @@ const (
 	//
 	// y and dres may each be dy, x or res, but not the same.
 	kernelInputGrad
-
-	// kernelPipeForward does two things at a time, in rows of one channel:
-	// normalize, with the first record of coef, and moments of the next channel,
-	// whose values lie next floats further on and whose K is the first constant
-	// of the second record. So reads of the one overlap with writes of the other.
-	kernelPipeForward
-
-	// In runs it is normalize of some rows, with moments of as many others, next
-	// floats further on. acc has a record of accStep floats for each of these: 8
-	// lanes of S, 8 of Q, and -K; the outputs are stored past the caches. It exists
-	// without a residual, and for no activation that is called.
-
-	// kernelPipeBackward is inputGrad with gradSums of the next channel. In runs there
-	// is none: it would be no faster than the two.
-	kernelPipeBackward
 )
 
 // Variants of a kernel.
@@ -180,47 +187,58 @@ func kernelID(kernel int, l layout, v actVariant, flags int) int {
 	return ((kernel*numLayouts+int(l))*int(numVariants)+int(v))*numFlags + flags
 }
 
+// takesSums reports whether a kernel takes sums; the others write outputs.
+func takesSums(kernel int) bool { return kernel == kernelMoments || kernel == kernelGradSums }
+
 // run calls a kernel on a path.
 func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	if raceEnabled {
-		a.race()
-		if kernel >= kernelPipeForward {
-			b := a.ahead(l)
-			b.race()
-		}
+		a.race(kernel, l)
 	}
 	if p == PathGeneric {
 		genericKernel(kernel, l, act, a)
 		return
 	}
 	flags := 0
-	if a.res != nil && (act.kind != actIdentity || kernel == kernelNormalize || kernel == kernelPipeForward) {
+	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize) {
 		flags |= withResidual
 	}
-	if kernel == kernelGradSums && a.dres != nil {
+	if a.dres != nil && kernel != kernelMoments && kernel != kernelNormalize {
 		flags |= withDResidual
 	}
-	if writes := kernel != kernelMoments && kernel != kernelGradSums; writes {
-		if a.dres != nil {
-			flags |= withDResidual
-		}
-		if a.stream {
-			flags |= withStream
-		}
+	if a.stream && !takesSums(kernel) {
+		flags |= withStream
 	}
-	simdKernel(kernelID(kernel, l, act.variant(), flags), a)
+	v := act.variant()
+	if v == actCalled {
+		flags = 0 // these look for themselves
+	}
+	simdKernel(kernelID(kernel, l, v, flags), a)
 }
 
-// ahead returns the arguments for the sums of the next channel, or of the next
-// rows.
-func (a *kernelArgs) ahead(l layout) kernelArgs {
-	b := *a
-	b.x, b.dy, b.res = tail(a.x, a.next), tail(a.dy, a.next), tail(a.res, a.next)
-	if l == runs {
-		b.coef, b.coefStep = a.acc[2*lanes:], a.accStep
-	} else {
-		b.coef, b.coefStep = a.coef[coefLen:], 0
+// turn is how many values of a tensor one of two kernels on rows handles before the
+// other one goes on: so few that reads of the one overlap with writes of the other.
+const turn = 256
+
+// runAll runs a kernel on rows until its work is done.
+func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
+	for a.images > 0 {
+		a.budget = maxCall
+		p.run(kernel, rows, act, a)
 	}
-	b.y, b.dres = nil, nil
-	return b
+}
+
+// begin makes the arguments ready for the first call of a kernel on rows.
+func (a *kernelArgs) begin(at, images int) {
+	a.at, a.images = at, images
+	a.left, a.rowsLeft = a.n, a.rows
+	a.coefAt, a.accAt, a.piece = 0, 0, 0
+	a.partial = laneSums{}
+}
+
+func tail(s []float32, i int) []float32 {
+	if s == nil {
+		return nil
+	}
+	return s[i:]
 }

@@ -11,126 +11,150 @@ package batchnorm
 // of groupSize*lanes, so that every chunk begins at lane 0 of a group.
 const chunk = 256
 
-// sums is 8 lanes of the first sum of a kernel and 8 of the second.
-type sums = [2 * lanes]float32
-
-// genericKernel runs a kernel.
+// genericKernel runs a kernel. Those on rows do all of their work at once.
 func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	switch {
 	case kernel == kernelMoments && l == rows:
-		momentsRowsGeneric(a)
+		a.sumRows(kernel, Identity)
 	case kernel == kernelMoments:
 		momentsColsGeneric(a)
-	case kernel == kernelNormalize && l != cols: // to pure Go runs are rows
-		normalizeRowsGeneric(act, a)
+	case kernel == kernelNormalize && l == rows:
+		a.eachRow(kernel, act)
 	case kernel == kernelNormalize:
 		normalizeColsGeneric(act, a)
 	case kernel == kernelGradSums && l == rows:
-		gradSumsRowsGeneric(act, a)
+		a.sumRows(kernel, act)
 	case kernel == kernelGradSums:
 		gradSumsColsGeneric(act, a)
-	case kernel == kernelInputGrad && l != cols:
-		inputGradRowsGeneric(act, a)
+	case kernel == kernelInputGrad && l == rows:
+		a.eachRow(kernel, act)
 	case kernel == kernelInputGrad:
 		inputGradColsGeneric(act, a)
-	case kernel == kernelPipeForward:
-		next := a.ahead(l)
-		momentsRowsGeneric(&next)
-		normalizeRowsGeneric(act, a)
-	case kernel == kernelPipeBackward:
-		next := a.ahead(l)
-		gradSumsRowsGeneric(act, &next)
-		inputGradRowsGeneric(act, a)
 	}
 }
 
 // ---- rows: the values of a channel are adjacent
 
-// walk yields, for all rows of all images, where a row begins and its number in
-// the image.
-func (a *kernelArgs) walk(yield func(p, r int) bool) {
-	p := 0
-	for range 1 + a.more {
-		for r := range a.rows {
-			if !yield(p, r) {
-				return
-			}
-			p += a.stride
+// sumRows has the pieces of all rows summed, of four images side by side or of one.
+func (a *kernelArgs) sumRows(kernel int, act Activation) {
+	for a.images > 0 {
+		images, most := 1, pieceSingle
+		if a.images >= groupSize {
+			images, most = groupSize, pieceFour
 		}
-		p += a.imageGap
+		for r := range a.rows {
+			total := (*[sumLen]float64)(a.sums[r*sumLen:])
+			for left := a.n; left > 0; {
+				n := min(left, most)
+				var acc laneSums
+				if coef := a.coef[r*a.coefStep:]; kernel == kernelMoments {
+					momentsPiece(a, a.at, n, images, coef[0], &acc)
+				} else {
+					gradSumsPiece(a, act, a.at, n, images, coef, &acc)
+				}
+				for i, v := range acc {
+					total[i] += float64(v)
+				}
+				a.at += n
+				left -= n
+			}
+			a.at += a.rowGap
+		}
+		a.at += a.imageGap + (images-1)*a.stride
+		a.images -= images
 	}
 }
 
-func momentsRowsGeneric(a *kernelArgs) {
-	for p, r := range a.walk {
-		acc := (*sums)(a.acc[r*a.accStep:])
-		k := a.coef[r*a.coefStep]
-		x := a.x[p:][:a.n]
-		for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
-			v := (*[groupSize * lanes]float32)(x)
+func momentsPiece(a *kernelArgs, p, n, images int, k float32, acc *laneSums) {
+	x := a.x[p:][:n]
+	if images == groupSize {
+		x1, x2, x3 := a.x[p+a.stride:][:n], a.x[p+2*a.stride:][:n], a.x[p+3*a.stride:][:n]
+		for i, v := range x {
+			addMoments4(acc, i%lanes, v+k, x1[i]+k, x2[i]+k, x3[i]+k)
+		}
+		return
+	}
+	for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
+		v := (*[groupSize * lanes]float32)(x)
+		for l := range lanes {
+			addMoments4(acc, l, v[l]+k, v[l+lanes]+k, v[l+2*lanes]+k, v[l+3*lanes]+k)
+		}
+	}
+	for i, v := range x {
+		addMoments1(acc, i%lanes, v+k)
+	}
+}
+
+func gradSumsPiece(a *kernelArgs, act Activation, p, n, images int, coef []float32, acc *laneSums) {
+	m := coef[fieldN]
+	var buf [groupSize][chunk]float32
+	var x, g [groupSize][]float32
+	for i := 0; i < n; i += chunk {
+		n := min(chunk, n-i)
+		for j := range images {
+			from := p + i + j*a.stride
+			x[j], g[j] = at(a.x, from, n), gradRow(act, &buf[j], a, from, n, coef)
+			if a.dres != nil {
+				copy(at(a.dres, from, n), g[j])
+			}
+		}
+		if images == groupSize {
+			for i := range n {
+				addGrads4(acc, i%lanes, g[0][i], g[1][i], g[2][i], g[3][i], x[0][i]+m, x[1][i]+m, x[2][i]+m, x[3][i]+m)
+			}
+			continue
+		}
+		x, g := x[0], g[0]
+		for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
+			v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
 			for l := range lanes {
-				addMoments4(acc, l, v[l]+k, v[l+lanes]+k, v[l+2*lanes]+k, v[l+3*lanes]+k)
+				addGrads4(acc, l,
+					u[l], u[l+lanes], u[l+2*lanes], u[l+3*lanes],
+					v[l]+m, v[l+lanes]+m, v[l+2*lanes]+m, v[l+3*lanes]+m)
 			}
 		}
 		for i, v := range x {
-			addMoments1(acc, i%lanes, v+k)
+			addGrads1(acc, i%lanes, g[i], v+m)
 		}
 	}
 }
 
-func normalizeRowsGeneric(act Activation, a *kernelArgs) {
-	for p, r := range a.walk {
-		y := at(a.y, p, a.n)
-		affineRow(y, at(a.x, p, a.n), at(a.res, p, a.n), a.coef[r*a.coefStep:])
-		act.forward(y)
-	}
-}
-
-func gradSumsRowsGeneric(act Activation, a *kernelArgs) {
-	var buf [chunk]float32
-	for first, r := range a.walk {
-		acc := (*sums)(a.acc[r*a.accStep:])
-		coef := a.coef[r*a.coefStep:]
-		for i := 0; i < a.n; i += chunk {
-			n := min(chunk, a.n-i)
-			p := first + i
-			x := at(a.x, p, n)
-			g := gradRow(act, &buf, a, p, n, coef)
-			if a.dres != nil {
-				copy(at(a.dres, p, n), g)
+// eachRow has all rows of all images written.
+func (a *kernelArgs) eachRow(kernel int, act Activation) {
+	for ; a.images > 0; a.images-- {
+		for range a.rows {
+			if coef := a.coef[a.coefAt:]; kernel == kernelNormalize {
+				normalizeRow(a, act, a.at, coef)
+			} else {
+				inputGradRow(a, act, a.at, coef)
 			}
-			m := coef[fieldN]
-			for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
-				v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
-				for l := range lanes {
-					addGrads4(acc, l,
-						u[l], u[l+lanes], u[l+2*lanes], u[l+3*lanes],
-						v[l]+m, v[l+lanes]+m, v[l+2*lanes]+m, v[l+3*lanes]+m)
-				}
-			}
-			for i, v := range x {
-				addGrads1(acc, i%lanes, g[i], v+m)
-			}
+			a.at += a.n + a.rowGap
+			a.coefAt += a.coefStep
 		}
+		a.at += a.imageGap
+		a.coefAt += a.coefImage
 	}
 }
 
-func inputGradRowsGeneric(act Activation, a *kernelArgs) {
+func normalizeRow(a *kernelArgs, act Activation, p int, coef []float32) {
+	y := at(a.y, p, a.n)
+	affineRow(y, at(a.x, p, a.n), at(a.res, p, a.n), coef)
+	act.forward(y)
+}
+
+func inputGradRow(a *kernelArgs, act Activation, first int, coef []float32) {
 	var buf [chunk]float32
-	for first, r := range a.walk {
-		coef := a.coef[r*a.coefStep:]
-		m, s, k1, k2 := coef[fieldN], coef[fieldA], coef[fieldK1], coef[fieldK2]
-		for i := 0; i < a.n; i += chunk {
-			n := min(chunk, a.n-i)
-			p := first + i
-			g := gradRow(act, &buf, a, p, n, coef)
-			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
-			for j, v := range x {
-				gj := g[j]
-				y[j] = ((gj - k1) - float32((v+m)*k2)) * s
-				if dres != nil {
-					dres[j] = gj
-				}
+	m, s, k1, k2 := coef[fieldN], coef[fieldA], coef[fieldK1], coef[fieldK2]
+	for i := 0; i < a.n; i += chunk {
+		n := min(chunk, a.n-i)
+		p := first + i
+		g := gradRow(act, &buf, a, p, n, coef)
+		x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
+		for j, v := range x {
+			gj := g[j]
+			y[j] = ((gj - k1) - float32((v+m)*k2)) * s
+			if dres != nil {
+				dres[j] = gj
 			}
 		}
 	}
@@ -175,7 +199,7 @@ func momentsColsGeneric(a *kernelArgs) {
 	for r := 0; r < a.rows; r += groupSize {
 		for c := 0; c < a.n; c += lanes {
 			k := (*[lanes]float32)(a.coef[c:])
-			acc := (*sums)(a.acc[2*c:])
+			acc := (*laneSums)(a.acc[2*c:])
 			n := min(lanes, a.n-c)
 			if r+groupSize <= a.rows {
 				x0, x1 := at(a.x, r*a.stride+c, n), at(a.x, (r+1)*a.stride+c, n)
@@ -219,7 +243,7 @@ func gradSumsColsGeneric(act Activation, a *kernelArgs) {
 			}
 			for c := 0; c < n; c += lanes {
 				m := (*[lanes]float32)(a.coef[(cb+c)*coefLen+fieldN*lanes:])
-				acc := (*sums)(a.acc[2*(cb+c):])
+				acc := (*laneSums)(a.acc[2*(cb+c):])
 				for l := range min(lanes, n-c) {
 					i := c + l
 					if group == groupSize {
@@ -293,25 +317,25 @@ func gradCols(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef
 // ---- sums
 
 // addMoments4 adds a group of four deviations to lane l.
-func addMoments4(acc *sums, l int, d0, d1, d2, d3 float32) {
+func addMoments4(acc *laneSums, l int, d0, d1, d2, d3 float32) {
 	acc[l] += (d0 + d1) + (d2 + d3)
 	acc[l+lanes] += (float32(d0*d0) + float32(d1*d1)) + (float32(d2*d2) + float32(d3*d3))
 }
 
 // addMoments1 adds one deviation to lane l.
-func addMoments1(acc *sums, l int, d float32) {
+func addMoments1(acc *laneSums, l int, d float32) {
 	acc[l] += d
 	acc[l+lanes] += float32(d * d)
 }
 
 // addGrads4 adds a group of four gradients, with x-m, to lane l.
-func addGrads4(acc *sums, l int, g0, g1, g2, g3, d0, d1, d2, d3 float32) {
+func addGrads4(acc *laneSums, l int, g0, g1, g2, g3, d0, d1, d2, d3 float32) {
 	acc[l] += (g0 + g1) + (g2 + g3)
 	acc[l+lanes] += (float32(g0*d0) + float32(g1*d1)) + (float32(g2*d2) + float32(g3*d3))
 }
 
 // addGrads1 adds one gradient, with x-m, to lane l.
-func addGrads1(acc *sums, l int, g, d float32) {
+func addGrads1(acc *laneSums, l int, g, d float32) {
 	acc[l] += g
 	acc[l+lanes] += float32(g * d)
 }

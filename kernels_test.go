@@ -17,38 +17,41 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "pipeForward", "pipeBackward"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
 
 func (k kernelCase) String() string {
-	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols", "runs"}[k.layout],
+	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
 		k.act, k.flags&withResidual != 0, k.flags&withDResidual != 0, k.flags&withStream != 0)
 }
 
-func (k kernelCase) run(p Path, a *kernelArgs) { p.run(k.kernel, k.layout, k.act, a) }
+// run runs the kernel until its work is done, on rows in calls of budget values.
+func (k kernelCase) run(p Path, a *kernelArgs, budget int) {
+	if k.layout == cols {
+		p.run(k.kernel, cols, k.act, a)
+		return
+	}
+	for a.images > 0 {
+		a.budget = budget
+		p.run(k.kernel, rows, k.act, a)
+	}
+}
 
-func (k kernelCase) pipelined() bool { return k.kernel >= kernelPipeForward }
-func (k kernelCase) gradient() bool {
-	return k.kernel == kernelGradSums || k.kernel == kernelInputGrad || k.kernel == kernelPipeBackward
-}
-func (k kernelCase) sums() bool {
-	return k.kernel == kernelMoments || k.kernel == kernelGradSums || k.pipelined()
-}
-func (k kernelCase) writes() bool { return k.kernel != kernelMoments && k.kernel != kernelGradSums }
+func (k kernelCase) gradient() bool { return k.kernel == kernelGradSums || k.kernel == kernelInputGrad }
+func (k kernelCase) sums() bool     { return takesSums(k.kernel) }
+func (k kernelCase) writes() bool   { return !takesSums(k.kernel) }
 
 // kernelCases lists every kernel in every variant that a call can ask for.
 func kernelCases() []kernelCase {
 	var list []kernelCase
 	for kernel := range kernelNames {
-		for _, l := range []layout{rows, cols, runs} {
+		for _, l := range []layout{rows, cols} {
 			for _, act := range []Activation{Identity, ReLU, Clip(-1, 2), Sigmoid} { // every variant; the functions have a test of their own
 				for flags := range numFlags {
 					k := kernelCase{kernel, l, act, flags}
 					switch {
 					case kernel == kernelMoments && (act != Identity || flags != 0),
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
-						flags&withStream != 0 && !k.writes(),
-						k.pipelined() && l == cols, l == runs && k.sums() && !k.pipelined(),
-						k.pipelined() && l == runs && (kernel == kernelPipeBackward || flags != withStream || act.variant() == actCalled):
+						flags&withStream != 0 && !k.writes():
 						continue
 					}
 					list = append(list, k)
@@ -75,10 +78,17 @@ func noise(s []float32, seed uint64, special bool) {
 	}
 }
 
+// problem is the size of a kernel's work: rows of n values, in cols stride floats
+// apart, in rows in each of some images, with gaps.
+type kernelSize struct {
+	rows, n, stride          int
+	images, rowGap, imageGap int
+}
+
 // args makes the arguments of a call in memory from alloc, and the outputs'
 // from allocOut.
-func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride, coefStep int, special bool) kernelArgs {
-	size := (nRows-1)*stride + n
+func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, special bool) kernelArgs {
+	size := (s.rows-1)*s.stride + s.n
 	seed := uint64(1)
 	out := func(s []float32) []float32 {
 		noise(s, seed, special)
@@ -86,54 +96,36 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, nRows, n, stride
 		return s
 	}
 	in := func(n int) []float32 { return out(alloc(n)) }
-	a := kernelArgs{rows: nRows, n: n, stride: stride, coefStep: coefStep, stream: k.flags&withStream != 0}
-	sumRows := 1 // that have sums of their own
-	if k.sums() && k.layout == rows && coefStep > 0 {
-		a.more, a.imageGap, a.accStep = 2, 5, 2*lanes
-		size += a.more * (nRows*stride + a.imageGap)
-		sumRows = nRows
-		a.fetch, a.fetchLeft = 4*stride, math.MaxInt
-	}
+	a := kernelArgs{rows: s.rows, n: s.n, stride: s.stride, stream: k.flags&withStream != 0}
 	fields := coefLen
 	if k.kernel == kernelMoments {
 		fields = 1
 	}
-	if k.layout == runs {
-		a.coefStep, a.head, a.fetch = coefLen, n%lanes, 4*n
-		if nRows != 1 && !k.pipelined() {
-			a.more = 1
-			a.imageGap = roundUp(nRows*n+1, lanes) - nRows*n // every image lies like the first
-			size += roundUp(nRows*n+1, lanes)
+	if k.layout == rows {
+		image := s.rows*(s.n+s.rowGap) + s.imageGap
+		size = s.images*image - s.imageGap - s.rowGap
+		a.rowGap, a.imageGap, a.stride = s.rowGap, s.imageGap, image
+		a.coefStep, a.coefImage = fields, -s.rows*fields
+		a.coef = in(fields * s.rows)
+		if k.sums() {
+			a.sums = make([]float64, sumLen*s.rows)
+			for i, v := range in(len(a.sums)) {
+				a.sums[i] = float64(v)
+			}
+		}
+		a.begin(0, s.images)
+	} else {
+		a.coef = in(fields * roundUp(s.n, lanes))
+		if k.sums() {
+			a.acc = in(2 * roundUp(s.n, lanes))
 		}
 	}
-	inputs := size
-	switch {
-	case k.pipelined() && k.layout == runs: // the next rows lie behind these
-		a.next, a.accStep = nRows*n, sumRecord
-		inputs += nRows * n
-	case k.pipelined(): // the next channel lies n floats further on
-		a.next, a.fetch, a.fetchLeft = n, 4*n+96, n-24
-		inputs += n
-		fields *= 2
-	}
-	a.x = in(inputs)
-	if k.layout != cols {
-		a.coef = in(fields + max(0, nRows-1)*a.coefStep)
-	} else {
-		a.coef = in(fields * roundUp(n, lanes))
-	}
-	if k.sums() && k.layout == rows {
-		a.acc = in(2 * lanes * sumRows)
-	} else if k.sums() && k.layout == runs {
-		a.acc = in(sumRecord * nRows)
-	} else if k.sums() {
-		a.acc = in(2 * roundUp(n, lanes))
-	}
+	a.x = in(size)
 	if k.gradient() {
-		a.dy = in(inputs)
+		a.dy = in(size)
 	}
 	if k.flags&withResidual != 0 {
-		a.res = in(inputs)
+		a.res = in(size)
 	}
 	if k.writes() {
 		a.y = out(allocOut(size))
@@ -152,6 +144,13 @@ func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
 		for c := a.n; c < roundUp(a.n, lanes); c++ {
 			at := c / lanes * 2 * lanes
 			acc[at+c%lanes], acc[at+lanes+c%lanes] = 0, 0
+		}
+	}
+	for _, v := range a.sums {
+		bits := math.Float64bits(v)
+		acc = append(acc, math.Float32frombits(uint32(bits>>32)), math.Float32frombits(uint32(bits)))
+		if v != v {
+			acc[len(acc)-1] = 0 // all NaN are one
 		}
 	}
 	return [][]float32{a.y, a.dres, acc}
@@ -181,9 +180,6 @@ func TestKernelsSameBits(t *testing.T) {
 			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
 				heap := func(n int) []float32 { return make([]float32, n) }
 				for n := 1; n <= 200; n++ {
-					if k.layout == runs && n < lanes {
-						continue
-					}
 					if n > 40 && (testing.Short() && n%7 != 1 || n%3 != k.flags%3) {
 						continue
 					}
@@ -194,35 +190,66 @@ func TestKernelsSameBits(t *testing.T) {
 						func(n int) []float32 { return guard.AtStart(t, n) },
 						func(m int) []float32 { return guard.Sentinel(t, m, n%16) },
 					}
-					aligned := func(n int) []float32 { return guard.Sentinel(t, n, 0) }
-					for _, nRows := range []int{1, 3, 4, 8} {
-						stride, step := n+nRows%3, 0
-						where := guarded[n%len(guarded)]
-						whereOut := where
-						if k.pipelined() && k.layout == rows {
-							stride += n
-						}
-						if k.layout == runs {
-							stride = n
-							if k.flags&withStream != 0 { // behind the head it is aligned
-								whereOut = func(m int) []float32 { return guard.Sentinel(t, m, (lanes-n%lanes)%lanes) }
-							}
-						} else if k.flags&withStream != 0 { // what is stored past the caches is aligned
-							stride, whereOut = roundUp(stride, lanes), aligned
-						}
-						if k.layout == rows && !k.pipelined() && nRows%2 == 0 {
-							step = coefLen
-						}
-						special := nRows == 3 || nRows == 8
-						want := k.args(heap, heap, nRows, n, stride, step, special)
-						got := k.args(where, whereOut, nRows, n, stride, step, special)
+					where := guarded[n%len(guarded)]
+					compare := func(s kernelSize, whereOut func(int) []float32, special bool, budget int) {
+						t.Helper()
+						want, got := k.args(heap, heap, s, special), k.args(where, whereOut, s, special)
 						got.act = newActCode(k.act)
-						k.run(PathGeneric, &want)
-						k.run(p, &got)
+						k.run(PathGeneric, &want, budget)
+						k.run(p, &got, budget)
 						g, w := k.outputs(&got), k.outputs(&want)
 						for o := range w {
 							if i, ok := sameBits(g[o], w[o]); !ok {
-								t.Fatalf("%d rows of %d, output %d, index %d: %v, pure Go gives %v", nRows, n, o, i, g[o][i], w[o][i])
+								t.Fatalf("%+v, calls of %d, output %d, index %d: %v, pure Go gives %v", s, budget, o, i, g[o][i], w[o][i])
+							}
+						}
+						if k.layout == rows && (got.at != want.at || got.images != 0) {
+							t.Fatalf("%+v: the kernel stops at %d with %d images left, pure Go at %d", s, got.at, got.images, want.at)
+						}
+					}
+					stream := k.flags&withStream != 0
+					if k.layout == cols {
+						for _, nRows := range []int{1, 3, 4, 8} {
+							s, whereOut := kernelSize{rows: nRows, n: n, stride: n + nRows%3}, where
+							if stream { // non-temporal stores need alignment
+								s.stride = roundUp(s.stride, lanes)
+								whereOut = func(n int) []float32 { return guard.Sentinel(t, n, 0) }
+							}
+							compare(s, whereOut, nRows == 3 || nRows == 8, 0)
+						}
+						continue
+					}
+					whereOut := where
+					if stream { // both outputs lie alike in vectors
+						whereOut = func(m int) []float32 { return guard.Sentinel(t, m, n%lanes) }
+					}
+					for i, images := range []int{1, 2, 4, 7, 9} {
+						s := kernelSize{rows: 1 + (n+i)%4, n: n, images: images, imageGap: (n + i) % 5}
+						if k.sums() {
+							s.rowGap = (n + 2*i) % 3
+						} else if n < lanes {
+							s.rows = 1
+						}
+						budget := []int{turn, maxCall, 2 * turn}[(n+i)%3]
+						if stride := s.rows*(s.n+s.rowGap) + s.imageGap; images > 1 && stride == 0 {
+							continue
+						}
+						compare(s, whereOut, i%2 == 1, budget)
+					}
+				}
+				if k.layout == rows && k.sums() { // rows of several pieces
+					for _, n := range []int{pieceFour - 3, pieceFour + 40, pieceSingle + 35, 2*pieceSingle + 8} {
+						for _, images := range []int{1, 5} {
+							s := kernelSize{rows: 2, n: n, images: images}
+							want, got := k.args(heap, heap, s, false), k.args(heap, heap, s, false)
+							got.act = newActCode(k.act)
+							k.run(PathGeneric, &want, turn)
+							k.run(p, &got, turn)
+							g, w := k.outputs(&got), k.outputs(&want)
+							for o := range w {
+								if i, ok := sameBits(g[o], w[o]); !ok {
+									t.Fatalf("%+v, output %d, index %d: %v, pure Go gives %v", s, o, i, g[o][i], w[o][i])
+								}
 							}
 						}
 					}

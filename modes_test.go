@@ -732,7 +732,7 @@ func TestSplitSegments(t *testing.T) {
 		batchnorm.Shape
 		segment int
 	}{
-		{batchnorm.Shape{Outer: 5, Channels: 2, Inner: 65536}, 1},
+		{batchnorm.Shape{Outer: 9, Channels: 2, Inner: 16384}, 4},
 		{batchnorm.Shape{Outer: 70, Channels: 3, Inner: 2048}, 32},
 		{batchnorm.Shape{Outer: 300, Channels: 2, Inner: 512}, 128},
 		{batchnorm.Shape{Outer: 4500, Channels: 2, Inner: 32}, 2048},

@@ -4,4 +4,4 @@ package batchnorm
 
 const raceEnabled = false
 
-func (a *kernelArgs) race() {}
+func (a *kernelArgs) race(int, layout) {}

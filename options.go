@@ -1,6 +1,9 @@
 package batchnorm
 
-import "math"
+import (
+	"math"
+	"runtime"
+)
 
 // DefaultEpsilon is added to the variance unless [WithEpsilon] says otherwise.
 const DefaultEpsilon = 1e-5
@@ -17,18 +20,24 @@ type options struct {
 	singleValue bool
 	momentum    Momentum // of calls that name none
 	variance    Variance
-	schedule    schedule
+	limits      limits
 }
 
 // newOptions returns the defaults, changed by the options.
 func newOptions(opts []Option) (options, error) {
-	o := options{epsilon: DefaultEpsilon, path: DefaultPath(), schedule: defaultSchedule}
+	o := options{epsilon: DefaultEpsilon, path: DefaultPath(), limits: defaultLimits}
 	for _, option := range opts {
 		if option == nil {
 			return o, fail(ErrOption, "option is nil")
 		}
 		if err := option(&o); err != nil {
 			return o, err
+		}
+	}
+	if o.workers == 0 {
+		o.workers = 1
+		if o.executor != nil {
+			o.workers = runtime.GOMAXPROCS(0)
 		}
 	}
 	return o, nil

@@ -1,9 +1,6 @@
 package batchnorm
 
-import (
-	"runtime"
-	"sync"
-)
+import "sync"
 
 // A Plan is made once for a shape and a set of options, and then called for
 // every batch of that shape. Its methods allocate nothing and may be called
@@ -15,8 +12,8 @@ type Plan struct {
 	geo   geometry
 
 	mu       sync.Mutex
-	free     []*work // workspaces not in use
-	gathered []*work // those of calls that gather, see gather.go
+	free     []*workspace // not in use
+	gathered []*workspace // those of calls on some positions
 }
 
 // NewPlan validates the shape and the options, decides how the work is cut, and
@@ -30,13 +27,7 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{options: o, shape: s, geo: newGeometry(s)}
-	if p.workers == 0 {
-		p.workers = 1
-		if p.executor != nil {
-			p.workers = runtime.GOMAXPROCS(0)
-		}
-	}
-	p.free = append(p.free, newWork(p))
+	p.free = append(p.free, newWorkspace(p, false))
 	return p, nil
 }
 
@@ -60,36 +51,29 @@ func (p *Plan) ready() error {
 	return nil
 }
 
-// acquire returns a workspace for one call.
-func (p *Plan) acquire() *work {
-	w := p.take(&p.free)
-	if w == nil {
-		w = newWork(p)
+// acquire returns a workspace for a call on n positions per channel, which are those
+// that a mask leaves, or all. computed says that values are computed before kernels
+// see them.
+func (p *Plan) acquire(m *Mask, n int, computed bool) *workspace {
+	var w *workspace
+	if n == p.shape.PerChannel() && !computed {
+		if w = p.take(&p.free); w == nil {
+			w = newWorkspace(p, false)
+		}
+		w.call = call{}
+	} else {
+		if w = p.take(&p.gathered); w == nil {
+			w = newWorkspace(p, true)
+		}
+		w.call = call{source: &w.gathered}
+		w.gathered.begin(m, n, p.workers)
+		w.gathered.inverted, w.gathered.inverse = computed, p.act
 	}
-	w.values = float64(p.shape.PerChannel())
+	w.values = float64(n)
 	return w
 }
 
-// acquireGather returns a workspace for a call on n positions per channel, which
-// are those that the mask leaves, or all.
-func (p *Plan) acquireGather(m *Mask, n int) *work {
-	w := p.take(&p.gathered)
-	if w == nil {
-		w = newGatherWork(p)
-	}
-	w.begin(m, n)
-	return w
-}
-
-// acquireFor is the one or the other.
-func (p *Plan) acquireFor(m *Mask, n int) *work {
-	if n == p.shape.PerChannel() {
-		return p.acquire()
-	}
-	return p.acquireGather(m, n)
-}
-
-func (p *Plan) take(free *[]*work) *work {
+func (p *Plan) take(free *[]*workspace) *workspace {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n := len(*free)
@@ -101,17 +85,14 @@ func (p *Plan) take(free *[]*work) *work {
 	return w
 }
 
-// release takes a workspace back. It forgets the caller's memory.
-func (p *Plan) release(w *work) {
-	coef, acc, act := w.coef, w.acc, w.act
-	w.kernelArgs = kernelArgs{coef: coef, acc: acc, act: act}
+// release takes a workspace back. It forgets the caller's memory. The workspace of a
+// call that panicked is not given back: something in it may be half done.
+func (p *Plan) release(w *workspace) {
+	masked := w.source != nil
 	w.call = call{}
-	if w.behind != nil {
-		*w.behind = work{}
-	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if w.gather != nil {
+	if masked {
 		p.gathered = append(p.gathered, w)
 	} else {
 		p.free = append(p.free, w)

@@ -17,8 +17,11 @@ var longestCall atomic.Int64
 // race tells the race detector what the kernel is about to read and write,
 // since it can't see into assembly. Tests with the detector also see to it that no
 // call is so long that it holds up the garbage collector.
-func (a *kernelArgs) race() {
-	n := a.rows * a.n * (1 + a.more)
+func (a *kernelArgs) race(kernel int, l layout) {
+	n := a.rows * a.n
+	if l == rows {
+		n = a.budget
+	}
 	if n > maxCall {
 		panic(fmt.Sprintf("batchnorm: a kernel was asked for %d values at a time, at most %d are allowed", n, maxCall))
 	}
@@ -28,7 +31,7 @@ func (a *kernelArgs) race() {
 			break
 		}
 	}
-	for p := range a.walk {
+	touch := func(p int) {
 		for _, s := range [...][]float32{a.x, a.dy, a.res} {
 			if s != nil {
 				runtime.RaceReadRange(unsafe.Pointer(&s[p]), 4*a.n)
@@ -39,5 +42,22 @@ func (a *kernelArgs) race() {
 				runtime.RaceWriteRange(unsafe.Pointer(&s[p]), 4*a.n)
 			}
 		}
+	}
+	if l == cols {
+		for r := range a.rows {
+			touch(r * a.stride)
+		}
+		return
+	}
+	if a.left != a.n || a.rowsLeft != a.rows || a.piece != 0 || a.coefAt != 0 {
+		return // all of it was told before the first call
+	}
+	p := a.at
+	for range a.images {
+		for range a.rows {
+			touch(p)
+			p += a.n + a.rowGap
+		}
+		p += a.imageGap
 	}
 }

@@ -56,7 +56,8 @@ func (p *Plan) RenormForward(a RenormForwardArgs) error {
 		fill(a.R, 1)
 		fill(a.D, 0)
 	}
-	p.forward(&a.ForwardArgs, n, renormalization{a.R, a.D, a.RunningMean, a.RunningVar, a.RMax, a.DMax})
+	o := a.ForwardArgs.operands()
+	p.forward(&o, &a.Mask, n, a.Momentum.or(p.momentum), renormalization{a.R, a.D, a.RunningMean, a.RunningVar, a.RMax, a.DMax})
 	return nil
 }
 
@@ -75,7 +76,8 @@ func (p *Plan) RenormBackward(a RenormBackwardArgs) error {
 	if err != nil {
 		return err
 	}
-	p.backward(&a.BackwardArgs, n, renormalization{r: a.R, d: a.D}, nil)
+	o := a.BackwardArgs.operands()
+	p.backward(&o, &a.Mask, n, renormalization{r: a.R, d: a.D}, nil)
 	return nil
 }
 

@@ -24,9 +24,14 @@ func (a *moment) merge(n, mean, m2 float64) {
 
 // mergeMoment merges the moment of n values with another, of n2 values, where
 // weight = n2/(n+n2) and cross = n*weight (Chan, Golub, LeVeque 1979, eq. 2.1).
+// Of means that are no numbers it makes what a sum does: an infinity, or NaN.
 func mergeMoment(mean, m2, mean2, m22, weight, cross float64) (mergedMean, mergedM2 float64) {
 	d := mean2 - mean
-	return mean + float64(d*weight), m2 + (m22 + float64(float64(d*d)*cross))
+	m2 += m22 + float64(float64(d*d)*cross)
+	if d-d != 0 {
+		return mean + mean2, m2
+	}
+	return mean + float64(d*weight), m2
 }
 
 // blockMoment returns mean and m2 of n values from the sums s of x-k and q of
@@ -36,14 +41,23 @@ func blockMoment(n, k, s, q float64) (mean, m2 float64) {
 	return k + d, q - float64(s*d)
 }
 
-// reduce sums 8 lanes in float64.
-func reduce(v *[lanes]float32) float64 {
-	return ((float64(v[0]) + float64(v[4])) + (float64(v[2]) + float64(v[6]))) +
-		((float64(v[1]) + float64(v[5])) + (float64(v[3]) + float64(v[7])))
+// reduce sums 8 lanes.
+func reduce(v []float64) float64 {
+	_ = v[lanes-1]
+	return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
 }
 
-// The numbers that float32 handles without losing digits to its range, with
-// room for their products: outside these a channel takes a way in float64.
+// shiftFor returns minus a mean, rounded, to be added to values; of a mean that is no
+// number 0, so that what an infinity does to the sums of a window tells what it is.
+func shiftFor(mean float64) float32 {
+	if v := -float32(mean); v-v == 0 {
+		return v
+	}
+	return 0
+}
+
+// Numbers that float32 handles without losing digits to its range: tame ones with
+// room for their products, sure ones on their own.
 const (
 	tameMin = 0x1p-60
 	tameMax = 0x1p+60
@@ -85,34 +99,42 @@ func invStd(variance, epsilon float64) float64 {
 
 // affine is what normalization does to a channel: z = (x-mean)*scale + beta,
 // computed in float32 as (x-m)*a + b, where the part of the mean that m lacks
-// is in b.
+// is in b. Where these leave float32's range, x is multiplied by a power of two first.
 type affine struct {
 	mean, scale, beta float64
 	m, a, b           float32
-	wide              bool // float32 would lose digits: compute in float64
+	power             int  // x is to be multiplied by 2^power
+	wide              bool // it is not 0, or may not be for dx
 }
 
 func (f *affine) set(mean, invstd, gamma, beta float64) {
-	scale := gamma * invstd
-	m := float32(mean)
-	f.mean, f.scale, f.beta = mean, scale, beta
-	f.m, f.a = m, float32(scale)
-	f.b = float32(beta - float64((mean-float64(m))*scale))
-	f.wide = !math.IsNaN(scale) &&
-		(wild(scale, tameMin, tameMax) || wild(invstd, tameMin, tameMax) || math.Abs(mean) > sureMax)
+	*f = affine{mean: mean, scale: gamma * invstd, beta: beta}
+	f.wide = !math.IsNaN(f.scale) && (wild(f.scale, sureMin, sureMax) || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
+	switch {
+	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
+	case wild(f.scale, sureMin, sureMax) && invstd != 0:
+		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
+	case math.Abs(mean) > sureMax || invstd < sureMin:
+		f.power = -largeMeanPower // so that x-m does not overflow
+	}
+	scale := f.scale
+	if f.power != 0 {
+		mean, scale = math.Ldexp(mean, f.power), math.Ldexp(scale, -f.power)
+	}
+	f.m, f.a = float32(mean), float32(scale)
+	f.b = float32(beta - float64((mean-float64(f.m))*scale))
 }
 
-// z is the pre-activation of x before the residual, for a wide channel.
-func (f *affine) z(x float32) float64 {
-	return float64((float64(x)-f.mean)*f.scale) + f.beta
-}
+// largeMeanPower is what x is divided by, as a power of two, where its mean is near
+// the end of float32's range.
+const largeMeanPower = 20
 
 // gradient is what the backward pass does to a channel:
 // dx = ((g-k1) - (x-m)*k2) * a.
 type gradient struct {
 	k1, k2        float64
 	dgamma, dbeta float64
-	wide          bool // as in affine
+	wide          bool // float32 may lose digits, if g is not far from these
 }
 
 // set takes the sums p of g and r of g*(x-m) over n values. With
@@ -122,9 +144,9 @@ type gradient struct {
 //	dx = gamma*invstd*(g - dbeta/n - xhat*dgamma/n)
 //
 // (Ioffe and Szegedy 2015, section 3), where the part of the mean that m lacks
-// is in k1.
+// is in k1. m is the float32 nearest the mean.
 func (d *gradient) set(f *affine, invstd, p, r, n float64) {
-	low := f.mean - float64(f.m)
+	low := f.mean - float64(float32(f.mean))
 	r -= float64(low * p)
 	d.dbeta, d.dgamma = p, r*invstd
 	d.k2 = float64(d.dgamma*invstd) / n
@@ -143,9 +165,26 @@ func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	return r >= n*sureMin || p >= n*invstd*sureMin
 }
 
-// dx is the gradient by x for a wide channel.
-func (d *gradient) dx(f *affine, g, x float32) float32 {
-	low := f.mean - float64(f.m)
+// scaledGradient is a gradient for x times 2^powerX and g times 2^powerG.
+type scaledGradient struct {
+	powerX, powerG int
+	m, a, k1, k2   float32
+}
+
+// scaled returns the constants of dx for scaled values.
+func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
+	if d.k2 == 0 { // x has no part in it, and need not be near the mean
+		powerX = min(f.power, 0)
+	}
+	low := f.mean - float64(float32(f.mean))
+	mean := math.Ldexp(f.mean, powerX)
 	k1 := d.k1 + float64(low*d.k2)
-	return float32(((float64(g) - k1) - float64((float64(x)-f.mean)*d.k2)) * f.scale)
+	if e := exponentOf(f.scale) - powerG; e > mostPower { // or a would be infinite, where dx need not be
+		powerG = clampPower(powerG + e - mostPower)
+	}
+	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(math.Ldexp(f.scale, -powerG))}
+	k2 := math.Ldexp(d.k2, -powerX)
+	k1 -= float64((mean - float64(s.m)) * k2)
+	s.k1, s.k2 = float32(math.Ldexp(k1, powerG)), float32(math.Ldexp(k2, powerG))
+	return s
 }

@@ -30,9 +30,9 @@ const (
 	geluTanhEnd = 12
 )
 
-// choose returns a or b without a branch, which the processor could not predict
+// either returns a or b without a branch, which the processor could not predict
 // where it depends on the sign of normalized data.
-func choose(condition bool, a, b float32) float32 {
+func either(condition bool, a, b float32) float32 {
 	mask := uint32(0)
 	if condition { // a conditional move
 		mask = math.MaxUint32
@@ -41,8 +41,8 @@ func choose(condition bool, a, b float32) float32 {
 }
 
 // atLeast and atMost are max and min that return z where it is NaN.
-func atLeast(z, lo float32) float32 { return choose(lo > z, lo, z) }
-func atMost(z, hi float32) float32  { return choose(hi < z, hi, z) }
+func atLeast(z, lo float32) float32 { return either(lo > z, lo, z) }
+func atMost(z, hi float32) float32  { return either(hi < z, hi, z) }
 
 // power splits 2^y = 2^n*(a+f)/(a-f) with whole n, which stands in the low bits
 // of t. |y| is at most 1000. The rational function of f is that of package coef.
@@ -102,11 +102,11 @@ func likeMish(p *coef.Pieces, z float32) (v float32, near bool) {
 func octaves(p *coef.Pieces, scale, t float32) float32 {
 	q := &p[math.Float32bits(float32(t*scale)+1)>>22%8]
 	d := t - q.Center
-	return choose(q.Base == 0, d, q.Base) + deviation(q, d) // where the base is 0, so is the center
+	return either(q.Base == 0, d, q.Base) + deviation(q, d) // where the base is 0, so is the center
 }
 
 // mirrored returns v where z has a minus sign, and 1-v elsewhere.
-func mirrored(z, v float32) float32 { return choose(negative(z), v, 1-v) }
+func mirrored(z, v float32) float32 { return either(negative(z), v, 1-v) }
 
 // negative looks at the sign only, as instructions that choose do.
 func negative(z float32) bool { return math.Float32bits(z)&signBit != 0 }
@@ -128,7 +128,7 @@ func hardSigmoid(z float32) float32 { return clip(z+3, 0, 6) * sixth }
 // hardSigmoidSlope is 1/6 between the kinks.
 // Worst: 0.3333 ULP at 0.
 func hardSigmoidSlope(z float32) float32 {
-	return choose(z > -3, choose(3 > z, sixth, 0), 0)
+	return either(z > -3, either(3 > z, sixth, 0), 0)
 }
 
 // hardSwish is z*hardSigmoid(z).
@@ -138,8 +138,8 @@ func hardSwish(z float32) float32 { return hardSigmoid(z) * atLeast(z, -3) }
 // hardSwishSlope is z/3 + 1/2 between the kinks.
 // Worst: 0.6667 ULP at 0.75000024.
 func hardSwishSlope(z float32) float32 {
-	within := choose(z <= 3, float32(z*third)+0.5, 1)
-	return choose(-3 <= z, within, 0) // and for NaN
+	within := either(z <= 3, float32(z*third)+0.5, 1)
+	return either(-3 <= z, within, 0) // and for NaN
 }
 
 // sigmoid is 1/(1+exp(-z)).
@@ -248,7 +248,7 @@ func eluSlope(z, alpha float32) float32 {
 	if !near {
 		return eluSlopeFar(z, alpha)
 	}
-	return choose(z > 0, 1, v*alpha)
+	return either(z > 0, 1, v*alpha)
 }
 
 func eluSlopeFar(z, alpha float32) float32 {
@@ -260,7 +260,7 @@ func eluSlopeFar(z, alpha float32) float32 {
 }
 
 // positive returns z where it is above 0, and 0 elsewhere.
-func positive(z float32) float32 { return choose(z > 0, z, 0) }
+func positive(z float32) float32 { return either(z > 0, z, 0) }
 
 // abs clears the sign.
 func abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^ signBit) }
@@ -377,7 +377,7 @@ func geluSlopeFar(z float32) float32 {
 	v, p, u, q := normalTail(x)
 	p -= float64(float64(x*coef.InvSqrt2Pi) * q)
 	t := float32((p * v) / (u * q))
-	return choose(z > 0, 1+-t, 0+t)
+	return either(z > 0, 1+-t, 0+t)
 }
 
 // geluTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).

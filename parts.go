@@ -34,13 +34,11 @@ func (p *Plan) Moments(a MomentsArgs) error {
 		return fail(ErrMissing, "moments is missing, the output for shape %v", p.shape)
 	}
 	out := a.Moments
-	const x, mean, m2 = 0, 1, 2
-	ops := [...]operand{
-		x:    float32s("x", a.X),
-		mean: float64s("mean", out.Mean).out(0),
-		m2:   float64s("m2", out.M2).out(0),
-	}
-	if err := p.check(ops[:], 1, 1<<x|1<<mean|1<<m2); err != nil {
+	k := p.shape.checker()
+	k.tensor("x", a.X).must()
+	k.channels64("mean", out.Mean).must().written()
+	k.channels64("m2", out.M2).must().written()
+	if err := k.check(); err != nil {
 		return err
 	}
 	n, err := a.Mask.count(p.shape)
@@ -53,12 +51,12 @@ func (p *Plan) Moments(a MomentsArgs) error {
 		clear(out.M2)
 		return nil
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
-	w.backward = false
-	w.x, w.m2 = a.X, out.M2
+	w := p.acquire(&a.Mask, n, false)
+	w.forwardCall(p.act, &operands{x: a.X})
+	w.m2 = out.M2
 	w.run(takeSums)
 	copy(out.Mean, w.channels.mean)
+	p.release(w)
 	return nil
 }
 
@@ -75,7 +73,7 @@ func (p *Plan) Moments(a MomentsArgs) error {
 // The slices of dst may be those of one of the parts, Mean for Mean and M2 for
 // M2, and share no memory with any other. All have the same length.
 //
-// A segment is what is summed as one. For Inner a power of two from 32 to 65536
+// A segment is what is summed as one. For Inner a power of two from 8 to 16384
 // it is 65536/Inner rows; for Inner 1 and 128 channels or more it is
 // 128*ceil(512/Channels) rows. So it is in batches of up to 64 segments.
 func MergeMoments(dst *Moments, parts []Moments) error {
@@ -126,16 +124,13 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const mean, m2 = 0, 1
-	ops := [...]operand{
-		mean: float64s("mean of the moments", a.Moments.Mean),
-		m2:   float64s("m2 of the moments", a.Moments.M2),
-		2:    float64s("mean", a.Mean).out(1 << mean),
-		3:    float64s("invstd", a.InvStd).out(1 << m2),
-		4:    float32s("running mean", a.RunningMean).out(0),
-		5:    float32s("running variance", a.RunningVar).out(0),
-	}
-	if err := p.check(ops[:], 0, 1<<mean|1<<m2); err != nil {
+	k := p.shape.checker()
+	mean, m2 := k.channels64("mean of the moments", a.Moments.Mean).must(), k.channels64("m2 of the moments", a.Moments.M2).must()
+	k.channels64("mean", a.Mean).written(mean)
+	k.channels64("invstd", a.InvStd).written(m2)
+	k.channels("running mean", a.RunningMean).written()
+	k.channels("running variance", a.RunningVar).written()
+	if err := k.check(); err != nil {
 		return err
 	}
 	if err := a.Momentum.valid(); err != nil {
@@ -186,17 +181,14 @@ func (p *Plan) Normalize(a NormalizeArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const x, residual, y, mean, invstd = 0, 1, 2, 5, 6
-	ops := [...]operand{
-		x:        float32s("x", a.X),
-		residual: float32s("residual", a.Residual),
-		y:        float32s("y", a.Y).out(1<<x | 1<<residual),
-		3:        float32s("gamma", a.Gamma),
-		4:        float32s("beta", a.Beta),
-		mean:     float64s("mean", a.Mean),
-		invstd:   float64s("invstd", a.InvStd),
-	}
-	if err := p.check(ops[:], 3, 1<<x|1<<y|1<<mean|1<<invstd); err != nil {
+	k := p.shape.checker()
+	x, residual := k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("y", a.Y).must().written(x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("mean", a.Mean).must()
+	k.channels64("invstd", a.InvStd).must()
+	if err := k.check(); err != nil {
 		return err
 	}
 	n, err := a.Mask.count(p.shape)
@@ -207,13 +199,11 @@ func (p *Plan) Normalize(a NormalizeArgs) error {
 		p.clearAll(&a.Mask, a.Y)
 		return nil
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
-	w.backward = false
-	w.x, w.res, w.y = a.X, a.Residual, a.Y
-	w.gamma, w.beta = a.Gamma, a.Beta
+	w := p.acquire(&a.Mask, n, false)
+	w.forwardCall(p.act, &operands{x: a.X, residual: a.Residual, y: a.Y, gamma: a.Gamma, beta: a.Beta})
 	w.setSaved(a.Mean, a.InvStd)
 	w.run(applyThem)
+	p.release(w)
 	return nil
 }
 
@@ -253,19 +243,17 @@ func (p *Plan) GradSums(a GradSumsArgs) error {
 		return fail(ErrMissing, "sums is missing, the output for shape %v", p.shape)
 	}
 	out := a.Sums
-	const dy, x, mean, invstd, g, gd = 0, 1, 5, 6, 7, 8
-	ops := [...]operand{
-		dy:     float32s("dy", a.DY),
-		x:      float32s("x", a.X),
-		2:      float32s("residual", a.Residual),
-		3:      float32s("gamma", a.Gamma),
-		4:      float32s("beta", a.Beta),
-		mean:   float64s("mean", a.Mean),
-		invstd: float64s("invstd", a.InvStd),
-		g:      float64s("g", out.G).out(0),
-		gd:     float64s("gd", out.GD).out(0),
-	}
-	if err := p.check(ops[:], 3, 1<<dy|1<<x|1<<mean|1<<invstd|1<<g|1<<gd); err != nil {
+	k := p.shape.checker()
+	k.tensor("dy", a.DY).must()
+	k.tensor("x", a.X).must()
+	k.tensor("residual", a.Residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("mean", a.Mean).must()
+	k.channels64("invstd", a.InvStd).must()
+	k.channels64("g", out.G).must().written()
+	k.channels64("gd", out.GD).must().written()
+	if err := k.check(); err != nil {
 		return err
 	}
 	n, err := a.Mask.count(p.shape)
@@ -278,14 +266,12 @@ func (p *Plan) GradSums(a GradSumsArgs) error {
 		clear(out.GD)
 		return nil
 	}
-	w := p.acquireFor(&a.Mask, n)
-	defer p.release(w)
-	w.backward = true
-	w.dy, w.x, w.res = a.DY, a.X, a.Residual
-	w.gamma, w.beta = a.Gamma, a.Beta
+	w := p.acquire(&a.Mask, n, false)
+	w.backwardCall(p.act, &operands{dy: a.DY, x: a.X, residual: a.Residual, gamma: a.Gamma, beta: a.Beta})
 	w.sumG, w.sumGD = out.G, out.GD
 	w.setSaved(a.Mean, a.InvStd)
 	w.run(takeSums)
+	p.release(w)
 	return nil
 }
 
@@ -343,24 +329,19 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dy, x, residual, dx, dresidual, mean, invstd, g, gd = 0, 1, 2, 3, 4, 7, 8, 11, 12
-	const inputs = 1<<dy | 1<<x | 1<<residual
-	ops := [...]operand{
-		dy:        float32s("dy", a.DY),
-		x:         float32s("x", a.X),
-		residual:  float32s("residual", a.Residual),
-		dx:        float32s("dx", a.DX).out(inputs),
-		dresidual: float32s("dresidual", a.DResidual).out(inputs),
-		5:         float32s("gamma", a.Gamma),
-		6:         float32s("beta", a.Beta),
-		mean:      float64s("mean", a.Mean),
-		invstd:    float64s("invstd", a.InvStd),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
-		g:         float64s("g of the sums", a.Sums.G),
-		gd:        float64s("gd of the sums", a.Sums.GD),
-	}
-	if err := p.check(ops[:], 5, 1<<dy|1<<x|1<<mean|1<<invstd|1<<g|1<<gd); err != nil {
+	k := p.shape.checker()
+	dy, x, residual := k.tensor("dy", a.DY).must(), k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
+	k.tensor("dx", a.DX).written(dy, x, residual)
+	k.tensor("dresidual", a.DResidual).written(dy, x, residual)
+	k.channels("gamma", a.Gamma)
+	k.channels("beta", a.Beta)
+	k.channels64("mean", a.Mean).must()
+	k.channels64("invstd", a.InvStd).must()
+	k.channels("dgamma", a.DGamma).written()
+	k.channels("dbeta", a.DBeta).written()
+	k.channels64("g of the sums", a.Sums.G).must()
+	k.channels64("gd of the sums", a.Sums.GD).must()
+	if err := k.check(); err != nil {
 		return err
 	}
 	n, err := a.Mask.count(p.shape)
@@ -374,29 +355,36 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	if total < n {
 		return fail(ErrLength, "the sums are over %d values per channel, this part alone has %d", total, n)
 	}
-	var w *work
-	if n > 0 {
-		w = p.acquireFor(&a.Mask, n)
-	} else { // what is left is the gradients by gamma and beta
+	o := operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
+		dgamma: a.DGamma, dbeta: a.DBeta}
+	if n == 0 { // what is left is the gradients by gamma and beta
 		p.clearAll(&a.Mask, a.DX)
 		p.clearAll(&a.Mask, a.DResidual)
-		a.DX, a.DResidual = nil, nil
-		w = p.acquire()
+		o.y, o.dresidual = nil, nil
+		a.Mask, n = Mask{}, p.shape.PerChannel()
 	}
-	defer p.release(w)
-	b := BackwardArgs{DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, DX: a.DX, DResidual: a.DResidual}
-	w.setBackward(&b)
+	w := p.acquire(&a.Mask, n, false)
+	w.backwardCall(p.act, &o)
 	w.setSaved(a.Mean, a.InvStd)
-	w.values = float64(total)
-	copy(w.channels.sumA, a.Sums.G)
-	copy(w.channels.sumB, a.Sums.GD)
-	w.setGrads(0, p.shape.Channels, false)
-	w.spread(0, p.shape.Channels, fieldK1, fieldK2)
-	if w.y != nil {
+	w.setSums(&a.Sums)
+	if o.y != nil || o.dresidual != nil {
 		w.run(applyThem)
 	}
-	w.saveGrads(a.DGamma, a.DBeta)
+	w.saveGrads(&o)
+	p.release(w)
 	return nil
+}
+
+// setSums sets the constants of dx from the sums over a whole batch.
+func (w *workspace) setSums(sums *GradSums) {
+	w.values = float64(sums.Count)
+	copy(w.channels.sumA, sums.G)
+	copy(w.channels.sumB, sums.GD)
+	n := w.geo.channels
+	for c := 0; c < n; c += mostChannels {
+		w.setGrads(c, min(c+mostChannels, n), false)
+	}
+	w.spread(0, n, fieldK1, fieldK2)
 }
 
 // pair is the two slices that parts are merged in.

@@ -159,8 +159,11 @@ type AxesPlan struct {
 
 type stridedAxis struct{ n, stride int }
 
-// axesScratch holds the copies of one call, allocated when they are needed.
-type axesScratch struct{ x, dy, residual []float32 }
+// axesScratch is the memory of a call. Its copies are allocated when they are needed.
+type axesScratch struct {
+	x, dy, residual []float32
+	part, copies    operands // of the part under way
+}
 
 // NewAxesPlan makes a plan for a row-major tensor with the given dimensions in
 // which every index of the kept axes is a channel. Axes and dimensions are as
@@ -265,134 +268,80 @@ func (a *AxesPlan) ready() error {
 
 // Forward is [Plan.Forward] for every channel.
 func (a *AxesPlan) Forward(args ForwardArgs) error {
-	if err := a.ready(); err != nil {
-		return err
-	}
-	if err := maskless(&args.Mask); err != nil {
+	if err := a.check(&args.Mask); err != nil {
 		return err
 	}
 	if _, err := a.whole.checkForward(&args, nil); err != nil {
 		return err
 	}
-	s := a.acquire()
-	defer a.release(s)
-	for i := range a.parts {
-		n, c := a.part.shape.Len(), a.part.shape.Channels
-		part := ForwardArgs{
-			X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n), Y: partOf(args.Y, i, n),
-			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
-			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
-			RunningMean: partOf(args.RunningMean, i, c), RunningVar: partOf(args.RunningVar, i, c),
-			Momentum: args.Momentum,
-		}
-		y := part.Y
-		if a.copied {
-			part.X, part.Residual = a.pack(&s.x, part.X), a.pack(&s.residual, part.Residual)
-			part.Y = part.X
-		}
-		a.part.forward(&part, a.part.shape.PerChannel(), renormalization{})
-		a.unpack(y, part.Y)
-	}
+	momentum := args.Momentum.or(a.part.momentum)
+	a.each(args.operands(), func(p *Plan, o *operands) {
+		p.forward(o, &Mask{}, p.shape.PerChannel(), momentum, renormalization{})
+	})
 	return nil
 }
 
 // Inference is [Plan.Inference] for every channel.
 func (a *AxesPlan) Inference(args InferenceArgs) error {
-	if err := a.ready(); err != nil {
-		return err
-	}
-	if err := maskless(&args.Mask); err != nil {
+	if err := a.check(&args.Mask); err != nil {
 		return err
 	}
 	if _, err := a.whole.checkInference(&args); err != nil {
 		return err
 	}
-	s := a.acquire()
-	defer a.release(s)
-	for i := range a.parts {
-		n, c := a.part.shape.Len(), a.part.shape.Channels
-		part := InferenceArgs{
-			X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n), Y: partOf(args.Y, i, n),
-			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
-			Mean: partOf(args.Mean, i, c), Var: partOf(args.Var, i, c),
-		}
-		y := part.Y
-		if a.copied {
-			part.X, part.Residual = a.pack(&s.x, part.X), a.pack(&s.residual, part.Residual)
-			part.Y = part.X
-		}
-		a.part.inference(&part, a.part.shape.PerChannel())
-		a.unpack(y, part.Y)
-	}
+	a.each(args.operands(), func(p *Plan, o *operands) { p.inference(o, &Mask{}, p.shape.PerChannel()) })
 	return nil
 }
 
 // Backward is [Plan.Backward] for every channel.
 func (a *AxesPlan) Backward(args BackwardArgs) error {
-	if err := a.ready(); err != nil {
-		return err
-	}
-	if err := maskless(&args.Mask); err != nil {
+	if err := a.check(&args.Mask); err != nil {
 		return err
 	}
 	if _, err := a.whole.checkBackward(&args, nil); err != nil {
 		return err
 	}
-	s := a.acquire()
-	defer a.release(s)
-	for i := range a.parts {
-		n, c := a.part.shape.Len(), a.part.shape.Channels
-		part := BackwardArgs{
-			DY: partOf(args.DY, i, n), X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n),
-			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
-			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
-			DX: partOf(args.DX, i, n), DResidual: partOf(args.DResidual, i, n),
-			DGamma: partOf(args.DGamma, i, c), DBeta: partOf(args.DBeta, i, c),
-		}
-		dx, dresidual := part.DX, part.DResidual
-		if a.copied {
-			part.DY, part.X, part.Residual = a.pack(&s.dy, part.DY), a.pack(&s.x, part.X), a.pack(&s.residual, part.Residual)
-			part.DX, part.DResidual = inPlace(dx, part.DY), inPlace(dresidual, part.X)
-		}
-		a.part.backward(&part, a.part.shape.PerChannel(), renormalization{}, nil)
-		a.unpack(dx, part.DX)
-		a.unpack(dresidual, part.DResidual)
-	}
+	a.each(args.operands(), func(p *Plan, o *operands) { p.backward(o, &Mask{}, p.shape.PerChannel(), renormalization{}, nil) })
 	return nil
 }
 
 // FrozenBackward is [Plan.FrozenBackward] for every channel.
 func (a *AxesPlan) FrozenBackward(args FrozenBackwardArgs) error {
-	if err := a.ready(); err != nil {
-		return err
-	}
-	if err := maskless(&args.Mask); err != nil {
+	if err := a.check(&args.Mask); err != nil {
 		return err
 	}
 	if _, err := a.whole.checkFrozen(&args); err != nil {
 		return err
 	}
-	s := a.acquire()
-	defer a.release(s)
-	for i := range a.parts {
-		n, c := a.part.shape.Len(), a.part.shape.Channels
-		part := FrozenBackwardArgs{
-			DY: partOf(args.DY, i, n), X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n),
-			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
-			Mean: partOf(args.Mean, i, c), Var: partOf(args.Var, i, c),
-			DX: partOf(args.DX, i, n), DResidual: partOf(args.DResidual, i, n),
-			DGamma: partOf(args.DGamma, i, c), DBeta: partOf(args.DBeta, i, c),
-		}
-		dx, dresidual := part.DX, part.DResidual
-		if a.copied {
-			part.DY, part.X, part.Residual = a.pack(&s.dy, part.DY), a.pack(&s.x, part.X), a.pack(&s.residual, part.Residual)
-			part.DX, part.DResidual = inPlace(dx, part.DY), inPlace(dresidual, part.X)
-		}
-		a.part.frozenBackward(&part, a.part.shape.PerChannel())
-		a.unpack(dx, part.DX)
-		a.unpack(dresidual, part.DResidual)
-	}
+	a.each(args.operands(), func(p *Plan, o *operands) { p.frozenBackward(o, &Mask{}, p.shape.PerChannel()) })
 	return nil
+}
+
+// each has an operation done on every part of the operands, by way of copies where
+// the plan needs them.
+func (a *AxesPlan) each(whole operands, do func(p *Plan, o *operands)) {
+	s := a.acquire()
+	n, c := a.part.shape.Len(), a.part.shape.Channels
+	part, o := &s.part, &s.copies
+	for i := range a.parts {
+		*part = whole.part(i*n, n, i*c, c, i*c)
+		if !a.copied {
+			do(a.part, part)
+			continue
+		}
+		*o = *part
+		o.x, o.dy, o.residual = a.pack(&s.x, part.x), a.pack(&s.dy, part.dy), a.pack(&s.residual, part.residual)
+		// Outputs take the places of copies.
+		if part.dy != nil {
+			o.y, o.dresidual = inPlace(part.y, o.dy), inPlace(part.dresidual, o.x)
+		} else {
+			o.y = o.x
+		}
+		do(a.part, o)
+		a.unpack(part.y, o.y)
+		a.unpack(part.dresidual, o.dresidual)
+	}
+	a.release(s)
 }
 
 // inPlace returns the input in whose place an output is computed, if it is
@@ -404,20 +353,16 @@ func inPlace(output, input []float32) []float32 {
 	return input
 }
 
-// maskless reports a mask, whose positions have no order here.
-func maskless(m *Mask) error {
+// check reports a plan that is not ready, or a mask, whose positions have no order
+// here.
+func (a *AxesPlan) check(m *Mask) error {
+	if err := a.ready(); err != nil {
+		return err
+	}
 	if m.Lengths != nil || m.Valid != nil {
 		return fail(ErrMask, "a plan over axes takes no mask")
 	}
 	return nil
-}
-
-// partOf returns part i of a slice in parts of n elements; nil stays nil.
-func partOf[T float32 | float64](s []T, i, n int) []T {
-	if s == nil {
-		return nil
-	}
-	return s[i*n : (i+1)*n : (i+1)*n]
 }
 
 // pack copies a part of a tensor to scratch memory, in the plan's order.
@@ -434,7 +379,7 @@ func (a *AxesPlan) pack(scratch *[]float32, tensor []float32) []float32 {
 
 // unpack copies a result to where it belongs, if it is not there already.
 func (a *AxesPlan) unpack(tensor, packed []float32) {
-	if a.copied && tensor != nil {
+	if tensor != nil {
 		a.copyRuns(packed, tensor, a.repeat, true)
 	}
 }
@@ -457,9 +402,6 @@ func (a *AxesPlan) copyRuns(packed, tensor []float32, repeat []stridedAxis, toTe
 }
 
 func (a *AxesPlan) acquire() *axesScratch {
-	if !a.copied {
-		return nil
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if n := len(a.free); n > 0 {
@@ -471,9 +413,7 @@ func (a *AxesPlan) acquire() *axesScratch {
 }
 
 func (a *AxesPlan) release(s *axesScratch) {
-	if s == nil {
-		return
-	}
+	s.part, s.copies = operands{}, operands{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.free = append(a.free, s)

@@ -1,0 +1,278 @@
+package batchnorm
+
+import (
+	"slices"
+
+	"github.com/fusedbn/batchnorm/internal/team"
+)
+
+// stage is what the kernels of a phase read and write: whole tensors.
+type stage struct {
+	kernel     int
+	act        Activation
+	x, dy, res []float32
+	y, dres    []float32
+	stream     bool
+}
+
+// kernelArgs returns the arguments of a kernel on the tensors from index i on.
+func (s *stage) args(i int) kernelArgs {
+	return kernelArgs{x: tail(s.x, i), dy: tail(s.dy, i), res: tail(s.res, i), y: tail(s.y, i), dres: tail(s.dres, i)}
+}
+
+// call is one operation. It is complete before its first task runs, and no task
+// changes it.
+type call struct {
+	backward    bool
+	frozen      bool // backward: the statistics are constants, with no part in dx
+	do          phases
+	values      float64 // of a channel, that its means are taken over
+	gamma, beta []float32
+	renorm      renormalization // without r: none
+
+	way   way
+	sums  stage // takes moments, or the sums of a backward pass
+	apply stage // writes the outputs
+	again stage // takes the sums of a channel once more, when sums has overwritten what it read
+
+	source *source // where the values come from, if they don't lie as the geometry says
+	// trust says that sums of exactly 0 are those of zeros, and not of products that
+	// vanished: dy holds no values near the end of float32's range.
+	trust bool
+
+	// Outputs of the statistics phase, nil when not wanted.
+	m2          []float64
+	sumG, sumGD []float64
+}
+
+// workspace is the memory of a call. A plan keeps workspaces for as many calls as
+// overlap.
+type workspace struct {
+	plan *Plan
+	geo  *geometry
+	call
+
+	channels channels
+	coef     []float32 // the constants of all channels, as the kernels want them
+	acc      []float32 // cols: sums, [segment][column]
+	shift    []float32 // cols: minus the shift K, [segment][column]
+	act      *actCode
+	gathered source // for calls on some positions, or on values that are computed first
+
+	rowScratch pool[rowScratch]
+	buffers    pool[buffers]
+	someWide   bool // cols: there are channels whose outputs are computed from scaled values
+
+	// Tasks are bound once, because binding allocates.
+	fusedTask, sumsTask, applyTask func(int)
+}
+
+func newWorkspace(p *Plan, masked bool) *workspace {
+	w := &workspace{plan: p, geo: &p.geo}
+	if p.path != PathGeneric {
+		w.act = newActCode(p.act)
+	}
+	segments, width := p.geo.segments, p.geo.width
+	if masked {
+		w.gathered.init(p)
+		w.geo = &w.gathered.geo
+		segments, width = w.gathered.most()
+	}
+	g := w.geo
+	w.channels = newChannels(g.channels, max(width, g.channels), segments)
+	if g.layout == rows {
+		w.coef = make([]float32, g.channels*coefLen)
+		w.fusedTask, w.sumsTask, w.applyTask = w.fusedRows, w.sumRows, w.applyRows
+		n := g.mostGroup(p.path, p.limits)
+		// A task that takes sums again has two of each.
+		w.rowScratch = pool[rowScratch]{n: 2 * p.workers, make: func() *rowScratch { return newRowScratch(n) }}
+	} else {
+		wide := roundUp(width, lanes)
+		w.coef = make([]float32, wide*coefLen)
+		w.shift = make([]float32, segments*wide)
+		w.acc = make([]float32, segments*wide*2)
+		w.sumsTask, w.applyTask = w.sumCols, w.applyCols
+	}
+	if masked {
+		w.applyTask = w.applyGathered
+	}
+	w.buffers = pool[buffers]{n: 2 * p.workers, make: func() *buffers { return new(buffers) }}
+	return w
+}
+
+// forwardCall sets the stages of a forward pass.
+func (c *call) forwardCall(act Activation, o *operands) {
+	c.gamma, c.beta = o.gamma, o.beta
+	c.sums = stage{kernel: kernelMoments, x: o.x}
+	c.again = c.sums
+	c.apply = stage{kernel: kernelNormalize, act: act, x: o.x, res: o.residual, y: o.y}
+}
+
+// backwardCall sets the stages of a backward pass.
+func (c *call) backwardCall(act Activation, o *operands) {
+	c.backward = true
+	c.gamma, c.beta = o.gamma, o.beta
+	y, dres := o.y, o.dresidual
+	if y == nil { // kernels write dx, and then g over it
+		y = dres
+	}
+	if c.source != nil && c.source.inverted {
+		act = Identity // its part is in the gradients that the source computes
+	}
+	c.sums = stage{kernel: kernelGradSums, act: act, x: o.x, dy: o.dy, res: o.residual}
+	c.again = c.sums
+	c.apply = stage{kernel: kernelInputGrad, act: act, x: o.x, dy: o.dy, res: o.residual, y: y, dres: dres}
+}
+
+// storeGradients has the sums leave g in an output, and everything behind them read
+// it there.
+func (c *call) storeGradients() {
+	out := c.apply.storage()
+	c.sums.dres = out
+	c.again = stage{kernel: kernelGradSums, x: c.sums.x, dy: out}
+	c.apply.dy, c.apply.res, c.apply.act = out, nil, Identity
+	if dres := c.apply.dres; dres != nil && &dres[0] == &c.apply.y[0] {
+		c.do &^= applyThem // g is all that is wanted
+	}
+	c.apply.dres = nil
+}
+
+// storage returns the output that may hold g: dresidual, or dx.
+func (s *stage) storage() []float32 {
+	if s.dres != nil {
+		return s.dres
+	}
+	return s.y
+}
+
+// situation says what the schedule depends on.
+func (w *workspace) situation(do phases) situation {
+	a := &w.apply
+	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
+		costly: w.backward && a.act.costly(), masked: w.source != nil}
+	inputs := [...][]float32{a.x, a.dy, a.res}
+	for _, in := range inputs {
+		if in != nil {
+			s.reads++
+		}
+	}
+	for _, out := range [...][]float32{a.y, a.dres} {
+		if out == nil {
+			continue
+		}
+		s.writes++
+		for _, in := range inputs {
+			s.inPlace = s.inPlace || in != nil && &in[0] == &out[0]
+		}
+	}
+	// x is needed until dx is computed, and kernels can't compute g of a channel whose
+	// constants leave float32's range.
+	if out := a.storage(); s.costly && out != nil {
+		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
+	}
+	return s
+}
+
+// run carries the call out. The stages are set, and in a backward pass the
+// statistics.
+func (w *workspace) run(do phases) {
+	w.do = do
+	w.way = choose(w.geo, w.situation(do), w.plan.limits)
+	w.apply.stream = w.way.stream
+	if w.backward && do&takeSums != 0 {
+		w.trust = trustZeros(w.sums.dy)
+	}
+	if w.way.stores {
+		w.storeGradients()
+	}
+	g, way := w.geo, &w.way
+	if way.fused {
+		w.parallel(ceilDiv(g.channels, way.tasks), w.fusedTask)
+		return
+	}
+	if do&takeSums != 0 {
+		if g.layout == rows {
+			w.parallel(ceilDiv(g.channels, way.tasks)*g.segments, w.sumsTask)
+		} else {
+			w.parallel(ceilDiv(g.width, way.tasks)*g.segments, w.sumsTask)
+		}
+		w.finish(0, g.channels)
+	}
+	if w.do&applyThem != 0 {
+		w.someWide = w.anyWide(0, g.channels)
+		w.parallel(w.applyTasks(), w.applyTask)
+	}
+}
+
+// applyTasks returns how many tasks write the outputs.
+func (w *workspace) applyTasks() int {
+	g, tile := w.geo, w.way.tile
+	switch {
+	case w.source != nil:
+		return ceilDiv(g.outer*g.inner, w.source.tile)
+	case g.layout == rows:
+		t := g.tiles(tile)
+		return t.images * t.channels * t.pieces
+	}
+	return ceilDiv(g.height, tile)
+}
+
+// kernel runs a stage's kernel.
+func (w *workspace) kernel(s *stage, k *kernelArgs) {
+	k.act = w.act
+	w.plan.path.run(s.kernel, w.geo.layout, s.act, k)
+}
+
+// parallel runs tasks of a call.
+func (w *workspace) parallel(n int, task func(int)) {
+	w.plan.options.parallel(n, w.plan.shape.Len(), task)
+}
+
+// parallel runs task(0) to task(n-1), on a tensor of so many values, on the workers or
+// the executor. A second worker has to have enough to do.
+func (o *options) parallel(n, values int, task func(int)) {
+	if n > 1 && o.executor != nil {
+		o.executor(n, task)
+		return
+	}
+	helpers := o.workersFor(n, values) - 1
+	if helpers < 1 || n > team.MaxTasks {
+		for i := range n {
+			task(i)
+		}
+		return
+	}
+	most := o.workers - 1
+	t := team.Acquire(most)
+	t.Run(n, helpers, task)
+	team.Release(t, most)
+}
+
+// workersFor returns how many workers share n tasks on a tensor of so many values.
+func (o *options) workersFor(n, values int) int {
+	return min(o.workers, n, max(1, values/o.limits.share))
+}
+
+// fence ends a task: its non-temporal stores are there for other cores.
+func (w *workspace) fence() {
+	if w.way.stream {
+		simdFence()
+	}
+}
+
+// trustSample is how many values of dy are looked at.
+const trustSample = 64
+
+// trustZeros reports whether none of some values of dy is so small that its products
+// might vanish. Zeros are not: their products are exact.
+func trustZeros(dy []float32) bool {
+	step := max(1, len(dy)/trustSample)
+	for i := 0; i < len(dy); i += step {
+		if v := dy[i]; v != 0 && v < trustLeast && v > -trustLeast {
+			return false
+		}
+	}
+	return true
+}
+
+const trustLeast = 0x1p-60

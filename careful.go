@@ -1,0 +1,319 @@
+package batchnorm
+
+import "math"
+
+// Channels whose numbers float32 can't hold, or whose sums overflowed or vanished.
+// They go through the same kernels: x and the gradients are multiplied by powers of
+// two first, block by block, in memory that stays in a cache, and the powers are
+// taken back where float64 holds the result. A power of two changes no digit.
+
+// constants are what the kernels multiply a block by: a record for a row, or one for
+// every 8 columns, of up to mostSpan.
+type constants struct {
+	layout layout
+	memory [6][mostSpan * coefLen]float32
+	// toX and toG scale x and g; toZ scales x before z is computed, and again does so
+	// once more, where one power of float32 is not enough.
+	toX, toG, toZ, again []float32
+	z, dx                []float32 // the constants of z, and of dx
+
+	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
+}
+
+// reset makes the constants those of a block in a layout, which change nothing yet.
+func (k *constants) reset(l layout) {
+	k.layout = l
+	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
+	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+}
+
+// set sets a field of the record of a row, or of column j.
+func (k *constants) set(list []float32, j, field int, v float32) {
+	if k.layout == cols {
+		field, j = field*lanes+j%lanes, j/lanes*lanes*coefLen
+		list[j+field] = v
+		return
+	}
+	list[field] = v
+}
+
+var negativeZero = float32(math.Copysign(0, -1))
+
+// setScale makes a record one that multiplies by a power of two, and changes nothing
+// else, not even the sign of a zero. It reports whether the power is not 0.
+func (k *constants) setScale(list []float32, j, power int) bool {
+	k.set(list, j, fieldN, negativeZero)
+	k.set(list, j, fieldA, float32(math.Ldexp(1, power)))
+	k.set(list, j, fieldB, negativeZero)
+	return power != 0
+}
+
+// mostPower is the largest power of two that a record multiplies by.
+const mostPower = 126
+
+func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
+
+// setX sets the power that x of a row or column is scaled by.
+func (k *constants) setX(j, power int) {
+	k.scalesX = k.setScale(k.toX, j, power) || k.scalesX
+}
+
+// setG sets the power that g is scaled by.
+func (k *constants) setG(j, power int) {
+	k.scalesG = k.setScale(k.toG, j, power) || k.scalesG
+}
+
+// setZ sets the constants of z.
+func (k *constants) setZ(j int, f *affine) {
+	first := clampPower(f.power)
+	k.scalesZ = k.setScale(k.toZ, j, first) || k.scalesZ
+	k.scalesAgain = k.setScale(k.again, j, f.power-first) || k.scalesAgain
+	k.set(k.z, j, fieldN, -f.m)
+	k.set(k.z, j, fieldA, f.a)
+	k.set(k.z, j, fieldB, f.b)
+	k.set(k.z, j, fieldK1, 0)
+	k.set(k.z, j, fieldK2, 0)
+}
+
+// setDX sets the constants of dx.
+func (k *constants) setDX(j int, d *scaledGradient) {
+	k.setX(j, d.powerX)
+	k.setG(j, d.powerG)
+	k.set(k.dx, j, fieldN, -d.m)
+	k.set(k.dx, j, fieldA, d.a)
+	k.set(k.dx, j, fieldB, 0)
+	k.set(k.dx, j, fieldK1, d.k1)
+	k.set(k.dx, j, fieldK2, d.k2)
+}
+
+// block is some values that are adjacent: rows of n columns each, or in rows one
+// channel's n values of each of some images.
+type block struct {
+	rows, n    int
+	x, dy, res []float32
+	y, dres    []float32
+}
+
+// elementwise runs a kernel that writes outputs on a block.
+func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *block) {
+	k.act = w.act
+	if w.geo.layout == cols {
+		k.rows, k.n, k.stride = b.rows, b.n, b.n
+		w.plan.path.run(kernel, cols, act, k)
+		return
+	}
+	k.rows, k.n = 1, b.rows*b.n
+	k.begin(0, 1)
+	w.plan.path.runAll(kernel, act, k)
+}
+
+// scale multiplies the values of a block by powers of two.
+func (w *workspace) scale(dst, src, by []float32, b *block) []float32 {
+	k := kernelArgs{x: src, y: dst, coef: by}
+	w.elementwise(kernelNormalize, Identity, &k, b)
+	return dst
+}
+
+// scaledZ returns x as it is to be where z is computed.
+func (w *workspace) scaledZ(buf *buffers, b *block, k *constants) []float32 {
+	x := b.x
+	if k.scalesZ {
+		x = w.scale(buf.scaled[:], x, k.toZ, b)
+	}
+	if k.scalesAgain {
+		x = w.scale(buf.scaled[:], x, k.again, b)
+	}
+	return x
+}
+
+// gradients returns g = dy*act'(z) of a block.
+func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constants) []float32 {
+	if act.kind == actIdentity {
+		return b.dy
+	}
+	args := kernelArgs{x: w.scaledZ(buf, b, k), dy: b.dy, res: b.res, y: buf.y[:], dres: buf.g[:], coef: k.z}
+	w.elementwise(kernelInputGrad, act, &args, b)
+	return buf.g[:]
+}
+
+// sumScaled adds the sums of a block of columns.
+func (w *workspace) sumScaled(s *stage, buf *buffers, b *block, k *constants, acc, shift []float32) {
+	x, g := w.scaledOperands(s, buf, b, k)
+	args := kernelArgs{x: x, dy: g, coef: shift, acc: acc, rows: b.rows, n: b.n, stride: b.n}
+	if w.backward {
+		args.coef = k.dx
+	}
+	w.plan.path.run(s.kernel, cols, Identity, &args)
+}
+
+// scaledOperands returns x and g of a block, scaled. g is nil forward.
+func (w *workspace) scaledOperands(s *stage, buf *buffers, b *block, k *constants) (x, g []float32) {
+	if w.backward {
+		g = w.gradients(s.act, buf, b, k)
+		if k.scalesG {
+			g = w.scale(buf.g[:], g, k.toG, b)
+		}
+	}
+	x = b.x
+	if k.scalesX {
+		x = w.scale(buf.scaled[:], x, k.toX, b)
+	}
+	return x, g
+}
+
+// writeScaled writes the outputs of a block.
+func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
+	s := &w.apply
+	args := kernelArgs{res: b.res, y: b.y}
+	if !w.backward {
+		args.x, args.coef = w.scaledZ(buf, b, k), k.z
+		w.elementwise(kernelNormalize, s.act, &args, b)
+		return
+	}
+	g := w.gradients(s.act, buf, b, k)
+	n := b.rows * b.n
+	if b.dres != nil { // before an output may take its place
+		copy(buf.dres[:n], g)
+	}
+	if k.scalesG {
+		g = w.scale(buf.g[:], g, k.toG, b)
+	}
+	args.x, args.dy, args.res, args.coef = b.x, g, nil, k.dx
+	if k.scalesX {
+		args.x = w.scale(buf.scaled[:], b.x, k.toX, b)
+	}
+	w.elementwise(kernelInputGrad, Identity, &args, b)
+	if b.dres != nil {
+		copy(b.dres, buf.dres[:n])
+	}
+}
+
+// writeBlockCarefully writes the outputs of a block of channel c, or of columns from
+// c on.
+func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
+	k := &buf.constants
+	k.reset(w.geo.layout)
+	if w.geo.layout == rows {
+		w.setCareful(k, 0, c)
+	} else {
+		for j := range b.n {
+			w.setCareful(k, j, w.channelOf(c+j))
+		}
+	}
+	w.writeScaled(buf, b, k)
+}
+
+// setCareful sets all constants of a channel.
+func (w *workspace) setCareful(k *constants, j, c int) {
+	f := w.channels.affine(c)
+	k.setZ(j, &f)
+	if w.backward {
+		d := w.channels.scaledGradient(c, w.frozen)
+		k.setDX(j, &d)
+	}
+}
+
+// writeCarefully writes the outputs of n adjacent values of a channel in rows, from
+// index i on.
+func (w *workspace) writeCarefully(c, i, n int) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	k := &buf.constants
+	k.reset(rows)
+	w.setCareful(k, 0, c)
+	for p := 0; p < n; p += bufferLen {
+		m := min(bufferLen, n-p)
+		b := blockAt(&w.apply, i+p, m)
+		w.writeScaled(buf, &b, k)
+	}
+}
+
+// blockAt returns the block of n adjacent values from index i on.
+func blockAt(s *stage, i, n int) block {
+	return block{rows: 1, n: n, x: at(s.x, i, n), dy: at(s.dy, i, n), res: at(s.res, i, n), y: at(s.y, i, n), dres: at(s.dres, i, n)}
+}
+
+// writeColsCarefully writes the outputs of rows of n columns from column c on, from
+// index i on.
+func (w *workspace) writeColsCarefully(i, c, rows, n int) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	k := &buf.constants
+	k.reset(cols)
+	for j := range n {
+		w.setCareful(k, j, w.channelOf(c+j))
+	}
+	s, stride := &w.apply, w.geo.width
+	most := bufferLen / n
+	for r := 0; r < rows; r += most {
+		count := min(most, rows-r)
+		b := packBlock(s, buf, i+r*stride, count, n, stride)
+		packed := n != stride
+		if packed {
+			b.y = buf.y[:count*n]
+			if s.dres != nil {
+				b.dres = buf.dres[:count*n]
+			}
+		} else {
+			b.y, b.dres = at(s.y, i+r*stride, count*n), at(s.dres, i+r*stride, count*n)
+		}
+		w.writeScaled(buf, &b, k)
+		if !packed {
+			continue
+		}
+		for j := range count {
+			to := i + (r+j)*stride
+			copy(s.y[to:to+n], b.y[j*n:])
+			if s.dres != nil {
+				copy(s.dres[to:to+n], b.dres[j*n:])
+			}
+		}
+	}
+}
+
+// packBlock returns rows of n columns as a block: where they are, or as a copy.
+func packBlock(s *stage, buf *buffers, i, rows, n, stride int) block {
+	if n == stride {
+		b := blockAt(s, i, rows*n)
+		b.rows, b.n = rows, n
+		return b
+	}
+	b := block{rows: rows, n: n, x: buf.x[:rows*n]}
+	for r := range rows {
+		buf.copy(s, r*n, i+r*stride, n)
+	}
+	if s.dy != nil {
+		b.dy = buf.dy[:rows*n]
+	}
+	if s.res != nil {
+		b.res = buf.res[:rows*n]
+	}
+	return b
+}
+
+// packCols returns some rows of n columns as a block, from element i of the
+// geometry's tensor on.
+func (w *workspace) packCols(s *stage, buf *buffers, i, rows, n int) block {
+	if w.source == nil {
+		return packBlock(s, buf, i, rows, n, w.geo.width)
+	}
+	k := w.source.columns(s, buf, i, rows, n)
+	t := stage{x: k.x, dy: k.dy, res: k.res}
+	return packBlock(&t, buf, 0, rows, n, k.stride)
+}
+
+// packRows returns n values of each of some images, of channel c from value i on, as
+// a block.
+func (w *workspace) packRows(s *stage, buf *buffers, c, o, images, i, n int) block {
+	g := w.geo
+	if w.source != nil {
+		k := w.source.values(s, buf, c, i, n)
+		t := stage{x: k.x, dy: k.dy, res: k.res}
+		return blockAt(&t, 0, n)
+	}
+	first := (o*g.channels+c)*g.inner + i
+	if images == 1 {
+		return blockAt(s, first, n)
+	}
+	return packBlock(s, buf, first, images, n, g.channels*g.inner)
+}

@@ -1,0 +1,178 @@
+package batchnorm
+
+// Calls in cols: the channels are adjacent. All sums are taken first, segment by
+// segment; then the outputs are written, some rows at a time.
+
+// fetchColumns is how many values ahead of the sums memory is prefetched.
+const fetchColumns = 3072
+
+// panel is how many columns are written together, so that their constants stay in
+// the first-level cache.
+const panel = 1024
+
+// sumCols takes the sums of some columns of a segment.
+func (w *workspace) sumCols(t int) {
+	n := w.way.tasks
+	spans := ceilDiv(w.geo.width, n)
+	c := t % spans * n
+	w.sumSpan(&w.sums, t/spans, c, min(n, w.geo.width-c), nil)
+	w.fence() // of stored gradients
+}
+
+// sumSpan takes the sums of the columns c to c+n-1 of a segment. With constants to
+// scale by, the values are scaled first.
+func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *constants) {
+	g, path := w.geo, w.plan.path
+	wide := roundUp(g.width, lanes)
+	acc := w.acc[(seg*wide+c)*2:][:roundUp(n, lanes)*2]
+	shift := w.shift[seg*wide+c:][:roundUp(n, lanes)]
+	sumA, sumB := w.channels.partA[seg*g.width+c:][:n], w.channels.partB[seg*g.width+c:][:n]
+	clear(sumA)
+	clear(sumB)
+	b0, b1 := g.colSegment(seg)
+	if !w.backward {
+		clear(shift)
+		clear(acc)
+		r0, r1 := g.colWindow(b0)
+		r1 = min(r1, r0+probeRows)
+		w.sumBlock(s, acc, shift, c, r0, r1, n, scale)
+		path.probeColumns(acc, shift, float64(r1-r0))
+	}
+	seen := 0
+	window := func(r0, r1, n int) {
+		clear(acc)
+		w.sumBlock(s, acc, shift, c, r0, r1, n, scale)
+		if w.backward {
+			path.addColumns(sumA[:n], sumB[:n], acc)
+		} else {
+			path.foldColumns(sumA[:n], sumB[:n], acc, shift, float64(seen), float64(r1-r0))
+		}
+		seen += r1 - r0
+	}
+	for b := b0; b < b1; b++ {
+		r0, r1 := g.colWindow(b)
+		window(r0, r1, n)
+	}
+	if rest := min(g.rest-c, n); b1 == g.windows && rest > 0 {
+		window(g.height, g.height+1, rest)
+	}
+}
+
+// sumBlock runs the kernel of a stage that takes sums over the rows r0 to r1-1 of n
+// columns from column c.
+func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, scale *constants) {
+	g := w.geo
+	values := maxCall // per call at most
+	var buf *buffers
+	if w.source != nil || scale != nil {
+		buf, values = w.buffers.take(), bufferLen
+		defer w.buffers.give(buf)
+	}
+	for p := 0; p < n; p += values / groupSize {
+		m := min(values/groupSize, n-p)
+		most := max(groupSize, values/m/groupSize*groupSize) // whole groups, but for the last
+		for r := r0; r < r1; r += most {
+			i, count := r*g.width+c+p, min(most, r1-r)
+			if scale != nil {
+				b := w.packCols(s, buf, i, count, m)
+				w.sumScaled(s, buf, &b, scale, acc, shift) // a span is no wider
+				continue
+			}
+			k := w.colArgs(s, buf, i, count, m)
+			k.acc = acc[2*p:]
+			k.coef = shift[p:]
+			if w.backward {
+				k.coef = w.coef[(c+p)*coefLen:]
+			}
+			w.kernel(s, &k)
+		}
+	}
+}
+
+// colArgs returns the arguments of a kernel for rows of n columns, from element i
+// of the geometry's tensor on. With buffers the values are copied there, unless they
+// lie as the kernel wants them.
+func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
+	var k kernelArgs
+	if w.source != nil {
+		k = w.source.columns(s, buf, i, rows, n)
+	} else {
+		k = s.args(i)
+		k.stride = w.geo.width
+	}
+	k.rows, k.n = rows, n
+	// The last row of the next group is needed when its first is.
+	k.fetch = 4 * (fetchColumns + (groupSize-1)*k.stride)
+	return k
+}
+
+// applyCols writes the outputs of some rows.
+func (w *workspace) applyCols(t int) {
+	g := w.geo
+	defer w.fence()
+	r0 := t * w.way.tile
+	r1 := min(r0+w.way.tile, g.height)
+	w.writeBlock(r0*g.width, r1-r0, g.width)
+	if r1 == g.height && g.rest > 0 {
+		w.writeBlock(g.height*g.width, 1, g.rest)
+	}
+}
+
+// writeBlock writes the outputs of rows of n columns, from index i on.
+func (w *workspace) writeBlock(i, rows, n int) {
+	for p := 0; p < n; p += panel {
+		m := min(panel, n-p)
+		if !w.anyWideColumn(p, m) {
+			w.writePanel(i+p, p, rows, m)
+			continue
+		}
+		// Blocks of columns of a cache line: those with a wide channel go a way of their own.
+		for q := p; q < p+m; {
+			wide := w.anyWideColumn(q, min(lineLen, p+m-q))
+			end := q
+			for end < p+m && end < q+mostSpan && w.anyWideColumn(end, min(lineLen, p+m-end)) == wide {
+				end = min(end+lineLen, p+m)
+			}
+			if wide {
+				w.writeColsCarefully(i+q, q, rows, end-q)
+			} else {
+				w.writePanel(i+q, q, rows, end-q)
+			}
+			q = end
+		}
+	}
+}
+
+// writePanel is writeBlock for columns from column c on whose constants stay in a
+// cache.
+func (w *workspace) writePanel(i, c, rows, n int) {
+	together := rows
+	if !w.way.stream && w.rowsCollide() {
+		together = 1
+	}
+	for r := 0; r < rows; r += together {
+		k := w.apply.args(i + r*w.geo.width)
+		k.coef = w.coef[c*coefLen:]
+		k.rows, k.n, k.stride = together, n, w.geo.width
+		k.stream = w.apply.stream && k.aligned()
+		w.kernel(&w.apply, &k)
+	}
+}
+
+// rowsCollide reports whether a group of rows is so far apart that its lines have
+// the same few places in a first-level cache, and push each other out before their
+// second half is looked at. Tensors are taken to begin at the same place of a page.
+func (w *workspace) rowsCollide() bool {
+	if w.plan.path != PathAVX2 {
+		return false
+	}
+	const way, ways = 4096, 8 // of a first-level cache on amd64
+	tensors := 0
+	for _, t := range [...][]float32{w.apply.x, w.apply.dy, w.apply.res, w.apply.y, w.apply.dres} {
+		if t != nil {
+			tensors++
+		}
+	}
+	places := way / gcd(4*w.geo.width, way)
+	return tensors*groupSize/min(places, groupSize) > ways
+}

@@ -1,0 +1,210 @@
+package batchnorm
+
+import (
+	"slices"
+	"unsafe"
+)
+
+// operands are the tensors and the slices by channel of a call. Each operation uses
+// those that it needs; nil stands for what is not given or not wanted.
+type operands struct {
+	x, dy, residual []float32 // tensors that are read
+	y, dresidual    []float32 // tensors that are written; y is dx in a backward pass
+
+	gamma, beta             []float32
+	mean, invstd            []float64 // forward: outputs; backward: inputs
+	variance                []float64 // forward: output, the population's
+	runningMean, runningVar []float32 // forward: updated; inference and frozen backward: inputs
+	dgamma, dbeta           []float32
+}
+
+// part returns the operands of a part of a call: count elements of every tensor
+// from index first, and channels from channel c. Saved statistics begin at saved.
+func (o *operands) part(first, count, c, channels, saved int) operands {
+	return operands{
+		x: slice(o.x, first, count), dy: slice(o.dy, first, count), residual: slice(o.residual, first, count),
+		y: slice(o.y, first, count), dresidual: slice(o.dresidual, first, count),
+		gamma: slice(o.gamma, c, channels), beta: slice(o.beta, c, channels),
+		mean: slice(o.mean, saved, channels), invstd: slice(o.invstd, saved, channels),
+		variance:    slice(o.variance, saved, channels),
+		runningMean: slice(o.runningMean, c, channels), runningVar: slice(o.runningVar, c, channels),
+		dgamma: slice(o.dgamma, c, channels), dbeta: slice(o.dbeta, c, channels),
+	}
+}
+
+// slice returns n elements of s from index first; nil stays nil.
+func slice[T float32 | float64](s []T, first, n int) []T {
+	if s == nil {
+		return nil
+	}
+	return s[first : first+n : first+n]
+}
+
+// checker collects the arguments of a call, to validate all of them before
+// anything is written.
+type checker struct {
+	shape Shape
+	list  [maxOperands]operand
+	n     int
+}
+
+const maxOperands = 16
+
+// aliases is a set of operands, by their position in a list.
+type aliases uint32
+
+// operand is a slice that a caller hands in.
+type operand struct {
+	name     string
+	n        int     // elements that it has
+	begin    uintptr // its bytes are [begin, end)
+	end      uintptr
+	tensor   bool // it has an element per element of the shape, else per channel
+	parts    int  // by channel: it has so many elements per channel
+	required bool
+	output   bool
+	bit      aliases // its own place in mayBe
+	mayBe    aliases // the inputs that an output may coincide with
+}
+
+func (s Shape) checker() checker { return checker{shape: s} }
+
+func (k *checker) add(o operand) *operand {
+	a := &k.list[k.n]
+	*a = o
+	a.parts, a.bit = 1, 1<<k.n
+	k.n++
+	return a
+}
+
+func float32s(name string, s []float32) operand {
+	return operandOf(name, len(s), unsafe.Pointer(unsafe.SliceData(s)), unsafe.Sizeof(float32(0)))
+}
+
+func float64s(name string, s []float64) operand {
+	return operandOf(name, len(s), unsafe.Pointer(unsafe.SliceData(s)), unsafe.Sizeof(float64(0)))
+}
+
+func operandOf(name string, n int, p unsafe.Pointer, size uintptr) operand {
+	o := operand{name: name, n: n}
+	if p != nil {
+		o.begin = uintptr(p)
+		o.end = o.begin + uintptr(n)*size
+	}
+	return o
+}
+
+// out marks an operand as an output that may be one of some inputs.
+func (o operand) out(mayBe aliases) operand {
+	o.output, o.mayBe = true, mayBe
+	return o
+}
+
+// tensor adds an argument with as many elements as the shape.
+func (k *checker) tensor(name string, s []float32) *operand {
+	a := k.add(float32s(name, s))
+	a.tensor = true
+	return a
+}
+
+// channels adds an argument with an element per channel, channels64 one of float64.
+func (k *checker) channels(name string, s []float32) *operand {
+	return k.add(float32s(name, s))
+}
+
+func (k *checker) channels64(name string, s []float64) *operand {
+	return k.add(float64s(name, s))
+}
+
+// must says that an argument has to be there.
+func (a *operand) must() *operand {
+	a.required = true
+	return a
+}
+
+// require says of arguments that were added that they have to be there.
+func (k *checker) require(names ...string) {
+	for i := range k.list[:k.n] {
+		a := &k.list[i]
+		a.required = a.required || slices.Contains(names, a.name)
+	}
+}
+
+// written says that an argument is an output, which may be one of some inputs.
+func (a *operand) written(inputs ...*operand) *operand {
+	a.output = true
+	for _, in := range inputs {
+		a.mayBe |= in.bit
+	}
+	return a
+}
+
+// of says that an argument by channel has the elements of several parts.
+func (a *operand) of(parts int) *operand {
+	a.parts = parts
+	return a
+}
+
+func (a *operand) absent() bool { return a.begin == 0 }
+
+// check reports the first argument that is missing or has another length than the
+// shape asks for, and the first output that overlaps another argument in another
+// way than it may.
+func (k *checker) check() error {
+	for i := range k.list[:k.n] {
+		if err := k.list[i].check(k.shape); err != nil {
+			return err
+		}
+	}
+	return apart(k.list[:k.n])
+}
+
+// apart reports an output that overlaps another operand, unless it is an exact
+// alias that the output allows.
+func apart(ops []operand) error {
+	for i := range ops {
+		for j := range ops[:i] {
+			a, b := &ops[i], &ops[j]
+			if !a.output && !b.output {
+				continue
+			}
+			if err := a.apart(b, a.mayBe&(1<<j) != 0 || b.mayBe&(1<<i) != 0); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (a *operand) check(s Shape) error {
+	need := s.Channels * a.parts
+	if a.tensor {
+		need = s.Len()
+	}
+	switch {
+	case a.absent() && a.required && (!a.tensor || s.Outer > 0):
+		return fail(ErrMissing, "%s is missing, %d elements are needed for shape %v", a.name, need, s)
+	case a.absent() || a.n == need:
+		return nil
+	case a.tensor:
+		return fail(ErrLength, "%s has %d elements, shape %v needs %d", a.name, a.n, s, need)
+	case a.parts != 1:
+		return fail(ErrLength, "%s has %d elements, shape %v needs %d: %d times %d channels", a.name, a.n, s, need, a.parts, s.Channels)
+	}
+	return fail(ErrLength, "%s has %d elements, shape %v has %d channels", a.name, a.n, s, need)
+}
+
+// apart reports an overlap of two arguments, but for that of the same elements
+// where it is allowed.
+func (a *operand) apart(b *operand, mayBeSame bool) error {
+	if a.begin >= b.end || b.begin >= a.end || a.n == 0 || b.n == 0 {
+		return nil
+	}
+	if same := a.begin == b.begin && a.end == b.end; same && mayBeSame {
+		return nil
+	} else if same {
+		return fail(ErrAlias, "%s and %s are the same %d elements, which is not allowed", b.name, a.name, a.n)
+	}
+	return fail(ErrAlias, "%s (%d elements) and %s (%d elements) overlap by %d bytes", b.name, b.n, a.name, a.n,
+		min(a.end, b.end)-max(a.begin, b.begin))
+}

@@ -1,0 +1,228 @@
+package batchnorm
+
+// Calls in rows: the values of a channel are adjacent. Adjacent channels make a
+// group. The sums of a group are taken, its channels are finished, and then its
+// outputs are written, while the values are still in a cache. Where outputs take
+// non-temporal stores, they are written in turns with the sums of the next group, so
+// that reads of the one overlap with writes of the other.
+
+// rowScratch is what a task that takes sums in rows needs, by channel of a group.
+type rowScratch struct {
+	sums        []float64
+	shift, zero []float32
+	a, b        []float64  // totals of a window
+	args        kernelArgs // of the kernel that takes sums
+	next        kernelArgs // of the one that takes turns with it
+	none        kernelArgs // of no kernel
+}
+
+func newRowScratch(channels int) *rowScratch {
+	n := roundUp(channels, lanes)
+	return &rowScratch{sums: make([]float64, n*sumLen), shift: make([]float32, n), zero: make([]float32, n),
+		a: make([]float64, n), b: make([]float64, n)}
+}
+
+// fusedRows does both phases for the channels of a task.
+func (w *workspace) fusedRows(t int) {
+	defer w.fence()
+	s := w.rowScratch.take()
+	c0, end := t*w.way.tasks, min((t+1)*w.way.tasks, w.geo.channels)
+	pending := &s.next // writes the outputs of the group before
+	pending.images = 0
+	for c := c0; c < end; c += w.way.group {
+		last := min(c+w.way.group, end)
+		for seg := range w.geo.segments {
+			w.sumGroup(&w.sums, s, c, last, seg, pending, nil)
+		}
+		w.writeAll(pending)
+		w.finish(c, last)
+		if w.do&applyThem == 0 {
+			continue
+		}
+		if w.anyWide(c, last) {
+			w.applyCarefully(c, last)
+			continue
+		}
+		*pending = w.groupArgs(c, last)
+		if !w.way.turns {
+			w.writeAll(pending)
+		}
+	}
+	w.writeAll(pending)
+	w.rowScratch.give(s)
+}
+
+// groupArgs returns the arguments of the kernel that writes the outputs of the
+// channels c0 to c1-1.
+func (w *workspace) groupArgs(c0, c1 int) kernelArgs {
+	g := w.geo
+	if g.inner < lanes { // one image, of rows that no vector may go across
+		k := w.rowArgs(c0, 1, g.inner)
+		k.coefImage = 0
+		k.begin(c0*g.inner, c1-c0)
+		return k
+	}
+	k := w.rowArgs(c0, c1-c0, g.inner)
+	k.imageGap = (g.channels - (c1 - c0)) * g.inner
+	k.begin(c0*g.inner, g.outer)
+	return k
+}
+
+// rowArgs returns the arguments of a kernel that writes outputs, for images of some
+// rows of n values, from channel c on.
+func (w *workspace) rowArgs(c, rows, n int) kernelArgs {
+	k := w.apply.args(0)
+	k.rows, k.n = rows, n
+	k.coef, k.coefStep, k.coefImage = w.coef[c*coefLen:], coefLen, -rows*coefLen
+	k.stream = w.apply.stream && k.alike()
+	k.act = w.act
+	return k
+}
+
+// writeAll runs the kernel that writes outputs until its work is done.
+func (w *workspace) writeAll(k *kernelArgs) { w.plan.path.runAll(w.apply.kernel, w.apply.act, k) }
+
+// sumRows takes the sums of a segment of some groups.
+func (w *workspace) sumRows(t int) {
+	s := w.rowScratch.take()
+	seg, c0 := t%w.geo.segments, t/w.geo.segments*w.way.tasks
+	end := min(c0+w.way.tasks, w.geo.channels)
+	s.next.images = 0
+	for c := c0; c < end; c += w.way.group {
+		w.sumGroup(&w.sums, s, c, min(c+w.way.group, end), seg, &s.next, nil)
+	}
+	w.rowScratch.give(s)
+	w.fence() // of stored gradients
+}
+
+// sumGroup takes the sums of a segment of the channels c0 to c1-1, in turns with
+// what is pending. With constants to scale by, the values are scaled first.
+func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending *kernelArgs, scale *constants) {
+	n := c1 - c0
+	at := seg*w.geo.channels + c0
+	sumA, sumB := w.channels.partA[at:at+n], w.channels.partB[at:at+n]
+	segment := w.geo.segment(seg)
+	if w.backward {
+		w.sumWindow(st, s, c0, n, segment, w.coef[c0*coefLen:], coefLen, pending, scale)
+		w.plan.path.reduceLanes(sumA, sumB, s.sums)
+		return
+	}
+	clear(sumA)
+	clear(sumB)
+	probe := segment.probe()
+	w.sumWindow(st, s, c0, n, probe, s.zero, 1, &s.none, scale)
+	w.plan.path.reduceLanes(s.a[:n], s.b[:n], s.sums)
+	for c := range n {
+		s.shift[c] = shiftFor(s.a[c] / float64(probe.len()))
+	}
+	for win, before, ok := segment.next(window{}); ok; win, before, ok = segment.next(win) {
+		w.sumWindow(st, s, c0, n, win, s.shift, 1, pending, scale)
+		w.plan.path.reduceLanes(s.a[:n], s.b[:n], s.sums)
+		w.plan.path.foldReduced(sumA, sumB, s.a, s.b, s.shift[:n], float64(before), float64(win.len()))
+	}
+}
+
+// sumWindow takes the sums of a window of n channels from channel c on, in turns
+// with what is pending.
+func (w *workspace) sumWindow(st *stage, s *rowScratch, c, n int, win window, coef []float32, coefStep int, pending *kernelArgs, scale *constants) {
+	clear(s.sums[:n*sumLen])
+	if scale != nil {
+		w.sumScaledWindow(st, s, c, win, coef, scale)
+		return
+	}
+	g, path, k := w.geo, w.plan.path, &s.args
+	*k = st.args(0)
+	k.act = w.act
+	k.coef, k.coefStep, k.sums = coef, coefStep, s.sums
+	if w.source != nil {
+		w.sumGathered(k, c, n, win)
+		return
+	}
+	image := g.channels * g.inner
+	k.rows, k.n, k.stride = n, win.n, image
+	k.rowGap, k.imageGap = g.inner-win.n, image-n*g.inner
+	k.begin((win.o*g.channels+c)*g.inner+win.i, win.images)
+	for pending.images > 0 && k.images > 0 {
+		k.budget, pending.budget = turn, turn
+		path.run(st.kernel, rows, st.act, k)
+		path.run(w.apply.kernel, rows, w.apply.act, pending)
+	}
+	path.runAll(st.kernel, st.act, k)
+}
+
+// tiles is how a tensor in rows is cut into tasks that only write outputs.
+type tiles struct {
+	channels, images, pieces  int // how many
+	perChannel, perImage, len int // channels, images and values of a row in each
+}
+
+func (g *geometry) tiles(tile int) tiles {
+	t := tiles{perChannel: g.channels, perImage: 1, len: g.inner}
+	switch {
+	case g.inner > tile:
+		t.perChannel, t.len = 1, roundUp(tile, lineLen)
+	case g.inner*g.channels > tile:
+		t.perChannel = tile / g.inner
+	default:
+		t.perImage = tile / (g.inner * g.channels)
+	}
+	t.channels, t.images, t.pieces = ceilDiv(g.channels, t.perChannel), ceilDiv(g.outer, t.perImage), ceilDiv(g.inner, t.len)
+	return t
+}
+
+// applyRows writes the outputs of a tile.
+func (w *workspace) applyRows(t int) {
+	g := w.geo
+	defer w.fence()
+	tiles := g.tiles(w.way.tile)
+	piece, t := t%tiles.pieces, t/tiles.pieces
+	c, o := t%tiles.channels*tiles.perChannel, t/tiles.channels*tiles.perImage
+	channels, images := min(tiles.perChannel, g.channels-c), min(tiles.perImage, g.outer-o)
+	i := piece * tiles.len
+	n := min(tiles.len, g.inner-i)
+	if w.anyWide(c, c+channels) || g.inner < lanes {
+		for r := range images {
+			w.writeRows(c, channels, ((o+r)*g.channels+c)*g.inner+i, n, g.inner)
+		}
+		return
+	}
+	k := w.rowArgs(c, channels, n)
+	k.imageGap = (g.channels - channels) * g.inner
+	k.begin((o*g.channels+c)*g.inner+i, images)
+	w.writeAll(&k)
+}
+
+// writeRows writes the outputs of n values of each of some channels, from index i
+// on. The next channel's values lie stride floats further on.
+func (w *workspace) writeRows(c, channels, i, n, stride int) {
+	if !w.anyWide(c, c+channels) {
+		k := w.rowArgs(c, 1, n) // rows are not adjacent: each is an image of one row
+		k.imageGap, k.coefImage = stride-n, 0
+		k.begin(i, channels)
+		w.writeAll(&k)
+		return
+	}
+	for r := range channels {
+		if w.wide(c + r) {
+			w.writeCarefully(c+r, i+r*stride, n)
+		} else {
+			w.writeRows(c+r, 1, i+r*stride, n, stride)
+		}
+	}
+}
+
+// applyCarefully writes the outputs of the channels c0 to c1-1, of which some are
+// wide.
+func (w *workspace) applyCarefully(c0, c1 int) {
+	g := w.geo
+	for c := c0; c < c1; c++ {
+		if !w.wide(c) {
+			k := w.groupArgs(c, c+1)
+			w.writeAll(&k)
+			continue
+		}
+		for o := range g.outer {
+			w.writeCarefully(c, (o*g.channels+c)*g.inner, g.inner)
+		}
+	}
+}
