@@ -26,11 +26,11 @@ var activations = []activation{
 		name: "ReLU", temps: 1,
 		// Clear the lanes with z <= 0: -0 becomes +0, and NaN stays.
 		forward: func(a *asm, z vec, t []vec) {
-			a.notPositive(a, t[0], z)
+			a.notPositive(t[0], z)
 			a.op(opAndNot, z, t[0], z)
 		},
 		backward: func(a *asm, g, z vec, t []vec) {
-			a.positive(a, t[0], z)
+			a.positive(t[0], z)
 			a.op(opAnd, g, t[0], g)
 		},
 	},

@@ -165,13 +165,13 @@ func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
 // loadSums and storeSums move the sums from and to acc.
 func (b *body) loadSums(a *asm, acc reg) {
 	for i, s := range b.sums {
-		a.load(s, mem{base: acc, off: i * vecBytes}, false)
+		a.load(s, mem{base: acc, off: i * vecBytes})
 	}
 }
 
 func (b *body) storeSums(a *asm, acc reg) {
 	for i, s := range b.sums {
-		a.lowering.store(a, s, mem{base: acc, off: i * vecBytes})
+		a.store(s, mem{base: acc, off: i * vecBytes})
 	}
 }
 
@@ -197,7 +197,7 @@ func walkRows(a *asm, b body) {
 	a.arg(gap, "n")
 	a.move(count, gap)
 	a.andImm(count, 7)
-	a.part(a, count) // the same in every row
+	a.part(count) // the same in every row
 	a.arg(count, "stride")
 	a.subReg(count, gap)
 	a.move(gap, count)
@@ -421,7 +421,7 @@ func (r *rowEnd) shared(a *asm) loadConst {
 	return func(dst vec, f int) {
 		a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes})
 		a.broadcast(r.other, mem{base: r.coef, off: f * floatBytes})
-		a.elsewhere(a, dst, r.other)
+		a.elsewhere(dst, r.other)
 	}
 }
 
@@ -433,7 +433,7 @@ func (r *rowEnd) head(a *asm, b *body, row string) {
 	a.subReg(r.left, r.t)
 	a.andImm(r.t, 7)
 	a.branch(ifZero, row)
-	a.part(a, r.t)
+	a.part(r.t)
 	r.one(r.plain(a), true)
 	a.arg(r.t, "head")
 	a.shiftLeft(r.t, 2)
@@ -451,7 +451,7 @@ func (r *rowEnd) emit(a *asm, b *body, row string) {
 	a.addReg(r.t, r.left) // what the next row has, but for its part of the vector
 	a.andImm(r.left, 7)
 	a.branch(ifZero, next)
-	a.part(a, r.left)
+	a.part(r.left)
 	r.one(r.shared(a), false)
 	r.forward()
 	a.move(r.left, r.t)
@@ -465,7 +465,7 @@ func (r *rowEnd) emit(a *asm, b *body, row string) {
 	a.andImm(r.left, 7)
 	a.branch(ifZero, end)
 	a.move(r.t, r.left)
-	a.part(a, r.t)
+	a.part(r.t)
 	r.one(r.plain(a), true)
 	a.shiftLeft(r.left, 2)
 	b.advance(a, r.left)
@@ -492,7 +492,7 @@ func walkCols(a *asm, b body) {
 
 	a.arg(count, "n")
 	a.andImm(count, 7)
-	a.part(a, count)
+	a.part(count)
 	a.shiftLeft(stride, 2)
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
@@ -509,7 +509,7 @@ func walkCols(a *asm, b body) {
 		step := func(u int, part bool) {
 			clear(a.constants)
 			a.loadConst = func(dst vec, field int) {
-				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes}, false)
+				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
 			}
 			for f, c := range b.coef {
 				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
@@ -518,7 +518,7 @@ func walkCols(a *asm, b body) {
 				case a.stream && f != fieldN:
 					a.constants[f] = m
 				default:
-					a.load(c, m, false)
+					a.load(c, m)
 				}
 			}
 			b.loadSums(a, acc)
@@ -552,7 +552,7 @@ func walkCols(a *asm, b body) {
 			if b.calls { // one call for all of them
 				a.columns = true
 				a.loadConst = func(dst vec, field int) {
-					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes}, false)
+					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
 				}
 				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
 				a.columns = false
@@ -654,7 +654,7 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 		get(at, 0, part, sets[0])
 		if part { // in rows the other lanes have sums of their own
 			for _, v := range sets[0] {
-				a.keepPart(a, v)
+				a.keepPart(v)
 			}
 		}
 		addTo(sums, sets[0])
@@ -800,7 +800,7 @@ func (o *operands) load(a *asm, fields ...int) {
 // walk says so, still in memory.
 func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
 	if m, ok := a.constants[field]; ok {
-		a.opMem(a, op, dst, x, m, o.c[field])
+		a.opMem(op, dst, x, m, o.c[field])
 		return
 	}
 	a.op(op, dst, x, o.c[field])
@@ -840,7 +840,7 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 			a.addMem(z, o.c[fieldN], m(o.x), z, part)
 			o.preActivation(a, z, z, m, part)
 		}
-		a.call(a, count)
+		a.call(count)
 		if !a.columns {
 			o.load(a, after...)
 		}
@@ -863,7 +863,7 @@ var affineFields = []int{fieldN, fieldA, fieldB}
 func (o *operands) normalizeOne(a *asm) apply {
 	return func(m func(reg) mem, place int, part bool) {
 		if o.act.called {
-			a.store(o.called[place], m(o.y), part)
+			a.write(o.called[place], m(o.y), part)
 			return
 		}
 		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
@@ -871,14 +871,14 @@ func (o *operands) normalizeOne(a *asm) apply {
 		if !o.act.identity() {
 			o.act.forward(a, o.z, o.temps)
 		}
-		a.store(o.z, m(o.y), part)
+		a.write(o.z, m(o.y), part)
 	}
 }
 
 // gradient computes d = x-m and g = dy*act'(z).
 func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, place int, part bool) {
 	a.addMem(d, o.c[fieldN], m(o.x), d, part)
-	a.load(g, m(o.dy), part)
+	a.read(g, m(o.dy), part)
 	switch {
 	case o.act.called:
 		a.mul(g, g, o.called[place])
@@ -893,7 +893,7 @@ func (o *operands) gradValue(a *asm, store bool) value {
 	return func(m func(reg) mem, place int, part bool, v []vec) {
 		o.gradient(a, v[1], v[0], m, place, part)
 		if store {
-			a.store(v[0], m(*o.dres), part)
+			a.write(v[0], m(*o.dres), part)
 		}
 		a.mul(v[1], v[0], v[1])
 	}
@@ -909,9 +909,9 @@ func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 		o.withConst(a, opMul, d, d, fieldK2)
 		a.sub(t, t, d)
 		o.withConst(a, opMul, t, t, fieldA)
-		a.store(t, m(o.y), part)
+		a.write(t, m(o.y), part)
 		if o.dres != nil {
-			a.store(g, m(*o.dres), part)
+			a.write(g, m(*o.dres), part)
 		}
 	}
 }
@@ -1103,7 +1103,7 @@ func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, 
 	a.andImm(sums, 7)
 	a.branch(ifZero, summedUp)
 	a.move(t, sums)
-	a.part(a, t)
+	a.part(t)
 	sumNext(0, true)
 	a.shiftLeft(sums, 2)
 	a.addReg(ahead, sums)
