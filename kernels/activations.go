@@ -37,13 +37,24 @@ var activations = []activation{
 	{name: "Called", temps: 1, called: true},
 }
 
-// variant returns the Go constant of the way to come by the activation.
-func (f activation) variant() string {
+// actVariant is how a kernel comes by its activation, as in ../kernels.go.
+type actVariant int
+
+const (
+	actNone actVariant = iota
+	actInline
+	actCalled
+	numActVariants
+)
+
+var actVariantNames = [...]string{"actNone", "actInline", "actCalled"}
+
+func (f activation) variant() actVariant {
 	switch {
 	case f.called:
-		return "actCalled"
+		return actCalled
 	case f.identity():
-		return "actNone"
+		return actNone
 	}
-	return "actInline"
+	return actInline
 }

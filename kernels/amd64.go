@@ -47,11 +47,11 @@ func (l amd64) m(m mem) string {
 }
 
 func (l amd64) arg(dst reg, field string) {
-	l.printf("MOVQ a+0(FP), %s", l.r(dst))
+	l.printf("MOVQ a+8(FP), %s", l.r(dst))
 	l.printf("MOVQ %s_%s(%s), %s", l.args, field, l.r(dst), l.r(dst))
 }
 func (l amd64) argAddr(dst reg, field string) {
-	l.printf("MOVQ a+0(FP), %s", l.r(dst))
+	l.printf("MOVQ a+8(FP), %s", l.r(dst))
 	l.printf("ADDQ $%s_%s, %s", l.args, field, l.r(dst))
 }
 func (l amd64) move(dst, src reg)        { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
@@ -164,6 +164,29 @@ func (l amd64) end() {
 	l.printf("RET")
 }
 
+// byTable checks the number, and puts what use needs of it into AX and BX.
+func (l amd64) byTable(table string, n int, use func()) {
+	l.printf("MOVQ id+0(FP), AX")
+	l.printf("CMPQ AX, $%d", n)
+	l.printf("JCC none")
+	l.printf("LEAQ %s<>(SB), BX", table)
+	use()
+	l.label("none")
+	l.printf("UNDEF")
+}
+
+func (l amd64) jumpByTable(table string, n int) {
+	l.byTable(table, n, func() { l.printf("JMP (BX)(AX*8)") })
+}
+
+func (l amd64) returnFromTable(table string, n int) {
+	l.byTable(table, n, func() {
+		l.printf("MOVQ (BX)(AX*8), AX")
+		l.printf("MOVQ AX, ret+8(FP)")
+		l.printf("RET")
+	})
+}
+
 // ---- functions and calls
 
 // The frame of a kernel that calls. BP points to the area, at a multiple of a
@@ -187,7 +210,7 @@ func (amd64) frame() int { return amd64AreaLen + vecBytes }
 func (l amd64) area(field string) {
 	l.printf("LEAQ %d(SP), BP", vecBytes-1)
 	l.printf("ANDQ $~%d, BP", vecBytes-1)
-	l.printf("MOVQ a+0(FP), AX")
+	l.printf("MOVQ a+8(FP), AX")
 	l.printf("MOVQ kernelArgs_act(AX), AX")
 	for _, copied := range []struct {
 		field string
@@ -303,15 +326,3 @@ func (l amd64) narrow(dst vec, src pair) {
 }
 
 func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
-
-func (l amd64) found(dst reg, name string, id int, next, done string) {
-	l.printf("CMPQ id+0(FP), $%d", id)
-	l.printf("JNE %s", next)
-	l.printf("LEAQ %s<>(SB), %s", name, l.r(dst))
-	l.printf("JMP %s", done)
-}
-
-func (l amd64) returnReg(src reg) {
-	l.printf("MOVQ %s, ret+8(FP)", l.r(src))
-	l.printf("RET")
-}

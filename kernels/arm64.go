@@ -50,11 +50,11 @@ func (arm64) r(r reg) string {
 }
 
 func (l arm64) arg(dst reg, field string) {
-	l.printf("MOVD a+0(FP), %s", l.r(dst))
+	l.printf("MOVD a+8(FP), %s", l.r(dst))
 	l.printf("MOVD %s_%s(%s), %s", l.args, field, l.r(dst), l.r(dst))
 }
 func (l arm64) argAddr(dst reg, field string) {
-	l.printf("MOVD a+0(FP), %s", l.r(dst))
+	l.printf("MOVD a+8(FP), %s", l.r(dst))
 	l.printf("ADD $%s_%s, %s", l.args, field, l.r(dst))
 }
 func (l arm64) move(dst, src reg)        { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
@@ -343,6 +343,29 @@ func (l arm64) opMem(o op, dst, x vec, y mem, t vec) {
 
 func (l arm64) end() { l.printf("RET") }
 
+// byTable checks the number, and puts the entry that it has into R1.
+func (l arm64) byTable(table string, n int, use func()) {
+	l.printf("MOVD id+0(FP), R0")
+	l.printf("CMP $%d, R0", n)
+	l.printf("BHS none")
+	l.printf("MOVD $%s<>(SB), R1", table)
+	l.printf("MOVD (R1)(R0<<3), R1")
+	use()
+	l.label("none")
+	l.printf("UNDEF")
+}
+
+func (l arm64) jumpByTable(table string, n int) {
+	l.byTable(table, n, func() { l.printf("JMP (R1)") })
+}
+
+func (l arm64) returnFromTable(table string, n int) {
+	l.byTable(table, n, func() {
+		l.printf("MOVD R1, ret+8(FP)")
+		l.printf("RET")
+	})
+}
+
 // ---- functions and calls
 
 // Registers of a kernel that calls and of the called functions: the area, which
@@ -373,7 +396,7 @@ func (arm64) frame() int { return arm64AreaLen + 16 }
 
 func (l arm64) area(field string) {
 	l.printf("MOVD $area-%d(SP), %s", arm64AreaLen, arm64Area)
-	l.printf("MOVD a+0(FP), %s", arm64ActCode)
+	l.printf("MOVD a+8(FP), %s", arm64ActCode)
 	l.printf("MOVD kernelArgs_act(%s), %s", arm64ActCode, arm64ActCode)
 	l.printf("MOVD actCode_%s(%s), %s", field, arm64ActCode, arm64Function)
 }
@@ -589,17 +612,4 @@ func (l arm64) shift52(dst, x vec) {
 	for h := range 2 {
 		l.printf("VSHL $52, V%d.D2, V%d.D2", 2*int(x)+h, 2*int(dst)+h)
 	}
-}
-
-func (l arm64) found(dst reg, name string, id int, next, done string) {
-	l.printf("MOVD id+0(FP), %s", arm64Addr)
-	l.printf("CMP $%d, %s", id, arm64Addr)
-	l.printf("BNE %s", next)
-	l.printf("MOVD $%s<>(SB), %s", name, l.r(dst))
-	l.printf("B %s", done)
-}
-
-func (l arm64) returnReg(src reg) {
-	l.printf("MOVD %s, ret+8(FP)", l.r(src))
-	l.printf("RET")
 }

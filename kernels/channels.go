@@ -441,16 +441,14 @@ func trackChannels(c *chans) {
 	})
 }
 
-// channelText returns the text of all of them, with their declarations in Go and
-// the cases of simdChannels.
-func channelText(on target) (text, stubs, cases string) {
+// channelText returns the text of all of them, and their symbols.
+func channelText(on target) (text string, symbols []string) {
 	for _, k := range channelKernels {
 		name := k.function()
 		c := newChans(on, name)
 		k.emit(c)
-		text += c.tableText() + fmt.Sprintf("\n// func %s(a *channelArgs)\nTEXT ·%s(SB), NOSPLIT, $0-8\n%s", name, name, c.buf.String())
-		stubs += fmt.Sprintf("//go:noescape\nfunc %s(a *channelArgs)\n\n", name)
-		cases += fmt.Sprintf("case channel%s:\n%s(a)\n", k.name, name)
+		text += c.tableText() + fmt.Sprintf("\n// func %s(id int, a *channelArgs)\nTEXT %s(SB), NOSPLIT, $0-16\n%s", name, local(name), c.buf.String())
+		symbols = append(symbols, local(name))
 	}
-	return text, stubs, cases
+	return text, symbols
 }

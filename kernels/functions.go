@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"strings"
 
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
@@ -51,25 +50,17 @@ var called = []function{
 
 var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
 
-// functions returns the text of all of them, and of simdActivation.
-func functions(on target) string {
-	var text, find strings.Builder
-	find.WriteString("\n// func simdActivation(id int) uintptr\nTEXT ·simdActivation(SB), NOSPLIT, $0-16\n")
-	a := newAsm(on, "simdActivation", "")
-	begin, done := a.newReg(), a.newLabel("done")
+// functions returns the text of all of them, and their symbols by [functionID].
+func functions(on target) (text string, symbols []string) {
+	symbols = make([]string, functionID(len(inline)+len(called), 0))
 	for i, c := range called {
 		for d, by := range []computation{c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
-			text.WriteString(by.text(on, name))
-			next := a.newLabel("next")
-			a.found(begin, name, functionID(len(inline)+i, d), next, done)
-			a.label(next)
+			text += by.text(on, name)
+			symbols[functionID(len(inline)+i, d)] = local(name)
 		}
 	}
-	a.label(done)
-	a.returnReg(begin)
-	find.WriteString(a.buf.String())
-	return "\n" + text.String() + find.String()
+	return "\n" + text, symbols
 }
 
 // functionID is its namesake in ../kernels.go.
@@ -89,7 +80,7 @@ func (c computation) text(on target, name string) string {
 	} else {
 		c.near.emit(f, c.far)
 	}
-	return fmt.Sprintf("%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
+	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
 }
 
 // fn is a function in the making. It has its argument and result in z.

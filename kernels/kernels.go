@@ -2,7 +2,6 @@ package main
 
 import (
 	"slices"
-	"strings"
 )
 
 // The kernels. What each computes is told by the comments in ../kernels.go and
@@ -19,102 +18,6 @@ const (
 )
 
 const floatBytes = 4
-
-// variant is a kernel for one layout, activation and set of operands.
-type variant struct {
-	name string // of the assembly function
-	id   string // kernelID, as a Go expression
-	// called is the field of actCode with the function that it calls, if any.
-	called string
-	emit   func(a *asm)
-}
-
-// flags are the parts of a variant that are there or not.
-type flags struct {
-	residual, dResidual, stream bool
-}
-
-// variants lists every kernel.
-func variants() []variant {
-	var list []variant
-	layout := ""
-	add := func(kernel string, act activation, f flags, emit func(*asm)) {
-		name := kernel + strings.ToUpper(layout[:1]) + layout[1:]
-		if kernel != "moments" {
-			name += act.name
-		}
-		id := "0"
-		for _, part := range []struct {
-			on   bool
-			name string
-		}{{f.residual, "Residual"}, {f.dResidual, "DResidual"}, {f.stream, "Stream"}} {
-			if part.on {
-				name += part.name
-				id += "|with" + part.name
-			}
-		}
-		id = "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*numLayouts+int(" + layout + "))*int(numVariants)+int(" + act.variant() + "))*numFlags + (" + id + ")"
-		calls, l := "", layout
-		switch {
-		case !act.called:
-		case kernel == "normalize", kernel == "pipeForward":
-			calls = "value"
-		default:
-			calls = "derivative"
-		}
-		// What is only to be written out again is prefetched as close as can be. Sums
-		// and what is done between them leave no room there for more.
-		near := kernel == "normalize" || kernel == "inputGrad" && l == "cols"
-		list = append(list, variant{name, id, calls, func(a *asm) {
-			a.stream, a.layout, a.near = f.stream, l, near
-			emit(a)
-		}})
-	}
-	both := []bool{false, true}
-	layouts := []struct {
-		name string
-		walk walk
-	}{{"rows", walkRows}, {"cols", walkCols}, {"runs", walkRuns}}
-	for _, l := range layouts {
-		layout = l.name
-		sums := layout != "runs"
-		if sums {
-			add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
-		}
-		for _, act := range activations {
-			if !sums && !act.called {
-				add("pipeForward", act, flags{stream: true}, func(a *asm) { pipeForwardRuns(a, act) })
-			}
-			for _, res := range both {
-				for _, stream := range both {
-					add("normalize", act, flags{residual: res, stream: stream}, func(a *asm) { normalize(a, l.walk, act, res) })
-					if layout == "rows" {
-						add("pipeForward", act, flags{residual: res, stream: stream}, func(a *asm) { pipeForward(a, act, res) })
-					}
-				}
-				if res && act.identity() {
-					continue // nothing backward depends on z
-				}
-				for _, store := range both {
-					if !sums || store && !act.called {
-						continue
-					}
-					add("gradSums", act, flags{residual: res, dResidual: store}, func(a *asm) { gradSums(a, l.walk, act, res, store) })
-				}
-				for _, dres := range both {
-					for _, stream := range both {
-						f := flags{residual: res, dResidual: dres, stream: stream}
-						add("inputGrad", act, f, func(a *asm) { inputGrad(a, l.walk, act, res, dres) })
-						if layout == "rows" {
-							add("pipeBackward", act, f, func(a *asm) { pipeBackward(a, act, res, dres) })
-						}
-					}
-				}
-			}
-		}
-	}
-	return list
-}
 
 // body is what a walk needs to know of a kernel.
 type body struct {
@@ -681,12 +584,12 @@ func (a *asm) newVecs(n int) []vec {
 	return v
 }
 
-func moments(a *asm, w walk) {
+func moments(a *asm, v variant) {
 	x := a.newArg("x")
 	k := a.newVec()
 	b := body{tensors: []reg{x}, coef: []vec{k}, record: 1, sums: a.newVecs(2), fetch: []reg{x}}
 	b.one, b.four = treeSum(a, b.sums, newSets(a), nothing, momentValue(a, x, k))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.newVecs(2)} }
@@ -729,10 +632,10 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 // prefetch makes a kernel without sums prefetch what it reads, in runs, and in cols
 // where it stores past the caches.
 func (o *operands) prefetch(a *asm, b *body) {
-	if a.layout == "runs" || a.stream && a.layout == "cols" {
+	if a.layout == inRuns || a.stream && a.layout == inCols {
 		b.fetch = o.inputs()
 	}
-	if a.layout == "runs" && o.res != nil && !o.backward { // no sums have read it
+	if a.layout == inRuns && o.res != nil && !o.backward { // no sums have read it
 		b.fetch, b.apart = []reg{o.x}, []reg{*o.res}
 	}
 }
@@ -916,21 +819,21 @@ func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 	}
 }
 
-func normalize(a *asm, w walk, act activation, res bool) {
+func normalize(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
-	b.calls = act.called
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
+	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a, a.newVec())
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 // backwardOperands are the tensors that the backward kernels read.
-func backwardOperands(a *asm, b *body, act activation, res bool) operands {
-	return operands{act: act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", res)}
+func backwardOperands(a *asm, b *body, v variant) operands {
+	return operands{act: v.act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", v.has(withResidual))}
 }
 
 // backwardFields are the constants of sums: without an activation nothing
@@ -942,38 +845,38 @@ func backwardFields(act activation, more ...int) []int {
 	return append(more, fieldN)
 }
 
-func gradSums(a *asm, w walk, act activation, res, store bool) {
+func gradSums(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.dres = b.optional(a, "dres", store)
+	o := backwardOperands(a, &b, v)
+	o.dres = b.optional(a, "dres", v.has(withDResidual))
 	b.fetch = o.inputs()
 	b.sums = o.reserve(a, true)
-	b.coef = o.newConsts(a, backwardFields(act)...)
+	b.coef = o.newConsts(a, backwardFields(v.act)...)
 	sets := newSets(a)
 	o.newTemps(a, sets[0][0])
-	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, store))
-	w(a, b)
+	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, v.has(withDResidual)))
+	v.walk()(a, b)
 }
 
 // inputGradFields are the constants of dx, once g is known.
 var inputGradFields = []int{fieldN, fieldA, fieldK1, fieldK2}
 
-func inputGrad(a *asm, w walk, act activation, res, dres bool) {
+func inputGrad(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
-	fields := backwardFields(act, fieldK1, fieldK2)
-	if act.identity() {
+	o := backwardOperands(a, &b, v)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
+	fields := backwardFields(v.act, fieldK1, fieldK2)
+	if v.act.identity() {
 		fields = append(fields, fieldA)
 	}
-	b.calls = act.called
+	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, fields...)
 	d, g, t := a.newVec(), a.newVec(), a.newVec()
 	o.newTemps(a, d)
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, d, g, t))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 // The pipelined kernels, for rows: while they apply the constants of a channel,
@@ -1124,9 +1027,9 @@ func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, 
 
 // pipeForwardRuns exists for activations that are not called, and without a
 // residual.
-func pipeForwardRuns(a *asm, act activation) {
+func pipeForwardRuns(a *asm, v variant) {
 	var b body
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
 	b.fetch = []reg{o.x}
 	b.sums = o.reserve(a, true)
 	o.newConsts(a, affineFields...)
@@ -1139,13 +1042,13 @@ func pipeForwardRuns(a *asm, act activation) {
 	b.pipeRuns(a, &o, []int{fieldN}, affineFields, sum, apply, sets[2][1])
 }
 
-func pipeForward(a *asm, act activation, res bool) {
+func pipeForward(a *asm, v variant) {
 	b := body{record: 2 * coefLen}
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
 	b.fetch = []reg{o.x}
 	next := a.newArg("next")
 	a.shiftLeft(next, 2)
-	if res { // is not read for the sums: pointed at where they would, it is prefetched with them
+	if v.has(withResidual) { // is not read for the sums: pointed at where they would, it is prefetched with them
 		b.fetch = append(b.fetch, *o.res)
 		a.subReg(*o.res, next)
 	}
@@ -1154,12 +1057,12 @@ func pipeForward(a *asm, act activation, res bool) {
 	sets := newSets(a)
 	o.z, o.temps = sets[0][0], sets[1]
 	o.t = o.temps[0]
-	for len(o.temps) < act.temps {
+	for len(o.temps) < v.act.temps {
 		o.temps = append(o.temps, a.newVec())
 	}
 	// The function is that of y; the sums need none.
 	loadN := func(address, int, bool) {
-		if act.called {
+		if v.act.called {
 			o.load(a, fieldN)
 		}
 	}
@@ -1168,19 +1071,19 @@ func pipeForward(a *asm, act activation, res bool) {
 	sum[0], sum[1] = treeSum(a, b.sums, sets, loadN, momentValue(a, o.x, o.c[fieldN]))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
 	b.pipe(a, &o, next, []int{fieldN}, affineFields, sum, apply)
-	walkRows(a, b)
+	v.walk()(a, b)
 }
 
-func pipeBackward(a *asm, act activation, res, dres bool) {
+func pipeBackward(a *asm, v variant) {
 	b := body{record: 2 * coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
+	o := backwardOperands(a, &b, v)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
 	b.fetch = o.inputs()
 	next := a.newArg("next")
 	a.shiftLeft(next, 2)
 	b.sums = o.reserve(a, true)
 	var sets [3][]vec
-	if act.called { // some constants are there before the call only, some behind it
+	if v.act.called { // some constants are there before the call only, some behind it
 		o.newConsts(a, affineFields...)
 		sets = newSets(a)
 		o.c[fieldK1], o.c[fieldK2] = o.c[fieldB], sets[2][1] // which only sums use
@@ -1192,6 +1095,6 @@ func pipeBackward(a *asm, act activation, res, dres bool) {
 	var sum, apply [2]func(at address, part bool)
 	sum[0], sum[1] = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, false))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, sets[0][0], sets[0][1], sets[1][0]))
-	b.pipe(a, &o, next, backwardFields(act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sum, apply)
-	walkRows(a, b)
+	b.pipe(a, &o, next, backwardFields(v.act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sum, apply)
+	v.walk()(a, b)
 }

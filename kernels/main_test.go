@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/constant"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -21,7 +23,7 @@ import (
 func TestUpToDate(t *testing.T) {
 	files := generate()
 	names := slices.Sorted(maps.Keys(files))
-	want := []string{"kernels_amd64.go", "kernels_amd64.s", "kernels_arm64.go", "kernels_arm64.s"}
+	want := []string{"kernels_amd64.go", "kernels_amd64.s", "kernels_arm64.go", "kernels_arm64.s", "kernels_list_test.go"}
 	if !slices.Equal(names, want) {
 		t.Errorf("the generator writes %q, want %q", names, want)
 	}
@@ -45,22 +47,30 @@ func firstDifferentLine(a, b []byte) int {
 	return 1 + bytes.Count(a[:n], []byte("\n"))
 }
 
-// kernel is a function of an assembly file.
-type kernel struct {
-	name  string // ends in <> when it is not to be seen from Go
+// routine is a function of an assembly file.
+type routine struct {
+	name  string
 	frame string // what stands behind its name
 	body  []instruction
 }
 
 // function reports whether it is the function of an activation.
-func (k kernel) function() bool { return strings.HasSuffix(k.name, "<>") }
+func (k routine) function() bool { return strings.HasPrefix(k.name, "act") }
 
 // calls reports whether it is a kernel that calls such a function.
-func (k kernel) calls() bool { return strings.Contains(k.name, "Called") }
+func (k routine) calls() bool { return strings.Contains(k.name, "Called") }
 
-// plain reports whether it is neither a kernel nor a function, and uses no
-// vectors.
-func (k kernel) plain() bool { return k.name == "simdFence" || k.name == "simdActivation" }
+// plainFrames are the frames of those that are neither kernels nor functions, and
+// use no vectors.
+var plainFrames = map[string]string{
+	"simdKernel":     "NOSPLIT|NOFRAME, $0-16",
+	"simdChannels":   "NOSPLIT|NOFRAME, $0-16",
+	"simdActivation": "NOSPLIT|NOFRAME, $0-16",
+	"simdFence":      "NOSPLIT, $0-0",
+	"absent":         "NOSPLIT|NOFRAME, $0-0",
+}
+
+func (k routine) plain() bool { return plainFrames[k.name] != "" }
 
 // instruction is a line; a WORD is taken for what its comment says.
 type instruction struct {
@@ -69,9 +79,9 @@ type instruction struct {
 }
 
 // parse reads what the generator printed.
-func parse(t *testing.T, text []byte) []kernel {
+func parse(t *testing.T, text []byte) []routine {
 	t.Helper()
-	var list []kernel
+	var list []routine
 	for i, line := range strings.Split(string(text), "\n") {
 		code, comment, _ := strings.Cut(line, " // ")
 		if rest, ok := strings.CutPrefix(code, "TEXT "); ok {
@@ -80,7 +90,7 @@ func parse(t *testing.T, text []byte) []kernel {
 			if !ok {
 				t.Fatalf("line %d: %s", i+1, line)
 			}
-			list = append(list, kernel{name: name, frame: frame})
+			list = append(list, routine{name: strings.TrimSuffix(name, "<>"), frame: frame})
 			continue
 		}
 		if !strings.HasPrefix(code, "\t") {
@@ -93,7 +103,7 @@ func parse(t *testing.T, text []byte) []kernel {
 		k := &list[len(list)-1]
 		k.body = append(k.body, instruction{i + 1, mnemonic, operands})
 	}
-	if want := len(variants()) + len(channelKernels) + 2 + 2*len(called); len(list) != want { // two are plain
+	if want := len(variants()) + len(channelKernels) + len(plainFrames) + 2*len(called); len(list) != want {
 		t.Fatalf("found %d functions, want %d", len(list), want)
 	}
 	return list
@@ -170,6 +180,7 @@ var architectures = map[string]rules{
 			"VMOVSD":       "AVX",
 			"VSQRTPD":      "AVX",
 			"JEQ":          base,
+			"JCC":          base,
 			"JGE":          base,
 			"JLT":          base,
 			"JNE":          base,
@@ -181,6 +192,7 @@ var architectures = map[string]rules{
 			"SFENCE":       base,
 			"SHLQ":         base,
 			"SUBQ":         base,
+			"UNDEF":        base,
 			"VADDPS":       "AVX",
 			"VANDNPS":      "AVX",
 			"VANDPS":       "AVX",
@@ -217,6 +229,7 @@ var architectures = map[string]rules{
 			"B":       base,
 			"BEQ":     base,
 			"BGE":     base,
+			"BHS":     base,
 			"BLT":     base,
 			"BNE":     base,
 			"CBNZ":    base,
@@ -225,6 +238,8 @@ var architectures = map[string]rules{
 			"VUSHR":   "ASIMD",
 			"CALL":    base,
 			"CMP":     base,
+			"JMP":     base,
+			"UNDEF":   base,
 			"FLDPQ":   "ASIMD",
 			"FMOVQ.P": "ASIMD",
 			"FSTPQ":   "ASIMD",
@@ -282,7 +297,7 @@ var architectures = map[string]rules{
 
 // forEachArchitecture runs a test on the kernels of each instruction set. Stubs
 // is the Go file beside them.
-func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels []kernel, stubs string)) {
+func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels []routine, stubs string)) {
 	files := generate()
 	for arch, r := range architectures {
 		t.Run(arch, func(t *testing.T) {
@@ -293,16 +308,14 @@ func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels 
 }
 
 func TestFrames(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
-			want := "NOSPLIT, $0-8"
+			want := "NOSPLIT, $0-16"
 			switch {
-			case k.name == "simdFence":
-				want = "NOSPLIT, $0-0"
-			case k.name == "simdActivation":
-				want = "NOSPLIT, $0-16"
+			case k.plain():
+				want = plainFrames[k.name]
 			case k.calls():
-				want = fmt.Sprintf("NOSPLIT, $%d-8", r.frame)
+				want = fmt.Sprintf("NOSPLIT, $%d-16", r.frame)
 			case k.function():
 				want = "NOSPLIT|NOFRAME, $0-0"
 			}
@@ -314,7 +327,7 @@ func TestFrames(t *testing.T) {
 }
 
 func TestRegisters(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
 			for _, in := range k.body {
 				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
@@ -332,7 +345,7 @@ func TestRegisters(t *testing.T) {
 // kernel that calls it relies on: the sums, the mask of a part, and the registers
 // that are neither the function's own nor saved by it.
 func TestFunctionsKeep(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		functions := 0
 		for _, k := range kernels {
 			if !k.function() {
@@ -368,7 +381,7 @@ func TestFunctionsKeep(t *testing.T) {
 // TestReturns checks that the upper halves of the registers are cleared before
 // every return, and that there is a return at the end.
 func TestReturns(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
 			var mnemonics []string
 			for _, in := range k.body {
@@ -380,7 +393,7 @@ func TestReturns(t *testing.T) {
 					continue
 				}
 				if k.plain() || k.function() {
-					if mnemonics[i] != "RET" {
+					if mnemonics[i] != "RET" && mnemonics[i] != "UNDEF" {
 						t.Errorf("%s, line %d: does not return", k.name, k.body[i].line)
 					}
 					continue
@@ -399,7 +412,7 @@ var fused = regexp.MustCompile(`^V?FN?M(ADD|SUB|LA|LS)`)
 // TestFeatures checks that the kernels use only instructions that were looked
 // at, and that a machine which passes the guard can execute them.
 func TestFeatures(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, stubs string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, stubs string) {
 		if !strings.Contains(stubs, "if "+r.guard+" {") {
 			t.Errorf("detectSIMD does not ask for %s", r.guard)
 		}
@@ -428,6 +441,44 @@ func TestFeatures(t *testing.T) {
 	})
 }
 
+// TestTables checks that the tables of addresses lead to every kernel and function,
+// and for other numbers to a fault.
+func TestTables(t *testing.T) {
+	want := map[string]map[int]string{"simdKernel": {}, "simdChannels": {}, "simdActivation": {}}
+	for _, v := range variants() {
+		if other := want["simdKernel"][v.id()]; other != "" {
+			t.Errorf("%s and %s have the same id", v.name(), other)
+		}
+		want["simdKernel"][v.id()] = v.name()
+	}
+	for i, k := range channelKernels {
+		want["simdChannels"][i] = k.function()
+	}
+	for i, c := range called {
+		want["simdActivation"][functionID(len(inline)+i, 0)] = "act" + c.name + "Value"
+		want["simdActivation"][functionID(len(inline)+i, 1)] = "act" + c.name + "Slope"
+	}
+	sizes := map[string]int{"simdKernel": numIDs, "simdChannels": len(channelKernels), "simdActivation": functionID(len(inline)+len(called), 0)}
+	entry := regexp.MustCompile(`(?m)^DATA (simd\w+)Table<>\+(\d+)\(SB\)/8, \$·(\w+)<>\(SB\)$`)
+	for name, text := range generate() {
+		if !strings.HasSuffix(name, ".s") {
+			continue
+		}
+		counts := map[string]int{}
+		for _, m := range entry.FindAllStringSubmatch(string(text), -1) {
+			off, _ := strconv.Atoi(m[2])
+			counts[m[1]]++
+			symbol := cmp.Or(want[m[1]][off/8], "absent")
+			if m[3] != symbol {
+				t.Errorf("%s: number %d of %s is %s, want %s", name, off/8, m[1], m[3], symbol)
+			}
+		}
+		if !maps.Equal(counts, sizes) {
+			t.Errorf("%s: tables with %v entries, want %v", name, counts, sizes)
+		}
+	}
+}
+
 // typeCheck returns the constants of a file of the package, as far as they
 // depend on that file alone, and the syntax.
 func typeCheck(t *testing.T, name string) (*types.Scope, *ast.File) {
@@ -452,6 +503,25 @@ func TestConstants(t *testing.T) {
 		"fieldK2": fieldK2,
 		"coefLen": coefLen,
 		"lanes":   vecBytes / floatBytes,
+
+		"kernelMoments":      int(kernelMoments),
+		"kernelNormalize":    int(kernelNormalize),
+		"kernelGradSums":     int(kernelGradSums),
+		"kernelInputGrad":    int(kernelInputGrad),
+		"kernelPipeForward":  int(kernelPipeForward),
+		"kernelPipeBackward": int(kernelPipeBackward),
+		"rows":               int(inRows),
+		"cols":               int(inCols),
+		"runs":               int(inRuns),
+		"numLayouts":         int(numLayouts),
+		"actNone":            int(actNone),
+		"actInline":          int(actInline),
+		"actCalled":          int(actCalled),
+		"numVariants":        int(numActVariants),
+		"withResidual":       int(withResidual),
+		"withDResidual":      int(withDResidual),
+		"withStream":         int(withStream),
+		"numFlags":           int(numFlags),
 	} {
 		sameConstant(t, scope, "kernels.go", name, want)
 	}
