@@ -24,42 +24,35 @@ DATA maskTable<>+56(SB)/4, $0x0
 DATA maskTable<>+60(SB)/4, $0x0
 GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
+// ARG loads a field of the arguments.
+#define ARG(field, r) MOVQ a+8(FP), r; MOVQ field(r), r
+
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_coef(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_rows(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_n(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_rows, CX)
+	ARG(kernelArgs_n, DX)
 	MOVQ DX, SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), DI
 	SHLQ $2, SI
 	SUBQ SI, DI
 	VMOVDQU (DI), Y15
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_stride(SI), SI
+	ARG(kernelArgs_stride, SI)
 	SUBQ DX, SI
 	MOVQ SI, DX
 	SHLQ $2, DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_acc(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
+	ARG(kernelArgs_acc, DI)
+	ARG(kernelArgs_more, R8)
 
 row1:
 	VBROADCASTSS (BX), Y0
 	VMOVUPS (DI), Y1
 	VMOVUPS 32(DI), Y2
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, SI)
 	SUBQ $32, SI
 	JLT rest3
 
@@ -124,28 +117,22 @@ next6:
 	ADDQ DX, AX
 	VMOVUPS Y1, (DI)
 	VMOVUPS Y2, 32(DI)
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_accStep(SI), SI
+	ARG(kernelArgs_accStep, SI)
 	SHLQ $2, SI
 	ADDQ SI, DI
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coefStep(SI), SI
+	ARG(kernelArgs_coefStep, SI)
 	SHLQ $2, SI
 	ADDQ SI, BX
 	SUBQ $1, CX
 	JNE row1
 	SUBQ $1, R8
 	JLT done8
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_coef(BX), BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_acc(DI), DI
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_rows(CX), CX
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_acc, DI)
+	ARG(kernelArgs_rows, CX)
 	JMP row1
 
 done8:
@@ -154,14 +141,10 @@ done8:
 
 // func momentsCols(id int, a *kernelArgs)
 TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -175,14 +158,10 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_coef(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_acc(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_acc, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part6
 
@@ -249,8 +228,7 @@ part6:
 	ADDQ SI, AX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	ADDQ DI, AX
@@ -264,12 +242,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_coef(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_acc(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_acc, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part9
 
@@ -308,8 +283,7 @@ part9:
 	ADDQ SI, AX
 
 next10:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	ADDQ DI, AX
@@ -322,24 +296,18 @@ done4:
 
 // func normalizeRowsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
@@ -348,8 +316,7 @@ row1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -405,8 +372,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -416,26 +382,19 @@ next6:
 
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -444,8 +403,7 @@ row1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -512,8 +470,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -523,24 +480,18 @@ next6:
 
 // func normalizeRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
@@ -549,8 +500,7 @@ row1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -606,8 +556,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -617,26 +566,19 @@ next6:
 
 // func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -645,8 +587,7 @@ row1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -713,8 +654,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -724,24 +664,18 @@ next6:
 
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
@@ -750,8 +684,7 @@ row1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -825,8 +758,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -836,26 +768,19 @@ next6:
 
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -864,8 +789,7 @@ row1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -950,8 +874,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -961,24 +884,18 @@ next6:
 
 // func normalizeRowsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
@@ -987,8 +904,7 @@ row1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -1062,8 +978,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -1073,26 +988,19 @@ next6:
 
 // func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -1101,8 +1009,7 @@ row1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -1187,8 +1094,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -1208,31 +1114,24 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
 
 row1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -1309,8 +1208,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -1330,33 +1228,25 @@ TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
 
 row1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -1444,8 +1334,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -1465,31 +1354,24 @@ TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
 
 row1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -1566,8 +1448,7 @@ part5:
 next6:
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
@@ -1587,33 +1468,25 @@ TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
 
 row1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -1701,8 +1574,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -1712,16 +1584,11 @@ next6:
 
 // func normalizeColsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, SI
@@ -1735,10 +1602,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part6
 
@@ -1799,8 +1664,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -1817,10 +1681,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part9
 
@@ -1854,8 +1716,7 @@ part9:
 	ADDQ SI, BX
 
 next10:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -1870,18 +1731,12 @@ done4:
 
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -1895,10 +1750,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -1973,8 +1826,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -1994,10 +1846,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -2036,8 +1886,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -2054,18 +1903,12 @@ done4:
 
 // func normalizeColsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -2079,10 +1922,8 @@ TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $32, SI
 	JLT few9
 
@@ -2146,8 +1987,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -2162,20 +2002,13 @@ done4:
 
 // func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -2189,10 +2022,8 @@ TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -2268,8 +2099,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -2286,16 +2116,11 @@ done4:
 
 // func normalizeColsReLU(id int, a *kernelArgs)
 TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, SI
@@ -2309,10 +2134,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part6
 
@@ -2397,8 +2220,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -2415,10 +2237,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part9
 
@@ -2458,8 +2278,7 @@ part9:
 	ADDQ SI, BX
 
 next10:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -2474,18 +2293,12 @@ done4:
 
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -2499,10 +2312,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -2601,8 +2412,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -2622,10 +2432,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -2670,8 +2478,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -2688,18 +2495,12 @@ done4:
 
 // func normalizeColsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -2713,10 +2514,8 @@ TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $32, SI
 	JLT few9
 
@@ -2798,8 +2597,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -2814,20 +2612,13 @@ done4:
 
 // func normalizeColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -2841,10 +2632,8 @@ TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -2938,8 +2727,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -2966,16 +2754,11 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, SI
@@ -2989,10 +2772,8 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part6
 
@@ -3057,8 +2838,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3075,10 +2855,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $8, SI
 	JLT part9
 
@@ -3122,8 +2900,7 @@ part9:
 	ADDQ SI, BX
 
 next10:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3148,18 +2925,12 @@ TEXT ·normalizeColsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -3173,10 +2944,8 @@ TEXT ·normalizeColsCalledResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -3255,8 +3024,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3276,10 +3044,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -3328,8 +3094,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3356,18 +3121,12 @@ TEXT ·normalizeColsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_stride, DI)
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_n, SI)
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -3381,10 +3140,8 @@ TEXT ·normalizeColsCalledStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_n, SI)
 	SUBQ $32, SI
 	JLT few9
 
@@ -3472,8 +3229,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3498,20 +3254,13 @@ TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -3525,10 +3274,8 @@ TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -3628,8 +3375,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3646,27 +3392,19 @@ done4:
 
 // func normalizeRunsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRunsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -3682,8 +3420,7 @@ image1:
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -3736,8 +3473,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -3767,8 +3503,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -3797,15 +3532,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -3814,31 +3546,21 @@ done7:
 
 // func normalizeRunsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRunsIdentityResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -3856,8 +3578,7 @@ image1:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -3921,8 +3642,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -3954,8 +3674,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -3987,16 +3706,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -4005,27 +3721,19 @@ done7:
 
 // func normalizeRunsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -4041,8 +3749,7 @@ image1:
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -4095,8 +3802,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -4126,8 +3832,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -4156,15 +3861,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -4173,31 +3875,21 @@ done7:
 
 // func normalizeRunsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -4215,8 +3907,7 @@ image1:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -4280,8 +3971,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -4313,8 +4003,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -4346,16 +4035,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -4364,27 +4050,19 @@ done7:
 
 // func normalizeRunsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRunsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -4403,8 +4081,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -4472,8 +4149,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -4506,8 +4182,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -4539,15 +4214,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -4556,31 +4228,21 @@ done7:
 
 // func normalizeRunsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -4601,8 +4263,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -4681,8 +4342,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -4717,8 +4377,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -4753,16 +4412,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -4771,27 +4427,19 @@ done7:
 
 // func normalizeRunsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -4810,8 +4458,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -4879,8 +4526,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -4913,8 +4559,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -4946,15 +4591,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -4963,31 +4605,21 @@ done7:
 
 // func normalizeRunsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -5008,8 +4640,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -5088,8 +4719,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -5124,8 +4754,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -5160,16 +4789,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -5188,24 +4814,16 @@ TEXT ·normalizeRunsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -5226,8 +4844,7 @@ image1:
 	MOVQ $32, 280(BP)
 	CALL 256(BP)
 	VMASKMOVPS Y2, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -5293,8 +4910,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -5326,8 +4942,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	JMP row2
 
 last9:
@@ -5358,15 +4973,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -5385,28 +4997,18 @@ TEXT ·normalizeRunsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -5429,8 +5031,7 @@ image1:
 	MOVQ $32, 280(BP)
 	CALL 256(BP)
 	VMASKMOVPS Y2, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -5507,8 +5108,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -5542,8 +5142,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	JMP row2
 
 last9:
@@ -5577,16 +5176,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -5605,24 +5201,16 @@ TEXT ·normalizeRunsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_more(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_more, R8)
+	ARG(kernelArgs_fetch, R9)
 
 image1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_n, SI)
+	ARG(kernelArgs_head, DI)
 	SUBQ DI, SI
 	ANDQ $7, DI
 	JEQ row2
@@ -5643,8 +5231,7 @@ image1:
 	MOVQ $32, 280(BP)
 	CALL 256(BP)
 	VMASKMOVPS Y2, Y15, (BX)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_head(DI), DI
+	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
@@ -5710,8 +5297,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	ADDQ SI, DI
 	ANDQ $7, SI
 	JEQ next8
@@ -5743,8 +5329,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_n, SI)
 	JMP row2
 
 last9:
@@ -5775,15 +5360,12 @@ last9:
 end10:
 	SUBQ $1, R8
 	JLT done7
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_imageGap(SI), SI
+	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
 	JMP image1
 
 done7:
@@ -5802,28 +5384,18 @@ TEXT ·normalizeRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchApart(R11), R11
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchApart, R11)
 
 image1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -5846,8 +5418,7 @@ image1:
 	MOVQ $32, 280(BP)
 	CALL 256(BP)
 	VMASKMOVPS Y2, Y15, (BX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -5924,8 +5495,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -5959,8 +5529,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	JMP row2
 
 last9:
@@ -5994,16 +5563,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -6012,42 +5578,31 @@ done7:
 
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_more, R9)
 
 row1:
 	VBROADCASTSS (CX), Y2
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -6125,29 +5680,23 @@ next6:
 	ADDQ SI, BX
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_accStep(DI), DI
+	ARG(kernelArgs_accStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
 	JNE row1
 	SUBQ $1, R9
 	JLT done8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_rows, DX)
 	JMP row1
 
 done8:
@@ -6156,31 +5705,23 @@ done8:
 
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_more, R9)
 
 row1:
 	VBROADCASTSS (CX), Y4
@@ -6188,12 +5729,9 @@ row1:
 	VBROADCASTSS 8(CX), Y3
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -6301,29 +5839,23 @@ next6:
 	ADDQ SI, BX
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_accStep(DI), DI
+	ARG(kernelArgs_accStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
 	JNE row1
 	SUBQ $1, R9
 	JLT done8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_rows, DX)
 	JMP row1
 
 done8:
@@ -6332,33 +5864,24 @@ done8:
 
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_more, R10)
 
 row1:
 	VBROADCASTSS (DX), Y4
@@ -6366,12 +5889,9 @@ row1:
 	VBROADCASTSS 8(DX), Y3
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -6493,30 +6013,24 @@ next6:
 	ADDQ DI, CX
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_accStep(R8), R8
+	ARG(kernelArgs_accStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
 	JNE row1
 	SUBQ $1, R10
 	JLT done8
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_rows, SI)
 	JMP row1
 
 done8:
@@ -6535,41 +6049,30 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_n(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
 	MOVQ SI, DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, DI
 	SUBQ DI, R8
 	VMOVDQU (R8), Y15
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_stride(DI), DI
+	ARG(kernelArgs_stride, DI)
 	SUBQ SI, DI
 	MOVQ DI, SI
 	SHLQ $2, SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_more, R9)
 
 row1:
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT rest3
 
@@ -6696,29 +6199,23 @@ next6:
 	ADDQ SI, BX
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_accStep(DI), DI
+	ARG(kernelArgs_accStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coefStep(DI), DI
+	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
 	SUBQ $1, DX
 	JNE row1
 	SUBQ $1, R9
 	JLT done8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_rows(DX), DX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, R8)
+	ARG(kernelArgs_rows, DX)
 	JMP row1
 
 done8:
@@ -6737,43 +6234,31 @@ TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_more, R10)
 
 row1:
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -6914,30 +6399,24 @@ next6:
 	ADDQ DI, CX
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_accStep(R8), R8
+	ARG(kernelArgs_accStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
 	JNE row1
 	SUBQ $1, R10
 	JLT done8
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_rows, SI)
 	JMP row1
 
 done8:
@@ -6956,43 +6435,31 @@ TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_dres(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_dres, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_more, R10)
 
 row1:
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -7129,30 +6596,24 @@ next6:
 	ADDQ DI, CX
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_accStep(R8), R8
+	ARG(kernelArgs_accStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
 	JNE row1
 	SUBQ $1, R10
 	JLT done8
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, R9)
+	ARG(kernelArgs_rows, SI)
 	JMP row1
 
 done8:
@@ -7171,45 +6632,32 @@ TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_more(R11), R11
+	ARG(kernelArgs_acc, R10)
+	ARG(kernelArgs_more, R11)
 
 row1:
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R13
-	MOVQ kernelArgs_fetchLeft(R13), R13
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_fetchLeft, R13)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -7360,31 +6808,25 @@ next6:
 	ADDQ R8, DX
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_accStep(R9), R9
+	ARG(kernelArgs_accStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, R10
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
 	JNE row1
 	SUBQ $1, R11
 	JLT done8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_imageGap(R9), R9
+	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_acc, R10)
+	ARG(kernelArgs_rows, DI)
 	JMP row1
 
 done8:
@@ -7393,16 +6835,11 @@ done8:
 
 // func gradSumsColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -7416,14 +6853,10 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -7502,8 +6935,7 @@ part6:
 	ADDQ DI, BX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -7520,12 +6952,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -7568,8 +6997,7 @@ part9:
 	ADDQ DI, BX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -7584,16 +7012,11 @@ done4:
 
 // func gradSumsColsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -7607,14 +7030,10 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -7737,8 +7156,7 @@ part6:
 	ADDQ DI, BX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -7755,12 +7173,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -7817,8 +7232,7 @@ part9:
 	ADDQ DI, BX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -7833,18 +7247,12 @@ done4:
 
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -7858,14 +7266,10 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -8004,8 +7408,7 @@ part6:
 	ADDQ R8, CX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8025,12 +7428,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -8092,8 +7492,7 @@ part9:
 	ADDQ R8, CX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8120,16 +7519,11 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -8143,14 +7537,10 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -8275,8 +7665,7 @@ part6:
 	ADDQ DI, BX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -8293,12 +7682,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -8366,8 +7752,7 @@ part9:
 	ADDQ DI, BX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -8392,18 +7777,12 @@ TEXT ·gradSumsColsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -8417,14 +7796,10 @@ TEXT ·gradSumsColsCalledResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -8565,8 +7940,7 @@ part6:
 	ADDQ R8, CX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8586,12 +7960,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -8664,8 +8035,7 @@ part9:
 	ADDQ R8, CX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8692,18 +8062,12 @@ TEXT ·gradSumsColsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_dres(CX), CX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_dres, CX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -8717,14 +8081,10 @@ TEXT ·gradSumsColsCalledDResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -8859,8 +8219,7 @@ part6:
 	ADDQ R8, CX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8880,12 +8239,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_acc(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_acc, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -8957,8 +8313,7 @@ part9:
 	ADDQ R8, CX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -8985,20 +8340,13 @@ TEXT ·gradSumsColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -9012,14 +8360,10 @@ TEXT ·gradSumsColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_acc(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_acc, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part6
 
@@ -9170,8 +8514,7 @@ part6:
 	ADDQ R9, DX
 
 next7:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -9194,12 +8537,9 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_acc(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_acc, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part9
 
@@ -9276,8 +8616,7 @@ part9:
 	ADDQ R9, DX
 
 next10:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -9296,26 +8635,19 @@ done4:
 
 // func inputGradRowsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -9325,8 +8657,7 @@ row1:
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -9404,8 +8735,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -9415,28 +8745,20 @@ next6:
 
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -9446,8 +8768,7 @@ row1:
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -9535,8 +8856,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -9546,26 +8866,19 @@ next6:
 
 // func inputGradRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -9575,8 +8888,7 @@ row1:
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -9654,8 +8966,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -9665,28 +8976,20 @@ next6:
 
 // func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -9696,8 +8999,7 @@ row1:
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -9785,8 +9087,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -9796,26 +9097,19 @@ next6:
 
 // func inputGradRowsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -9826,8 +9120,7 @@ row1:
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -9935,8 +9228,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -9946,28 +9238,20 @@ next6:
 
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -9978,8 +9262,7 @@ row1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -10098,8 +9381,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -10109,28 +9391,20 @@ next6:
 
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -10141,8 +9415,7 @@ row1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -10260,8 +9533,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -10271,30 +9543,21 @@ next6:
 
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
@@ -10305,8 +9568,7 @@ row1:
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -10435,8 +9697,7 @@ next6:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_coefStep(R10), R10
+	ARG(kernelArgs_coefStep, R10)
 	SHLQ $2, R10
 	ADDQ R10, DI
 	SUBQ $1, R8
@@ -10446,26 +9707,19 @@ next6:
 
 // func inputGradRowsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
@@ -10476,8 +9730,7 @@ row1:
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -10585,8 +9838,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -10596,28 +9848,20 @@ next6:
 
 // func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -10628,8 +9872,7 @@ row1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -10748,8 +9991,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -10759,28 +10001,20 @@ next6:
 
 // func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
@@ -10791,8 +10025,7 @@ row1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -10910,8 +10143,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -10921,30 +10153,21 @@ next6:
 
 // func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
@@ -10955,8 +10178,7 @@ row1:
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -11085,8 +10307,7 @@ next6:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_coefStep(R10), R10
+	ARG(kernelArgs_coefStep, R10)
 	SHLQ $2, R10
 	ADDQ R10, DI
 	SUBQ $1, R8
@@ -11106,33 +10327,25 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
 
 row1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -11268,8 +10481,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -11289,35 +10501,26 @@ TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -11464,8 +10667,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -11485,35 +10687,26 @@ TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -11659,8 +10852,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -11680,37 +10872,27 @@ TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -11867,8 +11049,7 @@ next6:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_coefStep(R10), R10
+	ARG(kernelArgs_coefStep, R10)
 	SHLQ $2, R10
 	ADDQ R10, DI
 	SUBQ $1, R8
@@ -11888,33 +11069,25 @@ TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
 
 row1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -12050,8 +11223,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coefStep(R8), R8
+	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
 	SUBQ $1, SI
@@ -12071,35 +11243,26 @@ TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -12246,8 +11409,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -12267,35 +11429,26 @@ TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -12441,8 +11594,7 @@ next6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_coefStep(R9), R9
+	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
 	SUBQ $1, DI
@@ -12462,37 +11614,27 @@ TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -12649,8 +11791,7 @@ next6:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_coefStep(R10), R10
+	ARG(kernelArgs_coefStep, R10)
 	SHLQ $2, R10
 	ADDQ R10, DI
 	SUBQ $1, R8
@@ -12660,18 +11801,12 @@ next6:
 
 // func inputGradColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -12685,10 +11820,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -12777,8 +11910,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -12798,10 +11930,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -12845,8 +11975,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -12863,20 +11992,13 @@ done4:
 
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -12890,10 +12012,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -12992,8 +12112,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -13016,10 +12135,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -13067,8 +12184,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -13087,20 +12203,13 @@ done4:
 
 // func inputGradColsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -13114,10 +12223,8 @@ TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -13204,8 +12311,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -13222,22 +12328,14 @@ done4:
 
 // func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -13251,10 +12349,8 @@ TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT few9
 
@@ -13350,8 +12446,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -13370,18 +12465,12 @@ done4:
 
 // func inputGradColsReLU(id int, a *kernelArgs)
 TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -13395,10 +12484,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -13529,8 +12616,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -13550,10 +12636,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -13609,8 +12693,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -13627,20 +12710,13 @@ done4:
 
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -13654,10 +12730,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -13802,8 +12876,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -13826,10 +12899,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -13890,8 +12961,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -13910,20 +12980,13 @@ done4:
 
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -13937,10 +13000,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -14081,8 +13142,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -14105,10 +13165,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -14168,8 +13226,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -14188,22 +13245,14 @@ done4:
 
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -14217,10 +13266,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part6
 
@@ -14375,8 +13422,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -14402,10 +13448,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part9
 
@@ -14470,8 +13514,7 @@ part9:
 	ADDQ R9, SI
 
 next10:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -14492,20 +13535,13 @@ done4:
 
 // func inputGradColsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -14519,10 +13555,8 @@ TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -14639,8 +13673,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -14657,22 +13690,14 @@ done4:
 
 // func inputGradColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -14686,10 +13711,8 @@ TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT few9
 
@@ -14818,8 +13841,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -14838,22 +13860,14 @@ done4:
 
 // func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -14867,10 +13881,8 @@ TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT few9
 
@@ -14996,8 +14008,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -15016,24 +14027,15 @@ done4:
 
 // func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -15047,10 +14049,8 @@ TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT few9
 
@@ -15188,8 +14188,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -15220,18 +14219,12 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -15245,10 +14238,8 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part6
 
@@ -15383,8 +14374,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -15404,10 +14394,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT part9
 
@@ -15476,8 +14464,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -15504,20 +14491,13 @@ TEXT ·inputGradColsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -15531,10 +14511,8 @@ TEXT ·inputGradColsCalledResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -15683,8 +14661,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -15707,10 +14684,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -15784,8 +14759,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -15814,20 +14788,13 @@ TEXT ·inputGradColsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -15841,10 +14808,8 @@ TEXT ·inputGradColsCalledDResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part6
 
@@ -15989,8 +14954,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16013,10 +14977,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $8, R8
 	JLT part9
 
@@ -16089,8 +15051,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16119,22 +15080,14 @@ TEXT ·inputGradColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -16148,10 +15101,8 @@ TEXT ·inputGradColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	JLT rest2
 
 groups1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part6
 
@@ -16310,8 +15261,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -16337,10 +15287,8 @@ rest2:
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT part9
 
@@ -16418,8 +15366,7 @@ part9:
 	ADDQ R9, SI
 
 next10:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -16450,20 +15397,13 @@ TEXT ·inputGradColsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_stride, R8)
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -16477,10 +15417,8 @@ TEXT ·inputGradColsCalledStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few9
 
@@ -16640,8 +15578,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -16668,22 +15605,14 @@ TEXT ·inputGradColsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -16697,10 +15626,8 @@ TEXT ·inputGradColsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT few9
 
@@ -16872,8 +15799,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16902,22 +15828,14 @@ TEXT ·inputGradColsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_stride, R9)
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_n, R8)
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -16931,10 +15849,8 @@ TEXT ·inputGradColsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT few9
 
@@ -17103,8 +16019,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -17133,24 +16048,15 @@ TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -17164,10 +16070,8 @@ TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	JLT done4
 
 single3:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT few9
 
@@ -17348,8 +16252,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -17370,30 +16273,21 @@ done4:
 
 // func inputGradRunsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRunsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -17413,8 +16307,7 @@ image1:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -17488,8 +16381,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -17527,8 +16419,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
@@ -17563,16 +16454,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -17581,32 +16469,22 @@ done7:
 
 // func inputGradRunsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -17627,8 +16505,7 @@ image1:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -17710,8 +16587,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -17751,8 +16627,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
@@ -17789,17 +16664,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -17808,30 +16680,21 @@ done7:
 
 // func inputGradRunsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -17851,8 +16714,7 @@ image1:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -17926,8 +16788,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -17965,8 +16826,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
@@ -18001,16 +16861,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -18019,32 +16876,22 @@ done7:
 
 // func inputGradRunsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -18065,8 +16912,7 @@ image1:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -18148,8 +16994,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -18189,8 +17034,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
@@ -18227,17 +17071,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -18246,20 +17087,13 @@ done7:
 
 // func inputGradRunsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
 	VBROADCASTSS (DX), Y4
@@ -18267,10 +17101,8 @@ image1:
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -18296,8 +17128,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -18396,8 +17227,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -18444,8 +17274,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -18487,16 +17316,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -18505,22 +17331,14 @@ done7:
 
 // func inputGradRunsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y4
@@ -18528,10 +17346,8 @@ image1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -18559,8 +17375,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -18670,8 +17485,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -18720,8 +17534,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -18766,17 +17579,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -18785,22 +17595,14 @@ done7:
 
 // func inputGradRunsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y4
@@ -18808,10 +17610,8 @@ image1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -18838,8 +17638,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -18946,8 +17745,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -18996,8 +17794,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -19041,17 +17838,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -19060,24 +17854,15 @@ done7:
 
 // func inputGradRunsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_more(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_more, R11)
+	ARG(kernelArgs_fetch, R12)
 
 image1:
 	VBROADCASTSS (DI), Y4
@@ -19085,10 +17870,8 @@ image1:
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_n, R9)
+	ARG(kernelArgs_head, R10)
 	SUBQ R10, R9
 	ANDQ $7, R10
 	JEQ row2
@@ -19117,8 +17900,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_head, R10)
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -19236,8 +18018,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	ADDQ R9, R10
 	ANDQ $7, R9
 	JEQ next8
@@ -19288,8 +18069,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -19336,18 +18116,15 @@ last9:
 end10:
 	SUBQ $1, R11
 	JLT done7
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_imageGap(R9), R9
+	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
 	JMP image1
 
 done7:
@@ -19356,20 +18133,13 @@ done7:
 
 // func inputGradRunsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
 	VBROADCASTSS (DX), Y4
@@ -19377,10 +18147,8 @@ image1:
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -19406,8 +18174,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -19506,8 +18273,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -19554,8 +18320,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -19597,16 +18362,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -19615,22 +18377,14 @@ done7:
 
 // func inputGradRunsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y4
@@ -19638,10 +18392,8 @@ image1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -19669,8 +18421,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -19780,8 +18531,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -19830,8 +18580,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -19876,17 +18625,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -19895,22 +18641,14 @@ done7:
 
 // func inputGradRunsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
 	VBROADCASTSS (SI), Y4
@@ -19918,10 +18656,8 @@ image1:
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -19948,8 +18684,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -20056,8 +18791,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -20106,8 +18840,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -20151,17 +18884,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -20170,24 +18900,15 @@ done7:
 
 // func inputGradRunsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_more(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_more, R11)
+	ARG(kernelArgs_fetch, R12)
 
 image1:
 	VBROADCASTSS (DI), Y4
@@ -20195,10 +18916,8 @@ image1:
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_n, R9)
+	ARG(kernelArgs_head, R10)
 	SUBQ R10, R9
 	ANDQ $7, R10
 	JEQ row2
@@ -20227,8 +18946,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_head, R10)
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -20346,8 +19064,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	ADDQ R9, R10
 	ANDQ $7, R9
 	JEQ next8
@@ -20398,8 +19115,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -20446,18 +19162,15 @@ last9:
 end10:
 	SUBQ $1, R11
 	JLT done7
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_imageGap(R9), R9
+	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
 	JMP image1
 
 done7:
@@ -20476,26 +19189,17 @@ TEXT ·inputGradRunsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -20528,8 +19232,7 @@ image1:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -20644,8 +19347,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -20697,8 +19399,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	JMP row2
 
 last9:
@@ -20742,16 +19443,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -20770,28 +19468,18 @@ TEXT ·inputGradRunsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -20826,8 +19514,7 @@ image1:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -20953,8 +19640,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -21008,8 +19694,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row2
 
 last9:
@@ -21056,17 +19741,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -21085,28 +19767,18 @@ TEXT ·inputGradRunsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -21140,8 +19812,7 @@ image1:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
 	VMASKMOVPS Y12, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -21264,8 +19935,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -21319,8 +19989,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row2
 
 last9:
@@ -21366,17 +20035,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -21395,30 +20061,19 @@ TEXT ·inputGradRunsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_more(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_more, R11)
+	ARG(kernelArgs_fetch, R12)
 
 image1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_n, R9)
+	ARG(kernelArgs_head, R10)
 	SUBQ R10, R9
 	ANDQ $7, R10
 	JEQ row2
@@ -21454,8 +20109,7 @@ image1:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
 	VMASKMOVPS Y12, Y15, (SI)
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_head, R10)
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -21589,8 +20243,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	ADDQ R9, R10
 	ANDQ $7, R9
 	JEQ next8
@@ -21646,8 +20299,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	JMP row2
 
 last9:
@@ -21696,18 +20348,15 @@ last9:
 end10:
 	SUBQ $1, R11
 	JLT done7
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_imageGap(R9), R9
+	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
 	JMP image1
 
 done7:
@@ -21726,26 +20375,17 @@ TEXT ·inputGradRunsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_more(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_more, R9)
+	ARG(kernelArgs_fetch, R10)
 
 image1:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_n, DI)
+	ARG(kernelArgs_head, R8)
 	SUBQ R8, DI
 	ANDQ $7, R8
 	JEQ row2
@@ -21778,8 +20418,7 @@ image1:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_head(R8), R8
+	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -21894,8 +20533,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	ADDQ DI, R8
 	ANDQ $7, DI
 	JEQ next8
@@ -21947,8 +20585,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	JMP row2
 
 last9:
@@ -21992,16 +20629,13 @@ last9:
 end10:
 	SUBQ $1, R9
 	JLT done7
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_imageGap(DI), DI
+	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
 	JMP image1
 
 done7:
@@ -22020,28 +20654,18 @@ TEXT ·inputGradRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -22076,8 +20700,7 @@ image1:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -22203,8 +20826,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -22258,8 +20880,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row2
 
 last9:
@@ -22306,17 +20927,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -22335,28 +20953,18 @@ TEXT ·inputGradRunsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_more(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_more, R10)
+	ARG(kernelArgs_fetch, R11)
 
 image1:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row2
@@ -22390,8 +20998,7 @@ image1:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
 	VMASKMOVPS Y12, Y15, (DX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -22514,8 +21121,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next8
@@ -22569,8 +21175,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row2
 
 last9:
@@ -22616,17 +21221,14 @@ last9:
 end10:
 	SUBQ $1, R10
 	JLT done7
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_imageGap(R8), R8
+	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
 	JMP image1
 
 done7:
@@ -22645,30 +21247,19 @@ TEXT ·inputGradRunsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_more(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_more, R11)
+	ARG(kernelArgs_fetch, R12)
 
 image1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_n, R9)
+	ARG(kernelArgs_head, R10)
 	SUBQ R10, R9
 	ANDQ $7, R10
 	JEQ row2
@@ -22704,8 +21295,7 @@ image1:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
 	VMASKMOVPS Y12, Y15, (SI)
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_head(R10), R10
+	ARG(kernelArgs_head, R10)
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -22839,8 +21429,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_n, R10)
 	ADDQ R9, R10
 	ANDQ $7, R9
 	JEQ next8
@@ -22896,8 +21485,7 @@ border6:
 	JMP row2
 
 next8:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	JMP row2
 
 last9:
@@ -22946,18 +21534,15 @@ last9:
 end10:
 	SUBQ $1, R11
 	JLT done7
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_imageGap(R9), R9
+	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
 	JMP image1
 
 done7:
@@ -22966,42 +21551,31 @@ done7:
 
 // func pipeForwardRowsIdentity(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -23107,8 +21681,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -23116,45 +21689,33 @@ next6:
 
 // func pipeForwardRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -23274,8 +21835,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -23283,42 +21843,31 @@ next6:
 
 // func pipeForwardRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -23424,8 +21973,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -23433,45 +21981,33 @@ next6:
 
 // func pipeForwardRowsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -23591,8 +22127,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -23600,42 +22135,31 @@ next6:
 
 // func pipeForwardRowsReLU(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -23759,8 +22283,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -23768,45 +22291,33 @@ next6:
 
 // func pipeForwardRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -23944,8 +22455,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -23953,42 +22463,31 @@ next6:
 
 // func pipeForwardRowsReLUStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -24112,8 +22611,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -24121,45 +22619,33 @@ next6:
 
 // func pipeForwardRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -24297,8 +22783,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -24316,42 +22801,31 @@ TEXT ·pipeForwardRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -24469,8 +22943,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -24488,45 +22961,33 @@ TEXT ·pipeForwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -24658,8 +23119,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -24677,42 +23137,31 @@ TEXT ·pipeForwardRowsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_next(CX), CX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_next, CX)
 	SHLQ $2, CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_coef(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
 	MOVQ DI, R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, R8
 	SUBQ R8, R9
 	VMOVDQU (R9), Y15
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_stride(R8), R8
+	ARG(kernelArgs_stride, R8)
 	SUBQ DI, R8
 	MOVQ R8, DI
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
 
 row1:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetchLeft(R10), R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_fetch, R9)
+	ARG(kernelArgs_fetchLeft, R10)
+	ARG(kernelArgs_n, R8)
 	SUBQ $32, R8
 	JLT rest3
 
@@ -24830,8 +23279,7 @@ next6:
 	ADDQ DI, BX
 	SUBQ $1, SI
 	JNE row1
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_acc(R8), R8
+	ARG(kernelArgs_acc, R8)
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
 	VZEROUPPER
@@ -24849,45 +23297,33 @@ TEXT ·pipeForwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
 	SUBQ DX, CX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -25019,8 +23455,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -25028,23 +23463,15 @@ next6:
 
 // func pipeForwardRunsIdentityStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_next(R10), R10
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_next, R10)
 	SHLQ $2, R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row1
@@ -25060,8 +23487,7 @@ TEXT ·pipeForwardRunsIdentityStream<>(SB), NOSPLIT, $0-16
 	VMULPS Y3, Y5, Y5
 	VADDPS Y4, Y5, Y5
 	VMASKMOVPS Y5, Y15, (BX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -25070,14 +23496,12 @@ TEXT ·pipeForwardRunsIdentityStream<>(SB), NOSPLIT, $0-16
 row1:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, R8
 	JLT rest3
 
 group2:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_fetch, R9)
 	ADDQ R10, R9
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
@@ -25153,8 +23577,7 @@ few4:
 	JLT part6
 
 single5:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_fetch, R9)
 	ADDQ R10, R9
 	PREFETCHT1 (AX)(R9*1)
 	VBROADCASTSS 64(DX), Y2
@@ -25210,8 +23633,7 @@ border9:
 	SUBQ $1, SI
 	JEQ last11
 	ADDQ $20, CX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next10
@@ -25239,8 +23661,7 @@ border9:
 	JMP row1
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row1
 
 last11:
@@ -25269,23 +23690,15 @@ end12:
 
 // func pipeForwardRunsReLUStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRunsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_x(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_y(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_coef(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_acc(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_rows(SI), SI
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_next(R10), R10
+	ARG(kernelArgs_x, AX)
+	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_acc, DX)
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_next, R10)
 	SHLQ $2, R10
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_head, R9)
 	SUBQ R9, R8
 	ANDQ $7, R9
 	JEQ row1
@@ -25304,8 +23717,7 @@ TEXT ·pipeForwardRunsReLUStream<>(SB), NOSPLIT, $0-16
 	VCMPPS $0x12, Y7, Y5, Y7
 	VANDNPS Y5, Y7, Y5
 	VMASKMOVPS Y5, Y15, (BX)
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_head(R9), R9
+	ARG(kernelArgs_head, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -25314,14 +23726,12 @@ TEXT ·pipeForwardRunsReLUStream<>(SB), NOSPLIT, $0-16
 row1:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_n(DI), DI
+	ARG(kernelArgs_n, DI)
 	SUBQ $32, R8
 	JLT rest3
 
 group2:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_fetch, R9)
 	ADDQ R10, R9
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
@@ -25409,8 +23819,7 @@ few4:
 	JLT part6
 
 single5:
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_fetch(R9), R9
+	ARG(kernelArgs_fetch, R9)
 	ADDQ R10, R9
 	PREFETCHT1 (AX)(R9*1)
 	VBROADCASTSS 64(DX), Y2
@@ -25469,8 +23878,7 @@ border9:
 	SUBQ $1, SI
 	JEQ last11
 	ADDQ $20, CX
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_n, R9)
 	ADDQ R8, R9
 	ANDQ $7, R8
 	JEQ next10
@@ -25501,8 +23909,7 @@ border9:
 	JMP row1
 
 next10:
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_n, R8)
 	JMP row1
 
 last11:
@@ -25534,44 +23941,32 @@ end12:
 
 // func pipeBackwardRowsIdentity(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -25714,8 +24109,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -25723,46 +24117,33 @@ next6:
 
 // func pipeBackwardRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -25915,8 +24296,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -25924,44 +24304,32 @@ next6:
 
 // func pipeBackwardRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -26104,8 +24472,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -26113,46 +24480,33 @@ next6:
 
 // func pipeBackwardRowsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -26305,8 +24659,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -26314,44 +24667,32 @@ next6:
 
 // func pipeBackwardRowsReLU(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLU<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -26560,8 +24901,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -26569,46 +24909,33 @@ next6:
 
 // func pipeBackwardRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -26838,8 +25165,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -26847,46 +25173,33 @@ next6:
 
 // func pipeBackwardRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -27105,8 +25418,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -27114,48 +25426,34 @@ next6:
 
 // func pipeBackwardRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_next(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_next, DI)
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coef(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_rows(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_coef, R8)
+	ARG(kernelArgs_rows, R9)
+	ARG(kernelArgs_n, R10)
 	MOVQ R10, R11
 	ANDQ $7, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R11
 	SUBQ R11, R12
 	VMOVDQU (R12), Y15
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_stride(R11), R11
+	ARG(kernelArgs_stride, R11)
 	SUBQ R10, R11
 	MOVQ R11, R10
 	SHLQ $2, R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS (R11), Y0
 	VMOVUPS 32(R11), Y1
 
 row1:
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R13
-	MOVQ kernelArgs_fetchLeft(R13), R13
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_n(R11), R11
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_fetchLeft, R13)
+	ARG(kernelArgs_n, R11)
 	SUBQ $32, R11
 	JLT rest3
 
@@ -27395,8 +25693,7 @@ next6:
 	ADDQ R10, SI
 	SUBQ $1, R9
 	JNE row1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS Y0, (R11)
 	VMOVUPS Y1, 32(R11)
 	VZEROUPPER
@@ -27404,44 +25701,32 @@ next6:
 
 // func pipeBackwardRowsReLUStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -27650,8 +25935,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -27659,46 +25943,33 @@ next6:
 
 // func pipeBackwardRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -27928,8 +26199,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -27937,46 +26207,33 @@ next6:
 
 // func pipeBackwardRowsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -28195,8 +26452,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -28204,48 +26460,34 @@ next6:
 
 // func pipeBackwardRowsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_next(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_next, DI)
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coef(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_rows(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_coef, R8)
+	ARG(kernelArgs_rows, R9)
+	ARG(kernelArgs_n, R10)
 	MOVQ R10, R11
 	ANDQ $7, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R11
 	SUBQ R11, R12
 	VMOVDQU (R12), Y15
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_stride(R11), R11
+	ARG(kernelArgs_stride, R11)
 	SUBQ R10, R11
 	MOVQ R11, R10
 	SHLQ $2, R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS (R11), Y0
 	VMOVUPS 32(R11), Y1
 
 row1:
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R13
-	MOVQ kernelArgs_fetchLeft(R13), R13
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_n(R11), R11
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_fetchLeft, R13)
+	ARG(kernelArgs_n, R11)
 	SUBQ $32, R11
 	JLT rest3
 
@@ -28485,8 +26727,7 @@ next6:
 	ADDQ R10, SI
 	SUBQ $1, R9
 	JNE row1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS Y0, (R11)
 	VMOVUPS Y1, 32(R11)
 	VZEROUPPER
@@ -28504,44 +26745,32 @@ TEXT ·pipeBackwardRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -28773,8 +27002,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -28792,46 +27020,33 @@ TEXT ·pipeBackwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -29084,8 +27299,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -29103,46 +27317,33 @@ TEXT ·pipeBackwardRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -29384,8 +27585,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -29403,48 +27603,34 @@ TEXT ·pipeBackwardRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_next(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_next, DI)
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coef(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_rows(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_coef, R8)
+	ARG(kernelArgs_rows, R9)
+	ARG(kernelArgs_n, R10)
 	MOVQ R10, R11
 	ANDQ $7, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R11
 	SUBQ R11, R12
 	VMOVDQU (R12), Y15
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_stride(R11), R11
+	ARG(kernelArgs_stride, R11)
 	SUBQ R10, R11
 	MOVQ R11, R10
 	SHLQ $2, R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS (R11), Y0
 	VMOVUPS 32(R11), Y1
 
 row1:
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R13
-	MOVQ kernelArgs_fetchLeft(R13), R13
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_n(R11), R11
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_fetchLeft, R13)
+	ARG(kernelArgs_n, R11)
 	SUBQ $32, R11
 	JLT rest3
 
@@ -29707,8 +27893,7 @@ next6:
 	ADDQ R10, SI
 	SUBQ $1, R9
 	JNE row1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS Y0, (R11)
 	VMOVUPS Y1, 32(R11)
 	VZEROUPPER
@@ -29726,44 +27911,32 @@ TEXT ·pipeBackwardRowsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_next(DX), DX
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_next, DX)
 	SHLQ $2, DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_coef(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_rows(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_n(R8), R8
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
 	MOVQ R8, R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R9
 	SUBQ R9, R10
 	VMOVDQU (R10), Y15
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_stride(R9), R9
+	ARG(kernelArgs_stride, R9)
 	SUBQ R8, R9
 	MOVQ R9, R8
 	SHLQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
 
 row1:
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_fetch(R10), R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetchLeft(R11), R11
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_fetch, R10)
+	ARG(kernelArgs_fetchLeft, R11)
+	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT rest3
 
@@ -29995,8 +28168,7 @@ next6:
 	ADDQ R8, CX
 	SUBQ $1, DI
 	JNE row1
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_acc(R9), R9
+	ARG(kernelArgs_acc, R9)
 	VMOVUPS Y0, (R9)
 	VMOVUPS Y1, 32(R9)
 	VZEROUPPER
@@ -30014,46 +28186,33 @@ TEXT ·pipeBackwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -30306,8 +28465,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -30325,46 +28483,33 @@ TEXT ·pipeBackwardRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_y(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_dres(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_next(SI), SI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_next, SI)
 	SHLQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_coef(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_rows(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_n(R9), R9
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
 	MOVQ R9, R10
 	ANDQ $7, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R10
 	SUBQ R10, R11
 	VMOVDQU (R11), Y15
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_stride(R10), R10
+	ARG(kernelArgs_stride, R10)
 	SUBQ R9, R10
 	MOVQ R10, R9
 	SHLQ $2, R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS (R10), Y0
 	VMOVUPS 32(R10), Y1
 
 row1:
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_fetch(R11), R11
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetchLeft(R12), R12
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_fetch, R11)
+	ARG(kernelArgs_fetchLeft, R12)
+	ARG(kernelArgs_n, R10)
 	SUBQ $32, R10
 	JLT rest3
 
@@ -30606,8 +28751,7 @@ next6:
 	ADDQ R9, DX
 	SUBQ $1, R8
 	JNE row1
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_acc(R10), R10
+	ARG(kernelArgs_acc, R10)
 	VMOVUPS Y0, (R10)
 	VMOVUPS Y1, 32(R10)
 	VZEROUPPER
@@ -30625,48 +28769,34 @@ TEXT ·pipeBackwardRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 272(BP)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(BP)
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_dy(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ kernelArgs_x(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ kernelArgs_res(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ kernelArgs_y(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ kernelArgs_dres(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ kernelArgs_next(DI), DI
+	ARG(kernelArgs_dy, AX)
+	ARG(kernelArgs_x, BX)
+	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_next, DI)
 	SHLQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ kernelArgs_coef(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ kernelArgs_rows(R9), R9
-	MOVQ a+8(FP), R10
-	MOVQ kernelArgs_n(R10), R10
+	ARG(kernelArgs_coef, R8)
+	ARG(kernelArgs_rows, R9)
+	ARG(kernelArgs_n, R10)
 	MOVQ R10, R11
 	ANDQ $7, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R11
 	SUBQ R11, R12
 	VMOVDQU (R12), Y15
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_stride(R11), R11
+	ARG(kernelArgs_stride, R11)
 	SUBQ R10, R11
 	MOVQ R11, R10
 	SHLQ $2, R10
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS (R11), Y0
 	VMOVUPS 32(R11), Y1
 
 row1:
-	MOVQ a+8(FP), R12
-	MOVQ kernelArgs_fetch(R12), R12
-	MOVQ a+8(FP), R13
-	MOVQ kernelArgs_fetchLeft(R13), R13
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_n(R11), R11
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_fetchLeft, R13)
+	ARG(kernelArgs_n, R11)
 	SUBQ $32, R11
 	JLT rest3
 
@@ -30929,8 +29059,7 @@ next6:
 	ADDQ R10, SI
 	SUBQ $1, R9
 	JNE row1
-	MOVQ a+8(FP), R11
-	MOVQ kernelArgs_acc(R11), R11
+	ARG(kernelArgs_acc, R11)
 	VMOVUPS Y0, (R11)
 	VMOVUPS Y1, 32(R11)
 	VZEROUPPER
@@ -31388,14 +29517,10 @@ GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_acc(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_shift(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_sumA(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_sumB(DX), DX
+	ARG(channelArgs_acc, AX)
+	ARG(channelArgs_shift, BX)
+	ARG(channelArgs_sumA, CX)
+	ARG(channelArgs_sumB, DX)
 	MOVQ a+8(FP), SI
 	ADDQ $channelArgs_count, SI
 	VBROADCASTSD (SI), Y0
@@ -31405,8 +29530,7 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), SI
 	ADDQ $channelArgs_cross, SI
 	VBROADCASTSD (SI), Y2
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_n(SI), SI
+	ARG(channelArgs_n, SI)
 
 channels1:
 	VMOVUPS (AX), Y6
@@ -31467,14 +29591,10 @@ channels1:
 
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_acc(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_otherA(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_otherB(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_n(DX), DX
+	ARG(channelArgs_acc, AX)
+	ARG(channelArgs_otherA, BX)
+	ARG(channelArgs_otherB, CX)
+	ARG(channelArgs_n, DX)
 
 channels1:
 	VCVTPS2PD (AX), Y0
@@ -31596,16 +29716,11 @@ GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_otherA(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_otherB(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_shift(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_sumA(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_sumB(SI), SI
+	ARG(channelArgs_otherA, AX)
+	ARG(channelArgs_otherB, BX)
+	ARG(channelArgs_shift, CX)
+	ARG(channelArgs_sumA, DX)
+	ARG(channelArgs_sumB, SI)
 	MOVQ a+8(FP), DI
 	ADDQ $channelArgs_count, DI
 	VBROADCASTSD (DI), Y0
@@ -31615,8 +29730,7 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), DI
 	ADDQ $channelArgs_cross, DI
 	VBROADCASTSD (DI), Y2
-	MOVQ a+8(FP), DI
-	MOVQ channelArgs_n(DI), DI
+	ARG(channelArgs_n, DI)
 
 channels1:
 	VMOVUPS (AX), Y5
@@ -31679,15 +29793,12 @@ GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_acc(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_shift(BX), BX
+	ARG(channelArgs_acc, AX)
+	ARG(channelArgs_shift, BX)
 	MOVQ a+8(FP), CX
 	ADDQ $channelArgs_count, CX
 	VBROADCASTSD (CX), Y0
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_n(CX), CX
+	ARG(channelArgs_n, CX)
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -31710,14 +29821,10 @@ channels1:
 
 // func addChannels(id int, a *channelArgs)
 TEXT ·addChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_acc(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_sumA(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_sumB(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_n(DX), DX
+	ARG(channelArgs_acc, AX)
+	ARG(channelArgs_sumA, BX)
+	ARG(channelArgs_sumB, CX)
+	ARG(channelArgs_n, DX)
 
 channels1:
 	VMOVUPS (AX), Y3
@@ -31750,22 +29857,17 @@ channels1:
 
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_sumA(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_sumB(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_otherA(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_otherB(DX), DX
+	ARG(channelArgs_sumA, AX)
+	ARG(channelArgs_sumB, BX)
+	ARG(channelArgs_otherA, CX)
+	ARG(channelArgs_otherB, DX)
 	MOVQ a+8(FP), SI
 	ADDQ $channelArgs_weight, SI
 	VBROADCASTSD (SI), Y0
 	MOVQ a+8(FP), SI
 	ADDQ $channelArgs_cross, SI
 	VBROADCASTSD (SI), Y1
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_n(SI), SI
+	ARG(channelArgs_n, SI)
 
 channels1:
 	VMOVUPS (CX), Y2
@@ -31822,12 +29924,9 @@ GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
 // func deviationChannels(id int, a *channelArgs)
 TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_sumB(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_variance(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_invstd(CX), CX
+	ARG(channelArgs_sumB, AX)
+	ARG(channelArgs_variance, BX)
+	ARG(channelArgs_invstd, CX)
 	MOVQ a+8(FP), DX
 	ADDQ $channelArgs_count, DX
 	VBROADCASTSD (DX), Y0
@@ -31837,8 +29936,7 @@ TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), DX
 	ADDQ $channelArgs_usual, DX
 	VMOVUPS (DX), Y8
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_n(DX), DX
+	ARG(channelArgs_n, DX)
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -31902,19 +30000,14 @@ GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func runningChannels(id int, a *channelArgs)
 TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_running(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_runningVar(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_mean(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_invstd(DX), DX
+	ARG(channelArgs_running, AX)
+	ARG(channelArgs_runningVar, BX)
+	ARG(channelArgs_mean, CX)
+	ARG(channelArgs_invstd, DX)
 	MOVQ a+8(FP), SI
 	ADDQ $channelArgs_epsilon, SI
 	VBROADCASTSD (SI), Y0
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_n(SI), SI
+	ARG(channelArgs_n, SI)
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -31982,27 +30075,18 @@ GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_mean(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_invstd(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_gamma(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_beta(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_scale(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ channelArgs_neg(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ channelArgs_a(R8), R8
-	MOVQ a+8(FP), R9
-	MOVQ channelArgs_b(R9), R9
+	ARG(channelArgs_mean, AX)
+	ARG(channelArgs_invstd, BX)
+	ARG(channelArgs_gamma, CX)
+	ARG(channelArgs_beta, DX)
+	ARG(channelArgs_scale, SI)
+	ARG(channelArgs_neg, DI)
+	ARG(channelArgs_a, R8)
+	ARG(channelArgs_b, R9)
 	MOVQ a+8(FP), R10
 	ADDQ $channelArgs_usual, R10
 	VMOVUPS (R10), Y9
-	MOVQ a+8(FP), R10
-	MOVQ channelArgs_n(R10), R10
+	ARG(channelArgs_n, R10)
 
 channels1:
 	VMOVUPS (AX), Y0
@@ -32142,28 +30226,20 @@ GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func gradientChannels(id int, a *channelArgs)
 TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_sumA(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_sumB(BX), BX
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_mean(CX), CX
-	MOVQ a+8(FP), DX
-	MOVQ channelArgs_invstd(DX), DX
-	MOVQ a+8(FP), SI
-	MOVQ channelArgs_dgamma(SI), SI
-	MOVQ a+8(FP), DI
-	MOVQ channelArgs_k1(DI), DI
-	MOVQ a+8(FP), R8
-	MOVQ channelArgs_k2(R8), R8
+	ARG(channelArgs_sumA, AX)
+	ARG(channelArgs_sumB, BX)
+	ARG(channelArgs_mean, CX)
+	ARG(channelArgs_invstd, DX)
+	ARG(channelArgs_dgamma, SI)
+	ARG(channelArgs_k1, DI)
+	ARG(channelArgs_k2, R8)
 	MOVQ a+8(FP), R9
 	ADDQ $channelArgs_count, R9
 	VBROADCASTSD (R9), Y0
 	MOVQ a+8(FP), R9
 	ADDQ $channelArgs_usual, R9
 	VMOVUPS (R9), Y12
-	MOVQ a+8(FP), R9
-	MOVQ channelArgs_n(R9), R9
+	ARG(channelArgs_n, R9)
 
 channels1:
 	VMOVUPS (AX), Y1
@@ -32310,10 +30386,8 @@ channels1:
 
 // func trackChannels(id int, a *channelArgs)
 TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), AX
-	MOVQ channelArgs_running(AX), AX
-	MOVQ a+8(FP), BX
-	MOVQ channelArgs_mean(BX), BX
+	ARG(channelArgs_running, AX)
+	ARG(channelArgs_mean, BX)
 	MOVQ a+8(FP), CX
 	ADDQ $channelArgs_weight, CX
 	VBROADCASTSD (CX), Y0
@@ -32323,8 +30397,7 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), CX
 	ADDQ $channelArgs_count, CX
 	VBROADCASTSD (CX), Y2
-	MOVQ a+8(FP), CX
-	MOVQ channelArgs_n(CX), CX
+	ARG(channelArgs_n, CX)
 
 channels1:
 	VMOVUPS (AX), Y4

@@ -16,7 +16,14 @@ var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10
 
 func (amd64) arch() string { return "amd64" }
 
-func (amd64) header() string { return header() }
+func (amd64) subroutines(string) string { return "" }
+
+func (amd64) header() string {
+	return header() + `
+// ARG loads a field of the arguments.
+#define ARG(field, r) MOVQ a+8(FP), r; MOVQ field(r), r
+`
+}
 
 func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
@@ -47,8 +54,7 @@ func (l amd64) m(m mem) string {
 }
 
 func (l amd64) arg(dst reg, field string) {
-	l.printf("MOVQ a+8(FP), %s", l.r(dst))
-	l.printf("MOVQ %s_%s(%s), %s", l.args, field, l.r(dst), l.r(dst))
+	l.printf("ARG(%s_%s, %s)", l.args, field, l.r(dst))
 }
 func (l amd64) argAddr(dst reg, field string) {
 	l.printf("MOVQ a+8(FP), %s", l.r(dst))

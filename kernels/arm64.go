@@ -1,14 +1,16 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"strings"
+)
 
 // arm64 lowers to NEON: vec i is the registers V2i and V2i+1. There are no
 // masked moves: a part is moved as 4, 2 and 1 floats, by the bits of its
 // length. V30 and V31 are the mask of a part.
 //
-// Go's assembler knows few vector instructions on floats; the others are
-// written as words, with the instruction in a comment, which a test compares
-// with what a disassembler makes of the word.
+// Go's assembler knows few vector instructions on floats. They are macros
+// (macros.go), of the instructions for both registers of a vec.
 type arm64 struct{ *printer }
 
 func newARM64(p *printer) lowering {
@@ -22,13 +24,24 @@ var arm64Regs = [...]string{
 	"R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R14",
 }
 
+// maskVec is the mask of a part.
+const maskVec vec = numVecs
+
 const (
 	arm64Addr = "R24" // an address for the length of an instruction or two
 	arm64Part = "R25" // how many floats a part has
 )
 
-func (arm64) arch() string   { return "arm64" }
-func (arm64) header() string { return header() }
+func (arm64) arch() string { return "arm64" }
+func (arm64) header() string {
+	return header() + `
+// ARG loads a field of the arguments.
+#define ARG(field, r) MOVD a+8(FP), r; MOVD field(r), r
+
+// PART moves a part from or to off(base).
+#define PART(by, off, base) ADD $off, base, R24; CALL by(SB)
+` + macroText()
+}
 
 func (arm64) detect() string {
 	return `import "golang.org/x/sys/cpu"
@@ -50,8 +63,7 @@ func (arm64) r(r reg) string {
 }
 
 func (l arm64) arg(dst reg, field string) {
-	l.printf("MOVD a+8(FP), %s", l.r(dst))
-	l.printf("MOVD %s_%s(%s), %s", l.args, field, l.r(dst), l.r(dst))
+	l.printf("ARG(%s_%s, %s)", l.args, field, l.r(dst))
 }
 func (l arm64) argAddr(dst reg, field string) {
 	l.printf("MOVD a+8(FP), %s", l.r(dst))
@@ -79,17 +91,8 @@ func (l arm64) part(n reg) {
 	l.printf("FLDPQ (%s), (F30, F31)", arm64Addr)
 }
 
-func (l arm64) keepPart(v vec) {
-	for h := range 2 {
-		l.printf("VAND V%d.B16, V%d.B16, V%d.B16", 30+h, 2*int(v)+h, 2*int(v)+h)
-	}
-}
-
-func (l arm64) elsewhere(dst, x vec) {
-	for h := range 2 {
-		l.printf("VBIF V%d.B16, V%d.B16, V%d.B16", 30+h, 2*int(x)+h, 2*int(dst)+h)
-	}
-}
+func (l arm64) keepPart(v vec)       { l.use(and, maskVec, v, v) }
+func (l arm64) elsewhere(dst, x vec) { l.use(bif, maskVec, x, dst) }
 
 // pairOffset is the largest offset of a load or store of two Q registers.
 const pairOffset = 1008
@@ -132,15 +135,9 @@ func (l arm64) store(src vec, m mem) {
 	l.printf("FSTPQ (F%d, F%d), %s", 2*src, 2*src+1, offset(off, base))
 }
 
-// storeStream has the pair told to be stored without room made in the caches
-// (STNP). Its order is that of any store, so that no fence is needed.
-func (l arm64) storeStream(src vec, m mem) {
-	base, off := l.at(m)
-	number := 0
-	fmt.Sscanf(base, "R%d", &number)
-	bits := uint32(0xac000000) | uint32(off/16&0x7f)<<15 | uint32(2*src+1)<<10 | uint32(number)<<5 | uint32(2*src)
-	l.printf("WORD $%#08x // VSTNP %s, V%d, V%d", bits, offset(off, base), 2*src+1, 2*src)
-}
+// storeStream is a store like others: no model of a processor tells whether a
+// non-temporal pair (STNP) would gain anything.
+func (l arm64) storeStream(src vec, m mem) { l.store(src, m) }
 
 func (l arm64) fence() {}
 
@@ -151,77 +148,96 @@ func (l arm64) prefetch(m mem) {
 	l.printf("PRFM %s, PLDL1KEEP", offset(off, base))
 }
 
-func (l arm64) loadPart(dst vec, m mem) {
-	l.zero(dst)
-	l.pieces(m, dst, "FMOVQ.P 16(%[1]s), F%[2]d", "VLD1.P 8(%[1]s), V%[2]d.D[0]", "VLD1 (%[1]s), V%[2]d.S[%[3]d]")
+// A part is moved by a subroutine for the vec (subroutines), which finds the address in
+// arm64Addr.
+func (l arm64) loadPart(dst vec, m mem) { l.callPart("load", dst, m) }
+
+func (l arm64) storePart(src vec, m mem) { l.callPart("store", src, m) }
+
+func (l arm64) callPart(name string, v vec, m mem) {
+	if base, off := l.at(m); base != arm64Addr || off != 0 {
+		l.printf("PART(%s, %d, %s)", partSymbol(name, v), off, base)
+	} else {
+		l.printf("CALL %s(SB)", partSymbol(name, v))
+	}
 }
 
-func (l arm64) storePart(src vec, m mem) {
-	l.pieces(m, src, "FMOVQ.P F%[2]d, 16(%[1]s)", "VST1.P V%[2]d.D[0], 8(%[1]s)", "VST1 V%[2]d.S[%[3]d], (%[1]s)")
+func partSymbol(name string, v vec) string { return local(fmt.Sprintf("%sPart%d", name, v)) }
+
+// subroutines returns those that move parts, as far as code calls them.
+func (l arm64) subroutines(code string) string {
+	var text strings.Builder
+	for v := range vec(numVecs) {
+		for _, name := range []string{"load", "store"} {
+			symbol := partSymbol(name, v)
+			if !strings.Contains(code, symbol) {
+				continue
+			}
+			p := arm64{&printer{name: symbol}}
+			if name == "load" {
+				p.zero(v)
+				p.pieces(v, "FMOVQ.P 16(%[1]s), F%[2]d", "VLD1.P 8(%[1]s), V%[2]d.D[0]", "VLD1 (%[1]s), V%[2]d.S[%[3]d]")
+			} else {
+				p.pieces(v, "FMOVQ.P F%[2]d, 16(%[1]s)", "VST1.P V%[2]d.D[0], 8(%[1]s)", "VST1 V%[2]d.S[%[3]d], (%[1]s)")
+			}
+			fmt.Fprintf(&text, "\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s", symbol, p.buf.String())
+		}
+	}
+	return text.String()
 }
 
-// pieces moves a part as 4, 2 and 1 floats; the formats take the address, the
-// register and the lane.
-func (l arm64) pieces(m mem, v vec, four, two, one string) {
-	low, done := l.newLabel("low"), l.newLabel("done")
-	l.address(m)
+// pieces moves a part as 4, 2 and 1 floats, and returns; the formats take the address,
+// the register and the lane.
+func (l arm64) pieces(v vec, four, two, one string) {
+	low := l.newLabel("low")
 	half := func(r int) {
-		odd := l.newLabel("odd")
+		odd, done := l.newLabel("odd"), l.newLabel("done")
 		l.printf("TBZ $1, %s, %s", arm64Part, odd)
 		l.printf(two, arm64Addr, r)
 		l.printf("TBZ $0, %s, %s", arm64Part, done)
 		l.printf(one, arm64Addr, r, 2)
-		l.printf("B %s", done)
+		l.printf("RET")
 		l.label(odd)
 		l.printf("TBZ $0, %s, %s", arm64Part, done)
 		l.printf(one, arm64Addr, r, 0)
+		l.label(done)
+		l.printf("RET")
 	}
 	l.printf("TBZ $2, %s, %s", arm64Part, low)
 	l.printf(four, arm64Addr, 2*int(v))
 	half(2*int(v) + 1)
-	l.printf("B %s", done)
 	l.label(low)
 	half(2 * int(v))
-	l.label(done)
 }
 
 func (l arm64) broadcast(dst vec, m mem) {
-	l.address(m)
-	l.printf("VLD1R (%s), [V%d.S4]", arm64Addr, 2*dst)
-	l.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
+	base, off := l.at(m)
+	switch {
+	case off > 0: // part of an ADD, which has no sign
+		l.printf("%s(%d, %s, %d)", ld1rAt.name, off, base[1:], dst)
+		return
+	case off < 0:
+		l.address(m)
+		base = arm64Addr
+	}
+	l.printf("%s(%s, %d)", ld1r.name, base[1:], dst)
 }
 
 func (l arm64) broadcast64(dst vec, m mem) {
 	l.address(m)
-	l.printf("VLD1R (%s), [V%d.D2]", arm64Addr, 2*dst)
-	l.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
+	l.printf("%s(%s, %d)", ld1r64.name, arm64Addr[1:], dst)
 }
 
-// fsqrt64 is the bits of an instruction without the registers.
-const fsqrt64 = 0x6ee1f800
-
-func (l arm64) sqrt64(dst, x vec) {
-	for h := range 2 {
-		l.convert("FSQRT", fsqrt64, 2*int(x)+h, "D2", 2*int(dst)+h, "D2")
-	}
-}
+func (l arm64) sqrt64(dst, x vec) { l.use(fsqrt64, x, dst) }
 
 func (l arm64) reduce(dst, dst2, src mem, t [3]vec) {
 	for i, v := range t[:2] {
 		s := src
 		s.off += i * vecBytes
 		l.load(v, s)
-		lo, hi := 2*int(v), 2*int(v)+1 // lanes 0 to 3, and 4 to 7
-		left, right := 2*int(t[2]), 2*int(t[2])+1
-		l.convert("FCVTL", fcvtl, lo, "S2", left, "D2")
-		l.convert("FCVTL2", fcvtl2, lo, "S4", right, "D2")
-		l.convert("FCVTL2", fcvtl2, hi, "S4", lo, "D2")
-		l.convert("FCVTL", fcvtl, hi, "S2", hi, "D2")
-		fadd64.emit(l.printer, left, left, hi)
-		fadd64.emit(l.printer, right, right, lo)
-		fadd64.emit(l.printer, lo, left, right)
+		l.use(sumTo2, v, t[2])
 	}
-	faddp64.emit(l.printer, 2*int(t[0]), 2*int(t[0]), 2*int(t[1]))
+	l.use(addPair, t[1], t[0])
 	for i, m := range []mem{dst, dst2} {
 		l.address(m)
 		l.printf("VST1 V%d.D[%d], (%s)", 2*int(t[0]), i, arm64Addr)
@@ -230,111 +246,55 @@ func (l arm64) reduce(dst, dst2, src mem, t [3]vec) {
 
 func (l arm64) pointTable() { l.printf("MOVD $%s<>(SB), %s", l.tableName(), arm64Addr) }
 
-func (l arm64) zero(dst vec) {
-	for r := 2 * dst; r <= 2*dst+1; r++ {
-		l.printf("VEOR V%d.B16, V%d.B16, V%d.B16", r, r, r)
+func (l arm64) zero(dst vec) { l.use(eor, dst, dst, dst) }
+
+// use prints a macro. Their last operand is the destination.
+func (l arm64) use(m macro, operands ...vec) {
+	list := make([]string, len(operands))
+	for i, v := range operands {
+		list[i] = fmt.Sprint(int(v))
 	}
-}
-
-// arm64Op is an instruction on three vector registers: its name and the bits of
-// its encoding without the registers.
-type arm64Op struct {
-	name, arrangement string
-	bits              uint32
-}
-
-var (
-	fadd  = arm64Op{"FADD", "S4", 0x4e20d400}
-	fsub  = arm64Op{"FSUB", "S4", 0x4ea0d400}
-	fmul  = arm64Op{"FMUL", "S4", 0x6e20dc00}
-	fmax  = arm64Op{"FMAX", "S4", 0x4e20f400}
-	fmin  = arm64Op{"FMIN", "S4", 0x4ea0f400}
-	fcmgt = arm64Op{"VFCMGT", "S4", 0x6ea0e400}
-	fcmge = arm64Op{"VFCMGE", "S4", 0x6e20e400}
-	bic   = arm64Op{"VBIC", "B16", 0x4e601c00}
-
-	smin  = arm64Op{"SMIN", "S4", 0x4ea06c00}
-	smax  = arm64Op{"SMAX", "S4", 0x4ea06400}
-	cmgt  = arm64Op{"VCMGT", "S4", 0x4ea03400}
-	mul32 = arm64Op{"MUL", "S4", 0x4ea09c00}
-
-	fadd64  = arm64Op{"FADD", "D2", 0x4e60d400}
-	fsub64  = arm64Op{"FSUB", "D2", 0x4ee0d400}
-	fmul64  = arm64Op{"FMUL", "D2", 0x6e60dc00}
-	faddp64 = arm64Op{"FADDP", "D2", 0x6e60d400}
-	fdiv64  = arm64Op{"FDIV", "D2", 0x6e60fc00}
-	fcmge64 = arm64Op{"VFCMGE", "D2", 0x6e60e400}
-)
-
-// emit prints dst = x OP y.
-func (o arm64Op) emit(p *printer, dst, x, y int) {
-	p.printf("WORD $%#08x // %s V%d.%s, V%d.%s, V%d.%s",
-		o.bits|uint32(y)<<16|uint32(x)<<5|uint32(dst), o.name, y, o.arrangement, x, o.arrangement, dst, o.arrangement)
+	l.printf("%s(%s)", m.name, strings.Join(list, ", "))
 }
 
 func (l arm64) op(o op, dst, x, y vec) {
-	for h := range 2 {
-		d, x, y := 2*int(dst)+h, 2*int(x)+h, 2*int(y)+h
-		switch o {
-		case opAdd:
-			fadd.emit(l.printer, d, x, y)
-		case opSub:
-			fsub.emit(l.printer, d, x, y)
-		case opMul:
-			fmul.emit(l.printer, d, x, y)
-		case opMax:
-			fmax.emit(l.printer, d, x, y)
-		case opMin:
-			fmin.emit(l.printer, d, x, y)
-		case opAnd:
-			l.printf("VAND V%d.B16, V%d.B16, V%d.B16", y, x, d)
-		case opOr:
-			l.printf("VORR V%d.B16, V%d.B16, V%d.B16", y, x, d)
-		case opXor:
-			l.printf("VEOR V%d.B16, V%d.B16, V%d.B16", y, x, d)
-		case opAndNot:
-			bic.emit(l.printer, d, y, x) // y & ^x
-		case opGT:
-			fcmgt.emit(l.printer, d, x, y)
-		case opLE:
-			fcmge.emit(l.printer, d, y, x)
-		case opMaxInt:
-			smax.emit(l.printer, d, x, y)
-		case opMinInt:
-			smin.emit(l.printer, d, x, y)
-		case opGTInt:
-			cmgt.emit(l.printer, d, x, y)
-		case opAdd64:
-			fadd64.emit(l.printer, d, x, y)
-		case opSub64:
-			fsub64.emit(l.printer, d, x, y)
-		case opMul64:
-			fmul64.emit(l.printer, d, x, y)
-		case opDiv64:
-			fdiv64.emit(l.printer, d, x, y)
-		case opGE64:
-			fcmge64.emit(l.printer, d, x, y)
-		case opAddInt64:
-			l.printf("VADD V%d.D2, V%d.D2, V%d.D2", y, x, d)
-		}
+	switch {
+	case o == opAndNot: // y without the bits of x
+		l.use(bic, x, y, dst)
+	case o == opLE:
+		l.use(fcmge, x, y, dst)
+	case o == opOr && x == y: // as a disassembler has it
+		l.use(mov, x, dst)
+	default:
+		l.use(arm64Ops[o], y, x, dst)
 	}
 }
 
-// Comparisons of float32 with 0: the bits without the registers.
-const (
-	fcmgtZero = 0x4ea0c800
-	fcmleZero = 0x6ea0d800
-)
+var arm64Ops = map[op]macro{
+	opAdd: fadd,
+	opSub: fsub,
+	opMul: fmul,
+	opMax: fmax,
+	opMin: fmin,
+	opAnd: and,
+	opOr:  orr,
+	opXor: eor,
+	opGT:  fcmgt,
 
-func (l arm64) positive(dst, x vec)    { l.withZero("VFCMGT", fcmgtZero, dst, x) }
-func (l arm64) notPositive(dst, x vec) { l.withZero("VFCMLE", fcmleZero, dst, x) }
+	opMaxInt: smax,
+	opMinInt: smin,
+	opGTInt:  cmgt,
 
-func (l arm64) withZero(name string, bits uint32, dst, x vec) {
-	for h := range 2 {
-		src, dst := 2*int(x)+h, 2*int(dst)+h
-		l.printf("WORD $%#08x // %s $0, V%d.S4, V%d.S4", bits|uint32(src)<<5|uint32(dst), name, src, dst)
-	}
+	opAdd64:    fadd64,
+	opSub64:    fsub64,
+	opMul64:    fmul64,
+	opDiv64:    fdiv64,
+	opGE64:     fcmge64,
+	opAddInt64: add64,
 }
+
+func (l arm64) positive(dst, x vec)    { l.use(fcmgtZero, x, dst) }
+func (l arm64) notPositive(dst, x vec) { l.use(fcmleZero, x, dst) }
 
 func (l arm64) opMem(o op, dst, x vec, y mem, t vec) {
 	l.load(t, y)
@@ -437,13 +397,9 @@ func (l arm64) argument(dst vec, j int) { l.loadFrom(dst, j*vecBytes, arm64Area)
 
 // any sets arm64Param to 0 if no lane of v is all ones. It changes v.
 func (l arm64) any(v vec) {
-	l.printf("VORR V%d.B16, V%d.B16, V%d.B16", 2*v+1, 2*v, 2*v)
-	l.printf("WORD $%#08x // VUMAXV V%d.S4, V%d", umaxv|uint32(2*v)<<5|uint32(2*v), 2*v, 2*v)
+	l.use(maxOfAll, v)
 	l.printf("VMOV V%d.S[0], %s", 2*v, arm64Param)
 }
-
-// umaxv is the largest of 4 integers: the bits without the registers.
-const umaxv = 0x6eb0a800
 
 func (l arm64) ifAny(v vec, label string) {
 	l.any(v)
@@ -476,34 +432,24 @@ func (l arm64) farResult(dst vec, j int) {
 	l.loadFrom(dst, arm64FarResults+j*vecBytes, arm64Area)
 }
 
-func (l arm64) shiftRight(dst vec, n int) {
-	for r := 2 * dst; r <= 2*dst+1; r++ {
-		l.printf("VUSHR $%d, V%d.S4, V%d.S4", n, r, r)
-	}
-}
+func (l arm64) shiftRight(dst vec, n int) { l.printf("%s(%d, %d)", ushr.name, n, dst) }
 
 // pieceIndex makes the indices of the 4 bytes of each value.
 func (l arm64) pieceIndex(u []vec) {
-	each := func(bits uint64, do func(u, c int)) {
-		l.constant(constVec, l.entry64(bits<<32|bits))
+	for _, step := range []struct {
+		o    macro
+		bits uint64
+	}{{and, 7}, {mul32, 0x04040404}, {orr, 0x03020100}} {
+		l.constant(constVec, l.entry64(step.bits<<32|step.bits))
 		for _, v := range u {
-			for h := range 2 {
-				do(2*int(v)+h, 2*int(constVec)+h)
-			}
+			l.use(step.o, constVec, v, v)
 		}
 	}
-	each(7, func(u, c int) { l.printf("VAND V%d.B16, V%d.B16, V%d.B16", c, u, u) })
-	each(0x04040404, func(u, c int) { mul32.emit(l.printer, u, u, c) })
-	each(0x03020100, func(u, c int) { l.printf("VORR V%d.B16, V%d.B16, V%d.B16", c, u, u) })
 }
 
 func (l arm64) openRow(off int) { l.constant(arm64Row/2, off) }
 
-func (l arm64) lookup(dst, index vec, _ int) {
-	for h := range 2 {
-		l.printf("VTBL V%d.B16, [V%d.B16, V%d.B16], V%d.B16", 2*int(index)+h, arm64Row, arm64Row+1, 2*int(dst)+h)
-	}
-}
+func (l arm64) lookup(dst, index vec, _ int) { l.use(tbl, index, dst) }
 
 // tableFirst puts the address of the constants in front of what is there so far, if
 // there are some: only now it is known.
@@ -517,14 +463,15 @@ func (l arm64) tableFirst() {
 	l.buf.WriteString(rest)
 }
 
-func (l arm64) broadcastParam(dst vec, field, arrangement string) {
+func (l arm64) param(dst vec, field string) {
 	l.printf("ADD $actCode_%s, %s, %s", field, arm64ActCode, arm64Param)
-	l.printf("VLD1R (%s), [V%d.%s]", arm64Param, 2*dst, arrangement)
-	l.printf("VMOV V%d.B16, V%d.B16", 2*dst, 2*dst+1)
+	l.printf("%s(%s, %d)", ld1r.name, arm64Param[1:], dst)
 }
 
-func (l arm64) param(dst vec, field string) { l.broadcastParam(dst, field, "S4") }
-func (l arm64) wideParam(dst vec)           { l.broadcastParam(dst, "wide", "D2") }
+func (l arm64) wideParam(dst vec) {
+	l.printf("ADD $actCode_wide, %s, %s", arm64ActCode, arm64Param)
+	l.printf("%s(%s, %d)", ld1r64.name, arm64Param[1:], dst)
+}
 
 func (l arm64) constant(dst vec, off int) {
 	base := arm64Addr
@@ -542,15 +489,13 @@ func (l arm64) opConstant(o op, dst, x vec, off int) {
 
 // blend has an instruction for each operand that the result may replace.
 func (l arm64) blend(dst, mask, x, y vec) {
-	name, from, second := "VBSL", y, x
 	switch dst {
 	case x:
-		name, from, second = "VBIF", mask, y
+		l.use(bif, mask, y, dst)
 	case y:
-		name, from, second = "VBIT", mask, x
-	}
-	for h := range 2 {
-		l.printf("%s V%d.B16, V%d.B16, V%d.B16", name, 2*int(from)+h, 2*int(second)+h, 2*int(dst)+h)
+		l.use(bit, mask, x, dst)
+	default:
+		l.use(bsl, y, x, dst)
 	}
 }
 
@@ -560,15 +505,9 @@ func (l arm64) bySign(dst, z, negative, positive vec) {
 	if dst == negative || dst == positive {
 		mask = z
 	}
-	for h := range 2 {
-		from, to := 2*int(z)+h, 2*int(mask)+h
-		l.printf("WORD $%#08x // VSSHR $31, V%d.S4, V%d.S4", sshr31|uint32(from)<<5|uint32(to), from, to)
-	}
+	l.use(sshr31, z, mask)
 	l.blend(dst, mask, negative, positive)
 }
-
-// sshr31 makes a mask of signs: the bits without the registers.
-const sshr31 = 0x4f210400
 
 // FMAX and FMIN of zeros look at their signs.
 func (l arm64) above(dst, x, y, t vec) {
@@ -581,35 +520,6 @@ func (l arm64) below(dst, x, y, t vec) {
 	l.blend(dst, t, x, y)
 }
 
-// Conversions between 2 float64 and half a register of float32: the bits
-// without the registers.
-const (
-	fcvtl  = 0x0e617800
-	fcvtl2 = 0x4e617800
-	fcvtn  = 0x0e616800
-	fcvtn2 = 0x4e616800
-)
-
-func (l arm64) convert(name string, bits uint32, src int, from string, dst int, to string) {
-	l.printf("WORD $%#08x // %s V%d.%s, V%d.%s", bits|uint32(src)<<5|uint32(dst), name, src, from, dst, to)
-}
-
-func (l arm64) widen(dst pair, src vec) {
-	for h, dst := range dst {
-		l.convert("FCVTL", fcvtl, 2*int(src)+h, "S2", 2*int(dst), "D2")
-		l.convert("FCVTL2", fcvtl2, 2*int(src)+h, "S4", 2*int(dst)+1, "D2")
-	}
-}
-
-func (l arm64) narrow(dst vec, src pair) {
-	for h, src := range src {
-		l.convert("FCVTN", fcvtn, 2*int(src), "D2", 2*int(dst)+h, "S2")
-		l.convert("FCVTN2", fcvtn2, 2*int(src)+1, "D2", 2*int(dst)+h, "S4")
-	}
-}
-
-func (l arm64) shift52(dst, x vec) {
-	for h := range 2 {
-		l.printf("VSHL $52, V%d.D2, V%d.D2", 2*int(x)+h, 2*int(dst)+h)
-	}
-}
+func (l arm64) widen(dst pair, src vec)  { l.use(fcvtl, src, dst[0], dst[1]) }
+func (l arm64) narrow(dst vec, src pair) { l.use(fcvtn, src[0], src[1], dst) }
+func (l arm64) shift52(dst, x vec)       { l.use(shl52, x, dst) }

@@ -81,6 +81,8 @@ type lowering interface {
 	arch() string
 	header() string // what stands at the top of the assembly file
 	detect() string // the Go function detectSIMD
+	// subroutines returns what code calls besides the functions of activations.
+	subroutines(code string) string
 
 	arg(dst reg, field string)     // dst = args.field
 	argAddr(dst reg, field string) // dst = &args.field
@@ -305,6 +307,7 @@ func assembly(on target) string {
 	l := on(&printer{})
 	text.WriteString(generated + constraint(l.arch()) + l.header())
 	kernels := make([]string, numIDs)
+	same := map[string]string{} // the symbol of a kernel, by its code
 	for _, v := range variants() {
 		a := newAsm(on, v.name(), "kernelArgs")
 		v.emit(a)
@@ -312,8 +315,13 @@ func assembly(on target) string {
 		if v.act.called {
 			frame = a.frame()
 		}
-		kernels[v.id()] = local(v.name())
-		fmt.Fprintf(&text, "\n// func %s(id int, a *kernelArgs)\nTEXT %s(SB), NOSPLIT, $%d-16\n%s", v.name(), local(v.name()), frame, a.buf.String())
+		symbol, ok := same[a.buf.String()]
+		if !ok {
+			symbol = local(v.name())
+			same[a.buf.String()] = symbol
+			fmt.Fprintf(&text, "\n// func %s(id int, a *kernelArgs)\nTEXT %s(SB), NOSPLIT, $%d-16\n%s", v.name(), symbol, frame, a.buf.String())
+		}
+		kernels[v.id()] = symbol
 	}
 	jump := func(a *asm, table string, n int) { a.jumpByTable(table, n) }
 	text.WriteString(table(on, "simdKernel(id int, a *kernelArgs)", "16", kernels, jump))
@@ -331,6 +339,7 @@ func assembly(on target) string {
 	a.printf("RET")
 	fmt.Fprintf(&text, "\n// func simdFence()\nTEXT ·simdFence(SB), NOSPLIT, $0-0\n%s", a.buf.String())
 	fmt.Fprintf(&text, "\n// What stands for a kernel that does not exist faults.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
+	text.WriteString(l.subroutines(text.String()))
 	return text.String()
 }
 
