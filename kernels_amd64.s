@@ -1104,16 +1104,16 @@ next6:
 
 // func normalizeRowsCalled(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_coef, CX)
@@ -1151,8 +1151,8 @@ group2:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -1177,8 +1177,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -1198,8 +1198,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -1218,16 +1218,16 @@ next6:
 
 // func normalizeRowsCalledResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -1270,8 +1270,8 @@ group2:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -1298,8 +1298,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -1322,8 +1322,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -1344,16 +1344,16 @@ next6:
 
 // func normalizeRowsCalledStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_coef, CX)
@@ -1391,8 +1391,8 @@ group2:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -1417,8 +1417,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -1438,8 +1438,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -1458,16 +1458,16 @@ next6:
 
 // func normalizeRowsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -1510,8 +1510,8 @@ group2:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -1538,8 +1538,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -1562,8 +1562,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -2744,16 +2744,16 @@ done4:
 
 // func normalizeColsCalled(id int, a *kernelArgs)
 TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_rows, DX)
@@ -2793,8 +2793,8 @@ column5:
 	VADDPS (AX)(R8*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, (BX)(DI*1)
 	VMOVUPS Y4, (BX)(DI*2)
@@ -2827,8 +2827,8 @@ part6:
 	VADDPS Y5, Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VMASKMOVPS Y3, Y15, (BX)(DI*1)
 	VMASKMOVPS Y4, Y15, (BX)(DI*2)
@@ -2870,8 +2870,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -2892,8 +2892,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -2915,16 +2915,16 @@ done4:
 
 // func normalizeColsCalledResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -2969,8 +2969,8 @@ column5:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS (CX)(R9*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, (BX)(R8*1)
 	VMOVUPS Y4, (BX)(R8*2)
@@ -3012,8 +3012,8 @@ part6:
 	VADDPS Y8, Y5, Y5
 	VMASKMOVPS (CX)(R9*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VMASKMOVPS Y3, Y15, (BX)(R8*1)
 	VMASKMOVPS Y4, Y15, (BX)(R8*2)
@@ -3060,8 +3060,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -3085,8 +3085,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -3111,16 +3111,16 @@ done4:
 
 // func normalizeColsCalledStream(id int, a *kernelArgs)
 TEXT ·normalizeColsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_rows, DX)
@@ -3172,8 +3172,8 @@ many8:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -3199,8 +3199,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -3221,8 +3221,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -3244,16 +3244,16 @@ done4:
 
 // func normalizeColsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -3312,8 +3312,8 @@ many8:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -3341,8 +3341,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -3366,8 +3366,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -4804,16 +4804,16 @@ done7:
 
 // func normalizeRunsCalled(id int, a *kernelArgs)
 TEXT ·normalizeRunsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_coef, CX)
@@ -4841,8 +4841,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
@@ -4871,8 +4871,8 @@ group3:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -4898,8 +4898,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -4933,8 +4933,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -4963,8 +4963,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -4987,16 +4987,16 @@ done7:
 
 // func normalizeRunsCalledResidual(id int, a *kernelArgs)
 TEXT ·normalizeRunsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -5028,8 +5028,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
@@ -5065,8 +5065,8 @@ group3:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -5095,8 +5095,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5132,8 +5132,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5165,8 +5165,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -5191,16 +5191,16 @@ done7:
 
 // func normalizeRunsCalledStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_coef, CX)
@@ -5228,8 +5228,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	ARG(kernelArgs_head, DI)
 	SHLQ $2, DI
@@ -5258,8 +5258,8 @@ group3:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -5285,8 +5285,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5320,8 +5320,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5350,8 +5350,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -5374,16 +5374,16 @@ done7:
 
 // func normalizeRunsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -5415,8 +5415,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	ARG(kernelArgs_head, R8)
 	SHLQ $2, R8
@@ -5452,8 +5452,8 @@ group3:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -5482,8 +5482,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5519,8 +5519,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -5552,8 +5552,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -6039,16 +6039,16 @@ done8:
 
 // func gradSumsRowsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_coef, CX)
@@ -6102,8 +6102,8 @@ same7:
 	VADDPS 96(BX), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (CX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6151,8 +6151,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (CX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6178,8 +6178,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (CX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6224,16 +6224,16 @@ done8:
 
 // func gradSumsRowsCalledResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -6294,8 +6294,8 @@ same7:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6346,8 +6346,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6376,8 +6376,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6425,16 +6425,16 @@ done8:
 
 // func gradSumsRowsCalledDResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_dres, CX)
@@ -6489,8 +6489,8 @@ same7:
 	VADDPS 96(BX), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6543,8 +6543,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6572,8 +6572,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6622,16 +6622,16 @@ done8:
 
 // func gradSumsRowsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -6693,8 +6693,8 @@ same7:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6750,8 +6750,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -6782,8 +6782,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7509,16 +7509,16 @@ done4:
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_rows, SI)
@@ -7567,8 +7567,8 @@ column5:
 	VADDPS (BX)(R9*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (CX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -7627,8 +7627,8 @@ part6:
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (CX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7700,8 +7700,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (CX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -7733,8 +7733,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (CX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7767,16 +7767,16 @@ done4:
 
 // func gradSumsColsCalledResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -7832,8 +7832,8 @@ column5:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	VADDPS (CX)(R10*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -7901,8 +7901,8 @@ part6:
 	VADDPS Y7, Y5, Y5
 	VMASKMOVPS (CX)(R10*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7979,8 +7979,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -8015,8 +8015,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -8052,16 +8052,16 @@ done4:
 
 // func gradSumsColsCalledDResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_dres, CX)
@@ -8111,8 +8111,8 @@ column5:
 	VADDPS (BX)(R10*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -8176,8 +8176,8 @@ part6:
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -8257,8 +8257,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -8292,8 +8292,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -8330,16 +8330,16 @@ done4:
 
 // func gradSumsColsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -8396,8 +8396,8 @@ column5:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	VADDPS (CX)(R11*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -8470,8 +8470,8 @@ part6:
 	VADDPS Y7, Y5, Y5
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -8556,8 +8556,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y8
 	VADDPS (BX), Y8, Y10
 	VMOVUPS (AX), Y9
@@ -8594,8 +8594,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y8
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -10317,16 +10317,16 @@ next6:
 
 // func inputGradRowsCalled(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -10365,8 +10365,8 @@ group2:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -10424,8 +10424,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -10457,8 +10457,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -10491,16 +10491,16 @@ next6:
 
 // func inputGradRowsCalledResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -10544,8 +10544,8 @@ group2:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10605,8 +10605,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10641,8 +10641,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10677,16 +10677,16 @@ next6:
 
 // func inputGradRowsCalledDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -10726,8 +10726,8 @@ group2:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10790,8 +10790,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10825,8 +10825,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -10862,16 +10862,16 @@ next6:
 
 // func inputGradRowsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -10916,8 +10916,8 @@ group2:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -10982,8 +10982,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11020,8 +11020,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11059,16 +11059,16 @@ next6:
 
 // func inputGradRowsCalledStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -11107,8 +11107,8 @@ group2:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -11166,8 +11166,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -11199,8 +11199,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -11233,16 +11233,16 @@ next6:
 
 // func inputGradRowsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -11286,8 +11286,8 @@ group2:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11347,8 +11347,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11383,8 +11383,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11419,16 +11419,16 @@ next6:
 
 // func inputGradRowsCalledDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -11468,8 +11468,8 @@ group2:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11532,8 +11532,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11567,8 +11567,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -11604,16 +11604,16 @@ next6:
 
 // func inputGradRowsCalledResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -11658,8 +11658,8 @@ group2:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11724,8 +11724,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11762,8 +11762,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -14209,16 +14209,16 @@ done4:
 
 // func inputGradColsCalled(id int, a *kernelArgs)
 TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -14259,8 +14259,8 @@ column5:
 	VADDPS (BX)(R9*1), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -14326,8 +14326,8 @@ part6:
 	VADDPS Y5, Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -14409,8 +14409,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -14443,8 +14443,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -14481,16 +14481,16 @@ done4:
 
 // func inputGradColsCalledResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -14536,8 +14536,8 @@ column5:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS (CX)(R10*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14612,8 +14612,8 @@ part6:
 	VADDPS Y9, Y5, Y5
 	VMASKMOVPS (CX)(R10*1), Y15, Y11
 	VADDPS Y11, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14700,8 +14700,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14737,8 +14737,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14778,16 +14778,16 @@ done4:
 
 // func inputGradColsCalledDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -14829,8 +14829,8 @@ column5:
 	VADDPS (BX)(R10*1), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14901,8 +14901,8 @@ part6:
 	VADDPS Y5, Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -14992,8 +14992,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15028,8 +15028,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15070,16 +15070,16 @@ done4:
 
 // func inputGradColsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -15126,8 +15126,8 @@ column5:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS (CX)(R11*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -15207,8 +15207,8 @@ part6:
 	VADDPS Y9, Y5, Y5
 	VMASKMOVPS (CX)(R11*1), Y15, Y11
 	VADDPS Y11, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -15303,8 +15303,8 @@ column8:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -15342,8 +15342,8 @@ part9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -15387,16 +15387,16 @@ done4:
 
 // func inputGradColsCalledStream(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -15451,8 +15451,8 @@ many8:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -15523,8 +15523,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -15557,8 +15557,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DX), Y10
 	VMOVUPS 32(DX), Y8
 	VMOVUPS 96(DX), Y6
@@ -15595,16 +15595,16 @@ done4:
 
 // func inputGradColsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -15666,8 +15666,8 @@ many8:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15740,8 +15740,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15777,8 +15777,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15818,16 +15818,16 @@ done4:
 
 // func inputGradColsCalledDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -15883,8 +15883,8 @@ many8:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15960,8 +15960,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -15996,8 +15996,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y8
 	VMOVUPS 96(SI), Y6
@@ -16038,16 +16038,16 @@ done4:
 
 // func inputGradColsCalledResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -16110,8 +16110,8 @@ many8:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -16189,8 +16189,8 @@ column5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -16228,8 +16228,8 @@ part6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -19179,16 +19179,16 @@ done7:
 
 // func inputGradRunsCalled(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -19217,8 +19217,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -19262,8 +19262,8 @@ group3:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -19323,8 +19323,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -19370,8 +19370,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(DX), Y10
 	VBROADCASTSS (DX), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -19420,8 +19420,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -19458,16 +19458,16 @@ done7:
 
 // func inputGradRunsCalledResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -19499,8 +19499,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19551,8 +19551,8 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19615,8 +19615,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19664,8 +19664,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(SI), Y10
 	VBROADCASTSS (SI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -19717,8 +19717,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19757,16 +19757,16 @@ done7:
 
 // func inputGradRunsCalledDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -19796,8 +19796,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19843,8 +19843,8 @@ group3:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19909,8 +19909,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -19958,8 +19958,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(SI), Y10
 	VBROADCASTSS (SI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -20010,8 +20010,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -20051,16 +20051,16 @@ done7:
 
 // func inputGradRunsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -20093,8 +20093,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -20147,8 +20147,8 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -20216,8 +20216,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -20267,8 +20267,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(DI), Y10
 	VBROADCASTSS (DI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -20322,8 +20322,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -20365,16 +20365,16 @@ done7:
 
 // func inputGradRunsCalledStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -20403,8 +20403,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -20448,8 +20448,8 @@ group3:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -20509,8 +20509,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -20556,8 +20556,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(DX), Y10
 	VBROADCASTSS (DX), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -20606,8 +20606,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 12(DX), Y6
@@ -20644,16 +20644,16 @@ done7:
 
 // func inputGradRunsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -20685,8 +20685,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -20737,8 +20737,8 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -20801,8 +20801,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -20850,8 +20850,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(SI), Y10
 	VBROADCASTSS (SI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -20903,8 +20903,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -20943,16 +20943,16 @@ done7:
 
 // func inputGradRunsCalledDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -20982,8 +20982,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -21029,8 +21029,8 @@ group3:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -21095,8 +21095,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -21144,8 +21144,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(SI), Y10
 	VBROADCASTSS (SI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -21196,8 +21196,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 12(SI), Y6
@@ -21237,16 +21237,16 @@ done7:
 
 // func inputGradRunsCalledResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRunsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -21279,8 +21279,8 @@ image1:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -21333,8 +21333,8 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -21402,8 +21402,8 @@ single5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -21453,8 +21453,8 @@ border6:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS -20(DI), Y10
 	VBROADCASTSS (DI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -21508,8 +21508,8 @@ last9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -22791,16 +22791,16 @@ next6:
 
 // func pipeForwardRowsCalled(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_next, CX)
@@ -22853,8 +22853,8 @@ same7:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -22897,8 +22897,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VBROADCASTSS 20(DX), Y6
 	VADDPS (AX)(CX*1), Y6, Y9
@@ -22923,8 +22923,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VBROADCASTSS 20(DX), Y6
 	VMASKMOVPS (AX)(CX*1), Y15, Y9
@@ -22951,16 +22951,16 @@ next6:
 
 // func pipeForwardRowsCalledResidual(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -23021,8 +23021,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(DX*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
@@ -23068,8 +23068,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVUPS Y2, (BX)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (AX)(DX*1), Y6, Y9
@@ -23097,8 +23097,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VBROADCASTSS 20(SI), Y6
 	VMASKMOVPS (AX)(DX*1), Y15, Y9
@@ -23127,16 +23127,16 @@ next6:
 
 // func pipeForwardRowsCalledStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_next, CX)
@@ -23189,8 +23189,8 @@ same7:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -23233,8 +23233,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VBROADCASTSS 20(DX), Y6
 	VADDPS (AX)(CX*1), Y6, Y9
@@ -23259,8 +23259,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VBROADCASTSS 20(DX), Y6
 	VMASKMOVPS (AX)(CX*1), Y15, Y9
@@ -23287,16 +23287,16 @@ next6:
 
 // func pipeForwardRowsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·pipeForwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -23357,8 +23357,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(DX*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
@@ -23404,8 +23404,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMOVNTPS Y2, (BX)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (AX)(DX*1), Y6, Y9
@@ -23433,8 +23433,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VBROADCASTSS 20(SI), Y6
 	VMASKMOVPS (AX)(DX*1), Y15, Y9
@@ -26735,16 +26735,16 @@ next6:
 
 // func pipeBackwardRowsCalled(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -26800,8 +26800,8 @@ same7:
 	VADDPS 96(BX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -26853,8 +26853,8 @@ same7:
 	VADDPS 96(BX)(DX*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (BX)(DX*1), Y6, Y10
 	VMOVUPS (AX)(DX*1), Y9
@@ -26903,8 +26903,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -26926,8 +26926,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (BX)(DX*1), Y6, Y10
 	VMOVUPS (AX)(DX*1), Y9
@@ -26954,8 +26954,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -26979,8 +26979,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VMASKMOVPS (BX)(DX*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -27010,16 +27010,16 @@ next6:
 
 // func pipeBackwardRowsCalledResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -27082,8 +27082,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27139,8 +27139,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(SI*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -27192,8 +27192,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27216,8 +27216,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -27247,8 +27247,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27274,8 +27274,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VMASKMOVPS (BX)(SI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -27307,16 +27307,16 @@ next6:
 
 // func pipeBackwardRowsCalledDResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -27373,8 +27373,8 @@ same7:
 	VADDPS 96(BX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27430,8 +27430,8 @@ same7:
 	VADDPS 96(BX)(SI*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -27481,8 +27481,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27505,8 +27505,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -27534,8 +27534,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -27560,8 +27560,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VMASKMOVPS (BX)(SI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -27593,16 +27593,16 @@ next6:
 
 // func pipeBackwardRowsCalledResidualDResidual(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -27666,8 +27666,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -27727,8 +27727,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(DI*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VADDPS (BX)(DI*1), Y6, Y10
 	VMOVUPS (AX)(DI*1), Y9
@@ -27781,8 +27781,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -27806,8 +27806,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VADDPS (BX)(DI*1), Y6, Y10
 	VMOVUPS (AX)(DI*1), Y9
@@ -27838,8 +27838,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -27866,8 +27866,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VMASKMOVPS (BX)(DI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -27901,16 +27901,16 @@ next6:
 
 // func pipeBackwardRowsCalledStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -27966,8 +27966,8 @@ same7:
 	VADDPS 96(BX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -28019,8 +28019,8 @@ same7:
 	VADDPS 96(BX)(DX*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (BX)(DX*1), Y6, Y10
 	VMOVUPS (AX)(DX*1), Y9
@@ -28069,8 +28069,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -28092,8 +28092,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VADDPS (BX)(DX*1), Y6, Y10
 	VMOVUPS (AX)(DX*1), Y9
@@ -28120,8 +28120,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (SI), Y6
 	VBROADCASTSS 4(SI), Y7
 	VBROADCASTSS 12(SI), Y8
@@ -28145,8 +28145,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(SI), Y6
 	VMASKMOVPS (BX)(DX*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -28176,16 +28176,16 @@ next6:
 
 // func pipeBackwardRowsCalledResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -28248,8 +28248,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28305,8 +28305,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(SI*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -28358,8 +28358,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28382,8 +28382,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -28413,8 +28413,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28440,8 +28440,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VMASKMOVPS (BX)(SI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -28473,16 +28473,16 @@ next6:
 
 // func pipeBackwardRowsCalledDResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
@@ -28539,8 +28539,8 @@ same7:
 	VADDPS 96(BX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28596,8 +28596,8 @@ same7:
 	VADDPS 96(BX)(SI*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -28647,8 +28647,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28671,8 +28671,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VADDPS (BX)(SI*1), Y6, Y10
 	VMOVUPS (AX)(SI*1), Y9
@@ -28700,8 +28700,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (DI), Y6
 	VBROADCASTSS 4(DI), Y7
 	VBROADCASTSS 12(DI), Y8
@@ -28726,8 +28726,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(DI), Y6
 	VMASKMOVPS (BX)(SI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -28759,16 +28759,16 @@ next6:
 
 // func pipeBackwardRowsCalledResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·pipeBackwardRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), BP
-	ANDQ $~31, BP
+	LEAQ 31(SP), R14
+	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(BP)
+	MOVQ BX, 264(R14)
 	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(BP)
+	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(BP)
+	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -28832,8 +28832,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -28893,8 +28893,8 @@ same7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	VADDPS 96(CX)(DI*1), Y5, Y5
-	MOVQ $128, 280(BP)
-	CALL 256(BP)
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VADDPS (BX)(DI*1), Y6, Y10
 	VMOVUPS (AX)(DI*1), Y9
@@ -28947,8 +28947,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -28972,8 +28972,8 @@ single4:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VADDPS (BX)(DI*1), Y6, Y10
 	VMOVUPS (AX)(DI*1), Y9
@@ -29004,8 +29004,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS (R8), Y6
 	VBROADCASTSS 4(R8), Y7
 	VBROADCASTSS 12(R8), Y8
@@ -29032,8 +29032,8 @@ part5:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(BP)
-	CALL 256(BP)
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
 	VBROADCASTSS 20(R8), Y6
 	VMASKMOVPS (BX)(DI*1), Y15, Y10
 	VADDPS Y10, Y6, Y10
@@ -30451,7 +30451,7 @@ none:
 
 
 TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(BP), Y14
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y2, Y6
 	VXORPS Y7, Y7, Y7
 	VCMPPS $0x1e, Y7, Y2, Y7
@@ -30484,7 +30484,7 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actLeakyReLUSlopeTable<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y2
 	VMOVUPS actLeakyReLUSlopeTable<>+32(SB), Y13
-	VBROADCASTSS 264(BP), Y12
+	VBROADCASTSS 264(R14), Y12
 	VBLENDVPS Y2, Y13, Y12, Y2
 	VCMPPS $0x1e, Y14, Y3, Y3
 	VBLENDVPS Y3, Y13, Y12, Y3
@@ -30496,9 +30496,9 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 
 
 TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(BP), Y14
+	VBROADCASTSS 264(R14), Y14
 	VMAXPS Y2, Y14, Y2
-	VBROADCASTSS 268(BP), Y13
+	VBROADCASTSS 268(R14), Y13
 	VMINPS Y2, Y13, Y2
 	VMAXPS Y3, Y14, Y3
 	VMINPS Y3, Y13, Y3
@@ -30515,9 +30515,9 @@ DATA actClipSlopeTable<>+24(SB)/8, $0x3f8000003f800000
 GLOBL actClipSlopeTable<>(SB), RODATA|NOPTR, $32
 
 TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(BP), Y14
+	VBROADCASTSS 264(R14), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
-	VBROADCASTSS 268(BP), Y13
+	VBROADCASTSS 268(R14), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
 	VMOVUPS actClipSlopeTable<>+0(SB), Y12
 	VANDPS Y12, Y6, Y6
@@ -30795,10 +30795,10 @@ DATA actSigmoidValueTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -30811,7 +30811,7 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
@@ -30908,33 +30908,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -30982,17 +30982,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31001,10 +31001,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -31015,13 +31015,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -31104,10 +31104,10 @@ DATA actSigmoidSlopeTable<>+600(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $608
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31120,7 +31120,7 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
@@ -31217,29 +31217,29 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMULPS Y10, Y10, Y14
 	VSUBPS Y14, Y10, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMULPS Y11, Y11, Y14
 	VSUBPS Y14, Y11, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMULPS Y12, Y12, Y14
 	VSUBPS Y14, Y12, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMULPS Y13, Y13, Y14
 	VSUBPS Y14, Y13, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -31291,17 +31291,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31310,10 +31310,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -31324,13 +31324,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -31397,10 +31397,10 @@ DATA actTanhValueTable<>+472(SB)/8, $0x8000000080000000
 GLOBL actTanhValueTable<>(SB), RODATA|NOPTR, $480
 
 TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31530,16 +31530,16 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VANDPS actTanhValueTable<>+448(SB), Y6, Y6
 	VORPS Y6, Y10, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VANDPS actTanhValueTable<>+448(SB), Y7, Y7
 	VORPS Y7, Y11, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VANDPS actTanhValueTable<>+448(SB), Y8, Y8
 	VORPS Y8, Y12, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VANDPS actTanhValueTable<>+448(SB), Y9, Y9
 	VORPS Y9, Y13, Y5
 	RET
@@ -31631,10 +31631,10 @@ DATA actTanhSlopeTable<>+664(SB)/8, $0x4010000000000000
 GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31647,7 +31647,7 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
@@ -31756,25 +31756,25 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVAPS Y10, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVAPS Y11, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVAPS Y12, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVAPS Y13, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -31828,17 +31828,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31847,10 +31847,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -31861,13 +31861,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -31950,10 +31950,10 @@ DATA actSiLUValueTable<>+600(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $608
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSiLUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -31966,7 +31966,7 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSiLUValueTable<>+64(SB), Y14
@@ -32063,33 +32063,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VXORPS Y2, Y2, Y2
 	VPMAXSD Y2, Y6, Y2
 	VSUBPS Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VXORPS Y3, Y3, Y3
 	VPMAXSD Y3, Y7, Y3
 	VSUBPS Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VXORPS Y4, Y4, Y4
 	VPMAXSD Y4, Y8, Y4
 	VSUBPS Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSiLUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -32142,17 +32142,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSiLUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -32161,10 +32161,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSiLUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -32175,13 +32175,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -32268,10 +32268,10 @@ DATA actSiLUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -32284,7 +32284,7 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
@@ -32381,33 +32381,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -32463,17 +32463,17 @@ vector4:
 	VCVTPD2PSY Y2, X12
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -32482,10 +32482,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -32496,13 +32496,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -32569,10 +32569,10 @@ DATA actELUValueTable<>+472(SB)/8, $0x8000000080000000
 GLOBL actELUValueTable<>(SB), RODATA|NOPTR, $480
 
 TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -32702,23 +32702,23 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 0(R14), Y6
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y10, Y10
 	VXORPS actELUValueTable<>+448(SB), Y10, Y10
 	VBLENDVPS Y6, Y10, Y6, Y2
-	VMOVUPS 32(BP), Y7
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 32(R14), Y7
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y11, Y11
 	VXORPS actELUValueTable<>+448(SB), Y11, Y11
 	VBLENDVPS Y7, Y11, Y7, Y3
-	VMOVUPS 64(BP), Y8
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 64(R14), Y8
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y12, Y12
 	VXORPS actELUValueTable<>+448(SB), Y12, Y12
 	VBLENDVPS Y8, Y12, Y8, Y4
-	VMOVUPS 96(BP), Y9
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 96(R14), Y9
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y13, Y13
 	VXORPS actELUValueTable<>+448(SB), Y13, Y13
 	VBLENDVPS Y9, Y13, Y9, Y5
@@ -32807,10 +32807,10 @@ DATA actELUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -32823,7 +32823,7 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actELUSlopeTable<>+64(SB), Y14
@@ -32920,49 +32920,49 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 0(R14), Y6
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y10, Y10
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y6
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y6, Y14, Y10, Y10
 	VMOVAPS Y10, Y2
-	VMOVUPS 32(BP), Y7
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 32(R14), Y7
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y11, Y11
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y7, Y7
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y7, Y14, Y11, Y11
 	VMOVAPS Y11, Y3
-	VMOVUPS 64(BP), Y8
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 64(R14), Y8
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y12, Y12
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y8, Y8
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y8, Y14, Y12, Y12
 	VMOVAPS Y12, Y4
-	VMOVUPS 96(BP), Y9
-	VBROADCASTSS 264(BP), Y14
+	VMOVUPS 96(R14), Y9
+	VBROADCASTSS 264(R14), Y14
 	VMULPS Y14, Y13, Y13
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y9, Y9
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y9, Y14, Y13, Y13
 	VMOVAPS Y13, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -33005,8 +33005,8 @@ vector4:
 	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
 	VPADDQ Y9, Y11, Y5
-	VBROADCASTSD 272(BP), Y10
-	VBROADCASTSD 272(BP), Y11
+	VBROADCASTSD 272(R14), Y10
+	VBROADCASTSD 272(R14), Y11
 	VMULPD Y10, Y4, Y4
 	VMULPD Y11, Y5, Y5
 	VDIVPD Y6, Y4, Y4
@@ -33016,17 +33016,17 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -33035,10 +33035,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -33049,13 +33049,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -33154,10 +33154,10 @@ DATA actSoftplusValueTable<>+728(SB)/8, $0x4000000001101073
 GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -33170,7 +33170,7 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
@@ -33267,33 +33267,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VXORPS Y2, Y2, Y2
 	VPMAXSD Y2, Y6, Y2
 	VADDPS Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VXORPS Y3, Y3, Y3
 	VPMAXSD Y3, Y7, Y3
 	VADDPS Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VXORPS Y4, Y4, Y4
 	VPMAXSD Y4, Y8, Y4
 	VADDPS Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VADDPS Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -33370,17 +33370,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -33389,10 +33389,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -33403,13 +33403,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -33496,10 +33496,10 @@ DATA actSoftplusSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -33512,7 +33512,7 @@ TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actSoftplusSlopeTable<>+64(SB), Y14
@@ -33609,33 +33609,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -33683,17 +33683,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -33702,10 +33702,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -33716,13 +33716,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -33809,10 +33809,10 @@ DATA actMishValueTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actMishValueTable<>+0(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
@@ -33830,7 +33830,7 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actMishValueTable<>+96(SB), Y14
@@ -33934,25 +33934,25 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMULPS Y6, Y10, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMULPS Y7, Y11, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMULPS Y8, Y12, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMULPS Y9, Y13, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actMishValueTable<>+0(SB), Y14
 	VSUBPS Y14, Y13, Y13
@@ -34017,24 +34017,24 @@ vector4:
 	VCVTPD2PSY Y10, X12
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actMishValueTable<>+0(SB), Y14
 	VSUBPS Y14, Y6, Y10
 	VSUBPS Y14, Y7, Y11
@@ -34050,13 +34050,13 @@ both3:
 	VPCMPGTD Y14, Y11, Y11
 	VPCMPGTD Y14, Y12, Y12
 	VPCMPGTD Y14, Y13, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -34147,10 +34147,10 @@ DATA actMishSlopeTable<>+664(SB)/8, $0x4010000000000000
 GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actMishSlopeTable<>+0(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
@@ -34168,7 +34168,7 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actMishSlopeTable<>+96(SB), Y14
@@ -34272,25 +34272,25 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVAPS Y10, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVAPS Y11, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVAPS Y12, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVAPS Y13, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actMishSlopeTable<>+0(SB), Y14
 	VSUBPS Y14, Y13, Y13
@@ -34366,24 +34366,24 @@ vector4:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actMishSlopeTable<>+0(SB), Y14
 	VSUBPS Y14, Y6, Y10
 	VSUBPS Y14, Y7, Y11
@@ -34399,13 +34399,13 @@ both3:
 	VPCMPGTD Y14, Y11, Y11
 	VPCMPGTD Y14, Y12, Y12
 	VPCMPGTD Y14, Y13, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -34528,10 +34528,10 @@ DATA actGELUValueTable<>+920(SB)/8, $0x405803a22e3cd11a
 GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $928
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -34544,7 +34544,7 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actGELUValueTable<>+64(SB), Y14
@@ -34657,33 +34657,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VXORPS Y2, Y2, Y2
 	VPMAXSD Y2, Y6, Y2
 	VSUBPS Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VXORPS Y3, Y3, Y3
 	VPMAXSD Y3, Y7, Y3
 	VSUBPS Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VXORPS Y4, Y4, Y4
 	VPMAXSD Y4, Y8, Y4
 	VSUBPS Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -34778,17 +34778,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -34797,10 +34797,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -34811,13 +34811,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -34952,10 +34952,10 @@ DATA actGELUSlopeTable<>+1016(SB)/8, $0x8000000080000000
 GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1024
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -34968,7 +34968,7 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
@@ -35081,33 +35081,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -35204,17 +35204,17 @@ vector4:
 	VXORPS Y4, Y12, Y12
 	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -35223,10 +35223,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -35237,13 +35237,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -35334,10 +35334,10 @@ DATA actGELUTanhValueTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -35350,7 +35350,7 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
@@ -35463,33 +35463,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VXORPS Y2, Y2, Y2
 	VPMAXSD Y2, Y6, Y2
 	VSUBPS Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VXORPS Y3, Y3, Y3
 	VPMAXSD Y3, Y7, Y3
 	VSUBPS Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VXORPS Y4, Y4, Y4
 	VPMAXSD Y4, Y8, Y4
 	VSUBPS Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -35548,17 +35548,17 @@ vector4:
 	VCVTPD2PSY Y4, X12
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -35567,10 +35567,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -35581,13 +35581,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
@@ -35690,10 +35690,10 @@ DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x3ff9884533d43651
 GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(BP)
-	VMOVUPS Y3, 32(BP)
-	VMOVUPS Y4, 64(BP)
-	VMOVUPS Y5, 96(BP)
+	VMOVUPS Y2, 0(R14)
+	VMOVUPS Y3, 32(R14)
+	VMOVUPS Y4, 64(R14)
+	VMOVUPS Y5, 96(R14)
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -35706,7 +35706,7 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPCMPGTD Y14, Y10, Y10
 	VTESTPS Y10, Y10
 	JNE far2
-	MOVQ $0, 288(BP)
+	MOVQ $0, 288(R14)
 
 near1:
 	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
@@ -35819,33 +35819,33 @@ near1:
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(BP), Y6
+	VMOVUPS 0(R14), Y6
 	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(BP), Y7
+	VMOVUPS 32(R14), Y7
 	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(BP), Y8
+	VMOVUPS 64(R14), Y8
 	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(BP), $0
+	CMPQ 288(R14), $0
 	JNE both3
 	RET
 
 far2:
-	MOVQ $1, 288(BP)
+	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
 vector4:
-	VMOVUPS (BP)(AX*1), Y12
+	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
@@ -35915,17 +35915,17 @@ vector4:
 	VCVTPD2PSY Y2, X12
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y12, Y12
-	VMOVUPS Y12, 128(BP)(AX*1)
+	VMOVUPS Y12, 128(R14)(AX*1)
 
 next5:
 	ADDQ $32, AX
-	CMPQ AX, 280(BP)
+	CMPQ AX, 280(R14)
 	JLT vector4
 	POPQ AX
-	VMOVUPS 0(BP), Y2
-	VMOVUPS 32(BP), Y3
-	VMOVUPS 64(BP), Y4
-	VMOVUPS 96(BP), Y5
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y2, Y2
 	VANDPS Y14, Y3, Y3
@@ -35934,10 +35934,10 @@ next5:
 	JMP near1
 
 both3:
-	VMOVUPS 0(BP), Y6
-	VMOVUPS 32(BP), Y7
-	VMOVUPS 64(BP), Y8
-	VMOVUPS 96(BP), Y9
+	VMOVUPS 0(R14), Y6
+	VMOVUPS 32(R14), Y7
+	VMOVUPS 64(R14), Y8
+	VMOVUPS 96(R14), Y9
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y6, Y6
 	VANDPS Y14, Y7, Y7
@@ -35948,13 +35948,13 @@ both3:
 	VPCMPGTD Y14, Y7, Y11
 	VPCMPGTD Y14, Y8, Y12
 	VPCMPGTD Y14, Y9, Y13
-	VMOVUPS 128(BP), Y6
+	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(BP), Y7
+	VMOVUPS 160(R14), Y7
 	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(BP), Y8
+	VMOVUPS 192(R14), Y8
 	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(BP), Y9
+	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 

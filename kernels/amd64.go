@@ -10,8 +10,9 @@ func newAMD64(p *printer) lowering {
 	return amd64{p}
 }
 
-// R14 is the goroutine, R15 belongs to position-independent code, BP is the
-// frame pointer.
+// R15 belongs to position-independent code, BP is the frame pointer. R14 is the
+// goroutine to Go's functions, and restored behind assembly, which may use it
+// (cmd/compile/abi-internal.md): it points to what kernels that call share with functions.
 var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13"}
 
 func (amd64) arch() string { return "amd64" }
@@ -195,11 +196,12 @@ func (l amd64) returnFromTable(table string, n int) {
 
 // ---- functions and calls
 
-// The frame of a kernel that calls. BP points to the area, at a multiple of a
+// The frame of a kernel that calls. R14 points to the area, at a multiple of a
 // vector, where a function keeps the 4 vectors, and then what it makes of those
 // that are far; behind them there are the function's address, the two parameters,
 // the first of them as a float64, how many bytes of the area the call is for, and
-// whether there is something far. The assembler saves BP, since there is a frame.
+// whether there is something far. BP remains the frame pointer, by which tools walk
+// the stack.
 const (
 	amd64Function = 8*vecBytes + 8*iota
 	amd64Params
@@ -214,8 +216,8 @@ const (
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
 
 func (l amd64) area(field string) {
-	l.printf("LEAQ %d(SP), BP", vecBytes-1)
-	l.printf("ANDQ $~%d, BP", vecBytes-1)
+	l.printf("LEAQ %d(SP), R14", vecBytes-1)
+	l.printf("ANDQ $~%d, R14", vecBytes-1)
 	l.printf("MOVQ a+8(FP), AX")
 	l.printf("MOVQ kernelArgs_act(AX), AX")
 	for _, copied := range []struct {
@@ -223,13 +225,13 @@ func (l amd64) area(field string) {
 		to    int
 	}{{"p", amd64Params}, {"wide", amd64WideParam}, {field, amd64Function}} {
 		l.printf("MOVQ actCode_%s(AX), BX", copied.field)
-		l.printf("MOVQ BX, %d(BP)", copied.to)
+		l.printf("MOVQ BX, %d(R14)", copied.to)
 	}
 }
 
 func (l amd64) call(count int) {
-	l.printf("MOVQ $%d, %d(BP)", count*vecBytes, amd64Count)
-	l.printf("CALL %d(BP)", amd64Function)
+	l.printf("MOVQ $%d, %d(R14)", count*vecBytes, amd64Count)
+	l.printf("CALL %d(R14)", amd64Function)
 }
 
 func (l amd64) back()       { l.printf("RET") }
@@ -237,11 +239,11 @@ func (l amd64) tableFirst() {}
 
 func (l amd64) saveArgs() {
 	for i := range 4 {
-		l.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
+		l.printf("VMOVUPS Y%d, %d(R14)", int(firstArg)+i, i*vecBytes)
 	}
 }
 
-func (l amd64) argument(dst vec, j int) { l.printf("VMOVUPS %d(BP), Y%d", j*vecBytes, dst) }
+func (l amd64) argument(dst vec, j int) { l.printf("VMOVUPS %d(R14), Y%d", j*vecBytes, dst) }
 
 func (l amd64) ifAny(v vec, label string) {
 	l.printf("VTESTPS Y%d, Y%d", v, v)
@@ -253,31 +255,31 @@ func (l amd64) ifNone(v vec, label string) {
 	l.printf("JEQ %s", label)
 }
 
-func (l amd64) nothingFar() { l.printf("MOVQ $0, %d(BP)", amd64Far) }
+func (l amd64) nothingFar() { l.printf("MOVQ $0, %d(R14)", amd64Far) }
 
 func (l amd64) eachFar(z vec, body func(next string)) {
-	l.printf("MOVQ $1, %d(BP)", amd64Far)
+	l.printf("MOVQ $1, %d(R14)", amd64Far)
 	l.printf("PUSHQ AX")
 	l.printf("MOVQ $0, AX")
 	loop, next := l.newLabel("vector"), l.newLabel("next")
 	l.label(loop)
-	l.printf("VMOVUPS (BP)(AX*1), Y%d", z)
+	l.printf("VMOVUPS (R14)(AX*1), Y%d", z)
 	body(next)
-	l.printf("VMOVUPS Y%d, %d(BP)(AX*1)", z, amd64FarResults)
+	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", z, amd64FarResults)
 	l.label(next)
 	l.printf("ADDQ $%d, AX", vecBytes)
-	l.printf("CMPQ AX, %d(BP)", amd64Count)
+	l.printf("CMPQ AX, %d(R14)", amd64Count)
 	l.printf("JLT %s", loop)
 	l.printf("POPQ AX")
 }
 
 func (l amd64) ifFar(label string) {
-	l.printf("CMPQ %d(BP), $0", amd64Far)
+	l.printf("CMPQ %d(R14), $0", amd64Far)
 	l.printf("JNE %s", label)
 }
 
 func (l amd64) farResult(dst vec, j int) {
-	l.printf("VMOVUPS %d(BP), Y%d", amd64FarResults+j*vecBytes, dst)
+	l.printf("VMOVUPS %d(R14), Y%d", amd64FarResults+j*vecBytes, dst)
 }
 
 func (l amd64) shiftRight(dst vec, n int) { l.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
@@ -292,11 +294,11 @@ func (l amd64) lookup(dst, index vec, off int) {
 
 func (l amd64) param(dst vec, field string) {
 	off := map[string]int{"p": amd64Params, "q": amd64Params + floatBytes}[field]
-	l.printf("VBROADCASTSS %d(BP), Y%d", off, dst)
+	l.printf("VBROADCASTSS %d(R14), Y%d", off, dst)
 }
 
 func (l amd64) wideParam(dst vec) {
-	l.printf("VBROADCASTSD %d(BP), Y%d", amd64WideParam, dst)
+	l.printf("VBROADCASTSD %d(R14), Y%d", amd64WideParam, dst)
 }
 
 func (l amd64) constant(dst vec, off int) {

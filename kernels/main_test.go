@@ -203,9 +203,9 @@ var architectures = map[string]rules{
 		// The goroutine, position-independent code, the frame and the stack;
 		// AVX-512.
 		forbidden: regexp.MustCompile(`\b(R14|R15|BP|SP|[XY](1[6-9]|[23]\d)|Z\d+|K[0-7])\b`),
-		own:       regexp.MustCompile(`\bBP\b|^31\(SP\), BP$`),
+		own:       regexp.MustCompile(`\(R14\)|^31\(SP\), R14$|^\$~31, R14$`),
 		kept:      regexp.MustCompile(`\b([XY](0|1|15)|BX|DX|SI|DI|R\d+|SP)\b`),
-		area:      regexp.MustCompile(`^$`), // by BP, which is not in kept
+		area:      regexp.MustCompile(`(\()R14\)`),
 		frame:     amd64{}.frame(),
 		features: map[string]string{
 			"ADDQ":         base,
