@@ -101,7 +101,7 @@ func (c *chans) loop(body func()) {
 	for _, a := range c.arrays {
 		c.addImm(a.at, a.bytes)
 	}
-	c.subImm(n, 8)
+	c.subImm(n, lanes)
 	c.branch(ifNotZero, again)
 	loop := c.buf.String()
 	c.buf.Reset()
@@ -222,11 +222,11 @@ func foldReducedChannels(c *chans) {
 
 // reduceChannels needs no vectors of channels: it goes lane by lane.
 func reduceChannels(c *chans) {
-	acc, otherA, otherB := c.array("acc", 8*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
+	acc, otherA, otherB := c.array("acc", lanes*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
 	c.loop(func() {
-		for i := range 8 {
-			c.reduce(mem{base: otherA.at, off: 8 * i}, mem{base: otherB.at, off: 8 * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
+		for i := range lanes {
+			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
 		}
 	})
 }

@@ -1,8 +1,6 @@
 package main
 
-import (
-	"slices"
-)
+import "slices"
 
 // The kernels. What each computes is told by the comments in ../kernels.go and
 // by ../kernels_generic.go.
@@ -17,7 +15,16 @@ const (
 	coefLen
 )
 
-const floatBytes = 4
+const (
+	lanes        = vecBytes / floatBytes
+	groupSize    = 4                 // vectors of rows, or rows of cols, that are handled together
+	groupValues  = groupSize * lanes // in rows
+	floatBytes   = 4
+	float64Bytes = 8
+	floatShift   = 2 // from a number of floats to their bytes
+	cacheLine    = 64
+	noMore       = 1 << 30 // values: more than a row has that one call handles
+)
 
 // body is what a walk needs to know of a kernel.
 type body struct {
@@ -57,8 +64,8 @@ func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
 		get(at, 0, part)
 	}
 	four = func(at address, part bool) {
-		prepare(at, 4, part)
-		for j := range 4 {
+		prepare(at, groupSize, part)
+		for j := range groupSize {
 			get(at, j, part)
 		}
 	}
@@ -89,445 +96,6 @@ func (b *body) advanceImm(a *asm, bytes int) {
 	for _, t := range b.tensors {
 		a.addImm(t, bytes)
 	}
-}
-
-// walkRows: the values of a channel are adjacent. In every row there are groups
-// of 4 vectors, then single ones, then a part.
-func walkRows(a *asm, b body) {
-	coef, rows := a.newArg("coef"), a.newArg("rows")
-	gap, count := a.newReg(), a.newReg()
-
-	a.arg(gap, "n")
-	a.move(count, gap)
-	a.andImm(count, 7)
-	a.part(count) // the same in every row
-	a.arg(count, "stride")
-	a.subReg(count, gap)
-	a.move(gap, count)
-	a.shiftLeft(gap, 2) // from the end of a row to the next
-	// A pipelined kernel takes the sums of one channel, which stay in their
-	// registers. Others have those of a channel per row, and begin anew with the
-	// first for every image.
-	var acc, more reg
-	perRow := b.sums != nil && !b.piped
-	switch {
-	case perRow:
-		acc, more = a.newArg("acc"), a.newArg("more")
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.loadSums(a, count)
-	}
-	a.coef = coef
-	a.loadConst = func(dst vec, field int) { a.broadcast(dst, mem{base: coef, off: field * floatBytes}) }
-	var fetch, left reg
-	if b.fetch != nil {
-		fetch, left = a.newReg(), a.newReg()
-	}
-
-	row, group, rest, single, part, next := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("next")
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-
-	a.label(row)
-	for f, c := range b.coef {
-		if c != unused {
-			a.broadcast(c, mem{base: coef, off: f * floatBytes})
-		}
-	}
-	if perRow {
-		b.loadSums(a, acc)
-	}
-	if b.fetch != nil {
-		a.arg(fetch, "fetch")
-		a.arg(left, "fetchLeft")
-	}
-	a.arg(count, "n")
-	a.subImm(count, 32)
-	a.branch(ifLess, rest)
-
-	a.label(group)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-		a.prefetch(mem{base: t, index: fetch, scale: 1, off: 64})
-	}
-	if b.fetch != nil { // at the end of a row go on with the next
-		same := a.newLabel("same")
-		a.subImm(left, 32)
-		a.branch(ifNotLess, same)
-		a.addReg(fetch, gap)
-		a.addImm(left, 1<<30)
-		a.label(same)
-	}
-	b.four(at, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(count, 32)
-	a.branch(ifNotLess, group)
-
-	a.label(rest)
-	a.addImm(count, 32)
-	a.subImm(count, 8)
-	a.branch(ifLess, part)
-
-	a.label(single)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-	}
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.subImm(count, 8)
-	a.branch(ifNotLess, single)
-
-	a.label(part)
-	a.andImm(count, 7)
-	a.branch(ifZero, next)
-	b.one(at, true)
-	a.shiftLeft(count, 2)
-	b.advance(a, count)
-
-	a.label(next)
-	b.advance(a, gap)
-	if perRow {
-		b.storeSums(a, acc)
-		a.arg(count, "accStep")
-		a.shiftLeft(count, 2)
-		a.addReg(acc, count)
-	}
-	if !b.piped {
-		a.arg(count, "coefStep")
-		a.shiftLeft(count, 2)
-		a.addReg(coef, count)
-	}
-	a.subImm(rows, 1)
-	a.branch(ifNotZero, row)
-
-	switch {
-	case perRow:
-		done := a.newLabel("done")
-		a.subImm(more, 1)
-		a.branch(ifLess, done)
-		a.arg(count, "imageGap")
-		a.shiftLeft(count, 2)
-		b.advance(a, count)
-		a.arg(coef, "coef")
-		a.arg(acc, "acc")
-		a.arg(rows, "rows")
-		a.jump(row)
-		a.label(done)
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.storeSums(a, count)
-	}
-}
-
-// walkRuns: rows of one channel after the other are adjacent. In every image there
-// are the values in front of a whole vector; then in every row groups of 4 vectors,
-// single ones, and a vector that it shares with the next row, whose lanes have the
-// constants of either; and a part at the end.
-func walkRuns(a *asm, b body) {
-	coef, rows := a.newArg("coef"), a.newArg("rows")
-	count, t := a.newReg(), a.newReg()
-	more, fetch := a.newArg("more"), a.newArg("fetch")
-	var fetchApart reg
-	if b.apart != nil {
-		fetchApart = a.newArg("fetchApart")
-	}
-	other := a.newVec()
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	a.coef = coef
-	r := rowEnd{coef: coef, rows: rows, left: count, t: t, other: other}
-	load := func(with loadConst) {
-		a.loadConst = with
-		for f, c := range b.coef {
-			if c != unused {
-				with(c, f)
-			}
-		}
-	}
-	r.one = func(with loadConst, part bool) {
-		load(with)
-		b.one(at, part)
-	}
-	r.forward = func() { b.advanceImm(a, vecBytes) }
-	r.begin = func() { load(r.plain(a)) }
-	prefetch := func(bytes int) {
-		for off := 0; off < bytes; off += 64 {
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: fetch, scale: 1, off: off})
-			}
-			for _, t := range b.apart {
-				a.prefetch(mem{base: t, index: fetchApart, scale: 1, off: off})
-			}
-		}
-	}
-
-	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
-	border, done := a.newLabel("border"), a.newLabel("done")
-
-	a.label(image)
-	r.begin()
-	r.head(a, &b, row)
-	a.label(row)
-	a.subImm(count, 32)
-	a.branch(ifLess, rest)
-	a.label(group)
-	prefetch(4 * vecBytes)
-	b.four(at, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(count, 32)
-	a.branch(ifNotLess, group)
-
-	a.label(rest)
-	a.addImm(count, 32)
-	a.subImm(count, 8)
-	a.branch(ifLess, border)
-	a.label(single)
-	prefetch(vecBytes)
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.subImm(count, 8)
-	a.branch(ifNotLess, single)
-
-	a.label(border)
-	r.emit(a, &b, row)
-	a.subImm(more, 1)
-	a.branch(ifLess, done)
-	a.arg(count, "imageGap")
-	a.shiftLeft(count, 2)
-	b.advance(a, count)
-	a.arg(coef, "coef")
-	a.arg(rows, "rows")
-	a.jump(image)
-	a.label(done)
-}
-
-// loadConst loads a constant.
-type loadConst func(dst vec, field int)
-
-// rowEnd is where a row of runs ends and the next begins.
-type rowEnd struct {
-	coef, rows reg // the constants of the row, and how many rows there are yet
-	left, t    reg // values that are left of the row, and a temporary
-	other      vec // free when constants are loaded
-
-	one     func(with loadConst, part bool) // handles a vector
-	forward func()                          // moves on by a vector
-	begin   func()                          // what a row begins with
-}
-
-// plain loads the constants of the row.
-func (r *rowEnd) plain(a *asm) loadConst {
-	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: f * floatBytes}) }
-}
-
-// shared loads those of the part of a vector that belongs to the row before, and
-// of the row elsewhere.
-func (r *rowEnd) shared(a *asm) loadConst {
-	return func(dst vec, f int) {
-		a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes})
-		a.broadcast(r.other, mem{base: r.coef, off: f * floatBytes})
-		a.elsewhere(dst, r.other)
-	}
-}
-
-// head handles what lies in front of the first whole vector, leaves it in t, in
-// bytes, and sets what is left of the first row. It goes to row if there is nothing.
-func (r *rowEnd) head(a *asm, b *body, row string) {
-	a.arg(r.left, "n")
-	a.arg(r.t, "head")
-	a.subReg(r.left, r.t)
-	a.andImm(r.t, 7)
-	a.branch(ifZero, row)
-	a.part(r.t)
-	r.one(r.plain(a), true)
-	a.arg(r.t, "head")
-	a.shiftLeft(r.t, 2)
-	b.advance(a, r.t)
-}
-
-// emit goes on to the next row with what is left of a row, less 8: with a vector
-// that the two share, if it is not 0. Behind the last row it handles a part.
-func (r *rowEnd) emit(a *asm, b *body, row string) {
-	next, last, end := a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
-	a.subImm(r.rows, 1)
-	a.branch(ifZero, last)
-	a.addImm(r.coef, coefLen*floatBytes)
-	a.arg(r.t, "n")
-	a.addReg(r.t, r.left) // what the next row has, but for its part of the vector
-	a.andImm(r.left, 7)
-	a.branch(ifZero, next)
-	a.part(r.left)
-	r.one(r.shared(a), false)
-	r.forward()
-	a.move(r.left, r.t)
-	r.begin()
-	a.jump(row)
-	a.label(next)
-	a.arg(r.left, "n")
-	r.begin()
-	a.jump(row)
-	a.label(last)
-	a.andImm(r.left, 7)
-	a.branch(ifZero, end)
-	a.move(r.t, r.left)
-	a.part(r.t)
-	r.one(r.plain(a), true)
-	a.shiftLeft(r.left, 2)
-	b.advance(a, r.left)
-	a.label(end)
-}
-
-// walkCols: the channels are adjacent. There are groups of 4 rows, then single
-// ones; in all of them it goes vector by vector, then there is a part.
-func walkCols(a *asm, b body) {
-	coef := a.newReg()
-	var acc reg
-	if b.sums != nil {
-		acc = a.newReg()
-	}
-	rows, count := a.newArg("rows"), a.newReg()
-	stride, stride3 := a.newArg("stride"), a.newReg()
-	var ahead reg
-	if b.fetch != nil {
-		ahead = a.newReg()
-	}
-	if a.stream {
-		a.arg(ahead, "fetch")
-	}
-
-	a.arg(count, "n")
-	a.andImm(count, 7)
-	a.part(count)
-	a.shiftLeft(stride, 2)
-	a.move(stride3, stride)
-	a.addReg(stride3, stride)
-	a.addReg(stride3, stride)
-	at := func(t reg, j int) mem {
-		return [4]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
-	}
-
-	// across handles some rows together, from the first column to the last.
-	across := func(f func(at address, part bool), height ...reg) {
-		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
-		// step handles column vector u from where the pointers are. Constants
-		// that one row uses once need no register.
-		step := func(u int, part bool) {
-			clear(a.constants)
-			a.loadConst = func(dst vec, field int) {
-				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
-			}
-			for f, c := range b.coef {
-				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
-				switch {
-				case c == unused:
-				case a.stream && f != fieldN:
-					a.constants[f] = m
-				default:
-					a.load(c, m)
-				}
-			}
-			b.loadSums(a, acc)
-			f(func(t reg, j int) mem {
-				m := at(t, j)
-				m.off += u * vecBytes
-				return m
-			}, part)
-			b.storeSums(a, acc)
-			clear(a.constants)
-		}
-		// The next group of rows is prefetched in the order of memory.
-		fetch := b.sums != nil && len(height) > 1
-		if fetch {
-			a.arg(ahead, "fetch")
-		}
-		a.arg(coef, "coef")
-		if b.sums != nil {
-			a.arg(acc, "acc")
-		}
-		a.arg(count, "n")
-		if a.stream {
-			many, few := a.newLabel("many"), a.newLabel("few")
-			a.subImm(count, 32)
-			a.branch(ifLess, few)
-			a.label(many)
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
-			}
-			if b.calls { // one call for all of them
-				a.columns = true
-				a.loadConst = func(dst vec, field int) {
-					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
-				}
-				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
-				a.columns = false
-			} else {
-				for u := range 4 {
-					step(u, false)
-				}
-			}
-			b.advanceImm(a, 4*vecBytes)
-			a.addImm(coef, 4*b.record*vecBytes)
-			a.subImm(count, 32)
-			a.branch(ifNotLess, many)
-			a.label(few)
-			a.addImm(count, 32)
-		}
-		a.subImm(count, 8)
-		a.branch(ifLess, part)
-
-		a.label(column)
-		if fetch {
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
-			}
-			a.addImm(ahead, 3*vecBytes) // and the tensor moves by one
-		}
-		step(0, false)
-		b.advanceImm(a, vecBytes)
-		a.addImm(coef, b.record*vecBytes)
-		if b.sums != nil {
-			a.addImm(acc, len(b.sums)*vecBytes)
-		}
-		a.subImm(count, 8)
-		a.branch(ifNotLess, column)
-
-		a.label(part)
-		a.andImm(count, 7)
-		a.branch(ifZero, next)
-		step(0, true)
-		a.shiftLeft(count, 2)
-		b.advance(a, count)
-
-		a.label(next)
-		a.arg(count, "n")
-		a.shiftLeft(count, 2)
-		for _, t := range b.tensors {
-			a.subReg(t, count)
-		}
-		for _, h := range height {
-			b.advance(a, h)
-		}
-	}
-
-	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	// What is stored past the caches goes in the order of memory: row by row.
-	if !a.stream {
-		a.subImm(rows, 4)
-		a.branch(ifLess, rest)
-		a.label(groups)
-		across(b.four, stride, stride3)
-		a.subImm(rows, 4)
-		a.branch(ifNotLess, groups)
-		a.label(rest)
-		a.addImm(rows, 4)
-	}
-	a.subImm(rows, 1)
-	a.branch(ifLess, done)
-	a.label(single)
-	across(b.one, stride)
-	a.subImm(rows, 1)
-	a.branch(ifNotLess, single)
-	a.label(done)
 }
 
 // prepare does what a kernel has to do before it handles count vectors.
@@ -563,7 +131,7 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 		addTo(sums, sets[0])
 	}
 	four = func(at address, part bool) {
-		prepare(at, 4, part)
+		prepare(at, groupSize, part)
 		get(at, 0, part, sets[0])
 		get(at, 1, part, sets[1])
 		addTo(sets[0], sets[1])
@@ -624,7 +192,7 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 		s = a.newVecs(2)
 	}
 	if o.act.called {
-		o.called = a.newVecs(4)
+		o.called = a.newVecs(groupSize)
 	}
 	return s
 }
@@ -921,110 +489,6 @@ func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int,
 	b.one, b.four, b.piped = both(0), both(1), true
 }
 
-// pipeRuns is the pipelined walk of runs: the next channels, whose sums are taken,
-// are those of rows next floats further on, as many as there are. Their constants
-// stand behind their sums in acc. There is one image; the sums go along the rows
-// from where each begins, in the order that walkRows has, and the vectors that are
-// applied across them, so that after what the two have in common of a row each has
-// a rest of its own. other is a vector that is free when constants are loaded.
-func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, apply [2]func(at address, part bool), other vec) {
-	coef, acc, rows := a.newArg("coef"), a.newArg("acc"), a.newArg("rows")
-	sums, left, t := a.newReg(), a.newReg(), a.newReg() // values of the row that are left to each
-	ahead := a.newArg("next")                           // from what is applied to what is summed
-	a.shiftLeft(ahead, 2)
-
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	summed := func(dst vec, f int) { a.broadcast(dst, mem{base: acc, off: 2*vecBytes + f*floatBytes}) }
-	sumNext := func(i int, part bool) {
-		a.loadConst = summed
-		o.load(a, sumFields...)
-		sum[i](func(t reg, j int) mem { return indexed(at(t, j), ahead) }, part)
-	}
-	applyThis := func(i int, with loadConst, part bool) {
-		a.loadConst = with
-		o.load(a, applyFields...)
-		apply[i](at, part)
-	}
-	prefetch := func(bytes int) {
-		a.arg(t, "fetch")
-		a.addReg(t, ahead)
-		for off := 0; off < bytes; off += 64 {
-			for _, r := range b.fetch {
-				a.prefetch(mem{base: r, index: t, scale: 1, off: off})
-			}
-		}
-	}
-	r := rowEnd{coef: coef, rows: rows, left: left, t: t, other: other}
-	r.one = func(with loadConst, part bool) { applyThis(0, with, part) }
-	r.forward = func() { // what is summed stays where it is
-		b.advanceImm(a, vecBytes)
-		a.subImm(ahead, vecBytes)
-	}
-	r.begin = func() {}
-	plain := r.plain(a)
-
-	row, group, rest, few := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("few")
-	single, part, summedUp := a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
-	vector, border := a.newLabel("vector"), a.newLabel("border")
-
-	r.head(a, b, row)
-	a.subReg(ahead, t)
-
-	a.label(row)
-	b.loadSums(a, acc)
-	a.arg(sums, "n")
-	a.subImm(left, 32)
-	a.branch(ifLess, rest)
-	a.label(group)
-	prefetch(4 * vecBytes)
-	sumNext(1, false)
-	applyThis(1, plain, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(sums, 32)
-	a.subImm(left, 32)
-	a.branch(ifNotLess, group)
-	a.label(rest)
-	a.addImm(left, 32)
-
-	// What is summed of the row is at most a group behind.
-	a.subImm(sums, 32)
-	a.branch(ifLess, few)
-	sumNext(1, false)
-	a.addImm(ahead, 4*vecBytes)
-	a.subImm(sums, 32)
-	a.label(few)
-	a.addImm(sums, 32)
-	a.subImm(sums, 8)
-	a.branch(ifLess, part)
-	a.label(single)
-	prefetch(vecBytes)
-	sumNext(0, false)
-	a.addImm(ahead, vecBytes)
-	a.subImm(sums, 8)
-	a.branch(ifNotLess, single)
-	a.label(part)
-	a.andImm(sums, 7)
-	a.branch(ifZero, summedUp)
-	a.move(t, sums)
-	a.part(t)
-	sumNext(0, true)
-	a.shiftLeft(sums, 2)
-	a.addReg(ahead, sums)
-	a.label(summedUp)
-	b.storeSums(a, acc)
-	a.addImm(acc, 3*vecBytes)
-
-	a.subImm(left, 8)
-	a.branch(ifLess, border)
-	a.label(vector)
-	applyThis(0, plain, false)
-	r.forward()
-	a.subImm(left, 8)
-	a.branch(ifNotLess, vector)
-	a.label(border)
-	r.emit(a, b, row)
-}
-
 // pipeForwardRuns exists for activations that are not called, and without a
 // residual.
 func pipeForwardRuns(a *asm, v variant) {
@@ -1047,7 +511,7 @@ func pipeForward(a *asm, v variant) {
 	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
 	b.fetch = []reg{o.x}
 	next := a.newArg("next")
-	a.shiftLeft(next, 2)
+	a.shiftLeft(next, floatShift)
 	if v.has(withResidual) { // is not read for the sums: pointed at where they would, it is prefetched with them
 		b.fetch = append(b.fetch, *o.res)
 		a.subReg(*o.res, next)
@@ -1080,7 +544,7 @@ func pipeBackward(a *asm, v variant) {
 	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
 	b.fetch = o.inputs()
 	next := a.newArg("next")
-	a.shiftLeft(next, 2)
+	a.shiftLeft(next, floatShift)
 	b.sums = o.reserve(a, true)
 	var sets [3][]vec
 	if v.act.called { // some constants are there before the call only, some behind it
