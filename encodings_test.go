@@ -2,10 +2,12 @@ package batchnorm_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -72,45 +74,102 @@ func tryGoCommand(t *testing.T, env []string, args ...string) (string, error) {
 	return string(out), err
 }
 
-// TestEncodings compares what a disassembler makes of every instruction that
-// the assembler does not know with what its comment says.
+// encodedMacro is a macro whose instructions are words. The comment above it tells them.
+type encodedMacro struct {
+	operands     []string
+	instructions []string
+	used         int
+}
+
+var operandOfMacro = regexp.MustCompile(`\b([a-z])([01])\b|\bR([a-z])\b|\$([a-z])\b`)
+
+// expand returns the instructions with the operands' values: x0 and x1 are the
+// registers of vector x, Rx is register x, and $x the number x.
+func (m *encodedMacro) expand(values []string) ([]string, error) {
+	if len(values) != len(m.operands) {
+		return nil, fmt.Errorf("%d operands, want %d", len(values), len(m.operands))
+	}
+	number := map[string]int{}
+	for i, o := range m.operands {
+		v, err := strconv.Atoi(values[i])
+		if err != nil {
+			return nil, err
+		}
+		number[o] = v
+	}
+	var list []string
+	for _, text := range m.instructions {
+		list = append(list, operandOfMacro.ReplaceAllStringFunc(text, func(o string) string {
+			switch p := operandOfMacro.FindStringSubmatch(o); {
+			case p[3] != "":
+				return fmt.Sprint("R", number[p[3]])
+			case p[4] != "":
+				return fmt.Sprint("$", number[p[4]])
+			default:
+				half, _ := strconv.Atoi(p[2])
+				return fmt.Sprint("V", 2*number[p[1]]+half)
+			}
+		}))
+	}
+	return list, nil
+}
+
+// TestEncodings compares what a disassembler makes of every use of a macro that
+// consists of words with what the comment above the macro says.
 func TestEncodings(t *testing.T) {
 	const file = "kernels_arm64.s"
 	text, err := os.ReadFile(file)
 	noError(t, err)
 	binary, _ := buildEverything(t, []string{"GOARCH=arm64"})
-	type instruction struct{ word, text string }
 	// Go is not at one with itself whether a vector instruction begins with a V.
 	canonical := func(text string) string {
 		return strings.TrimPrefix(strings.Join(strings.Fields(text), " "), "V")
 	}
-	decoded := map[string]instruction{} // by line
-	for _, m := range regexp.MustCompile(`(?m)^\s*`+regexp.QuoteMeta(file)+`:(\d+)\s+0x[0-9a-f]+\s+([0-9a-f]{8})\s+(.*)$`).
-		FindAllStringSubmatch(goCommand(t, nil, "tool", "objdump", "-s", `^(github\.com/fusedbn/batchnorm\.|act[A-Z])`, binary), -1) {
-		decoded[m[1]] = instruction{m[2], canonical(m[3])}
+	decoded := map[string][]string{} // by line
+	for _, m := range regexp.MustCompile(`(?m)^\s*`+regexp.QuoteMeta(file)+`:(\d+)\s+0x[0-9a-f]+\s+[0-9a-f]{8}\s+(.*)$`).
+		FindAllStringSubmatch(goCommand(t, nil, "tool", "objdump", "-s", `^github\.com/fusedbn/batchnorm\.`, binary), -1) {
+		decoded[m[1]] = append(decoded[m[1]], canonical(m[2]))
 	}
 
-	word := regexp.MustCompile(`^\tWORD \$0x([0-9a-f]{8}) // (.*)$`)
-	found := 0
-	for i, line := range strings.Split(string(text), "\n") {
-		if !strings.Contains(line, "WORD ") {
+	definition := regexp.MustCompile(`^#define (\w+)\((.*?)\) WORD `)
+	use := regexp.MustCompile(`^\t(\w+)\((.*)\)$`)
+	macros := map[string]*encodedMacro{}
+	lines := strings.Split(string(text), "\n")
+	for i, line := range lines {
+		if m := definition.FindStringSubmatch(line); m != nil {
+			comment, ok := strings.CutPrefix(lines[i-1], "// ")
+			if !ok {
+				t.Errorf("%s:%d: %s has no comment that tells its instructions", file, i+1, m[1])
+			}
+			macros[m[1]] = &encodedMacro{operands: strings.Split(m[2], ", "), instructions: strings.Split(comment, "; ")}
 			continue
 		}
-		found++
-		m := word.FindStringSubmatch(line)
-		if m == nil {
-			t.Errorf("%s:%d: want an encoding in 8 digits with a comment: %s", file, i+1, line)
+		if strings.Contains(line, "WORD ") {
+			t.Errorf("%s:%d: want words in macros only: %s", file, i+1, line)
+		}
+		m := use.FindStringSubmatch(line)
+		if m == nil || macros[m[1]] == nil {
 			continue
 		}
-		want := instruction{m[1], canonical(m[2])}
-		switch got, ok := decoded[strconv.Itoa(i+1)]; {
-		case !ok:
-			t.Errorf("%s:%d: is not in the binary: %s", file, i+1, line)
-		case got != want:
-			t.Errorf("%s:%d: %s is %s, the comment says %s (in the binary: %s)", file, i+1, want.word, got.text, want.text, got.word)
+		macro := macros[m[1]]
+		macro.used++
+		want, err := macro.expand(strings.Split(m[2], ", "))
+		if err != nil {
+			t.Errorf("%s:%d: %s: %v", file, i+1, line, err)
+		}
+		for j := range want {
+			want[j] = canonical(want[j])
+		}
+		if got := decoded[strconv.Itoa(i+1)]; !slices.Equal(got, want) {
+			t.Errorf("%s:%d:%s is %q, want %q", file, i+1, line, got, want)
 		}
 	}
-	if found == 0 {
+	for name, m := range macros {
+		if m.used == 0 {
+			t.Errorf("%s: nothing uses %s, so that its encoding is not proved", file, name)
+		}
+	}
+	if len(macros) == 0 {
 		t.Errorf("%s has no encodings", file)
 	}
 }

@@ -26,24 +26,35 @@ var activations = []activation{
 		name: "ReLU", temps: 1,
 		// Clear the lanes with z <= 0: -0 becomes +0, and NaN stays.
 		forward: func(a *asm, z vec, t []vec) {
-			a.notPositive(a, t[0], z)
+			a.notPositive(t[0], z)
 			a.op(opAndNot, z, t[0], z)
 		},
 		backward: func(a *asm, g, z vec, t []vec) {
-			a.positive(a, t[0], z)
+			a.positive(t[0], z)
 			a.op(opAnd, g, t[0], g)
 		},
 	},
 	{name: "Called", temps: 1, called: true},
 }
 
-// variant returns the Go constant of the way to come by the activation.
-func (f activation) variant() string {
+// actVariant is how a kernel comes by its activation, as in ../kernels.go.
+type actVariant int
+
+const (
+	actNone actVariant = iota
+	actInline
+	actCalled
+	numActVariants
+)
+
+var actVariantNames = [...]string{"actNone", "actInline", "actCalled"}
+
+func (f activation) variant() actVariant {
 	switch {
 	case f.called:
-		return "actCalled"
+		return actCalled
 	case f.identity():
-		return "actNone"
+		return actNone
 	}
-	return "actInline"
+	return actInline
 }

@@ -3,16 +3,28 @@ package main
 import "fmt"
 
 // amd64 lowers to AVX2: a vec is a YMM register. Y15 is the mask of a part.
-type amd64 struct{}
+type amd64 struct{ *printer }
 
-// R14 is the goroutine, R15 belongs to position-independent code, BP is the
-// frame pointer.
+func newAMD64(p *printer) lowering {
+	p.maxRegs = len(amd64Regs)
+	return amd64{p}
+}
+
+// R15 belongs to position-independent code, BP is the frame pointer. R14 is the
+// goroutine to Go's functions, and restored behind assembly, which may use it
+// (cmd/compile/abi-internal.md): it points to what kernels that call share with functions.
 var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13"}
 
 func (amd64) arch() string { return "amd64" }
-func (amd64) numRegs() int { return len(amd64Regs) }
 
-func (amd64) header() string { return header() }
+func (amd64) subroutines(string) string { return "" }
+
+func (amd64) header() string {
+	return header() + `
+// ARG loads a field of the arguments.
+#define ARG(field, r) MOVQ a+8(FP), r; MOVQ field(r), r
+`
+}
 
 func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
@@ -42,72 +54,71 @@ func (l amd64) m(m mem) string {
 	return s
 }
 
-func (l amd64) arg(a *asm, dst reg, field string) {
-	a.printf("MOVQ a+0(FP), %s", l.r(dst))
-	a.printf("MOVQ %s_%s(%s), %s", a.args, field, l.r(dst), l.r(dst))
+func (l amd64) arg(dst reg, field string) {
+	l.printf("ARG(%s_%s, %s)", l.args, field, l.r(dst))
 }
-func (l amd64) argAddr(a *asm, dst reg, field string) {
-	a.printf("MOVQ a+0(FP), %s", l.r(dst))
-	a.printf("ADDQ $%s_%s, %s", a.args, field, l.r(dst))
+func (l amd64) argAddr(dst reg, field string) {
+	l.printf("MOVQ a+8(FP), %s", l.r(dst))
+	l.printf("ADDQ $%s_%s, %s", l.args, field, l.r(dst))
 }
-func (l amd64) move(a *asm, dst, src reg)        { a.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
-func (l amd64) addImm(a *asm, dst reg, n int)    { a.printf("ADDQ $%d, %s", n, l.r(dst)) }
-func (l amd64) add(a *asm, dst, src reg)         { a.printf("ADDQ %s, %s", l.r(src), l.r(dst)) }
-func (l amd64) sub(a *asm, dst, src reg)         { a.printf("SUBQ %s, %s", l.r(src), l.r(dst)) }
-func (l amd64) subImm(a *asm, dst reg, n int)    { a.printf("SUBQ $%d, %s", n, l.r(dst)) }
-func (l amd64) shiftLeft(a *asm, dst reg, n int) { a.printf("SHLQ $%d, %s", n, l.r(dst)) }
-func (l amd64) andImm(a *asm, dst reg, n int)    { a.printf("ANDQ $%d, %s", n, l.r(dst)) }
-func (l amd64) branch(a *asm, c cond, to string) {
-	a.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
-}
-
-func (amd64) jump(a *asm, to string) { a.printf("JMP %s", to) }
-
-func (l amd64) part(a *asm, n reg) {
-	t := a.newReg()
-	a.regs-- // needed for these instructions only
-	a.printf("LEAQ maskTable<>+32(SB), %s", l.r(t))
-	a.printf("SHLQ $2, %s", l.r(n))
-	a.printf("SUBQ %s, %s", l.r(n), l.r(t))
-	a.printf("VMOVDQU (%s), Y15", l.r(t))
+func (l amd64) move(dst, src reg)        { l.printf("MOVQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) addImm(dst reg, n int)    { l.printf("ADDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) addReg(dst, src reg)      { l.printf("ADDQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) subReg(dst, src reg)      { l.printf("SUBQ %s, %s", l.r(src), l.r(dst)) }
+func (l amd64) subImm(dst reg, n int)    { l.printf("SUBQ $%d, %s", n, l.r(dst)) }
+func (l amd64) shiftLeft(dst reg, n int) { l.printf("SHLQ $%d, %s", n, l.r(dst)) }
+func (l amd64) andImm(dst reg, n int)    { l.printf("ANDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) branch(c cond, to string) {
+	l.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
 }
 
-func (l amd64) load(a *asm, dst vec, m mem)        { a.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
-func (l amd64) store(a *asm, src vec, m mem)       { a.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
-func (l amd64) loadPart(a *asm, dst vec, m mem)    { a.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
-func (l amd64) storePart(a *asm, src vec, m mem)   { a.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
-func (l amd64) storeStream(a *asm, src vec, m mem) { a.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
-func (l amd64) fence(a *asm)                       { a.printf("SFENCE") }
-func (l amd64) keepPart(a *asm, v vec)             { a.printf("VANDPS Y15, Y%d, Y%d", v, v) }
-func (l amd64) elsewhere(a *asm, dst, x vec)       { a.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
-func (l amd64) broadcast(a *asm, dst vec, m mem)   { a.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
-func (l amd64) broadcast64(a *asm, dst vec, m mem) { a.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
-func (l amd64) sqrt64(a *asm, dst, x vec)          { a.printf("VSQRTPD Y%d, Y%d", x, dst) }
-func (l amd64) reduce(a *asm, dst, dst2, src mem, t [3]vec) {
+func (l amd64) jump(to string) { l.printf("JMP %s", to) }
+
+func (l amd64) part(n reg) {
+	t := l.newReg()
+	l.regs-- // needed for these instructions only
+	l.printf("LEAQ maskTable<>+32(SB), %s", l.r(t))
+	l.printf("SHLQ $2, %s", l.r(n))
+	l.printf("SUBQ %s, %s", l.r(n), l.r(t))
+	l.printf("VMOVDQU (%s), Y15", l.r(t))
+}
+
+func (l amd64) load(dst vec, m mem)        { l.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
+func (l amd64) store(src vec, m mem)       { l.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
+func (l amd64) loadPart(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
+func (l amd64) storePart(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
+func (l amd64) storeStream(src vec, m mem) { l.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
+func (l amd64) fence()                     { l.printf("SFENCE") }
+func (l amd64) keepPart(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
+func (l amd64) broadcast(dst vec, m mem)   { l.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
+func (l amd64) broadcast64(dst vec, m mem) { l.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
+func (l amd64) sqrt64(dst, x vec)          { l.printf("VSQRTPD Y%d, Y%d", x, dst) }
+func (l amd64) reduce(dst, dst2, src mem, t [3]vec) {
 	for i, v := range t[:2] {
 		s := src
 		s.off += i * vecBytes
-		a.printf("VCVTPS2PD %s, Y%d", l.m(s), v)
+		l.printf("VCVTPS2PD %s, Y%d", l.m(s), v)
 		s.off += vecBytes / 2
-		a.printf("VCVTPS2PD %s, Y%d", l.m(s), t[2])
-		a.printf("VADDPD Y%d, Y%d, Y%d", t[2], v, v)
-		a.printf("VEXTRACTF128 $1, Y%d, X%d", v, t[2])
-		a.printf("VADDPD X%d, X%d, X%d", t[2], v, v)
+		l.printf("VCVTPS2PD %s, Y%d", l.m(s), t[2])
+		l.printf("VADDPD Y%d, Y%d, Y%d", t[2], v, v)
+		l.printf("VEXTRACTF128 $1, Y%d, X%d", v, t[2])
+		l.printf("VADDPD X%d, X%d, X%d", t[2], v, v)
 	}
-	a.printf("VHADDPD X%d, X%d, X%d", t[1], t[0], t[0])
-	a.printf("VMOVSD X%d, %s", t[0], l.m(dst))
-	a.printf("VMOVHPD X%d, %s", t[0], l.m(dst2))
+	l.printf("VHADDPD X%d, X%d, X%d", t[1], t[0], t[0])
+	l.printf("VMOVSD X%d, %s", t[0], l.m(dst))
+	l.printf("VMOVHPD X%d, %s", t[0], l.m(dst2))
 }
 
-func (amd64) pointTable(*asm)        {}
-func (l amd64) zero(a *asm, dst vec) { a.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
+func (l amd64) pointTable()  {}
+func (l amd64) zero(dst vec) { l.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
 
-func (l amd64) prefetch(a *asm, m mem) {
+func (l amd64) prefetch(m mem) {
 	name := "PREFETCHT1"
-	if a.near {
+	if l.near {
 		name = "PREFETCHT0"
 	}
-	a.printf("%s %s", name, l.m(m))
+	l.printf("%s %s", name, l.m(m))
 }
 
 var amd64Ops = [...]string{
@@ -135,38 +146,62 @@ var amd64Ops = [...]string{
 	opAddInt64: "VPADDQ",
 }
 
-func (l amd64) op(a *asm, o op, dst, x, y vec) {
+func (l amd64) op(o op, dst, x, y vec) {
 	if o == opOr && x == y { // done where registers are renamed
-		a.printf("VMOVAPS Y%d, Y%d", x, dst)
+		l.printf("VMOVAPS Y%d, Y%d", x, dst)
 		return
 	}
-	a.printf("%s Y%d, Y%d, Y%d", amd64Ops[o], y, x, dst)
+	l.printf("%s Y%d, Y%d, Y%d", amd64Ops[o], y, x, dst)
 }
 
-func (l amd64) positive(a *asm, dst, x vec)    { l.withZero(a, opGT, dst, x) }
-func (l amd64) notPositive(a *asm, dst, x vec) { l.withZero(a, opLE, dst, x) }
+func (l amd64) positive(dst, x vec)    { l.withZero(opGT, dst, x) }
+func (l amd64) notPositive(dst, x vec) { l.withZero(opLE, dst, x) }
 
-func (l amd64) withZero(a *asm, o op, dst, x vec) {
-	l.zero(a, dst)
-	l.op(a, o, dst, x, dst)
+func (l amd64) withZero(o op, dst, x vec) {
+	l.zero(dst)
+	l.op(o, dst, x, dst)
 }
 
-func (l amd64) opMem(a *asm, o op, dst, x vec, y mem, _ vec) {
-	a.printf("%s %s, Y%d, Y%d", amd64Ops[o], l.m(y), x, dst)
+func (l amd64) opMem(o op, dst, x vec, y mem, _ vec) {
+	l.printf("%s %s, Y%d, Y%d", amd64Ops[o], l.m(y), x, dst)
 }
 
-func (amd64) end(a *asm) {
-	a.printf("VZEROUPPER")
-	a.printf("RET")
+func (l amd64) end() {
+	l.printf("VZEROUPPER")
+	l.printf("RET")
+}
+
+// byTable checks the number, and puts what use needs of it into AX and BX.
+func (l amd64) byTable(table string, n int, use func()) {
+	l.printf("MOVQ id+0(FP), AX")
+	l.printf("CMPQ AX, $%d", n)
+	l.printf("JCC none")
+	l.printf("LEAQ %s<>(SB), BX", table)
+	use()
+	l.label("none")
+	l.printf("UNDEF")
+}
+
+func (l amd64) jumpByTable(table string, n int) {
+	l.byTable(table, n, func() { l.printf("JMP (BX)(AX*8)") })
+}
+
+func (l amd64) returnFromTable(table string, n int) {
+	l.byTable(table, n, func() {
+		l.printf("MOVQ (BX)(AX*8), AX")
+		l.printf("MOVQ AX, ret+8(FP)")
+		l.printf("RET")
+	})
 }
 
 // ---- functions and calls
 
-// The frame of a kernel that calls. BP points to the area, at a multiple of a
+// The frame of a kernel that calls. R14 points to the area, at a multiple of a
 // vector, where a function keeps the 4 vectors, and then what it makes of those
 // that are far; behind them there are the function's address, the two parameters,
 // the first of them as a float64, how many bytes of the area the call is for, and
-// whether there is something far. The assembler saves BP, since there is a frame.
+// whether there is something far. BP remains the frame pointer, by which tools walk
+// the stack.
 const (
 	amd64Function = 8*vecBytes + 8*iota
 	amd64Params
@@ -180,134 +215,122 @@ const (
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
 
-func (l amd64) area(a *asm, field string) {
-	a.printf("LEAQ %d(SP), BP", vecBytes-1)
-	a.printf("ANDQ $~%d, BP", vecBytes-1)
-	a.printf("MOVQ a+0(FP), AX")
-	a.printf("MOVQ kernelArgs_act(AX), AX")
+func (l amd64) area(field string) {
+	l.printf("LEAQ %d(SP), R14", vecBytes-1)
+	l.printf("ANDQ $~%d, R14", vecBytes-1)
+	l.printf("MOVQ a+8(FP), AX")
+	l.printf("MOVQ kernelArgs_act(AX), AX")
 	for _, copied := range []struct {
 		field string
 		to    int
 	}{{"p", amd64Params}, {"wide", amd64WideParam}, {field, amd64Function}} {
-		a.printf("MOVQ actCode_%s(AX), BX", copied.field)
-		a.printf("MOVQ BX, %d(BP)", copied.to)
+		l.printf("MOVQ actCode_%s(AX), BX", copied.field)
+		l.printf("MOVQ BX, %d(R14)", copied.to)
 	}
 }
 
-func (l amd64) call(a *asm, count int) {
-	a.printf("MOVQ $%d, %d(BP)", count*vecBytes, amd64Count)
-	a.printf("CALL %d(BP)", amd64Function)
+func (l amd64) call(count int) {
+	l.printf("MOVQ $%d, %d(R14)", count*vecBytes, amd64Count)
+	l.printf("CALL %d(R14)", amd64Function)
 }
 
-func (amd64) back(a *asm)     { a.printf("RET") }
-func (amd64) tableFirst(*asm) {}
+func (l amd64) back()       { l.printf("RET") }
+func (l amd64) tableFirst() {}
 
-func (l amd64) saveArgs(a *asm) {
+func (l amd64) saveArgs() {
 	for i := range 4 {
-		a.printf("VMOVUPS Y%d, %d(BP)", int(firstArg)+i, i*vecBytes)
+		l.printf("VMOVUPS Y%d, %d(R14)", int(firstArg)+i, i*vecBytes)
 	}
 }
 
-func (l amd64) argument(a *asm, dst vec, j int) { a.printf("VMOVUPS %d(BP), Y%d", j*vecBytes, dst) }
+func (l amd64) argument(dst vec, j int) { l.printf("VMOVUPS %d(R14), Y%d", j*vecBytes, dst) }
 
-func (l amd64) ifAny(a *asm, v vec, label string) {
-	a.printf("VTESTPS Y%d, Y%d", v, v)
-	a.printf("JNE %s", label)
+func (l amd64) ifAny(v vec, label string) {
+	l.printf("VTESTPS Y%d, Y%d", v, v)
+	l.printf("JNE %s", label)
 }
 
-func (l amd64) ifNone(a *asm, v vec, label string) {
-	a.printf("VTESTPS Y%d, Y%d", v, v)
-	a.printf("JEQ %s", label)
+func (l amd64) ifNone(v vec, label string) {
+	l.printf("VTESTPS Y%d, Y%d", v, v)
+	l.printf("JEQ %s", label)
 }
 
-func (l amd64) nothingFar(a *asm) { a.printf("MOVQ $0, %d(BP)", amd64Far) }
+func (l amd64) nothingFar() { l.printf("MOVQ $0, %d(R14)", amd64Far) }
 
-func (l amd64) eachFar(a *asm, z vec, body func(next string)) {
-	a.printf("MOVQ $1, %d(BP)", amd64Far)
-	a.printf("PUSHQ AX")
-	a.printf("MOVQ $0, AX")
-	loop, next := a.newLabel("vector"), a.newLabel("next")
-	a.label(loop)
-	a.printf("VMOVUPS (BP)(AX*1), Y%d", z)
+func (l amd64) eachFar(z vec, body func(next string)) {
+	l.printf("MOVQ $1, %d(R14)", amd64Far)
+	l.printf("PUSHQ AX")
+	l.printf("MOVQ $0, AX")
+	loop, next := l.newLabel("vector"), l.newLabel("next")
+	l.label(loop)
+	l.printf("VMOVUPS (R14)(AX*1), Y%d", z)
 	body(next)
-	a.printf("VMOVUPS Y%d, %d(BP)(AX*1)", z, amd64FarResults)
-	a.label(next)
-	a.printf("ADDQ $%d, AX", vecBytes)
-	a.printf("CMPQ AX, %d(BP)", amd64Count)
-	a.printf("JLT %s", loop)
-	a.printf("POPQ AX")
+	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", z, amd64FarResults)
+	l.label(next)
+	l.printf("ADDQ $%d, AX", vecBytes)
+	l.printf("CMPQ AX, %d(R14)", amd64Count)
+	l.printf("JLT %s", loop)
+	l.printf("POPQ AX")
 }
 
-func (l amd64) ifFar(a *asm, label string) {
-	a.printf("CMPQ %d(BP), $0", amd64Far)
-	a.printf("JNE %s", label)
+func (l amd64) ifFar(label string) {
+	l.printf("CMPQ %d(R14), $0", amd64Far)
+	l.printf("JNE %s", label)
 }
 
-func (l amd64) farResult(a *asm, dst vec, j int) {
-	a.printf("VMOVUPS %d(BP), Y%d", amd64FarResults+j*vecBytes, dst)
+func (l amd64) farResult(dst vec, j int) {
+	l.printf("VMOVUPS %d(R14), Y%d", amd64FarResults+j*vecBytes, dst)
 }
 
-func (l amd64) shiftRight(a *asm, dst vec, n int) { a.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
+func (l amd64) shiftRight(dst vec, n int) { l.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
 
 // VPERMPS looks at the 3 low bits only.
-func (amd64) pieceIndex(*asm, []vec) {}
-func (amd64) openRow(*asm, int)      {}
+func (l amd64) pieceIndex([]vec) {}
+func (l amd64) openRow(int)      {}
 
-func (l amd64) lookup(a *asm, dst, index vec, off int) {
-	a.printf("VPERMPS %s<>+%d(SB), Y%d, Y%d", a.tableName(), off, index, dst)
+func (l amd64) lookup(dst, index vec, off int) {
+	l.printf("VPERMPS %s<>+%d(SB), Y%d, Y%d", l.tableName(), off, index, dst)
 }
 
-func (l amd64) param(a *asm, dst vec, field string) {
+func (l amd64) param(dst vec, field string) {
 	off := map[string]int{"p": amd64Params, "q": amd64Params + floatBytes}[field]
-	a.printf("VBROADCASTSS %d(BP), Y%d", off, dst)
+	l.printf("VBROADCASTSS %d(R14), Y%d", off, dst)
 }
 
-func (l amd64) wideParam(a *asm, dst vec) {
-	a.printf("VBROADCASTSD %d(BP), Y%d", amd64WideParam, dst)
+func (l amd64) wideParam(dst vec) {
+	l.printf("VBROADCASTSD %d(R14), Y%d", amd64WideParam, dst)
 }
 
-func (l amd64) constant(a *asm, dst vec, off int) {
-	a.printf("VMOVUPS %s<>+%d(SB), Y%d", a.tableName(), off, dst)
+func (l amd64) constant(dst vec, off int) {
+	l.printf("VMOVUPS %s<>+%d(SB), Y%d", l.tableName(), off, dst)
 }
 
-func (l amd64) opConstant(a *asm, o op, dst, x vec, off int) {
-	a.printf("%s %s<>+%d(SB), Y%d, Y%d", amd64Ops[o], a.tableName(), off, x, dst)
+func (l amd64) opConstant(o op, dst, x vec, off int) {
+	l.printf("%s %s<>+%d(SB), Y%d, Y%d", amd64Ops[o], l.tableName(), off, x, dst)
 }
 
-func (l amd64) blend(a *asm, dst, mask, x, y vec) {
-	a.printf("VBLENDVPS Y%d, Y%d, Y%d, Y%d", mask, x, y, dst)
+func (l amd64) blend(dst, mask, x, y vec) {
+	l.printf("VBLENDVPS Y%d, Y%d, Y%d, Y%d", mask, x, y, dst)
 }
 
-func (l amd64) bySign(a *asm, dst, z, negative, positive vec) {
-	l.blend(a, dst, z, negative, positive) // which looks at signs only
+func (l amd64) bySign(dst, z, negative, positive vec) {
+	l.blend(dst, z, negative, positive) // which looks at signs only
 }
 
 // What VMAXPS and VMINPS return of zeros, and for NaN, is their second operand.
-func (l amd64) above(a *asm, dst, x, y, _ vec) { l.op(a, opMax, dst, x, y) }
-func (l amd64) below(a *asm, dst, x, y, _ vec) { l.op(a, opMin, dst, x, y) }
+func (l amd64) above(dst, x, y, _ vec) { l.op(opMax, dst, x, y) }
+func (l amd64) below(dst, x, y, _ vec) { l.op(opMin, dst, x, y) }
 
-func (l amd64) widen(a *asm, lo, hi, src vec) {
-	a.printf("VCVTPS2PD X%d, Y%d", src, lo)
-	a.printf("VEXTRACTF128 $1, Y%d, X%d", src, hi)
-	a.printf("VCVTPS2PD X%d, Y%d", hi, hi)
+func (l amd64) widen(dst pair, src vec) {
+	l.printf("VCVTPS2PD X%d, Y%d", src, dst[0])
+	l.printf("VEXTRACTF128 $1, Y%d, X%d", src, dst[1])
+	l.printf("VCVTPS2PD X%d, Y%d", dst[1], dst[1])
 }
 
-func (l amd64) narrow(a *asm, dst, lo, hi vec) {
-	a.printf("VCVTPD2PSY Y%d, X%d", lo, dst)
-	a.printf("VCVTPD2PSY Y%d, X%d", hi, hi)
-	a.printf("VINSERTF128 $1, X%d, Y%d, Y%d", hi, dst, dst)
+func (l amd64) narrow(dst vec, src pair) {
+	l.printf("VCVTPD2PSY Y%d, X%d", src[0], dst)
+	l.printf("VCVTPD2PSY Y%d, X%d", src[1], src[1])
+	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", src[1], dst, dst)
 }
 
-func (l amd64) shift52(a *asm, dst, x vec) { a.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
-
-func (l amd64) found(a *asm, dst reg, name string, id int, next, done string) {
-	a.printf("CMPQ id+0(FP), $%d", id)
-	a.printf("JNE %s", next)
-	a.printf("LEAQ %s<>(SB), %s", name, l.r(dst))
-	a.printf("JMP %s", done)
-}
-
-func (l amd64) result(a *asm, src reg) {
-	a.printf("MOVQ %s, ret+8(FP)", l.r(src))
-	a.printf("RET")
-}
+func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }

@@ -53,8 +53,8 @@ const (
 	float64s = 2 * vecBytes // the same
 )
 
-func newChans(l lowering, name string) *chans {
-	return &chans{fn: &fn{asm: &asm{lowering: l, name: name, args: "channelArgs"}}, usual: unused}
+func newChans(on target, name string) *chans {
+	return &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}, usual: unused}
 }
 
 // array returns the pointer to an argument with so many bytes for 8 channels.
@@ -70,8 +70,8 @@ func (c *chans) float64s(field string) array { return c.array(field, float64s) }
 // scalar returns copies of an argument.
 func (c *chans) scalar(field string) vec {
 	v, at := c.newVec(), c.newReg()
-	c.argAddr(c.asm, at, field)
-	c.broadcast64(c.asm, v, mem{base: at})
+	c.argAddr(at, field)
+	c.broadcast64(v, mem{base: at})
 	c.regs--
 	return v
 }
@@ -85,8 +85,8 @@ func (c *chans) pair() pair { return pair{c.newVec(), c.newVec()} }
 func (c *chans) watch() {
 	c.usual = c.newVec()
 	at := c.newReg()
-	c.argAddr(c.asm, at, "usual")
-	c.load(c.usual, mem{base: at}, false)
+	c.argAddr(at, "usual")
+	c.load(c.usual, mem{base: at})
 	c.regs--
 }
 
@@ -101,60 +101,60 @@ func (c *chans) loop(body func()) {
 	for _, a := range c.arrays {
 		c.addImm(a.at, a.bytes)
 	}
-	c.subImm(n, 8)
+	c.subImm(n, lanes)
 	c.branch(ifNotZero, again)
 	loop := c.buf.String()
 	c.buf.Reset()
 	c.buf.WriteString(before)
 	if c.table != nil { // only now it is known
-		c.pointTable(c.asm)
+		c.pointTable()
 	}
 	c.buf.WriteString(loop)
 	if c.usual != unused {
-		c.argAddr(c.asm, n, "usual")
-		c.lowering.store(c.asm, c.usual, mem{base: n})
+		c.argAddr(n, "usual")
+		c.store(c.usual, mem{base: n})
 	}
-	c.end(c.asm)
+	c.end()
 }
 
 // load64 and store64 move 8 float64.
 func (c *chans) load64(dst pair, a array) {
 	for h, v := range dst {
-		c.load(v, mem{base: a.at, off: h * vecBytes}, false)
+		c.load(v, mem{base: a.at, off: h * vecBytes})
 	}
 }
 
 func (c *chans) store64(src pair, a array) {
 	for h, v := range src {
-		c.lowering.store(c.asm, v, mem{base: a.at, off: h * vecBytes})
+		c.store(v, mem{base: a.at, off: h * vecBytes})
 	}
 }
 
 // loadWide sets dst to 8 float32 from memory.
 func (c *chans) loadWide(dst pair, a array, off int) {
-	c.load(dst[1], mem{base: a.at, off: off}, false)
+	c.load(dst[1], mem{base: a.at, off: off})
 	c.widen(dst, dst[1])
 }
 
 // store32 rounds src to float32 and stores that; src is lost.
 func (c *chans) store32(src pair, a array) {
 	c.round(src)
-	c.lowering.store(c.asm, src[0], mem{base: a.at})
+	c.store(src[0], mem{base: a.at})
 }
 
 // storeNegative is store32 of -src.
 func (c *chans) storeNegative(src pair, a array) {
 	c.round(src)
 	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
-	c.lowering.store(c.asm, src[0], mem{base: a.at})
+	c.store(src[0], mem{base: a.at})
 }
 
 // round leaves src as float32 in its first half.
-func (c *chans) round(src pair) { c.narrow(c.asm, src[0], src[0], src[1]) }
+func (c *chans) round(src pair) { c.narrow(src[0], src) }
 
 // const64 returns a register that holds a constant until the next one.
 func (c *chans) const64(v float64) vec {
-	c.constant(c.asm, constVec, c.entry64(math.Float64bits(v)))
+	c.constant(constVec, c.entry64(math.Float64bits(v)))
 	return constVec
 }
 
@@ -222,11 +222,11 @@ func foldReducedChannels(c *chans) {
 
 // reduceChannels needs no vectors of channels: it goes lane by lane.
 func reduceChannels(c *chans) {
-	acc, otherA, otherB := c.array("acc", 8*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
+	acc, otherA, otherB := c.array("acc", lanes*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
 	c.loop(func() {
-		for i := range 8 {
-			c.reduce(c.asm, mem{base: otherA.at, off: 8 * i}, mem{base: otherB.at, off: 8 * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
+		for i := range lanes {
+			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
 		}
 	})
 }
@@ -286,7 +286,7 @@ func mergeChannels(c *chans) {
 // reciprocalRoot sets x to 1/sqrt(x).
 func (c *chans) reciprocalRoot(x pair) {
 	for _, v := range x {
-		c.sqrt64(c.asm, v, v)
+		c.sqrt64(v, v)
 	}
 	one := c.const64(1)
 	for _, v := range x {
@@ -441,16 +441,14 @@ func trackChannels(c *chans) {
 	})
 }
 
-// channelText returns the text of all of them, with their declarations in Go and
-// the cases of simdChannels.
-func channelText(l lowering) (text, stubs, cases string) {
+// channelText returns the text of all of them, and their symbols.
+func channelText(on target) (text string, symbols []string) {
 	for _, k := range channelKernels {
 		name := k.function()
-		c := newChans(l, name)
+		c := newChans(on, name)
 		k.emit(c)
-		text += c.tableText() + fmt.Sprintf("\n// func %s(a *channelArgs)\nTEXT ·%s(SB), NOSPLIT, $0-8\n%s", name, name, c.buf.String())
-		stubs += fmt.Sprintf("//go:noescape\nfunc %s(a *channelArgs)\n\n", name)
-		cases += fmt.Sprintf("case channel%s:\n%s(a)\n", k.name, name)
+		text += c.tableText() + fmt.Sprintf("\n// func %s(id int, a *channelArgs)\nTEXT %s(SB), NOSPLIT, $0-16\n%s", name, local(name), c.buf.String())
+		symbols = append(symbols, local(name))
 	}
-	return text, stubs, cases
+	return text, symbols
 }

@@ -3,8 +3,6 @@ package main
 import (
 	"fmt"
 	"math"
-	"slices"
-	"strings"
 
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
@@ -52,45 +50,37 @@ var called = []function{
 
 var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
 
-// functions returns the text of all of them, and of simdActivation.
-func functions(l lowering) string {
-	var text, find strings.Builder
-	find.WriteString("\n// func simdActivation(id int) uintptr\nTEXT ·simdActivation(SB), NOSPLIT, $0-16\n")
-	a := &asm{lowering: l, name: "simdActivation"}
-	begin, done := a.newReg(), a.newLabel("done")
+// functions returns the text of all of them, and their symbols by [functionID].
+func functions(on target) (text string, symbols []string) {
+	symbols = make([]string, functionID(len(inline)+len(called), 0))
 	for i, c := range called {
 		for d, by := range []computation{c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
-			text.WriteString(by.text(l, name))
-			next := a.newLabel("next")
-			l.found(a, begin, name, functionID(len(inline)+i, d), next, done)
-			a.label(next)
+			text += by.text(on, name)
+			symbols[functionID(len(inline)+i, d)] = local(name)
 		}
 	}
-	a.label(done)
-	l.result(a, begin)
-	find.WriteString(a.buf.String())
-	return "\n" + text.String() + find.String()
+	return "\n" + text, symbols
 }
 
 // functionID is its namesake in ../kernels.go.
 func functionID(kind, derivative int) int { return kind*2 + derivative }
 
 // text returns the text of one of the two functions.
-func (c computation) text(l lowering, name string) string {
-	f := newFn(l, name)
+func (c computation) text(on target, name string) string {
+	f := newFn(on, name)
 	if c.quick != nil {
 		f.held, f.t, f.mask = map[any]vec{}, 6, 7 // behind the arguments
 		for j := range vec(4) {
 			f.z = firstArg + j
 			c.quick(f)
 		}
-		l.tableFirst(f.asm)
-		l.back(f.asm)
+		f.tableFirst()
+		f.back()
 	} else {
 		c.near.emit(f, c.far)
 	}
-	return fmt.Sprintf("%s\nTEXT %s<>(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), name, f.buf.String())
+	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
 }
 
 // fn is a function in the making. It has its argument and result in z.
@@ -107,47 +97,12 @@ type fn struct {
 	held map[any]vec
 }
 
-// pair is 8 float64, those of the lower and of the upper half of a vector.
-type pair [2]vec
-
 const constVec vec = numVecs - 1 // holds a constant until the next one
 
-func newFn(l lowering, name string) *fn {
+func newFn(on target, name string) *fn {
 	v := func(i vec) pair { return pair{i, i + 1} }
-	return &fn{asm: &asm{lowering: l, name: name}, x: v(2), p: v(4), q: v(6), r: v(8), s: v(10), z: 12, t: 13}
+	return &fn{asm: newAsm(on, name, ""), x: v(2), p: v(4), q: v(6), r: v(8), s: v(10), z: 12, t: 13}
 }
-
-func (a *asm) tableName() string { return a.name + "Table" }
-
-// tableText returns the constants of a function.
-func (a *asm) tableText() string {
-	if a.table == nil {
-		return ""
-	}
-	var text strings.Builder
-	for i, r := range a.table {
-		for j, v := range r {
-			fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", a.tableName(), vecBytes*i+8*j, v)
-		}
-	}
-	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", a.tableName(), vecBytes*len(a.table))
-	return text.String()
-}
-
-// row is a vector in the table of constants.
-type row [vecBytes / 8]uint64
-
-// entry returns where it is in the table.
-func (a *asm) entry(r row) int {
-	i := slices.Index(a.table, r)
-	if i < 0 {
-		i = len(a.table)
-		a.table = append(a.table, r)
-	}
-	return vecBytes * i
-}
-
-func (a *asm) entry64(bits uint64) int { return a.entry(row{bits, bits, bits, bits}) }
 
 func (f *fn) entry32(c float32) int {
 	bits := uint64(math.Float32bits(c))
@@ -170,13 +125,13 @@ func (f *fn) opC(o op, dst, x vec, c float32) {
 		f.op(o, dst, x, f.constC(c))
 		return
 	}
-	f.lowering.opConstant(f.asm, o, dst, x, f.entry32(c))
+	f.opConstant(o, dst, x, f.entry32(c))
 }
 
 // constC returns a register that holds a constant, in a function that is not quick
 // until the next one.
 func (f *fn) constC(c float32) vec {
-	load := func(dst vec) { f.lowering.constant(f.asm, dst, f.entry32(c)) }
+	load := func(dst vec) { f.constant(dst, f.entry32(c)) }
 	if f.held != nil {
 		return f.hold(c, load)
 	}
@@ -200,7 +155,7 @@ func (f *fn) hold(what any, load func(dst vec)) vec {
 
 // parameter returns the register that holds one of a quick function.
 func (f *fn) parameter(field string) vec {
-	return f.hold(field, func(dst vec) { f.param(f.asm, dst, field) })
+	return f.hold(field, func(dst vec) { f.param(dst, field) })
 }
 
 // atLeast and atMost keep NaN: the comparison is false and gives its second
@@ -219,9 +174,9 @@ func (f *fn) negative(z vec) {
 	f.op(opMin, z, constVec, z)
 }
 
-// positive sets dst to z where it is above 0, and to 0 elsewhere; dst is not z.
-func (f *fn) positive(dst, z vec) {
-	f.lowering.positive(f.asm, dst, z)
+// keepPositive sets dst to z where it is above 0, and to 0 elsewhere; dst is not z.
+func (f *fn) keepPositive(dst, z vec) {
+	f.positive(dst, z)
 	f.op(opAnd, dst, dst, z)
 }
 
@@ -236,10 +191,8 @@ func (f *fn) abs(dst, z vec) {
 
 // Operations on float64, each on both halves.
 
-func (f *fn) widen(dst pair, z vec) { f.lowering.widen(f.asm, dst[0], dst[1], z) }
-
 // result rounds x to float32 into z, and x is lost.
-func (f *fn) result(x pair) { f.lowering.narrow(f.asm, f.z, x[0], x[1]) }
+func (f *fn) result(x pair) { f.narrow(f.z, x) }
 
 func (f *fn) op64(o op, dst, x, y pair) {
 	for h := range dst {
@@ -253,7 +206,7 @@ func (f *fn) div64(dst, x, y pair) { f.op64(opDiv64, dst, x, y) }
 
 func (f *fn) op64C(o op, dst, x pair, c float64) {
 	for h := range dst {
-		f.lowering.opConstant(f.asm, o, dst[h], x[h], f.entry64(math.Float64bits(c)))
+		f.opConstant(o, dst[h], x[h], f.entry64(math.Float64bits(c)))
 	}
 }
 func (f *fn) add64C(dst, x pair, c float64) { f.op64C(opAdd64, dst, x, c) }
@@ -279,16 +232,12 @@ func (f *fn) power() {
 	f.mul64(f.p, f.s, f.p)
 }
 
-func (f *fn) shift52(x pair) {
-	for h := range x {
-		f.lowering.shift52(f.asm, x[h], x[h])
-	}
-}
-
 // exp2 takes y in p and leaves v in p and u in q; r and s are lost.
 func (f *fn) exp2() {
 	f.power()
-	f.shift52(f.r)
+	for _, v := range f.r {
+		f.shift52(v, v)
+	}
 	f.add64(f.s, f.q, f.p)
 	f.sub64(f.q, f.q, f.p)
 	f.op64(opAddInt64, f.p, f.s, f.r)
@@ -308,18 +257,18 @@ const (
 
 func leakyReLU(f *fn) {
 	f.mul(f.t, f.z, f.parameter("p"))
-	f.lowering.positive(f.asm, f.mask, f.z)
-	f.blend(f.asm, f.z, f.mask, f.z, f.t)
+	f.positive(f.mask, f.z)
+	f.blend(f.z, f.mask, f.z, f.t)
 }
 
 func leakyReLUSlope(f *fn) {
 	f.greater(f.z, f.z, f.constC(0))
-	f.blend(f.asm, f.z, f.z, f.constC(1), f.parameter("p"))
+	f.blend(f.z, f.z, f.constC(1), f.parameter("p"))
 }
 
 func clip(f *fn) {
-	f.above(f.asm, f.z, f.parameter("p"), f.z, f.t)
-	f.below(f.asm, f.z, f.parameter("q"), f.z, f.t)
+	f.above(f.z, f.parameter("p"), f.z, f.t)
+	f.below(f.z, f.parameter("q"), f.z, f.t)
 }
 
 func clipSlope(f *fn) {
@@ -356,7 +305,7 @@ func hardSwishSlope(f *fn) {
 	f.opC(opMul, f.t, f.z, 1.0/3)
 	f.opC(opAdd, f.t, f.t, 0.5)
 	f.op(opLE, f.mask, f.z, f.constC(3))
-	f.blend(f.asm, f.mask, f.mask, f.t, f.constC(1))
+	f.blend(f.mask, f.mask, f.t, f.constC(1))
 	f.op(opLE, f.z, f.constC(-3), f.z)
 	f.op(opAnd, f.z, f.z, f.mask)
 }
@@ -434,23 +383,23 @@ func gate(f *fn) {
 }
 
 func eluSlopeFar(f *fn) {
-	f.lowering.positive(f.asm, f.t, f.z)
+	f.positive(f.t, f.z)
 	f.atLeast(f.z, f.z, -eluTail)
 	f.negative(f.z)
 	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
-		f.wideParam(f.asm, f.s[h])
+		f.wideParam(f.s[h])
 	}
 	f.mul64(f.p, f.p, f.s)
 	f.div64(f.p, f.p, f.q)
 	f.result(f.p)
-	f.blend(f.asm, f.z, f.t, f.constC(1), f.z)
+	f.blend(f.z, f.t, f.constC(1), f.z)
 }
 
 func softplusFar(f *fn) {
-	f.positive(f.t, f.z)
+	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, tailEnd)
 	f.widen(f.p, f.z)
@@ -525,7 +474,7 @@ func tail(f *fn) {
 }
 
 func geluFar(f *fn) {
-	f.positive(f.t, f.z)
+	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
 	f.widen(f.x, f.z)
@@ -540,7 +489,7 @@ func geluFar(f *fn) {
 }
 
 func geluSlopeFar(f *fn) {
-	f.lowering.positive(f.asm, f.t, f.z)
+	f.positive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
 	f.widen(f.x, f.z)

@@ -1,9 +1,6 @@
 package main
 
-import (
-	"slices"
-	"strings"
-)
+import "slices"
 
 // The kernels. What each computes is told by the comments in ../kernels.go and
 // by ../kernels_generic.go.
@@ -18,103 +15,16 @@ const (
 	coefLen
 )
 
-const floatBytes = 4
-
-// variant is a kernel for one layout, activation and set of operands.
-type variant struct {
-	name string // of the assembly function
-	id   string // kernelID, as a Go expression
-	// called is the field of actCode with the function that it calls, if any.
-	called string
-	emit   func(a *asm)
-}
-
-// flags are the parts of a variant that are there or not.
-type flags struct {
-	residual, dResidual, stream bool
-}
-
-// variants lists every kernel.
-func variants() []variant {
-	var list []variant
-	layout := ""
-	add := func(kernel string, act activation, f flags, emit func(*asm)) {
-		name := kernel + strings.ToUpper(layout[:1]) + layout[1:]
-		if kernel != "moments" {
-			name += act.name
-		}
-		id := "0"
-		for _, part := range []struct {
-			on   bool
-			name string
-		}{{f.residual, "Residual"}, {f.dResidual, "DResidual"}, {f.stream, "Stream"}} {
-			if part.on {
-				name += part.name
-				id += "|with" + part.name
-			}
-		}
-		id = "((kernel" + strings.ToUpper(kernel[:1]) + kernel[1:] + "*numLayouts+int(" + layout + "))*int(numVariants)+int(" + act.variant() + "))*numFlags + (" + id + ")"
-		calls, l := "", layout
-		switch {
-		case !act.called:
-		case kernel == "normalize", kernel == "pipeForward":
-			calls = "value"
-		default:
-			calls = "derivative"
-		}
-		// What is only to be written out again is prefetched as close as can be. Sums
-		// and what is done between them leave no room there for more.
-		near := kernel == "normalize" || kernel == "inputGrad" && l == "cols"
-		list = append(list, variant{name, id, calls, func(a *asm) {
-			a.stream, a.layout, a.near = f.stream, l, near
-			emit(a)
-		}})
-	}
-	both := []bool{false, true}
-	layouts := []struct {
-		name string
-		walk walk
-	}{{"rows", walkRows}, {"cols", walkCols}, {"runs", walkRuns}}
-	for _, l := range layouts {
-		layout = l.name
-		sums := layout != "runs"
-		if sums {
-			add("moments", activations[0], flags{}, func(a *asm) { moments(a, l.walk) })
-		}
-		for _, act := range activations {
-			if !sums && !act.called {
-				add("pipeForward", act, flags{stream: true}, func(a *asm) { pipeForwardRuns(a, act) })
-			}
-			for _, res := range both {
-				for _, stream := range both {
-					add("normalize", act, flags{residual: res, stream: stream}, func(a *asm) { normalize(a, l.walk, act, res) })
-					if layout == "rows" {
-						add("pipeForward", act, flags{residual: res, stream: stream}, func(a *asm) { pipeForward(a, act, res) })
-					}
-				}
-				if res && act.identity() {
-					continue // nothing backward depends on z
-				}
-				for _, store := range both {
-					if !sums || store && !act.called {
-						continue
-					}
-					add("gradSums", act, flags{residual: res, dResidual: store}, func(a *asm) { gradSums(a, l.walk, act, res, store) })
-				}
-				for _, dres := range both {
-					for _, stream := range both {
-						f := flags{residual: res, dResidual: dres, stream: stream}
-						add("inputGrad", act, f, func(a *asm) { inputGrad(a, l.walk, act, res, dres) })
-						if layout == "rows" {
-							add("pipeBackward", act, f, func(a *asm) { pipeBackward(a, act, res, dres) })
-						}
-					}
-				}
-			}
-		}
-	}
-	return list
-}
+const (
+	lanes        = vecBytes / floatBytes
+	groupSize    = 4                 // vectors of rows, or rows of cols, that are handled together
+	groupValues  = groupSize * lanes // in rows
+	floatBytes   = 4
+	float64Bytes = 8
+	floatShift   = 2 // from a number of floats to their bytes
+	cacheLine    = 64
+	noMore       = 1 << 30 // values: more than a row has that one call handles
+)
 
 // body is what a walk needs to know of a kernel.
 type body struct {
@@ -154,8 +64,8 @@ func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
 		get(at, 0, part)
 	}
 	four = func(at address, part bool) {
-		prepare(at, 4, part)
-		for j := range 4 {
+		prepare(at, groupSize, part)
+		for j := range groupSize {
 			get(at, j, part)
 		}
 	}
@@ -165,13 +75,13 @@ func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
 // loadSums and storeSums move the sums from and to acc.
 func (b *body) loadSums(a *asm, acc reg) {
 	for i, s := range b.sums {
-		a.load(s, mem{base: acc, off: i * vecBytes}, false)
+		a.load(s, mem{base: acc, off: i * vecBytes})
 	}
 }
 
 func (b *body) storeSums(a *asm, acc reg) {
 	for i, s := range b.sums {
-		a.lowering.store(a, s, mem{base: acc, off: i * vecBytes})
+		a.store(s, mem{base: acc, off: i * vecBytes})
 	}
 }
 
@@ -186,445 +96,6 @@ func (b *body) advanceImm(a *asm, bytes int) {
 	for _, t := range b.tensors {
 		a.addImm(t, bytes)
 	}
-}
-
-// walkRows: the values of a channel are adjacent. In every row there are groups
-// of 4 vectors, then single ones, then a part.
-func walkRows(a *asm, b body) {
-	coef, rows := a.newArg("coef"), a.newArg("rows")
-	gap, count := a.newReg(), a.newReg()
-
-	a.arg(gap, "n")
-	a.move(count, gap)
-	a.andImm(count, 7)
-	a.part(a, count) // the same in every row
-	a.arg(count, "stride")
-	a.subReg(count, gap)
-	a.move(gap, count)
-	a.shiftLeft(gap, 2) // from the end of a row to the next
-	// A pipelined kernel takes the sums of one channel, which stay in their
-	// registers. Others have those of a channel per row, and begin anew with the
-	// first for every image.
-	var acc, more reg
-	perRow := b.sums != nil && !b.piped
-	switch {
-	case perRow:
-		acc, more = a.newArg("acc"), a.newArg("more")
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.loadSums(a, count)
-	}
-	a.coef = coef
-	a.loadConst = func(dst vec, field int) { a.broadcast(dst, mem{base: coef, off: field * floatBytes}) }
-	var fetch, left reg
-	if b.fetch != nil {
-		fetch, left = a.newReg(), a.newReg()
-	}
-
-	row, group, rest, single, part, next := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("next")
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-
-	a.label(row)
-	for f, c := range b.coef {
-		if c != unused {
-			a.broadcast(c, mem{base: coef, off: f * floatBytes})
-		}
-	}
-	if perRow {
-		b.loadSums(a, acc)
-	}
-	if b.fetch != nil {
-		a.arg(fetch, "fetch")
-		a.arg(left, "fetchLeft")
-	}
-	a.arg(count, "n")
-	a.subImm(count, 32)
-	a.branch(ifLess, rest)
-
-	a.label(group)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-		a.prefetch(mem{base: t, index: fetch, scale: 1, off: 64})
-	}
-	if b.fetch != nil { // at the end of a row go on with the next
-		same := a.newLabel("same")
-		a.subImm(left, 32)
-		a.branch(ifNotLess, same)
-		a.addReg(fetch, gap)
-		a.addImm(left, 1<<30)
-		a.label(same)
-	}
-	b.four(at, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(count, 32)
-	a.branch(ifNotLess, group)
-
-	a.label(rest)
-	a.addImm(count, 32)
-	a.subImm(count, 8)
-	a.branch(ifLess, part)
-
-	a.label(single)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-	}
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.subImm(count, 8)
-	a.branch(ifNotLess, single)
-
-	a.label(part)
-	a.andImm(count, 7)
-	a.branch(ifZero, next)
-	b.one(at, true)
-	a.shiftLeft(count, 2)
-	b.advance(a, count)
-
-	a.label(next)
-	b.advance(a, gap)
-	if perRow {
-		b.storeSums(a, acc)
-		a.arg(count, "accStep")
-		a.shiftLeft(count, 2)
-		a.addReg(acc, count)
-	}
-	if !b.piped {
-		a.arg(count, "coefStep")
-		a.shiftLeft(count, 2)
-		a.addReg(coef, count)
-	}
-	a.subImm(rows, 1)
-	a.branch(ifNotZero, row)
-
-	switch {
-	case perRow:
-		done := a.newLabel("done")
-		a.subImm(more, 1)
-		a.branch(ifLess, done)
-		a.arg(count, "imageGap")
-		a.shiftLeft(count, 2)
-		b.advance(a, count)
-		a.arg(coef, "coef")
-		a.arg(acc, "acc")
-		a.arg(rows, "rows")
-		a.jump(row)
-		a.label(done)
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.storeSums(a, count)
-	}
-}
-
-// walkRuns: rows of one channel after the other are adjacent. In every image there
-// are the values in front of a whole vector; then in every row groups of 4 vectors,
-// single ones, and a vector that it shares with the next row, whose lanes have the
-// constants of either; and a part at the end.
-func walkRuns(a *asm, b body) {
-	coef, rows := a.newArg("coef"), a.newArg("rows")
-	count, t := a.newReg(), a.newReg()
-	more, fetch := a.newArg("more"), a.newArg("fetch")
-	var fetchApart reg
-	if b.apart != nil {
-		fetchApart = a.newArg("fetchApart")
-	}
-	other := a.newVec()
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	a.coef = coef
-	r := rowEnd{coef: coef, rows: rows, left: count, t: t, other: other}
-	load := func(with loadConst) {
-		a.loadConst = with
-		for f, c := range b.coef {
-			if c != unused {
-				with(c, f)
-			}
-		}
-	}
-	r.one = func(with loadConst, part bool) {
-		load(with)
-		b.one(at, part)
-	}
-	r.forward = func() { b.advanceImm(a, vecBytes) }
-	r.begin = func() { load(r.plain(a)) }
-	prefetch := func(bytes int) {
-		for off := 0; off < bytes; off += 64 {
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: fetch, scale: 1, off: off})
-			}
-			for _, t := range b.apart {
-				a.prefetch(mem{base: t, index: fetchApart, scale: 1, off: off})
-			}
-		}
-	}
-
-	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
-	border, done := a.newLabel("border"), a.newLabel("done")
-
-	a.label(image)
-	r.begin()
-	r.head(a, &b, row)
-	a.label(row)
-	a.subImm(count, 32)
-	a.branch(ifLess, rest)
-	a.label(group)
-	prefetch(4 * vecBytes)
-	b.four(at, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(count, 32)
-	a.branch(ifNotLess, group)
-
-	a.label(rest)
-	a.addImm(count, 32)
-	a.subImm(count, 8)
-	a.branch(ifLess, border)
-	a.label(single)
-	prefetch(vecBytes)
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.subImm(count, 8)
-	a.branch(ifNotLess, single)
-
-	a.label(border)
-	r.emit(a, &b, row)
-	a.subImm(more, 1)
-	a.branch(ifLess, done)
-	a.arg(count, "imageGap")
-	a.shiftLeft(count, 2)
-	b.advance(a, count)
-	a.arg(coef, "coef")
-	a.arg(rows, "rows")
-	a.jump(image)
-	a.label(done)
-}
-
-// loadConst loads a constant.
-type loadConst func(dst vec, field int)
-
-// rowEnd is where a row of runs ends and the next begins.
-type rowEnd struct {
-	coef, rows reg // the constants of the row, and how many rows there are yet
-	left, t    reg // values that are left of the row, and a temporary
-	other      vec // free when constants are loaded
-
-	one     func(with loadConst, part bool) // handles a vector
-	forward func()                          // moves on by a vector
-	begin   func()                          // what a row begins with
-}
-
-// plain loads the constants of the row.
-func (r *rowEnd) plain(a *asm) loadConst {
-	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: f * floatBytes}) }
-}
-
-// shared loads those of the part of a vector that belongs to the row before, and
-// of the row elsewhere.
-func (r *rowEnd) shared(a *asm) loadConst {
-	return func(dst vec, f int) {
-		a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes})
-		a.broadcast(r.other, mem{base: r.coef, off: f * floatBytes})
-		a.elsewhere(a, dst, r.other)
-	}
-}
-
-// head handles what lies in front of the first whole vector, leaves it in t, in
-// bytes, and sets what is left of the first row. It goes to row if there is nothing.
-func (r *rowEnd) head(a *asm, b *body, row string) {
-	a.arg(r.left, "n")
-	a.arg(r.t, "head")
-	a.subReg(r.left, r.t)
-	a.andImm(r.t, 7)
-	a.branch(ifZero, row)
-	a.part(a, r.t)
-	r.one(r.plain(a), true)
-	a.arg(r.t, "head")
-	a.shiftLeft(r.t, 2)
-	b.advance(a, r.t)
-}
-
-// emit goes on to the next row with what is left of a row, less 8: with a vector
-// that the two share, if it is not 0. Behind the last row it handles a part.
-func (r *rowEnd) emit(a *asm, b *body, row string) {
-	next, last, end := a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
-	a.subImm(r.rows, 1)
-	a.branch(ifZero, last)
-	a.addImm(r.coef, coefLen*floatBytes)
-	a.arg(r.t, "n")
-	a.addReg(r.t, r.left) // what the next row has, but for its part of the vector
-	a.andImm(r.left, 7)
-	a.branch(ifZero, next)
-	a.part(a, r.left)
-	r.one(r.shared(a), false)
-	r.forward()
-	a.move(r.left, r.t)
-	r.begin()
-	a.jump(row)
-	a.label(next)
-	a.arg(r.left, "n")
-	r.begin()
-	a.jump(row)
-	a.label(last)
-	a.andImm(r.left, 7)
-	a.branch(ifZero, end)
-	a.move(r.t, r.left)
-	a.part(a, r.t)
-	r.one(r.plain(a), true)
-	a.shiftLeft(r.left, 2)
-	b.advance(a, r.left)
-	a.label(end)
-}
-
-// walkCols: the channels are adjacent. There are groups of 4 rows, then single
-// ones; in all of them it goes vector by vector, then there is a part.
-func walkCols(a *asm, b body) {
-	coef := a.newReg()
-	var acc reg
-	if b.sums != nil {
-		acc = a.newReg()
-	}
-	rows, count := a.newArg("rows"), a.newReg()
-	stride, stride3 := a.newArg("stride"), a.newReg()
-	var ahead reg
-	if b.fetch != nil {
-		ahead = a.newReg()
-	}
-	if a.stream {
-		a.arg(ahead, "fetch")
-	}
-
-	a.arg(count, "n")
-	a.andImm(count, 7)
-	a.part(a, count)
-	a.shiftLeft(stride, 2)
-	a.move(stride3, stride)
-	a.addReg(stride3, stride)
-	a.addReg(stride3, stride)
-	at := func(t reg, j int) mem {
-		return [4]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
-	}
-
-	// across handles some rows together, from the first column to the last.
-	across := func(f func(at address, part bool), height ...reg) {
-		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
-		// step handles column vector u from where the pointers are. Constants
-		// that one row uses once need no register.
-		step := func(u int, part bool) {
-			clear(a.constants)
-			a.loadConst = func(dst vec, field int) {
-				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes}, false)
-			}
-			for f, c := range b.coef {
-				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
-				switch {
-				case c == unused:
-				case a.stream && f != fieldN:
-					a.constants[f] = m
-				default:
-					a.load(c, m, false)
-				}
-			}
-			b.loadSums(a, acc)
-			f(func(t reg, j int) mem {
-				m := at(t, j)
-				m.off += u * vecBytes
-				return m
-			}, part)
-			b.storeSums(a, acc)
-			clear(a.constants)
-		}
-		// The next group of rows is prefetched in the order of memory.
-		fetch := b.sums != nil && len(height) > 1
-		if fetch {
-			a.arg(ahead, "fetch")
-		}
-		a.arg(coef, "coef")
-		if b.sums != nil {
-			a.arg(acc, "acc")
-		}
-		a.arg(count, "n")
-		if a.stream {
-			many, few := a.newLabel("many"), a.newLabel("few")
-			a.subImm(count, 32)
-			a.branch(ifLess, few)
-			a.label(many)
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
-			}
-			if b.calls { // one call for all of them
-				a.columns = true
-				a.loadConst = func(dst vec, field int) {
-					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes}, false)
-				}
-				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
-				a.columns = false
-			} else {
-				for u := range 4 {
-					step(u, false)
-				}
-			}
-			b.advanceImm(a, 4*vecBytes)
-			a.addImm(coef, 4*b.record*vecBytes)
-			a.subImm(count, 32)
-			a.branch(ifNotLess, many)
-			a.label(few)
-			a.addImm(count, 32)
-		}
-		a.subImm(count, 8)
-		a.branch(ifLess, part)
-
-		a.label(column)
-		if fetch {
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: 64})
-			}
-			a.addImm(ahead, 3*vecBytes) // and the tensor moves by one
-		}
-		step(0, false)
-		b.advanceImm(a, vecBytes)
-		a.addImm(coef, b.record*vecBytes)
-		if b.sums != nil {
-			a.addImm(acc, len(b.sums)*vecBytes)
-		}
-		a.subImm(count, 8)
-		a.branch(ifNotLess, column)
-
-		a.label(part)
-		a.andImm(count, 7)
-		a.branch(ifZero, next)
-		step(0, true)
-		a.shiftLeft(count, 2)
-		b.advance(a, count)
-
-		a.label(next)
-		a.arg(count, "n")
-		a.shiftLeft(count, 2)
-		for _, t := range b.tensors {
-			a.subReg(t, count)
-		}
-		for _, h := range height {
-			b.advance(a, h)
-		}
-	}
-
-	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	// What is stored past the caches goes in the order of memory: row by row.
-	if !a.stream {
-		a.subImm(rows, 4)
-		a.branch(ifLess, rest)
-		a.label(groups)
-		across(b.four, stride, stride3)
-		a.subImm(rows, 4)
-		a.branch(ifNotLess, groups)
-		a.label(rest)
-		a.addImm(rows, 4)
-	}
-	a.subImm(rows, 1)
-	a.branch(ifLess, done)
-	a.label(single)
-	across(b.one, stride)
-	a.subImm(rows, 1)
-	a.branch(ifNotLess, single)
-	a.label(done)
 }
 
 // prepare does what a kernel has to do before it handles count vectors.
@@ -654,13 +125,13 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 		get(at, 0, part, sets[0])
 		if part { // in rows the other lanes have sums of their own
 			for _, v := range sets[0] {
-				a.keepPart(a, v)
+				a.keepPart(v)
 			}
 		}
 		addTo(sums, sets[0])
 	}
 	four = func(at address, part bool) {
-		prepare(at, 4, part)
+		prepare(at, groupSize, part)
 		get(at, 0, part, sets[0])
 		get(at, 1, part, sets[1])
 		addTo(sets[0], sets[1])
@@ -681,12 +152,12 @@ func (a *asm) newVecs(n int) []vec {
 	return v
 }
 
-func moments(a *asm, w walk) {
+func moments(a *asm, v variant) {
 	x := a.newArg("x")
 	k := a.newVec()
 	b := body{tensors: []reg{x}, coef: []vec{k}, record: 1, sums: a.newVecs(2), fetch: []reg{x}}
 	b.one, b.four = treeSum(a, b.sums, newSets(a), nothing, momentValue(a, x, k))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.newVecs(2)} }
@@ -721,7 +192,7 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 		s = a.newVecs(2)
 	}
 	if o.act.called {
-		o.called = a.newVecs(4)
+		o.called = a.newVecs(groupSize)
 	}
 	return s
 }
@@ -729,10 +200,10 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 // prefetch makes a kernel without sums prefetch what it reads, in runs, and in cols
 // where it stores past the caches.
 func (o *operands) prefetch(a *asm, b *body) {
-	if a.layout == "runs" || a.stream && a.layout == "cols" {
+	if a.layout == inRuns || a.stream && a.layout == inCols {
 		b.fetch = o.inputs()
 	}
-	if a.layout == "runs" && o.res != nil && !o.backward { // no sums have read it
+	if a.layout == inRuns && o.res != nil && !o.backward { // no sums have read it
 		b.fetch, b.apart = []reg{o.x}, []reg{*o.res}
 	}
 }
@@ -800,7 +271,7 @@ func (o *operands) load(a *asm, fields ...int) {
 // walk says so, still in memory.
 func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
 	if m, ok := a.constants[field]; ok {
-		a.opMem(a, op, dst, x, m, o.c[field])
+		a.opMem(op, dst, x, m, o.c[field])
 		return
 	}
 	a.op(op, dst, x, o.c[field])
@@ -840,7 +311,7 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 			a.addMem(z, o.c[fieldN], m(o.x), z, part)
 			o.preActivation(a, z, z, m, part)
 		}
-		a.call(a, count)
+		a.call(count)
 		if !a.columns {
 			o.load(a, after...)
 		}
@@ -863,7 +334,7 @@ var affineFields = []int{fieldN, fieldA, fieldB}
 func (o *operands) normalizeOne(a *asm) apply {
 	return func(m func(reg) mem, place int, part bool) {
 		if o.act.called {
-			a.store(o.called[place], m(o.y), part)
+			a.write(o.called[place], m(o.y), part)
 			return
 		}
 		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
@@ -871,14 +342,14 @@ func (o *operands) normalizeOne(a *asm) apply {
 		if !o.act.identity() {
 			o.act.forward(a, o.z, o.temps)
 		}
-		a.store(o.z, m(o.y), part)
+		a.write(o.z, m(o.y), part)
 	}
 }
 
 // gradient computes d = x-m and g = dy*act'(z).
 func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, place int, part bool) {
 	a.addMem(d, o.c[fieldN], m(o.x), d, part)
-	a.load(g, m(o.dy), part)
+	a.read(g, m(o.dy), part)
 	switch {
 	case o.act.called:
 		a.mul(g, g, o.called[place])
@@ -893,7 +364,7 @@ func (o *operands) gradValue(a *asm, store bool) value {
 	return func(m func(reg) mem, place int, part bool, v []vec) {
 		o.gradient(a, v[1], v[0], m, place, part)
 		if store {
-			a.store(v[0], m(*o.dres), part)
+			a.write(v[0], m(*o.dres), part)
 		}
 		a.mul(v[1], v[0], v[1])
 	}
@@ -909,28 +380,28 @@ func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 		o.withConst(a, opMul, d, d, fieldK2)
 		a.sub(t, t, d)
 		o.withConst(a, opMul, t, t, fieldA)
-		a.store(t, m(o.y), part)
+		a.write(t, m(o.y), part)
 		if o.dres != nil {
-			a.store(g, m(*o.dres), part)
+			a.write(g, m(*o.dres), part)
 		}
 	}
 }
 
-func normalize(a *asm, w walk, act activation, res bool) {
+func normalize(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
-	b.calls = act.called
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
+	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a, a.newVec())
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 // backwardOperands are the tensors that the backward kernels read.
-func backwardOperands(a *asm, b *body, act activation, res bool) operands {
-	return operands{act: act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", res)}
+func backwardOperands(a *asm, b *body, v variant) operands {
+	return operands{act: v.act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", v.has(withResidual))}
 }
 
 // backwardFields are the constants of sums: without an activation nothing
@@ -942,38 +413,38 @@ func backwardFields(act activation, more ...int) []int {
 	return append(more, fieldN)
 }
 
-func gradSums(a *asm, w walk, act activation, res, store bool) {
+func gradSums(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.dres = b.optional(a, "dres", store)
+	o := backwardOperands(a, &b, v)
+	o.dres = b.optional(a, "dres", v.has(withDResidual))
 	b.fetch = o.inputs()
 	b.sums = o.reserve(a, true)
-	b.coef = o.newConsts(a, backwardFields(act)...)
+	b.coef = o.newConsts(a, backwardFields(v.act)...)
 	sets := newSets(a)
 	o.newTemps(a, sets[0][0])
-	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, store))
-	w(a, b)
+	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, v.has(withDResidual)))
+	v.walk()(a, b)
 }
 
 // inputGradFields are the constants of dx, once g is known.
 var inputGradFields = []int{fieldN, fieldA, fieldK1, fieldK2}
 
-func inputGrad(a *asm, w walk, act activation, res, dres bool) {
+func inputGrad(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
-	fields := backwardFields(act, fieldK1, fieldK2)
-	if act.identity() {
+	o := backwardOperands(a, &b, v)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
+	fields := backwardFields(v.act, fieldK1, fieldK2)
+	if v.act.identity() {
 		fields = append(fields, fieldA)
 	}
-	b.calls = act.called
+	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, fields...)
 	d, g, t := a.newVec(), a.newVec(), a.newVec()
 	o.newTemps(a, d)
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, d, g, t))
-	w(a, b)
+	v.walk()(a, b)
 }
 
 // The pipelined kernels, for rows: while they apply the constants of a channel,
@@ -1018,115 +489,11 @@ func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int,
 	b.one, b.four, b.piped = both(0), both(1), true
 }
 
-// pipeRuns is the pipelined walk of runs: the next channels, whose sums are taken,
-// are those of rows next floats further on, as many as there are. Their constants
-// stand behind their sums in acc. There is one image; the sums go along the rows
-// from where each begins, in the order that walkRows has, and the vectors that are
-// applied across them, so that after what the two have in common of a row each has
-// a rest of its own. other is a vector that is free when constants are loaded.
-func (b *body) pipeRuns(a *asm, o *operands, sumFields, applyFields []int, sum, apply [2]func(at address, part bool), other vec) {
-	coef, acc, rows := a.newArg("coef"), a.newArg("acc"), a.newArg("rows")
-	sums, left, t := a.newReg(), a.newReg(), a.newReg() // values of the row that are left to each
-	ahead := a.newArg("next")                           // from what is applied to what is summed
-	a.shiftLeft(ahead, 2)
-
-	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	summed := func(dst vec, f int) { a.broadcast(dst, mem{base: acc, off: 2*vecBytes + f*floatBytes}) }
-	sumNext := func(i int, part bool) {
-		a.loadConst = summed
-		o.load(a, sumFields...)
-		sum[i](func(t reg, j int) mem { return indexed(at(t, j), ahead) }, part)
-	}
-	applyThis := func(i int, with loadConst, part bool) {
-		a.loadConst = with
-		o.load(a, applyFields...)
-		apply[i](at, part)
-	}
-	prefetch := func(bytes int) {
-		a.arg(t, "fetch")
-		a.addReg(t, ahead)
-		for off := 0; off < bytes; off += 64 {
-			for _, r := range b.fetch {
-				a.prefetch(mem{base: r, index: t, scale: 1, off: off})
-			}
-		}
-	}
-	r := rowEnd{coef: coef, rows: rows, left: left, t: t, other: other}
-	r.one = func(with loadConst, part bool) { applyThis(0, with, part) }
-	r.forward = func() { // what is summed stays where it is
-		b.advanceImm(a, vecBytes)
-		a.subImm(ahead, vecBytes)
-	}
-	r.begin = func() {}
-	plain := r.plain(a)
-
-	row, group, rest, few := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("few")
-	single, part, summedUp := a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
-	vector, border := a.newLabel("vector"), a.newLabel("border")
-
-	r.head(a, b, row)
-	a.subReg(ahead, t)
-
-	a.label(row)
-	b.loadSums(a, acc)
-	a.arg(sums, "n")
-	a.subImm(left, 32)
-	a.branch(ifLess, rest)
-	a.label(group)
-	prefetch(4 * vecBytes)
-	sumNext(1, false)
-	applyThis(1, plain, false)
-	b.advanceImm(a, 4*vecBytes)
-	a.subImm(sums, 32)
-	a.subImm(left, 32)
-	a.branch(ifNotLess, group)
-	a.label(rest)
-	a.addImm(left, 32)
-
-	// What is summed of the row is at most a group behind.
-	a.subImm(sums, 32)
-	a.branch(ifLess, few)
-	sumNext(1, false)
-	a.addImm(ahead, 4*vecBytes)
-	a.subImm(sums, 32)
-	a.label(few)
-	a.addImm(sums, 32)
-	a.subImm(sums, 8)
-	a.branch(ifLess, part)
-	a.label(single)
-	prefetch(vecBytes)
-	sumNext(0, false)
-	a.addImm(ahead, vecBytes)
-	a.subImm(sums, 8)
-	a.branch(ifNotLess, single)
-	a.label(part)
-	a.andImm(sums, 7)
-	a.branch(ifZero, summedUp)
-	a.move(t, sums)
-	a.part(a, t)
-	sumNext(0, true)
-	a.shiftLeft(sums, 2)
-	a.addReg(ahead, sums)
-	a.label(summedUp)
-	b.storeSums(a, acc)
-	a.addImm(acc, 3*vecBytes)
-
-	a.subImm(left, 8)
-	a.branch(ifLess, border)
-	a.label(vector)
-	applyThis(0, plain, false)
-	r.forward()
-	a.subImm(left, 8)
-	a.branch(ifNotLess, vector)
-	a.label(border)
-	r.emit(a, b, row)
-}
-
 // pipeForwardRuns exists for activations that are not called, and without a
 // residual.
-func pipeForwardRuns(a *asm, act activation) {
+func pipeForwardRuns(a *asm, v variant) {
 	var b body
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
 	b.fetch = []reg{o.x}
 	b.sums = o.reserve(a, true)
 	o.newConsts(a, affineFields...)
@@ -1139,13 +506,13 @@ func pipeForwardRuns(a *asm, act activation) {
 	b.pipeRuns(a, &o, []int{fieldN}, affineFields, sum, apply, sets[2][1])
 }
 
-func pipeForward(a *asm, act activation, res bool) {
+func pipeForward(a *asm, v variant) {
 	b := body{record: 2 * coefLen}
-	o := operands{act: act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", res)}
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
 	b.fetch = []reg{o.x}
 	next := a.newArg("next")
-	a.shiftLeft(next, 2)
-	if res { // is not read for the sums: pointed at where they would, it is prefetched with them
+	a.shiftLeft(next, floatShift)
+	if v.has(withResidual) { // is not read for the sums: pointed at where they would, it is prefetched with them
 		b.fetch = append(b.fetch, *o.res)
 		a.subReg(*o.res, next)
 	}
@@ -1154,12 +521,12 @@ func pipeForward(a *asm, act activation, res bool) {
 	sets := newSets(a)
 	o.z, o.temps = sets[0][0], sets[1]
 	o.t = o.temps[0]
-	for len(o.temps) < act.temps {
+	for len(o.temps) < v.act.temps {
 		o.temps = append(o.temps, a.newVec())
 	}
 	// The function is that of y; the sums need none.
 	loadN := func(address, int, bool) {
-		if act.called {
+		if v.act.called {
 			o.load(a, fieldN)
 		}
 	}
@@ -1168,19 +535,19 @@ func pipeForward(a *asm, act activation, res bool) {
 	sum[0], sum[1] = treeSum(a, b.sums, sets, loadN, momentValue(a, o.x, o.c[fieldN]))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
 	b.pipe(a, &o, next, []int{fieldN}, affineFields, sum, apply)
-	walkRows(a, b)
+	v.walk()(a, b)
 }
 
-func pipeBackward(a *asm, act activation, res, dres bool) {
+func pipeBackward(a *asm, v variant) {
 	b := body{record: 2 * coefLen}
-	o := backwardOperands(a, &b, act, res)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", dres)
+	o := backwardOperands(a, &b, v)
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
 	b.fetch = o.inputs()
 	next := a.newArg("next")
-	a.shiftLeft(next, 2)
+	a.shiftLeft(next, floatShift)
 	b.sums = o.reserve(a, true)
 	var sets [3][]vec
-	if act.called { // some constants are there before the call only, some behind it
+	if v.act.called { // some constants are there before the call only, some behind it
 		o.newConsts(a, affineFields...)
 		sets = newSets(a)
 		o.c[fieldK1], o.c[fieldK2] = o.c[fieldB], sets[2][1] // which only sums use
@@ -1192,6 +559,6 @@ func pipeBackward(a *asm, act activation, res, dres bool) {
 	var sum, apply [2]func(at address, part bool)
 	sum[0], sum[1] = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, false))
 	apply[0], apply[1] = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, sets[0][0], sets[0][1], sets[1][0]))
-	b.pipe(a, &o, next, backwardFields(act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sum, apply)
-	walkRows(a, b)
+	b.pipe(a, &o, next, backwardFields(v.act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sum, apply)
+	v.walk()(a, b)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"go/ast"
 	"go/constant"
@@ -13,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -21,7 +23,7 @@ import (
 func TestUpToDate(t *testing.T) {
 	files := generate()
 	names := slices.Sorted(maps.Keys(files))
-	want := []string{"kernels_amd64.go", "kernels_amd64.s", "kernels_arm64.go", "kernels_arm64.s"}
+	want := []string{"kernels_amd64.go", "kernels_amd64.s", "kernels_arm64.go", "kernels_arm64.s", "kernels_list_test.go"}
 	if !slices.Equal(names, want) {
 		t.Errorf("the generator writes %q, want %q", names, want)
 	}
@@ -45,56 +47,126 @@ func firstDifferentLine(a, b []byte) int {
 	return 1 + bytes.Count(a[:n], []byte("\n"))
 }
 
-// kernel is a function of an assembly file.
-type kernel struct {
-	name  string // ends in <> when it is not to be seen from Go
+// routine is a function of an assembly file.
+type routine struct {
+	name  string
 	frame string // what stands behind its name
 	body  []instruction
 }
 
 // function reports whether it is the function of an activation.
-func (k kernel) function() bool { return strings.HasSuffix(k.name, "<>") }
+func (k routine) function() bool { return strings.HasPrefix(k.name, "act") }
 
 // calls reports whether it is a kernel that calls such a function.
-func (k kernel) calls() bool { return strings.Contains(k.name, "Called") }
+func (k routine) calls() bool { return strings.Contains(k.name, "Called") }
 
-// plain reports whether it is neither a kernel nor a function, and uses no
-// vectors.
-func (k kernel) plain() bool { return k.name == "simdFence" || k.name == "simdActivation" }
+// plainFrames are the frames of those that are neither kernels nor functions, and
+// use no vectors.
+var plainFrames = map[string]string{
+	"simdKernel":     "NOSPLIT|NOFRAME, $0-16",
+	"simdChannels":   "NOSPLIT|NOFRAME, $0-16",
+	"simdActivation": "NOSPLIT|NOFRAME, $0-16",
+	"simdFence":      "NOSPLIT, $0-0",
+	"absent":         "NOSPLIT|NOFRAME, $0-0",
+}
 
-// instruction is a line; a WORD is taken for what its comment says.
+func (k routine) plain() bool { return plainFrames[k.name] != "" }
+
+// subroutine reports whether it is one that moves a part.
+func (k routine) subroutine() bool { return strings.Contains(k.name, "Part") }
+
+// instruction is one of a line; a macro of words is taken for what its comment says.
 type instruction struct {
 	line               int
 	mnemonic, operands string
 }
 
 // parse reads what the generator printed.
-func parse(t *testing.T, text []byte) []kernel {
+func parse(t *testing.T, text []byte) []routine {
 	t.Helper()
-	var list []kernel
+	var list []routine
 	for i, line := range strings.Split(string(text), "\n") {
-		code, comment, _ := strings.Cut(line, " // ")
+		code, _, _ := strings.Cut(line, " // ")
 		if rest, ok := strings.CutPrefix(code, "TEXT "); ok {
 			rest = strings.TrimPrefix(rest, "·")
 			name, frame, ok := strings.Cut(strings.TrimSpace(rest), "(SB), ")
 			if !ok {
 				t.Fatalf("line %d: %s", i+1, line)
 			}
-			list = append(list, kernel{name: name, frame: frame})
+			list = append(list, routine{name: strings.TrimSuffix(name, "<>"), frame: frame})
 			continue
 		}
 		if !strings.HasPrefix(code, "\t") {
 			continue // a label, data, or nothing
 		}
-		if strings.HasPrefix(code, "\tWORD ") {
-			code = comment
-		}
-		mnemonic, operands, _ := strings.Cut(strings.TrimSpace(code), " ")
 		k := &list[len(list)-1]
-		k.body = append(k.body, instruction{i + 1, mnemonic, operands})
+		for _, code := range expand(t, code) {
+			mnemonic, operands, _ := strings.Cut(code, " ")
+			k.body = append(k.body, instruction{i + 1, mnemonic, operands})
+		}
 	}
-	if want := len(variants()) + len(channelKernels) + 2 + 2*len(called); len(list) != want { // two are plain
-		t.Fatalf("found %d functions, want %d", len(list), want)
+	symbols := map[string]bool{} // some kernels have two names
+	for _, m := range kernelEntry.FindAllStringSubmatch(string(text), -1) {
+		symbols[m[1]] = true
+	}
+	want := len(symbols) + len(channelKernels) + len(plainFrames) - 1 + 2*len(called) // absent is among the symbols
+	got := len(list) - count(list, routine.subroutine)
+	if got != want {
+		t.Fatalf("found %d functions, want %d", got, want)
+	}
+	return list
+}
+
+var kernelEntry = regexp.MustCompile(`(?m)^DATA simdKernelTable<>.*\$·(\w+)<>`)
+
+func count(list []routine, f func(routine) bool) (n int) {
+	for _, k := range list {
+		if f(k) {
+			n++
+		}
+	}
+	return n
+}
+
+// expand returns the instructions of a line.
+func expand(t *testing.T, line string) []string {
+	t.Helper()
+	line = strings.TrimSpace(line)
+	name, rest, _ := strings.Cut(line, "(")
+	if strings.Contains(name, " ") || name == "RET" {
+		return []string{line}
+	}
+	operands := strings.Split(strings.TrimSuffix(rest, ")"), ", ")
+	switch name {
+	case "ARG":
+		return []string{"ARG " + strings.Join(operands, ", ")}
+	case "PART":
+		return []string{"ADD $" + operands[1] + ", " + operands[2] + ", R24", "CALL " + operands[0] + "(SB)"}
+	}
+	i := slices.IndexFunc(macros, func(m macro) bool { return m.name == name })
+	if i < 0 {
+		return []string{line}
+	}
+	letter := regexp.MustCompile(`\b([a-z])([01])\b|\bR([a-z])\b|\$([a-z])\b`)
+	value := func(o string) int {
+		n, err := strconv.Atoi(operands[strings.Index(macros[i].operands, o)])
+		if err != nil {
+			t.Fatalf("%s: %v", line, err)
+		}
+		return n
+	}
+	var list []string
+	for _, s := range macros[i].steps {
+		list = append(list, letter.ReplaceAllStringFunc(s.text, func(o string) string {
+			switch {
+			case o[0] == 'R':
+				return fmt.Sprint("R", value(o[1:]))
+			case o[0] == '$':
+				return fmt.Sprint("$", value(o[1:]))
+			default:
+				return fmt.Sprint("V", 2*value(o[:1])+int(o[1]-'0'))
+			}
+		}))
 	}
 	return list
 }
@@ -131,12 +203,13 @@ var architectures = map[string]rules{
 		// The goroutine, position-independent code, the frame and the stack;
 		// AVX-512.
 		forbidden: regexp.MustCompile(`\b(R14|R15|BP|SP|[XY](1[6-9]|[23]\d)|Z\d+|K[0-7])\b`),
-		own:       regexp.MustCompile(`\bBP\b|^31\(SP\), BP$`),
+		own:       regexp.MustCompile(`\(R14\)|^31\(SP\), R14$|^\$~31, R14$`),
 		kept:      regexp.MustCompile(`\b([XY](0|1|15)|BX|DX|SI|DI|R\d+|SP)\b`),
-		area:      regexp.MustCompile(`^$`), // by BP, which is not in kept
+		area:      regexp.MustCompile(`(\()R14\)`),
 		frame:     amd64{}.frame(),
 		features: map[string]string{
 			"ADDQ":         base,
+			"ARG":          base, // two moves
 			"ANDQ":         base,
 			"CALL":         base,
 			"CMPQ":         base,
@@ -170,6 +243,7 @@ var architectures = map[string]rules{
 			"VMOVSD":       "AVX",
 			"VSQRTPD":      "AVX",
 			"JEQ":          base,
+			"JCC":          base,
 			"JGE":          base,
 			"JLT":          base,
 			"JNE":          base,
@@ -181,6 +255,7 @@ var architectures = map[string]rules{
 			"SFENCE":       base,
 			"SHLQ":         base,
 			"SUBQ":         base,
+			"UNDEF":        base,
 			"VADDPS":       "AVX",
 			"VANDNPS":      "AVX",
 			"VANDPS":       "AVX",
@@ -214,9 +289,11 @@ var architectures = map[string]rules{
 		features: map[string]string{
 			"ADD":     base,
 			"ANDS":    base,
+			"ARG":     base, // two moves
 			"B":       base,
 			"BEQ":     base,
 			"BGE":     base,
+			"BHS":     base,
 			"BLT":     base,
 			"BNE":     base,
 			"CBNZ":    base,
@@ -225,6 +302,8 @@ var architectures = map[string]rules{
 			"VUSHR":   "ASIMD",
 			"CALL":    base,
 			"CMP":     base,
+			"JMP":     base,
+			"UNDEF":   base,
 			"FLDPQ":   "ASIMD",
 			"FMOVQ.P": "ASIMD",
 			"FSTPQ":   "ASIMD",
@@ -249,7 +328,7 @@ var architectures = map[string]rules{
 			"VMOV":    "ASIMD",
 			"VST1":    "ASIMD",
 			"VST1.P":  "ASIMD",
-			// Those that Go's assembler does not know, by their comments.
+			// Those of macros.
 			"FADD":   "ASIMD",
 			"FCVTL":  "ASIMD",
 			"FCVTL2": "ASIMD",
@@ -272,7 +351,6 @@ var architectures = map[string]rules{
 			"VFCMGE": "ASIMD",
 			"VFCMGT": "ASIMD",
 			"VFCMLE": "ASIMD",
-			"VSTNP":  "ASIMD",
 		},
 		guard:   "cpu.ARM64.HasASIMD",
 		granted: []string{base, "ASIMD"},
@@ -282,7 +360,7 @@ var architectures = map[string]rules{
 
 // forEachArchitecture runs a test on the kernels of each instruction set. Stubs
 // is the Go file beside them.
-func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels []kernel, stubs string)) {
+func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels []routine, stubs string)) {
 	files := generate()
 	for arch, r := range architectures {
 		t.Run(arch, func(t *testing.T) {
@@ -293,17 +371,15 @@ func forEachArchitecture(t *testing.T, test func(t *testing.T, r rules, kernels 
 }
 
 func TestFrames(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
-			want := "NOSPLIT, $0-8"
+			want := "NOSPLIT, $0-16"
 			switch {
-			case k.name == "simdFence":
-				want = "NOSPLIT, $0-0"
-			case k.name == "simdActivation":
-				want = "NOSPLIT, $0-16"
+			case k.plain():
+				want = plainFrames[k.name]
 			case k.calls():
-				want = fmt.Sprintf("NOSPLIT, $%d-8", r.frame)
-			case k.function():
+				want = fmt.Sprintf("NOSPLIT, $%d-16", r.frame)
+			case k.function(), k.subroutine():
 				want = "NOSPLIT|NOFRAME, $0-0"
 			}
 			if k.frame != want {
@@ -314,7 +390,7 @@ func TestFrames(t *testing.T) {
 }
 
 func TestRegisters(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
 			for _, in := range k.body {
 				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
@@ -332,7 +408,7 @@ func TestRegisters(t *testing.T) {
 // kernel that calls it relies on: the sums, the mask of a part, and the registers
 // that are neither the function's own nor saved by it.
 func TestFunctionsKeep(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		functions := 0
 		for _, k := range kernels {
 			if !k.function() {
@@ -368,7 +444,7 @@ func TestFunctionsKeep(t *testing.T) {
 // TestReturns checks that the upper halves of the registers are cleared before
 // every return, and that there is a return at the end.
 func TestReturns(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, _ string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
 			var mnemonics []string
 			for _, in := range k.body {
@@ -379,8 +455,8 @@ func TestReturns(t *testing.T) {
 				if mnemonics[i] != "RET" && !last {
 					continue
 				}
-				if k.plain() || k.function() {
-					if mnemonics[i] != "RET" {
+				if k.plain() || k.function() || k.subroutine() {
+					if mnemonics[i] != "RET" && mnemonics[i] != "UNDEF" {
 						t.Errorf("%s, line %d: does not return", k.name, k.body[i].line)
 					}
 					continue
@@ -399,7 +475,7 @@ var fused = regexp.MustCompile(`^V?FN?M(ADD|SUB|LA|LS)`)
 // TestFeatures checks that the kernels use only instructions that were looked
 // at, and that a machine which passes the guard can execute them.
 func TestFeatures(t *testing.T) {
-	forEachArchitecture(t, func(t *testing.T, r rules, kernels []kernel, stubs string) {
+	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, stubs string) {
 		if !strings.Contains(stubs, "if "+r.guard+" {") {
 			t.Errorf("detectSIMD does not ask for %s", r.guard)
 		}
@@ -428,6 +504,47 @@ func TestFeatures(t *testing.T) {
 	})
 }
 
+// TestTables checks that the tables of addresses lead to every kernel and function,
+// and for other numbers to a fault.
+func TestTables(t *testing.T) {
+	want := map[string]map[int]string{"simdKernel": {}, "simdChannels": {}, "simdActivation": {}}
+	for _, v := range variants() {
+		if other := want["simdKernel"][v.id()]; other != "" {
+			t.Errorf("%s and %s have the same id", v.name(), other)
+		}
+		want["simdKernel"][v.id()] = v.name()
+	}
+	for i, k := range channelKernels {
+		want["simdChannels"][i] = k.function()
+	}
+	for i, c := range called {
+		want["simdActivation"][functionID(len(inline)+i, 0)] = "act" + c.name + "Value"
+		want["simdActivation"][functionID(len(inline)+i, 1)] = "act" + c.name + "Slope"
+	}
+	sizes := map[string]int{"simdKernel": numIDs, "simdChannels": len(channelKernels), "simdActivation": functionID(len(inline)+len(called), 0)}
+	entry := regexp.MustCompile(`(?m)^DATA (simd\w+)Table<>\+(\d+)\(SB\)/8, \$·(\w+)<>\(SB\)$`)
+	for name, text := range generate() {
+		if !strings.HasSuffix(name, ".s") {
+			continue
+		}
+		counts := map[string]int{}
+		for _, m := range entry.FindAllStringSubmatch(string(text), -1) {
+			off, _ := strconv.Atoi(m[2])
+			counts[m[1]]++
+			symbol := cmp.Or(want[m[1]][off/8], "absent")
+			if arch := strings.TrimSuffix(strings.TrimPrefix(name, "kernels_"), ".s"); arch == "arm64" && symbol == m[3]+"Stream" {
+				continue // there is no other store
+			}
+			if m[3] != symbol {
+				t.Errorf("%s: number %d of %s is %s, want %s", name, off/8, m[1], m[3], symbol)
+			}
+		}
+		if !maps.Equal(counts, sizes) {
+			t.Errorf("%s: tables with %v entries, want %v", name, counts, sizes)
+		}
+	}
+}
+
 // typeCheck returns the constants of a file of the package, as far as they
 // depend on that file alone, and the syntax.
 func typeCheck(t *testing.T, name string) (*types.Scope, *ast.File) {
@@ -445,13 +562,33 @@ func typeCheck(t *testing.T, name string) (*types.Scope, *ast.File) {
 func TestConstants(t *testing.T) {
 	scope, _ := typeCheck(t, "kernels.go")
 	for name, want := range map[string]int{
-		"fieldN":  fieldN,
-		"fieldA":  fieldA,
-		"fieldB":  fieldB,
-		"fieldK1": fieldK1,
-		"fieldK2": fieldK2,
-		"coefLen": coefLen,
-		"lanes":   vecBytes / floatBytes,
+		"fieldN":    fieldN,
+		"fieldA":    fieldA,
+		"fieldB":    fieldB,
+		"fieldK1":   fieldK1,
+		"fieldK2":   fieldK2,
+		"coefLen":   coefLen,
+		"lanes":     lanes,
+		"groupSize": groupSize,
+
+		"kernelMoments":      int(kernelMoments),
+		"kernelNormalize":    int(kernelNormalize),
+		"kernelGradSums":     int(kernelGradSums),
+		"kernelInputGrad":    int(kernelInputGrad),
+		"kernelPipeForward":  int(kernelPipeForward),
+		"kernelPipeBackward": int(kernelPipeBackward),
+		"rows":               int(inRows),
+		"cols":               int(inCols),
+		"runs":               int(inRuns),
+		"numLayouts":         int(numLayouts),
+		"actNone":            int(actNone),
+		"actInline":          int(actInline),
+		"actCalled":          int(actCalled),
+		"numVariants":        int(numActVariants),
+		"withResidual":       int(withResidual),
+		"withDResidual":      int(withDResidual),
+		"withStream":         int(withStream),
+		"numFlags":           int(numFlags),
 	} {
 		sameConstant(t, scope, "kernels.go", name, want)
 	}
@@ -536,5 +673,38 @@ func TestActivations(t *testing.T) {
 	}
 	if want = append(want, "numActs"); !slices.Equal(got, want) {
 		t.Errorf("../activation.go has the activations %q, the generator has %q", got, want)
+	}
+}
+
+// TestSubroutines checks that those which move parts change nothing but the vector and
+// the address.
+func TestSubroutines(t *testing.T) {
+	found := 0
+	forEachArchitecture(t, func(t *testing.T, _ rules, routines []routine, _ string) {
+		register := regexp.MustCompile(`\b[VFR]\d+\b`)
+		for _, k := range routines {
+			if !k.subroutine() {
+				continue
+			}
+			found++
+			v, err := strconv.Atoi(k.name[strings.Index(k.name, "Part")+len("Part"):])
+			if err != nil {
+				t.Fatal(err)
+			}
+			allowed := []string{arm64Addr, arm64Part}
+			for _, r := range []string{"V", "F"} {
+				allowed = append(allowed, fmt.Sprint(r, 2*v), fmt.Sprint(r, 2*v+1))
+			}
+			for _, in := range k.body {
+				for _, r := range register.FindAllString(in.operands, -1) {
+					if !slices.Contains(allowed, r) {
+						t.Errorf("%s, line %d: %s %s uses %s", k.name, in.line, in.mnemonic, in.operands, r)
+					}
+				}
+			}
+		}
+	})
+	if found == 0 {
+		t.Error("there are no subroutines")
 	}
 }

@@ -59,7 +59,7 @@ func octaves(p *coef.Pieces, scale, edge, end float32, result func(f *fn, dst, v
 			f.all(opMul, u, x, scale)
 			f.all(opAdd, u, u, 1)
 			for _, v := range u {
-				f.lowering.shiftRight(f.asm, v, 22)
+				f.shiftRight(v, 22)
 			}
 		}}
 }
@@ -101,14 +101,13 @@ func (n *near) tail(f *fn, x, u []vec) []vec {
 // have something far are computed that way first, and behind the polynomials it takes
 // the place of what they made of it.
 func (n *near) emit(f *fn, far func(f *fn)) {
-	l := f.lowering
 	var x, u, v [4]vec
 	for j := range x {
 		x[j] = firstArg + vec(j)
 		u[j], v[j] = x[j]+4, x[j]+8
 	}
 	inside, some, both := f.newLabel("near"), f.newLabel("far"), f.newLabel("both")
-	l.saveArgs(f.asm)
+	f.saveArgs()
 	n.argument(f, x[:])
 	if far != nil {
 		tail := n.tail(f, x[:], u[:])
@@ -116,59 +115,58 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		f.op(opMaxInt, v[1], tail[2], tail[3])
 		f.op(opMaxInt, v[0], v[0], v[1])
 		f.all(opGTInt, v[:1], v[:1], n.far)
-		l.ifAny(f.asm, v[0], some)
-		l.nothingFar(f.asm)
+		f.ifAny(v[0], some)
+		f.nothingFar()
 		f.label(inside)
 	}
 	n.polynomials(f, x[:], u[:], v[:])
 	if far != nil {
-		l.ifFar(f.asm, both)
+		f.ifFar(both)
 	}
-	l.back(f.asm)
+	f.back()
 
 	if far != nil {
 		f.label(some)
-		l.eachFar(f.asm, f.z, func(next string) {
+		f.eachFar(f.z, func(next string) {
 			x, u := []vec{f.t}, []vec{f.t}
 			f.move(f.t, f.z)
 			n.argument(f, x)
 			f.all(opGTInt, x, n.tail(f, x, u), n.far)
-			l.ifNone(f.asm, f.t, next)
+			f.ifNone(f.t, next)
 			far(f)
 		})
 		for j := range x {
-			l.argument(f.asm, x[j], j)
+			f.argument(x[j], j)
 		}
 		n.argument(f, x[:])
 		f.jump(inside)
 
 		f.label(both)
 		for j := range x {
-			l.argument(f.asm, u[j], j)
+			f.argument(u[j], j)
 		}
 		n.argument(f, u[:])
 		f.all(opGTInt, v[:], n.tail(f, u[:], v[:]), n.far)
 		for j := range x {
-			l.farResult(f.asm, u[j], j)
-			l.blend(f.asm, x[j], v[j], u[j], x[j])
+			f.farResult(u[j], j)
+			f.blend(x[j], v[j], u[j], x[j])
 		}
-		l.back(f.asm)
+		f.back()
 	}
-	l.tableFirst(f.asm)
+	f.tableFirst()
 }
 
 // polynomials has the result take the place of x: each instruction for one vector
 // after the other, so that none waits for another.
 func (n *near) polynomials(f *fn, x, u, v []vec) {
-	l := f.lowering
 	n.piece(f, u, x)
-	l.pieceIndex(f.asm, u)
+	f.pieceIndex(u)
 	// lookup takes of a row of 8 values those of the pieces, and has do use them.
 	lookup := func(list [8]float32, dst func(j int) vec, do func(j int)) {
 		off := f.entryOf(list)
-		l.openRow(f.asm, off)
+		f.openRow(off)
 		for j := range u {
-			l.lookup(f.asm, dst(j), u[j], off)
+			f.lookup(dst(j), u[j], off)
 			do(j)
 		}
 	}
@@ -197,7 +195,7 @@ func (n *near) polynomials(f *fn, x, u, v []vec) {
 		f.add(v[j], v[j], u[j])
 	}
 	for j := range x {
-		l.argument(f.asm, u[j], j)
+		f.argument(u[j], j)
 		n.result(f, x[j], v[j], u[j])
 	}
 }
@@ -210,7 +208,7 @@ func timesZ(f *fn, dst, v, z vec) { f.mul(dst, v, z) }
 
 func mirrored(f *fn, dst, v, z vec) {
 	f.sub(dst, f.constC(1), v)
-	f.bySign(f.asm, dst, z, v, dst)
+	f.bySign(dst, z, v, dst)
 }
 
 func product(f *fn, dst, v, z vec) {
@@ -235,17 +233,17 @@ func withSign(f *fn, dst, v, z vec) {
 }
 
 func elu(f *fn, dst, v, z vec) {
-	f.param(f.asm, constVec, "p")
+	f.param(constVec, "p")
 	f.mul(v, v, constVec)
 	f.opC(opXor, v, v, signs)
-	f.bySign(f.asm, dst, z, v, z)
+	f.bySign(dst, z, v, z)
 }
 
 func eluSlope(f *fn, dst, v, z vec) {
-	f.param(f.asm, constVec, "p")
+	f.param(constVec, "p")
 	f.mul(v, v, constVec)
 	f.greater(z, z, f.constC(0))
-	f.blend(f.asm, v, z, f.constC(1), v)
+	f.blend(v, z, f.constC(1), v)
 	f.move(dst, v)
 }
 

@@ -79,10 +79,10 @@ type function struct {
 }
 
 var (
-	headPattern = regexp.MustCompile(`^[0-9a-f]+ <github\.com/fusedbn/batchnorm\.(\w+)\.abi0>:$`)
+	headPattern = regexp.MustCompile(`^[0-9a-f]+ <github\.com/fusedbn/batchnorm\.(\w+)>:$`)
 	linePattern = regexp.MustCompile(`^\s*([0-9a-f]+):\s+(\S+)(?:\s+(.*))?$`)
-	// Functions of the package in assembly are kernels, but for the fence.
-	kernelPattern = regexp.MustCompile(`(Rows|Cols|Runs)`)
+	// Kernels are known by their names: those in Go end differently.
+	kernelPattern = regexp.MustCompile(`^[a-z]+([A-Z][a-z]+)?(Rows|Cols|Runs)((Identity|ReLU|Called)(Residual)?(DResidual)?(Stream)?)?$`)
 )
 
 // functions returns the kernels of what llvm-objdump prints.

@@ -16,7 +16,7 @@ import (
 const dump = `
 bn.test:	file format elf64-littleaarch64
 
-0000000000001000 <github.com/fusedbn/batchnorm.someRows.abi0>:
+0000000000001000 <github.com/fusedbn/batchnorm.someRows>:
     1000:      	ldr	x0, [sp, #0x8]
     1004:      	ldr	x0, [x0]
     1008:      	ldr	x1, [sp, #0x8]
@@ -34,18 +34,18 @@ bn.test:	file format elf64-littleaarch64
     1038:      	stnp	q2, q3, [x1, #0x20]
     103c:      	prfm	pldl1keep, [x24]
     1040:      	subs	x4, x4, #0x10
-    1044:      	b.ge	0x1020 <github.com/fusedbn/batchnorm.someRows.abi0+0x20>
+    1044:      	b.ge	0x1020 <github.com/fusedbn/batchnorm.someRows+0x20>
     1048:      	ldp	q0, q1, [x0]
     104c:      	stp	q0, q1, [x1]
-    1050:      	cbnz	x4, 0x1048 <github.com/fusedbn/batchnorm.someRows.abi0+0x48>
-    1054:      	b	0x1018 <github.com/fusedbn/batchnorm.someRows.abi0+0x18>
+    1050:      	cbnz	x4, 0x1048 <github.com/fusedbn/batchnorm.someRows+0x48>
+    1054:      	b	0x1018 <github.com/fusedbn/batchnorm.someRows+0x18>
     1058:      	ret
 
 0000000000002000 <github.com/fusedbn/batchnorm.simdFence.abi0>:
     2000:      	dmb	ish
 
-0000000000003000 <github.com/fusedbn/batchnorm.momentsCols>:
-    3000:      	b	0x3000 <github.com/fusedbn/batchnorm.momentsCols>
+0000000000003000 <github.com/fusedbn/batchnorm.momentsColsGeneric>:
+    3000:      	b	0x3000 <github.com/fusedbn/batchnorm.momentsColsGeneric>
 `
 
 var fields = map[int]string{0: "x", 0x18: "dy", 0x30: "res", 0x48: "y", 0x60: "dres"}

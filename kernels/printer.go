@@ -1,0 +1,83 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// printer collects the text of one function. It hands out registers and labels, and
+// keeps the table of constants.
+type printer struct {
+	buf     bytes.Buffer
+	name    string
+	args    string // the type of the arguments
+	maxRegs int    // how many registers there are; set by the lowering
+	near    bool   // prefetch into the first-level cache, not the second
+	table   []row  // constants of a function
+	saved   bool   // arm64: the mask of a part is in the area
+	vecs    int
+	regs    int
+	labels  int
+}
+
+func (p *printer) printf(format string, args ...any) {
+	fmt.Fprintf(&p.buf, "\t"+format+"\n", args...)
+}
+
+// newVec and newReg hand out registers; a kernel keeps what it gets.
+func (p *printer) newVec() vec {
+	if p.vecs == numVecs {
+		panic(p.name + ": out of vectors")
+	}
+	p.vecs++
+	return vec(p.vecs - 1)
+}
+
+func (p *printer) newReg() reg {
+	if p.regs == p.maxRegs {
+		panic(p.name + ": out of registers")
+	}
+	p.regs++
+	return reg(p.regs - 1)
+}
+
+func (p *printer) newLabel(name string) string {
+	p.labels++
+	return fmt.Sprintf("%s%d", name, p.labels)
+}
+
+func (p *printer) label(l string) { fmt.Fprintf(&p.buf, "\n%s:\n", l) }
+
+func (p *printer) tableName() string { return p.name + "Table" }
+
+// tableText returns the constants of a function.
+func (p *printer) tableText() string {
+	if p.table == nil {
+		return ""
+	}
+	var text strings.Builder
+	for i, r := range p.table {
+		for j, v := range r {
+			fmt.Fprintf(&text, "DATA %s<>+%d(SB)/8, $%#016x\n", p.tableName(), vecBytes*i+8*j, v)
+		}
+	}
+	fmt.Fprintf(&text, "GLOBL %s<>(SB), RODATA|NOPTR, $%d\n", p.tableName(), vecBytes*len(p.table))
+	return text.String()
+}
+
+// row is a vector in the table of constants.
+type row [vecBytes / 8]uint64
+
+// entry returns where it is in the table.
+func (p *printer) entry(r row) int {
+	i := slices.Index(p.table, r)
+	if i < 0 {
+		i = len(p.table)
+		p.table = append(p.table, r)
+	}
+	return vecBytes * i
+}
+
+func (p *printer) entry64(bits uint64) int { return p.entry(row{bits, bits, bits, bits}) }

@@ -1,0 +1,181 @@
+package main
+
+import "strings"
+
+// kernel is the number of a kernel, as in ../kernels.go.
+type kernel int
+
+const (
+	kernelMoments kernel = iota
+	kernelNormalize
+	kernelGradSums
+	kernelInputGrad
+	kernelPipeForward
+	kernelPipeBackward
+	numKernels
+)
+
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "pipeForward", "pipeBackward"}
+
+// layout is how the values of a channel lie, as in ../kernels.go.
+type layout int
+
+const (
+	inRows layout = iota
+	inCols
+	inRuns
+	numLayouts
+)
+
+var (
+	layoutNames = [...]string{"rows", "cols", "runs"}
+	walks       = [...]walk{walkRows, walkCols, walkRuns}
+)
+
+// flags are what a variant has or not, as in ../kernels.go.
+type flags int
+
+const (
+	withResidual flags = 1 << iota
+	withDResidual
+	withStream
+	numFlags flags = 1 << iota
+)
+
+var flagNames = [...]string{"Residual", "DResidual", "Stream"}
+
+// family is a kernel for several layouts, activations and sets of operands.
+type family struct {
+	kernel  kernel
+	layouts []layout
+	acts    []activation
+	always  flags // every variant has these
+	// optional are those that it has or not.
+	optional func(act activation) flags
+	// calls is the field of actCode with the function for an activation that is called.
+	calls string
+	emit  func(a *asm, v variant)
+}
+
+// families list what exists of every kernel.
+var families = []family{
+	{
+		kernel: kernelMoments, layouts: []layout{inRows, inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: moments,
+	},
+	{
+		kernel: kernelNormalize, layouts: []layout{inRows, inCols, inRuns}, acts: activations, calls: "value",
+		optional: func(activation) flags { return withResidual | withStream }, emit: normalize,
+	},
+	{
+		kernel: kernelGradSums, layouts: []layout{inRows, inCols}, acts: activations, calls: "derivative",
+		optional: func(act activation) flags {
+			if act.called {
+				return withResidual | withDResidual
+			}
+			return act.residual()
+		}, emit: gradSums,
+	},
+	{
+		kernel: kernelInputGrad, layouts: []layout{inRows, inCols, inRuns}, acts: activations, calls: "derivative",
+		optional: func(act activation) flags { return act.residual() | withDResidual | withStream }, emit: inputGrad,
+	},
+	{
+		kernel: kernelPipeForward, layouts: []layout{inRows}, acts: activations, calls: "value",
+		optional: func(activation) flags { return withResidual | withStream }, emit: pipeForward,
+	},
+	{
+		kernel: kernelPipeForward, layouts: []layout{inRuns}, acts: inline, always: withStream,
+		optional: func(activation) flags { return 0 }, emit: pipeForwardRuns,
+	},
+	{
+		kernel: kernelPipeBackward, layouts: []layout{inRows}, acts: activations, calls: "derivative",
+		optional: func(act activation) flags { return act.residual() | withDResidual | withStream }, emit: pipeBackward,
+	},
+}
+
+// residual is the flag of an operand that backward reads for z only.
+func (f activation) residual() flags {
+	if f.identity() {
+		return 0
+	}
+	return withResidual
+}
+
+// variant is a kernel for one layout, activation and set of operands.
+type variant struct {
+	family *family
+	layout layout
+	act    activation
+	flags  flags
+}
+
+// variants lists every kernel that exists in assembly.
+func variants() []variant {
+	var list []variant
+	for i := range families {
+		f := &families[i]
+		for _, l := range f.layouts {
+			for _, act := range f.acts {
+				for set := range numFlags {
+					if set&^f.optional(act) == 0 {
+						list = append(list, variant{f, l, act, set | f.always})
+					}
+				}
+			}
+		}
+	}
+	return list
+}
+
+func (v variant) has(f flags) bool { return v.flags&f != 0 }
+func (v variant) walk() walk       { return walks[v.layout] }
+
+// name is that of the assembly function.
+func (v variant) name() string {
+	name := kernelNames[v.family.kernel] + capital(layoutNames[v.layout])
+	if v.family.kernel != kernelMoments {
+		name += v.act.name
+	}
+	for i, flag := range flagNames {
+		if v.has(1 << i) {
+			name += flag
+		}
+	}
+	return name
+}
+
+// id is kernelID in ../kernels.go.
+func (v variant) id() int {
+	return ((int(v.family.kernel)*int(numLayouts)+int(v.layout))*int(numActVariants)+int(v.act.variant()))*int(numFlags) + int(v.flags)
+}
+
+// numIDs is how many ids there are, of kernels that exist and of others.
+const numIDs = int(numKernels) * int(numLayouts) * int(numActVariants) * int(numFlags)
+
+// goID is the same as an expression in Go.
+func (v variant) goID() string {
+	set := []string{"0"}
+	for i, flag := range flagNames {
+		if v.has(1 << i) {
+			set = append(set, "with"+flag)
+		}
+	}
+	return "kernelID(kernel" + capital(kernelNames[v.family.kernel]) + ", " + layoutNames[v.layout] + ", " +
+		actVariantNames[v.act.variant()] + ", " + strings.Join(set, "|") + ")"
+}
+
+// emit prints the kernel.
+func (v variant) emit(a *asm) {
+	a.stream, a.layout = v.has(withStream), v.layout
+	// What is only to be written out again is prefetched as close as can be. Sums
+	// and what is done between them leave no room there for more.
+	a.near = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
+	if v.act.called {
+		a.area(v.family.calls)
+	}
+	v.family.emit(a, v)
+	a.end()
+}
+
+func capital(s string) string { return strings.ToUpper(s[:1]) + s[1:] }

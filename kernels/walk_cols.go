@@ -1,0 +1,156 @@
+package main
+
+// walkCols: the channels are adjacent. There are groups of 4 rows, then single
+// ones; in all of them it goes vector by vector, then there is a part.
+func walkCols(a *asm, b body) {
+	coef := a.newReg()
+	var acc reg
+	if b.sums != nil {
+		acc = a.newReg()
+	}
+	rows, count := a.newArg("rows"), a.newReg()
+	stride, stride3 := a.newArg("stride"), a.newReg()
+	var ahead reg
+	if b.fetch != nil {
+		ahead = a.newReg()
+	}
+	if a.stream {
+		a.arg(ahead, "fetch")
+	}
+
+	a.arg(count, "n")
+	a.andImm(count, lanes-1)
+	a.part(count)
+	a.shiftLeft(stride, floatShift)
+	a.move(stride3, stride)
+	a.addReg(stride3, stride)
+	a.addReg(stride3, stride)
+	at := func(t reg, j int) mem {
+		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+	}
+
+	// across handles some rows together, from the first column to the last.
+	across := func(f func(at address, part bool), height ...reg) {
+		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
+		// step handles column vector u from where the pointers are. Constants
+		// that one row uses once need no register.
+		step := func(u int, part bool) {
+			clear(a.constants)
+			a.loadConst = func(dst vec, field int) {
+				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
+			}
+			for f, c := range b.coef {
+				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
+				switch {
+				case c == unused:
+				case a.stream && f != fieldN:
+					a.constants[f] = m
+				default:
+					a.load(c, m)
+				}
+			}
+			b.loadSums(a, acc)
+			f(func(t reg, j int) mem {
+				m := at(t, j)
+				m.off += u * vecBytes
+				return m
+			}, part)
+			b.storeSums(a, acc)
+			clear(a.constants)
+		}
+		// The next group of rows is prefetched in the order of memory.
+		fetch := b.sums != nil && len(height) > 1
+		if fetch {
+			a.arg(ahead, "fetch")
+		}
+		a.arg(coef, "coef")
+		if b.sums != nil {
+			a.arg(acc, "acc")
+		}
+		a.arg(count, "n")
+		if a.stream {
+			many, few := a.newLabel("many"), a.newLabel("few")
+			a.subImm(count, groupValues)
+			a.branch(ifLess, few)
+			a.label(many)
+			for _, t := range b.fetch {
+				a.prefetch(mem{base: t, index: ahead, scale: 1})
+				a.prefetch(mem{base: t, index: ahead, scale: 1, off: cacheLine})
+			}
+			if b.calls { // one call for all of them
+				a.columns = true
+				a.loadConst = func(dst vec, field int) {
+					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
+				}
+				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
+				a.columns = false
+			} else {
+				for u := range groupSize {
+					step(u, false)
+				}
+			}
+			b.advanceImm(a, groupSize*vecBytes)
+			a.addImm(coef, groupSize*b.record*vecBytes)
+			a.subImm(count, groupValues)
+			a.branch(ifNotLess, many)
+			a.label(few)
+			a.addImm(count, groupValues)
+		}
+		a.subImm(count, lanes)
+		a.branch(ifLess, part)
+
+		a.label(column)
+		if fetch {
+			for _, t := range b.fetch {
+				a.prefetch(mem{base: t, index: ahead, scale: 1})
+				a.prefetch(mem{base: t, index: ahead, scale: 1, off: cacheLine})
+			}
+			a.addImm(ahead, (groupSize-1)*vecBytes) // and the tensor moves by one
+		}
+		step(0, false)
+		b.advanceImm(a, vecBytes)
+		a.addImm(coef, b.record*vecBytes)
+		if b.sums != nil {
+			a.addImm(acc, len(b.sums)*vecBytes)
+		}
+		a.subImm(count, lanes)
+		a.branch(ifNotLess, column)
+
+		a.label(part)
+		a.andImm(count, lanes-1)
+		a.branch(ifZero, next)
+		step(0, true)
+		a.shiftLeft(count, floatShift)
+		b.advance(a, count)
+
+		a.label(next)
+		a.arg(count, "n")
+		a.shiftLeft(count, floatShift)
+		for _, t := range b.tensors {
+			a.subReg(t, count)
+		}
+		for _, h := range height {
+			b.advance(a, h)
+		}
+	}
+
+	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
+	// What is stored past the caches goes in the order of memory: row by row.
+	if !a.stream {
+		a.subImm(rows, groupSize)
+		a.branch(ifLess, rest)
+		a.label(groups)
+		across(b.four, stride, stride3)
+		a.subImm(rows, groupSize)
+		a.branch(ifNotLess, groups)
+		a.label(rest)
+		a.addImm(rows, groupSize)
+	}
+	a.subImm(rows, 1)
+	a.branch(ifLess, done)
+	a.label(single)
+	across(b.one, stride)
+	a.subImm(rows, 1)
+	a.branch(ifNotLess, single)
+	a.label(done)
+}
