@@ -43,9 +43,8 @@ type kernelArgs struct {
 	// A kernel on rows stops after budget values, or a few more, and leaves here
 	// where it stopped; called again it goes on there. So two kernels can take
 	// turns, and no call takes long. Before the first call at is the index of the
-	// first value in the tensors, images how many images there are, left is n,
-	// rowsLeft is rows, piece is 0, and partial, coefAt and accAt are 0. The work
-	// is done when images is 0.
+	// first value in the tensors, and images how many images there are; the others are
+	// as begin sets them. The work is done when images is 0.
 	budget   int // at least turn
 	at       int // index in the tensors
 	images   int // left, the one under way included
@@ -53,7 +52,7 @@ type kernelArgs struct {
 	left     int // values of the row
 	coefAt   int // index in coef of the row's record
 	accAt    int // index in sums of the row's record
-	piece    int // values of the row until partial is added to sums; 0: a new piece begins
+	piece    int // sums: values of the row until partial is added to sums
 	partial  laneSums
 
 	act    *actCode // for the kernels that call an activation's function
@@ -209,11 +208,7 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	if a.stream && !takesSums(kernel) {
 		flags |= withStream
 	}
-	v := act.variant()
-	if v == actCalled {
-		flags = 0 // these look for themselves
-	}
-	simdKernel(kernelID(kernel, l, v, flags), a)
+	simdKernel(kernelID(kernel, l, act.variant(), flags), a)
 }
 
 // turn is how many values of a tensor one of two kernels on rows handles before the
@@ -232,7 +227,10 @@ func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
 func (a *kernelArgs) begin(at, images int) {
 	a.at, a.images = at, images
 	a.left, a.rowsLeft = a.n, a.rows
-	a.coefAt, a.accAt, a.piece = 0, 0, 0
+	a.coefAt, a.accAt, a.piece = 0, 0, pieceSingle
+	if images >= groupSize {
+		a.piece = pieceFour
+	}
 	a.partial = laneSums{}
 }
 

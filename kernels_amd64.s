@@ -30,41 +30,248 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_rows, CX)
-	ARG(kernelArgs_n, DX)
-	MOVQ DX, SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), DI
+	ARG(kernelArgs_at, SI)
 	SHLQ $2, SI
-	SUBQ SI, DI
-	VMOVDQU (DI), Y15
-	ARG(kernelArgs_stride, SI)
-	SUBQ DX, SI
-	MOVQ SI, DX
-	SHLQ $2, DX
-	ARG(kernelArgs_acc, DI)
-	ARG(kernelArgs_more, R8)
-
-row1:
+	ADDQ SI, AX
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_coefAt, SI)
+	SHLQ $2, SI
+	ADDQ SI, BX
+	ARG(kernelArgs_sums, CX)
+	ARG(kernelArgs_accAt, SI)
+	SHLQ $3, SI
+	ADDQ SI, CX
+	MOVQ a+8(FP), SI
+	ADDQ $kernelArgs_partial, SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
+	ARG(kernelArgs_images, SI)
+	SUBQ $4, SI
+	JLT singles1
+	ARG(kernelArgs_budget, SI)
+	SARQ $2, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_budget(DI)
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	MOVQ R8, R9
+	ADDQ R8, R9
+	ADDQ R8, R9
 	VBROADCASTSS (BX), Y0
-	VMOVUPS (DI), Y1
-	VMOVUPS 32(DI), Y2
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
+
+next2:
+	ARG(kernelArgs_left, DX)
+	ARG(kernelArgs_piece, SI)
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	ARG(kernelArgs_budget, SI)
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	SUBQ $0, DX
+	JEQ save6
+	ARG(kernelArgs_left, SI)
+	SUBQ DX, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_left(DI)
+	ARG(kernelArgs_piece, SI)
+	SUBQ DX, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_piece(DI)
+	ARG(kernelArgs_budget, SI)
+	SUBQ DX, SI
+	ANDQ $-8, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_budget(DI)
+	SUBQ $8, DX
+	JLT part8
+
+four7:
+	VADDPS (AX), Y0, Y3
+	VMULPS Y3, Y3, Y4
+	VADDPS (AX)(R8*1), Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS (AX)(R8*2), Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS (AX)(R9*1), Y0, Y7
+	VMULPS Y7, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y1, Y1
+	VADDPS Y4, Y2, Y2
+	ADDQ $32, AX
+	SUBQ $8, DX
+	JGE four7
+
+part8:
+	ANDQ $7, DX
+	JEQ summed9
+	MOVQ DX, SI
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VMASKMOVPS (AX), Y15, Y3
+	VADDPS Y3, Y0, Y3
+	VMULPS Y3, Y3, Y4
+	VMASKMOVPS (AX)(R8*1), Y15, Y5
+	VADDPS Y5, Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VMASKMOVPS (AX)(R8*2), Y15, Y5
+	VADDPS Y5, Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VMASKMOVPS (AX)(R9*1), Y15, Y7
+	VADDPS Y7, Y0, Y7
+	VMULPS Y7, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VANDPS Y15, Y3, Y3
+	VANDPS Y15, Y4, Y4
+	VADDPS Y3, Y1, Y1
+	VADDPS Y4, Y2, Y2
+	SHLQ $2, DX
+	ADDQ DX, AX
+
+summed9:
+	ARG(kernelArgs_left, SI)
+	SUBQ $0, SI
+	JEQ flush3
+	ARG(kernelArgs_piece, SI)
+	SUBQ $0, SI
+	JNE next2
+
+flush3:
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (CX), Y3, Y3
+	VMOVUPS Y3, (CX)
+	VADDPD 32(CX), Y4, Y4
+	VMOVUPS Y4, 32(CX)
+	VXORPS Y1, Y1, Y1
+	VCVTPS2PD X2, Y3
+	VEXTRACTF128 $1, Y2, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(CX), Y3, Y3
+	VMOVUPS Y3, 64(CX)
+	VADDPD 96(CX), Y4, Y4
+	VMOVUPS Y4, 96(CX)
+	VXORPS Y2, Y2, Y2
+	MOVQ $512, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_piece(DI)
+	ARG(kernelArgs_left, SI)
+	SUBQ $0, SI
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, SI)
-	SUBQ $32, SI
-	JLT rest3
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_left(DI)
+	ARG(kernelArgs_rowGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ARG(kernelArgs_coefStep, SI)
+	SHLQ $2, SI
+	ADDQ SI, BX
+	ADDQ $128, CX
+	ARG(kernelArgs_rowsLeft, SI)
+	SUBQ $1, SI
+	JEQ again5
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_rowsLeft(DI)
+	VBROADCASTSS (BX), Y0
+	JMP next2
 
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DX, R9
-	ADDQ $1073741824, R10
+again5:
+	ARG(kernelArgs_rows, SI)
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_rowsLeft(DI)
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_sums, CX)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ARG(kernelArgs_stride, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ARG(kernelArgs_stride, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ARG(kernelArgs_stride, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	VBROADCASTSS (BX), Y0
+	ARG(kernelArgs_images, SI)
+	ADDQ $-4, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_images(DI)
+	SUBQ $4, SI
+	JGE next2
+	MOVQ $2048, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_piece(DI)
 
-same7:
+save6:
+	MOVQ a+8(FP), SI
+	ADDQ $kernelArgs_partial, SI
+	VMOVUPS Y1, (SI)
+	VMOVUPS Y2, 32(SI)
+	ARG(kernelArgs_x, SI)
+	SUBQ SI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), DI
+	MOVQ AX, kernelArgs_at(DI)
+	ARG(kernelArgs_coef, SI)
+	SUBQ SI, BX
+	SARQ $2, BX
+	MOVQ a+8(FP), DI
+	MOVQ BX, kernelArgs_coefAt(DI)
+	ARG(kernelArgs_sums, SI)
+	SUBQ SI, CX
+	SARQ $3, CX
+	MOVQ a+8(FP), DI
+	MOVQ CX, kernelArgs_accAt(DI)
+	VZEROUPPER
+	RET
+
+singles1:
+	VBROADCASTSS (BX), Y0
+
+next10:
+	ARG(kernelArgs_left, DX)
+	ARG(kernelArgs_piece, SI)
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	ARG(kernelArgs_budget, SI)
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	SUBQ $0, DX
+	JEQ save14
+	ARG(kernelArgs_left, SI)
+	SUBQ DX, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_left(DI)
+	ARG(kernelArgs_piece, SI)
+	SUBQ DX, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_piece(DI)
+	ARG(kernelArgs_budget, SI)
+	SUBQ DX, SI
+	ANDQ $-32, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_budget(DI)
+	SUBQ $32, DX
+	JLT rest16
+
+group15:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS 32(AX), Y0, Y5
@@ -82,27 +289,31 @@ same7:
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
 	ADDQ $128, AX
-	SUBQ $32, SI
-	JGE group2
+	SUBQ $32, DX
+	JGE group15
 
-rest3:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT part5
+rest16:
+	ADDQ $32, DX
+	SUBQ $8, DX
+	JLT part18
 
-single4:
-	PREFETCHT1 (AX)(R9*1)
+single17:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
 	ADDQ $32, AX
-	SUBQ $8, SI
-	JGE single4
+	SUBQ $8, DX
+	JGE single17
 
-part5:
-	ANDQ $7, SI
-	JEQ next6
+part18:
+	ANDQ $7, DX
+	JEQ summed19
+	MOVQ DX, SI
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
 	VMASKMOVPS (AX), Y15, Y3
 	VADDPS Y3, Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -110,32 +321,99 @@ part5:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
+	SHLQ $2, DX
+	ADDQ DX, AX
+
+summed19:
+	ARG(kernelArgs_left, SI)
+	SUBQ $0, SI
+	JEQ flush11
+	ARG(kernelArgs_piece, SI)
+	SUBQ $0, SI
+	JNE next10
+
+flush11:
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (CX), Y3, Y3
+	VMOVUPS Y3, (CX)
+	VADDPD 32(CX), Y4, Y4
+	VMOVUPS Y4, 32(CX)
+	VXORPS Y1, Y1, Y1
+	VCVTPS2PD X2, Y3
+	VEXTRACTF128 $1, Y2, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(CX), Y3, Y3
+	VMOVUPS Y3, 64(CX)
+	VADDPD 96(CX), Y4, Y4
+	VMOVUPS Y4, 96(CX)
+	VXORPS Y2, Y2, Y2
+	MOVQ $2048, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_piece(DI)
+	ARG(kernelArgs_left, SI)
+	SUBQ $0, SI
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_left(DI)
+	ARG(kernelArgs_rowGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
-
-next6:
-	ADDQ DX, AX
-	VMOVUPS Y1, (DI)
-	VMOVUPS Y2, 32(DI)
-	ARG(kernelArgs_accStep, SI)
-	SHLQ $2, SI
-	ADDQ SI, DI
 	ARG(kernelArgs_coefStep, SI)
 	SHLQ $2, SI
 	ADDQ SI, BX
-	SUBQ $1, CX
-	JNE row1
-	SUBQ $1, R8
-	JLT done8
+	ADDQ $128, CX
+	ARG(kernelArgs_rowsLeft, SI)
+	SUBQ $1, SI
+	JEQ again13
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_rowsLeft(DI)
+	VBROADCASTSS (BX), Y0
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, SI)
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_rowsLeft(DI)
+	ARG(kernelArgs_coef, BX)
+	ARG(kernelArgs_sums, CX)
 	ARG(kernelArgs_imageGap, SI)
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_acc, DI)
-	ARG(kernelArgs_rows, CX)
-	JMP row1
+	VBROADCASTSS (BX), Y0
+	ARG(kernelArgs_images, SI)
+	ADDQ $-1, SI
+	MOVQ a+8(FP), DI
+	MOVQ SI, kernelArgs_images(DI)
+	SUBQ $0, SI
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), SI
+	ADDQ $kernelArgs_partial, SI
+	VMOVUPS Y1, (SI)
+	VMOVUPS Y2, 32(SI)
+	ARG(kernelArgs_x, SI)
+	SUBQ SI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), DI
+	MOVQ AX, kernelArgs_at(DI)
+	ARG(kernelArgs_coef, SI)
+	SUBQ SI, BX
+	SARQ $2, BX
+	MOVQ a+8(FP), DI
+	MOVQ BX, kernelArgs_coefAt(DI)
+	ARG(kernelArgs_sums, SI)
+	SUBQ SI, CX
+	SARQ $3, CX
+	MOVQ a+8(FP), DI
+	MOVQ CX, kernelArgs_accAt(DI)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -273,8 +551,6 @@ part9:
 	VMASKMOVPS (AX), Y15, Y3
 	VADDPS Y3, Y0, Y3
 	VMULPS Y3, Y3, Y4
-	VANDPS Y15, Y3, Y3
-	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
 	VMOVUPS Y1, (CX)
@@ -298,29 +574,39 @@ done4:
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -340,43 +626,125 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMOVUPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS (CX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS 4(CX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(CX), Y2
+	VBROADCASTSS 8(CX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -385,29 +753,40 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -432,14 +811,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -448,12 +830,62 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS (DX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS 4(DX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(DX), Y2
+	VBROADCASTSS 8(DX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -461,20 +893,51 @@ part5:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -482,29 +945,68 @@ next6:
 TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-group2:
+image1:
+	MOVQ BX, R8
+	NEGQ R8
+	SARQ $2, R8
+	ANDQ $7, R8
+	JEQ row2
+	CMPQ SI, R8
+	CMOVQLT SI, R8
+	SUBQ R8, SI
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	ARG(kernelArgs_piece, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -524,43 +1026,125 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS (CX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS 4(CX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(CX), Y2
+	VBROADCASTSS 8(CX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -569,29 +1153,72 @@ TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+	MOVQ BX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -616,14 +1243,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -632,12 +1262,62 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS (DX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS 4(DX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(DX), Y2
+	VBROADCASTSS 8(DX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -645,20 +1325,51 @@ part5:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -666,29 +1377,39 @@ next6:
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -720,14 +1441,17 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -737,12 +1461,63 @@ single4:
 	VMOVUPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS (CX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS 4(CX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(CX), Y2
+	VBROADCASTSS 8(CX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -751,18 +1526,49 @@ part5:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -771,29 +1577,40 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -830,14 +1647,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -849,12 +1669,65 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS (DX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS 4(DX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(DX), Y2
+	VBROADCASTSS 8(DX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -865,20 +1738,51 @@ part5:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -886,29 +1790,71 @@ next6:
 TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-group2:
+image1:
+	MOVQ BX, R8
+	NEGQ R8
+	SARQ $2, R8
+	ANDQ $7, R8
+	JEQ row2
+	CMPQ SI, R8
+	CMOVQLT SI, R8
+	SUBQ R8, SI
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	ARG(kernelArgs_piece, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -940,14 +1886,17 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -957,12 +1906,63 @@ single4:
 	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS (CX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS 4(CX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(CX), Y2
+	VBROADCASTSS 8(CX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -971,18 +1971,49 @@ part5:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	VBROADCASTSS (CX), Y0
+	VBROADCASTSS 4(CX), Y1
+	VBROADCASTSS 8(CX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -991,29 +2022,75 @@ TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+	MOVQ BX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1050,14 +2127,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1069,12 +2149,65 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS (DX), Y6
+	VBLENDVPS Y15, Y0, Y6, Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS 4(DX), Y6
+	VBLENDVPS Y15, Y1, Y6, Y1
+	VBROADCASTSS -12(DX), Y2
+	VBROADCASTSS 8(DX), Y6
+	VBLENDVPS Y15, Y2, Y6, Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1085,20 +2218,51 @@ part5:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y0
+	VBROADCASTSS 4(DX), Y1
+	VBROADCASTSS 8(DX), Y2
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -1116,26 +2280,36 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1160,14 +2334,17 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1182,12 +2359,56 @@ single4:
 	VMOVUPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y6
+	VBROADCASTSS (CX), Y10
+	VBLENDVPS Y15, Y6, Y10, Y6
+	VBROADCASTSS -16(CX), Y7
+	VBROADCASTSS 4(CX), Y10
+	VBLENDVPS Y15, Y7, Y10, Y7
+	VBROADCASTSS -12(CX), Y8
+	VBROADCASTSS 8(CX), Y10
+	VBLENDVPS Y15, Y8, Y10, Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMOVUPS Y2, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1201,18 +2422,46 @@ part5:
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -1231,26 +2480,37 @@ TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1280,14 +2540,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1304,12 +2567,58 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y6
+	VBROADCASTSS (DX), Y10
+	VBLENDVPS Y15, Y6, Y10, Y6
+	VBROADCASTSS -16(DX), Y7
+	VBROADCASTSS 4(DX), Y10
+	VBLENDVPS Y15, Y7, Y10, Y7
+	VBROADCASTSS -12(DX), Y8
+	VBROADCASTSS 8(DX), Y10
+	VBLENDVPS Y15, Y8, Y10, Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMOVUPS Y2, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1325,20 +2634,48 @@ part5:
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -1356,26 +2693,67 @@ TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 256(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
+	ARG(kernelArgs_at, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
-	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, CX
+	ARG(kernelArgs_rowsLeft, DX)
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_budget, DI)
+	ADDQ $-1, DI
+	ARG(kernelArgs_n, R8)
+	SUBQ SI, R8
+	SUBQ $0, R8
+	JNE row2
+	ARG(kernelArgs_rows, R8)
+	SUBQ DX, R8
+	SUBQ $0, R8
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+image1:
+	MOVQ BX, R8
+	NEGQ R8
+	SARQ $2, R8
+	ANDQ $7, R8
+	JEQ row2
+	CMPQ SI, R8
+	CMOVQLT SI, R8
+	SUBQ R8, SI
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS (CX), Y6
+	VBROADCASTSS 4(CX), Y7
+	VBROADCASTSS 8(CX), Y8
+	VMASKMOVPS (AX), Y15, Y2
+	VADDPS Y2, Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMASKMOVPS Y2, Y15, (BX)
+	ARG(kernelArgs_piece, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
 
-group2:
+row2:
+	SUBQ $0, DI
+	JLT save7
+	SUBQ $32, SI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1400,14 +2778,17 @@ group2:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group2
+	JLT save7
+	SUBQ $32, SI
+	JGE group3
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest4:
+	ADDQ $-32, DI
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1422,12 +2803,56 @@ single4:
 	VMOVNTPS Y2, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single5
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+border6:
+	SUBQ $1, DX
+	JEQ last9
+	ADDQ $20, CX
+	ARG(kernelArgs_n, R8)
+	ADDQ SI, R8
+	ANDQ $7, SI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VBROADCASTSS -20(CX), Y6
+	VBROADCASTSS (CX), Y10
+	VBLENDVPS Y15, Y6, Y10, Y6
+	VBROADCASTSS -16(CX), Y7
+	VBROADCASTSS 4(CX), Y10
+	VBLENDVPS Y15, Y7, Y10, Y7
+	VBROADCASTSS -12(CX), Y8
+	VBROADCASTSS 8(CX), Y10
+	VBLENDVPS Y15, Y8, Y10, Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMOVNTPS Y2, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	MOVQ R8, SI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, SI)
+	JMP row2
+
+last9:
+	ANDQ $7, SI
+	JEQ end10
+	MOVQ SI, R8
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, R8
+	SUBQ R8, R10
+	VMOVDQU (R10), Y15
 	VBROADCASTSS (CX), Y6
 	VBROADCASTSS 4(CX), Y7
 	VBROADCASTSS 8(CX), Y8
@@ -1441,18 +2866,46 @@ part5:
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next6:
+	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	ARG(kernelArgs_imageGap, SI)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+	ARG(kernelArgs_coefImage, SI)
+	SHLQ $2, SI
+	ADDQ SI, CX
+	ADDQ $20, CX
+	ARG(kernelArgs_rows, DX)
+	ARG(kernelArgs_n, SI)
+	SUBQ $0, R8
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_left(R9)
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_x, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R9
+	MOVQ CX, kernelArgs_coefAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -1471,26 +2924,71 @@ TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+image1:
+	MOVQ BX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y6
+	VBROADCASTSS 4(DX), Y7
+	VBROADCASTSS 8(DX), Y8
+	VMASKMOVPS (AX), Y15, Y2
+	VADDPS Y2, Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMASKMOVPS Y2, Y15, (BX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 
-group2:
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1520,14 +3018,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1544,12 +3045,58 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y6
+	VBROADCASTSS (DX), Y10
+	VBLENDVPS Y15, Y6, Y10, Y6
+	VBROADCASTSS -16(DX), Y7
+	VBROADCASTSS 4(DX), Y10
+	VBLENDVPS Y15, Y7, Y10, Y7
+	VBROADCASTSS -12(DX), Y8
+	VBROADCASTSS 8(DX), Y10
+	VBLENDVPS Y15, Y8, Y10, Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMOVNTPS Y2, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -1565,20 +3112,48 @@ part5:
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_x, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -3390,2233 +4965,268 @@ done4:
 	VZEROUPPER
 	RET
 
-// func normalizeRunsIdentity(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS (CX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS 4(CX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(CX), Y2
-	VBROADCASTSS 8(CX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsIdentityResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVUPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VMOVUPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVUPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VMOVUPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS (DX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS 4(DX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(DX), Y2
-	VBROADCASTSS 8(DX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsIdentityStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS (CX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS 4(CX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(CX), Y2
-	VBROADCASTSS 8(CX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS (DX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS 4(DX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(DX), Y2
-	VBROADCASTSS 8(DX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsReLU(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS (CX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS 4(CX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(CX), Y2
-	VBROADCASTSS 8(CX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsReLUResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS (DX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS 4(DX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(DX), Y2
-	VBROADCASTSS 8(DX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsReLUStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS (CX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS 4(CX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(CX), Y2
-	VBROADCASTSS 8(CX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VADDPS 32(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VADDPS 64(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VADDPS 96(AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS (DX), Y6
-	VBLENDVPS Y15, Y0, Y6, Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS 4(DX), Y6
-	VBLENDVPS Y15, Y1, Y6, Y1
-	VBROADCASTSS -12(DX), Y2
-	VBROADCASTSS 8(DX), Y6
-	VBLENDVPS Y15, Y2, Y6, Y2
-	VADDPS (AX), Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsCalled(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y6
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(CX), Y7
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(CX), Y8
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y6
-	VBROADCASTSS (DX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(DX), Y7
-	VBROADCASTSS 4(DX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(DX), Y8
-	VBROADCASTSS 8(DX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsCalledStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_head, DI)
-	SUBQ DI, SI
-	ANDQ $7, DI
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_head, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-row2:
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R9*1)
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, DI)
-	ADDQ SI, DI
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y6
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(CX), Y7
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(CX), Y8
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ DI, SI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	SUBQ $1, R8
-	JLT done7
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func normalizeRunsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchApart, R11)
-
-image1:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 (CX)(R11*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, DI
-	SUBQ DI, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(DX), Y6
-	VBROADCASTSS (DX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(DX), Y7
-	VBROADCASTSS 4(DX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(DX), Y8
-	VBROADCASTSS 8(DX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
+	ARG(kernelArgs_at, DI)
 	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_more, R9)
-
-row1:
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_coefAt, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_accAt, DI)
+	SHLQ $3, DI
+	ADDQ DI, DX
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	ARG(kernelArgs_images, DI)
+	SUBQ $4, DI
+	JLT singles1
+	ARG(kernelArgs_budget, DI)
+	SARQ $2, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	MOVQ R9, R10
+	ADDQ R9, R10
+	ADDQ R9, R10
 	VBROADCASTSS (CX), Y2
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
+
+next2:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save6
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $8, SI
+	JLT part8
+
+four7:
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y3
+	VMULPS Y4, Y3, Y4
+	VADDPS (BX)(R9*1), Y2, Y6
+	VMOVUPS (AX)(R9*1), Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS (BX)(R9*2), Y2, Y6
+	VMOVUPS (AX)(R9*2), Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R10*1), Y2, Y8
+	VMOVUPS (AX)(R10*1), Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four7
+
+part8:
+	ANDQ $7, SI
+	JEQ summed9
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y3
+	VMULPS Y4, Y3, Y4
+	VMASKMOVPS (BX)(R9*1), Y15, Y6
+	VADDPS Y6, Y2, Y6
+	VMASKMOVPS (AX)(R9*1), Y15, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VMASKMOVPS (BX)(R9*2), Y15, Y6
+	VADDPS Y6, Y2, Y6
+	VMASKMOVPS (AX)(R9*2), Y15, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R10*1), Y15, Y8
+	VADDPS Y8, Y2, Y8
+	VMASKMOVPS (AX)(R10*1), Y15, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VANDPS Y15, Y3, Y3
+	VANDPS Y15, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed9:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush3
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y3
+	VEXTRACTF128 $1, Y0, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (DX), Y3, Y3
+	VMOVUPS Y3, (DX)
+	VADDPD 32(DX), Y4, Y4
+	VMOVUPS Y4, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(DX), Y3, Y3
+	VMOVUPS Y3, 64(DX)
+	VADDPD 96(DX), Y4, Y4
+	VMOVUPS Y4, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coefStep, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again5
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	VBROADCASTSS (CX), Y2
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ SI, R10
-	ADDQ $1073741824, R11
+again5:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	VBROADCASTSS (CX), Y2
+	ARG(kernelArgs_images, DI)
+	ADDQ $-4, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $4, DI
+	JGE next2
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
 
-same7:
+save6:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
+
+singles1:
+	VBROADCASTSS (CX), Y2
+
+next10:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save14
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-32, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $32, SI
+	JLT rest16
+
+group15:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -5639,17 +5249,15 @@ same7:
 	VADDPS Y4, Y1, Y1
 	ADDQ $128, AX
 	ADDQ $128, BX
-	SUBQ $32, DI
-	JGE group2
+	SUBQ $32, SI
+	JGE group15
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest16:
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
+single17:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -5657,12 +5265,17 @@ single4:
 	VADDPS Y4, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single17
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+part18:
+	ANDQ $7, SI
+	JEQ summed19
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y3
@@ -5671,35 +5284,102 @@ part5:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed19:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush11
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y3
+	VEXTRACTF128 $1, Y0, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (DX), Y3, Y3
+	VMOVUPS Y3, (DX)
+	VADDPD 32(DX), Y4, Y4
+	VMOVUPS Y4, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(DX), Y3, Y3
+	VMOVUPS Y3, 64(DX)
+	VADDPD 96(DX), Y4, Y4
+	VMOVUPS Y4, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
-next6:
-	ADDQ SI, AX
-	ADDQ SI, BX
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_accStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, R8
 	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
-	SUBQ $1, R9
-	JLT done8
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again13
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	VBROADCASTSS (CX), Y2
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_rows, DX)
-	JMP row1
+	VBROADCASTSS (CX), Y2
+	ARG(kernelArgs_images, DI)
+	ADDQ $-1, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $0, DI
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -5707,45 +5387,312 @@ done8:
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
+	ARG(kernelArgs_at, DI)
 	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
-	SUBQ SI, DI
-	MOVQ DI, SI
-	SHLQ $2, SI
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_more, R9)
-
-row1:
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_coefAt, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_accAt, DI)
+	SHLQ $3, DI
+	ADDQ DI, DX
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	ARG(kernelArgs_images, DI)
+	SUBQ $4, DI
+	JLT singles1
+	ARG(kernelArgs_budget, DI)
+	SARQ $2, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	MOVQ R9, R10
+	ADDQ R9, R10
+	ADDQ R9, R10
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
+
+next2:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save6
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $8, SI
+	JLT part8
+
+four7:
+	VADDPS (BX), Y4, Y6
+	VMOVUPS (AX), Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R9*1), Y4, Y8
+	VMOVUPS (AX)(R9*1), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS (BX)(R9*2), Y4, Y8
+	VMOVUPS (AX)(R9*2), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS (BX)(R10*1), Y4, Y10
+	VMOVUPS (AX)(R10*1), Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four7
+
+part8:
+	ANDQ $7, SI
+	JEQ summed9
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VMASKMOVPS (BX), Y15, Y6
+	VADDPS Y6, Y4, Y6
+	VMASKMOVPS (AX), Y15, Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R9*1), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R9*1), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VMASKMOVPS (BX)(R9*2), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R9*2), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VMASKMOVPS (BX)(R10*1), Y15, Y10
+	VADDPS Y10, Y4, Y10
+	VMASKMOVPS (AX)(R10*1), Y15, Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VANDPS Y15, Y5, Y5
+	VANDPS Y15, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed9:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush3
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (DX), Y5, Y5
+	VMOVUPS Y5, (DX)
+	VADDPD 32(DX), Y6, Y6
+	VMOVUPS Y6, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(DX), Y5, Y5
+	VMOVUPS Y5, 64(DX)
+	VADDPD 96(DX), Y6, Y6
+	VMOVUPS Y6, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coefStep, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again5
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ SI, R10
-	ADDQ $1073741824, R11
+again5:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+	ARG(kernelArgs_images, DI)
+	ADDQ $-4, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $4, DI
+	JGE next2
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
 
-same7:
+save6:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
+
+singles1:
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+
+next10:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save14
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-32, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $32, SI
+	JLT rest16
+
+group15:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5788,17 +5735,15 @@ same7:
 	VADDPS Y6, Y1, Y1
 	ADDQ $128, AX
 	ADDQ $128, BX
-	SUBQ $32, DI
-	JGE group2
+	SUBQ $32, SI
+	JGE group15
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest16:
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
+single17:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5811,12 +5756,17 @@ single4:
 	VADDPS Y6, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single17
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+part18:
+	ANDQ $7, SI
+	JEQ summed19
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
 	VMASKMOVPS (BX), Y15, Y6
 	VADDPS Y6, Y4, Y6
 	VMASKMOVPS (AX), Y15, Y5
@@ -5830,35 +5780,106 @@ part5:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed19:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush11
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (DX), Y5, Y5
+	VMOVUPS Y5, (DX)
+	VADDPD 32(DX), Y6, Y6
+	VMOVUPS Y6, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(DX), Y5, Y5
+	VMOVUPS Y5, 64(DX)
+	VADDPD 96(DX), Y6, Y6
+	VMOVUPS Y6, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
-next6:
-	ADDQ SI, AX
-	ADDQ SI, BX
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_accStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, R8
 	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
-	SUBQ $1, R9
-	JLT done8
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again13
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_rows, DX)
-	JMP row1
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+	ARG(kernelArgs_images, DI)
+	ADDQ $-1, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $0, DI
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -5867,47 +5888,332 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
+	ARG(kernelArgs_at, R8)
 	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_more, R10)
-
-row1:
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_accAt, R8)
+	SHLQ $3, R8
+	ADDQ R8, SI
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y1
+	ARG(kernelArgs_images, R8)
+	SUBQ $4, R8
+	JLT singles1
+	ARG(kernelArgs_budget, R8)
+	SARQ $2, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	ARG(kernelArgs_stride, R10)
+	SHLQ $2, R10
+	MOVQ R10, R11
+	ADDQ R10, R11
+	ADDQ R10, R11
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
+
+next2:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save6
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $8, DI
+	JLT part8
+
+four7:
+	VADDPS (BX), Y4, Y6
+	VMOVUPS (AX), Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R10*1), Y4, Y8
+	VMOVUPS (AX)(R10*1), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R10*1), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS (BX)(R10*2), Y4, Y8
+	VMOVUPS (AX)(R10*2), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R10*2), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS (BX)(R11*1), Y4, Y10
+	VMOVUPS (AX)(R11*1), Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R11*1), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four7
+
+part8:
+	ANDQ $7, DI
+	JEQ summed9
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VMASKMOVPS (BX), Y15, Y6
+	VADDPS Y6, Y4, Y6
+	VMASKMOVPS (AX), Y15, Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R10*1), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R10*1), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R10*1), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VMASKMOVPS (BX)(R10*2), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R10*2), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R10*2), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VMASKMOVPS (BX)(R11*1), Y15, Y10
+	VADDPS Y10, Y4, Y10
+	VMASKMOVPS (AX)(R11*1), Y15, Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R11*1), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VANDPS Y15, Y5, Y5
+	VANDPS Y15, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed9:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush3
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (SI), Y5, Y5
+	VMOVUPS Y5, (SI)
+	VADDPD 32(SI), Y6, Y6
+	VMOVUPS Y6, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(SI), Y5, Y5
+	VMOVUPS Y5, 64(SI)
+	VADDPD 96(SI), Y6, Y6
+	VMOVUPS Y6, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coefStep, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again5
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ DI, R11
-	ADDQ $1073741824, R12
+again5:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	ARG(kernelArgs_images, R8)
+	ADDQ $-4, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $4, R8
+	JGE next2
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
 
-same7:
+save6:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
+
+singles1:
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+
+next10:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save14
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-32, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $32, DI
+	JLT rest16
+
+group15:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5955,18 +6261,15 @@ same7:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
-	SUBQ $32, R8
-	JGE group2
+	SUBQ $32, DI
+	JGE group15
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest16:
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
+single17:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5981,12 +6284,17 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single17
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+part18:
+	ANDQ $7, DI
+	JEQ summed19
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
 	VMASKMOVPS (BX), Y15, Y6
 	VADDPS Y6, Y4, Y6
 	VMASKMOVPS (AX), Y15, Y5
@@ -6002,38 +6310,109 @@ part5:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed19:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush11
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (SI), Y5, Y5
+	VMOVUPS Y5, (SI)
+	VADDPD 32(SI), Y6, Y6
+	VMOVUPS Y6, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(SI), Y5, Y5
+	VMOVUPS Y5, 64(SI)
+	VADDPD 96(SI), Y6, Y6
+	VMOVUPS Y6, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	ARG(kernelArgs_accStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, R9
 	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
-	SUBQ $1, R10
-	JLT done8
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again13
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
 	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_rows, SI)
-	JMP row1
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $0, R8
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -6051,42 +6430,308 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ BX, 256(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	MOVQ SI, DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R8
+	ARG(kernelArgs_at, DI)
 	SHLQ $2, DI
-	SUBQ DI, R8
-	VMOVDQU (R8), Y15
-	ARG(kernelArgs_stride, DI)
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_coefAt, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_accAt, DI)
+	SHLQ $3, DI
+	ADDQ DI, DX
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
+	ARG(kernelArgs_images, DI)
+	SUBQ $4, DI
+	JLT singles1
+	ARG(kernelArgs_budget, DI)
+	SARQ $2, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	MOVQ R9, R10
+	ADDQ R9, R10
+	ADDQ R9, R10
+
+next2:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save6
+	ARG(kernelArgs_left, DI)
 	SUBQ SI, DI
-	MOVQ DI, SI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $8, SI
+	JLT part8
+
+four7:
+	VBROADCASTSS (CX), Y8
+	VBROADCASTSS 4(CX), Y6
+	VBROADCASTSS 8(CX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (BX)(R9*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (BX)(R9*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (BX)(R10*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (CX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R9*1), Y8, Y12
+	VMOVUPS (AX)(R9*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R9*2), Y8, Y12
+	VMOVUPS (AX)(R9*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R10*1), Y8, Y14
+	VMOVUPS (AX)(R10*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four7
+
+part8:
+	ANDQ $7, SI
+	JEQ summed9
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (CX), Y8
+	VBROADCASTSS 4(CX), Y6
+	VBROADCASTSS 8(CX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (BX)(R9*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (BX)(R9*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (BX)(R10*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (CX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R9*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R9*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R9*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R9*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R10*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R10*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
 	SHLQ $2, SI
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_more, R9)
+	ADDQ SI, AX
+	ADDQ SI, BX
 
-row1:
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
+summed9:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush3
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DX), Y9, Y9
+	VMOVUPS Y9, (DX)
+	VADDPD 32(DX), Y10, Y10
+	VMOVUPS Y10, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DX), Y9, Y9
+	VMOVUPS Y9, 64(DX)
+	VADDPD 96(DX), Y10, Y10
+	VMOVUPS Y10, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT rest3
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coefStep, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again5
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ SI, R10
-	ADDQ $1073741824, R11
+again5:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_images, DI)
+	ADDQ $-4, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $4, DI
+	JGE next2
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
 
-same7:
+save6:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save14
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
+	ANDQ $-32, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $32, SI
+	JLT rest16
+
+group15:
 	VBROADCASTSS (CX), Y8
 	VBROADCASTSS 4(CX), Y6
 	VBROADCASTSS 8(CX), Y7
@@ -6131,17 +6776,15 @@ same7:
 	VADDPS Y10, Y1, Y1
 	ADDQ $128, AX
 	ADDQ $128, BX
-	SUBQ $32, DI
-	JGE group2
+	SUBQ $32, SI
+	JGE group15
 
-rest3:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part5
+rest16:
+	ADDQ $32, SI
+	SUBQ $8, SI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
+single17:
 	VBROADCASTSS (CX), Y8
 	VBROADCASTSS 4(CX), Y6
 	VBROADCASTSS 8(CX), Y7
@@ -6162,12 +6805,17 @@ single4:
 	VADDPS Y10, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
-	SUBQ $8, DI
-	JGE single4
+	SUBQ $8, SI
+	JGE single17
 
-part5:
-	ANDQ $7, DI
-	JEQ next6
+part18:
+	ANDQ $7, SI
+	JEQ summed19
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
 	VBROADCASTSS (CX), Y8
 	VBROADCASTSS 4(CX), Y6
 	VBROADCASTSS 8(CX), Y7
@@ -6190,35 +6838,100 @@ part5:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed19:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush11
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DX), Y9, Y9
+	VMOVUPS Y9, (DX)
+	VADDPD 32(DX), Y10, Y10
+	VMOVUPS Y10, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DX), Y9, Y9
+	VMOVUPS Y9, 64(DX)
+	VADDPD 96(DX), Y10, Y10
+	VMOVUPS Y10, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
-next6:
-	ADDQ SI, AX
-	ADDQ SI, BX
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_accStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, R8
 	ARG(kernelArgs_coefStep, DI)
 	SHLQ $2, DI
 	ADDQ DI, CX
-	SUBQ $1, DX
-	JNE row1
-	SUBQ $1, R9
-	JLT done8
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again13
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_rows, DX)
-	JMP row1
+	ARG(kernelArgs_images, DI)
+	ADDQ $-1, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $0, DI
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -6237,44 +6950,328 @@ TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
+	ARG(kernelArgs_at, R8)
 	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_accAt, R8)
+	SHLQ $3, R8
+	ADDQ R8, SI
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y1
+	ARG(kernelArgs_images, R8)
+	SUBQ $4, R8
+	JLT singles1
+	ARG(kernelArgs_budget, R8)
+	SARQ $2, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	ARG(kernelArgs_stride, R10)
+	SHLQ $2, R10
+	MOVQ R10, R11
+	ADDQ R10, R11
+	ADDQ R10, R11
+
+next2:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save6
+	ARG(kernelArgs_left, R8)
 	SUBQ DI, R8
-	MOVQ R8, DI
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $8, DI
+	JLT part8
+
+four7:
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VADDPS (BX)(R10*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (CX)(R10*1), Y3, Y3
+	VADDPS (BX)(R10*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (CX)(R10*2), Y4, Y4
+	VADDPS (BX)(R11*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VADDPS (CX)(R11*1), Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R10*1), Y8, Y12
+	VMOVUPS (AX)(R10*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R10*2), Y8, Y12
+	VMOVUPS (AX)(R10*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R11*1), Y8, Y14
+	VMOVUPS (AX)(R11*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four7
+
+part8:
+	ANDQ $7, DI
+	JEQ summed9
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (BX)(R10*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (CX)(R10*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (BX)(R10*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (CX)(R10*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (BX)(R11*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R10*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R10*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R11*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R11*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
 	SHLQ $2, DI
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_more, R10)
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
 
-row1:
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
+summed9:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush3
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coefStep, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again5
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ DI, R11
-	ADDQ $1073741824, R12
+again5:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_images, R8)
+	ADDQ $-4, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $4, R8
+	JGE next2
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
 
-same7:
+save6:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save14
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-32, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $32, DI
+	JLT rest16
+
+group15:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6324,18 +7321,15 @@ same7:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
-	SUBQ $32, R8
-	JGE group2
+	SUBQ $32, DI
+	JGE group15
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest16:
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
+single17:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6358,12 +7352,17 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single17
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+part18:
+	ANDQ $7, DI
+	JEQ summed19
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6388,38 +7387,103 @@ part5:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed19:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush11
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	ARG(kernelArgs_accStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, R9
 	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
-	SUBQ $1, R10
-	JLT done8
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again13
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
 	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_rows, SI)
-	JMP row1
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $0, R8
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -6438,42 +7502,324 @@ TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_dres, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
+	ARG(kernelArgs_at, R8)
 	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_coefAt, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_accAt, R8)
+	SHLQ $3, R8
+	ADDQ R8, SI
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y1
+	ARG(kernelArgs_images, R8)
+	SUBQ $4, R8
+	JLT singles1
+	ARG(kernelArgs_budget, R8)
+	SARQ $2, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	ARG(kernelArgs_stride, R10)
+	SHLQ $2, R10
+	MOVQ R10, R11
+	ADDQ R10, R11
+	ADDQ R10, R11
+
+next2:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save6
+	ARG(kernelArgs_left, R8)
 	SUBQ DI, R8
-	MOVQ R8, DI
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $8, DI
+	JLT part8
+
+four7:
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (BX)(R10*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (BX)(R10*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (BX)(R11*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMOVUPS Y9, (CX)
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R10*1), Y8, Y12
+	VMOVUPS (AX)(R10*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMOVUPS Y11, (CX)(R10*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R10*2), Y8, Y12
+	VMOVUPS (AX)(R10*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMOVUPS Y11, (CX)(R10*2)
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R11*1), Y8, Y14
+	VMOVUPS (AX)(R11*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMOVUPS Y13, (CX)(R11*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four7
+
+part8:
+	ANDQ $7, DI
+	JEQ summed9
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (BX)(R10*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (BX)(R10*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (BX)(R11*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMASKMOVPS Y9, Y15, (CX)
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R10*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMASKMOVPS Y11, Y15, (CX)(R10*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R10*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMASKMOVPS Y11, Y15, (CX)(R10*2)
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R11*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R11*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMASKMOVPS Y13, Y15, (CX)(R11*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
 	SHLQ $2, DI
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_more, R10)
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
 
-row1:
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
+summed9:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush3
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coefStep, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again5
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ DI, R11
-	ADDQ $1073741824, R12
+again5:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_images, R8)
+	ADDQ $-4, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $4, R8
+	JGE next2
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
 
-same7:
+save6:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save14
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
+	ANDQ $-32, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $32, DI
+	JLT rest16
+
+group15:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6523,17 +7869,15 @@ same7:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
-	SUBQ $32, R8
-	JGE group2
+	SUBQ $32, DI
+	JGE group15
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest16:
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
+single17:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6556,12 +7900,17 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single17
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+part18:
+	ANDQ $7, DI
+	JEQ summed19
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -6585,38 +7934,103 @@ part5:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed19:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush11
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	ARG(kernelArgs_accStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, R9
 	ARG(kernelArgs_coefStep, R8)
 	SHLQ $2, R8
 	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
-	SUBQ $1, R10
-	JLT done8
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again13
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
 	ARG(kernelArgs_imageGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, R9)
-	ARG(kernelArgs_rows, SI)
-	JMP row1
+	ARG(kernelArgs_images, R8)
+	ADDQ $-1, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $0, R8
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -6636,44 +8050,344 @@ TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
+	ARG(kernelArgs_at, R9)
 	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, SI
+	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_accAt, R9)
+	SHLQ $3, R9
+	ADDQ R9, DI
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS (R9), Y0
+	VMOVUPS 32(R9), Y1
+	ARG(kernelArgs_images, R9)
+	SUBQ $4, R9
+	JLT singles1
+	ARG(kernelArgs_budget, R9)
+	SARQ $2, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_budget(R10)
+	ARG(kernelArgs_stride, R11)
+	SHLQ $2, R11
+	MOVQ R11, R12
+	ADDQ R11, R12
+	ADDQ R11, R12
+
+next2:
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_piece, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	ARG(kernelArgs_budget, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	SUBQ $0, R8
+	JEQ save6
+	ARG(kernelArgs_left, R9)
 	SUBQ R8, R9
-	MOVQ R9, R8
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_piece, R9)
+	SUBQ R8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_budget, R9)
+	SUBQ R8, R9
+	ANDQ $-8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_budget(R10)
+	SUBQ $8, R8
+	JLT part8
+
+four7:
+	VBROADCASTSS (SI), Y8
+	VBROADCASTSS 4(SI), Y6
+	VBROADCASTSS 8(SI), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VADDPS (BX)(R11*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (CX)(R11*1), Y3, Y3
+	VADDPS (BX)(R11*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (CX)(R11*2), Y4, Y4
+	VADDPS (BX)(R12*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VADDPS (CX)(R12*1), Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMOVUPS Y9, (DX)
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R11*1), Y8, Y12
+	VMOVUPS (AX)(R11*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMOVUPS Y11, (DX)(R11*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R11*2), Y8, Y12
+	VMOVUPS (AX)(R11*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMOVUPS Y11, (DX)(R11*2)
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R12*1), Y8, Y14
+	VMOVUPS (AX)(R12*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMOVUPS Y13, (DX)(R12*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	SUBQ $8, R8
+	JGE four7
+
+part8:
+	ANDQ $7, R8
+	JEQ summed9
+	MOVQ R8, R9
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (SI), Y8
+	VBROADCASTSS 4(SI), Y6
+	VBROADCASTSS 8(SI), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (BX)(R11*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (BX)(R11*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (CX)(R11*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (BX)(R12*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VMASKMOVPS (CX)(R12*1), Y15, Y9
+	VADDPS Y9, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMASKMOVPS Y9, Y15, (DX)
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R11*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R11*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMASKMOVPS Y11, Y15, (DX)(R11*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R11*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R11*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMASKMOVPS Y11, Y15, (DX)(R11*2)
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R12*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R12*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMASKMOVPS Y13, Y15, (DX)(R12*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
 	SHLQ $2, R8
-	ARG(kernelArgs_acc, R10)
-	ARG(kernelArgs_more, R11)
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
 
-row1:
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_fetchLeft, R13)
+summed9:
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JEQ flush3
+	ARG(kernelArgs_piece, R9)
+	SUBQ $0, R9
+	JNE next2
+
+flush3:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DI), Y9, Y9
+	VMOVUPS Y9, (DI)
+	VADDPD 32(DI), Y10, Y10
+	VMOVUPS Y10, 32(DI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DI), Y9, Y9
+	VMOVUPS Y9, 64(DI)
+	VADDPD 96(DI), Y10, Y10
+	VMOVUPS Y10, 96(DI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JNE next2
+
+row4:
 	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_rowGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_coefStep, R9)
+	SHLQ $2, R9
+	ADDQ R9, SI
+	ADDQ $128, DI
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBQ $1, R9
+	JEQ again5
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	JMP next2
 
-group2:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	SUBQ $32, R13
-	JGE same7
-	ADDQ R8, R12
-	ADDQ $1073741824, R13
+again5:
+	ARG(kernelArgs_rows, R9)
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_images, R9)
+	ADDQ $-4, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	SUBQ $4, R9
+	JGE next2
+	MOVQ $2048, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
 
-same7:
+save6:
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS Y0, (R9)
+	VMOVUPS Y1, 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_coefAt(R10)
+	ARG(kernelArgs_sums, R9)
+	SUBQ R9, DI
+	SARQ $3, DI
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_accAt(R10)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_piece, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	ARG(kernelArgs_budget, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	SUBQ $0, R8
+	JEQ save14
+	ARG(kernelArgs_left, R9)
+	SUBQ R8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_piece, R9)
+	SUBQ R8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_budget, R9)
+	SUBQ R8, R9
+	ANDQ $-32, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_budget(R10)
+	SUBQ $32, R8
+	JLT rest16
+
+group15:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6728,18 +8442,15 @@ same7:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $128, DX
-	SUBQ $32, R9
-	JGE group2
+	SUBQ $32, R8
+	JGE group15
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest16:
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT part18
 
-single4:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
+single17:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6764,12 +8475,17 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single17
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+part18:
+	ANDQ $7, R8
+	JEQ summed19
+	MOVQ R8, R9
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6795,41 +8511,106 @@ part5:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+summed19:
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JEQ flush11
+	ARG(kernelArgs_piece, R9)
+	SUBQ $0, R9
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DI), Y9, Y9
+	VMOVUPS Y9, (DI)
+	VADDPD 32(DI), Y10, Y10
+	VMOVUPS Y10, 32(DI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DI), Y9, Y9
+	VMOVUPS Y9, 64(DI)
+	VADDPD 96(DI), Y10, Y10
+	VMOVUPS Y10, 96(DI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $2048, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R9)
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_rowGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	ARG(kernelArgs_accStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, R10
 	ARG(kernelArgs_coefStep, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
-	SUBQ $1, R11
-	JLT done8
+	ADDQ $128, DI
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBQ $1, R9
+	JEQ again13
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R9)
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_sums, DI)
 	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_acc, R10)
-	ARG(kernelArgs_rows, DI)
-	JMP row1
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	SUBQ $0, R9
+	JNE next10
 
-done8:
+save14:
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS Y0, (R9)
+	VMOVUPS Y1, 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_coefAt(R10)
+	ARG(kernelArgs_sums, R9)
+	SUBQ R9, DI
+	SARQ $3, DI
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_accAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -6986,8 +8767,6 @@ part9:
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y3
 	VMULPS Y4, Y3, Y4
-	VANDPS Y15, Y3, Y3
-	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
 	VMOVUPS Y0, (DX)
@@ -7221,8 +9000,6 @@ part9:
 	VCMPPS $0x1e, Y12, Y11, Y12
 	VANDPS Y5, Y12, Y5
 	VMULPS Y6, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
 	VMOVUPS Y0, (DX)
@@ -7480,8 +9257,6 @@ part9:
 	VCMPPS $0x1e, Y12, Y11, Y12
 	VANDPS Y5, Y12, Y5
 	VMULPS Y6, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
 	VMOVUPS Y0, (SI)
@@ -7741,8 +9516,6 @@ part9:
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y9
 	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DX)
@@ -8023,8 +9796,6 @@ part9:
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y9
 	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (SI)
@@ -8301,8 +10072,6 @@ part9:
 	VMULPS Y2, Y9, Y9
 	VMASKMOVPS Y9, Y15, (CX)
 	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (SI)
@@ -8603,8 +10372,6 @@ part9:
 	VMULPS Y2, Y9, Y9
 	VMASKMOVPS Y9, Y15, (DX)
 	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
 	VADDPS Y9, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DI)
@@ -8638,30 +10405,41 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8694,14 +10472,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8712,12 +10493,70 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y2
+	VBROADCASTSS (DX), Y9
+	VBLENDVPS Y15, Y2, Y9, Y2
+	VBROADCASTSS -16(DX), Y3
+	VBROADCASTSS 4(DX), Y9
+	VBLENDVPS Y15, Y3, Y9, Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS 12(DX), Y9
+	VBLENDVPS Y15, Y0, Y9, Y0
+	VBROADCASTSS -4(DX), Y1
+	VBROADCASTSS 16(DX), Y9
+	VBLENDVPS Y15, Y1, Y9, Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVUPS Y6, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8726,20 +10565,52 @@ part5:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -8749,30 +10620,42 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8810,14 +10693,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8830,12 +10716,72 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y2
+	VBROADCASTSS (SI), Y9
+	VBLENDVPS Y15, Y2, Y9, Y2
+	VBROADCASTSS -16(SI), Y3
+	VBROADCASTSS 4(SI), Y9
+	VBLENDVPS Y15, Y3, Y9, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y9
+	VBLENDVPS Y15, Y0, Y9, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y9
+	VBLENDVPS Y15, Y1, Y9, Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVUPS Y6, (CX)
+	VMOVUPS Y5, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8845,22 +10791,54 @@ part5:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -8869,30 +10847,76 @@ TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+	MOVQ CX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8925,14 +10949,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8943,12 +10970,70 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y2
+	VBROADCASTSS (DX), Y9
+	VBLENDVPS Y15, Y2, Y9, Y2
+	VBROADCASTSS -16(DX), Y3
+	VBROADCASTSS 4(DX), Y9
+	VBLENDVPS Y15, Y3, Y9, Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS 12(DX), Y9
+	VBLENDVPS Y15, Y0, Y9, Y0
+	VBROADCASTSS -4(DX), Y1
+	VBROADCASTSS 16(DX), Y9
+	VBLENDVPS Y15, Y1, Y9, Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVNTPS Y6, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8957,20 +11042,52 @@ part5:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y2
+	VBROADCASTSS 4(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -8980,30 +11097,79 @@ TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+	MOVQ CX, R10
+	NEGQ R10
+	SARQ $2, R10
+	ANDQ $7, R10
+	JEQ row2
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	SUBQ R10, R8
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_piece(R11)
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	VMASKMOVPS Y5, Y15, (DX)
+	ARG(kernelArgs_piece, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -9041,14 +11207,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -9061,12 +11230,72 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y2
+	VBROADCASTSS (SI), Y9
+	VBLENDVPS Y15, Y2, Y9, Y2
+	VBROADCASTSS -16(SI), Y3
+	VBROADCASTSS 4(SI), Y9
+	VBLENDVPS Y15, Y3, Y9, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y9
+	VBLENDVPS Y15, Y0, Y9, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y9
+	VBLENDVPS Y15, Y1, Y9, Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVNTPS Y6, (CX)
+	VMOVNTPS Y5, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -9076,22 +11305,54 @@ part5:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y2
+	VBROADCASTSS 4(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9100,31 +11361,42 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9177,14 +11449,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9200,12 +11475,81 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y4
+	VBROADCASTSS (DX), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(DX), Y2
+	VBROADCASTSS 4(DX), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(DX), Y3
+	VBROADCASTSS 8(DX), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS 12(DX), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(DX), Y1
+	VBROADCASTSS 16(DX), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9219,20 +11563,53 @@ part5:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9242,31 +11619,43 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9324,14 +11713,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9349,12 +11741,83 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS (SI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS 4(SI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS 8(SI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9370,22 +11833,55 @@ part5:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9395,31 +11891,43 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9477,14 +11985,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9502,12 +12013,83 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS (SI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS 4(SI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS 8(SI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y6, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9522,22 +12104,55 @@ part5:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9548,31 +12163,44 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
 	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_at, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
 	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-
-row1:
+	ARG(kernelArgs_coefAt, R11)
+	SHLQ $2, R11
+	ADDQ R11, DI
+	ARG(kernelArgs_rowsLeft, R8)
+	ARG(kernelArgs_left, R9)
+	ARG(kernelArgs_budget, R10)
+	ADDQ $-1, R10
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
+	ARG(kernelArgs_n, R11)
+	SUBQ R9, R11
+	SUBQ $0, R11
+	JNE row2
+	ARG(kernelArgs_rows, R11)
+	SUBQ R8, R11
+	SUBQ $0, R11
+	JNE row2
 
-group2:
+image1:
+
+row2:
+	SUBQ $0, R10
+	JLT save7
+	SUBQ $32, R9
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9635,14 +12263,17 @@ group2:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group2
+	JLT save7
+	SUBQ $32, R9
+	JGE group3
 
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
+rest4:
+	ADDQ $-32, R10
+	ADDQ $32, R9
+	SUBQ $8, R9
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9662,12 +12293,85 @@ single4:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
-	SUBQ $8, R10
-	JGE single4
+	SUBQ $8, R9
+	JGE single5
 
-part5:
-	ANDQ $7, R10
-	JEQ next6
+border6:
+	SUBQ $1, R8
+	JEQ last9
+	ADDQ $20, DI
+	ARG(kernelArgs_n, R11)
+	ADDQ R9, R11
+	ANDQ $7, R9
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS -20(DI), Y4
+	VBROADCASTSS (DI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(DI), Y2
+	VBROADCASTSS 4(DI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(DI), Y3
+	VBROADCASTSS 8(DI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(DI), Y0
+	VBROADCASTSS 12(DI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(DI), Y1
+	VBROADCASTSS 16(DI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (DX)
+	VMOVUPS Y6, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	MOVQ R11, R9
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R9)
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R9
+	JEQ end10
+	MOVQ R9, R11
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9684,24 +12388,57 @@ part5:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-next6:
+	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefStep, R10)
-	SHLQ $2, R10
-	ADDQ R10, DI
-	SUBQ $1, R8
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R11)
+	ADDQ $-1, R11
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_images(R12)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+	ARG(kernelArgs_coefImage, R9)
+	SHLQ $2, R9
+	ADDQ R9, DI
+	ADDQ $20, DI
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
+	SUBQ $0, R11
+	JEQ save7
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R12
+	MOVQ R9, kernelArgs_left(R12)
+	MOVQ a+8(FP), R12
+	MOVQ R8, kernelArgs_rowsLeft(R12)
+	ARG(kernelArgs_dy, R11)
+	SUBQ R11, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R12
+	MOVQ AX, kernelArgs_at(R12)
+	ARG(kernelArgs_coef, R11)
+	SUBQ R11, DI
+	SARQ $2, DI
+	MOVQ a+8(FP), R12
+	MOVQ DI, kernelArgs_coefAt(R12)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9710,31 +12447,84 @@ TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-group2:
+image1:
+	MOVQ CX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9787,14 +12577,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9810,12 +12603,81 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y4
+	VBROADCASTSS (DX), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(DX), Y2
+	VBROADCASTSS 4(DX), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(DX), Y3
+	VBROADCASTSS 8(DX), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS 12(DX), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(DX), Y1
+	VBROADCASTSS 16(DX), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9829,20 +12691,53 @@ part5:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+	VBROADCASTSS 12(DX), Y0
+	VBROADCASTSS 16(DX), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -9852,31 +12747,88 @@ TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+	MOVQ DX, R10
+	NEGQ R10
+	SARQ $2, R10
+	ANDQ $7, R10
+	JEQ row2
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	SUBQ R10, R8
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_piece(R11)
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	ARG(kernelArgs_piece, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9934,14 +12886,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9959,12 +12914,83 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS (SI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS 4(SI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS 8(SI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9980,22 +13006,55 @@ part5:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10005,31 +13064,87 @@ TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-
-row1:
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-group2:
+image1:
+	MOVQ CX, R10
+	NEGQ R10
+	SARQ $2, R10
+	ANDQ $7, R10
+	JEQ row2
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	SUBQ R10, R8
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_piece(R11)
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	VMASKMOVPS Y6, Y15, (DX)
+	ARG(kernelArgs_piece, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10087,14 +13202,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10112,12 +13230,83 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS (SI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS 4(SI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS 8(SI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS 12(SI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(SI), Y1
+	VBROADCASTSS 16(SI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (CX)
+	VMOVNTPS Y6, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10132,22 +13321,55 @@ part5:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	VBROADCASTSS (SI), Y4
+	VBROADCASTSS 4(SI), Y2
+	VBROADCASTSS 8(SI), Y3
+	VBROADCASTSS 12(SI), Y0
+	VBROADCASTSS 16(SI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10158,31 +13380,91 @@ TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
 	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_at, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
 	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-
-row1:
+	ARG(kernelArgs_coefAt, R11)
+	SHLQ $2, R11
+	ADDQ R11, DI
+	ARG(kernelArgs_rowsLeft, R8)
+	ARG(kernelArgs_left, R9)
+	ARG(kernelArgs_budget, R10)
+	ADDQ $-1, R10
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
+	ARG(kernelArgs_n, R11)
+	SUBQ R9, R11
+	SUBQ $0, R11
+	JNE row2
+	ARG(kernelArgs_rows, R11)
+	SUBQ R8, R11
+	SUBQ $0, R11
+	JNE row2
 
-group2:
+image1:
+	MOVQ DX, R11
+	NEGQ R11
+	SARQ $2, R11
+	ANDQ $7, R11
+	JEQ row2
+	CMPQ R9, R11
+	CMOVQLT R9, R11
+	SUBQ R11, R9
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_piece(R12)
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	VMASKMOVPS Y6, Y15, (SI)
+	ARG(kernelArgs_piece, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+
+row2:
+	SUBQ $0, R10
+	JLT save7
+	SUBQ $32, R9
+	JLT rest4
+
+group3:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10245,14 +13527,17 @@ group2:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group2
+	JLT save7
+	SUBQ $32, R9
+	JGE group3
 
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
+rest4:
+	ADDQ $-32, R10
+	ADDQ $32, R9
+	SUBQ $8, R9
+	JLT border6
 
-single4:
+single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10272,12 +13557,85 @@ single4:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
-	SUBQ $8, R10
-	JGE single4
+	SUBQ $8, R9
+	JGE single5
 
-part5:
-	ANDQ $7, R10
-	JEQ next6
+border6:
+	SUBQ $1, R8
+	JEQ last9
+	ADDQ $20, DI
+	ARG(kernelArgs_n, R11)
+	ADDQ R9, R11
+	ANDQ $7, R9
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS -20(DI), Y4
+	VBROADCASTSS (DI), Y10
+	VBLENDVPS Y15, Y4, Y10, Y4
+	VBROADCASTSS -16(DI), Y2
+	VBROADCASTSS 4(DI), Y10
+	VBLENDVPS Y15, Y2, Y10, Y2
+	VBROADCASTSS -12(DI), Y3
+	VBROADCASTSS 8(DI), Y10
+	VBLENDVPS Y15, Y3, Y10, Y3
+	VBROADCASTSS -8(DI), Y0
+	VBROADCASTSS 12(DI), Y10
+	VBLENDVPS Y15, Y0, Y10, Y0
+	VBROADCASTSS -4(DI), Y1
+	VBROADCASTSS 16(DI), Y10
+	VBLENDVPS Y15, Y1, Y10, Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (DX)
+	VMOVNTPS Y6, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	MOVQ R11, R9
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R9)
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP row2
+
+last9:
+	ANDQ $7, R9
+	JEQ end10
+	MOVQ R9, R11
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10294,24 +13652,57 @@ part5:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-next6:
+	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefStep, R10)
-	SHLQ $2, R10
-	ADDQ R10, DI
-	SUBQ $1, R8
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R11)
+	ADDQ $-1, R11
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_images(R12)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+	ARG(kernelArgs_coefImage, R9)
+	SHLQ $2, R9
+	ADDQ R9, DI
+	ADDQ $20, DI
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
+	SUBQ $0, R11
+	JEQ save7
+	VBROADCASTSS (DI), Y4
+	VBROADCASTSS 4(DI), Y2
+	VBROADCASTSS 8(DI), Y3
+	VBROADCASTSS 12(DI), Y0
+	VBROADCASTSS 16(DI), Y1
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R12
+	MOVQ R9, kernelArgs_left(R12)
+	MOVQ a+8(FP), R12
+	MOVQ R8, kernelArgs_rowsLeft(R12)
+	ARG(kernelArgs_dy, R11)
+	SUBQ R11, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R12
+	MOVQ AX, kernelArgs_at(R12)
+	ARG(kernelArgs_coef, R11)
+	SUBQ R11, DI
+	SARQ $2, DI
+	MOVQ a+8(FP), R12
+	MOVQ DI, kernelArgs_coefAt(R12)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10330,26 +13721,37 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -10407,14 +13809,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -10441,12 +13846,76 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y10
+	VBROADCASTSS (DX), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DX), Y8
+	VBROADCASTSS 4(DX), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(DX), Y9
+	VBROADCASTSS 8(DX), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(DX), Y10
+	VBROADCASTSS (DX), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DX), Y8
+	VBROADCASTSS 4(DX), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(DX), Y6
+	VBROADCASTSS 12(DX), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(DX), Y7
+	VBROADCASTSS 16(DX), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVUPS Y13, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -10472,20 +13941,48 @@ part5:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10505,26 +14002,38 @@ TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10587,14 +14096,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10623,12 +14135,78 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(SI), Y9
+	VBROADCASTSS 8(SI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(SI), Y6
+	VBROADCASTSS 12(SI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(SI), Y7
+	VBROADCASTSS 16(SI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVUPS Y13, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10656,22 +14234,50 @@ part5:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10691,26 +14297,38 @@ TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10773,14 +14391,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10809,12 +14430,78 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(SI), Y9
+	VBROADCASTSS 8(SI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(SI), Y6
+	VBROADCASTSS 12(SI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(SI), Y7
+	VBROADCASTSS 16(SI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVUPS Y13, (CX)
+	VMOVUPS Y12, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -10841,22 +14528,50 @@ part5:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
 	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -10877,26 +14592,39 @@ TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
 	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_at, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
 	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
+	ARG(kernelArgs_coefAt, R11)
+	SHLQ $2, R11
+	ADDQ R11, DI
+	ARG(kernelArgs_rowsLeft, R8)
+	ARG(kernelArgs_left, R9)
+	ARG(kernelArgs_budget, R10)
+	ADDQ $-1, R10
+	ARG(kernelArgs_n, R11)
+	SUBQ R9, R11
+	SUBQ $0, R11
+	JNE row2
+	ARG(kernelArgs_rows, R11)
+	SUBQ R8, R11
+	SUBQ $0, R11
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
+image1:
 
-group2:
+row2:
+	SUBQ $0, R10
+	JLT save7
+	SUBQ $32, R9
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -10964,14 +14692,17 @@ group2:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group2
+	JLT save7
+	SUBQ $32, R9
+	JGE group3
 
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
+rest4:
+	ADDQ $-32, R10
+	ADDQ $32, R9
+	SUBQ $8, R9
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11002,12 +14733,80 @@ single4:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
-	SUBQ $8, R10
-	JGE single4
+	SUBQ $8, R9
+	JGE single5
 
-part5:
-	ANDQ $7, R10
-	JEQ next6
+border6:
+	SUBQ $1, R8
+	JEQ last9
+	ADDQ $20, DI
+	ARG(kernelArgs_n, R11)
+	ADDQ R9, R11
+	ANDQ $7, R9
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS (DI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS 4(DI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(DI), Y9
+	VBROADCASTSS 8(DI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS (DI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS 4(DI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(DI), Y6
+	VBROADCASTSS 12(DI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(DI), Y7
+	VBROADCASTSS 16(DI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVUPS Y13, (DX)
+	VMOVUPS Y12, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	MOVQ R11, R9
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R9)
+	JMP row2
+
+last9:
+	ANDQ $7, R9
+	JEQ end10
+	MOVQ R9, R11
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11036,24 +14835,52 @@ part5:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
 	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-next6:
+	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefStep, R10)
-	SHLQ $2, R10
-	ADDQ R10, DI
-	SUBQ $1, R8
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R11)
+	ADDQ $-1, R11
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_images(R12)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+	ARG(kernelArgs_coefImage, R9)
+	SHLQ $2, R9
+	ADDQ R9, DI
+	ADDQ $20, DI
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
+	SUBQ $0, R11
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R12
+	MOVQ R9, kernelArgs_left(R12)
+	MOVQ a+8(FP), R12
+	MOVQ R8, kernelArgs_rowsLeft(R12)
+	ARG(kernelArgs_dy, R11)
+	SUBQ R11, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R12
+	MOVQ AX, kernelArgs_at(R12)
+	ARG(kernelArgs_coef, R11)
+	SUBQ R11, DI
+	SARQ $2, DI
+	MOVQ a+8(FP), R12
+	MOVQ DI, kernelArgs_coefAt(R12)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -11072,26 +14899,81 @@ TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
+	ARG(kernelArgs_at, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
+	ARG(kernelArgs_coefAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DX
+	ARG(kernelArgs_rowsLeft, SI)
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_budget, R8)
+	ADDQ $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUBQ DI, R9
+	SUBQ $0, R9
+	JNE row2
+	ARG(kernelArgs_rows, R9)
+	SUBQ SI, R9
+	SUBQ $0, R9
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
+image1:
+	MOVQ CX, R9
+	NEGQ R9
+	SARQ $2, R9
+	ANDQ $7, R9
+	JEQ row2
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	SUBQ R9, DI
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (DX), Y10
+	VBROADCASTSS 4(DX), Y8
+	VBROADCASTSS 8(DX), Y9
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y10
+	VBROADCASTSS 4(DX), Y8
+	VBROADCASTSS 12(DX), Y6
+	VBROADCASTSS 16(DX), Y7
+	VMASKMOVPS (BX), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VMASKMOVPS (AX), Y15, Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMASKMOVPS Y13, Y15, (CX)
+	ARG(kernelArgs_piece, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
 
-group2:
+row2:
+	SUBQ $0, R8
+	JLT save7
+	SUBQ $32, DI
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -11149,14 +15031,17 @@ group2:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group2
+	JLT save7
+	SUBQ $32, DI
+	JGE group3
 
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
+rest4:
+	ADDQ $-32, R8
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -11183,12 +15068,76 @@ single4:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
-	SUBQ $8, R8
-	JGE single4
+	SUBQ $8, DI
+	JGE single5
 
-part5:
-	ANDQ $7, R8
-	JEQ next6
+border6:
+	SUBQ $1, SI
+	JEQ last9
+	ADDQ $20, DX
+	ARG(kernelArgs_n, R9)
+	ADDQ DI, R9
+	ANDQ $7, DI
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS -20(DX), Y10
+	VBROADCASTSS (DX), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DX), Y8
+	VBROADCASTSS 4(DX), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(DX), Y9
+	VBROADCASTSS 8(DX), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(DX), Y10
+	VBROADCASTSS (DX), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DX), Y8
+	VBROADCASTSS 4(DX), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(DX), Y6
+	VBROADCASTSS 12(DX), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(DX), Y7
+	VBROADCASTSS 16(DX), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVNTPS Y13, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	MOVQ R9, DI
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, DI)
+	JMP row2
+
+last9:
+	ANDQ $7, DI
+	JEQ end10
+	MOVQ DI, R9
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, R9
+	SUBQ R9, R11
+	VMOVDQU (R11), Y15
 	VBROADCASTSS (DX), Y10
 	VBROADCASTSS 4(DX), Y8
 	VBROADCASTSS 8(DX), Y9
@@ -11214,20 +15163,48 @@ part5:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next6:
+	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	SUBQ $1, SI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADDQ $-1, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+	ARG(kernelArgs_coefImage, DI)
+	SHLQ $2, DI
+	ADDQ DI, DX
+	ADDQ $20, DX
+	ARG(kernelArgs_rows, SI)
+	ARG(kernelArgs_n, DI)
+	SUBQ $0, R9
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_left(R10)
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R10
+	MOVQ DX, kernelArgs_coefAt(R10)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -11247,26 +15224,85 @@ TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+image1:
+	MOVQ DX, R10
+	NEGQ R10
+	SARQ $2, R10
+	ANDQ $7, R10
+	JEQ row2
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	SUBQ R10, R8
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_piece(R11)
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y10
+	VBROADCASTSS 4(SI), Y8
+	VBROADCASTSS 8(SI), Y9
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y11
+	VADDPS Y11, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y10
+	VBROADCASTSS 4(SI), Y8
+	VBROADCASTSS 12(SI), Y6
+	VBROADCASTSS 16(SI), Y7
+	VMASKMOVPS (BX), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VMASKMOVPS (AX), Y15, Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMASKMOVPS Y13, Y15, (DX)
+	ARG(kernelArgs_piece, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 
-group2:
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11329,14 +15365,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11365,12 +15404,78 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(SI), Y9
+	VBROADCASTSS 8(SI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(SI), Y6
+	VBROADCASTSS 12(SI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(SI), Y7
+	VBROADCASTSS 16(SI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVNTPS Y13, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11398,22 +15503,50 @@ part5:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -11433,26 +15566,84 @@ TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_y, CX)
 	ARG(kernelArgs_dres, DX)
+	ARG(kernelArgs_at, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
+	ARG(kernelArgs_coefAt, R10)
+	SHLQ $2, R10
+	ADDQ R10, SI
+	ARG(kernelArgs_rowsLeft, DI)
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_budget, R9)
+	ADDQ $-1, R9
+	ARG(kernelArgs_n, R10)
+	SUBQ R8, R10
+	SUBQ $0, R10
+	JNE row2
+	ARG(kernelArgs_rows, R10)
+	SUBQ DI, R10
+	SUBQ $0, R10
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
+image1:
+	MOVQ CX, R10
+	NEGQ R10
+	SARQ $2, R10
+	ANDQ $7, R10
+	JEQ row2
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	SUBQ R10, R8
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_piece(R11)
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (SI), Y10
+	VBROADCASTSS 4(SI), Y8
+	VBROADCASTSS 8(SI), Y9
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y10
+	VBROADCASTSS 4(SI), Y8
+	VBROADCASTSS 12(SI), Y6
+	VBROADCASTSS 16(SI), Y7
+	VMASKMOVPS (BX), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VMASKMOVPS (AX), Y15, Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMASKMOVPS Y13, Y15, (CX)
+	VMASKMOVPS Y12, Y15, (DX)
+	ARG(kernelArgs_piece, R10)
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
 
-group2:
+row2:
+	SUBQ $0, R9
+	JLT save7
+	SUBQ $32, R8
+	JLT rest4
+
+group3:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11515,14 +15706,17 @@ group2:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group2
+	JLT save7
+	SUBQ $32, R8
+	JGE group3
 
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
+rest4:
+	ADDQ $-32, R9
+	ADDQ $32, R8
+	SUBQ $8, R8
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11551,12 +15745,78 @@ single4:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
-	SUBQ $8, R9
-	JGE single4
+	SUBQ $8, R8
+	JGE single5
 
-part5:
-	ANDQ $7, R9
-	JEQ next6
+border6:
+	SUBQ $1, DI
+	JEQ last9
+	ADDQ $20, SI
+	ARG(kernelArgs_n, R10)
+	ADDQ R8, R10
+	ANDQ $7, R8
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(SI), Y9
+	VBROADCASTSS 8(SI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(SI), Y10
+	VBROADCASTSS (SI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(SI), Y8
+	VBROADCASTSS 4(SI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(SI), Y6
+	VBROADCASTSS 12(SI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(SI), Y7
+	VBROADCASTSS 16(SI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVNTPS Y13, (CX)
+	VMOVNTPS Y12, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	MOVQ R10, R8
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R8)
+	JMP row2
+
+last9:
+	ANDQ $7, R8
+	JEQ end10
+	MOVQ R8, R10
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R10
+	SUBQ R10, R12
+	VMOVDQU (R12), Y15
 	VBROADCASTSS (SI), Y10
 	VBROADCASTSS 4(SI), Y8
 	VBROADCASTSS 8(SI), Y9
@@ -11583,22 +15843,50 @@ part5:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (CX)
 	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-next6:
+	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	SUBQ $1, DI
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R10)
+	ADDQ $-1, R10
+	MOVQ a+8(FP), R11
+	MOVQ R10, kernelArgs_images(R11)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+	ARG(kernelArgs_coefImage, R8)
+	SHLQ $2, R8
+	ADDQ R8, SI
+	ADDQ $20, SI
+	ARG(kernelArgs_rows, DI)
+	ARG(kernelArgs_n, R8)
+	SUBQ $0, R10
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R11
+	MOVQ R8, kernelArgs_left(R11)
+	MOVQ a+8(FP), R11
+	MOVQ DI, kernelArgs_rowsLeft(R11)
+	ARG(kernelArgs_dy, R10)
+	SUBQ R10, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R11
+	MOVQ AX, kernelArgs_at(R11)
+	ARG(kernelArgs_coef, R10)
+	SUBQ R10, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R11
+	MOVQ SI, kernelArgs_coefAt(R11)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -11619,26 +15907,88 @@ TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_y, DX)
 	ARG(kernelArgs_dres, SI)
+	ARG(kernelArgs_at, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
 	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
+	ARG(kernelArgs_coefAt, R11)
+	SHLQ $2, R11
+	ADDQ R11, DI
+	ARG(kernelArgs_rowsLeft, R8)
+	ARG(kernelArgs_left, R9)
+	ARG(kernelArgs_budget, R10)
+	ADDQ $-1, R10
+	ARG(kernelArgs_n, R11)
+	SUBQ R9, R11
+	SUBQ $0, R11
+	JNE row2
+	ARG(kernelArgs_rows, R11)
+	SUBQ R8, R11
+	SUBQ $0, R11
+	JNE row2
 
-row1:
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
+image1:
+	MOVQ DX, R11
+	NEGQ R11
+	SARQ $2, R11
+	ANDQ $7, R11
+	JEQ row2
+	CMPQ R9, R11
+	CMOVQLT R9, R11
+	SUBQ R11, R9
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_piece(R12)
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (DI), Y10
+	VBROADCASTSS 4(DI), Y8
+	VBROADCASTSS 8(DI), Y9
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y11
+	VADDPS Y11, Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DI), Y10
+	VBROADCASTSS 4(DI), Y8
+	VBROADCASTSS 12(DI), Y6
+	VBROADCASTSS 16(DI), Y7
+	VMASKMOVPS (BX), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VMASKMOVPS (AX), Y15, Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMASKMOVPS Y13, Y15, (DX)
+	VMASKMOVPS Y12, Y15, (SI)
+	ARG(kernelArgs_piece, R11)
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
 
-group2:
+row2:
+	SUBQ $0, R10
+	JLT save7
+	SUBQ $32, R9
+	JLT rest4
+
+group3:
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11706,14 +16056,17 @@ group2:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group2
+	JLT save7
+	SUBQ $32, R9
+	JGE group3
 
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
+rest4:
+	ADDQ $-32, R10
+	ADDQ $32, R9
+	SUBQ $8, R9
+	JLT border6
 
-single4:
+single5:
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11744,12 +16097,80 @@ single4:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
-	SUBQ $8, R10
-	JGE single4
+	SUBQ $8, R9
+	JGE single5
 
-part5:
-	ANDQ $7, R10
-	JEQ next6
+border6:
+	SUBQ $1, R8
+	JEQ last9
+	ADDQ $20, DI
+	ARG(kernelArgs_n, R11)
+	ADDQ R9, R11
+	ANDQ $7, R9
+	JEQ next8
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS (DI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS 4(DI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -12(DI), Y9
+	VBROADCASTSS 8(DI), Y14
+	VBLENDVPS Y15, Y9, Y14, Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS (DI), Y14
+	VBLENDVPS Y15, Y10, Y14, Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS 4(DI), Y14
+	VBLENDVPS Y15, Y8, Y14, Y8
+	VBROADCASTSS -8(DI), Y6
+	VBROADCASTSS 12(DI), Y14
+	VBLENDVPS Y15, Y6, Y14, Y6
+	VBROADCASTSS -4(DI), Y7
+	VBROADCASTSS 16(DI), Y14
+	VBLENDVPS Y15, Y7, Y14, Y7
+	VADDPS (BX), Y10, Y11
+	VMOVUPS (AX), Y12
+	VMULPS Y2, Y12, Y12
+	VSUBPS Y6, Y12, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMOVNTPS Y13, (DX)
+	VMOVNTPS Y12, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	MOVQ R11, R9
+	JMP row2
+
+next8:
+	ARG(kernelArgs_n, R9)
+	JMP row2
+
+last9:
+	ANDQ $7, R9
+	JEQ end10
+	MOVQ R9, R11
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R11
+	SUBQ R11, R13
+	VMOVDQU (R13), Y15
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11778,24 +16199,52 @@ part5:
 	VMULPS Y8, Y13, Y13
 	VMASKMOVPS Y13, Y15, (DX)
 	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-next6:
+	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefStep, R10)
-	SHLQ $2, R10
-	ADDQ R10, DI
-	SUBQ $1, R8
-	JNE row1
+
+end10:
+	ARG(kernelArgs_images, R11)
+	ADDQ $-1, R11
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_images(R12)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+	ARG(kernelArgs_coefImage, R9)
+	SHLQ $2, R9
+	ADDQ R9, DI
+	ADDQ $20, DI
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
+	SUBQ $0, R11
+	JEQ save7
+	JMP image1
+
+save7:
+	MOVQ a+8(FP), R12
+	MOVQ R9, kernelArgs_left(R12)
+	MOVQ a+8(FP), R12
+	MOVQ R8, kernelArgs_rowsLeft(R12)
+	ARG(kernelArgs_dy, R11)
+	SUBQ R11, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R12
+	MOVQ AX, kernelArgs_at(R12)
+	ARG(kernelArgs_coef, R11)
+	SUBQ R11, DI
+	SARQ $2, DI
+	MOVQ a+8(FP), R12
+	MOVQ DI, kernelArgs_coefAt(R12)
+	VZEROUPPER
+	RET
 	VZEROUPPER
 	RET
 
@@ -16271,12800 +20720,6 @@ done4:
 	VZEROUPPER
 	RET
 
-// func inputGradRunsIdentity(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 32(CX)
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 64(CX)
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y2
-	VBROADCASTSS (DX), Y9
-	VBLENDVPS Y15, Y2, Y9, Y2
-	VBROADCASTSS -16(DX), Y3
-	VBROADCASTSS 4(DX), Y9
-	VBLENDVPS Y15, Y3, Y9, Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS 12(DX), Y9
-	VBLENDVPS Y15, Y0, Y9, Y0
-	VBROADCASTSS -4(DX), Y1
-	VBROADCASTSS 16(DX), Y9
-	VBLENDVPS Y15, Y1, Y9, Y1
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsIdentityDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	VMOVUPS Y5, (DX)
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 32(CX)
-	VMOVUPS Y5, 32(DX)
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 64(CX)
-	VMOVUPS Y5, 64(DX)
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, 96(CX)
-	VMOVUPS Y5, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	VMOVUPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y2
-	VBROADCASTSS (SI), Y9
-	VBLENDVPS Y15, Y2, Y9, Y2
-	VBROADCASTSS -16(SI), Y3
-	VBROADCASTSS 4(SI), Y9
-	VBLENDVPS Y15, Y3, Y9, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y9
-	VBLENDVPS Y15, Y0, Y9, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y9
-	VBLENDVPS Y15, Y1, Y9, Y1
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
-	VMOVUPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsIdentityStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y2
-	VBROADCASTSS (DX), Y9
-	VBLENDVPS Y15, Y2, Y9, Y2
-	VBROADCASTSS -16(DX), Y3
-	VBROADCASTSS 4(DX), Y9
-	VBLENDVPS Y15, Y3, Y9, Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS 12(DX), Y9
-	VBLENDVPS Y15, Y0, Y9, Y0
-	VBROADCASTSS -4(DX), Y1
-	VBROADCASTSS 16(DX), Y9
-	VBLENDVPS Y15, Y1, Y9, Y1
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VMOVNTPS Y5, 32(DX)
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VMOVNTPS Y5, 64(DX)
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	VMOVNTPS Y5, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y2
-	VBROADCASTSS (SI), Y9
-	VBLENDVPS Y15, Y2, Y9, Y2
-	VBROADCASTSS -16(SI), Y3
-	VBROADCASTSS 4(SI), Y9
-	VBLENDVPS Y15, Y3, Y9, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y9
-	VBLENDVPS Y15, Y0, Y9, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y9
-	VBLENDVPS Y15, Y1, Y9, Y1
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLU(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 32(CX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 64(CX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y4
-	VBROADCASTSS (DX), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(DX), Y2
-	VBROADCASTSS 4(DX), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(DX), Y3
-	VBROADCASTSS 8(DX), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS 12(DX), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(DX), Y1
-	VBROADCASTSS 16(DX), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 32(DX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 64(DX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS (SI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS 4(SI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS 8(SI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y6, (DX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 32(CX)
-	VMOVUPS Y6, 32(DX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 64(CX)
-	VMOVUPS Y6, 64(DX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 96(CX)
-	VMOVUPS Y6, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS (SI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS 4(SI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS 8(SI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_more, R11)
-	ARG(kernelArgs_fetch, R12)
-
-image1:
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R9)
-	ARG(kernelArgs_head, R10)
-	SUBQ R10, R9
-	ANDQ $7, R10
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	ARG(kernelArgs_head, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-row2:
-	SUBQ $32, R9
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	VMOVUPS Y6, (SI)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 32(DX)
-	VMOVUPS Y6, 32(SI)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 64(DX)
-	VMOVUPS Y6, 64(SI)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, 96(DX)
-	VMOVUPS Y6, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R9
-	JGE group3
-
-rest4:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	VMOVUPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R9
-	JGE single5
-
-border6:
-	SUBQ $1, R8
-	JEQ last9
-	ADDQ $20, DI
-	ARG(kernelArgs_n, R10)
-	ADDQ R9, R10
-	ANDQ $7, R9
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y4
-	VBROADCASTSS (DI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(DI), Y2
-	VBROADCASTSS 4(DI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(DI), Y3
-	VBROADCASTSS 8(DI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(DI), Y0
-	VBROADCASTSS 12(DI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(DI), Y1
-	VBROADCASTSS 16(DI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
-	VMOVUPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	MOVQ R10, R9
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R9)
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R9
-	JEQ end10
-	MOVQ R9, R10
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end10:
-	SUBQ $1, R11
-	JLT done7
-	ARG(kernelArgs_imageGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y4
-	VBROADCASTSS (DX), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(DX), Y2
-	VBROADCASTSS 4(DX), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(DX), Y3
-	VBROADCASTSS 8(DX), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS 12(DX), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(DX), Y1
-	VBROADCASTSS 16(DX), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS (SI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS 4(SI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS 8(SI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VMOVNTPS Y6, 32(DX)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VMOVNTPS Y6, 64(DX)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	VMOVNTPS Y6, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS (SI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS 4(SI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS 8(SI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS 12(SI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(SI), Y1
-	VBROADCASTSS 16(SI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_more, R11)
-	ARG(kernelArgs_fetch, R12)
-
-image1:
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R9)
-	ARG(kernelArgs_head, R10)
-	SUBQ R10, R9
-	ANDQ $7, R10
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	ARG(kernelArgs_head, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-row2:
-	SUBQ $32, R9
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VMOVNTPS Y6, 32(SI)
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VMOVNTPS Y6, 64(SI)
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	VMOVNTPS Y6, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R9
-	JGE group3
-
-rest4:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R9
-	JGE single5
-
-border6:
-	SUBQ $1, R8
-	JEQ last9
-	ADDQ $20, DI
-	ARG(kernelArgs_n, R10)
-	ADDQ R9, R10
-	ANDQ $7, R9
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y4
-	VBROADCASTSS (DI), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VBROADCASTSS -16(DI), Y2
-	VBROADCASTSS 4(DI), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -12(DI), Y3
-	VBROADCASTSS 8(DI), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -8(DI), Y0
-	VBROADCASTSS 12(DI), Y10
-	VBLENDVPS Y15, Y0, Y10, Y0
-	VBROADCASTSS -4(DI), Y1
-	VBROADCASTSS 16(DI), Y10
-	VBLENDVPS Y15, Y1, Y10, Y1
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	MOVQ R10, R9
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R9)
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
-
-last9:
-	ANDQ $7, R9
-	JEQ end10
-	MOVQ R9, R10
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end10:
-	SUBQ $1, R11
-	JLT done7
-	ARG(kernelArgs_imageGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalled(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(CX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(CX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DX), Y9
-	VBROADCASTSS 8(DX), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DX), Y6
-	VBROADCASTSS 12(DX), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DX), Y7
-	VBROADCASTSS 16(DX), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(CX)
-	VMOVUPS Y12, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(CX)
-	VMOVUPS Y12, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(CX)
-	VMOVUPS Y12, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_more, R11)
-	ARG(kernelArgs_fetch, R12)
-
-image1:
-	ARG(kernelArgs_n, R9)
-	ARG(kernelArgs_head, R10)
-	SUBQ R10, R9
-	ANDQ $7, R10
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	ARG(kernelArgs_head, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-row2:
-	SUBQ $32, R9
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(DX)
-	VMOVUPS Y12, 32(SI)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(DX)
-	VMOVUPS Y12, 64(SI)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(DX)
-	VMOVUPS Y12, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R9
-	JGE group3
-
-rest4:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R9
-	JGE single5
-
-border6:
-	SUBQ $1, R8
-	JEQ last9
-	ADDQ $20, DI
-	ARG(kernelArgs_n, R10)
-	ADDQ R9, R10
-	ANDQ $7, R9
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DI), Y9
-	VBROADCASTSS 8(DI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DI), Y6
-	VBROADCASTSS 12(DI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DI), Y7
-	VBROADCASTSS 16(DI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	MOVQ R10, R9
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R9)
-	JMP row2
-
-last9:
-	ANDQ $7, R9
-	JEQ end10
-	MOVQ R9, R10
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end10:
-	SUBQ $1, R11
-	JLT done7
-	ARG(kernelArgs_imageGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_head, R8)
-	SUBQ R8, DI
-	ANDQ $7, R8
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	ARG(kernelArgs_head, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-row2:
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R8)
-	ADDQ DI, R8
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DX), Y9
-	VBROADCASTSS 8(DX), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DX), Y6
-	VBROADCASTSS 12(DX), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DX), Y7
-	VBROADCASTSS 16(DX), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R8, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	SUBQ $1, R9
-	JLT done7
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_more, R10)
-	ARG(kernelArgs_fetch, R11)
-
-image1:
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-
-row2:
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VMOVNTPS Y12, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VMOVNTPS Y12, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	VMOVNTPS Y12, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R9, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	SUBQ $1, R10
-	JLT done7
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func inputGradRunsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_more, R11)
-	ARG(kernelArgs_fetch, R12)
-
-image1:
-	ARG(kernelArgs_n, R9)
-	ARG(kernelArgs_head, R10)
-	SUBQ R10, R9
-	ANDQ $7, R10
-	JEQ row2
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	ARG(kernelArgs_head, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-
-row2:
-	SUBQ $32, R9
-	JLT rest4
-
-group3:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VMOVNTPS Y12, 32(SI)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VMOVNTPS Y12, 64(SI)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(DX)
-	VMOVNTPS Y12, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R9
-	JGE group3
-
-rest4:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT border6
-
-single5:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R9
-	JGE single5
-
-border6:
-	SUBQ $1, R8
-	JEQ last9
-	ADDQ $20, DI
-	ARG(kernelArgs_n, R10)
-	ADDQ R9, R10
-	ANDQ $7, R9
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DI), Y9
-	VBROADCASTSS 8(DI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DI), Y6
-	VBROADCASTSS 12(DI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DI), Y7
-	VBROADCASTSS 16(DI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	MOVQ R10, R9
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R9)
-	JMP row2
-
-last9:
-	ANDQ $7, R9
-	JEQ end10
-	MOVQ R9, R10
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R10
-	SUBQ R10, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end10:
-	SUBQ $1, R11
-	JLT done7
-	ARG(kernelArgs_imageGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	JMP image1
-
-done7:
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsIdentity(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(CX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVUPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVUPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVUPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVUPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS 20(DX), Y2
-	VMASKMOVPS (AX)(CX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsIdentityResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(DX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VMOVUPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 32(CX)(DX*1), Y5, Y5
-	VMOVUPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 64(CX)(DX*1), Y5, Y5
-	VMOVUPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VMOVUPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (AX)(DX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS (CX)(DX*1), Y15, Y7
-	VADDPS Y7, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsIdentityStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(CX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS 20(DX), Y2
-	VMASKMOVPS (AX)(CX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(DX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 32(CX)(DX*1), Y5, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 64(CX)(DX*1), Y5, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (AX)(DX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS (CX)(DX*1), Y15, Y7
-	VADDPS Y7, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsReLU(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(CX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS 20(DX), Y2
-	VMASKMOVPS (AX)(CX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsReLUResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(DX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 32(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 64(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVUPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (AX)(DX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS (CX)(DX*1), Y15, Y7
-	VADDPS Y7, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsReLUStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(CX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(CX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 20(DX), Y2
-	VADDPS (AX)(CX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS 20(DX), Y2
-	VMASKMOVPS (AX)(CX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 8(DX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(DX*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(DX*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 32(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 64(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (AX)(DX*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VADDPS (CX)(DX*1), Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (AX)(DX*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS (CX)(DX*1), Y15, Y7
-	VADDPS Y7, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsCalled(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	VBROADCASTSS 20(DX), Y6
-	VADDPS (AX)(CX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS 32(AX)(CX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(AX)(CX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS 96(AX)(CX*1), Y6, Y13
-	VMULPS Y13, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VBROADCASTSS 20(DX), Y6
-	VADDPS (AX)(CX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VBROADCASTSS 20(DX), Y6
-	VMASKMOVPS (AX)(CX*1), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DX*1), Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(DX*1), Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(DX*1), Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (AX)(DX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS 32(AX)(DX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(AX)(DX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS 96(AX)(DX*1), Y6, Y13
-	VMULPS Y13, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DX*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (AX)(DX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(DX*1), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VBROADCASTSS 20(SI), Y6
-	VMASKMOVPS (AX)(DX*1), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsCalledStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_next, CX)
-	SHLQ $2, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	MOVQ DI, R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, R8
-	SUBQ R8, R9
-	VMOVDQU (R9), Y15
-	ARG(kernelArgs_stride, R8)
-	SUBQ DI, R8
-	MOVQ R8, DI
-	SHLQ $2, DI
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	SUBQ $32, R10
-	JGE same7
-	ADDQ DI, R9
-	ADDQ $1073741824, R10
-
-same7:
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	VBROADCASTSS 20(DX), Y6
-	VADDPS (AX)(CX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS 32(AX)(CX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(AX)(CX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS 96(AX)(CX*1), Y6, Y13
-	VMULPS Y13, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VBROADCASTSS 20(DX), Y6
-	VADDPS (AX)(CX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, R8
-	JGE single4
-
-part5:
-	ANDQ $7, R8
-	JEQ next6
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VBROADCASTSS 20(DX), Y6
-	VMASKMOVPS (AX)(CX*1), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-next6:
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, SI
-	JNE row1
-	ARG(kernelArgs_acc, R8)
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	SUBQ DX, CX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	PREFETCHT1 64(CX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DX*1), Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(DX*1), Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(DX*1), Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(DX*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (AX)(DX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS 32(AX)(DX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(AX)(DX*1), Y6, Y11
-	VMULPS Y11, Y11, Y12
-	VADDPS 96(AX)(DX*1), Y6, Y13
-	VMULPS Y13, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 (CX)(R10*1)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DX*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (AX)(DX*1), Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(DX*1), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VBROADCASTSS 20(SI), Y6
-	VMASKMOVPS (AX)(DX*1), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMULPS Y9, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeForwardRunsIdentityStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_next, R10)
-	SHLQ $2, R10
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row1
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	SUBQ R9, R10
-
-row1:
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	ARG(kernelArgs_fetch, R9)
-	ADDQ R10, R9
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(R10*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, DI
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $32, DI
-	JLT few4
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(R10*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	ADDQ $128, R10
-	SUBQ $32, DI
-
-few4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part6
-
-single5:
-	ARG(kernelArgs_fetch, R9)
-	ADDQ R10, R9
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	ADDQ $32, R10
-	SUBQ $8, DI
-	JGE single5
-
-part6:
-	ANDQ $7, DI
-	JEQ summed7
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS 64(DX), Y2
-	VMASKMOVPS (AX)(R10*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, R10
-
-summed7:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	ADDQ $96, DX
-	SUBQ $8, R8
-	JLT border9
-
-vector8:
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $32, R10
-	SUBQ $8, R8
-	JGE vector8
-
-border9:
-	SUBQ $1, SI
-	JEQ last11
-	ADDQ $20, CX
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(CX), Y2
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -16(CX), Y3
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -12(CX), Y4
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $32, R10
-	MOVQ R9, R8
-	JMP row1
-
-next10:
-	ARG(kernelArgs_n, R8)
-	JMP row1
-
-last11:
-	ANDQ $7, R8
-	JEQ end12
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-end12:
-	VZEROUPPER
-	RET
-
-// func pipeForwardRunsReLUStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRunsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_next, R10)
-	SHLQ $2, R10
-	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_head, R9)
-	SUBQ R9, R8
-	ANDQ $7, R9
-	JEQ row1
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	ARG(kernelArgs_head, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	SUBQ R9, R10
-
-row1:
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, R8
-	JLT rest3
-
-group2:
-	ARG(kernelArgs_fetch, R9)
-	ADDQ R10, R9
-	PREFETCHT1 (AX)(R9*1)
-	PREFETCHT1 64(AX)(R9*1)
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(R10*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	VADDPS 32(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 32(BX)
-	VADDPS 64(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 64(BX)
-	VADDPS 96(AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, DI
-	SUBQ $32, R8
-	JGE group2
-
-rest3:
-	ADDQ $32, R8
-	SUBQ $32, DI
-	JLT few4
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS 32(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS 64(AX)(R10*1), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	VADDPS 96(AX)(R10*1), Y2, Y9
-	VMULPS Y9, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y5, Y5
-	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	ADDQ $128, R10
-	SUBQ $32, DI
-
-few4:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part6
-
-single5:
-	ARG(kernelArgs_fetch, R9)
-	ADDQ R10, R9
-	PREFETCHT1 (AX)(R9*1)
-	VBROADCASTSS 64(DX), Y2
-	VADDPS (AX)(R10*1), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	ADDQ $32, R10
-	SUBQ $8, DI
-	JGE single5
-
-part6:
-	ANDQ $7, DI
-	JEQ summed7
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS 64(DX), Y2
-	VMASKMOVPS (AX)(R10*1), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y5, Y5, Y6
-	VANDPS Y15, Y5, Y5
-	VANDPS Y15, Y6, Y6
-	VADDPS Y5, Y0, Y0
-	VADDPS Y6, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, R10
-
-summed7:
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	ADDQ $96, DX
-	SUBQ $8, R8
-	JLT border9
-
-vector8:
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $32, R10
-	SUBQ $8, R8
-	JGE vector8
-
-border9:
-	SUBQ $1, SI
-	JEQ last11
-	ADDQ $20, CX
-	ARG(kernelArgs_n, R9)
-	ADDQ R8, R9
-	ANDQ $7, R8
-	JEQ next10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(CX), Y2
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y2, Y10, Y2
-	VBROADCASTSS -16(CX), Y3
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y3, Y10, Y3
-	VBROADCASTSS -12(CX), Y4
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y4, Y10, Y4
-	VADDPS (AX), Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMOVNTPS Y5, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $32, R10
-	MOVQ R9, R8
-	JMP row1
-
-next10:
-	ARG(kernelArgs_n, R8)
-	JMP row1
-
-last11:
-	ANDQ $7, R8
-	JEQ end12
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y2
-	VBROADCASTSS 4(CX), Y3
-	VBROADCASTSS 8(CX), Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VADDPS Y5, Y2, Y5
-	VMULPS Y3, Y5, Y5
-	VADDPS Y4, Y5, Y5
-	VXORPS Y7, Y7, Y7
-	VCMPPS $0x12, Y7, Y5, Y7
-	VANDNPS Y5, Y7, Y5
-	VMASKMOVPS Y5, Y15, (BX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-end12:
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsIdentity(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DX*1), Y2, Y10
-	VMOVUPS 32(AX)(DX*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DX*1), Y2, Y10
-	VMOVUPS 64(AX)(DX*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DX*1), Y2, Y12
-	VMOVUPS 96(AX)(DX*1), Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(CX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(CX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (BX)(DX*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DX*1), Y15, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsIdentityDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMOVUPS Y8, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(CX)
-	VMOVUPS Y8, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(CX)
-	VMOVUPS Y8, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(CX)
-	VMOVUPS Y8, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMOVUPS Y8, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMASKMOVPS Y8, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsIdentityStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DX*1), Y2, Y10
-	VMOVUPS 32(AX)(DX*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DX*1), Y2, Y10
-	VMOVUPS 64(AX)(DX*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DX*1), Y2, Y12
-	VMOVUPS 96(AX)(DX*1), Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(CX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(CX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (BX)(DX*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DX*1), Y15, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VMOVNTPS Y8, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(CX)
-	VMOVNTPS Y8, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(CX)
-	VMOVNTPS Y8, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(CX)
-	VMOVNTPS Y8, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VMOVNTPS Y8, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMASKMOVPS Y8, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLU(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DX*1), Y2, Y10
-	VMOVUPS 32(AX)(DX*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DX*1), Y2, Y10
-	VMOVUPS 64(AX)(DX*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DX*1), Y2, Y12
-	VMOVUPS 96(AX)(DX*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(CX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(CX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (BX)(DX*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DX*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX)(SI*1), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMOVUPS Y8, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(CX)
-	VMOVUPS Y8, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(CX)
-	VMOVUPS Y8, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(CX)
-	VMOVUPS Y8, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMOVUPS Y8, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMASKMOVPS Y8, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUResidualDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_next, DI)
-	SHLQ $2, DI
-	ARG(kernelArgs_coef, R8)
-	ARG(kernelArgs_rows, R9)
-	ARG(kernelArgs_n, R10)
-	MOVQ R10, R11
-	ANDQ $7, R11
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R11
-	SUBQ R11, R12
-	VMOVDQU (R12), Y15
-	ARG(kernelArgs_stride, R11)
-	SUBQ R10, R11
-	MOVQ R11, R10
-	SHLQ $2, R10
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS (R11), Y0
-	VMOVUPS 32(R11), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_fetchLeft, R13)
-	ARG(kernelArgs_n, R11)
-	SUBQ $32, R11
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	SUBQ $32, R13
-	JGE same7
-	ADDQ R10, R12
-	ADDQ $1073741824, R13
-
-same7:
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VADDPS (BX)(DI*1), Y2, Y8
-	VMOVUPS (AX)(DI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DI*1), Y2, Y10
-	VMOVUPS 32(AX)(DI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DI*1), Y2, Y10
-	VMOVUPS 64(AX)(DI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DI*1), Y2, Y12
-	VMOVUPS 96(AX)(DI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMOVUPS Y8, (SI)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 32(DX)
-	VMOVUPS Y8, 32(SI)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 64(DX)
-	VMOVUPS Y8, 64(SI)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, 96(DX)
-	VMOVUPS Y8, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R11
-	JGE group2
-
-rest3:
-	ADDQ $32, R11
-	SUBQ $8, R11
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VADDPS (BX)(DI*1), Y2, Y8
-	VMOVUPS (AX)(DI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMOVUPS Y8, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R11
-	JGE single4
-
-part5:
-	ANDQ $7, R11
-	JEQ next6
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VMASKMOVPS (BX)(DI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX)(DI*1), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMASKMOVPS Y8, Y15, (SI)
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-
-next6:
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R9
-	JNE row1
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS Y0, (R11)
-	VMOVUPS Y1, 32(R11)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DX*1), Y2, Y10
-	VMOVUPS 32(AX)(DX*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DX*1), Y2, Y10
-	VMOVUPS 64(AX)(DX*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DX*1), Y2, Y12
-	VMOVUPS 96(AX)(DX*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(CX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(CX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VADDPS (BX)(DX*1), Y2, Y8
-	VMOVUPS (AX)(DX*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS 24(SI), Y3
-	VBROADCASTSS 28(SI), Y4
-	VBROADCASTSS 20(SI), Y2
-	VMASKMOVPS (BX)(DX*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DX*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 8(SI), Y4
-	VBROADCASTSS 12(SI), Y5
-	VBROADCASTSS 16(SI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(SI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX)(SI*1), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(SI*1), Y2, Y10
-	VMOVUPS 32(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(SI*1), Y2, Y10
-	VMOVUPS 64(AX)(SI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(SI*1), Y2, Y12
-	VMOVUPS 96(AX)(SI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VMOVNTPS Y8, (DX)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(CX)
-	VMOVNTPS Y8, 32(DX)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(CX)
-	VMOVNTPS Y8, 64(DX)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(CX)
-	VMOVNTPS Y8, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VADDPS (BX)(SI*1), Y2, Y8
-	VMOVUPS (AX)(SI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (CX)
-	VMOVNTPS Y8, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS 24(DI), Y3
-	VBROADCASTSS 28(DI), Y4
-	VBROADCASTSS 20(DI), Y2
-	VMASKMOVPS (BX)(SI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(SI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (DI), Y2
-	VBROADCASTSS 4(DI), Y3
-	VBROADCASTSS 8(DI), Y4
-	VBROADCASTSS 12(DI), Y5
-	VBROADCASTSS 16(DI), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMASKMOVPS Y8, Y15, (DX)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_next, DI)
-	SHLQ $2, DI
-	ARG(kernelArgs_coef, R8)
-	ARG(kernelArgs_rows, R9)
-	ARG(kernelArgs_n, R10)
-	MOVQ R10, R11
-	ANDQ $7, R11
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R11
-	SUBQ R11, R12
-	VMOVDQU (R12), Y15
-	ARG(kernelArgs_stride, R11)
-	SUBQ R10, R11
-	MOVQ R11, R10
-	SHLQ $2, R10
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS (R11), Y0
-	VMOVUPS 32(R11), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_fetchLeft, R13)
-	ARG(kernelArgs_n, R11)
-	SUBQ $32, R11
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	SUBQ $32, R13
-	JGE same7
-	ADDQ R10, R12
-	ADDQ $1073741824, R13
-
-same7:
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VADDPS (BX)(DI*1), Y2, Y8
-	VMOVUPS (AX)(DI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS 32(BX)(DI*1), Y2, Y10
-	VMOVUPS 32(AX)(DI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS 64(BX)(DI*1), Y2, Y10
-	VMOVUPS 64(AX)(DI*1), Y9
-	VMULPS Y3, Y10, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y9, Y14, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 96(BX)(DI*1), Y2, Y12
-	VMOVUPS 96(AX)(DI*1), Y11
-	VMULPS Y3, Y12, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y11, Y14, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y7, Y7
-	VADDPS Y10, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (DX)
-	VMOVNTPS Y8, (SI)
-	VADDPS 32(BX), Y2, Y7
-	VMOVUPS 32(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 32(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 32(DX)
-	VMOVNTPS Y8, 32(SI)
-	VADDPS 64(BX), Y2, Y7
-	VMOVUPS 64(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 64(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 64(DX)
-	VMOVNTPS Y8, 64(SI)
-	VADDPS 96(BX), Y2, Y7
-	VMOVUPS 96(AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS 96(CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, 96(DX)
-	VMOVNTPS Y8, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R11
-	JGE group2
-
-rest3:
-	ADDQ $32, R11
-	SUBQ $8, R11
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VADDPS (BX)(DI*1), Y2, Y8
-	VMOVUPS (AX)(DI*1), Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX)(DI*1), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VADDPS (BX), Y2, Y7
-	VMOVUPS (AX), Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VADDPS (CX), Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMOVNTPS Y9, (DX)
-	VMOVNTPS Y8, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R11
-	JGE single4
-
-part5:
-	ANDQ $7, R11
-	JEQ next6
-	VBROADCASTSS 24(R8), Y3
-	VBROADCASTSS 28(R8), Y4
-	VBROADCASTSS 20(R8), Y2
-	VMASKMOVPS (BX)(DI*1), Y15, Y8
-	VADDPS Y8, Y2, Y8
-	VMASKMOVPS (AX)(DI*1), Y15, Y7
-	VMULPS Y3, Y8, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX)(DI*1), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y7, Y14, Y7
-	VMULPS Y8, Y7, Y8
-	VANDPS Y15, Y7, Y7
-	VANDPS Y15, Y8, Y8
-	VADDPS Y7, Y0, Y0
-	VADDPS Y8, Y1, Y1
-	VBROADCASTSS (R8), Y2
-	VBROADCASTSS 4(R8), Y3
-	VBROADCASTSS 8(R8), Y4
-	VBROADCASTSS 12(R8), Y5
-	VBROADCASTSS 16(R8), Y6
-	VMASKMOVPS (BX), Y15, Y7
-	VADDPS Y7, Y2, Y7
-	VMASKMOVPS (AX), Y15, Y8
-	VMULPS Y3, Y7, Y13
-	VADDPS Y4, Y13, Y13
-	VMASKMOVPS (CX), Y15, Y14
-	VADDPS Y14, Y13, Y13
-	VXORPS Y14, Y14, Y14
-	VCMPPS $0x1e, Y14, Y13, Y14
-	VANDPS Y8, Y14, Y8
-	VSUBPS Y5, Y8, Y9
-	VMULPS Y6, Y7, Y7
-	VSUBPS Y7, Y9, Y9
-	VMULPS Y3, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMASKMOVPS Y8, Y15, (SI)
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-
-next6:
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R9
-	JNE row1
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS Y0, (R11)
-	VMOVUPS Y1, 32(R11)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalled(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalled<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (CX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 32(CX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 64(CX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 96(CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VADDPS (BX)(DX*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX)(DX*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX)(DX*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX)(DX*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (BX)(DX*1), Y6, Y10
-	VMOVUPS (AX)(DX*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(DX*1), Y6, Y12
-	VMOVUPS 32(AX)(DX*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(DX*1), Y6, Y12
-	VMOVUPS 64(AX)(DX*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(DX*1), Y6, Y14
-	VMOVUPS 96(AX)(DX*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VADDPS (BX)(DX*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (BX)(DX*1), Y6, Y10
-	VMOVUPS (AX)(DX*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VMASKMOVPS (BX)(DX*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VMASKMOVPS (BX)(DX*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(DX*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (DX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 32(DX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 64(DX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 96(DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(SI*1), Y2, Y2
-	VADDPS 32(BX)(SI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(SI*1), Y3, Y3
-	VADDPS 64(BX)(SI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(SI*1), Y4, Y4
-	VADDPS 96(BX)(SI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(SI*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(SI*1), Y6, Y12
-	VMOVUPS 32(AX)(SI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(SI*1), Y6, Y12
-	VMOVUPS 64(AX)(SI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(SI*1), Y6, Y14
-	VMOVUPS 96(AX)(SI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(SI*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VMASKMOVPS (BX)(SI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(SI*1), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VMASKMOVPS (BX)(SI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(SI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (CX)
-	VMOVUPS Y10, (DX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 32(CX)
-	VMOVUPS Y10, 32(DX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 64(CX)
-	VMOVUPS Y10, 64(DX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 96(CX)
-	VMOVUPS Y10, 96(DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX)(SI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX)(SI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX)(SI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(SI*1), Y6, Y12
-	VMOVUPS 32(AX)(SI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(SI*1), Y6, Y12
-	VMOVUPS 64(AX)(SI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(SI*1), Y6, Y14
-	VMOVUPS 96(AX)(SI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (CX)
-	VMOVUPS Y10, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)
-	VMASKMOVPS Y10, Y15, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VMASKMOVPS (BX)(SI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VMASKMOVPS (BX)(SI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(SI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_next, DI)
-	SHLQ $2, DI
-	ARG(kernelArgs_coef, R8)
-	ARG(kernelArgs_rows, R9)
-	ARG(kernelArgs_n, R10)
-	MOVQ R10, R11
-	ANDQ $7, R11
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R11
-	SUBQ R11, R12
-	VMOVDQU (R12), Y15
-	ARG(kernelArgs_stride, R11)
-	SUBQ R10, R11
-	MOVQ R11, R10
-	SHLQ $2, R10
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS (R11), Y0
-	VMOVUPS 32(R11), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_fetchLeft, R13)
-	ARG(kernelArgs_n, R11)
-	SUBQ $32, R11
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	SUBQ $32, R13
-	JGE same7
-	ADDQ R10, R12
-	ADDQ $1073741824, R13
-
-same7:
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (DX)
-	VMOVUPS Y10, (SI)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 32(DX)
-	VMOVUPS Y10, 32(SI)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 64(DX)
-	VMOVUPS Y10, 64(SI)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, 96(DX)
-	VMOVUPS Y10, 96(SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VADDPS (BX)(DI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DI*1), Y2, Y2
-	VADDPS 32(BX)(DI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(DI*1), Y3, Y3
-	VADDPS 64(BX)(DI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(DI*1), Y4, Y4
-	VADDPS 96(BX)(DI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(DI*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VADDPS (BX)(DI*1), Y6, Y10
-	VMOVUPS (AX)(DI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(DI*1), Y6, Y12
-	VMOVUPS 32(AX)(DI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(DI*1), Y6, Y12
-	VMOVUPS 64(AX)(DI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(DI*1), Y6, Y14
-	VMOVUPS 96(AX)(DI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R11
-	JGE group2
-
-rest3:
-	ADDQ $32, R11
-	SUBQ $8, R11
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVUPS Y11, (DX)
-	VMOVUPS Y10, (SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VADDPS (BX)(DI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DI*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VADDPS (BX)(DI*1), Y6, Y10
-	VMOVUPS (AX)(DI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R11
-	JGE single4
-
-part5:
-	ANDQ $7, R11
-	JEQ next6
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)
-	VMASKMOVPS Y10, Y15, (SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VMASKMOVPS (BX)(DI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(DI*1), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VMASKMOVPS (BX)(DI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(DI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-
-next6:
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R9
-	JNE row1
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS Y0, (R11)
-	VMOVUPS Y1, 32(R11)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_next, DX)
-	SHLQ $2, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	MOVQ R8, R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R9
-	SUBQ R9, R10
-	VMOVDQU (R10), Y15
-	ARG(kernelArgs_stride, R9)
-	SUBQ R8, R9
-	MOVQ R9, R8
-	SHLQ $2, R8
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	SUBQ $32, R11
-	JGE same7
-	ADDQ R8, R10
-	ADDQ $1073741824, R11
-
-same7:
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (CX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 32(CX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 64(CX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 96(CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VADDPS (BX)(DX*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX)(DX*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX)(DX*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX)(DX*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (BX)(DX*1), Y6, Y10
-	VMOVUPS (AX)(DX*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(DX*1), Y6, Y12
-	VMOVUPS 32(AX)(DX*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(DX*1), Y6, Y12
-	VMOVUPS 64(AX)(DX*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(DX*1), Y6, Y14
-	VMOVUPS 96(AX)(DX*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R9
-	JGE group2
-
-rest3:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VADDPS (BX)(DX*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VADDPS (BX)(DX*1), Y6, Y10
-	VMOVUPS (AX)(DX*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, R9
-	JGE single4
-
-part5:
-	ANDQ $7, R9
-	JEQ next6
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 8(SI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y6
-	VBROADCASTSS 4(SI), Y7
-	VBROADCASTSS 12(SI), Y8
-	VBROADCASTSS 16(SI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)
-	VBROADCASTSS 20(SI), Y6
-	VBROADCASTSS 24(SI), Y7
-	VBROADCASTSS 28(SI), Y8
-	VMASKMOVPS (BX)(DX*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(SI), Y6
-	VMASKMOVPS (BX)(DX*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(DX*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-next6:
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, DI
-	JNE row1
-	ARG(kernelArgs_acc, R9)
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (DX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 32(DX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 64(DX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 96(DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(SI*1), Y2, Y2
-	VADDPS 32(BX)(SI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(SI*1), Y3, Y3
-	VADDPS 64(BX)(SI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(SI*1), Y4, Y4
-	VADDPS 96(BX)(SI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(SI*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(SI*1), Y6, Y12
-	VMOVUPS 32(AX)(SI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(SI*1), Y6, Y12
-	VMOVUPS 64(AX)(SI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(SI*1), Y6, Y14
-	VMOVUPS 96(AX)(SI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(SI*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VMASKMOVPS (BX)(SI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(SI*1), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VMASKMOVPS (BX)(SI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(SI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_next, SI)
-	SHLQ $2, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	MOVQ R9, R10
-	ANDQ $7, R10
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R10
-	SUBQ R10, R11
-	VMOVDQU (R11), Y15
-	ARG(kernelArgs_stride, R10)
-	SUBQ R9, R10
-	MOVQ R10, R9
-	SHLQ $2, R9
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS (R10), Y0
-	VMOVUPS 32(R10), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_fetchLeft, R12)
-	ARG(kernelArgs_n, R10)
-	SUBQ $32, R10
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	SUBQ $32, R12
-	JGE same7
-	ADDQ R9, R11
-	ADDQ $1073741824, R12
-
-same7:
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (CX)
-	VMOVNTPS Y10, (DX)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 32(CX)
-	VMOVNTPS Y10, 32(DX)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 64(CX)
-	VMOVNTPS Y10, 64(DX)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 96(CX)
-	VMOVNTPS Y10, 96(DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(BX)(SI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(BX)(SI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(BX)(SI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(SI*1), Y6, Y12
-	VMOVUPS 32(AX)(SI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(SI*1), Y6, Y12
-	VMOVUPS 64(AX)(SI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(SI*1), Y6, Y14
-	VMOVUPS 96(AX)(SI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R10
-	JGE group2
-
-rest3:
-	ADDQ $32, R10
-	SUBQ $8, R10
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (CX)
-	VMOVNTPS Y10, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VADDPS (BX)(SI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VADDPS (BX)(SI*1), Y6, Y10
-	VMOVUPS (AX)(SI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R10
-	JGE single4
-
-part5:
-	ANDQ $7, R10
-	JEQ next6
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 8(DI), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y6
-	VBROADCASTSS 4(DI), Y7
-	VBROADCASTSS 12(DI), Y8
-	VBROADCASTSS 16(DI), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)
-	VMASKMOVPS Y10, Y15, (DX)
-	VBROADCASTSS 20(DI), Y6
-	VBROADCASTSS 24(DI), Y7
-	VBROADCASTSS 28(DI), Y8
-	VMASKMOVPS (BX)(SI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(DI), Y6
-	VMASKMOVPS (BX)(SI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(SI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-next6:
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, R8
-	JNE row1
-	ARG(kernelArgs_acc, R10)
-	VMOVUPS Y0, (R10)
-	VMOVUPS Y1, 32(R10)
-	VZEROUPPER
-	RET
-
-// func pipeBackwardRowsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_next, DI)
-	SHLQ $2, DI
-	ARG(kernelArgs_coef, R8)
-	ARG(kernelArgs_rows, R9)
-	ARG(kernelArgs_n, R10)
-	MOVQ R10, R11
-	ANDQ $7, R11
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R11
-	SUBQ R11, R12
-	VMOVDQU (R12), Y15
-	ARG(kernelArgs_stride, R11)
-	SUBQ R10, R11
-	MOVQ R11, R10
-	SHLQ $2, R10
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS (R11), Y0
-	VMOVUPS 32(R11), Y1
-
-row1:
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_fetchLeft, R13)
-	ARG(kernelArgs_n, R11)
-	SUBQ $32, R11
-	JLT rest3
-
-group2:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 64(BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 64(AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	PREFETCHT1 64(CX)(R12*1)
-	SUBQ $32, R13
-	JGE same7
-	ADDQ R10, R12
-	ADDQ $1073741824, R13
-
-same7:
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (DX)
-	VMOVNTPS Y10, (SI)
-	VADDPS 32(BX), Y6, Y9
-	VMOVUPS 32(AX), Y10
-	VMULPS Y3, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 32(DX)
-	VMOVNTPS Y10, 32(SI)
-	VADDPS 64(BX), Y6, Y9
-	VMOVUPS 64(AX), Y10
-	VMULPS Y4, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 64(DX)
-	VMOVNTPS Y10, 64(SI)
-	VADDPS 96(BX), Y6, Y9
-	VMOVUPS 96(AX), Y10
-	VMULPS Y5, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, 96(DX)
-	VMOVNTPS Y10, 96(SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VADDPS (BX)(DI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DI*1), Y2, Y2
-	VADDPS 32(BX)(DI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX)(DI*1), Y3, Y3
-	VADDPS 64(BX)(DI*1), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX)(DI*1), Y4, Y4
-	VADDPS 96(BX)(DI*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX)(DI*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VADDPS (BX)(DI*1), Y6, Y10
-	VMOVUPS (AX)(DI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX)(DI*1), Y6, Y12
-	VMOVUPS 32(AX)(DI*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX)(DI*1), Y6, Y12
-	VMOVUPS 64(AX)(DI*1), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX)(DI*1), Y6, Y14
-	VMOVUPS 96(AX)(DI*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R11
-	JGE group2
-
-rest3:
-	ADDQ $32, R11
-	SUBQ $8, R11
-	JLT part5
-
-single4:
-	PREFETCHT1 (BX)(R12*1)
-	PREFETCHT1 (AX)(R12*1)
-	PREFETCHT1 (CX)(R12*1)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VADDPS (BX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VADDPS (BX), Y6, Y9
-	VMOVUPS (AX), Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMOVNTPS Y11, (DX)
-	VMOVNTPS Y10, (SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VADDPS (BX)(DI*1), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX)(DI*1), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VADDPS (BX)(DI*1), Y6, Y10
-	VMOVUPS (AX)(DI*1), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R11
-	JGE single4
-
-part5:
-	ANDQ $7, R11
-	JEQ next6
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 8(R8), Y8
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (R8), Y6
-	VBROADCASTSS 4(R8), Y7
-	VBROADCASTSS 12(R8), Y8
-	VBROADCASTSS 16(R8), Y14
-	VMASKMOVPS (BX), Y15, Y9
-	VADDPS Y9, Y6, Y9
-	VMASKMOVPS (AX), Y15, Y10
-	VMULPS Y2, Y10, Y10
-	VSUBPS Y8, Y10, Y11
-	VMULPS Y14, Y9, Y9
-	VSUBPS Y9, Y11, Y11
-	VMULPS Y7, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)
-	VMASKMOVPS Y10, Y15, (SI)
-	VBROADCASTSS 20(R8), Y6
-	VBROADCASTSS 24(R8), Y7
-	VBROADCASTSS 28(R8), Y8
-	VMASKMOVPS (BX)(DI*1), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX)(DI*1), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS 20(R8), Y6
-	VMASKMOVPS (BX)(DI*1), Y15, Y10
-	VADDPS Y10, Y6, Y10
-	VMASKMOVPS (AX)(DI*1), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-
-next6:
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R9
-	JNE row1
-	ARG(kernelArgs_acc, R11)
-	VMOVUPS Y0, (R11)
-	VMOVUPS Y1, 32(R11)
-	VZEROUPPER
-	RET
-
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -29113,407 +20768,171 @@ DATA simdKernelTable<>+352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+360(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+368(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+384(SB)/8, $·normalizeRowsIdentity<>(SB)
+DATA simdKernelTable<>+392(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
 DATA simdKernelTable<>+400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+424(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+416(SB)/8, $·normalizeRowsIdentityStream<>(SB)
+DATA simdKernelTable<>+424(SB)/8, $·normalizeRowsIdentityResidualStream<>(SB)
 DATA simdKernelTable<>+432(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+448(SB)/8, $·normalizeRowsReLU<>(SB)
+DATA simdKernelTable<>+456(SB)/8, $·normalizeRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+472(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+480(SB)/8, $·normalizeRowsReLUStream<>(SB)
+DATA simdKernelTable<>+488(SB)/8, $·normalizeRowsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+496(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+512(SB)/8, $·normalizeRowsCalled<>(SB)
+DATA simdKernelTable<>+520(SB)/8, $·normalizeRowsCalledResidual<>(SB)
 DATA simdKernelTable<>+528(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+544(SB)/8, $·normalizeRowsCalledStream<>(SB)
+DATA simdKernelTable<>+552(SB)/8, $·normalizeRowsCalledResidualStream<>(SB)
 DATA simdKernelTable<>+560(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+576(SB)/8, $·normalizeRowsIdentity<>(SB)
-DATA simdKernelTable<>+584(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
+DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
+DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeRowsIdentityStream<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeRowsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentityStream<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+640(SB)/8, $·normalizeRowsReLU<>(SB)
-DATA simdKernelTable<>+648(SB)/8, $·normalizeRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
+DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeRowsReLUStream<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeRowsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLUStream<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+704(SB)/8, $·normalizeRowsCalled<>(SB)
-DATA simdKernelTable<>+712(SB)/8, $·normalizeRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
+DATA simdKernelTable<>+712(SB)/8, $·normalizeColsCalledResidual<>(SB)
 DATA simdKernelTable<>+720(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+736(SB)/8, $·normalizeRowsCalledStream<>(SB)
-DATA simdKernelTable<>+744(SB)/8, $·normalizeRowsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+736(SB)/8, $·normalizeColsCalledStream<>(SB)
+DATA simdKernelTable<>+744(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
 DATA simdKernelTable<>+752(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+768(SB)/8, $·normalizeColsIdentity<>(SB)
-DATA simdKernelTable<>+776(SB)/8, $·normalizeColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+768(SB)/8, $·gradSumsRowsIdentity<>(SB)
+DATA simdKernelTable<>+776(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+784(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+800(SB)/8, $·normalizeColsIdentityStream<>(SB)
-DATA simdKernelTable<>+808(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+808(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+816(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+832(SB)/8, $·normalizeColsReLU<>(SB)
-DATA simdKernelTable<>+840(SB)/8, $·normalizeColsReLUResidual<>(SB)
+DATA simdKernelTable<>+832(SB)/8, $·gradSumsRowsReLU<>(SB)
+DATA simdKernelTable<>+840(SB)/8, $·gradSumsRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+848(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+864(SB)/8, $·normalizeColsReLUStream<>(SB)
-DATA simdKernelTable<>+872(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+880(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+896(SB)/8, $·normalizeColsCalled<>(SB)
-DATA simdKernelTable<>+904(SB)/8, $·normalizeColsCalledResidual<>(SB)
-DATA simdKernelTable<>+912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+928(SB)/8, $·normalizeColsCalledStream<>(SB)
-DATA simdKernelTable<>+936(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+896(SB)/8, $·gradSumsRowsCalled<>(SB)
+DATA simdKernelTable<>+904(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+912(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
+DATA simdKernelTable<>+920(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+936(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+944(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+960(SB)/8, $·normalizeRunsIdentity<>(SB)
-DATA simdKernelTable<>+968(SB)/8, $·normalizeRunsIdentityResidual<>(SB)
+DATA simdKernelTable<>+960(SB)/8, $·gradSumsColsIdentity<>(SB)
+DATA simdKernelTable<>+968(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+976(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+992(SB)/8, $·normalizeRunsIdentityStream<>(SB)
-DATA simdKernelTable<>+1000(SB)/8, $·normalizeRunsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1000(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1008(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1024(SB)/8, $·normalizeRunsReLU<>(SB)
-DATA simdKernelTable<>+1032(SB)/8, $·normalizeRunsReLUResidual<>(SB)
+DATA simdKernelTable<>+1024(SB)/8, $·gradSumsColsReLU<>(SB)
+DATA simdKernelTable<>+1032(SB)/8, $·gradSumsColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1040(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1056(SB)/8, $·normalizeRunsReLUStream<>(SB)
-DATA simdKernelTable<>+1064(SB)/8, $·normalizeRunsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+1056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1064(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1072(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1088(SB)/8, $·normalizeRunsCalled<>(SB)
-DATA simdKernelTable<>+1096(SB)/8, $·normalizeRunsCalledResidual<>(SB)
-DATA simdKernelTable<>+1104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1120(SB)/8, $·normalizeRunsCalledStream<>(SB)
-DATA simdKernelTable<>+1128(SB)/8, $·normalizeRunsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+1088(SB)/8, $·gradSumsColsCalled<>(SB)
+DATA simdKernelTable<>+1096(SB)/8, $·gradSumsColsCalledResidual<>(SB)
+DATA simdKernelTable<>+1104(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1112(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1128(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1136(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1152(SB)/8, $·gradSumsRowsIdentity<>(SB)
+DATA simdKernelTable<>+1152(SB)/8, $·inputGradRowsIdentity<>(SB)
 DATA simdKernelTable<>+1160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1168(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1184(SB)/8, $·inputGradRowsIdentityStream<>(SB)
 DATA simdKernelTable<>+1192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1200(SB)/8, $·inputGradRowsIdentityDResidualStream<>(SB)
 DATA simdKernelTable<>+1208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1216(SB)/8, $·gradSumsRowsReLU<>(SB)
-DATA simdKernelTable<>+1224(SB)/8, $·gradSumsRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+1232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1280(SB)/8, $·gradSumsRowsCalled<>(SB)
-DATA simdKernelTable<>+1288(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1296(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1304(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1344(SB)/8, $·gradSumsColsIdentity<>(SB)
+DATA simdKernelTable<>+1216(SB)/8, $·inputGradRowsReLU<>(SB)
+DATA simdKernelTable<>+1224(SB)/8, $·inputGradRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+1232(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1240(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1248(SB)/8, $·inputGradRowsReLUStream<>(SB)
+DATA simdKernelTable<>+1256(SB)/8, $·inputGradRowsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+1264(SB)/8, $·inputGradRowsReLUDResidualStream<>(SB)
+DATA simdKernelTable<>+1272(SB)/8, $·inputGradRowsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1280(SB)/8, $·inputGradRowsCalled<>(SB)
+DATA simdKernelTable<>+1288(SB)/8, $·inputGradRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+1296(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1304(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1312(SB)/8, $·inputGradRowsCalledStream<>(SB)
+DATA simdKernelTable<>+1320(SB)/8, $·inputGradRowsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+1328(SB)/8, $·inputGradRowsCalledDResidualStream<>(SB)
+DATA simdKernelTable<>+1336(SB)/8, $·inputGradRowsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1360(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentityStream<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1408(SB)/8, $·gradSumsColsReLU<>(SB)
-DATA simdKernelTable<>+1416(SB)/8, $·gradSumsColsReLUResidual<>(SB)
-DATA simdKernelTable<>+1424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1472(SB)/8, $·gradSumsColsCalled<>(SB)
-DATA simdKernelTable<>+1480(SB)/8, $·gradSumsColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1488(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1496(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1728(SB)/8, $·inputGradRowsIdentity<>(SB)
-DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1744(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1760(SB)/8, $·inputGradRowsIdentityStream<>(SB)
-DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1776(SB)/8, $·inputGradRowsIdentityDResidualStream<>(SB)
-DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1792(SB)/8, $·inputGradRowsReLU<>(SB)
-DATA simdKernelTable<>+1800(SB)/8, $·inputGradRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+1808(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+1816(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1824(SB)/8, $·inputGradRowsReLUStream<>(SB)
-DATA simdKernelTable<>+1832(SB)/8, $·inputGradRowsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+1840(SB)/8, $·inputGradRowsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+1848(SB)/8, $·inputGradRowsReLUResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+1856(SB)/8, $·inputGradRowsCalled<>(SB)
-DATA simdKernelTable<>+1864(SB)/8, $·inputGradRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1872(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1880(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1888(SB)/8, $·inputGradRowsCalledStream<>(SB)
-DATA simdKernelTable<>+1896(SB)/8, $·inputGradRowsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+1904(SB)/8, $·inputGradRowsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+1912(SB)/8, $·inputGradRowsCalledResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+1920(SB)/8, $·inputGradColsIdentity<>(SB)
-DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1936(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1952(SB)/8, $·inputGradColsIdentityStream<>(SB)
-DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1968(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
-DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1984(SB)/8, $·inputGradColsReLU<>(SB)
-DATA simdKernelTable<>+1992(SB)/8, $·inputGradColsReLUResidual<>(SB)
-DATA simdKernelTable<>+2000(SB)/8, $·inputGradColsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2008(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2016(SB)/8, $·inputGradColsReLUStream<>(SB)
-DATA simdKernelTable<>+2024(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+2032(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+2040(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2048(SB)/8, $·inputGradColsCalled<>(SB)
-DATA simdKernelTable<>+2056(SB)/8, $·inputGradColsCalledResidual<>(SB)
-DATA simdKernelTable<>+2064(SB)/8, $·inputGradColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+2072(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+2080(SB)/8, $·inputGradColsCalledStream<>(SB)
-DATA simdKernelTable<>+2088(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+2096(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+2104(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2112(SB)/8, $·inputGradRunsIdentity<>(SB)
-DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2128(SB)/8, $·inputGradRunsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2144(SB)/8, $·inputGradRunsIdentityStream<>(SB)
-DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2160(SB)/8, $·inputGradRunsIdentityDResidualStream<>(SB)
-DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2176(SB)/8, $·inputGradRunsReLU<>(SB)
-DATA simdKernelTable<>+2184(SB)/8, $·inputGradRunsReLUResidual<>(SB)
-DATA simdKernelTable<>+2192(SB)/8, $·inputGradRunsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2200(SB)/8, $·inputGradRunsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2208(SB)/8, $·inputGradRunsReLUStream<>(SB)
-DATA simdKernelTable<>+2216(SB)/8, $·inputGradRunsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+2224(SB)/8, $·inputGradRunsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+2232(SB)/8, $·inputGradRunsReLUResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2240(SB)/8, $·inputGradRunsCalled<>(SB)
-DATA simdKernelTable<>+2248(SB)/8, $·inputGradRunsCalledResidual<>(SB)
-DATA simdKernelTable<>+2256(SB)/8, $·inputGradRunsCalledDResidual<>(SB)
-DATA simdKernelTable<>+2264(SB)/8, $·inputGradRunsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+2272(SB)/8, $·inputGradRunsCalledStream<>(SB)
-DATA simdKernelTable<>+2280(SB)/8, $·inputGradRunsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+2288(SB)/8, $·inputGradRunsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+2296(SB)/8, $·inputGradRunsCalledResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2304(SB)/8, $·pipeForwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2312(SB)/8, $·pipeForwardRowsIdentityResidual<>(SB)
-DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2336(SB)/8, $·pipeForwardRowsIdentityStream<>(SB)
-DATA simdKernelTable<>+2344(SB)/8, $·pipeForwardRowsIdentityResidualStream<>(SB)
-DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2368(SB)/8, $·pipeForwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2376(SB)/8, $·pipeForwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2400(SB)/8, $·pipeForwardRowsReLUStream<>(SB)
-DATA simdKernelTable<>+2408(SB)/8, $·pipeForwardRowsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2432(SB)/8, $·pipeForwardRowsCalled<>(SB)
-DATA simdKernelTable<>+2440(SB)/8, $·pipeForwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2464(SB)/8, $·pipeForwardRowsCalledStream<>(SB)
-DATA simdKernelTable<>+2472(SB)/8, $·pipeForwardRowsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2496(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2720(SB)/8, $·pipeForwardRunsIdentityStream<>(SB)
-DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2784(SB)/8, $·pipeForwardRunsReLUStream<>(SB)
-DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2880(SB)/8, $·pipeBackwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2896(SB)/8, $·pipeBackwardRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2912(SB)/8, $·pipeBackwardRowsIdentityStream<>(SB)
-DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2928(SB)/8, $·pipeBackwardRowsIdentityDResidualStream<>(SB)
-DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2944(SB)/8, $·pipeBackwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2952(SB)/8, $·pipeBackwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2960(SB)/8, $·pipeBackwardRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2968(SB)/8, $·pipeBackwardRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2976(SB)/8, $·pipeBackwardRowsReLUStream<>(SB)
-DATA simdKernelTable<>+2984(SB)/8, $·pipeBackwardRowsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+2992(SB)/8, $·pipeBackwardRowsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+3000(SB)/8, $·pipeBackwardRowsReLUResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+3008(SB)/8, $·pipeBackwardRowsCalled<>(SB)
-DATA simdKernelTable<>+3016(SB)/8, $·pipeBackwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+3024(SB)/8, $·pipeBackwardRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+3032(SB)/8, $·pipeBackwardRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+3040(SB)/8, $·pipeBackwardRowsCalledStream<>(SB)
-DATA simdKernelTable<>+3048(SB)/8, $·pipeBackwardRowsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+3056(SB)/8, $·pipeBackwardRowsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+3064(SB)/8, $·pipeBackwardRowsCalledResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3280(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3288(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3296(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3304(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3344(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3448(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3456
+DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
+DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
+DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLUStream<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
+DATA simdKernelTable<>+1480(SB)/8, $·inputGradColsCalledResidual<>(SB)
+DATA simdKernelTable<>+1488(SB)/8, $·inputGradColsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1496(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1504(SB)/8, $·inputGradColsCalledStream<>(SB)
+DATA simdKernelTable<>+1512(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+1520(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
+DATA simdKernelTable<>+1528(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $432
+	CMPQ AX, $192
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
 
 none:
 	UNDEF
-DATA foldChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA foldChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+24(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+32(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+40(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+48(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+56(SB)/8, $0x8000000080000000
+GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
@@ -29555,30 +20974,47 @@ channels1:
 	VSUBPD Y6, Y4, Y4
 	VMOVUPS (CX), Y5
 	VMOVUPS 32(CX), Y6
+	VSUBPD Y5, Y3, Y11
+	VSUBPD Y6, Y4, Y12
+	VADDPD Y5, Y3, Y3
+	VADDPD Y6, Y4, Y4
+	VMULPD Y11, Y11, Y9
+	VMULPD Y12, Y12, Y10
+	VMULPD Y2, Y9, Y9
+	VMULPD Y2, Y10, Y10
+	VADDPD Y9, Y7, Y7
+	VADDPD Y10, Y8, Y8
 	VMOVUPS (DX), Y9
 	VMOVUPS 32(DX), Y10
-	VSUBPD Y5, Y3, Y3
-	VSUBPD Y6, Y4, Y4
-	VMULPD Y3, Y3, Y11
-	VMULPD Y4, Y4, Y12
-	VMULPD Y2, Y11, Y11
-	VMULPD Y2, Y12, Y12
-	VADDPD Y11, Y7, Y7
-	VADDPD Y12, Y8, Y8
 	VADDPD Y7, Y9, Y9
 	VADDPD Y8, Y10, Y10
 	VMOVUPS Y9, (DX)
 	VMOVUPS Y10, 32(DX)
-	VMULPD Y1, Y3, Y11
-	VMULPD Y1, Y4, Y12
+	VSUBPD Y11, Y11, Y9
+	VSUBPD Y12, Y12, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y1, Y12, Y12
 	VADDPD Y11, Y5, Y5
 	VADDPD Y12, Y6, Y6
+	VMOVUPS foldChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
+	VANDPS Y9, Y5, Y5
+	VANDNPS Y3, Y9, Y3
+	VORPS Y3, Y5, Y5
+	VMOVUPS foldChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y10, Y10
+	VANDPS Y10, Y6, Y6
+	VANDNPS Y4, Y10, Y4
+	VORPS Y4, Y6, Y6
 	VMOVUPS Y5, (CX)
 	VMOVUPS Y6, 32(CX)
 	VCVTPD2PSY Y5, X5
 	VCVTPD2PSY Y6, X6
 	VINSERTF128 $1, X6, Y5, Y5
-	VXORPS foldChannelsTable<>+0(SB), Y5, Y5
+	VXORPS foldChannelsTable<>+32(SB), Y5, Y5
+	VSUBPS Y5, Y5, Y6
+	VCMPPS $0x12, Y6, Y6, Y6
+	VANDPS Y6, Y5, Y5
 	VMOVUPS Y5, (BX)
 	ADDQ $64, AX
 	ADDQ $32, BX
@@ -29591,128 +21027,116 @@ channels1:
 
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, AX)
+	ARG(channelArgs_sums, AX)
 	ARG(channelArgs_otherA, BX)
 	ARG(channelArgs_otherB, CX)
 	ARG(channelArgs_n, DX)
 
 channels1:
-	VCVTPS2PD (AX), Y0
-	VCVTPS2PD 16(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS (AX), Y0
+	VADDPD 32(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 32(AX), Y1
-	VCVTPS2PD 48(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 64(AX), Y1
+	VADDPD 96(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, (BX)
 	VMOVHPD X0, (CX)
-	VCVTPS2PD 96(AX), Y0
-	VCVTPS2PD 112(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 128(AX), Y0
+	VADDPD 160(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 128(AX), Y1
-	VCVTPS2PD 144(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 192(AX), Y1
+	VADDPD 224(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 8(BX)
 	VMOVHPD X0, 8(CX)
-	VCVTPS2PD 192(AX), Y0
-	VCVTPS2PD 208(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 256(AX), Y0
+	VADDPD 288(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 224(AX), Y1
-	VCVTPS2PD 240(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 320(AX), Y1
+	VADDPD 352(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 16(BX)
 	VMOVHPD X0, 16(CX)
-	VCVTPS2PD 288(AX), Y0
-	VCVTPS2PD 304(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 384(AX), Y0
+	VADDPD 416(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 320(AX), Y1
-	VCVTPS2PD 336(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 448(AX), Y1
+	VADDPD 480(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 24(BX)
 	VMOVHPD X0, 24(CX)
-	VCVTPS2PD 384(AX), Y0
-	VCVTPS2PD 400(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 512(AX), Y0
+	VADDPD 544(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 416(AX), Y1
-	VCVTPS2PD 432(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 576(AX), Y1
+	VADDPD 608(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 32(BX)
 	VMOVHPD X0, 32(CX)
-	VCVTPS2PD 480(AX), Y0
-	VCVTPS2PD 496(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 640(AX), Y0
+	VADDPD 672(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 512(AX), Y1
-	VCVTPS2PD 528(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 704(AX), Y1
+	VADDPD 736(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 40(BX)
 	VMOVHPD X0, 40(CX)
-	VCVTPS2PD 576(AX), Y0
-	VCVTPS2PD 592(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 768(AX), Y0
+	VADDPD 800(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 608(AX), Y1
-	VCVTPS2PD 624(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 832(AX), Y1
+	VADDPD 864(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 48(BX)
 	VMOVHPD X0, 48(CX)
-	VCVTPS2PD 672(AX), Y0
-	VCVTPS2PD 688(AX), Y2
-	VADDPD Y2, Y0, Y0
+	VMOVUPS 896(AX), Y0
+	VADDPD 928(AX), Y0, Y0
 	VEXTRACTF128 $1, Y0, X2
 	VADDPD X2, X0, X0
-	VCVTPS2PD 704(AX), Y1
-	VCVTPS2PD 720(AX), Y2
-	VADDPD Y2, Y1, Y1
+	VMOVUPS 960(AX), Y1
+	VADDPD 992(AX), Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
 	VHADDPD X1, X0, X0
 	VMOVSD X0, 56(BX)
 	VMOVHPD X0, 56(CX)
-	ADDQ $768, AX
+	ADDQ $1024, AX
 	ADDQ $64, BX
 	ADDQ $64, CX
 	SUBQ $8, DX
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA foldReducedChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA foldReducedChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+24(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+32(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+40(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+48(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+56(SB)/8, $0x8000000080000000
+GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
@@ -29751,30 +21175,47 @@ channels1:
 	VSUBPD Y6, Y4, Y4
 	VMOVUPS (DX), Y5
 	VMOVUPS 32(DX), Y6
+	VSUBPD Y5, Y3, Y11
+	VSUBPD Y6, Y4, Y12
+	VADDPD Y5, Y3, Y3
+	VADDPD Y6, Y4, Y4
+	VMULPD Y11, Y11, Y9
+	VMULPD Y12, Y12, Y10
+	VMULPD Y2, Y9, Y9
+	VMULPD Y2, Y10, Y10
+	VADDPD Y9, Y7, Y7
+	VADDPD Y10, Y8, Y8
 	VMOVUPS (SI), Y9
 	VMOVUPS 32(SI), Y10
-	VSUBPD Y5, Y3, Y3
-	VSUBPD Y6, Y4, Y4
-	VMULPD Y3, Y3, Y11
-	VMULPD Y4, Y4, Y12
-	VMULPD Y2, Y11, Y11
-	VMULPD Y2, Y12, Y12
-	VADDPD Y11, Y7, Y7
-	VADDPD Y12, Y8, Y8
 	VADDPD Y7, Y9, Y9
 	VADDPD Y8, Y10, Y10
 	VMOVUPS Y9, (SI)
 	VMOVUPS Y10, 32(SI)
-	VMULPD Y1, Y3, Y11
-	VMULPD Y1, Y4, Y12
+	VSUBPD Y11, Y11, Y9
+	VSUBPD Y12, Y12, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y1, Y12, Y12
 	VADDPD Y11, Y5, Y5
 	VADDPD Y12, Y6, Y6
+	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
+	VANDPS Y9, Y5, Y5
+	VANDNPS Y3, Y9, Y3
+	VORPS Y3, Y5, Y5
+	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y10, Y10
+	VANDPS Y10, Y6, Y6
+	VANDNPS Y4, Y10, Y4
+	VORPS Y4, Y6, Y6
 	VMOVUPS Y5, (DX)
 	VMOVUPS Y6, 32(DX)
 	VCVTPD2PSY Y5, X5
 	VCVTPD2PSY Y6, X6
 	VINSERTF128 $1, X6, Y5, Y5
-	VXORPS foldReducedChannelsTable<>+0(SB), Y5, Y5
+	VXORPS foldReducedChannelsTable<>+32(SB), Y5, Y5
+	VSUBPS Y5, Y5, Y6
+	VCMPPS $0x12, Y6, Y6, Y6
+	VANDPS Y6, Y5, Y5
 	VMOVUPS Y5, (CX)
 	ADDQ $64, AX
 	ADDQ $64, BX
@@ -29811,6 +21252,9 @@ channels1:
 	VCVTPD2PSY Y2, X2
 	VINSERTF128 $1, X2, Y1, Y1
 	VXORPS probeChannelsTable<>+0(SB), Y1, Y1
+	VSUBPS Y1, Y1, Y2
+	VCMPPS $0x12, Y2, Y2, Y2
+	VANDPS Y2, Y1, Y1
 	VMOVUPS Y1, (BX)
 	ADDQ $64, AX
 	ADDQ $32, BX
@@ -29854,6 +21298,11 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
+DATA mergeChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+24(SB)/8, $0x0000000000000000
+GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
@@ -29876,24 +21325,38 @@ channels1:
 	VMOVUPS 32(DX), Y5
 	VMOVUPS (AX), Y6
 	VMOVUPS 32(AX), Y7
+	VSUBPD Y6, Y2, Y10
+	VSUBPD Y7, Y3, Y11
+	VADDPD Y6, Y2, Y2
+	VADDPD Y7, Y3, Y3
+	VMULPD Y10, Y10, Y8
+	VMULPD Y11, Y11, Y9
+	VMULPD Y1, Y8, Y8
+	VMULPD Y1, Y9, Y9
+	VADDPD Y8, Y4, Y4
+	VADDPD Y9, Y5, Y5
 	VMOVUPS (BX), Y8
 	VMOVUPS 32(BX), Y9
-	VSUBPD Y6, Y2, Y2
-	VSUBPD Y7, Y3, Y3
-	VMULPD Y2, Y2, Y10
-	VMULPD Y3, Y3, Y11
-	VMULPD Y1, Y10, Y10
-	VMULPD Y1, Y11, Y11
-	VADDPD Y10, Y4, Y4
-	VADDPD Y11, Y5, Y5
 	VADDPD Y4, Y8, Y8
 	VADDPD Y5, Y9, Y9
 	VMOVUPS Y8, (BX)
 	VMOVUPS Y9, 32(BX)
-	VMULPD Y0, Y2, Y10
-	VMULPD Y0, Y3, Y11
+	VSUBPD Y10, Y10, Y8
+	VSUBPD Y11, Y11, Y9
+	VMULPD Y0, Y10, Y10
+	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
+	VMOVUPS mergeChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y8, Y8
+	VANDPS Y8, Y6, Y6
+	VANDNPS Y2, Y8, Y2
+	VORPS Y2, Y6, Y6
+	VMOVUPS mergeChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
+	VANDPS Y9, Y7, Y7
+	VANDNPS Y3, Y9, Y3
+	VORPS Y3, Y7, Y7
 	VMOVUPS Y6, (AX)
 	VMOVUPS Y7, 32(AX)
 	ADDQ $64, AX
@@ -30055,23 +21518,19 @@ DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -30115,10 +21574,10 @@ channels1:
 	VANDNPS Y4, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
@@ -30126,10 +21585,10 @@ channels1:
 	VANDNPS Y5, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
@@ -30137,10 +21596,10 @@ channels1:
 	VANDNPS Y2, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
@@ -30148,10 +21607,10 @@ channels1:
 	VANDNPS Y3, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
@@ -30169,7 +21628,7 @@ channels1:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VXORPS affineChannelsTable<>+160(SB), Y4, Y4
+	VXORPS affineChannelsTable<>+128(SB), Y4, Y4
 	VMOVUPS Y4, (DI)
 	VMULPD Y2, Y0, Y0
 	VMULPD Y3, Y1, Y1
@@ -30237,138 +21696,151 @@ TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
 	ADDQ $channelArgs_count, R9
 	VBROADCASTSD (R9), Y0
 	MOVQ a+8(FP), R9
+	ADDQ $channelArgs_weight, R9
+	VBROADCASTSD (R9), Y1
+	MOVQ a+8(FP), R9
 	ADDQ $channelArgs_usual, R9
-	VMOVUPS (R9), Y12
+	VMOVUPS (R9), Y13
 	ARG(channelArgs_n, R9)
 
 channels1:
-	VMOVUPS (AX), Y1
-	VMOVUPS 32(AX), Y2
-	VMOVUPS (BX), Y3
-	VMOVUPS 32(BX), Y4
-	VMOVUPS (DX), Y5
-	VMOVUPS 32(DX), Y6
-	VMULPD Y5, Y0, Y9
+	VMOVUPS (AX), Y2
+	VMOVUPS 32(AX), Y3
+	VMOVUPS (BX), Y4
+	VMOVUPS 32(BX), Y5
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMULPD Y6, Y0, Y10
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VMULPD Y14, Y9, Y9
+	VMULPD Y14, Y10, Y10
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y1, Y14, Y10
-	VCMPPD $0x1d, Y9, Y10, Y9
+	VANDNPS Y2, Y14, Y11
+	VCMPPD $0x1d, Y10, Y11, Y10
 	VMOVUPS gradientChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDPS Y10, Y12, Y12
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y3, Y14, Y7
+	VANDNPS Y4, Y14, Y8
 	VMOVUPS gradientChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y10
-	VANDPS Y10, Y12, Y12
+	VCMPPD $0x1d, Y8, Y14, Y11
+	VANDPS Y11, Y13, Y13
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VMULPD Y14, Y0, Y10
-	VCMPPD $0x1d, Y10, Y7, Y10
-	VORPS Y10, Y9, Y9
-	VANDPS Y9, Y12, Y12
-	VMULPD Y6, Y0, Y9
+	VMULPD Y14, Y0, Y11
+	VCMPPD $0x1d, Y11, Y8, Y11
+	VORPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y2, Y14, Y11
+	VADDPD Y8, Y11, Y11
+	VCMPPD $0x1d, Y11, Y1, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y13, Y13
+	VMULPD Y7, Y0, Y10
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VMULPD Y14, Y9, Y9
+	VMULPD Y14, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y3, Y14, Y11
+	VCMPPD $0x1d, Y10, Y11, Y10
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y5, Y14, Y8
+	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMULPD Y14, Y0, Y11
+	VCMPPD $0x1d, Y11, Y8, Y11
+	VORPS Y11, Y10, Y10
+	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDNPS Y3, Y14, Y11
+	VADDPD Y8, Y11, Y11
+	VCMPPD $0x1d, Y11, Y1, Y11
+	VORPS Y11, Y10, Y10
+	VANDPS Y10, Y13, Y13
+	VMOVUPS (CX), Y8
+	VMOVUPS 32(CX), Y9
+	VMOVAPS Y8, Y10
+	VMOVAPS Y9, Y11
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVAPS Y10, Y11
+	VCVTPS2PD X11, Y10
+	VEXTRACTF128 $1, Y11, X11
+	VCVTPS2PD X11, Y11
+	VSUBPD Y10, Y8, Y8
+	VSUBPD Y11, Y9, Y9
+	VMULPD Y2, Y8, Y10
+	VMULPD Y3, Y9, Y11
+	VSUBPD Y10, Y4, Y4
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VMOVUPS Y4, (SI)
+	VMOVUPS Y5, 32(SI)
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VDIVPD Y0, Y4, Y4
+	VDIVPD Y0, Y5, Y5
+	VDIVPD Y0, Y2, Y2
+	VDIVPD Y0, Y3, Y3
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VSUBPD Y8, Y2, Y2
+	VSUBPD Y9, Y3, Y3
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
 	VANDNPS Y2, Y14, Y10
-	VCMPPD $0x1d, Y9, Y10, Y9
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDPS Y10, Y12, Y12
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y4, Y14, Y7
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y10
-	VANDPS Y10, Y12, Y12
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VMULPD Y14, Y0, Y10
-	VCMPPD $0x1d, Y10, Y7, Y10
-	VORPS Y10, Y9, Y9
-	VANDPS Y9, Y12, Y12
-	VMOVUPS (CX), Y7
-	VMOVUPS 32(CX), Y8
-	VMOVAPS Y7, Y9
-	VMOVAPS Y8, Y10
-	VCVTPD2PSY Y9, X9
-	VCVTPD2PSY Y10, X10
-	VINSERTF128 $1, X10, Y9, Y9
-	VMOVAPS Y9, Y10
-	VCVTPS2PD X10, Y9
-	VEXTRACTF128 $1, Y10, X10
-	VCVTPS2PD X10, Y10
-	VSUBPD Y9, Y7, Y7
-	VSUBPD Y10, Y8, Y8
-	VMULPD Y1, Y7, Y9
-	VMULPD Y2, Y8, Y10
-	VSUBPD Y9, Y3, Y3
-	VSUBPD Y10, Y4, Y4
-	VMULPD Y5, Y3, Y3
-	VMULPD Y6, Y4, Y4
-	VMOVUPS Y3, (SI)
-	VMOVUPS Y4, 32(SI)
-	VMULPD Y5, Y3, Y3
-	VMULPD Y6, Y4, Y4
-	VDIVPD Y0, Y3, Y3
-	VDIVPD Y0, Y4, Y4
-	VDIVPD Y0, Y1, Y1
-	VDIVPD Y0, Y2, Y2
-	VMULPD Y3, Y7, Y7
-	VMULPD Y4, Y8, Y8
-	VSUBPD Y7, Y1, Y1
-	VSUBPD Y8, Y2, Y2
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y1, Y14, Y9
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y10
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VANDPS Y12, Y11, Y11
 	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VORPS Y12, Y11, Y11
+	VANDPS Y11, Y13, Y13
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y2, Y14, Y9
+	VANDNPS Y3, Y14, Y10
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y10
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VANDPS Y12, Y11, Y11
 	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VORPS Y12, Y11, Y11
+	VANDPS Y11, Y13, Y13
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y3, Y14, Y9
+	VANDNPS Y4, Y14, Y10
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y10
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VANDPS Y12, Y11, Y11
 	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VORPS Y12, Y11, Y11
+	VANDPS Y11, Y13, Y13
 	VMOVUPS gradientChannelsTable<>+32(SB), Y14
-	VANDNPS Y4, Y14, Y9
+	VANDNPS Y5, Y14, Y10
 	VMOVUPS gradientChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y10
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VANDPS Y12, Y11, Y11
 	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
-	VCVTPD2PSY Y1, X1
+	VCMPPD $0x1d, Y10, Y14, Y12
+	VORPS Y12, Y11, Y11
+	VANDPS Y11, Y13, Y13
 	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y1, Y1
-	VMOVUPS Y1, (DI)
 	VCVTPD2PSY Y3, X3
+	VINSERTF128 $1, X3, Y2, Y2
+	VMOVUPS Y2, (DI)
 	VCVTPD2PSY Y4, X4
-	VINSERTF128 $1, X4, Y3, Y3
-	VMOVUPS Y3, (R8)
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VMOVUPS Y4, (R8)
 	ADDQ $64, AX
 	ADDQ $64, BX
 	ADDQ $64, CX
@@ -30380,7 +21852,7 @@ channels1:
 	JNE channels1
 	MOVQ a+8(FP), R9
 	ADDQ $channelArgs_usual, R9
-	VMOVUPS Y12, (R9)
+	VMOVUPS Y13, (R9)
 	VZEROUPPER
 	RET
 

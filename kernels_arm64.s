@@ -147,8 +147,8 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // VORR d1.B16, d0.B16, d0.B16; VUMAXV d0.S4, d0
 #define MAXOFALL(d) WORD $(0x4ea01c00|(2*d+1)<<16|(2*d)<<5|(2*d)); WORD $(0x6eb0a800|(2*d)<<5|(2*d))
 
-// FCVTL d0.S2, t0.D2; FCVTL2 d0.S4, t1.D2; FCVTL2 d1.S4, d0.D2; FCVTL d1.S2, d1.D2; FADD d1.D2, t0.D2, t0.D2; FADD d0.D2, t1.D2, t1.D2; FADD t1.D2, t0.D2, d0.D2
-#define SUMTO2(d, t) WORD $(0x0e617800|(2*d)<<5|(2*t)); WORD $(0x4e617800|(2*d)<<5|(2*t+1)); WORD $(0x4e617800|(2*d+1)<<5|(2*d)); WORD $(0x0e617800|(2*d+1)<<5|(2*d+1)); WORD $(0x4e60d400|(2*d+1)<<16|(2*t)<<5|(2*t)); WORD $(0x4e60d400|(2*d)<<16|(2*t+1)<<5|(2*t+1)); WORD $(0x4e60d400|(2*t+1)<<16|(2*t)<<5|(2*d))
+// FADD t0.D2, d0.D2, d0.D2; FADD t1.D2, d1.D2, d1.D2; FADD d1.D2, d0.D2, d0.D2
+#define SUMTO2(d, t) WORD $(0x4e60d400|(2*t)<<16|(2*d)<<5|(2*d)); WORD $(0x4e60d400|(2*t+1)<<16|(2*d+1)<<5|(2*d+1)); WORD $(0x4e60d400|(2*d+1)<<16|(2*d)<<5|(2*d))
 
 // FADDP x0.D2, d0.D2, d0.D2
 #define ADDPAIR(x, d) WORD $(0x6e60d400|(2*x)<<16|(2*d)<<5|(2*d))
@@ -156,43 +156,257 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_at, R4)
+	LSL $2, R4
+	ADD R4, R0
 	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_rows, R2)
-	ARG(kernelArgs_n, R3)
+	ARG(kernelArgs_coefAt, R4)
+	LSL $2, R4
+	ADD R4, R1
+	ARG(kernelArgs_sums, R2)
+	ARG(kernelArgs_accAt, R4)
+	LSL $3, R4
+	ADD R4, R2
+	MOVD a+8(FP), R4
+	ADD $kernelArgs_partial, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
+	ARG(kernelArgs_images, R4)
+	SUBS $4, R4
+	BLT singles1
+	ARG(kernelArgs_budget, R4)
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	MOVD R6, R7
+	ADD R6, R7
+	ADD R6, R7
+	LD1R8(1, 0)
+
+next2:
+	ARG(kernelArgs_left, R3)
+	ARG(kernelArgs_piece, R4)
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	ARG(kernelArgs_budget, R4)
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	SUBS $0, R3
+	BEQ save6
+	ARG(kernelArgs_left, R4)
+	SUB R3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R4)
+	SUB R3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R4)
+	SUB R3, R4
+	ANDS $-8, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_budget(R24)
+	SUBS $8, R3
+	BLT part8
+
+four7:
+	FLDPQ (R0), (F6, F7)
+	FADD8(3, 0, 3)
+	FMUL8(3, 3, 4)
+	ADD R6<<0, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R6<<1, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FADD8(7, 0, 7)
+	FMUL8(7, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 1, 1)
+	FADD8(4, 2, 2)
+	ADD $32, R0
+	SUBS $8, R3
+	BGE four7
+
+part8:
+	ANDS $7, R3
+	BEQ summed9
 	MOVD R3, R4
-	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R4)
-	SUB R3, R4
-	MOVD R4, R3
+	PART(·loadPart3<>, 0, R0)
+	FADD8(3, 0, 3)
+	FMUL8(3, 3, 4)
+	ADD R6<<0, R0, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R6<<1, R0, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FADD8(7, 0, 7)
+	FMUL8(7, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	AND8(15, 3, 3)
+	AND8(15, 4, 4)
+	FADD8(3, 1, 1)
+	FADD8(4, 2, 2)
 	LSL $2, R3
-	ARG(kernelArgs_acc, R5)
-	ARG(kernelArgs_more, R6)
+	ADD R3, R0
 
-row1:
-	LD1R8(1, 0)
-	FLDPQ (R5), (F2, F3)
-	FLDPQ 32(R5), (F4, F5)
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_fetchLeft, R8)
+summed9:
+	ARG(kernelArgs_left, R4)
+	SUBS $0, R4
+	BEQ flush3
+	ARG(kernelArgs_piece, R4)
+	SUBS $0, R4
+	BNE next2
+
+flush3:
+	WIDEN(1, 3, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R2)
+	FLDPQ 32(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R2)
+	EOR8(1, 1, 1)
+	WIDEN(2, 3, 4)
+	FLDPQ 64(R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R2)
+	FLDPQ 96(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R2)
+	EOR8(2, 2, 2)
+	MOVD $512, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R4)
+	SUBS $0, R4
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R4)
-	SUBS $32, R4
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ARG(kernelArgs_coefStep, R4)
+	LSL $2, R4
+	ADD R4, R1
+	ADD $128, R2
+	ARG(kernelArgs_rowsLeft, R4)
+	SUBS $1, R4
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	LD1R8(1, 0)
+	B next2
 
-group2:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
-	BGE same7
-	ADD R3, R7
-	ADD $1073741824, R8
+again5:
+	ARG(kernelArgs_rows, R4)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R1)
+	ARG(kernelArgs_sums, R2)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ARG(kernelArgs_stride, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ARG(kernelArgs_stride, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ARG(kernelArgs_stride, R4)
+	LSL $2, R4
+	ADD R4, R0
+	LD1R8(1, 0)
+	ARG(kernelArgs_images, R4)
+	ADD $-4, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_images(R24)
+	SUBS $4, R4
+	BGE next2
+	MOVD $2048, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R4
+	ADD $kernelArgs_partial, R4
+	FSTPQ (F2, F3), (R4)
+	FSTPQ (F4, F5), 32(R4)
+	ARG(kernelArgs_x, R4)
+	SUB R4, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R4)
+	SUB R4, R1
+	ASR $2, R1
+	MOVD a+8(FP), R24
+	MOVD R1, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R4)
+	SUB R4, R2
+	ASR $3, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+	LD1R8(1, 0)
+
+next10:
+	ARG(kernelArgs_left, R3)
+	ARG(kernelArgs_piece, R4)
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	ARG(kernelArgs_budget, R4)
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	SUBS $0, R3
+	BEQ save14
+	ARG(kernelArgs_left, R4)
+	SUB R3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R4)
+	SUB R3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R4)
+	SUB R3, R4
+	ANDS $-32, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_budget(R24)
+	SUBS $32, R3
+	BLT rest16
+
+group15:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -214,29 +428,32 @@ same7:
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
 	ADD $128, R0
-	SUBS $32, R4
-	BGE group2
+	SUBS $32, R3
+	BGE group15
 
-rest3:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT part5
+rest16:
+	ADD $32, R3
+	SUBS $8, R3
+	BLT part18
 
-single4:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
 	ADD $32, R0
-	SUBS $8, R4
-	BGE single4
+	SUBS $8, R3
+	BGE single17
 
-part5:
-	ANDS $7, R4
-	BEQ next6
+part18:
+	ANDS $7, R3
+	BEQ summed19
+	MOVD R3, R4
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	PART(·loadPart3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -244,32 +461,98 @@ part5:
 	AND8(15, 4, 4)
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
+	LSL $2, R3
+	ADD R3, R0
+
+summed19:
+	ARG(kernelArgs_left, R4)
+	SUBS $0, R4
+	BEQ flush11
+	ARG(kernelArgs_piece, R4)
+	SUBS $0, R4
+	BNE next10
+
+flush11:
+	WIDEN(1, 3, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R2)
+	FLDPQ 32(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R2)
+	EOR8(1, 1, 1)
+	WIDEN(2, 3, 4)
+	FLDPQ 64(R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R2)
+	FLDPQ 96(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R2)
+	EOR8(2, 2, 2)
+	MOVD $2048, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R4)
+	SUBS $0, R4
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R4)
 	LSL $2, R4
 	ADD R4, R0
-
-next6:
-	ADD R3, R0
-	FSTPQ (F2, F3), (R5)
-	FSTPQ (F4, F5), 32(R5)
-	ARG(kernelArgs_accStep, R4)
-	LSL $2, R4
-	ADD R4, R5
 	ARG(kernelArgs_coefStep, R4)
 	LSL $2, R4
 	ADD R4, R1
-	SUBS $1, R2
-	BNE row1
-	SUBS $1, R6
-	BLT done8
+	ADD $128, R2
+	ARG(kernelArgs_rowsLeft, R4)
+	SUBS $1, R4
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	LD1R8(1, 0)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R4)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R1)
+	ARG(kernelArgs_sums, R2)
 	ARG(kernelArgs_imageGap, R4)
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_acc, R5)
-	ARG(kernelArgs_rows, R2)
-	B row1
+	LD1R8(1, 0)
+	ARG(kernelArgs_images, R4)
+	ADD $-1, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_images(R24)
+	SUBS $0, R4
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R4
+	ADD $kernelArgs_partial, R4
+	FSTPQ (F2, F3), (R4)
+	FSTPQ (F4, F5), 32(R4)
+	ARG(kernelArgs_x, R4)
+	SUB R4, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R4)
+	SUB R4, R1
+	ASR $2, R1
+	MOVD a+8(FP), R24
+	MOVD R1, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R4)
+	SUB R4, R2
+	ASR $3, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func momentsCols(id int, a *kernelArgs)
@@ -419,8 +702,6 @@ part9:
 	PART(·loadPart3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
-	AND8(15, 3, 3)
-	AND8(15, 4, 4)
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
 	FSTPQ (F2, F3), (R2)
@@ -443,29 +724,39 @@ done4:
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
-	MOVD R4, R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
-	LSL $2, R4
-
-row1:
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -489,14 +780,17 @@ group2:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BGE group2
+	BLT save7
+	SUBS $32, R4
+	BGE group3
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -504,29 +798,111 @@ single4:
 	FSTPQ (F8, F9), (R1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single5
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	LD1R8(2, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 2, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 2, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
 	PART(·loadPart4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-next6:
+	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
@@ -534,29 +910,40 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
 	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-
-row1:
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -589,14 +976,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -607,12 +997,67 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	LD1R8(3, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 3, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 3, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
 	PART(·loadPart4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -620,49 +1065,541 @@ part5:
 	PART(·loadPart5<>, 0, R2)
 	FADD8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsIdentityStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
 	LSL $2, R6
-	ADD R6, R3
+	ADD R6, R0
+	ADD R6, R1
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
+
+image1:
+	MOVD R1, R6
+	NEG R6, R6
+	ASR $2, R6
+	ANDS $7, R6
+	BEQ row2
+	CMP R4, R6
+	CSEL LT, R6, R4, R6
+	SUB R6, R4
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	ARG(kernelArgs_piece, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	FLDPQ 32(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), 32(R1)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), 64(R1)
+	FLDPQ 96(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R5
+	BLT save7
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	LD1R8(2, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 2, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 2, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R1, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·loadPart5<>, 0, R2)
+	FADD8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	FLDPQ 32(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 32(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), 32(R1)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 64(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), 64(R1)
+	FLDPQ 96(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 96(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
 	SUBS $1, R4
-	BNE row1
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	LD1R8(3, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 3, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 3, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·loadPart5<>, 0, R2)
+	FADD8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
-	MOVD R4, R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
-	LSL $2, R4
-
-row1:
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -694,14 +1631,17 @@ group2:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BGE group2
+	BLT save7
+	SUBS $32, R4
+	BGE group3
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -711,12 +1651,66 @@ single4:
 	FSTPQ (F8, F9), (R1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single5
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	LD1R8(2, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 2, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 2, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
 	PART(·loadPart4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -724,18 +1718,48 @@ part5:
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-next6:
+	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
@@ -743,29 +1767,40 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
 	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-
-row1:
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -806,14 +1841,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -826,12 +1864,69 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	LD1R8(3, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 3, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 3, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
 	PART(·loadPart4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -841,20 +1936,534 @@ part5:
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsReLUStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
 	LSL $2, R6
-	ADD R6, R3
+	ADD R6, R0
+	ADD R6, R1
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
+
+image1:
+	MOVD R1, R6
+	NEG R6, R6
+	ASR $2, R6
+	ANDS $7, R6
+	BEQ row2
+	CMP R4, R6
+	CSEL LT, R6, R4, R6
+	SUB R6, R4
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	ARG(kernelArgs_piece, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	FLDPQ 32(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 32(R1)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 64(R1)
+	FLDPQ 96(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R5
+	BLT save7
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	LD1R8(2, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 2, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 2, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	LD1R8(2, 0)
+	LD1R8AT(4, 2, 1)
+	LD1R8AT(8, 2, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R1, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·loadPart5<>, 0, R2)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	FLDPQ 32(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 32(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 32(R1)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 64(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 64(R1)
+	FLDPQ 96(R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ 96(R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
 	SUBS $1, R4
-	BNE row1
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	LD1R8(3, 6)
+	BIF8(15, 6, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(4, 3, 6)
+	BIF8(15, 6, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(8, 3, 6)
+	BIF8(15, 6, 2)
+	FLDPQ (R0), (F8, F9)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	PART(·loadPart4<>, 0, R0)
+	FADD8(4, 0, 4)
+	FMUL8(1, 4, 4)
+	FADD8(2, 4, 4)
+	PART(·loadPart5<>, 0, R2)
+	FADD8(5, 4, 4)
+	FCMLEZERO8(4, 5)
+	BIC8(5, 4, 4)
+	PART(·storePart4<>, 0, R1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 0)
+	LD1R8AT(4, 3, 1)
+	LD1R8AT(8, 3, 2)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeRowsCalled(id int, a *kernelArgs)
@@ -865,26 +2474,36 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD actCode_value(R21), R22
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
-	MOVD R4, R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
-	LSL $2, R4
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
 	LD1R8(2, 6)
 	LD1R8AT(4, 2, 7)
 	LD1R8AT(8, 2, 8)
@@ -913,14 +2532,17 @@ group2:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BGE group2
+	BLT save7
+	SUBS $32, R4
+	BGE group3
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
 
-single4:
+single5:
 	LD1R8(2, 6)
 	LD1R8AT(4, 2, 7)
 	LD1R8AT(8, 2, 8)
@@ -936,12 +2558,60 @@ single4:
 	FSTPQ (F4, F5), (R1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single5
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 6)
+	LD1R8(2, 10)
+	BIF8(15, 10, 6)
+	ADD $-16, R2, R24
+	LD1R8(24, 7)
+	LD1R8AT(4, 2, 10)
+	BIF8(15, 10, 7)
+	ADD $-12, R2, R24
+	LD1R8(24, 8)
+	LD1R8AT(8, 2, 10)
+	BIF8(15, 10, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(2, 6)
 	LD1R8AT(4, 2, 7)
 	LD1R8AT(8, 2, 8)
@@ -955,18 +2625,45 @@ part5:
 	MOVD $1, R19
 	CALL (R22)
 	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-next6:
+	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeRowsCalledResidual(id int, a *kernelArgs)
@@ -978,26 +2675,37 @@ TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_x, R0)
 	ARG(kernelArgs_y, R1)
 	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	LD1R8(3, 6)
 	LD1R8AT(4, 3, 7)
 	LD1R8AT(8, 3, 8)
@@ -1035,14 +2743,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	LD1R8(3, 6)
 	LD1R8AT(4, 3, 7)
 	LD1R8AT(8, 3, 8)
@@ -1061,12 +2772,63 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 6)
+	LD1R8(3, 10)
+	BIF8(15, 10, 6)
+	ADD $-16, R3, R24
+	LD1R8(24, 7)
+	LD1R8AT(4, 3, 10)
+	BIF8(15, 10, 7)
+	ADD $-12, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(8, 3, 10)
+	BIF8(15, 10, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(3, 6)
 	LD1R8AT(4, 3, 7)
 	LD1R8AT(8, 3, 8)
@@ -1082,20 +2844,533 @@ part5:
 	MOVD $1, R19
 	CALL (R22)
 	PART(·storePart2<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsCalledStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_at, R6)
 	LSL $2, R6
-	ADD R6, R3
+	ADD R6, R0
+	ADD R6, R1
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R2
+	ARG(kernelArgs_rowsLeft, R3)
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_budget, R5)
+	ADD $-1, R5
+	ARG(kernelArgs_n, R6)
+	SUB R4, R6
+	SUBS $0, R6
+	BNE row2
+	ARG(kernelArgs_rows, R6)
+	SUB R3, R6
+	SUBS $0, R6
+	BNE row2
+
+image1:
+	MOVD R1, R6
+	NEG R6, R6
+	ASR $2, R6
+	ANDS $7, R6
+	BEQ row2
+	CMP R4, R6
+	CSEL LT, R6, R4, R6
+	SUB R6, R4
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 6)
+	LD1R8AT(4, 2, 7)
+	LD1R8AT(8, 2, 8)
+	PART(·loadPart2<>, 0, R0)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	PART(·storePart2<>, 0, R1)
+	ARG(kernelArgs_piece, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+
+row2:
+	SUBS $0, R5
+	BLT save7
+	SUBS $32, R4
+	BLT rest4
+
+group3:
+	LD1R8(2, 6)
+	LD1R8AT(4, 2, 7)
+	LD1R8AT(8, 2, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ 32(R0), (F6, F7)
+	FADD8(3, 6, 3)
+	FMUL8(7, 3, 3)
+	FADD8(8, 3, 3)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 6, 4)
+	FMUL8(7, 4, 4)
+	FADD8(8, 4, 4)
+	FLDPQ 96(R0), (F10, F11)
+	FADD8(5, 6, 5)
+	FMUL8(7, 5, 5)
+	FADD8(8, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	FSTPQ (F6, F7), 32(R1)
+	FSTPQ (F8, F9), 64(R1)
+	FSTPQ (F10, F11), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	SUBS $32, R5
+	BLT save7
+	SUBS $32, R4
+	BGE group3
+
+rest4:
+	ADD $-32, R5
+	ADD $32, R4
+	SUBS $8, R4
+	BLT border6
+
+single5:
+	LD1R8(2, 6)
+	LD1R8AT(4, 2, 7)
+	LD1R8AT(8, 2, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE single5
+
+border6:
+	SUBS $1, R3
+	BEQ last9
+	ADD $20, R2
+	ARG(kernelArgs_n, R6)
+	ADD R4, R6
+	ANDS $7, R4
+	BEQ next8
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R2, R24
+	LD1R8(24, 6)
+	LD1R8(2, 10)
+	BIF8(15, 10, 6)
+	ADD $-16, R2, R24
+	LD1R8(24, 7)
+	LD1R8AT(4, 2, 10)
+	BIF8(15, 10, 7)
+	ADD $-12, R2, R24
+	LD1R8(24, 8)
+	LD1R8AT(8, 2, 10)
+	BIF8(15, 10, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	MOVD R6, R4
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R4)
+	B row2
+
+last9:
+	ANDS $7, R4
+	BEQ end10
+	MOVD R4, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 6)
+	LD1R8AT(4, 2, 7)
+	LD1R8AT(8, 2, 8)
+	PART(·loadPart2<>, 0, R0)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	PART(·storePart2<>, 0, R1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+end10:
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R4)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+	ARG(kernelArgs_coefImage, R4)
+	LSL $2, R4
+	ADD R4, R2
+	ADD $20, R2
+	ARG(kernelArgs_rows, R3)
+	ARG(kernelArgs_n, R4)
+	SUBS $0, R6
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func normalizeRowsCalledResidualStream(id int, a *kernelArgs)
+TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_value(R21), R22
+	ARG(kernelArgs_x, R0)
+	ARG(kernelArgs_y, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R1, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 6)
+	LD1R8AT(4, 3, 7)
+	LD1R8AT(8, 3, 8)
+	PART(·loadPart2<>, 0, R0)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	PART(·storePart2<>, 0, R1)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	LD1R8(3, 6)
+	LD1R8AT(4, 3, 7)
+	LD1R8AT(8, 3, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R0), (F6, F7)
+	FADD8(3, 6, 3)
+	FMUL8(7, 3, 3)
+	FADD8(8, 3, 3)
+	FLDPQ 32(R2), (F18, F19)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R0), (F8, F9)
+	FADD8(4, 6, 4)
+	FMUL8(7, 4, 4)
+	FADD8(8, 4, 4)
+	FLDPQ 64(R2), (F18, F19)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R0), (F10, F11)
+	FADD8(5, 6, 5)
+	FMUL8(7, 5, 5)
+	FADD8(8, 5, 5)
+	FLDPQ 96(R2), (F18, F19)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	FSTPQ (F6, F7), 32(R1)
+	FSTPQ (F8, F9), 64(R1)
+	FSTPQ (F10, F11), 96(R1)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	LD1R8(3, 6)
+	LD1R8AT(4, 3, 7)
+	LD1R8AT(8, 3, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
 	SUBS $1, R4
-	BNE row1
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 6)
+	LD1R8(3, 10)
+	BIF8(15, 10, 6)
+	ADD $-16, R3, R24
+	LD1R8(24, 7)
+	LD1R8AT(4, 3, 10)
+	BIF8(15, 10, 7)
+	ADD $-12, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(8, 3, 10)
+	BIF8(15, 10, 8)
+	FLDPQ (R0), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 6)
+	LD1R8AT(4, 3, 7)
+	LD1R8AT(8, 3, 8)
+	PART(·loadPart2<>, 0, R0)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	PART(·storePart2<>, 0, R1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func normalizeColsIdentity(id int, a *kernelArgs)
@@ -3084,1209 +5359,283 @@ next7:
 done4:
 	RET
 
-// func normalizeRunsIdentity(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_more, R6)
-	ARG(kernelArgs_fetch, R7)
-
-image1:
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R4)
-	ARG(kernelArgs_head, R5)
-	SUB R5, R4
-	ANDS $7, R5
-	BEQ row2
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_head, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-row2:
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	ARG(kernelArgs_n, R5)
-	ADD R4, R5
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	LD1R8(2, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 2, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 2, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R5, R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R4)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	SUBS $1, R6
-	BLT done7
-	ARG(kernelArgs_imageGap, R4)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	B image1
-
-done7:
-	RET
-
-// func normalizeRunsIdentityResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchApart, R9)
-
-image1:
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	LD1R8(3, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 3, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 3, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
-// func normalizeRunsReLU(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_more, R6)
-	ARG(kernelArgs_fetch, R7)
-
-image1:
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R4)
-	ARG(kernelArgs_head, R5)
-	SUB R5, R4
-	ANDS $7, R5
-	BEQ row2
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_head, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-row2:
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	ARG(kernelArgs_n, R5)
-	ADD R4, R5
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	LD1R8(2, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 2, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 2, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R5, R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R4)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	SUBS $1, R6
-	BLT done7
-	ARG(kernelArgs_imageGap, R4)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	B image1
-
-done7:
-	RET
-
-// func normalizeRunsReLUResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchApart, R9)
-
-image1:
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	LD1R8(3, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 3, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 3, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
-// func normalizeRunsCalled(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_more, R6)
-	ARG(kernelArgs_fetch, R7)
-
-image1:
-	ARG(kernelArgs_n, R4)
-	ARG(kernelArgs_head, R5)
-	SUB R5, R4
-	ANDS $7, R5
-	BEQ row2
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ARG(kernelArgs_head, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-row2:
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	ARG(kernelArgs_n, R5)
-	ADD R4, R5
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 6)
-	LD1R8(2, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R2, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 2, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R2, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 2, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R5, R4
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R4)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	SUBS $1, R6
-	BLT done7
-	ARG(kernelArgs_imageGap, R4)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	B image1
-
-done7:
-	RET
-
-// func normalizeRunsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeRunsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchApart, R9)
-
-image1:
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 6)
-	LD1R8(3, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 3, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 3, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_at, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	ARG(kernelArgs_coefAt, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_accAt, R5)
+	LSL $3, R5
+	ADD R5, R3
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
+	ARG(kernelArgs_images, R5)
+	SUBS $4, R5
+	BLT singles1
+	ARG(kernelArgs_budget, R5)
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	MOVD R7, R8
+	ADD R7, R8
+	ADD R7, R8
+	LD1R8(2, 2)
+
+next2:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save6
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-8, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $8, R4
+	BLT part8
+
+four7:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F6, F7)
+	FMUL8(4, 3, 4)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F12, F13)
+	FADD8(6, 2, 6)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FMUL8(6, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F12, F13)
+	FADD8(6, 2, 6)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 2, 8)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four7
+
+part8:
+	ANDS $7, R4
+	BEQ summed9
 	MOVD R4, R5
-	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart3<>, 0, R0)
+	FMUL8(4, 3, 4)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart6<>(SB)
+	FADD8(6, 2, 6)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart5<>(SB)
+	FMUL8(6, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart6<>(SB)
+	FADD8(6, 2, 6)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart5<>(SB)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 2, 8)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	AND8(15, 3, 3)
+	AND8(15, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
 	LSL $2, R4
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_more, R7)
+	ADD R4, R0
+	ADD R4, R1
 
-row1:
-	LD1R8(2, 2)
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
+summed9:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush3
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next2
+
+flush3:
+	WIDEN(0, 3, 4)
+	FLDPQ (R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R3)
+	FLDPQ 32(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 3, 4)
+	FLDPQ 64(R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R3)
+	FLDPQ 96(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $512, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_coefStep, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	LD1R8(2, 2)
+	B next2
 
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R4, R8
-	ADD $1073741824, R9
+again5:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	LD1R8(2, 2)
+	ARG(kernelArgs_images, R5)
+	ADD $-4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $4, R5
+	BGE next2
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+	LD1R8(2, 2)
+
+next10:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save14
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-32, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $32, R4
+	BLT rest16
+
+group15:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -4313,19 +5662,15 @@ same7:
 	FADD8(4, 1, 1)
 	ADD $128, R0
 	ADD $128, R1
-	SUBS $32, R5
-	BGE group2
+	SUBS $32, R4
+	BGE group15
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest16:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT part18
 
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -4334,12 +5679,17 @@ single4:
 	FADD8(4, 1, 1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single17
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+part18:
+	ANDS $7, R4
+	BEQ summed19
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	PART(·loadPart4<>, 0, R1)
 	FADD8(4, 2, 4)
 	PART(·loadPart3<>, 0, R0)
@@ -4348,84 +5698,420 @@ part5:
 	AND8(15, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed19:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush11
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next10
+
+flush11:
+	WIDEN(0, 3, 4)
+	FLDPQ (R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R3)
+	FLDPQ 32(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 3, 4)
+	FLDPQ 64(R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R3)
+	FLDPQ 96(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
-next6:
-	ADD R4, R0
-	ADD R4, R1
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_accStep, R5)
-	LSL $2, R5
-	ADD R5, R6
 	ARG(kernelArgs_coefStep, R5)
 	LSL $2, R5
 	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
-	SUBS $1, R7
-	BLT done8
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	LD1R8(2, 2)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
 	ARG(kernelArgs_imageGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_rows, R3)
-	B row1
+	LD1R8(2, 2)
+	ARG(kernelArgs_images, R5)
+	ADD $-1, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $0, R5
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_at, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	ARG(kernelArgs_coefAt, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_accAt, R5)
+	LSL $3, R5
+	ADD R5, R3
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
+	ARG(kernelArgs_images, R5)
+	SUBS $4, R5
+	BLT singles1
+	ARG(kernelArgs_budget, R5)
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	MOVD R7, R8
+	ADD R7, R8
+	ADD R7, R8
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+
+next2:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save6
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-8, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $8, R4
+	BLT part8
+
+four7:
+	FLDPQ (R1), (F12, F13)
+	FADD8(6, 4, 6)
+	FLDPQ (R0), (F10, F11)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F20, F21)
+	FADD8(10, 4, 10)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four7
+
+part8:
+	ANDS $7, R4
+	BEQ summed9
 	MOVD R4, R5
-	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
+	PART(·loadPart6<>, 0, R1)
+	FADD8(6, 4, 6)
+	PART(·loadPart5<>, 0, R0)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart10<>(SB)
+	FADD8(10, 4, 10)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	AND8(15, 5, 5)
+	AND8(15, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
 	LSL $2, R4
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_more, R7)
+	ADD R4, R0
+	ADD R4, R1
 
-row1:
+summed9:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush3
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next2
+
+flush3:
+	WIDEN(0, 5, 6)
+	FLDPQ (R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R3)
+	FLDPQ 32(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R3)
+	FLDPQ 96(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $512, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next2
+
+row4:
+	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_coefStep, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+	B next2
 
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R4, R8
-	ADD $1073741824, R9
+again5:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+	ARG(kernelArgs_images, R5)
+	ADD $-4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $4, R5
+	BGE next2
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+
+next10:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save14
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-32, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $32, R4
+	BLT rest16
+
+group15:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4468,19 +6154,15 @@ same7:
 	FADD8(6, 1, 1)
 	ADD $128, R0
 	ADD $128, R1
-	SUBS $32, R5
-	BGE group2
+	SUBS $32, R4
+	BGE group15
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest16:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT part18
 
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4493,12 +6175,17 @@ single4:
 	FADD8(6, 1, 1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single17
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+part18:
+	ANDS $7, R4
+	BEQ summed19
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	PART(·loadPart6<>, 0, R1)
 	FADD8(6, 4, 6)
 	PART(·loadPart5<>, 0, R0)
@@ -4511,35 +6198,105 @@ part5:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed19:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush11
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next10
+
+flush11:
+	WIDEN(0, 5, 6)
+	FLDPQ (R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R3)
+	FLDPQ 32(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R3)
+	FLDPQ 96(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
-next6:
-	ADD R4, R0
-	ADD R4, R1
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_accStep, R5)
-	LSL $2, R5
-	ADD R5, R6
 	ARG(kernelArgs_coefStep, R5)
 	LSL $2, R5
 	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
-	SUBS $1, R7
-	BLT done8
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
 	ARG(kernelArgs_imageGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_rows, R3)
-	B row1
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+	ARG(kernelArgs_images, R5)
+	ADD $-1, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $0, R5
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
@@ -4547,53 +6304,349 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_accAt, R6)
+	LSL $3, R6
+	ADD R6, R4
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	ARG(kernelArgs_images, R6)
+	SUBS $4, R6
+	BLT singles1
+	ARG(kernelArgs_budget, R6)
+	ASR $2, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R8)
+	LSL $2, R8
+	MOVD R8, R9
+	ADD R8, R9
+	ADD R8, R9
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+
+next2:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save6
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-8, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $8, R5
+	BLT part8
+
+four7:
+	FLDPQ (R1), (F12, F13)
+	FADD8(6, 4, 6)
+	FLDPQ (R0), (F10, F11)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FLDPQ (R2), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<1, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F20, F21)
+	FADD8(10, 4, 10)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four7
+
+part8:
+	ANDS $7, R5
+	BEQ summed9
 	MOVD R5, R6
-	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
+	PART(·loadPart6<>, 0, R1)
+	FADD8(6, 4, 6)
+	PART(·loadPart5<>, 0, R0)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	PART(·loadPart12<>, 0, R2)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<1, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart10<>(SB)
+	FADD8(10, 4, 10)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	AND8(15, 5, 5)
+	AND8(15, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
 	LSL $2, R5
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_more, R8)
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
 
-row1:
+summed9:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush3
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next2
+
+flush3:
+	WIDEN(0, 5, 6)
+	FLDPQ (R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R4)
+	FLDPQ 32(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R4)
+	FLDPQ 96(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $512, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next2
+
+row4:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_coefStep, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	B next2
 
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R5, R9
-	ADD $1073741824, R10
+again5:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	ARG(kernelArgs_images, R6)
+	ADD $-4, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $4, R6
+	BGE next2
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+
+next10:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save14
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-32, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $32, R5
+	BLT rest16
+
+group15:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4645,21 +6698,15 @@ same7:
 	ADD $128, R0
 	ADD $128, R1
 	ADD $128, R2
-	SUBS $32, R6
-	BGE group2
+	SUBS $32, R5
+	BGE group15
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest16:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT part18
 
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4675,12 +6722,17 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single17
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+part18:
+	ANDS $7, R5
+	BEQ summed19
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	PART(·loadPart6<>, 0, R1)
 	FADD8(6, 4, 6)
 	PART(·loadPart5<>, 0, R0)
@@ -4695,38 +6747,108 @@ part5:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed19:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush11
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next10
+
+flush11:
+	WIDEN(0, 5, 6)
+	FLDPQ (R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R4)
+	FLDPQ 32(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R4)
+	FLDPQ 96(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_accStep, R6)
-	LSL $2, R6
-	ADD R6, R7
 	ARG(kernelArgs_coefStep, R6)
 	LSL $2, R6
 	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
-	SUBS $1, R8
-	BLT done8
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_rows, R4)
-	B row1
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $0, R6
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsCalled(id int, a *kernelArgs)
@@ -4737,46 +6859,333 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD actCode_derivative(R21), R22
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_at, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
 	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	ARG(kernelArgs_coefAt, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_accAt, R5)
+	LSL $3, R5
+	ADD R5, R3
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
+	ARG(kernelArgs_images, R5)
+	SUBS $4, R5
+	BLT singles1
+	ARG(kernelArgs_budget, R5)
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	MOVD R7, R8
+	ADD R7, R8
+	ADD R7, R8
+
+next2:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save6
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-8, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $8, R4
+	BLT part8
+
+four7:
+	LD1R8(2, 8)
+	LD1R8AT(4, 2, 6)
+	LD1R8AT(8, 2, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(2, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four7
+
+part8:
+	ANDS $7, R4
+	BEQ summed9
 	MOVD R4, R5
-	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R5)
-	SUB R4, R5
-	MOVD R5, R4
+	LD1R8(2, 8)
+	LD1R8AT(4, 2, 6)
+	LD1R8AT(8, 2, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(2, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
 	LSL $2, R4
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_more, R7)
+	ADD R4, R0
+	ADD R4, R1
 
-row1:
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
+summed9:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush3
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next2
+
+flush3:
+	WIDEN(0, 9, 10)
+	FLDPQ (R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R3)
+	FLDPQ 32(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R3)
+	FLDPQ 96(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $512, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_coefStep, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	B next2
 
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R4, R8
-	ADD $1073741824, R9
+again5:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_images, R5)
+	ADD $-4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $4, R5
+	BGE next2
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save14
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
+	ANDS $-32, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $32, R4
+	BLT rest16
+
+group15:
 	LD1R8(2, 8)
 	LD1R8AT(4, 2, 6)
 	LD1R8AT(8, 2, 7)
@@ -4829,19 +7238,15 @@ same7:
 	FADD8(10, 1, 1)
 	ADD $128, R0
 	ADD $128, R1
-	SUBS $32, R5
-	BGE group2
+	SUBS $32, R4
+	BGE group15
 
-rest3:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part5
+rest16:
+	ADD $32, R4
+	SUBS $8, R4
+	BLT part18
 
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	LD1R8(2, 8)
 	LD1R8AT(4, 2, 6)
 	LD1R8AT(8, 2, 7)
@@ -4864,12 +7269,17 @@ single4:
 	FADD8(10, 1, 1)
 	ADD $32, R0
 	ADD $32, R1
-	SUBS $8, R5
-	BGE single4
+	SUBS $8, R4
+	BGE single17
 
-part5:
-	ANDS $7, R5
-	BEQ next6
+part18:
+	ANDS $7, R4
+	BEQ summed19
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(2, 8)
 	LD1R8AT(4, 2, 6)
 	LD1R8AT(8, 2, 7)
@@ -4892,35 +7302,99 @@ part5:
 	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed19:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush11
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R3)
+	FLDPQ 32(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R3)
+	FLDPQ 96(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
-next6:
-	ADD R4, R0
-	ADD R4, R1
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_accStep, R5)
-	LSL $2, R5
-	ADD R5, R6
 	ARG(kernelArgs_coefStep, R5)
 	LSL $2, R5
 	ADD R5, R2
-	SUBS $1, R3
-	BNE row1
-	SUBS $1, R7
-	BLT done8
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
 	ARG(kernelArgs_imageGap, R5)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R6)
-	ARG(kernelArgs_rows, R3)
-	B row1
+	ARG(kernelArgs_images, R5)
+	ADD $-1, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $0, R5
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsCalledResidual(id int, a *kernelArgs)
@@ -4932,50 +7406,363 @@ TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_accAt, R6)
+	LSL $3, R6
+	ADD R6, R4
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	ARG(kernelArgs_images, R6)
+	SUBS $4, R6
+	BLT singles1
+	ARG(kernelArgs_budget, R6)
+	ASR $2, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R8)
+	LSL $2, R8
+	MOVD R8, R9
+	ADD R8, R9
+	ADD R8, R9
+
+next2:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save6
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-8, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $8, R5
+	BLT part8
+
+four7:
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four7
+
+part8:
+	ANDS $7, R5
+	BEQ summed9
 	MOVD R5, R6
-	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
 	LSL $2, R5
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_more, R8)
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
 
-row1:
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
+summed9:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush3
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next2
+
+flush3:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $512, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_coefStep, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next2
 
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R5, R9
-	ADD $1073741824, R10
+again5:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_images, R6)
+	ADD $-4, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $4, R6
+	BGE next2
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save14
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-32, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $32, R5
+	BLT rest16
+
+group15:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5037,21 +7824,15 @@ same7:
 	ADD $128, R0
 	ADD $128, R1
 	ADD $128, R2
-	SUBS $32, R6
-	BGE group2
+	SUBS $32, R5
+	BGE group15
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest16:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT part18
 
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5077,12 +7858,17 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single17
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+part18:
+	ANDS $7, R5
+	BEQ summed19
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5107,38 +7893,102 @@ part5:
 	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed19:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush11
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_accStep, R6)
-	LSL $2, R6
-	ADD R6, R7
 	ARG(kernelArgs_coefStep, R6)
 	LSL $2, R6
 	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
-	SUBS $1, R8
-	BLT done8
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_rows, R4)
-	B row1
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $0, R6
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsCalledDResidual(id int, a *kernelArgs)
@@ -5150,46 +8000,355 @@ TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_dres, R2)
+	ARG(kernelArgs_at, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	ARG(kernelArgs_coefAt, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_accAt, R6)
+	LSL $3, R6
+	ADD R6, R4
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
+	ARG(kernelArgs_images, R6)
+	SUBS $4, R6
+	BLT singles1
+	ARG(kernelArgs_budget, R6)
+	ASR $2, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R8)
+	LSL $2, R8
+	MOVD R8, R9
+	ADD R8, R9
+	ADD R8, R9
+
+next2:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save6
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-8, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $8, R5
+	BLT part8
+
+four7:
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FSTPQ (F18, F19), (R2)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	ADD R8<<1, R2, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	ADD R9<<0, R2, R24
+	FSTPQ (F26, F27), (R24)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four7
+
+part8:
+	ANDS $7, R5
+	BEQ summed9
 	MOVD R5, R6
-	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	PART(·storePart9<>, 0, R2)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	ADD R8<<1, R2, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	ADD R9<<0, R2, R24
+	CALL ·storePart13<>(SB)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
 	LSL $2, R5
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_more, R8)
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
 
-row1:
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
+summed9:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush3
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next2
+
+flush3:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $512, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_coefStep, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next2
 
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R5, R9
-	ADD $1073741824, R10
+again5:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_images, R6)
+	ADD $-4, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $4, R6
+	BGE next2
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save14
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
+	ANDS $-32, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $32, R5
+	BLT rest16
+
+group15:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5247,19 +8406,15 @@ same7:
 	ADD $128, R0
 	ADD $128, R1
 	ADD $128, R2
-	SUBS $32, R6
-	BGE group2
+	SUBS $32, R5
+	BGE group15
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest16:
+	ADD $32, R5
+	SUBS $8, R5
+	BLT part18
 
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5284,12 +8439,17 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single17
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+part18:
+	ANDS $7, R5
+	BEQ summed19
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -5313,38 +8473,102 @@ part5:
 	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed19:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush11
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_accStep, R6)
-	LSL $2, R6
-	ADD R6, R7
 	ARG(kernelArgs_coefStep, R6)
 	LSL $2, R6
 	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
-	SUBS $1, R8
-	BLT done8
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R7)
-	ARG(kernelArgs_rows, R4)
-	B row1
+	ARG(kernelArgs_images, R6)
+	ADD $-1, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $0, R6
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsRowsCalledResidualDResidual(id int, a *kernelArgs)
@@ -5357,50 +8581,385 @@ TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_res, R2)
 	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R4
+	ARG(kernelArgs_sums, R5)
+	ARG(kernelArgs_accAt, R7)
+	LSL $3, R7
+	ADD R7, R5
+	MOVD a+8(FP), R7
+	ADD $kernelArgs_partial, R7
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	ARG(kernelArgs_images, R7)
+	SUBS $4, R7
+	BLT singles1
+	ARG(kernelArgs_budget, R7)
+	ASR $2, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	MOVD R9, R10
+	ADD R9, R10
+	ADD R9, R10
+
+next2:
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_piece, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	ARG(kernelArgs_budget, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	SUBS $0, R6
+	BEQ save6
+	ARG(kernelArgs_left, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R7)
+	SUB R6, R7
+	ANDS $-8, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_budget(R24)
+	SUBS $8, R6
+	BLT part8
+
+four7:
+	LD1R8(4, 8)
+	LD1R8AT(4, 4, 6)
+	LD1R8AT(8, 4, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R9<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R10<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R10<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FSTPQ (F18, F19), (R3)
+	FMUL8(10, 9, 10)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	ADD R9<<0, R3, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R9<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R9<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	ADD R9<<1, R3, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	ADD R10<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R10<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	ADD R10<<0, R3, R24
+	FSTPQ (F26, F27), (R24)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE four7
+
+part8:
+	ANDS $7, R6
+	BEQ summed9
 	MOVD R6, R7
-	ANDS $7, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
+	LD1R8(4, 8)
+	LD1R8AT(4, 4, 6)
+	LD1R8AT(8, 4, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R9<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R10<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R10<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	PART(·storePart9<>, 0, R3)
+	FMUL8(10, 9, 10)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	ADD R9<<0, R3, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R9<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R9<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	ADD R9<<1, R3, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	ADD R10<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R10<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	ADD R10<<0, R3, R24
+	CALL ·storePart13<>(SB)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
 	LSL $2, R6
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_more, R9)
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
 
-row1:
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
+summed9:
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BEQ flush3
+	ARG(kernelArgs_piece, R7)
+	SUBS $0, R7
+	BNE next2
+
+flush3:
+	WIDEN(0, 9, 10)
+	FLDPQ (R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R5)
+	FLDPQ 32(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R5)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R5)
+	FLDPQ 96(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R5)
+	EOR8(1, 1, 1)
+	MOVD $512, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BNE next2
+
+row4:
 	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_coefStep, R7)
+	LSL $2, R7
+	ADD R7, R4
+	ADD $128, R5
+	ARG(kernelArgs_rowsLeft, R7)
+	SUBS $1, R7
+	BEQ again5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	B next2
 
-group2:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R11
-	BGE same7
-	ADD R6, R10
-	ADD $1073741824, R11
+again5:
+	ARG(kernelArgs_rows, R7)
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_sums, R5)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_images, R7)
+	ADD $-4, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	SUBS $4, R7
+	BGE next2
+	MOVD $2048, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
 
-same7:
+save6:
+	MOVD a+8(FP), R7
+	ADD $kernelArgs_partial, R7
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R7)
+	SUB R7, R5
+	ASR $3, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next10:
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_piece, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	ARG(kernelArgs_budget, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	SUBS $0, R6
+	BEQ save14
+	ARG(kernelArgs_left, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R7)
+	SUB R6, R7
+	ANDS $-32, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_budget(R24)
+	SUBS $32, R6
+	BLT rest16
+
+group15:
 	LD1R8(4, 8)
 	LD1R8AT(4, 4, 6)
 	LD1R8AT(8, 4, 7)
@@ -5467,21 +9026,15 @@ same7:
 	ADD $128, R1
 	ADD $128, R2
 	ADD $128, R3
-	SUBS $32, R7
-	BGE group2
+	SUBS $32, R6
+	BGE group15
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest16:
+	ADD $32, R6
+	SUBS $8, R6
+	BLT part18
 
-single4:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
+single17:
 	LD1R8(4, 8)
 	LD1R8AT(4, 4, 6)
 	LD1R8AT(8, 4, 7)
@@ -5509,12 +9062,17 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single17
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+part18:
+	ANDS $7, R6
+	BEQ summed19
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(4, 8)
 	LD1R8AT(4, 4, 6)
 	LD1R8AT(8, 4, 7)
@@ -5540,41 +9098,105 @@ part5:
 	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+summed19:
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BEQ flush11
+	ARG(kernelArgs_piece, R7)
+	SUBS $0, R7
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R5)
+	FLDPQ 32(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R5)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R5)
+	FLDPQ 96(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R5)
+	EOR8(1, 1, 1)
+	MOVD $2048, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R7)
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R7)
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	ARG(kernelArgs_accStep, R7)
-	LSL $2, R7
-	ADD R7, R8
 	ARG(kernelArgs_coefStep, R7)
 	LSL $2, R7
 	ADD R7, R4
-	SUBS $1, R5
-	BNE row1
-	SUBS $1, R9
-	BLT done8
+	ADD $128, R5
+	ARG(kernelArgs_rowsLeft, R7)
+	SUBS $1, R7
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R7)
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_sums, R5)
 	ARG(kernelArgs_imageGap, R7)
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_acc, R8)
-	ARG(kernelArgs_rows, R5)
-	B row1
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	SUBS $0, R7
+	BNE next10
 
-done8:
+save14:
+	MOVD a+8(FP), R7
+	ADD $kernelArgs_partial, R7
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R7)
+	SUB R7, R5
+	ASR $3, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_accAt(R24)
+	RET
 	RET
 
 // func gradSumsColsIdentity(id int, a *kernelArgs)
@@ -5751,8 +9373,6 @@ part9:
 	FADD8(4, 2, 4)
 	PART(·loadPart3<>, 0, R0)
 	FMUL8(4, 3, 4)
-	AND8(15, 3, 3)
-	AND8(15, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
 	FSTPQ (F0, F1), (R3)
@@ -5996,8 +9616,6 @@ part9:
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
 	FSTPQ (F0, F1), (R3)
@@ -6278,8 +9896,6 @@ part9:
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
 	FSTPQ (F0, F1), (R4)
@@ -6564,8 +10180,6 @@ part9:
 	PART(·loadPart9<>, 0, R0)
 	FMUL8(2, 9, 9)
 	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
 	FSTPQ (F0, F1), (R3)
@@ -6884,8 +10498,6 @@ part9:
 	PART(·loadPart9<>, 0, R0)
 	FMUL8(2, 9, 9)
 	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
 	FSTPQ (F0, F1), (R4)
@@ -7193,8 +10805,6 @@ part9:
 	FMUL8(2, 9, 9)
 	PART(·storePart9<>, 0, R2)
 	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
 	FSTPQ (F0, F1), (R4)
@@ -7539,8 +11149,6 @@ part9:
 	FMUL8(2, 9, 9)
 	PART(·storePart9<>, 0, R3)
 	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
 	FADD8(9, 0, 0)
 	FADD8(10, 1, 1)
 	FSTPQ (F0, F1), (R5)
@@ -7573,30 +11181,41 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-
-row1:
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7633,14 +11252,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7652,12 +11274,75 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 2)
+	LD1R8(3, 9)
+	BIF8(15, 9, 2)
+	ADD $-16, R3, R24
+	LD1R8(24, 3)
+	LD1R8AT(4, 3, 9)
+	BIF8(15, 9, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 3, 9)
+	BIF8(15, 9, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 3, 9)
+	BIF8(15, 9, 1)
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
 	PART(·loadPart4<>, 0, R1)
 	FADD8(4, 2, 4)
 	PART(·loadPart5<>, 0, R0)
@@ -7666,20 +11351,51 @@ part5:
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	PART(·storePart6<>, 0, R2)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
@@ -7688,30 +11404,42 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
 	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7753,14 +11481,17 @@ group2:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group2
+	BLT save7
+	SUBS $32, R6
+	BGE group3
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7774,12 +11505,77 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single5
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 2)
+	LD1R8(4, 9)
+	BIF8(15, 9, 2)
+	ADD $-16, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(4, 4, 9)
+	BIF8(15, 9, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 9)
+	BIF8(15, 9, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 9)
+	BIF8(15, 9, 1)
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	FSTPQ (F10, F11), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
 	PART(·loadPart4<>, 0, R1)
 	FADD8(4, 2, 4)
 	PART(·loadPart5<>, 0, R0)
@@ -7789,22 +11585,583 @@ part5:
 	FMUL8(3, 6, 6)
 	PART(·storePart6<>, 0, R2)
 	PART(·storePart5<>, 0, R3)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next6:
+	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefStep, R7)
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsIdentityStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
 	LSL $2, R7
-	ADD R7, R4
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R2, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart5<>, 0, R0)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	PART(·storePart6<>, 0, R2)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	FLDPQ 32(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 32(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 32(R2)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 64(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 64(R2)
+	FLDPQ 96(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 96(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 2)
+	LD1R8(3, 9)
+	BIF8(15, 9, 2)
+	ADD $-16, R3, R24
+	LD1R8(24, 3)
+	LD1R8AT(4, 3, 9)
+	BIF8(15, 9, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 3, 9)
+	BIF8(15, 9, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 3, 9)
+	BIF8(15, 9, 1)
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart5<>, 0, R0)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	PART(·storePart6<>, 0, R2)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 2)
+	LD1R8AT(4, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
+
+image1:
+	MOVD R2, R8
+	NEG R8, R8
+	ASR $2, R8
+	ANDS $7, R8
+	BEQ row2
+	CMP R6, R8
+	CSEL LT, R8, R6, R8
+	SUB R8, R6
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart5<>, 0, R0)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	PART(·storePart6<>, 0, R2)
+	PART(·storePart5<>, 0, R3)
+	ARG(kernelArgs_piece, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	FSTPQ (F10, F11), (R3)
+	FLDPQ 32(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 32(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 32(R2)
+	FSTPQ (F10, F11), 32(R3)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 64(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 64(R2)
+	FSTPQ (F10, F11), 64(R3)
+	FLDPQ 96(R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ 96(R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), 96(R2)
+	FSTPQ (F10, F11), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R7
+	BLT save7
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	FSTPQ (F10, F11), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
 	SUBS $1, R5
-	BNE row1
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 2)
+	LD1R8(4, 9)
+	BIF8(15, 9, 2)
+	ADD $-16, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(4, 4, 9)
+	BIF8(15, 9, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 9)
+	BIF8(15, 9, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 9)
+	BIF8(15, 9, 1)
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F10, F11)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	FSTPQ (F12, F13), (R2)
+	FSTPQ (F10, F11), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart5<>, 0, R0)
+	FSUB8(0, 5, 6)
+	FMUL8(1, 4, 4)
+	FSUB8(4, 6, 6)
+	FMUL8(3, 6, 6)
+	PART(·storePart6<>, 0, R2)
+	PART(·storePart5<>, 0, R3)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 2)
+	LD1R8AT(4, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsReLU(id int, a *kernelArgs)
@@ -7812,31 +12169,42 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-
-row1:
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -7889,14 +12257,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -7912,12 +12283,86 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 4)
+	LD1R8(3, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 3, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R3, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 3, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 3, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 3, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
 	PART(·loadPart5<>, 0, R1)
 	FADD8(5, 4, 5)
 	PART(·loadPart6<>, 0, R0)
@@ -7930,20 +12375,52 @@ part5:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R2)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
@@ -7952,31 +12429,43 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_res, R2)
 	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8038,14 +12527,17 @@ group2:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group2
+	BLT save7
+	SUBS $32, R6
+	BGE group3
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8064,12 +12556,89 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single5
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	LD1R8(4, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 4, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 4, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
 	PART(·loadPart5<>, 0, R1)
 	FADD8(5, 4, 5)
 	PART(·loadPart6<>, 0, R0)
@@ -8084,22 +12653,54 @@ part5:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R3)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next6:
+	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	SUBS $1, R5
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
@@ -8108,31 +12709,43 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
 	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-
-row1:
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8190,14 +12803,17 @@ group2:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group2
+	BLT save7
+	SUBS $32, R6
+	BGE group3
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8215,12 +12831,88 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single5
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	LD1R8(4, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 4, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 4, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F12, F13), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
 	PART(·loadPart5<>, 0, R1)
 	FADD8(5, 4, 5)
 	PART(·loadPart6<>, 0, R0)
@@ -8234,22 +12926,54 @@ part5:
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R2)
 	PART(·storePart6<>, 0, R3)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next6:
+	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	SUBS $1, R5
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
@@ -8259,31 +12983,44 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	ARG(kernelArgs_res, R2)
 	ARG(kernelArgs_y, R3)
 	ARG(kernelArgs_dres, R4)
+	ARG(kernelArgs_at, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
 	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-
-row1:
+	ARG(kernelArgs_coefAt, R9)
+	LSL $2, R9
+	ADD R9, R5
+	ARG(kernelArgs_rowsLeft, R6)
+	ARG(kernelArgs_left, R7)
+	ARG(kernelArgs_budget, R8)
+	ADD $-1, R8
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
+	ARG(kernelArgs_n, R9)
+	SUB R7, R9
+	SUBS $0, R9
+	BNE row2
+	ARG(kernelArgs_rows, R9)
+	SUB R6, R9
+	SUBS $0, R9
+	BNE row2
 
-group2:
+image1:
+
+row2:
+	SUBS $0, R8
+	BLT save7
+	SUBS $32, R7
+	BLT rest4
+
+group3:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8350,14 +13087,17 @@ group2:
 	ADD $128, R3
 	ADD $128, R4
 	SUBS $32, R8
-	BGE group2
+	BLT save7
+	SUBS $32, R7
+	BGE group3
 
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
+rest4:
+	ADD $-32, R8
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
 
-single4:
+single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8378,12 +13118,91 @@ single4:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
-	SUBS $8, R8
-	BGE single4
+	SUBS $8, R7
+	BGE single5
 
-part5:
-	ANDS $7, R8
-	BEQ next6
+border6:
+	SUBS $1, R6
+	BEQ last9
+	ADD $20, R5
+	ARG(kernelArgs_n, R9)
+	ADD R7, R9
+	ANDS $7, R7
+	BEQ next8
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	LD1R8(24, 4)
+	LD1R8(5, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R5, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 5, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R5, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 5, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R5, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 5, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R5, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 5, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	FSTPQ (F12, F13), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R9, R7
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R7)
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B row2
+
+last9:
+	ANDS $7, R7
+	BEQ end10
+	MOVD R7, R9
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
 	PART(·loadPart5<>, 0, R1)
 	FADD8(5, 4, 5)
 	PART(·loadPart6<>, 0, R0)
@@ -8399,24 +13218,1336 @@ part5:
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R3)
 	PART(·storePart6<>, 0, R4)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-
-next6:
+	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-	ARG(kernelArgs_coefStep, R8)
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADD $-1, R9
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	ARG(kernelArgs_coefImage, R7)
+	LSL $2, R7
+	ADD R7, R5
+	ADD $20, R5
+	ARG(kernelArgs_rows, R6)
+	ARG(kernelArgs_n, R7)
+	SUBS $0, R9
+	BEQ save7
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R5
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsReLUStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R2, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R2)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	FLDPQ 32(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 32(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 32(R2)
+	FLDPQ 64(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 64(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 64(R2)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 96(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 4)
+	LD1R8(3, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R3, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 3, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R3, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 3, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 3, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 3, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R2)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+	LD1R8AT(12, 3, 0)
+	LD1R8AT(16, 3, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_at, R8)
 	LSL $2, R8
-	ADD R8, R5
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
+
+image1:
+	MOVD R3, R8
+	NEG R8, R8
+	ASR $2, R8
+	ANDS $7, R8
+	BEQ row2
+	CMP R6, R8
+	CSEL LT, R8, R6, R8
+	SUB R8, R6
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R3)
+	ARG(kernelArgs_piece, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	FLDPQ 32(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 32(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 32(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 32(R3)
+	FLDPQ 64(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 64(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 64(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 64(R3)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 96(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 96(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R7
+	BLT save7
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	LD1R8(4, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 4, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 4, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R3)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
+
+image1:
+	MOVD R2, R8
+	NEG R8, R8
+	ASR $2, R8
+	ANDS $7, R8
+	BEQ row2
+	CMP R6, R8
+	CSEL LT, R8, R6, R8
+	SUB R8, R6
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R2)
+	PART(·storePart6<>, 0, R3)
+	ARG(kernelArgs_piece, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F12, F13), (R3)
+	FLDPQ 32(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 32(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 32(R2)
+	FSTPQ (F12, F13), 32(R3)
+	FLDPQ 64(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 64(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 64(R2)
+	FSTPQ (F12, F13), 64(R3)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 96(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 96(R2)
+	FSTPQ (F12, F13), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R7
+	BLT save7
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F12, F13), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	LD1R8(4, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 4, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 4, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 4, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 4, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F12, F13), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R2)
+	PART(·storePart6<>, 0, R3)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	LD1R8(4, 4)
+	LD1R8AT(4, 4, 2)
+	LD1R8AT(8, 4, 3)
+	LD1R8AT(12, 4, 0)
+	LD1R8AT(16, 4, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_dres, R4)
+	ARG(kernelArgs_at, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ARG(kernelArgs_coef, R5)
+	ARG(kernelArgs_coefAt, R9)
+	LSL $2, R9
+	ADD R9, R5
+	ARG(kernelArgs_rowsLeft, R6)
+	ARG(kernelArgs_left, R7)
+	ARG(kernelArgs_budget, R8)
+	ADD $-1, R8
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	ARG(kernelArgs_n, R9)
+	SUB R7, R9
+	SUBS $0, R9
+	BNE row2
+	ARG(kernelArgs_rows, R9)
+	SUB R6, R9
+	SUBS $0, R9
+	BNE row2
+
+image1:
+	MOVD R3, R9
+	NEG R9, R9
+	ASR $2, R9
+	ANDS $7, R9
+	BEQ row2
+	CMP R7, R9
+	CSEL LT, R9, R7, R9
+	SUB R9, R7
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_piece(R24)
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R3)
+	PART(·storePart6<>, 0, R4)
+	ARG(kernelArgs_piece, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+
+row2:
+	SUBS $0, R8
+	BLT save7
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	FSTPQ (F12, F13), (R4)
+	FLDPQ 32(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 32(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 32(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 32(R3)
+	FSTPQ (F12, F13), 32(R4)
+	FLDPQ 64(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 64(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 64(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 64(R3)
+	FSTPQ (F12, F13), 64(R4)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ 96(R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ 96(R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), 96(R3)
+	FSTPQ (F12, F13), 96(R4)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R8
+	BLT save7
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $-32, R8
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	FSTPQ (F12, F13), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
 	SUBS $1, R6
-	BNE row1
+	BEQ last9
+	ADD $20, R5
+	ARG(kernelArgs_n, R9)
+	ADD R7, R9
+	ANDS $7, R7
+	BEQ next8
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	LD1R8(24, 4)
+	LD1R8(5, 10)
+	BIF8(15, 10, 4)
+	ADD $-16, R5, R24
+	LD1R8(24, 2)
+	LD1R8AT(4, 5, 10)
+	BIF8(15, 10, 2)
+	ADD $-12, R5, R24
+	LD1R8(24, 3)
+	LD1R8AT(8, 5, 10)
+	BIF8(15, 10, 3)
+	ADD $-8, R5, R24
+	LD1R8(24, 0)
+	LD1R8AT(12, 5, 10)
+	BIF8(15, 10, 0)
+	ADD $-4, R5, R24
+	LD1R8(24, 1)
+	LD1R8AT(16, 5, 10)
+	BIF8(15, 10, 1)
+	FLDPQ (R1), (F10, F11)
+	FADD8(5, 4, 5)
+	FLDPQ (R0), (F12, F13)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	FSTPQ (F14, F15), (R3)
+	FSTPQ (F12, F13), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R9, R7
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R7)
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B row2
+
+last9:
+	ANDS $7, R7
+	BEQ end10
+	MOVD R7, R9
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	PART(·loadPart5<>, 0, R1)
+	FADD8(5, 4, 5)
+	PART(·loadPart6<>, 0, R0)
+	FMUL8(2, 5, 8)
+	FADD8(3, 8, 8)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 8, 8)
+	FCMGTZERO8(8, 9)
+	AND8(6, 9, 6)
+	FSUB8(0, 6, 7)
+	FMUL8(1, 5, 5)
+	FSUB8(5, 7, 7)
+	FMUL8(2, 7, 7)
+	PART(·storePart7<>, 0, R3)
+	PART(·storePart6<>, 0, R4)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADD $-1, R9
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	ARG(kernelArgs_coefImage, R7)
+	LSL $2, R7
+	ADD R7, R5
+	ADD $20, R5
+	ARG(kernelArgs_rows, R6)
+	ARG(kernelArgs_n, R7)
+	SUBS $0, R9
+	BEQ save7
+	LD1R8(5, 4)
+	LD1R8AT(4, 5, 2)
+	LD1R8AT(8, 5, 3)
+	LD1R8AT(12, 5, 0)
+	LD1R8AT(16, 5, 1)
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R5
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsCalled(id int, a *kernelArgs)
@@ -8428,26 +14559,37 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_dy, R0)
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
 	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
 	LD1R8(3, 10)
 	LD1R8AT(4, 3, 8)
 	LD1R8AT(8, 3, 9)
@@ -8513,14 +14655,17 @@ group2:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group2
+	BLT save7
+	SUBS $32, R5
+	BGE group3
 
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
 
-single4:
+single5:
 	LD1R8(3, 10)
 	LD1R8AT(4, 3, 8)
 	LD1R8AT(8, 3, 9)
@@ -8549,12 +14694,85 @@ single4:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R6
-	BGE single4
+	SUBS $8, R5
+	BGE single5
 
-part5:
-	ANDS $7, R6
-	BEQ next6
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 10)
+	LD1R8(3, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 3, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R3, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 3, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R3, R24
+	LD1R8(24, 10)
+	LD1R8(3, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 3, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R3, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 3, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R3, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 3, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(3, 10)
 	LD1R8AT(4, 3, 8)
 	LD1R8AT(8, 3, 9)
@@ -8580,20 +14798,47 @@ part5:
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
 	PART(·storePart13<>, 0, R2)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next6:
+	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	SUBS $1, R4
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsCalledResidual(id int, a *kernelArgs)
@@ -8606,26 +14851,38 @@ TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_res, R2)
 	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8700,14 +14957,17 @@ group2:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group2
+	BLT save7
+	SUBS $32, R6
+	BGE group3
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
 
-single4:
+single5:
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8739,12 +14999,88 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single5
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R4, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 4, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R4, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 4, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R4, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 4, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8772,22 +15108,49 @@ part5:
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
 	PART(·storePart13<>, 0, R3)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next6:
+	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	SUBS $1, R5
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsCalledDResidual(id int, a *kernelArgs)
@@ -8800,26 +15163,38 @@ TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_x, R1)
 	ARG(kernelArgs_y, R2)
 	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
 	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8890,14 +15265,17 @@ group2:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group2
+	BLT save7
+	SUBS $32, R6
+	BGE group3
 
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
 
-single4:
+single5:
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8928,12 +15306,87 @@ single4:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R7
-	BGE single4
+	SUBS $8, R6
+	BGE single5
 
-part5:
-	ANDS $7, R7
-	BEQ next6
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R4, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 4, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R4, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 4, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R4, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 4, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	FSTPQ (F24, F25), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(4, 10)
 	LD1R8AT(4, 4, 8)
 	LD1R8AT(8, 4, 9)
@@ -8960,22 +15413,49 @@ part5:
 	FMUL8(8, 13, 13)
 	PART(·storePart13<>, 0, R2)
 	PART(·storePart12<>, 0, R3)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next6:
+	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	SUBS $1, R5
-	BNE row1
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradRowsCalledResidualDResidual(id int, a *kernelArgs)
@@ -8989,26 +15469,39 @@ TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_res, R2)
 	ARG(kernelArgs_y, R3)
 	ARG(kernelArgs_dres, R4)
+	ARG(kernelArgs_at, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
 	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
+	ARG(kernelArgs_coefAt, R9)
+	LSL $2, R9
+	ADD R9, R5
+	ARG(kernelArgs_rowsLeft, R6)
+	ARG(kernelArgs_left, R7)
+	ARG(kernelArgs_budget, R8)
+	ADD $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUB R7, R9
+	SUBS $0, R9
+	BNE row2
+	ARG(kernelArgs_rows, R9)
+	SUB R6, R9
+	SUBS $0, R9
+	BNE row2
 
-row1:
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
+image1:
 
-group2:
+row2:
+	SUBS $0, R8
+	BLT save7
+	SUBS $32, R7
+	BLT rest4
+
+group3:
 	LD1R8(5, 10)
 	LD1R8AT(4, 5, 8)
 	LD1R8AT(8, 5, 9)
@@ -9088,14 +15581,17 @@ group2:
 	ADD $128, R3
 	ADD $128, R4
 	SUBS $32, R8
-	BGE group2
+	BLT save7
+	SUBS $32, R7
+	BGE group3
 
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
+rest4:
+	ADD $-32, R8
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
 
-single4:
+single5:
 	LD1R8(5, 10)
 	LD1R8AT(4, 5, 8)
 	LD1R8AT(8, 5, 9)
@@ -9129,12 +15625,90 @@ single4:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
-	SUBS $8, R8
-	BGE single4
+	SUBS $8, R7
+	BGE single5
 
-part5:
-	ANDS $7, R8
-	BEQ next6
+border6:
+	SUBS $1, R6
+	BEQ last9
+	ADD $20, R5
+	ARG(kernelArgs_n, R9)
+	ADD R7, R9
+	ANDS $7, R7
+	BEQ next8
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	LD1R8(24, 10)
+	LD1R8(5, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R5, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 5, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R5, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 5, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R5, R24
+	LD1R8(24, 10)
+	LD1R8(5, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R5, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 5, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R5, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 5, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R5, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 5, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	FSTPQ (F24, F25), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R9, R7
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R7)
+	B row2
+
+last9:
+	ANDS $7, R7
+	BEQ end10
+	MOVD R7, R9
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
 	LD1R8(5, 10)
 	LD1R8AT(4, 5, 8)
 	LD1R8AT(8, 5, 9)
@@ -9163,24 +15737,1471 @@ part5:
 	FMUL8(8, 13, 13)
 	PART(·storePart13<>, 0, R3)
 	PART(·storePart12<>, 0, R4)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-
-next6:
+	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-	ARG(kernelArgs_coefStep, R8)
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADD $-1, R9
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	ARG(kernelArgs_coefImage, R7)
+	LSL $2, R7
+	ADD R7, R5
+	ADD $20, R5
+	ARG(kernelArgs_rows, R6)
+	ARG(kernelArgs_n, R7)
+	SUBS $0, R9
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R5
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsCalledStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_at, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_coefAt, R7)
+	LSL $2, R7
+	ADD R7, R3
+	ARG(kernelArgs_rowsLeft, R4)
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_budget, R6)
+	ADD $-1, R6
+	ARG(kernelArgs_n, R7)
+	SUB R5, R7
+	SUBS $0, R7
+	BNE row2
+	ARG(kernelArgs_rows, R7)
+	SUB R4, R7
+	SUBS $0, R7
+	BNE row2
+
+image1:
+	MOVD R2, R7
+	NEG R7, R7
+	ASR $2, R7
+	ANDS $7, R7
+	BEQ row2
+	CMP R5, R7
+	CSEL LT, R7, R5, R7
+	SUB R7, R5
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(8, 3, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(12, 3, 6)
+	LD1R8AT(16, 3, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R2)
+	ARG(kernelArgs_piece, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+
+row2:
+	SUBS $0, R6
+	BLT save7
+	SUBS $32, R5
+	BLT rest4
+
+group3:
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(8, 3, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(12, 3, 6)
+	LD1R8AT(16, 3, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	FLDPQ 32(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 32(R0), (F24, F25)
+	FMUL8(3, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 32(R2)
+	FLDPQ 64(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 64(R0), (F24, F25)
+	FMUL8(4, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 64(R2)
+	FLDPQ 96(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 96(R0), (F24, F25)
+	FMUL8(5, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 96(R2)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	SUBS $32, R6
+	BLT save7
+	SUBS $32, R5
+	BGE group3
+
+rest4:
+	ADD $-32, R6
+	ADD $32, R5
+	SUBS $8, R5
+	BLT border6
+
+single5:
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(8, 3, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(12, 3, 6)
+	LD1R8AT(16, 3, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE single5
+
+border6:
+	SUBS $1, R4
+	BEQ last9
+	ADD $20, R3
+	ARG(kernelArgs_n, R7)
+	ADD R5, R7
+	ANDS $7, R5
+	BEQ next8
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R3, R24
+	LD1R8(24, 10)
+	LD1R8(3, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 3, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R3, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 3, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R3, R24
+	LD1R8(24, 10)
+	LD1R8(3, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R3, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 3, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R3, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 3, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R3, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 3, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	MOVD R7, R5
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R5)
+	B row2
+
+last9:
+	ANDS $7, R5
+	BEQ end10
+	MOVD R5, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(8, 3, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(3, 10)
+	LD1R8AT(4, 3, 8)
+	LD1R8AT(12, 3, 6)
+	LD1R8AT(16, 3, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R2)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+end10:
+	ARG(kernelArgs_images, R7)
+	ADD $-1, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+	ARG(kernelArgs_coefImage, R5)
+	LSL $2, R5
+	ADD R5, R3
+	ADD $20, R3
+	ARG(kernelArgs_rows, R4)
+	ARG(kernelArgs_n, R5)
+	SUBS $0, R7
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsCalledResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_at, R8)
 	LSL $2, R8
-	ADD R8, R5
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
+
+image1:
+	MOVD R3, R8
+	NEG R8, R8
+	ASR $2, R8
+	ANDS $7, R8
+	BEQ row2
+	CMP R6, R8
+	CSEL LT, R8, R6, R8
+	SUB R8, R6
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	PART(·loadPart11<>, 0, R2)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R3)
+	ARG(kernelArgs_piece, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 32(R2), (F22, F23)
+	FADD8(11, 3, 3)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 64(R2), (F22, F23)
+	FADD8(11, 4, 4)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	FLDPQ 96(R2), (F22, F23)
+	FADD8(11, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	FLDPQ 32(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 32(R0), (F24, F25)
+	FMUL8(3, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 32(R3)
+	FLDPQ 64(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 64(R0), (F24, F25)
+	FMUL8(4, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 64(R3)
+	FLDPQ 96(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 96(R0), (F24, F25)
+	FMUL8(5, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R7
+	BLT save7
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R4, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 4, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R4, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 4, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R4, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 4, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	PART(·loadPart11<>, 0, R2)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R3)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsCalledDResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_dres, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
+	BNE row2
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
+	BNE row2
+
+image1:
+	MOVD R2, R8
+	NEG R8, R8
+	ASR $2, R8
+	ANDS $7, R8
+	BEQ row2
+	CMP R6, R8
+	CSEL LT, R8, R6, R8
+	SUB R8, R6
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R2)
+	PART(·storePart12<>, 0, R3)
+	ARG(kernelArgs_piece, R8)
+	LSL $2, R8
+	ADD R8, R0
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+
+row2:
+	SUBS $0, R7
+	BLT save7
+	SUBS $32, R6
+	BLT rest4
+
+group3:
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	FSTPQ (F24, F25), (R3)
+	FLDPQ 32(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 32(R0), (F24, F25)
+	FMUL8(3, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 32(R2)
+	FSTPQ (F24, F25), 32(R3)
+	FLDPQ 64(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 64(R0), (F24, F25)
+	FMUL8(4, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 64(R2)
+	FSTPQ (F24, F25), 64(R3)
+	FLDPQ 96(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 96(R0), (F24, F25)
+	FMUL8(5, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 96(R2)
+	FSTPQ (F24, F25), 96(R3)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	SUBS $32, R7
+	BLT save7
+	SUBS $32, R6
+	BGE group3
+
+rest4:
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
+	BLT border6
+
+single5:
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	FSTPQ (F24, F25), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE single5
+
+border6:
+	SUBS $1, R5
+	BEQ last9
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
+	ANDS $7, R6
+	BEQ next8
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R4, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 4, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R4, R24
+	LD1R8(24, 10)
+	LD1R8(4, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 4, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R4, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 4, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R4, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 4, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R2)
+	FSTPQ (F24, F25), (R3)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R6)
+	B row2
+
+last9:
+	ANDS $7, R6
+	BEQ end10
+	MOVD R6, R8
+	MOVD R8, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(8, 4, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(4, 10)
+	LD1R8AT(4, 4, 8)
+	LD1R8AT(12, 4, 6)
+	LD1R8AT(16, 4, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R2)
+	PART(·storePart12<>, 0, R3)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+end10:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
+	MOVD a+8(FP), R24
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R8)
+	SUB R8, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	RET
+	RET
+
+// func inputGradRowsCalledResidualDResidualStream(id int, a *kernelArgs)
+TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $304-16
+	MOVD $area-288(SP), R23
+	MOVD a+8(FP), R21
+	MOVD kernelArgs_act(R21), R21
+	MOVD actCode_derivative(R21), R22
+	ARG(kernelArgs_dy, R0)
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_res, R2)
+	ARG(kernelArgs_y, R3)
+	ARG(kernelArgs_dres, R4)
+	ARG(kernelArgs_at, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ARG(kernelArgs_coef, R5)
+	ARG(kernelArgs_coefAt, R9)
+	LSL $2, R9
+	ADD R9, R5
+	ARG(kernelArgs_rowsLeft, R6)
+	ARG(kernelArgs_left, R7)
+	ARG(kernelArgs_budget, R8)
+	ADD $-1, R8
+	ARG(kernelArgs_n, R9)
+	SUB R7, R9
+	SUBS $0, R9
+	BNE row2
+	ARG(kernelArgs_rows, R9)
+	SUB R6, R9
+	SUBS $0, R9
+	BNE row2
+
+image1:
+	MOVD R3, R9
+	NEG R9, R9
+	ASR $2, R9
+	ANDS $7, R9
+	BEQ row2
+	CMP R7, R9
+	CSEL LT, R9, R7, R9
+	SUB R9, R7
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_piece(R24)
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(8, 5, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	PART(·loadPart11<>, 0, R2)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(12, 5, 6)
+	LD1R8AT(16, 5, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R3)
+	PART(·storePart12<>, 0, R4)
+	ARG(kernelArgs_piece, R9)
+	LSL $2, R9
+	ADD R9, R0
+	ADD R9, R1
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+
+row2:
+	SUBS $0, R8
+	BLT save7
+	SUBS $32, R7
+	BLT rest4
+
+group3:
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(8, 5, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 32(R2), (F22, F23)
+	FADD8(11, 3, 3)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 64(R2), (F22, F23)
+	FADD8(11, 4, 4)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	FLDPQ 96(R2), (F22, F23)
+	FADD8(11, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(12, 5, 6)
+	LD1R8AT(16, 5, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	FSTPQ (F24, F25), (R4)
+	FLDPQ 32(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 32(R0), (F24, F25)
+	FMUL8(3, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 32(R3)
+	FSTPQ (F24, F25), 32(R4)
+	FLDPQ 64(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 64(R0), (F24, F25)
+	FMUL8(4, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 64(R3)
+	FSTPQ (F24, F25), 64(R4)
+	FLDPQ 96(R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ 96(R0), (F24, F25)
+	FMUL8(5, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), 96(R3)
+	FSTPQ (F24, F25), 96(R4)
+	ADD $128, R0
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	SUBS $32, R8
+	BLT save7
+	SUBS $32, R7
+	BGE group3
+
+rest4:
+	ADD $-32, R8
+	ADD $32, R7
+	SUBS $8, R7
+	BLT border6
+
+single5:
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(8, 5, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(12, 5, 6)
+	LD1R8AT(16, 5, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	FSTPQ (F24, F25), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	SUBS $8, R7
+	BGE single5
+
+border6:
 	SUBS $1, R6
-	BNE row1
+	BEQ last9
+	ADD $20, R5
+	ARG(kernelArgs_n, R9)
+	ADD R7, R9
+	ANDS $7, R7
+	BEQ next8
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	ADD $-20, R5, R24
+	LD1R8(24, 10)
+	LD1R8(5, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R5, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 5, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R5, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 5, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ (R2), (F22, F23)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	ADD $-20, R5, R24
+	LD1R8(24, 10)
+	LD1R8(5, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R5, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 5, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R5, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 5, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R5, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 5, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R1), (F22, F23)
+	FADD8(11, 10, 11)
+	FLDPQ (R0), (F24, F25)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F26, F27), (R3)
+	FSTPQ (F24, F25), (R4)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	MOVD R9, R7
+	B row2
+
+next8:
+	ARG(kernelArgs_n, R7)
+	B row2
+
+last9:
+	ANDS $7, R7
+	BEQ end10
+	MOVD R7, R9
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(8, 5, 9)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	PART(·loadPart11<>, 0, R2)
+	FADD8(11, 2, 2)
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(5, 10)
+	LD1R8AT(4, 5, 8)
+	LD1R8AT(12, 5, 6)
+	LD1R8AT(16, 5, 7)
+	PART(·loadPart11<>, 0, R1)
+	FADD8(11, 10, 11)
+	PART(·loadPart12<>, 0, R0)
+	FMUL8(2, 12, 12)
+	FSUB8(6, 12, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	PART(·storePart13<>, 0, R3)
+	PART(·storePart12<>, 0, R4)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+
+end10:
+	ARG(kernelArgs_images, R9)
+	ADD $-1, R9
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ADD R7, R4
+	ARG(kernelArgs_coefImage, R7)
+	LSL $2, R7
+	ADD R7, R5
+	ADD $20, R5
+	ARG(kernelArgs_rows, R6)
+	ARG(kernelArgs_n, R7)
+	SUBS $0, R9
+	BEQ save7
+	B image1
+
+save7:
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R5
+	ASR $2, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_coefAt(R24)
+	RET
 	RET
 
 // func inputGradColsIdentity(id int, a *kernelArgs)
@@ -14165,7328 +22186,6 @@ next7:
 done4:
 	RET
 
-// func inputGradRunsIdentity(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-
-image1:
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 2)
-	LD1R8(3, 9)
-	BIF8(15, 9, 2)
-	ADD $-16, R3, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 3, 9)
-	BIF8(15, 9, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 3, 9)
-	BIF8(15, 9, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 3, 9)
-	BIF8(15, 9, 1)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsIdentityDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row2
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-row2:
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FSTPQ (F10, F11), 32(R3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FSTPQ (F10, F11), 64(R3)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	FSTPQ (F10, F11), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 2)
-	LD1R8(4, 9)
-	BIF8(15, 9, 2)
-	ADD $-16, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 4, 9)
-	BIF8(15, 9, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 9)
-	BIF8(15, 9, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 9)
-	BIF8(15, 9, 1)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R7, R6
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	SUBS $1, R8
-	BLT done7
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsReLU(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-
-image1:
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 4)
-	LD1R8(3, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 3, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R3, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 3, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 3, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 3, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsReLUResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row2
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-row2:
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	LD1R8(4, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 4, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 4, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R7, R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	SUBS $1, R8
-	BLT done7
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsReLUDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row2
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-row2:
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FSTPQ (F12, F13), 32(R3)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FSTPQ (F12, F13), 64(R3)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	FSTPQ (F12, F13), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	LD1R8(4, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 4, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 4, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R7, R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	SUBS $1, R8
-	BLT done7
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsReLUResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	ARG(kernelArgs_n, R7)
-	ARG(kernelArgs_head, R8)
-	SUB R8, R7
-	ANDS $7, R8
-	BEQ row2
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
-	ARG(kernelArgs_head, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-
-row2:
-	SUBS $32, R7
-	BLT rest4
-
-group3:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FSTPQ (F12, F13), 32(R4)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FSTPQ (F12, F13), 64(R4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	FSTPQ (F12, F13), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R7
-	BGE group3
-
-rest4:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT border6
-
-single5:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R7
-	BGE single5
-
-border6:
-	SUBS $1, R6
-	BEQ last9
-	ADD $20, R5
-	ARG(kernelArgs_n, R8)
-	ADD R7, R8
-	ANDS $7, R7
-	BEQ next8
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 4)
-	LD1R8(5, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R5, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 5, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R5, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 5, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R5, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 5, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R5, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 5, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	MOVD R8, R7
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R7)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B row2
-
-last9:
-	ANDS $7, R7
-	BEQ end10
-	MOVD R7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-end10:
-	SUBS $1, R9
-	BLT done7
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsCalled(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_more, R7)
-	ARG(kernelArgs_fetch, R8)
-
-image1:
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_head, R6)
-	SUB R6, R5
-	ANDS $7, R6
-	BEQ row2
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	ARG(kernelArgs_head, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-row2:
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R6)
-	ADD R5, R6
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R3, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 3, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R3, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 3, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 3, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R6, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	SUBS $1, R7
-	BLT done7
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row2
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-row2:
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R7, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	SUBS $1, R8
-	BLT done7
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_more, R8)
-	ARG(kernelArgs_fetch, R9)
-
-image1:
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row2
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-row2:
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FSTPQ (F24, F25), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FSTPQ (F24, F25), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	FSTPQ (F24, F25), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R7, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	SUBS $1, R8
-	BLT done7
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	B image1
-
-done7:
-	RET
-
-// func inputGradRunsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRunsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_more, R9)
-	ARG(kernelArgs_fetch, R10)
-
-image1:
-	ARG(kernelArgs_n, R7)
-	ARG(kernelArgs_head, R8)
-	SUB R8, R7
-	ANDS $7, R8
-	BEQ row2
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	ARG(kernelArgs_head, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-
-row2:
-	SUBS $32, R7
-	BLT rest4
-
-group3:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FSTPQ (F24, F25), 32(R4)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FSTPQ (F24, F25), 64(R4)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	FSTPQ (F24, F25), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R7
-	BGE group3
-
-rest4:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT border6
-
-single5:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R7
-	BGE single5
-
-border6:
-	SUBS $1, R6
-	BEQ last9
-	ADD $20, R5
-	ARG(kernelArgs_n, R8)
-	ADD R7, R8
-	ANDS $7, R7
-	BEQ next8
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R5, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 5, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R5, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 5, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R5, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 5, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	MOVD R8, R7
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R7)
-	B row2
-
-last9:
-	ANDS $7, R7
-	BEQ end10
-	MOVD R7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-end10:
-	SUBS $1, R9
-	BLT done7
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	B image1
-
-done7:
-	RET
-
-// func pipeForwardRowsIdentity(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_next, R2)
-	LSL $2, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-	ARG(kernelArgs_acc, R6)
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_fetchLeft, R8)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
-
-group2:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
-	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
-
-same7:
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R2<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R6
-	BGE group2
-
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
-
-single4:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R6
-	BGE single4
-
-part5:
-	ANDS $7, R6
-	BEQ next6
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R4
-	BNE row1
-	ARG(kernelArgs_acc, R6)
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	RET
-
-// func pipeForwardRowsIdentityResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	SUB R3, R2
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 96(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	CALL ·loadPart7<>(SB)
-	FADD8(7, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeForwardRowsReLU(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_next, R2)
-	LSL $2, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-	ARG(kernelArgs_acc, R6)
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_fetchLeft, R8)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
-
-group2:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
-	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
-
-same7:
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R2<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R6
-	BGE group2
-
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
-
-single4:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R6
-	BGE single4
-
-part5:
-	ANDS $7, R6
-	BEQ next6
-	LD1R8AT(20, 3, 2)
-	ADD R2<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(8, 3, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R4
-	BNE row1
-	ARG(kernelArgs_acc, R6)
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	RET
-
-// func pipeForwardRowsReLUResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	SUB R3, R2
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 96(R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F14, F15)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	ADD R3<<0, R2, R24
-	CALL ·loadPart7<>(SB)
-	FADD8(7, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeForwardRowsCalled(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_next, R2)
-	LSL $2, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	MOVD R5, R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R6)
-	SUB R5, R6
-	MOVD R6, R5
-	LSL $2, R5
-	ARG(kernelArgs_acc, R6)
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_fetchLeft, R8)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT rest3
-
-group2:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R8
-	BGE same7
-	ADD R5, R7
-	ADD $1073741824, R8
-
-same7:
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	LD1R8AT(20, 3, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	ADD R2<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FADD8(11, 6, 11)
-	FMUL8(11, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R2<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FADD8(11, 6, 11)
-	FMUL8(11, 11, 12)
-	ADD R2<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FADD8(13, 6, 13)
-	FMUL8(13, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R6
-	BGE group2
-
-rest3:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part5
-
-single4:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	LD1R8AT(20, 3, 6)
-	ADD R2<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R6
-	BGE single4
-
-part5:
-	ANDS $7, R6
-	BEQ next6
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LD1R8AT(20, 3, 6)
-	ADD R2<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-next6:
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R4
-	BNE row1
-	ARG(kernelArgs_acc, R6)
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	RET
-
-// func pipeForwardRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·pipeForwardRowsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	SUB R3, R2
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R3<<0, R2, R24
-	FLDPQ 32(R24), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R3<<0, R2, R24
-	FLDPQ 64(R24), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	ADD R3<<0, R2, R24
-	FLDPQ 96(R24), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FADD8(11, 6, 11)
-	FMUL8(11, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FADD8(11, 6, 11)
-	FMUL8(11, 11, 12)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FADD8(13, 6, 13)
-	FMUL8(13, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R3<<0, R2, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R3<<0, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 6, 9)
-	FMUL8(9, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeForwardRunsIdentityStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRunsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_next, R8)
-	LSL $2, R8
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row1
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	SUB R7, R8
-
-row1:
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R6
-	BLT rest3
-
-group2:
-	ARG(kernelArgs_fetch, R7)
-	ADD R8, R7
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R8<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	SUBS $32, R6
-	BGE group2
-
-rest3:
-	ADD $32, R6
-	SUBS $32, R5
-	BLT few4
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R8<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	ADD $128, R8
-	SUBS $32, R5
-
-few4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-single5:
-	ARG(kernelArgs_fetch, R7)
-	ADD R8, R7
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	ADD $32, R8
-	SUBS $8, R5
-	BGE single5
-
-part6:
-	ANDS $7, R5
-	BEQ summed7
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LSL $2, R5
-	ADD R5, R8
-
-summed7:
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	ADD $96, R3
-	SUBS $8, R6
-	BLT border9
-
-vector8:
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $32, R8
-	SUBS $8, R6
-	BGE vector8
-
-border9:
-	SUBS $1, R4
-	BEQ last11
-	ADD $20, R2
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next10
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 2)
-	LD1R8(2, 10)
-	BIF8(15, 10, 2)
-	ADD $-16, R2, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 2, 10)
-	BIF8(15, 10, 3)
-	ADD $-12, R2, R24
-	LD1R8(24, 4)
-	LD1R8AT(8, 2, 10)
-	BIF8(15, 10, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $32, R8
-	MOVD R7, R6
-	B row1
-
-next10:
-	ARG(kernelArgs_n, R6)
-	B row1
-
-last11:
-	ANDS $7, R6
-	BEQ end12
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-end12:
-	RET
-
-// func pipeForwardRunsReLUStream(id int, a *kernelArgs)
-TEXT ·pipeForwardRunsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_next, R8)
-	LSL $2, R8
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_head, R7)
-	SUB R7, R6
-	ANDS $7, R7
-	BEQ row1
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	ARG(kernelArgs_head, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	SUB R7, R8
-
-row1:
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R6
-	BLT rest3
-
-group2:
-	ARG(kernelArgs_fetch, R7)
-	ADD R8, R7
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R8<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	FLDPQ 32(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 32(R1)
-	FLDPQ 64(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 64(R1)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	SUBS $32, R6
-	BGE group2
-
-rest3:
-	ADD $32, R6
-	SUBS $32, R5
-	BLT few4
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 32(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	ADD R8<<0, R0, R24
-	FLDPQ 64(R24), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R8<<0, R0, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 2, 9)
-	FMUL8(9, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 5, 5)
-	FADD8(8, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	ADD $128, R8
-	SUBS $32, R5
-
-few4:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-single5:
-	ARG(kernelArgs_fetch, R7)
-	ADD R8, R7
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	ADD $32, R8
-	SUBS $8, R5
-	BGE single5
-
-part6:
-	ANDS $7, R5
-	BEQ summed7
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8AT(64, 3, 2)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	AND8(15, 5, 5)
-	AND8(15, 6, 6)
-	FADD8(5, 0, 0)
-	FADD8(6, 1, 1)
-	LSL $2, R5
-	ADD R5, R8
-
-summed7:
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	ADD $96, R3
-	SUBS $8, R6
-	BLT border9
-
-vector8:
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $32, R8
-	SUBS $8, R6
-	BGE vector8
-
-border9:
-	SUBS $1, R4
-	BEQ last11
-	ADD $20, R2
-	ARG(kernelArgs_n, R7)
-	ADD R6, R7
-	ANDS $7, R6
-	BEQ next10
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 2)
-	LD1R8(2, 10)
-	BIF8(15, 10, 2)
-	ADD $-16, R2, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 2, 10)
-	BIF8(15, 10, 3)
-	ADD $-12, R2, R24
-	LD1R8(24, 4)
-	LD1R8AT(8, 2, 10)
-	BIF8(15, 10, 4)
-	FLDPQ (R0), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	FSTPQ (F10, F11), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $32, R8
-	MOVD R7, R6
-	B row1
-
-next10:
-	ARG(kernelArgs_n, R6)
-	B row1
-
-last11:
-	ANDS $7, R6
-	BEQ end12
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 2)
-	LD1R8AT(4, 2, 3)
-	LD1R8AT(8, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FADD8(5, 2, 5)
-	FMUL8(3, 5, 5)
-	FADD8(4, 5, 5)
-	FCMLEZERO8(5, 7)
-	BIC8(7, 5, 5)
-	PART(·storePart5<>, 0, R1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-end12:
-	RET
-
-// func pipeBackwardRowsIdentity(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(8, 7, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(10, 9, 10)
-	ADD R3<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R2)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R2)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeBackwardRowsIdentityDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_next, R4)
-	LSL $2, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-	ARG(kernelArgs_acc, R8)
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
-
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R7, R9
-	ADD $1073741824, R10
-
-same7:
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(8, 7, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(10, 9, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FSTPQ (F16, F17), (R3)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R2)
-	FSTPQ (F16, F17), 32(R3)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R2)
-	FSTPQ (F16, F17), 64(R3)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R2)
-	FSTPQ (F16, F17), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R8
-	BGE group2
-
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
-
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FSTPQ (F16, F17), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R8
-	BGE single4
-
-part5:
-	ANDS $7, R8
-	BEQ next6
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	PART(·storePart8<>, 0, R3)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-next6:
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R6
-	BNE row1
-	ARG(kernelArgs_acc, R8)
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	RET
-
-// func pipeBackwardRowsReLU(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8AT(24, 4, 3)
-	LD1R8AT(28, 4, 4)
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	ADD R3<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(3, 12, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(11, 14, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R2)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R2)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(24, 4, 3)
-	LD1R8AT(28, 4, 4)
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8AT(24, 4, 3)
-	LD1R8AT(28, 4, 4)
-	LD1R8AT(20, 4, 2)
-	ADD R3<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(8, 4, 4)
-	LD1R8AT(12, 4, 5)
-	LD1R8AT(16, 4, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeBackwardRowsReLUResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_next, R4)
-	LSL $2, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-	ARG(kernelArgs_acc, R8)
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
-
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R7, R9
-	ADD $1073741824, R10
-
-same7:
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	FLDPQ 32(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	FLDPQ 64(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(3, 12, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(11, 14, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ (R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 32(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R3)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 64(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R3)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 96(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R8
-	BGE group2
-
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
-
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ (R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R8
-	BGE single4
-
-part5:
-	ANDS $7, R8
-	BEQ next6
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R4<<0, R2, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	PART(·loadPart14<>, 0, R2)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-next6:
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R6
-	BNE row1
-	ARG(kernelArgs_acc, R8)
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	RET
-
-// func pipeBackwardRowsReLUDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_next, R4)
-	LSL $2, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-	ARG(kernelArgs_acc, R8)
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
-
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R7, R9
-	ADD $1073741824, R10
-
-same7:
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(3, 12, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(11, 14, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FSTPQ (F16, F17), (R3)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R2)
-	FSTPQ (F16, F17), 32(R3)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R2)
-	FSTPQ (F16, F17), 64(R3)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R2)
-	FSTPQ (F16, F17), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R8
-	BGE group2
-
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
-
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FSTPQ (F16, F17), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R8
-	BGE single4
-
-part5:
-	ANDS $7, R8
-	BEQ next6
-	LD1R8AT(24, 5, 3)
-	LD1R8AT(28, 5, 4)
-	LD1R8AT(20, 5, 2)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R4<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(5, 2)
-	LD1R8AT(4, 5, 3)
-	LD1R8AT(8, 5, 4)
-	LD1R8AT(12, 5, 5)
-	LD1R8AT(16, 5, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	PART(·storePart8<>, 0, R3)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-next6:
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R6
-	BNE row1
-	ARG(kernelArgs_acc, R8)
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	RET
-
-// func pipeBackwardRowsReLUResidualDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_next, R5)
-	LSL $2, R5
-	ARG(kernelArgs_coef, R6)
-	ARG(kernelArgs_rows, R7)
-	ARG(kernelArgs_n, R8)
-	MOVD R8, R9
-	ANDS $7, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R9)
-	SUB R8, R9
-	MOVD R9, R8
-	LSL $2, R8
-	ARG(kernelArgs_acc, R9)
-	FLDPQ (R9), (F0, F1)
-	FLDPQ 32(R9), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBS $32, R9
-	BLT rest3
-
-group2:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R11
-	BGE same7
-	ADD R8, R10
-	ADD $1073741824, R11
-
-same7:
-	LD1R8AT(24, 6, 3)
-	LD1R8AT(28, 6, 4)
-	LD1R8AT(20, 6, 2)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R5<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	ADD R5<<0, R1, R24
-	FLDPQ 32(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R5<<0, R0, R24
-	FLDPQ 32(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	FLDPQ 32(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	ADD R5<<0, R1, R24
-	FLDPQ 64(R24), (F20, F21)
-	FADD8(10, 2, 10)
-	ADD R5<<0, R0, R24
-	FLDPQ 64(R24), (F18, F19)
-	FMUL8(3, 10, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	FLDPQ 64(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(9, 14, 9)
-	FMUL8(10, 9, 10)
-	ADD R5<<0, R1, R24
-	FLDPQ 96(R24), (F24, F25)
-	FADD8(12, 2, 12)
-	ADD R5<<0, R0, R24
-	FLDPQ 96(R24), (F22, F23)
-	FMUL8(3, 12, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(11, 14, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 7, 7)
-	FADD8(10, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(6, 2)
-	LD1R8AT(4, 6, 3)
-	LD1R8AT(8, 6, 4)
-	LD1R8AT(12, 6, 5)
-	LD1R8AT(16, 6, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ (R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FSTPQ (F16, F17), (R4)
-	FLDPQ 32(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 32(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 32(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 32(R3)
-	FSTPQ (F16, F17), 32(R4)
-	FLDPQ 64(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 64(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 64(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 64(R3)
-	FSTPQ (F16, F17), 64(R4)
-	FLDPQ 96(R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ 96(R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ 96(R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), 96(R3)
-	FSTPQ (F16, F17), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R9
-	BGE group2
-
-rest3:
-	ADD $32, R9
-	SUBS $8, R9
-	BLT part5
-
-single4:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8AT(24, 6, 3)
-	LD1R8AT(28, 6, 4)
-	LD1R8AT(20, 6, 2)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F16, F17)
-	FADD8(8, 2, 8)
-	ADD R5<<0, R0, R24
-	FLDPQ (R24), (F14, F15)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(6, 2)
-	LD1R8AT(4, 6, 3)
-	LD1R8AT(8, 6, 4)
-	LD1R8AT(12, 6, 5)
-	LD1R8AT(16, 6, 6)
-	FLDPQ (R1), (F14, F15)
-	FADD8(7, 2, 7)
-	FLDPQ (R0), (F16, F17)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	FLDPQ (R2), (F28, F29)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FSTPQ (F16, F17), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R9
-	BGE single4
-
-part5:
-	ANDS $7, R9
-	BEQ next6
-	LD1R8AT(24, 6, 3)
-	LD1R8AT(28, 6, 4)
-	LD1R8AT(20, 6, 2)
-	ADD R5<<0, R1, R24
-	CALL ·loadPart8<>(SB)
-	FADD8(8, 2, 8)
-	ADD R5<<0, R0, R24
-	CALL ·loadPart7<>(SB)
-	FMUL8(3, 8, 13)
-	FADD8(4, 13, 13)
-	ADD R5<<0, R2, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(7, 14, 7)
-	FMUL8(8, 7, 8)
-	AND8(15, 7, 7)
-	AND8(15, 8, 8)
-	FADD8(7, 0, 0)
-	FADD8(8, 1, 1)
-	LD1R8(6, 2)
-	LD1R8AT(4, 6, 3)
-	LD1R8AT(8, 6, 4)
-	LD1R8AT(12, 6, 5)
-	LD1R8AT(16, 6, 6)
-	PART(·loadPart7<>, 0, R1)
-	FADD8(7, 2, 7)
-	PART(·loadPart8<>, 0, R0)
-	FMUL8(3, 7, 13)
-	FADD8(4, 13, 13)
-	PART(·loadPart14<>, 0, R2)
-	FADD8(14, 13, 13)
-	FCMGTZERO8(13, 14)
-	AND8(8, 14, 8)
-	FSUB8(5, 8, 9)
-	FMUL8(6, 7, 7)
-	FSUB8(7, 9, 9)
-	FMUL8(3, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	PART(·storePart8<>, 0, R4)
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-
-next6:
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	SUBS $1, R7
-	BNE row1
-	ARG(kernelArgs_acc, R9)
-	FSTPQ (F0, F1), (R9)
-	FSTPQ (F2, F3), 32(R9)
-	RET
-
-// func pipeBackwardRowsCalled(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_next, R3)
-	LSL $2, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	MOVD R6, R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R7)
-	SUB R6, R7
-	MOVD R7, R6
-	LSL $2, R6
-	ARG(kernelArgs_acc, R7)
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_fetchLeft, R9)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT rest3
-
-group2:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R9
-	BGE same7
-	ADD R6, R8
-	ADD $1073741824, R9
-
-same7:
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(12, 4, 8)
-	LD1R8AT(16, 4, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R2)
-	FLDPQ 32(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 32(R0), (F20, F21)
-	FMUL8(3, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 32(R2)
-	FLDPQ 64(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 64(R0), (F20, F21)
-	FMUL8(4, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 64(R2)
-	FLDPQ 96(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 96(R0), (F20, F21)
-	FMUL8(5, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 96(R2)
-	LD1R8AT(20, 4, 6)
-	LD1R8AT(24, 4, 7)
-	LD1R8AT(28, 4, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R3<<0, R1, R24
-	FLDPQ 32(R24), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R3<<0, R1, R24
-	FLDPQ 64(R24), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R3<<0, R1, R24
-	FLDPQ 96(R24), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R3<<0, R1, R24
-	FLDPQ 32(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R3<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R3<<0, R1, R24
-	FLDPQ 64(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R3<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R3<<0, R1, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 6, 14)
-	ADD R3<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R7
-	BGE group2
-
-rest3:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part5
-
-single4:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(12, 4, 8)
-	LD1R8AT(16, 4, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R2)
-	LD1R8AT(20, 4, 6)
-	LD1R8AT(24, 4, 7)
-	LD1R8AT(28, 4, 8)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R3<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R7
-	BGE single4
-
-part5:
-	ANDS $7, R7
-	BEQ next6
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(12, 4, 8)
-	LD1R8AT(16, 4, 14)
-	PART(·loadPart9<>, 0, R1)
-	FADD8(9, 6, 9)
-	PART(·loadPart10<>, 0, R0)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	PART(·storePart11<>, 0, R2)
-	LD1R8AT(20, 4, 6)
-	LD1R8AT(24, 4, 7)
-	LD1R8AT(28, 4, 8)
-	ADD R3<<0, R1, R24
-	CALL ·loadPart2<>(SB)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 4, 6)
-	ADD R3<<0, R1, R24
-	CALL ·loadPart10<>(SB)
-	FADD8(10, 6, 10)
-	ADD R3<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-next6:
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R5
-	BNE row1
-	ARG(kernelArgs_acc, R7)
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	RET
-
-// func pipeBackwardRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_next, R4)
-	LSL $2, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-	ARG(kernelArgs_acc, R8)
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
-
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R7, R9
-	ADD $1073741824, R10
-
-same7:
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R3)
-	FLDPQ 32(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 32(R0), (F20, F21)
-	FMUL8(3, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 32(R3)
-	FLDPQ 64(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 64(R0), (F20, F21)
-	FMUL8(4, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 64(R3)
-	FLDPQ 96(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 96(R0), (F20, F21)
-	FMUL8(5, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 96(R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R4<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R4<<0, R2, R24
-	FLDPQ 32(R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R4<<0, R2, R24
-	FLDPQ 64(R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	ADD R4<<0, R2, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 6, 14)
-	ADD R4<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R8
-	BGE group2
-
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
-
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R4<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R8
-	BGE single4
-
-part5:
-	ANDS $7, R8
-	BEQ next6
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	PART(·loadPart9<>, 0, R1)
-	FADD8(9, 6, 9)
-	PART(·loadPart10<>, 0, R0)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	PART(·storePart11<>, 0, R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart2<>(SB)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R4<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart10<>(SB)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-next6:
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R6
-	BNE row1
-	ARG(kernelArgs_acc, R8)
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	RET
-
-// func pipeBackwardRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_next, R4)
-	LSL $2, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	MOVD R7, R8
-	ANDS $7, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R8)
-	SUB R7, R8
-	MOVD R8, R7
-	LSL $2, R7
-	ARG(kernelArgs_acc, R8)
-	FLDPQ (R8), (F0, F1)
-	FLDPQ 32(R8), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_fetchLeft, R10)
-	ARG(kernelArgs_n, R8)
-	SUBS $32, R8
-	BLT rest3
-
-group2:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R10
-	BGE same7
-	ADD R7, R9
-	ADD $1073741824, R10
-
-same7:
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R2)
-	FSTPQ (F20, F21), (R3)
-	FLDPQ 32(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 32(R0), (F20, F21)
-	FMUL8(3, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 32(R2)
-	FSTPQ (F20, F21), 32(R3)
-	FLDPQ 64(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 64(R0), (F20, F21)
-	FMUL8(4, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 64(R2)
-	FSTPQ (F20, F21), 64(R3)
-	FLDPQ 96(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 96(R0), (F20, F21)
-	FMUL8(5, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 96(R2)
-	FSTPQ (F20, F21), 96(R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 32(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R4<<0, R1, R24
-	FLDPQ 64(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R4<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R4<<0, R1, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 6, 14)
-	ADD R4<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R8
-	BGE group2
-
-rest3:
-	ADD $32, R8
-	SUBS $8, R8
-	BLT part5
-
-single4:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R2)
-	FSTPQ (F20, F21), (R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R8
-	BGE single4
-
-part5:
-	ANDS $7, R8
-	BEQ next6
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(8, 5, 8)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 6)
-	LD1R8AT(4, 5, 7)
-	LD1R8AT(12, 5, 8)
-	LD1R8AT(16, 5, 14)
-	PART(·loadPart9<>, 0, R1)
-	FADD8(9, 6, 9)
-	PART(·loadPart10<>, 0, R0)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	PART(·storePart11<>, 0, R2)
-	PART(·storePart10<>, 0, R3)
-	LD1R8AT(20, 5, 6)
-	LD1R8AT(24, 5, 7)
-	LD1R8AT(28, 5, 8)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart2<>(SB)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 5, 6)
-	ADD R4<<0, R1, R24
-	CALL ·loadPart10<>(SB)
-	FADD8(10, 6, 10)
-	ADD R4<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-next6:
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R6
-	BNE row1
-	ARG(kernelArgs_acc, R8)
-	FSTPQ (F0, F1), (R8)
-	FSTPQ (F2, F3), 32(R8)
-	RET
-
-// func pipeBackwardRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·pipeBackwardRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_next, R5)
-	LSL $2, R5
-	ARG(kernelArgs_coef, R6)
-	ARG(kernelArgs_rows, R7)
-	ARG(kernelArgs_n, R8)
-	MOVD R8, R9
-	ANDS $7, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ARG(kernelArgs_stride, R9)
-	SUB R8, R9
-	MOVD R9, R8
-	LSL $2, R8
-	ARG(kernelArgs_acc, R9)
-	FLDPQ (R9), (F0, F1)
-	FLDPQ 32(R9), (F2, F3)
-
-row1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_fetchLeft, R11)
-	ARG(kernelArgs_n, R9)
-	SUBS $32, R9
-	BLT rest3
-
-group2:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	SUBS $32, R11
-	BGE same7
-	ADD R8, R10
-	ADD $1073741824, R11
-
-same7:
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(8, 6, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(12, 6, 8)
-	LD1R8AT(16, 6, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R3)
-	FSTPQ (F20, F21), (R4)
-	FLDPQ 32(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 32(R0), (F20, F21)
-	FMUL8(3, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 32(R3)
-	FSTPQ (F20, F21), 32(R4)
-	FLDPQ 64(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 64(R0), (F20, F21)
-	FMUL8(4, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 64(R3)
-	FSTPQ (F20, F21), 64(R4)
-	FLDPQ 96(R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ 96(R0), (F20, F21)
-	FMUL8(5, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), 96(R3)
-	FSTPQ (F20, F21), 96(R4)
-	LD1R8AT(20, 6, 6)
-	LD1R8AT(24, 6, 7)
-	LD1R8AT(28, 6, 8)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R5<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R5<<0, R1, R24
-	FLDPQ 32(R24), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R5<<0, R2, R24
-	FLDPQ 32(R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R5<<0, R1, R24
-	FLDPQ 64(R24), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R5<<0, R2, R24
-	FLDPQ 64(R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R5<<0, R1, R24
-	FLDPQ 96(R24), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	ADD R5<<0, R2, R24
-	FLDPQ 96(R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8AT(20, 6, 6)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R5<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R5<<0, R1, R24
-	FLDPQ 32(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R5<<0, R0, R24
-	FLDPQ 32(R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R5<<0, R1, R24
-	FLDPQ 64(R24), (F24, F25)
-	FADD8(12, 6, 12)
-	ADD R5<<0, R0, R24
-	FLDPQ 64(R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R5<<0, R1, R24
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 6, 14)
-	ADD R5<<0, R0, R24
-	FLDPQ 96(R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R9
-	BGE group2
-
-rest3:
-	ADD $32, R9
-	SUBS $8, R9
-	BLT part5
-
-single4:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(8, 6, 8)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(12, 6, 8)
-	LD1R8AT(16, 6, 14)
-	FLDPQ (R1), (F18, F19)
-	FADD8(9, 6, 9)
-	FLDPQ (R0), (F20, F21)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	FSTPQ (F22, F23), (R3)
-	FSTPQ (F20, F21), (R4)
-	LD1R8AT(20, 6, 6)
-	LD1R8AT(24, 6, 7)
-	LD1R8AT(28, 6, 8)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R5<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 6, 6)
-	ADD R5<<0, R1, R24
-	FLDPQ (R24), (F20, F21)
-	FADD8(10, 6, 10)
-	ADD R5<<0, R0, R24
-	FLDPQ (R24), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R9
-	BGE single4
-
-part5:
-	ANDS $7, R9
-	BEQ next6
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(8, 6, 8)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(6, 6)
-	LD1R8AT(4, 6, 7)
-	LD1R8AT(12, 6, 8)
-	LD1R8AT(16, 6, 14)
-	PART(·loadPart9<>, 0, R1)
-	FADD8(9, 6, 9)
-	PART(·loadPart10<>, 0, R0)
-	FMUL8(2, 10, 10)
-	FSUB8(8, 10, 11)
-	FMUL8(14, 9, 9)
-	FSUB8(9, 11, 11)
-	FMUL8(7, 11, 11)
-	PART(·storePart11<>, 0, R3)
-	PART(·storePart10<>, 0, R4)
-	LD1R8AT(20, 6, 6)
-	LD1R8AT(24, 6, 7)
-	LD1R8AT(28, 6, 8)
-	ADD R5<<0, R1, R24
-	CALL ·loadPart2<>(SB)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R5<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8AT(20, 6, 6)
-	ADD R5<<0, R1, R24
-	CALL ·loadPart10<>(SB)
-	FADD8(10, 6, 10)
-	ADD R5<<0, R0, R24
-	CALL ·loadPart9<>(SB)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-
-next6:
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	SUBS $1, R7
-	BNE row1
-	ARG(kernelArgs_acc, R9)
-	FSTPQ (F0, F1), (R9)
-	FSTPQ (F2, F3), 32(R9)
-	RET
-
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -21535,396 +22234,156 @@ DATA simdKernelTable<>+352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+360(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+368(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+384(SB)/8, $·normalizeRowsIdentity<>(SB)
+DATA simdKernelTable<>+392(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
 DATA simdKernelTable<>+400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+424(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+416(SB)/8, $·normalizeRowsIdentityStream<>(SB)
+DATA simdKernelTable<>+424(SB)/8, $·normalizeRowsIdentityResidualStream<>(SB)
 DATA simdKernelTable<>+432(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+448(SB)/8, $·normalizeRowsReLU<>(SB)
+DATA simdKernelTable<>+456(SB)/8, $·normalizeRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+472(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+480(SB)/8, $·normalizeRowsReLUStream<>(SB)
+DATA simdKernelTable<>+488(SB)/8, $·normalizeRowsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+496(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+512(SB)/8, $·normalizeRowsCalled<>(SB)
+DATA simdKernelTable<>+520(SB)/8, $·normalizeRowsCalledResidual<>(SB)
 DATA simdKernelTable<>+528(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+544(SB)/8, $·normalizeRowsCalledStream<>(SB)
+DATA simdKernelTable<>+552(SB)/8, $·normalizeRowsCalledResidualStream<>(SB)
 DATA simdKernelTable<>+560(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+576(SB)/8, $·normalizeRowsIdentity<>(SB)
-DATA simdKernelTable<>+584(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
+DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
+DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeRowsIdentity<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentityStream<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+640(SB)/8, $·normalizeRowsReLU<>(SB)
-DATA simdKernelTable<>+648(SB)/8, $·normalizeRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
+DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeRowsReLU<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLUStream<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+704(SB)/8, $·normalizeRowsCalled<>(SB)
-DATA simdKernelTable<>+712(SB)/8, $·normalizeRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
+DATA simdKernelTable<>+712(SB)/8, $·normalizeColsCalledResidual<>(SB)
 DATA simdKernelTable<>+720(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+736(SB)/8, $·normalizeRowsCalled<>(SB)
-DATA simdKernelTable<>+744(SB)/8, $·normalizeRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+736(SB)/8, $·normalizeColsCalledStream<>(SB)
+DATA simdKernelTable<>+744(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
 DATA simdKernelTable<>+752(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+768(SB)/8, $·normalizeColsIdentity<>(SB)
-DATA simdKernelTable<>+776(SB)/8, $·normalizeColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+768(SB)/8, $·gradSumsRowsIdentity<>(SB)
+DATA simdKernelTable<>+776(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+784(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+800(SB)/8, $·normalizeColsIdentityStream<>(SB)
-DATA simdKernelTable<>+808(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+808(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+816(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+832(SB)/8, $·normalizeColsReLU<>(SB)
-DATA simdKernelTable<>+840(SB)/8, $·normalizeColsReLUResidual<>(SB)
+DATA simdKernelTable<>+832(SB)/8, $·gradSumsRowsReLU<>(SB)
+DATA simdKernelTable<>+840(SB)/8, $·gradSumsRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+848(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+864(SB)/8, $·normalizeColsReLUStream<>(SB)
-DATA simdKernelTable<>+872(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+880(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+896(SB)/8, $·normalizeColsCalled<>(SB)
-DATA simdKernelTable<>+904(SB)/8, $·normalizeColsCalledResidual<>(SB)
-DATA simdKernelTable<>+912(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+928(SB)/8, $·normalizeColsCalledStream<>(SB)
-DATA simdKernelTable<>+936(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+896(SB)/8, $·gradSumsRowsCalled<>(SB)
+DATA simdKernelTable<>+904(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+912(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
+DATA simdKernelTable<>+920(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+936(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+944(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+952(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+960(SB)/8, $·normalizeRunsIdentity<>(SB)
-DATA simdKernelTable<>+968(SB)/8, $·normalizeRunsIdentityResidual<>(SB)
+DATA simdKernelTable<>+960(SB)/8, $·gradSumsColsIdentity<>(SB)
+DATA simdKernelTable<>+968(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+976(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+984(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+992(SB)/8, $·normalizeRunsIdentity<>(SB)
-DATA simdKernelTable<>+1000(SB)/8, $·normalizeRunsIdentityResidual<>(SB)
+DATA simdKernelTable<>+992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1000(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1008(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1016(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1024(SB)/8, $·normalizeRunsReLU<>(SB)
-DATA simdKernelTable<>+1032(SB)/8, $·normalizeRunsReLUResidual<>(SB)
+DATA simdKernelTable<>+1024(SB)/8, $·gradSumsColsReLU<>(SB)
+DATA simdKernelTable<>+1032(SB)/8, $·gradSumsColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1040(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1048(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1056(SB)/8, $·normalizeRunsReLU<>(SB)
-DATA simdKernelTable<>+1064(SB)/8, $·normalizeRunsReLUResidual<>(SB)
+DATA simdKernelTable<>+1056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1064(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1072(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1088(SB)/8, $·normalizeRunsCalled<>(SB)
-DATA simdKernelTable<>+1096(SB)/8, $·normalizeRunsCalledResidual<>(SB)
-DATA simdKernelTable<>+1104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1120(SB)/8, $·normalizeRunsCalled<>(SB)
-DATA simdKernelTable<>+1128(SB)/8, $·normalizeRunsCalledResidual<>(SB)
+DATA simdKernelTable<>+1088(SB)/8, $·gradSumsColsCalled<>(SB)
+DATA simdKernelTable<>+1096(SB)/8, $·gradSumsColsCalledResidual<>(SB)
+DATA simdKernelTable<>+1104(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1112(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1128(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1136(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1152(SB)/8, $·gradSumsRowsIdentity<>(SB)
+DATA simdKernelTable<>+1152(SB)/8, $·inputGradRowsIdentity<>(SB)
 DATA simdKernelTable<>+1160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1168(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1184(SB)/8, $·inputGradRowsIdentityStream<>(SB)
 DATA simdKernelTable<>+1192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1200(SB)/8, $·inputGradRowsIdentityDResidualStream<>(SB)
 DATA simdKernelTable<>+1208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1216(SB)/8, $·gradSumsRowsReLU<>(SB)
-DATA simdKernelTable<>+1224(SB)/8, $·gradSumsRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+1232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1280(SB)/8, $·gradSumsRowsCalled<>(SB)
-DATA simdKernelTable<>+1288(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1296(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1304(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1344(SB)/8, $·gradSumsColsIdentity<>(SB)
+DATA simdKernelTable<>+1216(SB)/8, $·inputGradRowsReLU<>(SB)
+DATA simdKernelTable<>+1224(SB)/8, $·inputGradRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+1232(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1240(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1248(SB)/8, $·inputGradRowsReLUStream<>(SB)
+DATA simdKernelTable<>+1256(SB)/8, $·inputGradRowsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+1264(SB)/8, $·inputGradRowsReLUDResidualStream<>(SB)
+DATA simdKernelTable<>+1272(SB)/8, $·inputGradRowsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1280(SB)/8, $·inputGradRowsCalled<>(SB)
+DATA simdKernelTable<>+1288(SB)/8, $·inputGradRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+1296(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1304(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1312(SB)/8, $·inputGradRowsCalledStream<>(SB)
+DATA simdKernelTable<>+1320(SB)/8, $·inputGradRowsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+1328(SB)/8, $·inputGradRowsCalledDResidualStream<>(SB)
+DATA simdKernelTable<>+1336(SB)/8, $·inputGradRowsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1360(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentityStream<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1408(SB)/8, $·gradSumsColsReLU<>(SB)
-DATA simdKernelTable<>+1416(SB)/8, $·gradSumsColsReLUResidual<>(SB)
-DATA simdKernelTable<>+1424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1472(SB)/8, $·gradSumsColsCalled<>(SB)
-DATA simdKernelTable<>+1480(SB)/8, $·gradSumsColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1488(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1496(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1728(SB)/8, $·inputGradRowsIdentity<>(SB)
-DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1744(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1760(SB)/8, $·inputGradRowsIdentity<>(SB)
-DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1776(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1792(SB)/8, $·inputGradRowsReLU<>(SB)
-DATA simdKernelTable<>+1800(SB)/8, $·inputGradRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+1808(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+1816(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1824(SB)/8, $·inputGradRowsReLU<>(SB)
-DATA simdKernelTable<>+1832(SB)/8, $·inputGradRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+1840(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+1848(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1856(SB)/8, $·inputGradRowsCalled<>(SB)
-DATA simdKernelTable<>+1864(SB)/8, $·inputGradRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1872(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1880(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1888(SB)/8, $·inputGradRowsCalled<>(SB)
-DATA simdKernelTable<>+1896(SB)/8, $·inputGradRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1904(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1912(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1920(SB)/8, $·inputGradColsIdentity<>(SB)
-DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1936(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1952(SB)/8, $·inputGradColsIdentityStream<>(SB)
-DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1968(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
-DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1984(SB)/8, $·inputGradColsReLU<>(SB)
-DATA simdKernelTable<>+1992(SB)/8, $·inputGradColsReLUResidual<>(SB)
-DATA simdKernelTable<>+2000(SB)/8, $·inputGradColsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2008(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2016(SB)/8, $·inputGradColsReLUStream<>(SB)
-DATA simdKernelTable<>+2024(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+2032(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+2040(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2048(SB)/8, $·inputGradColsCalled<>(SB)
-DATA simdKernelTable<>+2056(SB)/8, $·inputGradColsCalledResidual<>(SB)
-DATA simdKernelTable<>+2064(SB)/8, $·inputGradColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+2072(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+2080(SB)/8, $·inputGradColsCalledStream<>(SB)
-DATA simdKernelTable<>+2088(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+2096(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+2104(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
-DATA simdKernelTable<>+2112(SB)/8, $·inputGradRunsIdentity<>(SB)
-DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2128(SB)/8, $·inputGradRunsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2144(SB)/8, $·inputGradRunsIdentity<>(SB)
-DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2160(SB)/8, $·inputGradRunsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2176(SB)/8, $·inputGradRunsReLU<>(SB)
-DATA simdKernelTable<>+2184(SB)/8, $·inputGradRunsReLUResidual<>(SB)
-DATA simdKernelTable<>+2192(SB)/8, $·inputGradRunsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2200(SB)/8, $·inputGradRunsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2208(SB)/8, $·inputGradRunsReLU<>(SB)
-DATA simdKernelTable<>+2216(SB)/8, $·inputGradRunsReLUResidual<>(SB)
-DATA simdKernelTable<>+2224(SB)/8, $·inputGradRunsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2232(SB)/8, $·inputGradRunsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2240(SB)/8, $·inputGradRunsCalled<>(SB)
-DATA simdKernelTable<>+2248(SB)/8, $·inputGradRunsCalledResidual<>(SB)
-DATA simdKernelTable<>+2256(SB)/8, $·inputGradRunsCalledDResidual<>(SB)
-DATA simdKernelTable<>+2264(SB)/8, $·inputGradRunsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+2272(SB)/8, $·inputGradRunsCalled<>(SB)
-DATA simdKernelTable<>+2280(SB)/8, $·inputGradRunsCalledResidual<>(SB)
-DATA simdKernelTable<>+2288(SB)/8, $·inputGradRunsCalledDResidual<>(SB)
-DATA simdKernelTable<>+2296(SB)/8, $·inputGradRunsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+2304(SB)/8, $·pipeForwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2312(SB)/8, $·pipeForwardRowsIdentityResidual<>(SB)
-DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2336(SB)/8, $·pipeForwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2344(SB)/8, $·pipeForwardRowsIdentityResidual<>(SB)
-DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2368(SB)/8, $·pipeForwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2376(SB)/8, $·pipeForwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2400(SB)/8, $·pipeForwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2408(SB)/8, $·pipeForwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2432(SB)/8, $·pipeForwardRowsCalled<>(SB)
-DATA simdKernelTable<>+2440(SB)/8, $·pipeForwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2464(SB)/8, $·pipeForwardRowsCalled<>(SB)
-DATA simdKernelTable<>+2472(SB)/8, $·pipeForwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2496(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2720(SB)/8, $·pipeForwardRunsIdentityStream<>(SB)
-DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2784(SB)/8, $·pipeForwardRunsReLUStream<>(SB)
-DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2880(SB)/8, $·pipeBackwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2896(SB)/8, $·pipeBackwardRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2912(SB)/8, $·pipeBackwardRowsIdentity<>(SB)
-DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2928(SB)/8, $·pipeBackwardRowsIdentityDResidual<>(SB)
-DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+2944(SB)/8, $·pipeBackwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2952(SB)/8, $·pipeBackwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2960(SB)/8, $·pipeBackwardRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+2968(SB)/8, $·pipeBackwardRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+2976(SB)/8, $·pipeBackwardRowsReLU<>(SB)
-DATA simdKernelTable<>+2984(SB)/8, $·pipeBackwardRowsReLUResidual<>(SB)
-DATA simdKernelTable<>+2992(SB)/8, $·pipeBackwardRowsReLUDResidual<>(SB)
-DATA simdKernelTable<>+3000(SB)/8, $·pipeBackwardRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+3008(SB)/8, $·pipeBackwardRowsCalled<>(SB)
-DATA simdKernelTable<>+3016(SB)/8, $·pipeBackwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+3024(SB)/8, $·pipeBackwardRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+3032(SB)/8, $·pipeBackwardRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+3040(SB)/8, $·pipeBackwardRowsCalled<>(SB)
-DATA simdKernelTable<>+3048(SB)/8, $·pipeBackwardRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+3056(SB)/8, $·pipeBackwardRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+3064(SB)/8, $·pipeBackwardRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3264(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3272(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3280(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3288(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3296(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3304(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3312(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3320(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3328(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3336(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3344(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3352(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3360(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3376(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3392(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3400(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3416(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3424(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3432(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3440(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+3448(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3456
+DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
+DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
+DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLUStream<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
+DATA simdKernelTable<>+1480(SB)/8, $·inputGradColsCalledResidual<>(SB)
+DATA simdKernelTable<>+1488(SB)/8, $·inputGradColsCalledDResidual<>(SB)
+DATA simdKernelTable<>+1496(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1504(SB)/8, $·inputGradColsCalledStream<>(SB)
+DATA simdKernelTable<>+1512(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+1520(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
+DATA simdKernelTable<>+1528(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $432, R0
+	CMP $192, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -21932,11 +22391,15 @@ TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 
 none:
 	UNDEF
-DATA foldChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA foldChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA foldChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+24(SB)/8, $0x0000000000000000
+DATA foldChannelsTable<>+32(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+40(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+48(SB)/8, $0x8000000080000000
+DATA foldChannelsTable<>+56(SB)/8, $0x8000000080000000
+GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
@@ -21976,29 +22439,46 @@ channels1:
 	FSUB4D(6, 4, 4)
 	FLDPQ (R2), (F10, F11)
 	FLDPQ 32(R2), (F12, F13)
+	FSUB4D(5, 3, 11)
+	FSUB4D(6, 4, 12)
+	FADD4D(5, 3, 3)
+	FADD4D(6, 4, 4)
+	FMUL4D(11, 11, 9)
+	FMUL4D(12, 12, 10)
+	FMUL4D(2, 9, 9)
+	FMUL4D(2, 10, 10)
+	FADD4D(9, 7, 7)
+	FADD4D(10, 8, 8)
 	FLDPQ (R3), (F18, F19)
 	FLDPQ 32(R3), (F20, F21)
-	FSUB4D(5, 3, 3)
-	FSUB4D(6, 4, 4)
-	FMUL4D(3, 3, 11)
-	FMUL4D(4, 4, 12)
-	FMUL4D(2, 11, 11)
-	FMUL4D(2, 12, 12)
-	FADD4D(11, 7, 7)
-	FADD4D(12, 8, 8)
 	FADD4D(7, 9, 9)
 	FADD4D(8, 10, 10)
 	FSTPQ (F18, F19), (R3)
 	FSTPQ (F20, F21), 32(R3)
-	FMUL4D(1, 3, 11)
-	FMUL4D(1, 4, 12)
+	FSUB4D(11, 11, 9)
+	FSUB4D(12, 12, 10)
+	FMUL4D(1, 11, 11)
+	FMUL4D(1, 12, 12)
 	FADD4D(11, 5, 5)
 	FADD4D(12, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 9, 9)
+	AND8(9, 5, 5)
+	BIC8(9, 3, 3)
+	ORR8(3, 5, 5)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	AND8(10, 6, 6)
+	BIC8(10, 4, 4)
+	ORR8(4, 6, 6)
 	FSTPQ (F10, F11), (R2)
 	FSTPQ (F12, F13), 32(R2)
 	NARROW(5, 6, 5)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	EOR8(14, 5, 5)
+	FSUB8(5, 5, 6)
+	FCMGE8(6, 6, 6)
+	AND8(6, 5, 5)
 	FSTPQ (F10, F11), (R1)
 	ADD $64, R0
 	ADD $32, R1
@@ -22010,95 +22490,115 @@ channels1:
 
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, R0)
+	ARG(channelArgs_sums, R0)
 	ARG(channelArgs_otherA, R1)
 	ARG(channelArgs_otherB, R2)
 	ARG(channelArgs_n, R3)
 
 channels1:
 	FLDPQ (R0), (F0, F1)
+	FLDPQ 32(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 32(R0), (F2, F3)
+	FLDPQ 64(R0), (F2, F3)
+	FLDPQ 96(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $0, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $0, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 96(R0), (F0, F1)
+	FLDPQ 128(R0), (F0, F1)
+	FLDPQ 160(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 128(R0), (F2, F3)
+	FLDPQ 192(R0), (F2, F3)
+	FLDPQ 224(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $8, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $8, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 192(R0), (F0, F1)
+	FLDPQ 256(R0), (F0, F1)
+	FLDPQ 288(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 224(R0), (F2, F3)
+	FLDPQ 320(R0), (F2, F3)
+	FLDPQ 352(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $16, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $16, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 288(R0), (F0, F1)
+	FLDPQ 384(R0), (F0, F1)
+	FLDPQ 416(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 320(R0), (F2, F3)
+	FLDPQ 448(R0), (F2, F3)
+	FLDPQ 480(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $24, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $24, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 384(R0), (F0, F1)
+	FLDPQ 512(R0), (F0, F1)
+	FLDPQ 544(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 416(R0), (F2, F3)
+	FLDPQ 576(R0), (F2, F3)
+	FLDPQ 608(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $32, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $32, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 480(R0), (F0, F1)
+	FLDPQ 640(R0), (F0, F1)
+	FLDPQ 672(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 512(R0), (F2, F3)
+	FLDPQ 704(R0), (F2, F3)
+	FLDPQ 736(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $40, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $40, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 576(R0), (F0, F1)
+	FLDPQ 768(R0), (F0, F1)
+	FLDPQ 800(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 608(R0), (F2, F3)
+	FLDPQ 832(R0), (F2, F3)
+	FLDPQ 864(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $48, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $48, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 672(R0), (F0, F1)
+	FLDPQ 896(R0), (F0, F1)
+	FLDPQ 928(R0), (F4, F5)
 	SUMTO2(0, 2)
-	FLDPQ 704(R0), (F2, F3)
+	FLDPQ 960(R0), (F2, F3)
+	FLDPQ 992(R0), (F4, F5)
 	SUMTO2(1, 2)
 	ADDPAIR(1, 0)
 	ADD $56, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $56, R2, R24
 	VST1 V0.D[1], (R24)
-	ADD $768, R0
+	ADD $1024, R0
 	ADD $64, R1
 	ADD $64, R2
 	SUBS $8, R3
 	BNE channels1
 	RET
-DATA foldReducedChannelsTable<>+0(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+8(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+16(SB)/8, $0x8000000080000000
-DATA foldReducedChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA foldReducedChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+24(SB)/8, $0x0000000000000000
+DATA foldReducedChannelsTable<>+32(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+40(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+48(SB)/8, $0x8000000080000000
+DATA foldReducedChannelsTable<>+56(SB)/8, $0x8000000080000000
+GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
@@ -22139,29 +22639,46 @@ channels1:
 	FSUB4D(6, 4, 4)
 	FLDPQ (R3), (F10, F11)
 	FLDPQ 32(R3), (F12, F13)
+	FSUB4D(5, 3, 11)
+	FSUB4D(6, 4, 12)
+	FADD4D(5, 3, 3)
+	FADD4D(6, 4, 4)
+	FMUL4D(11, 11, 9)
+	FMUL4D(12, 12, 10)
+	FMUL4D(2, 9, 9)
+	FMUL4D(2, 10, 10)
+	FADD4D(9, 7, 7)
+	FADD4D(10, 8, 8)
 	FLDPQ (R4), (F18, F19)
 	FLDPQ 32(R4), (F20, F21)
-	FSUB4D(5, 3, 3)
-	FSUB4D(6, 4, 4)
-	FMUL4D(3, 3, 11)
-	FMUL4D(4, 4, 12)
-	FMUL4D(2, 11, 11)
-	FMUL4D(2, 12, 12)
-	FADD4D(11, 7, 7)
-	FADD4D(12, 8, 8)
 	FADD4D(7, 9, 9)
 	FADD4D(8, 10, 10)
 	FSTPQ (F18, F19), (R4)
 	FSTPQ (F20, F21), 32(R4)
-	FMUL4D(1, 3, 11)
-	FMUL4D(1, 4, 12)
+	FSUB4D(11, 11, 9)
+	FSUB4D(12, 12, 10)
+	FMUL4D(1, 11, 11)
+	FMUL4D(1, 12, 12)
 	FADD4D(11, 5, 5)
 	FADD4D(12, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 9, 9)
+	AND8(9, 5, 5)
+	BIC8(9, 3, 3)
+	ORR8(3, 5, 5)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	AND8(10, 6, 6)
+	BIC8(10, 4, 4)
+	ORR8(4, 6, 6)
 	FSTPQ (F10, F11), (R3)
 	FSTPQ (F12, F13), 32(R3)
 	NARROW(5, 6, 5)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	EOR8(14, 5, 5)
+	FSUB8(5, 5, 6)
+	FCMGE8(6, 6, 6)
+	AND8(6, 5, 5)
 	FSTPQ (F10, F11), (R2)
 	ADD $64, R0
 	ADD $64, R1
@@ -22196,6 +22713,9 @@ channels1:
 	NARROW(1, 2, 1)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 1, 1)
+	FSUB8(1, 1, 2)
+	FCMGE8(2, 2, 2)
+	AND8(2, 1, 1)
 	FSTPQ (F2, F3), (R1)
 	ADD $64, R0
 	ADD $32, R1
@@ -22233,6 +22753,11 @@ channels1:
 	SUBS $8, R3
 	BNE channels1
 	RET
+DATA mergeChannelsTable<>+0(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+8(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+16(SB)/8, $0x0000000000000000
+DATA mergeChannelsTable<>+24(SB)/8, $0x0000000000000000
+GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
@@ -22249,6 +22774,7 @@ TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	ADD $0, R4, R24
 	LD1R4D(24, 1)
 	ARG(channelArgs_n, R4)
+	MOVD $mergeChannelsTable<>(SB), R24
 
 channels1:
 	FLDPQ (R2), (F4, F5)
@@ -22257,24 +22783,38 @@ channels1:
 	FLDPQ 32(R3), (F10, F11)
 	FLDPQ (R0), (F12, F13)
 	FLDPQ 32(R0), (F14, F15)
+	FSUB4D(6, 2, 10)
+	FSUB4D(7, 3, 11)
+	FADD4D(6, 2, 2)
+	FADD4D(7, 3, 3)
+	FMUL4D(10, 10, 8)
+	FMUL4D(11, 11, 9)
+	FMUL4D(1, 8, 8)
+	FMUL4D(1, 9, 9)
+	FADD4D(8, 4, 4)
+	FADD4D(9, 5, 5)
 	FLDPQ (R1), (F16, F17)
 	FLDPQ 32(R1), (F18, F19)
-	FSUB4D(6, 2, 2)
-	FSUB4D(7, 3, 3)
-	FMUL4D(2, 2, 10)
-	FMUL4D(3, 3, 11)
-	FMUL4D(1, 10, 10)
-	FMUL4D(1, 11, 11)
-	FADD4D(10, 4, 4)
-	FADD4D(11, 5, 5)
 	FADD4D(4, 8, 8)
 	FADD4D(5, 9, 9)
 	FSTPQ (F16, F17), (R1)
 	FSTPQ (F18, F19), 32(R1)
-	FMUL4D(0, 2, 10)
-	FMUL4D(0, 3, 11)
+	FSUB4D(10, 10, 8)
+	FSUB4D(11, 11, 9)
+	FMUL4D(0, 10, 10)
+	FMUL4D(0, 11, 11)
 	FADD4D(10, 6, 6)
 	FADD4D(11, 7, 7)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 8, 8)
+	AND8(8, 6, 6)
+	BIC8(8, 2, 2)
+	ORR8(2, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 9, 9)
+	AND8(9, 7, 7)
+	BIC8(9, 3, 3)
+	ORR8(3, 7, 7)
 	FSTPQ (F12, F13), (R0)
 	FSTPQ (F14, F15), 32(R0)
 	ADD $64, R0
@@ -22434,23 +22974,19 @@ DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x3c30000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x43b0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -22493,10 +23029,10 @@ channels1:
 	BIC8(14, 4, 6)
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	AND8(8, 7, 7)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
@@ -22504,10 +23040,10 @@ channels1:
 	BIC8(14, 5, 6)
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	AND8(8, 7, 7)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
@@ -22515,10 +23051,10 @@ channels1:
 	BIC8(14, 2, 6)
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	AND8(8, 7, 7)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
@@ -22526,10 +23062,10 @@ channels1:
 	BIC8(14, 3, 6)
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	AND8(8, 7, 7)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
@@ -22541,7 +23077,7 @@ channels1:
 	FSUB4D(4, 0, 0)
 	FSUB4D(5, 1, 1)
 	NARROW(4, 5, 4)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 4, 4)
 	FSTPQ (F8, F9), (R5)
 	FMUL4D(2, 0, 0)
@@ -22604,131 +23140,145 @@ TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
 	ADD $0, R7, R24
 	LD1R4D(24, 0)
 	MOVD a+8(FP), R7
+	ADD $channelArgs_weight, R7
+	ADD $0, R7, R24
+	LD1R4D(24, 1)
+	MOVD a+8(FP), R7
 	ADD $channelArgs_usual, R7
-	FLDPQ (R7), (F24, F25)
+	FLDPQ (R7), (F26, F27)
 	ARG(channelArgs_n, R7)
 	MOVD $gradientChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F2, F3)
-	FLDPQ 32(R0), (F4, F5)
-	FLDPQ (R1), (F6, F7)
-	FLDPQ 32(R1), (F8, F9)
-	FLDPQ (R3), (F10, F11)
-	FLDPQ 32(R3), (F12, F13)
-	FMUL4D(5, 0, 9)
+	FLDPQ (R0), (F4, F5)
+	FLDPQ 32(R0), (F6, F7)
+	FLDPQ (R1), (F8, F9)
+	FLDPQ 32(R1), (F10, F11)
+	FLDPQ (R3), (F12, F13)
+	FLDPQ 32(R3), (F14, F15)
+	FMUL4D(6, 0, 10)
 	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 9, 9)
+	FMUL4D(14, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 1, 10)
-	FCMGE4D(9, 10, 9)
+	BIC8(14, 2, 11)
+	FCMGE4D(10, 11, 10)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(10, 12, 12)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 3, 7)
+	BIC8(14, 4, 8)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 10)
-	AND8(10, 12, 12)
+	FCMGE4D(8, 14, 11)
+	AND8(11, 13, 13)
 	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 0, 10)
-	FCMGE4D(10, 7, 10)
-	ORR8(10, 9, 9)
-	AND8(9, 12, 12)
-	FMUL4D(6, 0, 9)
+	FMUL4D(14, 0, 11)
+	FCMGE4D(11, 8, 11)
+	ORR8(11, 10, 10)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 2, 11)
+	FADD4D(8, 11, 11)
+	FCMGE4D(11, 1, 11)
+	ORR8(11, 10, 10)
+	AND8(10, 13, 13)
+	FMUL4D(7, 0, 10)
 	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 9, 9)
+	FMUL4D(14, 10, 10)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 3, 11)
+	FCMGE4D(10, 11, 10)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 5, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(8, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 0, 11)
+	FCMGE4D(11, 8, 11)
+	ORR8(11, 10, 10)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 3, 11)
+	FADD4D(8, 11, 11)
+	FCMGE4D(11, 1, 11)
+	ORR8(11, 10, 10)
+	AND8(10, 13, 13)
+	FLDPQ (R2), (F16, F17)
+	FLDPQ 32(R2), (F18, F19)
+	MOV8(8, 10)
+	MOV8(9, 11)
+	NARROW(10, 11, 10)
+	MOV8(10, 11)
+	WIDEN(11, 10, 11)
+	FSUB4D(10, 8, 8)
+	FSUB4D(11, 9, 9)
+	FMUL4D(2, 8, 10)
+	FMUL4D(3, 9, 11)
+	FSUB4D(10, 4, 4)
+	FSUB4D(11, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FSTPQ (F8, F9), (R4)
+	FSTPQ (F10, F11), 32(R4)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FDIV4D(0, 4, 4)
+	FDIV4D(0, 5, 5)
+	FDIV4D(0, 2, 2)
+	FDIV4D(0, 3, 3)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FSUB4D(8, 2, 2)
+	FSUB4D(9, 3, 3)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 2, 10)
-	FCMGE4D(9, 10, 9)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(10, 12, 12)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 4, 7)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 10)
-	AND8(10, 12, 12)
 	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 0, 10)
-	FCMGE4D(10, 7, 10)
-	ORR8(10, 9, 9)
-	AND8(9, 12, 12)
-	FLDPQ (R2), (F14, F15)
-	FLDPQ 32(R2), (F16, F17)
-	MOV8(7, 9)
-	MOV8(8, 10)
-	NARROW(9, 10, 9)
-	MOV8(9, 10)
-	WIDEN(10, 9, 10)
-	FSUB4D(9, 7, 7)
-	FSUB4D(10, 8, 8)
-	FMUL4D(1, 7, 9)
-	FMUL4D(2, 8, 10)
-	FSUB4D(9, 3, 3)
-	FSUB4D(10, 4, 4)
-	FMUL4D(5, 3, 3)
-	FMUL4D(6, 4, 4)
-	FSTPQ (F6, F7), (R4)
-	FSTPQ (F8, F9), 32(R4)
-	FMUL4D(5, 3, 3)
-	FMUL4D(6, 4, 4)
-	FDIV4D(0, 3, 3)
-	FDIV4D(0, 4, 4)
-	FDIV4D(0, 1, 1)
-	FDIV4D(0, 2, 2)
-	FMUL4D(3, 7, 7)
-	FMUL4D(4, 8, 8)
-	FSUB4D(7, 1, 1)
-	FSUB4D(8, 2, 2)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 1, 9)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 9, 10)
+	FCMGE4D(14, 10, 11)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	AND8(11, 10, 10)
+	FCMGE4D(10, 14, 12)
+	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FCMGE4D(10, 14, 12)
+	ORR8(12, 11, 11)
+	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 2, 9)
+	BIC8(14, 3, 10)
 	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 9, 10)
+	FCMGE4D(14, 10, 11)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	AND8(11, 10, 10)
+	FCMGE4D(10, 14, 12)
+	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FCMGE4D(10, 14, 12)
+	ORR8(12, 11, 11)
+	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 3, 9)
+	BIC8(14, 4, 10)
 	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 9, 10)
+	FCMGE4D(14, 10, 11)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	AND8(11, 10, 10)
+	FCMGE4D(10, 14, 12)
+	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FCMGE4D(10, 14, 12)
+	ORR8(12, 11, 11)
+	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 4, 9)
+	BIC8(14, 5, 10)
 	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 9, 10)
+	FCMGE4D(14, 10, 11)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	AND8(11, 10, 10)
+	FCMGE4D(10, 14, 12)
+	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(9, 14, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
-	NARROW(1, 2, 1)
-	FSTPQ (F2, F3), (R5)
-	NARROW(3, 4, 3)
-	FSTPQ (F6, F7), (R6)
+	FCMGE4D(10, 14, 12)
+	ORR8(12, 11, 11)
+	AND8(11, 13, 13)
+	NARROW(2, 3, 2)
+	FSTPQ (F4, F5), (R5)
+	NARROW(4, 5, 4)
+	FSTPQ (F8, F9), (R6)
 	ADD $64, R0
 	ADD $64, R1
 	ADD $64, R2
@@ -22740,7 +23290,7 @@ channels1:
 	BNE channels1
 	MOVD a+8(FP), R7
 	ADD $channelArgs_usual, R7
-	FSTPQ (F24, F25), (R7)
+	FSTPQ (F26, F27), (R7)
 	RET
 
 // func trackChannels(id int, a *channelArgs)
@@ -29598,36 +30148,6 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart8<>(SB), NOSPLIT|NOFRAME, $0-0
-	TBZ $2, R25, low1
-	FMOVQ.P F16, 16(R24)
-	TBZ $1, R25, odd2
-	VST1.P V17.D[0], 8(R24)
-	TBZ $0, R25, done3
-	VST1 V17.S[2], (R24)
-	RET
-
-odd2:
-	TBZ $0, R25, done3
-	VST1 V17.S[0], (R24)
-
-done3:
-	RET
-
-low1:
-	TBZ $1, R25, odd4
-	VST1.P V16.D[0], 8(R24)
-	TBZ $0, R25, done5
-	VST1 V16.S[2], (R24)
-	RET
-
-odd4:
-	TBZ $0, R25, done5
-	VST1 V16.S[0], (R24)
-
-done5:
-	RET
-
 TEXT ·loadPart9<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(9, 9, 9)
 	TBZ $2, R25, low1
@@ -29716,36 +30236,6 @@ low1:
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V20.S[0]
-
-done5:
-	RET
-
-TEXT ·storePart10<>(SB), NOSPLIT|NOFRAME, $0-0
-	TBZ $2, R25, low1
-	FMOVQ.P F20, 16(R24)
-	TBZ $1, R25, odd2
-	VST1.P V21.D[0], 8(R24)
-	TBZ $0, R25, done3
-	VST1 V21.S[2], (R24)
-	RET
-
-odd2:
-	TBZ $0, R25, done3
-	VST1 V21.S[0], (R24)
-
-done3:
-	RET
-
-low1:
-	TBZ $1, R25, odd4
-	VST1.P V20.D[0], 8(R24)
-	TBZ $0, R25, done5
-	VST1 V20.S[2], (R24)
-	RET
-
-odd4:
-	TBZ $0, R25, done5
-	VST1 V20.S[0], (R24)
 
 done5:
 	RET

@@ -37,8 +37,8 @@ func TestAbsentKernelFaults(t *testing.T) {
 	}
 	const variable = "BATCHNORM_ABSENT_KERNEL"
 	absent := map[string]int{
-		"in the table": kernelID(kernelGradSums, runs, actNone, 0),
-		"behind it":    kernelID(kernelPipeBackward+1, rows, actNone, 0),
+		"in the table": kernelID(kernelMoments, rows, actInline, 0),
+		"behind it":    kernelID(kernelInputGrad+1, rows, actNone, 0),
 		"in front":     -1,
 	}
 	if which := os.Getenv(variable); which != "" {

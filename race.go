@@ -49,7 +49,7 @@ func (a *kernelArgs) race(kernel int, l layout) {
 		}
 		return
 	}
-	if a.left != a.n || a.rowsLeft != a.rows || a.piece != 0 || a.coefAt != 0 {
+	if a.left != a.n || a.rowsLeft != a.rows || a.coefAt != 0 {
 		return // all of it was told before the first call
 	}
 	p := a.at

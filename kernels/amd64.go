@@ -67,7 +67,18 @@ func (l amd64) addReg(dst, src reg)      { l.printf("ADDQ %s, %s", l.r(src), l.r
 func (l amd64) subReg(dst, src reg)      { l.printf("SUBQ %s, %s", l.r(src), l.r(dst)) }
 func (l amd64) subImm(dst reg, n int)    { l.printf("SUBQ $%d, %s", n, l.r(dst)) }
 func (l amd64) shiftLeft(dst reg, n int) { l.printf("SHLQ $%d, %s", n, l.r(dst)) }
-func (l amd64) andImm(dst reg, n int)    { l.printf("ANDQ $%d, %s", n, l.r(dst)) }
+func (l amd64) shiftDown(dst reg, n int) { l.printf("SARQ $%d, %s", n, l.r(dst)) }
+func (l amd64) set(dst reg, n int)       { l.printf("MOVQ $%d, %s", n, l.r(dst)) }
+func (l amd64) negate(dst reg)           { l.printf("NEGQ %s", l.r(dst)) }
+func (l amd64) least(dst, src reg) {
+	l.printf("CMPQ %s, %s", l.r(src), l.r(dst))
+	l.printf("CMOVQLT %s, %s", l.r(src), l.r(dst))
+}
+func (l amd64) storeArg(src reg, field string, t reg) {
+	l.printf("MOVQ a+8(FP), %s", l.r(t))
+	l.printf("MOVQ %s, %s_%s(%s)", l.r(src), l.args, field, l.r(t))
+}
+func (l amd64) andImm(dst reg, n int) { l.printf("ANDQ $%d, %s", n, l.r(dst)) }
 func (l amd64) branch(c cond, to string) {
 	l.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
 }
@@ -97,11 +108,10 @@ func (l amd64) sqrt64(dst, x vec)          { l.printf("VSQRTPD Y%d, Y%d", x, dst
 func (l amd64) reduce(dst, dst2, src mem, t [3]vec) {
 	for i, v := range t[:2] {
 		s := src
-		s.off += i * vecBytes
-		l.printf("VCVTPS2PD %s, Y%d", l.m(s), v)
-		s.off += vecBytes / 2
-		l.printf("VCVTPS2PD %s, Y%d", l.m(s), t[2])
-		l.printf("VADDPD Y%d, Y%d, Y%d", t[2], v, v)
+		s.off += 2 * i * vecBytes
+		l.printf("VMOVUPS %s, Y%d", l.m(s), v)
+		s.off += vecBytes
+		l.printf("VADDPD %s, Y%d, Y%d", l.m(s), v, v)
 		l.printf("VEXTRACTF128 $1, Y%d, X%d", v, t[2])
 		l.printf("VADDPD X%d, X%d, X%d", t[2], v, v)
 	}

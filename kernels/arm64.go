@@ -69,6 +69,17 @@ func (l arm64) argAddr(dst reg, field string) {
 	l.printf("MOVD a+8(FP), %s", l.r(dst))
 	l.printf("ADD $%s_%s, %s", l.args, field, l.r(dst))
 }
+func (l arm64) shiftDown(dst reg, n int) { l.printf("ASR $%d, %s", n, l.r(dst)) }
+func (l arm64) set(dst reg, n int)       { l.printf("MOVD $%d, %s", n, l.r(dst)) }
+func (l arm64) negate(dst reg)           { l.printf("NEG %s, %s", l.r(dst), l.r(dst)) }
+func (l arm64) least(dst, src reg) {
+	l.printf("CMP %s, %s", l.r(src), l.r(dst))
+	l.printf("CSEL LT, %s, %s, %s", l.r(dst), l.r(src), l.r(dst))
+}
+func (l arm64) storeArg(src reg, field string, _ reg) {
+	l.printf("MOVD a+8(FP), %s", arm64Addr)
+	l.printf("MOVD %s, %s_%s(%s)", l.r(src), l.args, field, arm64Addr)
+}
 func (l arm64) move(dst, src reg)        { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) addImm(dst reg, n int)    { l.printf("ADD $%d, %s", n, l.r(dst)) }
 func (l arm64) addReg(dst, src reg)      { l.printf("ADD %s, %s", l.r(src), l.r(dst)) }
@@ -233,8 +244,10 @@ func (l arm64) sqrt64(dst, x vec) { l.use(fsqrt64, x, dst) }
 func (l arm64) reduce(dst, dst2, src mem, t [3]vec) {
 	for i, v := range t[:2] {
 		s := src
-		s.off += i * vecBytes
+		s.off += 2 * i * vecBytes
 		l.load(v, s)
+		s.off += vecBytes
+		l.load(t[2], s)
 		l.use(sumTo2, v, t[2])
 	}
 	l.use(addPair, t[1], t[0])

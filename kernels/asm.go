@@ -92,7 +92,12 @@ type lowering interface {
 	subReg(dst, src reg)
 	subImm(dst reg, n int) // sets the condition
 	shiftLeft(dst reg, n int)
-	andImm(dst reg, n int) // sets the condition, for zero
+	shiftDown(dst reg, n int) // of a number with a sign
+	set(dst reg, n int)
+	negate(dst reg)
+	least(dst, src reg)                    // dst = min(dst, src)
+	storeArg(src reg, field string, t reg) // args.field = src; t is a temporary
+	andImm(dst reg, n int)                 // sets the condition, for zero
 	branch(c cond, label string)
 	jump(label string)
 
@@ -118,8 +123,8 @@ type lowering interface {
 	// opMem is op with y in memory; it may load it into t.
 	opMem(o op, dst, x vec, y mem, t vec)
 	sqrt64(dst, x vec) // of 4 float64
-	// reduce sums 8 float32 from memory in float64, as reduce in ../stats.go does, and
-	// the 8 behind them; t are temporaries.
+	// reduce sums 8 float64 from memory, as reduce in ../stats.go does, and the 8 behind
+	// them; t are temporaries.
 	reduce(dst, dst2, src mem, t [3]vec)
 	// pointTable makes the constants of a kernel ready to be used, until there is an
 	// address with an index.

@@ -142,6 +142,16 @@ func (c *chans) store32(src pair, a array) {
 	c.store(src[0], mem{base: a.at})
 }
 
+// storeShift stores what shiftFor in ../stats.go makes of a mean; src is lost.
+func (c *chans) storeShift(src pair, a array) {
+	c.round(src)
+	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
+	c.sub(src[1], src[0], src[0])
+	c.op(opLE, src[1], src[1], src[1])
+	c.op(opAnd, src[0], src[0], src[1])
+	c.store(src[0], mem{base: a.at})
+}
+
 // storeNegative is store32 of -src.
 func (c *chans) storeNegative(src pair, a array) {
 	c.round(src)
@@ -180,8 +190,6 @@ func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
 
 // Limits, as in ../stats.go.
 const (
-	tameMin = 0x1p-60
-	tameMax = 0x1p+60
 	sureMin = 0x1p-100
 	sureMax = 0x1p+100
 )
@@ -192,15 +200,23 @@ const (
 // a, b and t are temporaries. It leaves the mean in a.
 func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross vec) {
 	c.load64(a, sumA)
+	c.sub64(t, mean, a)
+	c.add64(mean, mean, a) // what becomes of means that are no numbers
+	c.mul64(b, t, t)
+	c.mul64(b, b, scalarPair(cross))
+	c.add64(m2, m2, b)
 	c.load64(b, sumB)
-	c.sub64(mean, mean, a)
-	c.mul64(t, mean, mean)
-	c.mul64(t, t, scalarPair(cross))
-	c.add64(m2, m2, t)
 	c.add64(b, b, m2)
 	c.store64(b, sumB)
-	c.mul64(t, mean, scalarPair(weight))
+	c.sub64(b, t, t)
+	c.mul64(t, t, scalarPair(weight))
 	c.add64(a, a, t)
+	for h := range a {
+		c.op(opGE64, b[h], b[h], c.const64(0)) // the difference is finite
+		c.op(opAnd, a[h], a[h], b[h])
+		c.op(opAndNot, mean[h], b[h], mean[h])
+		c.op(opOr, a[h], a[h], mean[h])
+	}
 	c.store64(a, sumA)
 }
 
@@ -222,11 +238,11 @@ func foldReducedChannels(c *chans) {
 
 // reduceChannels needs no vectors of channels: it goes lane by lane.
 func reduceChannels(c *chans) {
-	acc, otherA, otherB := c.array("acc", lanes*3*vecBytes), c.float64s("otherA"), c.float64s("otherB")
+	sums, otherA, otherB := c.array("sums", lanes*sumLen*float64Bytes), c.float64s("otherA"), c.float64s("otherB")
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
 	c.loop(func() {
 		for i := range lanes {
-			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: acc.at, off: 3 * vecBytes * i}, t)
+			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: sums.at, off: sumLen * float64Bytes * i}, t)
 		}
 	})
 }
@@ -244,7 +260,7 @@ func (c *chans) fold(get func(s, q pair)) {
 		c.loadWide(s, shift, 0)
 		c.sub64(d, d, s)
 		c.merge(sumA, sumB, d, q, s, r, t, weight, cross)
-		c.storeNegative(s, shift)
+		c.storeShift(s, shift)
 	})
 }
 
@@ -255,7 +271,7 @@ func probeChannels(c *chans) {
 	c.loop(func() {
 		c.loadWide(s, acc, 0)
 		c.div64(s, s, scalarPair(count))
-		c.storeNegative(s, shift)
+		c.storeShift(s, shift)
 	})
 }
 
@@ -357,8 +373,8 @@ func affineChannels(c *chans) {
 		c.loadWide(s, gamma, 0)
 		c.mul64(s, s, i)
 		c.store64(s, scale)
-		c.needTame(i, tameMin, tameMax, temps)
-		c.needTame(s, tameMin, tameMax, temps)
+		c.needTame(i, sureMin, sureMax, temps)
+		c.needTame(s, sureMin, sureMax, temps)
 		c.low(m, i, neg)
 		c.mul64(m, m, s)
 		c.loadWide(t, beta, 0)
@@ -385,7 +401,7 @@ func (c *chans) low(mean, t pair, neg array) {
 func gradientChannels(c *chans) {
 	sumA, sumB, mean, invstd := c.float64s("sumA"), c.float64s("sumB"), c.float64s("mean"), c.float64s("invstd")
 	dgamma, k1, k2 := c.float64s("dgamma"), c.float32s("k1"), c.float32s("k2")
-	count := c.scalar("count")
+	count, trusted := c.scalar("count"), c.scalar("weight")
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	temps := [3]vec{t[0], t[1], c.newVec()}
 	c.watch()
@@ -405,6 +421,10 @@ func gradientChannels(c *chans) {
 			c.need(t[1])
 			c.op(opMul64, t[1], count, c.const64(sureMin))
 			c.op(opGE64, t[1], low[0], t[1])
+			c.op(opOr, t[0], t[0], t[1])
+			c.abs64(t[1], p[h])
+			c.op(opAdd64, t[1], t[1], low[0])
+			c.op(opGE64, t[1], trusted, t[1])
 			c.op(opOr, t[0], t[0], t[1])
 			c.need(t[0])
 		}

@@ -23,19 +23,21 @@ const (
 	float64Bytes = 8
 	floatShift   = 2 // from a number of floats to their bytes
 	cacheLine    = 64
-	noMore       = 1 << 30 // values: more than a row has that one call handles
+	float64Shift = 3
+	groupShift   = 2 // from a number of vectors to that of groups
 )
 
 // body is what a walk needs to know of a kernel.
 type body struct {
-	tensors []reg // pointers, moved along together
-	coef    []vec // constants, fields 0, 1, ... of the record; unused: not loaded
-	record  int   // fields of the record
-	sums    []vec // kept in acc; nil for a kernel without
-	fetch   []reg // tensors to prefetch
-	apart   []reg // runs: those to prefetch by a distance of their own
-	piped   bool  // sums and something else at a time
-	calls   bool  // it calls the function of an activation
+	tensors []reg  // pointers, moved along together
+	first   string // the field with the first of them
+	output  reg    // one of the tensors that are written, if there is one
+	coef    []vec  // constants, fields 0, 1, ... of the record; unused: not loaded
+	record  int    // fields of the record
+	sums    []vec  // kept in acc; nil for a kernel without
+	fetch   []reg  // tensors to prefetch
+	temps   []vec  // sums: three that are free between two groups
+	calls   bool   // it calls the function of an activation
 
 	// one handles a vector of each tensor; four handles 4 that go to the same
 	// sums. at gives the address of vector j in a tensor.
@@ -120,14 +122,17 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 	get := func(at address, j int, part bool, v []vec) {
 		value(func(t reg) mem { return at(t, j) }, j, part, v)
 	}
-	one = func(at address, part bool) {
-		prepare(at, 1, part)
-		get(at, 0, part, sets[0])
-		if part { // in rows the other lanes have sums of their own
+	keep := func(part bool) {
+		if part && a.layout == inRows { // the other lanes have sums of their own
 			for _, v := range sets[0] {
 				a.keepPart(v)
 			}
 		}
+	}
+	one = func(at address, part bool) {
+		prepare(at, 1, part)
+		get(at, 0, part, sets[0])
+		keep(part)
 		addTo(sums, sets[0])
 	}
 	four = func(at address, part bool) {
@@ -139,6 +144,7 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 		get(at, 3, part, sets[2])
 		addTo(sets[1], sets[2])
 		addTo(sets[0], sets[1])
+		keep(part)
 		addTo(sums, sets[0])
 	}
 	return one, four
@@ -153,10 +159,12 @@ func (a *asm) newVecs(n int) []vec {
 }
 
 func moments(a *asm, v variant) {
-	x := a.newArg("x")
-	k := a.newVec()
-	b := body{tensors: []reg{x}, coef: []vec{k}, record: 1, sums: a.newVecs(2), fetch: []reg{x}}
-	b.one, b.four = treeSum(a, b.sums, newSets(a), nothing, momentValue(a, x, k))
+	b := body{record: 1}
+	x, k := b.tensor(a, "x"), a.newVec()
+	b.coef, b.sums, b.fetch = []vec{k}, a.newVecs(2), []reg{x}
+	sets := newSets(a)
+	b.temps = slices.Concat(sets[:]...)
+	b.one, b.four = treeSum(a, b.sums, sets, nothing, momentValue(a, x, k))
 	v.walk()(a, b)
 }
 
@@ -178,9 +186,8 @@ type operands struct {
 	x, dy, y  reg
 	backward  bool // dy is there
 	res, dres *reg
-	resAt     func(mem) mem // where the residual is, if not as far on as the others
-	c         [coefLen]vec  // constants
-	z, t      vec           // for the activation: z and a temporary, the first of temps
+	c         [coefLen]vec // constants
+	z, t      vec          // for the activation: z and a temporary, the first of temps
 	temps     []vec
 	called    []vec // where a called function has its arguments and results
 }
@@ -197,14 +204,11 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 	return s
 }
 
-// prefetch makes a kernel without sums prefetch what it reads, in runs, and in cols
-// where it stores past the caches.
+// prefetch makes a kernel without sums prefetch what it reads, in cols with
+// non-temporal stores.
 func (o *operands) prefetch(a *asm, b *body) {
-	if a.layout == inRuns || a.stream && a.layout == inCols {
+	if a.stream && a.layout == inCols {
 		b.fetch = o.inputs()
-	}
-	if a.layout == inRuns && o.res != nil && !o.backward { // no sums have read it
-		b.fetch, b.apart = []reg{o.x}, []reg{*o.res}
 	}
 }
 
@@ -223,6 +227,9 @@ func (o *operands) inputs() []reg {
 // tensor returns a pointer from the arguments and lets the walk move it.
 func (b *body) tensor(a *asm, name string) reg {
 	r := a.newArg(name)
+	if b.tensors == nil {
+		b.first = name
+	}
 	b.tensors = append(b.tensors, r)
 	return r
 }
@@ -282,11 +289,7 @@ func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
 	o.withConst(a, opMul, z, d, fieldA)
 	o.withConst(a, opAdd, z, z, fieldB)
 	if o.res != nil {
-		at := m(*o.res)
-		if o.resAt != nil {
-			at = o.resAt(at)
-		}
-		a.addMem(z, z, at, o.t, part)
+		a.addMem(z, z, m(*o.res), o.t, part)
 	}
 }
 
@@ -390,6 +393,7 @@ func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
 func normalize(a *asm, v variant) {
 	b := body{record: coefLen}
 	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
+	b.output = o.y
 	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
@@ -421,6 +425,7 @@ func gradSums(a *asm, v variant) {
 	b.sums = o.reserve(a, true)
 	b.coef = o.newConsts(a, backwardFields(v.act)...)
 	sets := newSets(a)
+	b.temps = slices.Concat(sets[:]...)
 	o.newTemps(a, sets[0][0])
 	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, v.has(withDResidual)))
 	v.walk()(a, b)
@@ -433,6 +438,7 @@ func inputGrad(a *asm, v variant) {
 	b := body{record: coefLen}
 	o := backwardOperands(a, &b, v)
 	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
+	b.output = o.y
 	fields := backwardFields(v.act, fieldK1, fieldK2)
 	if v.act.identity() {
 		fields = append(fields, fieldA)
@@ -444,121 +450,5 @@ func inputGrad(a *asm, v variant) {
 	o.newTemps(a, d)
 	o.prefetch(a, &b)
 	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, d, g, t))
-	v.walk()(a, b)
-}
-
-// The pipelined kernels, for rows: while they apply the constants of a channel,
-// whose values are in the cache, they take the sums of the next from memory. Its
-// values are next floats further on, its constants in a second record. There
-// are too many constants for the registers, so every group loads them again.
-
-// indexed adds an offset to an address that has none.
-func indexed(m mem, by reg) mem {
-	m.index, m.scale = by, 1
-	return m
-}
-
-// pipe makes the two functions of a pipelined kernel: each does what sum does, for
-// the next channel, and what apply does.
-func (b *body) pipe(a *asm, o *operands, next reg, sumFields, applyFields []int, sum, apply [2]func(at address, part bool)) {
-	ahead := func(at address) address {
-		return func(t reg, j int) mem { return indexed(at(t, j), next) }
-	}
-	both := func(i int) func(at address, part bool) {
-		return func(at address, part bool) {
-			sums := func() {
-				o.record = coefLen
-				if !o.act.called {
-					o.load(a, sumFields...)
-				}
-				sum[i](ahead(at), part)
-			}
-			if !o.act.called {
-				sums()
-			}
-			o.record = 0
-			if !o.act.called {
-				o.load(a, applyFields...)
-			}
-			apply[i](at, part)
-			if o.act.called { // behind what takes longest
-				sums()
-			}
-		}
-	}
-	b.one, b.four, b.piped = both(0), both(1), true
-}
-
-// pipeForwardRuns exists for activations that are not called, and without a
-// residual.
-func pipeForwardRuns(a *asm, v variant) {
-	var b body
-	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y")}
-	b.fetch = []reg{o.x}
-	b.sums = o.reserve(a, true)
-	o.newConsts(a, affineFields...)
-	sets := newSets(a)
-	o.z, o.temps = sets[0][0], sets[1]
-	o.t = o.temps[0]
-	var sum, apply [2]func(at address, part bool)
-	sum[0], sum[1] = treeSum(a, b.sums, sets, nothing, momentValue(a, o.x, o.c[fieldN]))
-	apply[0], apply[1] = each(nothing, o.normalizeOne(a))
-	b.pipeRuns(a, &o, []int{fieldN}, affineFields, sum, apply, sets[2][1])
-}
-
-func pipeForward(a *asm, v variant) {
-	b := body{record: 2 * coefLen}
-	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
-	b.fetch = []reg{o.x}
-	next := a.newArg("next")
-	a.shiftLeft(next, floatShift)
-	if v.has(withResidual) { // is not read for the sums: pointed at where they would, it is prefetched with them
-		b.fetch = append(b.fetch, *o.res)
-		a.subReg(*o.res, next)
-	}
-	b.sums = o.reserve(a, true)
-	o.newConsts(a, affineFields...)
-	sets := newSets(a)
-	o.z, o.temps = sets[0][0], sets[1]
-	o.t = o.temps[0]
-	for len(o.temps) < v.act.temps {
-		o.temps = append(o.temps, a.newVec())
-	}
-	// The function is that of y; the sums need none.
-	loadN := func(address, int, bool) {
-		if v.act.called {
-			o.load(a, fieldN)
-		}
-	}
-	var sum, apply [2]func(at address, part bool)
-	o.resAt = func(m mem) mem { return indexed(m, next) }
-	sum[0], sum[1] = treeSum(a, b.sums, sets, loadN, momentValue(a, o.x, o.c[fieldN]))
-	apply[0], apply[1] = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
-	b.pipe(a, &o, next, []int{fieldN}, affineFields, sum, apply)
-	v.walk()(a, b)
-}
-
-func pipeBackward(a *asm, v variant) {
-	b := body{record: 2 * coefLen}
-	o := backwardOperands(a, &b, v)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
-	b.fetch = o.inputs()
-	next := a.newArg("next")
-	a.shiftLeft(next, floatShift)
-	b.sums = o.reserve(a, true)
-	var sets [3][]vec
-	if v.act.called { // some constants are there before the call only, some behind it
-		o.newConsts(a, affineFields...)
-		sets = newSets(a)
-		o.c[fieldK1], o.c[fieldK2] = o.c[fieldB], sets[2][1] // which only sums use
-	} else {
-		o.newConsts(a, fieldN, fieldA, fieldB, fieldK1, fieldK2)
-		sets = newSets(a)
-	}
-	o.newTemps(a, sets[0][0])
-	var sum, apply [2]func(at address, part bool)
-	sum[0], sum[1] = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, false))
-	apply[0], apply[1] = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, sets[0][0], sets[0][1], sets[1][0]))
-	b.pipe(a, &o, next, backwardFields(v.act), []int{fieldN, fieldA, fieldB, fieldK1, fieldK2}, sum, apply)
 	v.walk()(a, b)
 }

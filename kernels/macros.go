@@ -121,15 +121,11 @@ var (
 		step{"VORR d1.B16, d0.B16, d0.B16", 0x4ea01c00, "d1<<16|d0<<5|d0"},
 		step{"VUMAXV d0.S4, d0", 0x6eb0a800, "d0<<5|d0"})
 
-	// 8 float32 to 2 sums in float64, in the first register; t is lost
+	// 8 float64 to 2 sums, in the first register: t has the second 4 of them
 	sumTo2 = define("SUMTO2", "dt",
-		step{"FCVTL d0.S2, t0.D2", 0x0e617800, "d0<<5|t0"},
-		step{"FCVTL2 d0.S4, t1.D2", 0x4e617800, "d0<<5|t1"},
-		step{"FCVTL2 d1.S4, d0.D2", 0x4e617800, "d1<<5|d0"},
-		step{"FCVTL d1.S2, d1.D2", 0x0e617800, "d1<<5|d1"},
-		step{"FADD d1.D2, t0.D2, t0.D2", 0x4e60d400, "d1<<16|t0<<5|t0"},
-		step{"FADD d0.D2, t1.D2, t1.D2", 0x4e60d400, "d0<<16|t1<<5|t1"},
-		step{"FADD t1.D2, t0.D2, d0.D2", 0x4e60d400, "t1<<16|t0<<5|d0"})
+		step{"FADD t0.D2, d0.D2, d0.D2", 0x4e60d400, "t0<<16|d0<<5|d0"},
+		step{"FADD t1.D2, d1.D2, d1.D2", 0x4e60d400, "t1<<16|d1<<5|d1"},
+		step{"FADD d1.D2, d0.D2, d0.D2", 0x4e60d400, "d1<<16|d0<<5|d0"})
 	addPair = define("ADDPAIR", "xd",
 		step{"FADDP x0.D2, d0.D2, d0.D2", 0x6e60d400, "x0<<16|d0<<5|d0"})
 )

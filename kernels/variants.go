@@ -10,12 +10,10 @@ const (
 	kernelNormalize
 	kernelGradSums
 	kernelInputGrad
-	kernelPipeForward
-	kernelPipeBackward
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "pipeForward", "pipeBackward"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
 
 // layout is how the values of a channel lie, as in ../kernels.go.
 type layout int
@@ -23,13 +21,11 @@ type layout int
 const (
 	inRows layout = iota
 	inCols
-	inRuns
 	numLayouts
 )
 
 var (
-	layoutNames = [...]string{"rows", "cols", "runs"}
-	walks       = [...]walk{walkRows, walkCols, walkRuns}
+	layoutNames = [...]string{"rows", "cols"}
 )
 
 // flags are what a variant has or not, as in ../kernels.go.
@@ -64,7 +60,7 @@ var families = []family{
 		optional: func(activation) flags { return 0 }, emit: moments,
 	},
 	{
-		kernel: kernelNormalize, layouts: []layout{inRows, inCols, inRuns}, acts: activations, calls: "value",
+		kernel: kernelNormalize, layouts: []layout{inRows, inCols}, acts: activations, calls: "value",
 		optional: func(activation) flags { return withResidual | withStream }, emit: normalize,
 	},
 	{
@@ -77,20 +73,8 @@ var families = []family{
 		}, emit: gradSums,
 	},
 	{
-		kernel: kernelInputGrad, layouts: []layout{inRows, inCols, inRuns}, acts: activations, calls: "derivative",
+		kernel: kernelInputGrad, layouts: []layout{inRows, inCols}, acts: activations, calls: "derivative",
 		optional: func(act activation) flags { return act.residual() | withDResidual | withStream }, emit: inputGrad,
-	},
-	{
-		kernel: kernelPipeForward, layouts: []layout{inRows}, acts: activations, calls: "value",
-		optional: func(activation) flags { return withResidual | withStream }, emit: pipeForward,
-	},
-	{
-		kernel: kernelPipeForward, layouts: []layout{inRuns}, acts: inline, always: withStream,
-		optional: func(activation) flags { return 0 }, emit: pipeForwardRuns,
-	},
-	{
-		kernel: kernelPipeBackward, layouts: []layout{inRows}, acts: activations, calls: "derivative",
-		optional: func(act activation) flags { return act.residual() | withDResidual | withStream }, emit: pipeBackward,
 	},
 }
 
@@ -129,7 +113,17 @@ func variants() []variant {
 }
 
 func (v variant) has(f flags) bool { return v.flags&f != 0 }
-func (v variant) walk() walk       { return walks[v.layout] }
+
+// walk is the way of the kernel through the tensors.
+func (v variant) walk() walk {
+	switch {
+	case v.layout == inCols:
+		return walkCols
+	case v.family.kernel == kernelMoments || v.family.kernel == kernelGradSums:
+		return walkSums
+	}
+	return walkRuns
+}
 
 // name is that of the assembly function.
 func (v variant) name() string {

@@ -1,128 +1,245 @@
 package main
 
-// walkRows: the values of a channel are adjacent. In every row there are groups
-// of 4 vectors, then single ones, then a part.
-func walkRows(a *asm, b body) {
-	coef, rows := a.newArg("coef"), a.newArg("rows")
-	gap, count := a.newReg(), a.newReg()
+// Walks in rows: the values of a channel are adjacent. They stop after a number of
+// values, and leave in the arguments where they did.
 
-	a.arg(gap, "n")
-	a.move(count, gap)
-	a.andImm(count, lanes-1)
-	a.part(count) // the same in every row
-	a.arg(count, "stride")
-	a.subReg(count, gap)
-	a.move(gap, count)
-	a.shiftLeft(gap, floatShift) // from the end of a row to the next
-	// A pipelined kernel takes the sums of one channel, which stay in their
-	// registers. Others have those of a channel per row, and begin anew with the
-	// first for every image.
-	var acc, more reg
-	perRow := b.sums != nil && !b.piped
-	switch {
-	case perRow:
-		acc, more = a.newArg("acc"), a.newArg("more")
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.loadSums(a, count)
+// Pieces of a row, in values, as in ../kernels.go.
+const (
+	pieceFour   = 64 * lanes
+	pieceSingle = 64 * groupValues
+)
+
+// sumLen is how many sums a row has, as in ../kernels.go.
+const sumLen = 2 * lanes
+
+// walkSums takes sums: of four images side by side, as long as there are four, or of
+// single images. One call does one or the other.
+func walkSums(a *asm, b body) {
+	s := sumWalk{b: b, coef: a.newReg(), acc: a.newReg(), count: a.newReg(), t: a.newReg(), u: a.newReg()}
+	stride, stride3 := a.newReg(), a.newReg()
+	a.coef = s.coef
+	a.loadConst = func(dst vec, field int) { a.broadcast(dst, mem{base: s.coef, off: field * floatBytes}) }
+
+	b.resume(a, s.t)
+	a.pointer(s.coef, "coef", "coefAt", floatShift, s.t)
+	a.pointer(s.acc, "sums", "accAt", float64Shift, s.t)
+	a.argAddr(s.t, "partial")
+	b.loadSums(a, s.t)
+
+	single := a.newLabel("singles")
+	a.arg(s.t, "images")
+	a.subImm(s.t, groupSize)
+	a.branch(ifLess, single)
+	a.arg(s.t, "budget") // is of all four images
+	a.shiftDown(s.t, groupShift)
+	a.storeArg(s.t, "budget", s.u)
+	a.arg(stride, "stride")
+	a.shiftLeft(stride, floatShift)
+	a.move(stride3, stride)
+	a.addReg(stride3, stride)
+	a.addReg(stride3, stride)
+	s.emit(a, groupSize, pieceFour, func() {
+		loop, part, done := a.newLabel("four"), a.newLabel("part"), a.newLabel("summed")
+		at := func(t reg, j int) mem {
+			return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+		}
+		a.subImm(s.count, lanes)
+		a.branch(ifLess, part)
+		a.label(loop)
+		b.four(at, false)
+		b.advanceImm(a, vecBytes)
+		a.subImm(s.count, lanes)
+		a.branch(ifNotLess, loop)
+		a.label(part)
+		s.part(a, done, func() { b.four(at, true) })
+		a.label(done)
+	})
+
+	a.label(single)
+	s.emit(a, 1, pieceSingle, func() { s.linear(a) })
+}
+
+// sumWalk is walkSums in the making: the constants and the sums of the row, values to
+// sum, and two temporaries.
+type sumWalk struct {
+	b                      body
+	coef, acc, count, t, u reg
+}
+
+// emit prints the walk over so many images side by side, whose sums are taken over
+// pieces. take has count values of each of them summed.
+func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
+	next, flush, row, again, save := a.newLabel("next"), a.newLabel("flush"), a.newLabel("row"), a.newLabel("again"), a.newLabel("save")
+	count, t, u := s.count, s.t, s.u
+	constants := func() { s.b.constants(a, s.coef) }
+	constants()
+	a.label(next)
+	a.arg(count, "left")
+	a.arg(t, "piece")
+	a.least(count, t)
+	a.arg(t, "budget")
+	a.least(count, t)
+	a.subImm(count, 0)
+	a.branch(ifZero, save)
+	for _, field := range []string{"left", "piece", "budget"} {
+		a.arg(t, field)
+		a.subReg(t, count)
+		if field == "budget" { // whole vectors, or groups, until the end of a row
+			a.andImm(t, -groupValues/side)
+		}
+		a.storeArg(t, field, u)
 	}
-	a.coef = coef
-	a.loadConst = func(dst vec, field int) { a.broadcast(dst, mem{base: coef, off: field * floatBytes}) }
-	var fetch, left reg
-	if b.fetch != nil {
-		fetch, left = a.newReg(), a.newReg()
+	take()
+
+	a.arg(t, "left")
+	a.subImm(t, 0)
+	a.branch(ifZero, flush)
+	a.arg(t, "piece")
+	a.subImm(t, 0)
+	a.branch(ifNotZero, next) // the budget is used up
+	a.label(flush)
+	s.flush(a)
+	a.set(t, piece)
+	a.storeArg(t, "piece", u)
+	a.arg(t, "left")
+	a.subImm(t, 0)
+	a.branch(ifNotZero, next)
+
+	a.label(row) // has ended
+	a.arg(t, "n")
+	a.storeArg(t, "left", u)
+	s.b.advanceArg(a, "rowGap", t)
+	a.arg(t, "coefStep")
+	a.shiftLeft(t, floatShift)
+	a.addReg(s.coef, t)
+	a.addImm(s.acc, sumLen*float64Bytes)
+	a.arg(t, "rowsLeft")
+	a.subImm(t, 1)
+	a.branch(ifZero, again)
+	a.storeArg(t, "rowsLeft", u)
+	constants()
+	a.jump(next)
+
+	a.label(again) // with the next images
+	a.arg(t, "rows")
+	a.storeArg(t, "rowsLeft", u)
+	a.arg(s.coef, "coef")
+	a.arg(s.acc, "sums")
+	s.b.advanceArg(a, "imageGap", t)
+	for range side - 1 {
+		s.b.advanceArg(a, "stride", t)
+	}
+	constants()
+	a.arg(t, "images")
+	a.addImm(t, -side)
+	a.storeArg(t, "images", u)
+	if side > 1 { // those that are left go another way
+		a.subImm(t, side)
+		a.branch(ifNotLess, next)
+		a.set(t, pieceSingle)
+		a.storeArg(t, "piece", u)
+	} else {
+		a.subImm(t, 0)
+		a.branch(ifNotZero, next)
 	}
 
-	row, group, rest, single, part, next := a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("next")
+	a.label(save)
+	a.argAddr(t, "partial")
+	s.b.storeSums(a, t)
+	a.savePointer(s.b.tensors[0], s.b.first, "at", floatShift, t, u)
+	a.savePointer(s.coef, "coef", "coefAt", floatShift, t, u)
+	a.savePointer(s.acc, "sums", "accAt", float64Shift, t, u)
+	a.end()
+}
+
+// linear has count values of one image summed: groups of 4 vectors, then single ones,
+// then a part.
+func (s *sumWalk) linear(a *asm) {
+	group, rest, single, part, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
+	a.subImm(s.count, groupValues)
+	a.branch(ifLess, rest)
+	a.label(group)
+	s.b.four(at, false)
+	s.b.advanceImm(a, groupSize*vecBytes)
+	a.subImm(s.count, groupValues)
+	a.branch(ifNotLess, group)
+	a.label(rest)
+	a.addImm(s.count, groupValues)
+	a.subImm(s.count, lanes)
+	a.branch(ifLess, part)
+	a.label(single)
+	s.b.one(at, false)
+	s.b.advanceImm(a, vecBytes)
+	a.subImm(s.count, lanes)
+	a.branch(ifNotLess, single)
+	a.label(part)
+	s.part(a, done, func() { s.b.one(at, true) })
+	a.label(done)
+}
 
-	a.label(row)
+// part has what is left of count summed, which is fewer values than a vector has, less
+// a vector.
+func (s *sumWalk) part(a *asm, done string, take func()) {
+	a.andImm(s.count, lanes-1)
+	a.branch(ifZero, done)
+	a.move(s.t, s.count)
+	a.part(s.t)
+	take()
+	a.shiftLeft(s.count, floatShift)
+	s.b.advance(a, s.count)
+}
+
+// flush adds the sums of a piece to those in float64, and begins anew.
+func (s *sumWalk) flush(a *asm) {
+	wide := pair{s.b.temps[0], s.b.temps[1]}
+	for i, sum := range s.b.sums {
+		a.widen(wide, sum)
+		for h, v := range wide {
+			m := mem{base: s.acc, off: (2*i + h) * vecBytes}
+			a.opMem(opAdd64, v, v, m, s.b.temps[2])
+			a.store(v, m)
+		}
+		a.zero(sum)
+	}
+}
+
+// resume points the tensors at where the walk goes on; t is a temporary.
+func (b *body) resume(a *asm, t reg) {
+	a.arg(t, "at")
+	a.shiftLeft(t, floatShift)
+	b.advance(a, t)
+}
+
+// constants loads the constants of a row.
+func (b *body) constants(a *asm, coef reg) {
 	for f, c := range b.coef {
 		if c != unused {
 			a.broadcast(c, mem{base: coef, off: f * floatBytes})
 		}
 	}
-	if perRow {
-		b.loadSums(a, acc)
-	}
-	if b.fetch != nil {
-		a.arg(fetch, "fetch")
-		a.arg(left, "fetchLeft")
-	}
-	a.arg(count, "n")
-	a.subImm(count, groupValues)
-	a.branch(ifLess, rest)
+}
 
-	a.label(group)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-		a.prefetch(mem{base: t, index: fetch, scale: 1, off: cacheLine})
-	}
-	if b.fetch != nil { // at the end of a row go on with the next
-		same := a.newLabel("same")
-		a.subImm(left, groupValues)
-		a.branch(ifNotLess, same)
-		a.addReg(fetch, gap)
-		a.addImm(left, noMore)
-		a.label(same)
-	}
-	b.four(at, false)
-	b.advanceImm(a, groupSize*vecBytes)
-	a.subImm(count, groupValues)
-	a.branch(ifNotLess, group)
+// advanceArg moves the tensors along by a number of values in the arguments.
+func (b *body) advanceArg(a *asm, field string, t reg) {
+	a.arg(t, field)
+	a.shiftLeft(t, floatShift)
+	b.advance(a, t)
+}
 
-	a.label(rest)
-	a.addImm(count, groupValues)
-	a.subImm(count, lanes)
-	a.branch(ifLess, part)
+// pointer sets dst to where an index, in the arguments, is in a slice of theirs, and
+// savePointer stores the index that a pointer is at. shift is from an index to bytes;
+// t and u are temporaries.
+func (a *asm) pointer(dst reg, slice, index string, shift int, t reg) {
+	a.arg(dst, slice)
+	a.arg(t, index)
+	a.shiftLeft(t, shift)
+	a.addReg(dst, t)
+}
 
-	a.label(single)
-	for _, t := range b.fetch {
-		a.prefetch(mem{base: t, index: fetch, scale: 1})
-	}
-	b.one(at, false)
-	b.advanceImm(a, vecBytes)
-	a.subImm(count, lanes)
-	a.branch(ifNotLess, single)
-
-	a.label(part)
-	a.andImm(count, lanes-1)
-	a.branch(ifZero, next)
-	b.one(at, true)
-	a.shiftLeft(count, floatShift)
-	b.advance(a, count)
-
-	a.label(next)
-	b.advance(a, gap)
-	if perRow {
-		b.storeSums(a, acc)
-		a.arg(count, "accStep")
-		a.shiftLeft(count, floatShift)
-		a.addReg(acc, count)
-	}
-	if !b.piped {
-		a.arg(count, "coefStep")
-		a.shiftLeft(count, floatShift)
-		a.addReg(coef, count)
-	}
-	a.subImm(rows, 1)
-	a.branch(ifNotZero, row)
-
-	switch {
-	case perRow:
-		done := a.newLabel("done")
-		a.subImm(more, 1)
-		a.branch(ifLess, done)
-		a.arg(count, "imageGap")
-		a.shiftLeft(count, floatShift)
-		b.advance(a, count)
-		a.arg(coef, "coef")
-		a.arg(acc, "acc")
-		a.arg(rows, "rows")
-		a.jump(row)
-		a.label(done)
-	case b.sums != nil:
-		a.arg(count, "acc")
-		b.storeSums(a, count)
-	}
+func (a *asm) savePointer(pointer reg, slice, index string, shift int, t, u reg) {
+	a.arg(t, slice)
+	a.subReg(pointer, t)
+	a.shiftDown(pointer, shift)
+	a.storeArg(pointer, index, u)
 }
