@@ -83,7 +83,7 @@ func newWorkspace(p *Plan, masked bool) *workspace {
 	if g.layout == rows {
 		w.coef = make([]float32, g.channels*coefLen)
 		w.fusedTask, w.sumsTask, w.applyTask = w.fusedRows, w.sumRows, w.applyRows
-		n := g.mostGroup(p.path, p.limits)
+		n := p.limits.mostGroup(g, p.path)
 		// A task that takes sums again has two of each.
 		w.rowScratch = pool[rowScratch]{n: 2 * p.workers, make: func() *rowScratch { return newRowScratch(n) }}
 	} else {

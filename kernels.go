@@ -198,6 +198,11 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 		genericKernel(kernel, l, act, a)
 		return
 	}
+	simdKernel(a.id(kernel, l, act), a)
+}
+
+// id returns the number of the kernel that is there for the operands.
+func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 	flags := 0
 	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize) {
 		flags |= withResidual
@@ -208,18 +213,37 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	if a.stream && !takesSums(kernel) {
 		flags |= withStream
 	}
-	simdKernel(kernelID(kernel, l, act.variant(), flags), a)
+	return kernelID(kernel, l, act.variant(), flags)
 }
 
 // turn is how many values of a tensor one of two kernels on rows handles before the
 // other one goes on: so few that reads of the one overlap with writes of the other.
-const turn = 256
+const turn = 512
 
 // runAll runs a kernel on rows until its work is done.
 func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
 	for a.images > 0 {
 		a.budget = maxCall
 		p.run(kernel, rows, act, a)
+	}
+}
+
+// runTurns runs a kernel that takes sums in rows, until its work is done, in turns with
+// one that writes outputs, whose work may be done before or not.
+func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, writesAct Activation, b *kernelArgs) {
+	if p == PathGeneric || raceEnabled {
+		p.runAll(sums, sumsAct, a)
+		return
+	}
+	id, idB := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct)
+	for a.images > 0 && b.images > 0 {
+		a.budget, b.budget = turn, turn
+		simdKernel(id, a)
+		simdKernel(idB, b)
+	}
+	for a.images > 0 {
+		a.budget = maxCall
+		simdKernel(id, a)
 	}
 }
 

@@ -29,59 +29,43 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_at, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_at(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_coefAt, SI)
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_coefAt(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, BX
-	ARG(kernelArgs_sums, CX)
-	ARG(kernelArgs_accAt, SI)
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_accAt(R14), SI
 	SHLQ $3, SI
 	ADDQ SI, CX
-	MOVQ a+8(FP), SI
-	ADDQ $kernelArgs_partial, SI
+	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS (SI), Y1
 	VMOVUPS 32(SI), Y2
-	ARG(kernelArgs_images, SI)
+	MOVQ kernelArgs_images(R14), SI
 	SUBQ $4, SI
 	JLT singles1
-	ARG(kernelArgs_budget, SI)
+	MOVQ kernelArgs_budget(R14), SI
 	SARQ $2, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_budget(DI)
-	ARG(kernelArgs_stride, R8)
+	MOVQ SI, kernelArgs_budget(R14)
+	MOVQ kernelArgs_stride(R14), R8
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
-	VBROADCASTSS (BX), Y0
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $129, SI
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, DX)
-	ARG(kernelArgs_piece, SI)
-	CMPQ SI, DX
-	CMOVQLT SI, DX
-	ARG(kernelArgs_budget, SI)
-	CMPQ SI, DX
-	CMOVQLT SI, DX
-	SUBQ $0, DX
-	JEQ save6
-	ARG(kernelArgs_left, SI)
+row3:
+	VBROADCASTSS (BX), Y0
+	MOVQ kernelArgs_n(R14), DX
+	MOVQ kernelArgs_budget(R14), SI
 	SUBQ DX, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_left(DI)
-	ARG(kernelArgs_piece, SI)
-	SUBQ DX, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_piece(DI)
-	ARG(kernelArgs_budget, SI)
-	SUBQ DX, SI
-	ANDQ $-8, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_budget(DI)
+	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $8, DX
 	JLT part8
 
@@ -140,14 +124,6 @@ part8:
 	ADDQ DX, AX
 
 summed9:
-	ARG(kernelArgs_left, SI)
-	SUBQ $0, SI
-	JEQ flush3
-	ARG(kernelArgs_piece, SI)
-	SUBQ $0, SI
-	JNE next2
-
-flush3:
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -164,123 +140,108 @@ flush3:
 	VADDPD 96(CX), Y4, Y4
 	VMOVUPS Y4, 96(CX)
 	VXORPS Y2, Y2, Y2
-	MOVQ $512, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_piece(DI)
-	ARG(kernelArgs_left, SI)
-	SUBQ $0, SI
-	JNE next2
-
-row4:
-	ARG(kernelArgs_n, SI)
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_left(DI)
-	ARG(kernelArgs_rowGap, SI)
+	MOVQ kernelArgs_rowGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_coefStep, SI)
+	MOVQ kernelArgs_coefStep(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, BX
 	ADDQ $128, CX
-	ARG(kernelArgs_rowsLeft, SI)
+	MOVQ kernelArgs_rowsLeft(R14), SI
 	SUBQ $1, SI
-	JEQ again5
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_rowsLeft(DI)
-	VBROADCASTSS (BX), Y0
-	JMP next2
+	JEQ again4
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_budget(R14), SI
+	SUBQ $1, SI
+	JGE row3
+	JMP save6
 
-again5:
-	ARG(kernelArgs_rows, SI)
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_rowsLeft(DI)
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_sums, CX)
-	ARG(kernelArgs_imageGap, SI)
+again4:
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_stride, SI)
+	MOVQ kernelArgs_stride(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_stride, SI)
+	MOVQ kernelArgs_stride(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_stride, SI)
+	MOVQ kernelArgs_stride(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	VBROADCASTSS (BX), Y0
-	ARG(kernelArgs_images, SI)
+	MOVQ kernelArgs_images(R14), SI
 	ADDQ $-4, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_images(DI)
+	MOVQ SI, kernelArgs_images(R14)
 	SUBQ $4, SI
-	JGE next2
+	JLT ended5
+	MOVQ kernelArgs_budget(R14), SI
+	SUBQ $1, SI
+	JGE row3
+	JMP save6
+
+ended5:
 	MOVQ $2048, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_piece(DI)
+	MOVQ SI, kernelArgs_piece(R14)
 
 save6:
-	MOVQ a+8(FP), SI
-	ADDQ $kernelArgs_partial, SI
+	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
-	ARG(kernelArgs_x, SI)
+	MOVQ kernelArgs_x(R14), SI
 	SUBQ SI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), DI
-	MOVQ AX, kernelArgs_at(DI)
-	ARG(kernelArgs_coef, SI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), SI
 	SUBQ SI, BX
 	SARQ $2, BX
-	MOVQ a+8(FP), DI
-	MOVQ BX, kernelArgs_coefAt(DI)
-	ARG(kernelArgs_sums, SI)
+	MOVQ BX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), SI
 	SUBQ SI, CX
 	SARQ $3, CX
-	MOVQ a+8(FP), DI
-	MOVQ CX, kernelArgs_accAt(DI)
+	MOVQ CX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
-singles1:
+long2:
 	VBROADCASTSS (BX), Y0
 
 next10:
-	ARG(kernelArgs_left, DX)
-	ARG(kernelArgs_piece, SI)
+	MOVQ kernelArgs_left(R14), DX
+	MOVQ kernelArgs_piece(R14), SI
 	CMPQ SI, DX
 	CMOVQLT SI, DX
-	ARG(kernelArgs_budget, SI)
+	MOVQ kernelArgs_budget(R14), SI
 	CMPQ SI, DX
 	CMOVQLT SI, DX
 	SUBQ $0, DX
 	JEQ save14
-	ARG(kernelArgs_left, SI)
+	MOVQ kernelArgs_left(R14), SI
 	SUBQ DX, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_left(DI)
-	ARG(kernelArgs_piece, SI)
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), SI
 	SUBQ DX, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_piece(DI)
-	ARG(kernelArgs_budget, SI)
+	MOVQ SI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), SI
 	SUBQ DX, SI
-	ANDQ $-32, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_budget(DI)
-	SUBQ $32, DX
-	JLT rest16
+	ANDQ $-8, SI
+	MOVQ SI, kernelArgs_budget(R14)
+	SUBQ $8, DX
+	JLT part16
 
-group15:
+four15:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
-	VADDPS 32(AX), Y0, Y5
+	VADDPS (AX)(R8*1), Y0, Y5
 	VMULPS Y5, Y5, Y6
 	VADDPS Y5, Y3, Y3
 	VADDPS Y6, Y4, Y4
-	VADDPS 64(AX), Y0, Y5
+	VADDPS (AX)(R8*2), Y0, Y5
 	VMULPS Y5, Y5, Y6
-	VADDPS 96(AX), Y0, Y7
+	VADDPS (AX)(R9*1), Y0, Y7
 	VMULPS Y7, Y7, Y8
 	VADDPS Y7, Y5, Y5
 	VADDPS Y8, Y6, Y6
@@ -288,27 +249,13 @@ group15:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
-	ADDQ $128, AX
-	SUBQ $32, DX
-	JGE group15
-
-rest16:
-	ADDQ $32, DX
-	SUBQ $8, DX
-	JLT part18
-
-single17:
-	VADDPS (AX), Y0, Y3
-	VMULPS Y3, Y3, Y4
-	VADDPS Y3, Y1, Y1
-	VADDPS Y4, Y2, Y2
 	ADDQ $32, AX
 	SUBQ $8, DX
-	JGE single17
+	JGE four15
 
-part18:
+part16:
 	ANDQ $7, DX
-	JEQ summed19
+	JEQ summed17
 	MOVQ DX, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -317,6 +264,21 @@ part18:
 	VMASKMOVPS (AX), Y15, Y3
 	VADDPS Y3, Y0, Y3
 	VMULPS Y3, Y3, Y4
+	VMASKMOVPS (AX)(R8*1), Y15, Y5
+	VADDPS Y5, Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VMASKMOVPS (AX)(R8*2), Y15, Y5
+	VADDPS Y5, Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VMASKMOVPS (AX)(R9*1), Y15, Y7
+	VADDPS Y7, Y0, Y7
+	VMULPS Y7, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
 	VANDPS Y15, Y3, Y3
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y1, Y1
@@ -324,11 +286,11 @@ part18:
 	SHLQ $2, DX
 	ADDQ DX, AX
 
-summed19:
-	ARG(kernelArgs_left, SI)
+summed17:
+	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
 	JEQ flush11
-	ARG(kernelArgs_piece, SI)
+	MOVQ kernelArgs_piece(R14), SI
 	SUBQ $0, SI
 	JNE next10
 
@@ -349,69 +311,232 @@ flush11:
 	VADDPD 96(CX), Y4, Y4
 	VMOVUPS Y4, 96(CX)
 	VXORPS Y2, Y2, Y2
-	MOVQ $2048, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_piece(DI)
-	ARG(kernelArgs_left, SI)
+	MOVQ $512, SI
+	MOVQ SI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
 	JNE next10
 
 row12:
-	ARG(kernelArgs_n, SI)
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_left(DI)
-	ARG(kernelArgs_rowGap, SI)
+	MOVQ kernelArgs_n(R14), SI
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	ARG(kernelArgs_coefStep, SI)
+	MOVQ kernelArgs_coefStep(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, BX
 	ADDQ $128, CX
-	ARG(kernelArgs_rowsLeft, SI)
+	MOVQ kernelArgs_rowsLeft(R14), SI
 	SUBQ $1, SI
 	JEQ again13
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_rowsLeft(DI)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (BX), Y0
 	JMP next10
 
 again13:
-	ARG(kernelArgs_rows, SI)
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_rowsLeft(DI)
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_sums, CX)
-	ARG(kernelArgs_imageGap, SI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
+	MOVQ kernelArgs_stride(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, AX
+	MOVQ kernelArgs_stride(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, AX
+	MOVQ kernelArgs_stride(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, AX
+	MOVQ kernelArgs_images(R14), SI
+	ADDQ $-4, SI
+	MOVQ SI, kernelArgs_images(R14)
 	VBROADCASTSS (BX), Y0
-	ARG(kernelArgs_images, SI)
-	ADDQ $-1, SI
-	MOVQ a+8(FP), DI
-	MOVQ SI, kernelArgs_images(DI)
-	SUBQ $0, SI
-	JNE next10
+	SUBQ $4, SI
+	JGE next10
+	MOVQ $2048, SI
+	MOVQ SI, kernelArgs_piece(R14)
 
 save14:
-	MOVQ a+8(FP), SI
-	ADDQ $kernelArgs_partial, SI
+	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
-	ARG(kernelArgs_x, SI)
+	MOVQ kernelArgs_x(R14), SI
 	SUBQ SI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), DI
-	MOVQ AX, kernelArgs_at(DI)
-	ARG(kernelArgs_coef, SI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), SI
 	SUBQ SI, BX
 	SARQ $2, BX
-	MOVQ a+8(FP), DI
-	MOVQ BX, kernelArgs_coefAt(DI)
-	ARG(kernelArgs_sums, SI)
+	MOVQ BX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), SI
 	SUBQ SI, CX
 	SARQ $3, CX
-	MOVQ a+8(FP), DI
-	MOVQ CX, kernelArgs_accAt(DI)
+	MOVQ CX, kernelArgs_accAt(R14)
+	VZEROUPPER
+	RET
+
+singles1:
+	VBROADCASTSS (BX), Y0
+
+next18:
+	MOVQ kernelArgs_left(R14), DX
+	MOVQ kernelArgs_piece(R14), SI
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	MOVQ kernelArgs_budget(R14), SI
+	CMPQ SI, DX
+	CMOVQLT SI, DX
+	SUBQ $0, DX
+	JEQ save22
+	MOVQ kernelArgs_left(R14), SI
+	SUBQ DX, SI
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), SI
+	SUBQ DX, SI
+	MOVQ SI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), SI
+	SUBQ DX, SI
+	ANDQ $-32, SI
+	MOVQ SI, kernelArgs_budget(R14)
+	SUBQ $32, DX
+	JLT rest24
+
+group23:
+	VADDPS (AX), Y0, Y3
+	VMULPS Y3, Y3, Y4
+	VADDPS 32(AX), Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS 64(AX), Y0, Y5
+	VMULPS Y5, Y5, Y6
+	VADDPS 96(AX), Y0, Y7
+	VMULPS Y7, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y1, Y1
+	VADDPS Y4, Y2, Y2
+	ADDQ $128, AX
+	SUBQ $32, DX
+	JGE group23
+
+rest24:
+	ADDQ $32, DX
+	SUBQ $8, DX
+	JLT part26
+
+single25:
+	VADDPS (AX), Y0, Y3
+	VMULPS Y3, Y3, Y4
+	VADDPS Y3, Y1, Y1
+	VADDPS Y4, Y2, Y2
+	ADDQ $32, AX
+	SUBQ $8, DX
+	JGE single25
+
+part26:
+	ANDQ $7, DX
+	JEQ summed27
+	MOVQ DX, SI
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	VMASKMOVPS (AX), Y15, Y3
+	VADDPS Y3, Y0, Y3
+	VMULPS Y3, Y3, Y4
+	VANDPS Y15, Y3, Y3
+	VANDPS Y15, Y4, Y4
+	VADDPS Y3, Y1, Y1
+	VADDPS Y4, Y2, Y2
+	SHLQ $2, DX
+	ADDQ DX, AX
+
+summed27:
+	MOVQ kernelArgs_left(R14), SI
+	SUBQ $0, SI
+	JEQ flush19
+	MOVQ kernelArgs_piece(R14), SI
+	SUBQ $0, SI
+	JNE next18
+
+flush19:
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (CX), Y3, Y3
+	VMOVUPS Y3, (CX)
+	VADDPD 32(CX), Y4, Y4
+	VMOVUPS Y4, 32(CX)
+	VXORPS Y1, Y1, Y1
+	VCVTPS2PD X2, Y3
+	VEXTRACTF128 $1, Y2, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(CX), Y3, Y3
+	VMOVUPS Y3, 64(CX)
+	VADDPD 96(CX), Y4, Y4
+	VMOVUPS Y4, 96(CX)
+	VXORPS Y2, Y2, Y2
+	MOVQ $2048, SI
+	MOVQ SI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), SI
+	SUBQ $0, SI
+	JNE next18
+
+row20:
+	MOVQ kernelArgs_n(R14), SI
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, AX
+	MOVQ kernelArgs_coefStep(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, BX
+	ADDQ $128, CX
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	SUBQ $1, SI
+	JEQ again21
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	VBROADCASTSS (BX), Y0
+	JMP next18
+
+again21:
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_imageGap(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, AX
+	MOVQ kernelArgs_images(R14), SI
+	ADDQ $-1, SI
+	MOVQ SI, kernelArgs_images(R14)
+	VBROADCASTSS (BX), Y0
+	SUBQ $0, SI
+	JNE next18
+
+save22:
+	LEAQ kernelArgs_partial(R14), SI
+	VMOVUPS Y1, (SI)
+	VMOVUPS Y2, 32(SI)
+	MOVQ kernelArgs_x(R14), SI
+	SUBQ SI, AX
+	SARQ $2, AX
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), SI
+	SUBQ SI, BX
+	SARQ $2, BX
+	MOVQ BX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), SI
+	SUBQ SI, CX
+	SARQ $3, CX
+	MOVQ CX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -419,10 +544,11 @@ save14:
 
 // func momentsCols(id int, a *kernelArgs)
 TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_n(R14), SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -436,10 +562,10 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_acc, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_fetch(R14), R9
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_acc(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part6
 
@@ -506,7 +632,7 @@ part6:
 	ADDQ SI, AX
 
 next7:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	ADDQ DI, AX
@@ -520,9 +646,9 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, BX)
-	ARG(kernelArgs_acc, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_acc(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part9
 
@@ -559,7 +685,7 @@ part9:
 	ADDQ SI, AX
 
 next10:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	ADDQ DI, AX
@@ -572,28 +698,29 @@ done4:
 
 // func normalizeRowsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_at(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DX
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ SI, R8
 	SUBQ $0, R8
 	JNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVQ kernelArgs_rows(R14), R8
 	SUBQ DX, R8
 	SUBQ $0, R8
 	JNE row2
@@ -650,7 +777,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
 	JEQ next8
@@ -680,7 +807,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -707,20 +834,19 @@ last9:
 	ADDQ SI, BX
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
+	MOVQ R8, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
+	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
 	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $0, R8
 	JEQ save7
 	VBROADCASTSS (CX), Y0
@@ -729,20 +855,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ DX, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
+	MOVQ CX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -750,30 +872,31 @@ save7:
 
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -837,7 +960,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -869,7 +992,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -899,21 +1022,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y0
@@ -922,20 +1044,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_x, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -943,28 +1061,29 @@ save7:
 
 // func normalizeRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_at(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DX
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ SI, R8
 	SUBQ $0, R8
 	JNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVQ kernelArgs_rows(R14), R8
 	SUBQ DX, R8
 	SUBQ $0, R8
 	JNE row2
@@ -978,8 +1097,7 @@ image1:
 	CMPQ SI, R8
 	CMOVQLT SI, R8
 	SUBQ R8, SI
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
+	MOVQ R8, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
@@ -992,7 +1110,7 @@ image1:
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_piece, R8)
+	MOVQ kernelArgs_piece(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -1050,7 +1168,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
 	JEQ next8
@@ -1080,7 +1198,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -1107,20 +1225,19 @@ last9:
 	ADDQ SI, BX
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
+	MOVQ R8, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
+	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
 	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $0, R8
 	JEQ save7
 	VBROADCASTSS (CX), Y0
@@ -1129,20 +1246,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ DX, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
+	MOVQ CX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -1150,30 +1263,31 @@ save7:
 
 // func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -1187,8 +1301,7 @@ image1:
 	CMPQ DI, R9
 	CMOVQLT DI, R9
 	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+	MOVQ R9, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -1203,7 +1316,7 @@ image1:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_piece, R9)
+	MOVQ kernelArgs_piece(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -1269,7 +1382,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -1301,7 +1414,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -1331,21 +1444,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y0
@@ -1354,20 +1466,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_x, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -1375,28 +1483,29 @@ save7:
 
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_at(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DX
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ SI, R8
 	SUBQ $0, R8
 	JNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVQ kernelArgs_rows(R14), R8
 	SUBQ DX, R8
 	SUBQ $0, R8
 	JNE row2
@@ -1468,7 +1577,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
 	JEQ next8
@@ -1501,7 +1610,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -1531,20 +1640,19 @@ last9:
 	ADDQ SI, BX
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
+	MOVQ R8, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
+	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
 	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $0, R8
 	JEQ save7
 	VBROADCASTSS (CX), Y0
@@ -1553,20 +1661,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ DX, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
+	MOVQ CX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -1574,30 +1678,31 @@ save7:
 
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -1676,7 +1781,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -1711,7 +1816,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -1744,21 +1849,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y0
@@ -1767,20 +1871,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_x, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -1788,28 +1888,29 @@ save7:
 
 // func normalizeRowsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_at(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DX
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	ADDQ $-1, DI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ SI, R8
 	SUBQ $0, R8
 	JNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVQ kernelArgs_rows(R14), R8
 	SUBQ DX, R8
 	SUBQ $0, R8
 	JNE row2
@@ -1823,8 +1924,7 @@ image1:
 	CMPQ SI, R8
 	CMOVQLT SI, R8
 	SUBQ R8, SI
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
+	MOVQ R8, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
@@ -1840,7 +1940,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_piece, R8)
+	MOVQ kernelArgs_piece(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
@@ -1913,7 +2013,7 @@ border6:
 	SUBQ $1, DX
 	JEQ last9
 	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
 	JEQ next8
@@ -1946,7 +2046,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
@@ -1976,20 +2076,19 @@ last9:
 	ADDQ SI, BX
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
+	MOVQ R8, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
+	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
 	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $0, R8
 	JEQ save7
 	VBROADCASTSS (CX), Y0
@@ -1998,20 +2097,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
+	MOVQ SI, kernelArgs_left(R14)
+	MOVQ DX, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
+	MOVQ CX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -2019,30 +2114,31 @@ save7:
 
 // func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -2056,8 +2152,7 @@ image1:
 	CMPQ DI, R9
 	CMOVQLT DI, R9
 	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+	MOVQ R9, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -2075,7 +2170,7 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	ARG(kernelArgs_piece, R9)
+	MOVQ kernelArgs_piece(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -2156,7 +2251,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -2191,7 +2286,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
@@ -2224,21 +2319,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y0
@@ -2247,20 +2341,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_x, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_x(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -3159,11 +3249,12 @@ save7:
 
 // func normalizeColsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_n(R14), SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, SI
@@ -3177,8 +3268,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part6
 
@@ -3239,7 +3330,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3256,8 +3347,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part9
 
@@ -3291,7 +3382,7 @@ part9:
 	ADDQ SI, BX
 
 next10:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3306,12 +3397,13 @@ done4:
 
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -3325,8 +3417,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -3401,7 +3493,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3421,8 +3513,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -3461,7 +3553,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3478,12 +3570,13 @@ done4:
 
 // func normalizeColsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_fetch(R14), R9
+	MOVQ kernelArgs_n(R14), SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -3497,8 +3590,8 @@ TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $32, SI
 	JLT few9
 
@@ -3562,7 +3655,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3577,13 +3670,14 @@ done4:
 
 // func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -3597,8 +3691,8 @@ TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $32, DI
 	JLT few9
 
@@ -3674,7 +3768,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -3691,11 +3785,12 @@ done4:
 
 // func normalizeColsReLU(id int, a *kernelArgs)
 TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_n(R14), SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R9
 	SHLQ $2, SI
@@ -3709,8 +3804,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part6
 
@@ -3795,7 +3890,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3812,8 +3907,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT part9
 
@@ -3853,7 +3948,7 @@ part9:
 	ADDQ SI, BX
 
 next10:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -3868,12 +3963,13 @@ done4:
 
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -3887,8 +3983,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -3987,7 +4083,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -4007,8 +4103,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -4053,7 +4149,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -4070,12 +4166,13 @@ done4:
 
 // func normalizeColsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, SI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_fetch(R14), R9
+	MOVQ kernelArgs_n(R14), SI
 	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -4089,8 +4186,8 @@ TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
 	SUBQ $32, SI
 	JLT few9
 
@@ -4172,7 +4269,7 @@ part6:
 	ADDQ SI, BX
 
 next7:
-	ARG(kernelArgs_n, SI)
+	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
 	SUBQ SI, BX
@@ -4187,13 +4284,14 @@ done4:
 
 // func normalizeColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	MOVQ kernelArgs_y(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -4207,8 +4305,8 @@ TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $32, DI
 	JLT few9
 
@@ -4302,7 +4400,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -4967,61 +5065,45 @@ done4:
 
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_at, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_at(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, DI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_accAt, DI)
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
 	SHLQ $3, DI
 	ADDQ DI, DX
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
-	ARG(kernelArgs_images, DI)
+	MOVQ kernelArgs_images(R14), DI
 	SUBQ $4, DI
 	JLT singles1
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_budget(R14), DI
 	SARQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	ARG(kernelArgs_stride, R9)
+	MOVQ DI, kernelArgs_budget(R14)
+	MOVQ kernelArgs_stride(R14), R9
 	SHLQ $2, R9
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
-	VBROADCASTSS (CX), Y2
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $129, DI
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	SUBQ $0, SI
-	JEQ save6
-	ARG(kernelArgs_left, DI)
+row3:
+	VBROADCASTSS (CX), Y2
+	MOVQ kernelArgs_n(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
-	SUBQ SI, DI
-	ANDQ $-8, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
+	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT part8
 
@@ -5090,14 +5172,192 @@ part8:
 	ADDQ SI, BX
 
 summed9:
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JEQ flush3
-	ARG(kernelArgs_piece, DI)
-	SUBQ $0, DI
-	JNE next2
+	VCVTPS2PD X0, Y3
+	VEXTRACTF128 $1, Y0, X4
+	VCVTPS2PD X4, Y4
+	VADDPD (DX), Y3, Y3
+	VMOVUPS Y3, (DX)
+	VADDPD 32(DX), Y4, Y4
+	VMOVUPS Y4, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y3
+	VEXTRACTF128 $1, Y1, X4
+	VCVTPS2PD X4, Y4
+	VADDPD 64(DX), Y3, Y3
+	VMOVUPS Y3, 64(DX)
+	VADDPD 96(DX), Y4, Y4
+	VMOVUPS Y4, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ kernelArgs_rowGap(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_coefStep(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	SUBQ $1, DI
+	JEQ again4
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
 
-flush3:
+again4:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_images(R14), DI
+	ADDQ $-4, DI
+	MOVQ DI, kernelArgs_images(R14)
+	SUBQ $4, DI
+	JLT ended5
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
+
+ended5:
+	MOVQ $2048, DI
+	MOVQ DI, kernelArgs_piece(R14)
+
+save6:
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	MOVQ kernelArgs_dy(R14), DI
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ DX, kernelArgs_accAt(R14)
+	VZEROUPPER
+	RET
+
+long2:
+	VBROADCASTSS (CX), Y2
+
+next10:
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_piece(R14), DI
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	MOVQ kernelArgs_budget(R14), DI
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save14
+	MOVQ kernelArgs_left(R14), DI
+	SUBQ SI, DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), DI
+	SUBQ SI, DI
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ DI, kernelArgs_budget(R14)
+	SUBQ $8, SI
+	JLT part16
+
+four15:
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y3
+	VMULPS Y4, Y3, Y4
+	VADDPS (BX)(R9*1), Y2, Y6
+	VMOVUPS (AX)(R9*1), Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS (BX)(R9*2), Y2, Y6
+	VMOVUPS (AX)(R9*2), Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R10*1), Y2, Y8
+	VMOVUPS (AX)(R10*1), Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four15
+
+part16:
+	ANDQ $7, SI
+	JEQ summed17
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y3
+	VMULPS Y4, Y3, Y4
+	VMASKMOVPS (BX)(R9*1), Y15, Y6
+	VADDPS Y6, Y2, Y6
+	VMASKMOVPS (AX)(R9*1), Y15, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VMASKMOVPS (BX)(R9*2), Y15, Y6
+	VADDPS Y6, Y2, Y6
+	VMASKMOVPS (AX)(R9*2), Y15, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R10*1), Y15, Y8
+	VADDPS Y8, Y2, Y8
+	VMASKMOVPS (AX)(R10*1), Y15, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VANDPS Y15, Y3, Y3
+	VANDPS Y15, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed17:
+	MOVQ kernelArgs_left(R14), DI
+	SUBQ $0, DI
+	JEQ flush11
+	MOVQ kernelArgs_piece(R14), DI
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
 	VCVTPS2PD X4, Y4
@@ -5115,118 +5375,105 @@ flush3:
 	VMOVUPS Y4, 96(DX)
 	VXORPS Y1, Y1, Y1
 	MOVQ $512, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next2
+	JNE next10
 
-row4:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
+row12:
+	MOVQ kernelArgs_n(R14), DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
+	MOVQ kernelArgs_coefStep(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
 	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again5
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JEQ again13
+	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
-	JMP next2
+	JMP next10
 
-again5:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
+again13:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	VBROADCASTSS (CX), Y2
-	ARG(kernelArgs_images, DI)
+	MOVQ kernelArgs_images(R14), DI
 	ADDQ $-4, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
+	MOVQ DI, kernelArgs_images(R14)
+	VBROADCASTSS (CX), Y2
 	SUBQ $4, DI
-	JGE next2
+	JGE next10
 	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
+	MOVQ DI, kernelArgs_piece(R14)
 
-save6:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+save14:
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
+	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
 	SUBQ DI, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
 	SUBQ DI, DX
 	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
+	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
 singles1:
 	VBROADCASTSS (CX), Y2
 
-next10:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
+next18:
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
 	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_budget(R14), DI
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save14
-	ARG(kernelArgs_left, DI)
+	JEQ save22
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), DI
 	SUBQ SI, DI
 	ANDQ $-32, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
+	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -5250,14 +5497,14 @@ group15:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -5266,11 +5513,11 @@ single17:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, SI
-	JEQ summed19
+	JEQ summed27
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -5288,15 +5535,15 @@ part18:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed19:
-	ARG(kernelArgs_left, DI)
+summed27:
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush11
-	ARG(kernelArgs_piece, DI)
+	JEQ flush19
+	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
 	VCVTPS2PD X4, Y4
@@ -5314,70 +5561,61 @@ flush11:
 	VMOVUPS Y4, 96(DX)
 	VXORPS Y1, Y1, Y1
 	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-row12:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
+row20:
+	MOVQ kernelArgs_n(R14), DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
+	MOVQ kernelArgs_coefStep(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
 	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again13
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JEQ again21
+	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
-	JMP next10
+	JMP next18
 
-again13:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
+again21:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	VBROADCASTSS (CX), Y2
-	ARG(kernelArgs_images, DI)
+	MOVQ kernelArgs_images(R14), DI
 	ADDQ $-1, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
+	MOVQ DI, kernelArgs_images(R14)
+	VBROADCASTSS (CX), Y2
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-save14:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+save22:
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
+	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
 	SUBQ DI, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
 	SUBQ DI, DX
 	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
+	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -5385,63 +5623,47 @@ save14:
 
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_at, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_at(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, DI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_coefAt(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_accAt, DI)
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
 	SHLQ $3, DI
 	ADDQ DI, DX
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
-	ARG(kernelArgs_images, DI)
+	MOVQ kernelArgs_images(R14), DI
 	SUBQ $4, DI
 	JLT singles1
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_budget(R14), DI
 	SARQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	ARG(kernelArgs_stride, R9)
+	MOVQ DI, kernelArgs_budget(R14)
+	MOVQ kernelArgs_stride(R14), R9
 	SHLQ $2, R9
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $129, DI
+	JGE long2
+
+row3:
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-
-next2:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	SUBQ $0, SI
-	JEQ save6
-	ARG(kernelArgs_left, DI)
+	MOVQ kernelArgs_n(R14), SI
+	MOVQ kernelArgs_budget(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
-	SUBQ SI, DI
-	ANDQ $-8, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
+	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT part8
 
@@ -5550,14 +5772,234 @@ part8:
 	ADDQ SI, BX
 
 summed9:
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JEQ flush3
-	ARG(kernelArgs_piece, DI)
-	SUBQ $0, DI
-	JNE next2
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (DX), Y5, Y5
+	VMOVUPS Y5, (DX)
+	VADDPD 32(DX), Y6, Y6
+	VMOVUPS Y6, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(DX), Y5, Y5
+	VMOVUPS Y5, 64(DX)
+	VADDPD 96(DX), Y6, Y6
+	VMOVUPS Y6, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ kernelArgs_rowGap(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_coefStep(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	SUBQ $1, DI
+	JEQ again4
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
 
-flush3:
+again4:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_stride(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	MOVQ kernelArgs_images(R14), DI
+	ADDQ $-4, DI
+	MOVQ DI, kernelArgs_images(R14)
+	SUBQ $4, DI
+	JLT ended5
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
+
+ended5:
+	MOVQ $2048, DI
+	MOVQ DI, kernelArgs_piece(R14)
+
+save6:
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	MOVQ kernelArgs_dy(R14), DI
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ DX, kernelArgs_accAt(R14)
+	VZEROUPPER
+	RET
+
+long2:
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
+
+next10:
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_piece(R14), DI
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	MOVQ kernelArgs_budget(R14), DI
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save14
+	MOVQ kernelArgs_left(R14), DI
+	SUBQ SI, DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), DI
+	SUBQ SI, DI
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), DI
+	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ DI, kernelArgs_budget(R14)
+	SUBQ $8, SI
+	JLT part16
+
+four15:
+	VADDPS (BX), Y4, Y6
+	VMOVUPS (AX), Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R9*1), Y4, Y8
+	VMOVUPS (AX)(R9*1), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS (BX)(R9*2), Y4, Y8
+	VMOVUPS (AX)(R9*2), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS (BX)(R10*1), Y4, Y10
+	VMOVUPS (AX)(R10*1), Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four15
+
+part16:
+	ANDQ $7, SI
+	JEQ summed17
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VMASKMOVPS (BX), Y15, Y6
+	VADDPS Y6, Y4, Y6
+	VMASKMOVPS (AX), Y15, Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R9*1), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R9*1), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VMASKMOVPS (BX)(R9*2), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R9*2), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VMASKMOVPS (BX)(R10*1), Y15, Y10
+	VADDPS Y10, Y4, Y10
+	VMASKMOVPS (AX)(R10*1), Y15, Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VANDPS Y15, Y5, Y5
+	VANDPS Y15, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed17:
+	MOVQ kernelArgs_left(R14), DI
+	SUBQ $0, DI
+	JEQ flush11
+	MOVQ kernelArgs_piece(R14), DI
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -5575,89 +6017,79 @@ flush3:
 	VMOVUPS Y6, 96(DX)
 	VXORPS Y1, Y1, Y1
 	MOVQ $512, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next2
+	JNE next10
 
-row4:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
+row12:
+	MOVQ kernelArgs_n(R14), DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
+	MOVQ kernelArgs_coefStep(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
 	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again5
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JEQ again13
+	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	JMP next2
+	JMP next10
 
-again5:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
+again13:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
+	MOVQ kernelArgs_stride(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	VBROADCASTSS (CX), Y4
-	VBROADCASTSS 4(CX), Y2
-	VBROADCASTSS 8(CX), Y3
-	ARG(kernelArgs_images, DI)
+	MOVQ kernelArgs_images(R14), DI
 	ADDQ $-4, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
+	MOVQ DI, kernelArgs_images(R14)
+	VBROADCASTSS (CX), Y4
+	VBROADCASTSS 4(CX), Y2
+	VBROADCASTSS 8(CX), Y3
 	SUBQ $4, DI
-	JGE next2
+	JGE next10
 	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
+	MOVQ DI, kernelArgs_piece(R14)
 
-save6:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+save14:
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
+	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
 	SUBQ DI, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
 	SUBQ DI, DX
 	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
+	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
@@ -5666,33 +6098,30 @@ singles1:
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 
-next10:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
+next18:
+	MOVQ kernelArgs_left(R14), SI
+	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
 	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
+	MOVQ kernelArgs_budget(R14), DI
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save14
-	ARG(kernelArgs_left, DI)
+	JEQ save22
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), DI
 	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), DI
 	SUBQ SI, DI
 	ANDQ $-32, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
+	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5736,14 +6165,14 @@ group15:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5757,11 +6186,11 @@ single17:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, SI
-	JEQ summed19
+	JEQ summed27
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -5784,15 +6213,15 @@ part18:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed19:
-	ARG(kernelArgs_left, DI)
+summed27:
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush11
-	ARG(kernelArgs_piece, DI)
+	JEQ flush19
+	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -5810,74 +6239,65 @@ flush11:
 	VMOVUPS Y6, 96(DX)
 	VXORPS Y1, Y1, Y1
 	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
+	MOVQ DI, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-row12:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
+row20:
+	MOVQ kernelArgs_n(R14), DI
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
+	MOVQ kernelArgs_coefStep(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
 	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
+	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again13
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JEQ again21
+	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	JMP next10
+	JMP next18
 
-again13:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
+again21:
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
+	MOVQ kernelArgs_images(R14), DI
+	ADDQ $-1, DI
+	MOVQ DI, kernelArgs_images(R14)
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	ARG(kernelArgs_images, DI)
-	ADDQ $-1, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-save14:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
+save22:
+	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
+	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), DI
 	SUBQ DI, CX
 	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
+	MOVQ CX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), DI
 	SUBQ DI, DX
 	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
+	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -5885,65 +6305,49 @@ save14:
 
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_at(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R8)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, DX
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_accAt, R8)
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_accAt(R14), R8
 	SHLQ $3, R8
 	ADDQ R8, SI
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
+	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS (R8), Y0
 	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	SUBQ $4, R8
 	JLT singles1
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_budget(R14), R8
 	SARQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	ARG(kernelArgs_stride, R10)
+	MOVQ R8, kernelArgs_budget(R14)
+	MOVQ kernelArgs_stride(R14), R10
 	SHLQ $2, R10
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $129, R8
+	JGE long2
+
+row3:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-
-next2:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save6
-	ARG(kernelArgs_left, R8)
+	MOVQ kernelArgs_n(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	ANDQ $-8, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
+	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $8, DI
 	JLT part8
 
@@ -6066,14 +6470,253 @@ part8:
 	ADDQ DI, CX
 
 summed9:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush3
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next2
+	VCVTPS2PD X0, Y5
+	VEXTRACTF128 $1, Y0, X6
+	VCVTPS2PD X6, Y6
+	VADDPD (SI), Y5, Y5
+	VMOVUPS Y5, (SI)
+	VADDPD 32(SI), Y6, Y6
+	VMOVUPS Y6, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	VADDPD 64(SI), Y5, Y5
+	VMOVUPS Y5, 64(SI)
+	VADDPD 96(SI), Y6, Y6
+	VMOVUPS Y6, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ kernelArgs_rowGap(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	MOVQ kernelArgs_coefStep(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	MOVQ kernelArgs_rowsLeft(R14), R8
+	SUBQ $1, R8
+	JEQ again4
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_budget(R14), R8
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
 
-flush3:
+again4:
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_imageGap(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	MOVQ kernelArgs_stride(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	MOVQ kernelArgs_stride(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	MOVQ kernelArgs_stride(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	MOVQ kernelArgs_images(R14), R8
+	ADDQ $-4, R8
+	MOVQ R8, kernelArgs_images(R14)
+	SUBQ $4, R8
+	JLT ended5
+	MOVQ kernelArgs_budget(R14), R8
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
+
+ended5:
+	MOVQ $2048, R8
+	MOVQ R8, kernelArgs_piece(R14)
+
+save6:
+	LEAQ kernelArgs_partial(R14), R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	MOVQ kernelArgs_dy(R14), R8
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ DX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), R8
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ SI, kernelArgs_accAt(R14)
+	VZEROUPPER
+	RET
+
+long2:
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
+
+next10:
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_piece(R14), R8
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	MOVQ kernelArgs_budget(R14), R8
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save14
+	MOVQ kernelArgs_left(R14), R8
+	SUBQ DI, R8
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), R8
+	SUBQ DI, R8
+	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), R8
+	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ R8, kernelArgs_budget(R14)
+	SUBQ $8, DI
+	JLT part16
+
+four15:
+	VADDPS (BX), Y4, Y6
+	VMOVUPS (AX), Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VADDPS (BX)(R10*1), Y4, Y8
+	VMOVUPS (AX)(R10*1), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R10*1), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS (BX)(R10*2), Y4, Y8
+	VMOVUPS (AX)(R10*2), Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R10*2), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS (BX)(R11*1), Y4, Y10
+	VMOVUPS (AX)(R11*1), Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VADDPS (CX)(R11*1), Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four15
+
+part16:
+	ANDQ $7, DI
+	JEQ summed17
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VMASKMOVPS (BX), Y15, Y6
+	VADDPS Y6, Y4, Y6
+	VMASKMOVPS (AX), Y15, Y5
+	VMULPS Y2, Y6, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y5, Y12, Y5
+	VMULPS Y6, Y5, Y6
+	VMASKMOVPS (BX)(R10*1), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R10*1), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R10*1), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VMASKMOVPS (BX)(R10*2), Y15, Y8
+	VADDPS Y8, Y4, Y8
+	VMASKMOVPS (AX)(R10*2), Y15, Y7
+	VMULPS Y2, Y8, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R10*2), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y7, Y12, Y7
+	VMULPS Y8, Y7, Y8
+	VMASKMOVPS (BX)(R11*1), Y15, Y10
+	VADDPS Y10, Y4, Y10
+	VMASKMOVPS (AX)(R11*1), Y15, Y9
+	VMULPS Y2, Y10, Y11
+	VADDPS Y3, Y11, Y11
+	VMASKMOVPS (CX)(R11*1), Y15, Y12
+	VADDPS Y12, Y11, Y11
+	VXORPS Y12, Y12, Y12
+	VCMPPS $0x1e, Y12, Y11, Y12
+	VANDPS Y9, Y12, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS Y9, Y7, Y7
+	VADDPS Y10, Y8, Y8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VANDPS Y15, Y5, Y5
+	VANDPS Y15, Y6, Y6
+	VADDPS Y5, Y0, Y0
+	VADDPS Y6, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed17:
+	MOVQ kernelArgs_left(R14), R8
+	SUBQ $0, R8
+	JEQ flush11
+	MOVQ kernelArgs_piece(R14), R8
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -6091,94 +6734,84 @@ flush3:
 	VMOVUPS Y6, 96(SI)
 	VXORPS Y1, Y1, Y1
 	MOVQ $512, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
+	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JNE next2
+	JNE next10
 
-row4:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
+row12:
+	MOVQ kernelArgs_n(R14), R8
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
+	MOVQ kernelArgs_coefStep(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, DX
 	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
+	MOVQ kernelArgs_rowsLeft(R14), R8
 	SUBQ $1, R8
-	JEQ again5
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JEQ again13
+	MOVQ R8, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	JMP next2
+	JMP next10
 
-again5:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
+again13:
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
+	MOVQ kernelArgs_stride(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
+	MOVQ kernelArgs_stride(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
+	MOVQ kernelArgs_stride(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	ARG(kernelArgs_images, R8)
+	MOVQ kernelArgs_images(R14), R8
 	ADDQ $-4, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
+	MOVQ R8, kernelArgs_images(R14)
+	VBROADCASTSS (DX), Y4
+	VBROADCASTSS 4(DX), Y2
+	VBROADCASTSS 8(DX), Y3
 	SUBQ $4, R8
-	JGE next2
+	JGE next10
 	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
+	MOVQ R8, kernelArgs_piece(R14)
 
-save6:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
+save14:
+	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
+	MOVQ kernelArgs_dy(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
+	MOVQ DX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), R8
 	SUBQ R8, SI
 	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
+	MOVQ SI, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
@@ -6187,33 +6820,30 @@ singles1:
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 
-next10:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
+next18:
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_piece(R14), R8
 	CMPQ R8, DI
 	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_budget(R14), R8
 	CMPQ R8, DI
 	CMOVQLT R8, DI
 	SUBQ $0, DI
-	JEQ save14
-	ARG(kernelArgs_left, R8)
+	JEQ save22
+	MOVQ kernelArgs_left(R14), R8
 	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ kernelArgs_piece(R14), R8
 	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
+	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ kernelArgs_budget(R14), R8
 	SUBQ DI, R8
 	ANDQ $-32, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
+	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $32, DI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -6262,14 +6892,14 @@ group15:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, DI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -6285,11 +6915,11 @@ single17:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, DI
-	JEQ summed19
+	JEQ summed27
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -6315,15 +6945,15 @@ part18:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-summed19:
-	ARG(kernelArgs_left, R8)
+summed27:
+	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JEQ flush11
-	ARG(kernelArgs_piece, R8)
+	JEQ flush19
+	MOVQ kernelArgs_piece(R14), R8
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -6341,76 +6971,67 @@ flush11:
 	VMOVUPS Y6, 96(SI)
 	VXORPS Y1, Y1, Y1
 	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
+	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-row12:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
+row20:
+	MOVQ kernelArgs_n(R14), R8
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ kernelArgs_rowGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
+	MOVQ kernelArgs_coefStep(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, DX
 	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
+	MOVQ kernelArgs_rowsLeft(R14), R8
 	SUBQ $1, R8
-	JEQ again13
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JEQ again21
+	MOVQ R8, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	JMP next10
+	JMP next18
 
-again13:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
+again21:
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
+	MOVQ kernelArgs_images(R14), R8
+	ADDQ $-1, R8
+	MOVQ R8, kernelArgs_images(R14)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	ARG(kernelArgs_images, R8)
-	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-save14:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
+save22:
+	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
+	MOVQ kernelArgs_dy(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R8
 	SUBQ R8, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
+	MOVQ DX, kernelArgs_coefAt(R14)
+	MOVQ kernelArgs_sums(R14), R8
 	SUBQ R8, SI
 	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
+	MOVQ SI, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -6458,28 +7079,14 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $328-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	ARG(kernelArgs_n, DI)
+	SUBQ $129, DI
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	SUBQ $0, SI
-	JEQ save6
-	ARG(kernelArgs_left, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
+row3:
+	ARG(kernelArgs_n, SI)
 	ARG(kernelArgs_budget, DI)
 	SUBQ SI, DI
-	ANDQ $-8, DI
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_budget(R8)
 	SUBQ $8, SI
@@ -6598,14 +7205,6 @@ part8:
 	ADDQ SI, BX
 
 summed9:
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JEQ flush3
-	ARG(kernelArgs_piece, DI)
-	SUBQ $0, DI
-	JNE next2
-
-flush3:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -6622,17 +7221,6 @@ flush3:
 	VADDPD 96(DX), Y10, Y10
 	VMOVUPS Y10, 96(DX)
 	VXORPS Y1, Y1, Y1
-	MOVQ $512, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JNE next2
-
-row4:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
 	ARG(kernelArgs_rowGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -6643,12 +7231,15 @@ row4:
 	ADDQ $128, DX
 	ARG(kernelArgs_rowsLeft, DI)
 	SUBQ $1, DI
-	JEQ again5
+	JEQ again4
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_rowsLeft(R8)
-	JMP next2
+	ARG(kernelArgs_budget, DI)
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, DI)
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_rowsLeft(R8)
@@ -6675,7 +7266,13 @@ again5:
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_images(R8)
 	SUBQ $4, DI
-	JGE next2
+	JLT ended5
+	ARG(kernelArgs_budget, DI)
+	SUBQ $1, DI
+	JGE row3
+	JMP save6
+
+ended5:
 	MOVQ $2048, DI
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_piece(R8)
@@ -6703,7 +7300,7 @@ save6:
 	VZEROUPPER
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, SI)
@@ -6725,13 +7322,259 @@ next10:
 	MOVQ DI, kernelArgs_piece(R8)
 	ARG(kernelArgs_budget, DI)
 	SUBQ SI, DI
+	ANDQ $-8, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_budget(R8)
+	SUBQ $8, SI
+	JLT part16
+
+four15:
+	VBROADCASTSS (CX), Y8
+	VBROADCASTSS 4(CX), Y6
+	VBROADCASTSS 8(CX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (BX)(R9*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (BX)(R9*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (BX)(R10*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (CX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R9*1), Y8, Y12
+	VMOVUPS (AX)(R9*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R9*2), Y8, Y12
+	VMOVUPS (AX)(R9*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R10*1), Y8, Y14
+	VMOVUPS (AX)(R10*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	SUBQ $8, SI
+	JGE four15
+
+part16:
+	ANDQ $7, SI
+	JEQ summed17
+	MOVQ SI, DI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+	VBROADCASTSS (CX), Y8
+	VBROADCASTSS 4(CX), Y6
+	VBROADCASTSS 8(CX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (BX)(R9*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (BX)(R9*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (BX)(R10*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (CX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R9*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R9*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R9*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R9*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R10*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R10*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+summed17:
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JEQ flush11
+	ARG(kernelArgs_piece, DI)
+	SUBQ $0, DI
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DX), Y9, Y9
+	VMOVUPS Y9, (DX)
+	VADDPD 32(DX), Y10, Y10
+	VMOVUPS Y10, 32(DX)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DX), Y9, Y9
+	VMOVUPS Y9, 64(DX)
+	VADDPD 96(DX), Y10, Y10
+	VMOVUPS Y10, 96(DX)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_left, DI)
+	SUBQ $0, DI
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_rowGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_coefStep, DI)
+	SHLQ $2, DI
+	ADDQ DI, CX
+	ADDQ $128, DX
+	ARG(kernelArgs_rowsLeft, DI)
+	SUBQ $1, DI
+	JEQ again13
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, DI)
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_rowsLeft(R8)
+	ARG(kernelArgs_coef, CX)
+	ARG(kernelArgs_sums, DX)
+	ARG(kernelArgs_imageGap, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_stride, DI)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ARG(kernelArgs_images, DI)
+	ADDQ $-4, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_images(R8)
+	SUBQ $4, DI
+	JGE next10
+	MOVQ $2048, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+
+save14:
+	MOVQ a+8(FP), DI
+	ADDQ $kernelArgs_partial, DI
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ARG(kernelArgs_dy, DI)
+	SUBQ DI, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R8
+	MOVQ AX, kernelArgs_at(R8)
+	ARG(kernelArgs_coef, DI)
+	SUBQ DI, CX
+	SARQ $2, CX
+	MOVQ a+8(FP), R8
+	MOVQ CX, kernelArgs_coefAt(R8)
+	ARG(kernelArgs_sums, DI)
+	SUBQ DI, DX
+	SARQ $3, DX
+	MOVQ a+8(FP), R8
+	MOVQ DX, kernelArgs_accAt(R8)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, SI)
+	ARG(kernelArgs_piece, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	ARG(kernelArgs_budget, DI)
+	CMPQ DI, SI
+	CMOVQLT DI, SI
+	SUBQ $0, SI
+	JEQ save22
+	ARG(kernelArgs_left, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_left(R8)
+	ARG(kernelArgs_piece, DI)
+	SUBQ SI, DI
+	MOVQ a+8(FP), R8
+	MOVQ DI, kernelArgs_piece(R8)
+	ARG(kernelArgs_budget, DI)
+	SUBQ SI, DI
 	ANDQ $-32, DI
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_budget(R8)
 	SUBQ $32, SI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VBROADCASTSS (CX), Y8
 	VBROADCASTSS 4(CX), Y6
 	VBROADCASTSS 8(CX), Y7
@@ -6777,14 +7620,14 @@ group15:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VBROADCASTSS (CX), Y8
 	VBROADCASTSS 4(CX), Y6
 	VBROADCASTSS 8(CX), Y7
@@ -6806,11 +7649,11 @@ single17:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, SI
-	JEQ summed19
+	JEQ summed27
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -6842,15 +7685,15 @@ part18:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, DI)
 	SUBQ $0, DI
-	JEQ flush11
+	JEQ flush19
 	ARG(kernelArgs_piece, DI)
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -6872,9 +7715,9 @@ flush11:
 	MOVQ DI, kernelArgs_piece(R8)
 	ARG(kernelArgs_left, DI)
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, DI)
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_left(R8)
@@ -6888,12 +7731,12 @@ row12:
 	ADDQ $128, DX
 	ARG(kernelArgs_rowsLeft, DI)
 	SUBQ $1, DI
-	JEQ again13
+	JEQ again21
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_rowsLeft(R8)
-	JMP next10
+	JMP next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, DI)
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_rowsLeft(R8)
@@ -6908,9 +7751,9 @@ again13:
 	MOVQ a+8(FP), R8
 	MOVQ DI, kernelArgs_images(R8)
 	SUBQ $0, DI
-	JNE next10
+	JNE next18
 
-save14:
+save22:
 	MOVQ a+8(FP), DI
 	ADDQ $kernelArgs_partial, DI
 	VMOVUPS Y0, (DI)
@@ -6979,28 +7822,14 @@ TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
+	ARG(kernelArgs_n, R8)
+	SUBQ $129, R8
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save6
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
+row3:
+	ARG(kernelArgs_n, DI)
 	ARG(kernelArgs_budget, R8)
 	SUBQ DI, R8
-	ANDQ $-8, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_budget(R9)
 	SUBQ $8, DI
@@ -7133,14 +7962,6 @@ part8:
 	ADDQ DI, CX
 
 summed9:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush3
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next2
-
-flush3:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -7157,17 +7978,6 @@ flush3:
 	VADDPD 96(SI), Y10, Y10
 	VMOVUPS Y10, 96(SI)
 	VXORPS Y1, Y1, Y1
-	MOVQ $512, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next2
-
-row4:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
 	ARG(kernelArgs_rowGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -7179,12 +7989,15 @@ row4:
 	ADDQ $128, SI
 	ARG(kernelArgs_rowsLeft, R8)
 	SUBQ $1, R8
-	JEQ again5
+	JEQ again4
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next2
+	ARG(kernelArgs_budget, R8)
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
@@ -7215,7 +8028,13 @@ again5:
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_images(R9)
 	SUBQ $4, R8
-	JGE next2
+	JLT ended5
+	ARG(kernelArgs_budget, R8)
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
+
+ended5:
 	MOVQ $2048, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_piece(R9)
@@ -7243,7 +8062,7 @@ save6:
 	VZEROUPPER
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, DI)
@@ -7265,13 +8084,278 @@ next10:
 	MOVQ R8, kernelArgs_piece(R9)
 	ARG(kernelArgs_budget, R8)
 	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $8, DI
+	JLT part16
+
+four15:
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VADDPS (BX)(R10*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (CX)(R10*1), Y3, Y3
+	VADDPS (BX)(R10*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (CX)(R10*2), Y4, Y4
+	VADDPS (BX)(R11*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VADDPS (CX)(R11*1), Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R10*1), Y8, Y12
+	VMOVUPS (AX)(R10*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R10*2), Y8, Y12
+	VMOVUPS (AX)(R10*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R11*1), Y8, Y14
+	VMOVUPS (AX)(R11*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four15
+
+part16:
+	ANDQ $7, DI
+	JEQ summed17
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (BX)(R10*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (CX)(R10*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (BX)(R10*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (CX)(R10*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (BX)(R11*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R10*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R10*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R11*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R11*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed17:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush11
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coefStep, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again13
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_images, R8)
+	ADDQ $-4, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $4, R8
+	JGE next10
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+
+save14:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save22
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
 	ANDQ $-32, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_budget(R9)
 	SUBQ $32, DI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -7322,14 +8406,14 @@ group15:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, DI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -7353,11 +8437,11 @@ single17:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, DI
-	JEQ summed19
+	JEQ summed27
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -7392,15 +8476,15 @@ part18:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R8)
 	SUBQ $0, R8
-	JEQ flush11
+	JEQ flush19
 	ARG(kernelArgs_piece, R8)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -7422,9 +8506,9 @@ flush11:
 	MOVQ R8, kernelArgs_piece(R9)
 	ARG(kernelArgs_left, R8)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_left(R9)
@@ -7439,12 +8523,12 @@ row12:
 	ADDQ $128, SI
 	ARG(kernelArgs_rowsLeft, R8)
 	SUBQ $1, R8
-	JEQ again13
+	JEQ again21
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next10
+	JMP next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
@@ -7460,9 +8544,9 @@ again13:
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_images(R9)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-save14:
+save22:
 	MOVQ a+8(FP), R8
 	ADDQ $kernelArgs_partial, R8
 	VMOVUPS Y0, (R8)
@@ -7531,28 +8615,14 @@ TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
+	ARG(kernelArgs_n, R8)
+	SUBQ $129, R8
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save6
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
+row3:
+	ARG(kernelArgs_n, DI)
 	ARG(kernelArgs_budget, R8)
 	SUBQ DI, R8
-	ANDQ $-8, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_budget(R9)
 	SUBQ $8, DI
@@ -7681,14 +8751,6 @@ part8:
 	ADDQ DI, CX
 
 summed9:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush3
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next2
-
-flush3:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -7705,17 +8767,6 @@ flush3:
 	VADDPD 96(SI), Y10, Y10
 	VMOVUPS Y10, 96(SI)
 	VXORPS Y1, Y1, Y1
-	MOVQ $512, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next2
-
-row4:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
 	ARG(kernelArgs_rowGap, R8)
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -7727,12 +8778,15 @@ row4:
 	ADDQ $128, SI
 	ARG(kernelArgs_rowsLeft, R8)
 	SUBQ $1, R8
-	JEQ again5
+	JEQ again4
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next2
+	ARG(kernelArgs_budget, R8)
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
@@ -7763,7 +8817,13 @@ again5:
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_images(R9)
 	SUBQ $4, R8
-	JGE next2
+	JLT ended5
+	ARG(kernelArgs_budget, R8)
+	SUBQ $1, R8
+	JGE row3
+	JMP save6
+
+ended5:
 	MOVQ $2048, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_piece(R9)
@@ -7791,7 +8851,7 @@ save6:
 	VZEROUPPER
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, DI)
@@ -7813,13 +8873,274 @@ next10:
 	MOVQ R8, kernelArgs_piece(R9)
 	ARG(kernelArgs_budget, R8)
 	SUBQ DI, R8
+	ANDQ $-8, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_budget(R9)
+	SUBQ $8, DI
+	JLT part16
+
+four15:
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (BX)(R10*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (BX)(R10*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (BX)(R11*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMOVUPS Y9, (CX)
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R10*1), Y8, Y12
+	VMOVUPS (AX)(R10*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMOVUPS Y11, (CX)(R10*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R10*2), Y8, Y12
+	VMOVUPS (AX)(R10*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMOVUPS Y11, (CX)(R10*2)
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R11*1), Y8, Y14
+	VMOVUPS (AX)(R11*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMOVUPS Y13, (CX)(R11*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	SUBQ $8, DI
+	JGE four15
+
+part16:
+	ANDQ $7, DI
+	JEQ summed17
+	MOVQ DI, R8
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+	VBROADCASTSS (DX), Y8
+	VBROADCASTSS 4(DX), Y6
+	VBROADCASTSS 8(DX), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (BX)(R10*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (BX)(R10*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (BX)(R11*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (DX), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMASKMOVPS Y9, Y15, (CX)
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R10*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMASKMOVPS Y11, Y15, (CX)(R10*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R10*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R10*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMASKMOVPS Y11, Y15, (CX)(R10*2)
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R11*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R11*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMASKMOVPS Y13, Y15, (CX)(R11*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+summed17:
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JEQ flush11
+	ARG(kernelArgs_piece, R8)
+	SUBQ $0, R8
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (SI), Y9, Y9
+	VMOVUPS Y9, (SI)
+	VADDPD 32(SI), Y10, Y10
+	VMOVUPS Y10, 32(SI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(SI), Y9, Y9
+	VMOVUPS Y9, 64(SI)
+	VADDPD 96(SI), Y10, Y10
+	VMOVUPS Y10, 96(SI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_left, R8)
+	SUBQ $0, R8
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_rowGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_coefStep, R8)
+	SHLQ $2, R8
+	ADDQ R8, DX
+	ADDQ $128, SI
+	ARG(kernelArgs_rowsLeft, R8)
+	SUBQ $1, R8
+	JEQ again13
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R8)
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_rowsLeft(R9)
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_sums, SI)
+	ARG(kernelArgs_imageGap, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_stride, R8)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ARG(kernelArgs_images, R8)
+	ADDQ $-4, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_images(R9)
+	SUBQ $4, R8
+	JGE next10
+	MOVQ $2048, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+
+save14:
+	MOVQ a+8(FP), R8
+	ADDQ $kernelArgs_partial, R8
+	VMOVUPS Y0, (R8)
+	VMOVUPS Y1, 32(R8)
+	ARG(kernelArgs_dy, R8)
+	SUBQ R8, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R9
+	MOVQ AX, kernelArgs_at(R9)
+	ARG(kernelArgs_coef, R8)
+	SUBQ R8, DX
+	SARQ $2, DX
+	MOVQ a+8(FP), R9
+	MOVQ DX, kernelArgs_coefAt(R9)
+	ARG(kernelArgs_sums, R8)
+	SUBQ R8, SI
+	SARQ $3, SI
+	MOVQ a+8(FP), R9
+	MOVQ SI, kernelArgs_accAt(R9)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, DI)
+	ARG(kernelArgs_piece, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	ARG(kernelArgs_budget, R8)
+	CMPQ R8, DI
+	CMOVQLT R8, DI
+	SUBQ $0, DI
+	JEQ save22
+	ARG(kernelArgs_left, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_left(R9)
+	ARG(kernelArgs_piece, R8)
+	SUBQ DI, R8
+	MOVQ a+8(FP), R9
+	MOVQ R8, kernelArgs_piece(R9)
+	ARG(kernelArgs_budget, R8)
+	SUBQ DI, R8
 	ANDQ $-32, R8
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_budget(R9)
 	SUBQ $32, DI
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -7870,14 +9191,14 @@ group15:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, DI
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VBROADCASTSS (DX), Y8
 	VBROADCASTSS 4(DX), Y6
 	VBROADCASTSS 8(DX), Y7
@@ -7901,11 +9222,11 @@ single17:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, DI
-	JEQ summed19
+	JEQ summed27
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -7939,15 +9260,15 @@ part18:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R8)
 	SUBQ $0, R8
-	JEQ flush11
+	JEQ flush19
 	ARG(kernelArgs_piece, R8)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -7969,9 +9290,9 @@ flush11:
 	MOVQ R8, kernelArgs_piece(R9)
 	ARG(kernelArgs_left, R8)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_left(R9)
@@ -7986,12 +9307,12 @@ row12:
 	ADDQ $128, SI
 	ARG(kernelArgs_rowsLeft, R8)
 	SUBQ $1, R8
-	JEQ again13
+	JEQ again21
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next10
+	JMP next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R8)
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_rowsLeft(R9)
@@ -8007,9 +9328,9 @@ again13:
 	MOVQ a+8(FP), R9
 	MOVQ R8, kernelArgs_images(R9)
 	SUBQ $0, R8
-	JNE next10
+	JNE next18
 
-save14:
+save22:
 	MOVQ a+8(FP), R8
 	ADDQ $kernelArgs_partial, R8
 	VMOVUPS Y0, (R8)
@@ -8080,28 +9401,14 @@ TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	MOVQ R11, R12
 	ADDQ R11, R12
 	ADDQ R11, R12
+	ARG(kernelArgs_n, R9)
+	SUBQ $129, R9
+	JGE long2
 
-next2:
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_piece, R9)
-	CMPQ R9, R8
-	CMOVQLT R9, R8
-	ARG(kernelArgs_budget, R9)
-	CMPQ R9, R8
-	CMOVQLT R9, R8
-	SUBQ $0, R8
-	JEQ save6
-	ARG(kernelArgs_left, R9)
-	SUBQ R8, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_left(R10)
-	ARG(kernelArgs_piece, R9)
-	SUBQ R8, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+row3:
+	ARG(kernelArgs_n, R8)
 	ARG(kernelArgs_budget, R9)
 	SUBQ R8, R9
-	ANDQ $-8, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
@@ -8244,14 +9551,6 @@ part8:
 	ADDQ R8, DX
 
 summed9:
-	ARG(kernelArgs_left, R9)
-	SUBQ $0, R9
-	JEQ flush3
-	ARG(kernelArgs_piece, R9)
-	SUBQ $0, R9
-	JNE next2
-
-flush3:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -8268,17 +9567,6 @@ flush3:
 	VADDPD 96(DI), Y10, Y10
 	VMOVUPS Y10, 96(DI)
 	VXORPS Y1, Y1, Y1
-	MOVQ $512, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
-	ARG(kernelArgs_left, R9)
-	SUBQ $0, R9
-	JNE next2
-
-row4:
-	ARG(kernelArgs_n, R9)
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_left(R10)
 	ARG(kernelArgs_rowGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -8291,12 +9579,15 @@ row4:
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again5
+	JEQ again4
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next2
+	ARG(kernelArgs_budget, R9)
+	SUBQ $1, R9
+	JGE row3
+	JMP save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -8331,7 +9622,13 @@ again5:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $4, R9
-	JGE next2
+	JLT ended5
+	ARG(kernelArgs_budget, R9)
+	SUBQ $1, R9
+	JGE row3
+	JMP save6
+
+ended5:
 	MOVQ $2048, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_piece(R10)
@@ -8359,7 +9656,7 @@ save6:
 	VZEROUPPER
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, R8)
@@ -8381,13 +9678,293 @@ next10:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_budget, R9)
 	SUBQ R8, R9
+	ANDQ $-8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_budget(R10)
+	SUBQ $8, R8
+	JLT part16
+
+four15:
+	VBROADCASTSS (SI), Y8
+	VBROADCASTSS 4(SI), Y6
+	VBROADCASTSS 8(SI), Y7
+	VADDPS (BX), Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VADDPS (CX), Y2, Y2
+	VADDPS (BX)(R11*1), Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VADDPS (CX)(R11*1), Y3, Y3
+	VADDPS (BX)(R11*2), Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VADDPS (CX)(R11*2), Y4, Y4
+	VADDPS (BX)(R12*1), Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VADDPS (CX)(R12*1), Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y8
+	VADDPS (BX), Y8, Y10
+	VMOVUPS (AX), Y9
+	VMULPS Y2, Y9, Y9
+	VMOVUPS Y9, (DX)
+	VMULPS Y10, Y9, Y10
+	VADDPS (BX)(R11*1), Y8, Y12
+	VMOVUPS (AX)(R11*1), Y11
+	VMULPS Y3, Y11, Y11
+	VMOVUPS Y11, (DX)(R11*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS (BX)(R11*2), Y8, Y12
+	VMOVUPS (AX)(R11*2), Y11
+	VMULPS Y4, Y11, Y11
+	VMOVUPS Y11, (DX)(R11*2)
+	VMULPS Y12, Y11, Y12
+	VADDPS (BX)(R12*1), Y8, Y14
+	VMOVUPS (AX)(R12*1), Y13
+	VMULPS Y5, Y13, Y13
+	VMOVUPS Y13, (DX)(R12*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	SUBQ $8, R8
+	JGE four15
+
+part16:
+	ANDQ $7, R8
+	JEQ summed17
+	MOVQ R8, R9
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+	VBROADCASTSS (SI), Y8
+	VBROADCASTSS 4(SI), Y6
+	VBROADCASTSS 8(SI), Y7
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y8, Y2
+	VMULPS Y6, Y2, Y2
+	VADDPS Y7, Y2, Y2
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (BX)(R11*1), Y15, Y3
+	VADDPS Y3, Y8, Y3
+	VMULPS Y6, Y3, Y3
+	VADDPS Y7, Y3, Y3
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (BX)(R11*2), Y15, Y4
+	VADDPS Y4, Y8, Y4
+	VMULPS Y6, Y4, Y4
+	VADDPS Y7, Y4, Y4
+	VMASKMOVPS (CX)(R11*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (BX)(R12*1), Y15, Y5
+	VADDPS Y5, Y8, Y5
+	VMULPS Y6, Y5, Y5
+	VADDPS Y7, Y5, Y5
+	VMASKMOVPS (CX)(R12*1), Y15, Y9
+	VADDPS Y9, Y5, Y5
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VBROADCASTSS (SI), Y8
+	VMASKMOVPS (BX), Y15, Y10
+	VADDPS Y10, Y8, Y10
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y9
+	VMASKMOVPS Y9, Y15, (DX)
+	VMULPS Y10, Y9, Y10
+	VMASKMOVPS (BX)(R11*1), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R11*1), Y15, Y11
+	VMULPS Y3, Y11, Y11
+	VMASKMOVPS Y11, Y15, (DX)(R11*1)
+	VMULPS Y12, Y11, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VMASKMOVPS (BX)(R11*2), Y15, Y12
+	VADDPS Y12, Y8, Y12
+	VMASKMOVPS (AX)(R11*2), Y15, Y11
+	VMULPS Y4, Y11, Y11
+	VMASKMOVPS Y11, Y15, (DX)(R11*2)
+	VMULPS Y12, Y11, Y12
+	VMASKMOVPS (BX)(R12*1), Y15, Y14
+	VADDPS Y14, Y8, Y14
+	VMASKMOVPS (AX)(R12*1), Y15, Y13
+	VMULPS Y5, Y13, Y13
+	VMASKMOVPS Y13, Y15, (DX)(R12*1)
+	VMULPS Y14, Y13, Y14
+	VADDPS Y13, Y11, Y11
+	VADDPS Y14, Y12, Y12
+	VADDPS Y11, Y9, Y9
+	VADDPS Y12, Y10, Y10
+	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y10, Y10
+	VADDPS Y9, Y0, Y0
+	VADDPS Y10, Y1, Y1
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+summed17:
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JEQ flush11
+	ARG(kernelArgs_piece, R9)
+	SUBQ $0, R9
+	JNE next10
+
+flush11:
+	VCVTPS2PD X0, Y9
+	VEXTRACTF128 $1, Y0, X10
+	VCVTPS2PD X10, Y10
+	VADDPD (DI), Y9, Y9
+	VMOVUPS Y9, (DI)
+	VADDPD 32(DI), Y10, Y10
+	VMOVUPS Y10, 32(DI)
+	VXORPS Y0, Y0, Y0
+	VCVTPS2PD X1, Y9
+	VEXTRACTF128 $1, Y1, X10
+	VCVTPS2PD X10, Y10
+	VADDPD 64(DI), Y9, Y9
+	VMOVUPS Y9, 64(DI)
+	VADDPD 96(DI), Y10, Y10
+	VMOVUPS Y10, 96(DI)
+	VXORPS Y1, Y1, Y1
+	MOVQ $512, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_left, R9)
+	SUBQ $0, R9
+	JNE next10
+
+row12:
+	ARG(kernelArgs_n, R9)
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_rowGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_coefStep, R9)
+	SHLQ $2, R9
+	ADDQ R9, SI
+	ADDQ $128, DI
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBQ $1, R9
+	JEQ again13
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	JMP next10
+
+again13:
+	ARG(kernelArgs_rows, R9)
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_rowsLeft(R10)
+	ARG(kernelArgs_coef, SI)
+	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_imageGap, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_stride, R9)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ARG(kernelArgs_images, R9)
+	ADDQ $-4, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_images(R10)
+	SUBQ $4, R9
+	JGE next10
+	MOVQ $2048, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+
+save14:
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS Y0, (R9)
+	VMOVUPS Y1, 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUBQ R9, AX
+	SARQ $2, AX
+	MOVQ a+8(FP), R10
+	MOVQ AX, kernelArgs_at(R10)
+	ARG(kernelArgs_coef, R9)
+	SUBQ R9, SI
+	SARQ $2, SI
+	MOVQ a+8(FP), R10
+	MOVQ SI, kernelArgs_coefAt(R10)
+	ARG(kernelArgs_sums, R9)
+	SUBQ R9, DI
+	SARQ $3, DI
+	MOVQ a+8(FP), R10
+	MOVQ DI, kernelArgs_accAt(R10)
+	VZEROUPPER
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_piece, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	ARG(kernelArgs_budget, R9)
+	CMPQ R9, R8
+	CMOVQLT R9, R8
+	SUBQ $0, R8
+	JEQ save22
+	ARG(kernelArgs_left, R9)
+	SUBQ R8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_left(R10)
+	ARG(kernelArgs_piece, R9)
+	SUBQ R8, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_piece(R10)
+	ARG(kernelArgs_budget, R9)
+	SUBQ R8, R9
 	ANDQ $-32, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $32, R8
-	JLT rest16
+	JLT rest24
 
-group15:
+group23:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -8443,14 +10020,14 @@ group15:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R8
-	JGE group15
+	JGE group23
 
-rest16:
+rest24:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part18
+	JLT part26
 
-single17:
+single25:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -8476,11 +10053,11 @@ single17:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE single17
+	JGE single25
 
-part18:
+part26:
 	ANDQ $7, R8
-	JEQ summed19
+	JEQ summed27
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -8517,15 +10094,15 @@ part18:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JEQ flush11
+	JEQ flush19
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
-	JNE next10
+	JNE next18
 
-flush11:
+flush19:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -8547,9 +10124,9 @@ flush11:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JNE next10
+	JNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_left(R10)
@@ -8565,12 +10142,12 @@ row12:
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again13
+	JEQ again21
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next10
+	JMP next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -8587,9 +10164,9 @@ again13:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $0, R9
-	JNE next10
+	JNE next18
 
-save14:
+save22:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS Y0, (R9)
@@ -8616,11 +10193,12 @@ save14:
 
 // func gradSumsColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -8634,10 +10212,10 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -8716,7 +10294,7 @@ part6:
 	ADDQ DI, BX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -8733,9 +10311,9 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -8776,7 +10354,7 @@ part9:
 	ADDQ DI, BX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -8791,11 +10369,12 @@ done4:
 
 // func gradSumsColsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -8809,10 +10388,10 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -8935,7 +10514,7 @@ part6:
 	ADDQ DI, BX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -8952,9 +10531,9 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -9009,7 +10588,7 @@ part9:
 	ADDQ DI, BX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -9024,12 +10603,13 @@ done4:
 
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -9043,10 +10623,10 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_fetch(R14), R11
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_acc(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part6
 
@@ -9185,7 +10765,7 @@ part6:
 	ADDQ R8, CX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -9205,9 +10785,9 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_acc(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part9
 
@@ -9267,7 +10847,7 @@ part9:
 	ADDQ R8, CX
 
 next10:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -10402,31 +11982,32 @@ done4:
 
 // func inputGradRowsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -10500,7 +12081,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -10538,7 +12119,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
@@ -10571,21 +12152,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y2
@@ -10595,20 +12175,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -10616,33 +12192,34 @@ save7:
 
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -10723,7 +12300,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -10763,7 +12340,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
@@ -10798,22 +12375,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y2
@@ -10823,20 +12399,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -10844,31 +12416,32 @@ save7:
 
 // func inputGradRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -10882,8 +12455,7 @@ image1:
 	CMPQ DI, R9
 	CMOVQLT DI, R9
 	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+	MOVQ R9, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -10900,7 +12472,7 @@ image1:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	ARG(kernelArgs_piece, R9)
+	MOVQ kernelArgs_piece(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -10977,7 +12549,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -11015,7 +12587,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
@@ -11048,21 +12620,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y2
@@ -11072,20 +12643,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -11093,33 +12660,34 @@ save7:
 
 // func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -11133,8 +12701,7 @@ image1:
 	CMPQ R8, R10
 	CMOVQLT R8, R10
 	SUBQ R10, R8
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_piece(R11)
+	MOVQ R10, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -11152,7 +12719,7 @@ image1:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	ARG(kernelArgs_piece, R10)
+	MOVQ kernelArgs_piece(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -11237,7 +12804,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -11277,7 +12844,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
@@ -11312,22 +12879,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y2
@@ -11337,20 +12903,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -11358,32 +12920,33 @@ save7:
 
 // func inputGradRowsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -11482,7 +13045,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -11529,7 +13092,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -11569,21 +13132,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y4
@@ -11594,20 +13156,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -11615,34 +13173,35 @@ save7:
 
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -11748,7 +13307,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -11797,7 +13356,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -11840,22 +13399,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y4
@@ -11866,20 +13424,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -11887,34 +13441,35 @@ save7:
 
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -12020,7 +13575,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -12069,7 +13624,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -12111,22 +13666,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y4
@@ -12137,20 +13691,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -12158,36 +13708,37 @@ save7:
 
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_at, R11)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_dres(R14), SI
+	MOVQ kernelArgs_at(R14), R11
 	SHLQ $2, R11
 	ADDQ R11, AX
 	ADDQ R11, BX
 	ADDQ R11, CX
 	ADDQ R11, DX
 	ADDQ R11, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_coefAt, R11)
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_coefAt(R14), R11
 	SHLQ $2, R11
 	ADDQ R11, DI
-	ARG(kernelArgs_rowsLeft, R8)
-	ARG(kernelArgs_left, R9)
-	ARG(kernelArgs_budget, R10)
+	MOVQ kernelArgs_rowsLeft(R14), R8
+	MOVQ kernelArgs_left(R14), R9
+	MOVQ kernelArgs_budget(R14), R10
 	ADDQ $-1, R10
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R11)
+	MOVQ kernelArgs_n(R14), R11
 	SUBQ R9, R11
 	SUBQ $0, R11
 	JNE row2
-	ARG(kernelArgs_rows, R11)
+	MOVQ kernelArgs_rows(R14), R11
 	SUBQ R8, R11
 	SUBQ $0, R11
 	JNE row2
@@ -12300,7 +13851,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	ARG(kernelArgs_n, R11)
+	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
 	JEQ next8
@@ -12351,7 +13902,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -12396,23 +13947,22 @@ last9:
 	ADDQ R9, SI
 
 end10:
-	ARG(kernelArgs_images, R11)
+	MOVQ kernelArgs_images(R14), R11
 	ADDQ $-1, R11
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_images(R12)
-	ARG(kernelArgs_imageGap, R9)
+	MOVQ R11, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefImage, R9)
+	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
 	ADDQ $20, DI
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ $0, R11
 	JEQ save7
 	VBROADCASTSS (DI), Y4
@@ -12423,20 +13973,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R12
-	MOVQ R9, kernelArgs_left(R12)
-	MOVQ a+8(FP), R12
-	MOVQ R8, kernelArgs_rowsLeft(R12)
-	ARG(kernelArgs_dy, R11)
+	MOVQ R9, kernelArgs_left(R14)
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R11
 	SUBQ R11, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R12
-	MOVQ AX, kernelArgs_at(R12)
-	ARG(kernelArgs_coef, R11)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R11
 	SUBQ R11, DI
 	SARQ $2, DI
-	MOVQ a+8(FP), R12
-	MOVQ DI, kernelArgs_coefAt(R12)
+	MOVQ DI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -12444,32 +13990,33 @@ save7:
 
 // func inputGradRowsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_at(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_coefAt(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
+	MOVQ kernelArgs_rowsLeft(R14), SI
+	MOVQ kernelArgs_left(R14), DI
+	MOVQ kernelArgs_budget(R14), R8
 	ADDQ $-1, R8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ DI, R9
 	SUBQ $0, R9
 	JNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVQ kernelArgs_rows(R14), R9
 	SUBQ SI, R9
 	SUBQ $0, R9
 	JNE row2
@@ -12483,8 +14030,7 @@ image1:
 	CMPQ DI, R9
 	CMOVQLT DI, R9
 	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+	MOVQ R9, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -12507,7 +14053,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	ARG(kernelArgs_piece, R9)
+	MOVQ kernelArgs_piece(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -12610,7 +14156,7 @@ border6:
 	SUBQ $1, SI
 	JEQ last9
 	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
 	JEQ next8
@@ -12657,7 +14203,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -12697,21 +14243,20 @@ last9:
 	ADDQ DI, CX
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVQ kernelArgs_images(R14), R9
 	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
+	MOVQ R9, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
+	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
 	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $0, R9
 	JEQ save7
 	VBROADCASTSS (DX), Y4
@@ -12722,20 +14267,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
+	MOVQ DI, kernelArgs_left(R14)
+	MOVQ SI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R9
 	SUBQ R9, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R9
 	SUBQ R9, DX
 	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
+	MOVQ DX, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -12743,34 +14284,35 @@ save7:
 
 // func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -12784,8 +14326,7 @@ image1:
 	CMPQ R8, R10
 	CMOVQLT R8, R10
 	SUBQ R10, R8
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_piece(R11)
+	MOVQ R10, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -12810,7 +14351,7 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	ARG(kernelArgs_piece, R10)
+	MOVQ kernelArgs_piece(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -12921,7 +14462,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -12970,7 +14511,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -13013,22 +14554,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y4
@@ -13039,20 +14579,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -13060,34 +14596,35 @@ save7:
 
 // func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_at(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
 	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_coefAt(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
+	MOVQ kernelArgs_rowsLeft(R14), DI
+	MOVQ kernelArgs_left(R14), R8
+	MOVQ kernelArgs_budget(R14), R9
 	ADDQ $-1, R9
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	SUBQ R8, R10
 	SUBQ $0, R10
 	JNE row2
-	ARG(kernelArgs_rows, R10)
+	MOVQ kernelArgs_rows(R14), R10
 	SUBQ DI, R10
 	SUBQ $0, R10
 	JNE row2
@@ -13101,8 +14638,7 @@ image1:
 	CMPQ R8, R10
 	CMOVQLT R8, R10
 	SUBQ R10, R8
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_piece(R11)
+	MOVQ R10, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -13126,7 +14662,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	ARG(kernelArgs_piece, R10)
+	MOVQ kernelArgs_piece(R14), R10
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
@@ -13237,7 +14773,7 @@ border6:
 	SUBQ $1, DI
 	JEQ last9
 	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
+	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
 	JEQ next8
@@ -13286,7 +14822,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -13328,22 +14864,21 @@ last9:
 	ADDQ R8, DX
 
 end10:
-	ARG(kernelArgs_images, R10)
+	MOVQ kernelArgs_images(R14), R10
 	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
+	MOVQ R10, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
+	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
 	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $0, R10
 	JEQ save7
 	VBROADCASTSS (SI), Y4
@@ -13354,20 +14889,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
+	MOVQ R8, kernelArgs_left(R14)
+	MOVQ DI, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R10
 	SUBQ R10, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R10
 	SUBQ R10, SI
 	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
+	MOVQ SI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -13375,36 +14906,37 @@ save7:
 
 // func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_at, R11)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_dres(R14), SI
+	MOVQ kernelArgs_at(R14), R11
 	SHLQ $2, R11
 	ADDQ R11, AX
 	ADDQ R11, BX
 	ADDQ R11, CX
 	ADDQ R11, DX
 	ADDQ R11, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_coefAt, R11)
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_coefAt(R14), R11
 	SHLQ $2, R11
 	ADDQ R11, DI
-	ARG(kernelArgs_rowsLeft, R8)
-	ARG(kernelArgs_left, R9)
-	ARG(kernelArgs_budget, R10)
+	MOVQ kernelArgs_rowsLeft(R14), R8
+	MOVQ kernelArgs_left(R14), R9
+	MOVQ kernelArgs_budget(R14), R10
 	ADDQ $-1, R10
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	ARG(kernelArgs_n, R11)
+	MOVQ kernelArgs_n(R14), R11
 	SUBQ R9, R11
 	SUBQ $0, R11
 	JNE row2
-	ARG(kernelArgs_rows, R11)
+	MOVQ kernelArgs_rows(R14), R11
 	SUBQ R8, R11
 	SUBQ $0, R11
 	JNE row2
@@ -13418,8 +14950,7 @@ image1:
 	CMPQ R9, R11
 	CMOVQLT R9, R11
 	SUBQ R11, R9
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_piece(R12)
+	MOVQ R11, kernelArgs_piece(R14)
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
@@ -13445,7 +14976,7 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	ARG(kernelArgs_piece, R11)
+	MOVQ kernelArgs_piece(R14), R11
 	SHLQ $2, R11
 	ADDQ R11, AX
 	ADDQ R11, BX
@@ -13564,7 +15095,7 @@ border6:
 	SUBQ $1, R8
 	JEQ last9
 	ADDQ $20, DI
-	ARG(kernelArgs_n, R11)
+	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
 	JEQ next8
@@ -13615,7 +15146,7 @@ border6:
 	JMP row2
 
 next8:
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -13660,23 +15191,22 @@ last9:
 	ADDQ R9, SI
 
 end10:
-	ARG(kernelArgs_images, R11)
+	MOVQ kernelArgs_images(R14), R11
 	ADDQ $-1, R11
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_images(R12)
-	ARG(kernelArgs_imageGap, R9)
+	MOVQ R11, kernelArgs_images(R14)
+	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-	ARG(kernelArgs_coefImage, R9)
+	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
 	ADDQ $20, DI
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ $0, R11
 	JEQ save7
 	VBROADCASTSS (DI), Y4
@@ -13687,20 +15217,16 @@ end10:
 	JMP image1
 
 save7:
-	MOVQ a+8(FP), R12
-	MOVQ R9, kernelArgs_left(R12)
-	MOVQ a+8(FP), R12
-	MOVQ R8, kernelArgs_rowsLeft(R12)
-	ARG(kernelArgs_dy, R11)
+	MOVQ R9, kernelArgs_left(R14)
+	MOVQ R8, kernelArgs_rowsLeft(R14)
+	MOVQ kernelArgs_dy(R14), R11
 	SUBQ R11, AX
 	SARQ $2, AX
-	MOVQ a+8(FP), R12
-	MOVQ AX, kernelArgs_at(R12)
-	ARG(kernelArgs_coef, R11)
+	MOVQ AX, kernelArgs_at(R14)
+	MOVQ kernelArgs_coef(R14), R11
 	SUBQ R11, DI
 	SARQ $2, DI
-	MOVQ a+8(FP), R12
-	MOVQ DI, kernelArgs_coefAt(R12)
+	MOVQ DI, kernelArgs_coefAt(R14)
 	VZEROUPPER
 	RET
 	VZEROUPPER
@@ -16250,12 +17776,13 @@ save7:
 
 // func inputGradColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -16269,8 +17796,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -16359,7 +17886,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -16379,8 +17906,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -16424,7 +17951,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -16441,13 +17968,14 @@ done4:
 
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -16461,8 +17989,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part6
 
@@ -16561,7 +18089,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16584,8 +18112,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part9
 
@@ -16633,7 +18161,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16652,13 +18180,14 @@ done4:
 
 // func inputGradColsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -16672,8 +18201,8 @@ TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $32, DI
 	JLT few9
 
@@ -16760,7 +18289,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -16777,14 +18306,15 @@ done4:
 
 // func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_fetch(R14), R11
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -16798,8 +18328,8 @@ TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $32, R8
 	JLT few9
 
@@ -16895,7 +18425,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -16914,12 +18444,13 @@ done4:
 
 // func inputGradColsReLU(id int, a *kernelArgs)
 TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
@@ -16933,8 +18464,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part6
 
@@ -17065,7 +18596,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -17085,8 +18616,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT part9
 
@@ -17142,7 +18673,7 @@ part9:
 	ADDQ DI, CX
 
 next10:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -17159,13 +18690,14 @@ done4:
 
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -17179,8 +18711,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part6
 
@@ -17325,7 +18857,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -17348,8 +18880,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part9
 
@@ -17410,7 +18942,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -17429,13 +18961,14 @@ done4:
 
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R8
@@ -17449,8 +18982,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part6
 
@@ -17591,7 +19124,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -17614,8 +19147,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT part9
 
@@ -17675,7 +19208,7 @@ part9:
 	ADDQ R8, DX
 
 next10:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -17694,14 +19227,15 @@ done4:
 
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_stride, R10)
-	ARG(kernelArgs_n, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_dres(R14), SI
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ kernelArgs_stride(R14), R10
+	MOVQ kernelArgs_n(R14), R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
@@ -17715,8 +19249,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	JLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
 	JLT part6
 
@@ -17871,7 +19405,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -17897,8 +19431,8 @@ rest2:
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
 	JLT part9
 
@@ -17963,7 +19497,7 @@ part9:
 	ADDQ R9, SI
 
 next10:
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -17984,13 +19518,14 @@ done4:
 
 // func inputGradColsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, DI)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_rows(R14), SI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_fetch(R14), R10
+	MOVQ kernelArgs_n(R14), DI
 	ANDQ $7, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -18004,8 +19539,8 @@ TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
 	SUBQ $32, DI
 	JLT few9
 
@@ -18122,7 +19657,7 @@ part6:
 	ADDQ DI, CX
 
 next7:
-	ARG(kernelArgs_n, DI)
+	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
 	SUBQ DI, BX
@@ -18139,14 +19674,15 @@ done4:
 
 // func inputGradColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_fetch(R14), R11
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -18160,8 +19696,8 @@ TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $32, R8
 	JLT few9
 
@@ -18290,7 +19826,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -18309,14 +19845,15 @@ done4:
 
 // func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_n, R8)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_dres(R14), DX
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R9
+	MOVQ kernelArgs_fetch(R14), R11
+	MOVQ kernelArgs_n(R14), R8
 	ANDQ $7, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -18330,8 +19867,8 @@ TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
 	SUBQ $32, R8
 	JLT few9
 
@@ -18457,7 +19994,7 @@ part6:
 	ADDQ R8, DX
 
 next7:
-	ARG(kernelArgs_n, R8)
+	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
 	SUBQ R8, BX
@@ -18476,15 +20013,16 @@ done4:
 
 // func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_stride, R10)
-	ARG(kernelArgs_fetch, R12)
-	ARG(kernelArgs_n, R9)
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_dy(R14), AX
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_res(R14), CX
+	MOVQ kernelArgs_y(R14), DX
+	MOVQ kernelArgs_dres(R14), SI
+	MOVQ kernelArgs_rows(R14), R8
+	MOVQ kernelArgs_stride(R14), R10
+	MOVQ kernelArgs_fetch(R14), R12
+	MOVQ kernelArgs_n(R14), R9
 	ANDQ $7, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -18498,8 +20036,8 @@ TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	JLT done4
 
 single3:
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_n(R14), R9
 	SUBQ $32, R9
 	JLT few9
 
@@ -18637,7 +20175,7 @@ part6:
 	ADDQ R9, SI
 
 next7:
-	ARG(kernelArgs_n, R9)
+	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
 	SUBQ R9, BX
@@ -20936,20 +22474,18 @@ GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, AX)
-	ARG(channelArgs_shift, BX)
-	ARG(channelArgs_sumA, CX)
-	ARG(channelArgs_sumB, DX)
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_count, SI
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_acc(R14), AX
+	MOVQ channelArgs_shift(R14), BX
+	MOVQ channelArgs_sumA(R14), CX
+	MOVQ channelArgs_sumB(R14), DX
+	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y0
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_weight, SI
+	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y1
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_cross, SI
+	LEAQ channelArgs_cross(R14), SI
 	VBROADCASTSD (SI), Y2
-	ARG(channelArgs_n, SI)
+	MOVQ channelArgs_n(R14), SI
 
 channels1:
 	VMOVUPS (AX), Y6
@@ -21027,10 +22563,11 @@ channels1:
 
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sums, AX)
-	ARG(channelArgs_otherA, BX)
-	ARG(channelArgs_otherB, CX)
-	ARG(channelArgs_n, DX)
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_sums(R14), AX
+	MOVQ channelArgs_otherA(R14), BX
+	MOVQ channelArgs_otherB(R14), CX
+	MOVQ channelArgs_n(R14), DX
 
 channels1:
 	VMOVUPS (AX), Y0
@@ -21140,21 +22677,19 @@ GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_otherA, AX)
-	ARG(channelArgs_otherB, BX)
-	ARG(channelArgs_shift, CX)
-	ARG(channelArgs_sumA, DX)
-	ARG(channelArgs_sumB, SI)
-	MOVQ a+8(FP), DI
-	ADDQ $channelArgs_count, DI
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_otherA(R14), AX
+	MOVQ channelArgs_otherB(R14), BX
+	MOVQ channelArgs_shift(R14), CX
+	MOVQ channelArgs_sumA(R14), DX
+	MOVQ channelArgs_sumB(R14), SI
+	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y0
-	MOVQ a+8(FP), DI
-	ADDQ $channelArgs_weight, DI
+	LEAQ channelArgs_weight(R14), DI
 	VBROADCASTSD (DI), Y1
-	MOVQ a+8(FP), DI
-	ADDQ $channelArgs_cross, DI
+	LEAQ channelArgs_cross(R14), DI
 	VBROADCASTSD (DI), Y2
-	ARG(channelArgs_n, DI)
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
 	VMOVUPS (AX), Y5
@@ -21234,12 +22769,12 @@ GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, AX)
-	ARG(channelArgs_shift, BX)
-	MOVQ a+8(FP), CX
-	ADDQ $channelArgs_count, CX
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_acc(R14), AX
+	MOVQ channelArgs_shift(R14), BX
+	LEAQ channelArgs_count(R14), CX
 	VBROADCASTSD (CX), Y0
-	ARG(channelArgs_n, CX)
+	MOVQ channelArgs_n(R14), CX
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -21265,10 +22800,11 @@ channels1:
 
 // func addChannels(id int, a *channelArgs)
 TEXT ·addChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, AX)
-	ARG(channelArgs_sumA, BX)
-	ARG(channelArgs_sumB, CX)
-	ARG(channelArgs_n, DX)
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_acc(R14), AX
+	MOVQ channelArgs_sumA(R14), BX
+	MOVQ channelArgs_sumB(R14), CX
+	MOVQ channelArgs_n(R14), DX
 
 channels1:
 	VMOVUPS (AX), Y3
@@ -21306,17 +22842,16 @@ GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumA, AX)
-	ARG(channelArgs_sumB, BX)
-	ARG(channelArgs_otherA, CX)
-	ARG(channelArgs_otherB, DX)
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_weight, SI
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_sumA(R14), AX
+	MOVQ channelArgs_sumB(R14), BX
+	MOVQ channelArgs_otherA(R14), CX
+	MOVQ channelArgs_otherB(R14), DX
+	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y0
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_cross, SI
+	LEAQ channelArgs_cross(R14), SI
 	VBROADCASTSD (SI), Y1
-	ARG(channelArgs_n, SI)
+	MOVQ channelArgs_n(R14), SI
 
 channels1:
 	VMOVUPS (CX), Y2
@@ -21387,19 +22922,17 @@ GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
 // func deviationChannels(id int, a *channelArgs)
 TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumB, AX)
-	ARG(channelArgs_variance, BX)
-	ARG(channelArgs_invstd, CX)
-	MOVQ a+8(FP), DX
-	ADDQ $channelArgs_count, DX
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_sumB(R14), AX
+	MOVQ channelArgs_variance(R14), BX
+	MOVQ channelArgs_invstd(R14), CX
+	LEAQ channelArgs_count(R14), DX
 	VBROADCASTSD (DX), Y0
-	MOVQ a+8(FP), DX
-	ADDQ $channelArgs_epsilon, DX
+	LEAQ channelArgs_epsilon(R14), DX
 	VBROADCASTSD (DX), Y1
-	MOVQ a+8(FP), DX
-	ADDQ $channelArgs_usual, DX
+	LEAQ channelArgs_usual(R14), DX
 	VMOVUPS (DX), Y8
-	ARG(channelArgs_n, DX)
+	MOVQ channelArgs_n(R14), DX
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -21442,8 +22975,7 @@ channels1:
 	ADDQ $64, CX
 	SUBQ $8, DX
 	JNE channels1
-	MOVQ a+8(FP), DX
-	ADDQ $channelArgs_usual, DX
+	LEAQ channelArgs_usual(R14), DX
 	VMOVUPS Y8, (DX)
 	VZEROUPPER
 	RET
@@ -21463,14 +22995,14 @@ GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func runningChannels(id int, a *channelArgs)
 TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_running, AX)
-	ARG(channelArgs_runningVar, BX)
-	ARG(channelArgs_mean, CX)
-	ARG(channelArgs_invstd, DX)
-	MOVQ a+8(FP), SI
-	ADDQ $channelArgs_epsilon, SI
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_running(R14), AX
+	MOVQ channelArgs_runningVar(R14), BX
+	MOVQ channelArgs_mean(R14), CX
+	MOVQ channelArgs_invstd(R14), DX
+	LEAQ channelArgs_epsilon(R14), SI
 	VBROADCASTSD (SI), Y0
-	ARG(channelArgs_n, SI)
+	MOVQ channelArgs_n(R14), SI
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -21534,18 +23066,18 @@ GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_mean, AX)
-	ARG(channelArgs_invstd, BX)
-	ARG(channelArgs_gamma, CX)
-	ARG(channelArgs_beta, DX)
-	ARG(channelArgs_scale, SI)
-	ARG(channelArgs_neg, DI)
-	ARG(channelArgs_a, R8)
-	ARG(channelArgs_b, R9)
-	MOVQ a+8(FP), R10
-	ADDQ $channelArgs_usual, R10
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_mean(R14), AX
+	MOVQ channelArgs_invstd(R14), BX
+	MOVQ channelArgs_gamma(R14), CX
+	MOVQ channelArgs_beta(R14), DX
+	MOVQ channelArgs_scale(R14), SI
+	MOVQ channelArgs_neg(R14), DI
+	MOVQ channelArgs_a(R14), R8
+	MOVQ channelArgs_b(R14), R9
+	LEAQ channelArgs_usual(R14), R10
 	VMOVUPS (R10), Y9
-	ARG(channelArgs_n, R10)
+	MOVQ channelArgs_n(R14), R10
 
 channels1:
 	VMOVUPS (AX), Y0
@@ -21656,8 +23188,7 @@ channels1:
 	ADDQ $32, R9
 	SUBQ $8, R10
 	JNE channels1
-	MOVQ a+8(FP), R10
-	ADDQ $channelArgs_usual, R10
+	LEAQ channelArgs_usual(R14), R10
 	VMOVUPS Y9, (R10)
 	VZEROUPPER
 	RET
@@ -21685,23 +23216,21 @@ GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func gradientChannels(id int, a *channelArgs)
 TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumA, AX)
-	ARG(channelArgs_sumB, BX)
-	ARG(channelArgs_mean, CX)
-	ARG(channelArgs_invstd, DX)
-	ARG(channelArgs_dgamma, SI)
-	ARG(channelArgs_k1, DI)
-	ARG(channelArgs_k2, R8)
-	MOVQ a+8(FP), R9
-	ADDQ $channelArgs_count, R9
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_sumA(R14), AX
+	MOVQ channelArgs_sumB(R14), BX
+	MOVQ channelArgs_mean(R14), CX
+	MOVQ channelArgs_invstd(R14), DX
+	MOVQ channelArgs_dgamma(R14), SI
+	MOVQ channelArgs_k1(R14), DI
+	MOVQ channelArgs_k2(R14), R8
+	LEAQ channelArgs_count(R14), R9
 	VBROADCASTSD (R9), Y0
-	MOVQ a+8(FP), R9
-	ADDQ $channelArgs_weight, R9
+	LEAQ channelArgs_weight(R14), R9
 	VBROADCASTSD (R9), Y1
-	MOVQ a+8(FP), R9
-	ADDQ $channelArgs_usual, R9
+	LEAQ channelArgs_usual(R14), R9
 	VMOVUPS (R9), Y13
-	ARG(channelArgs_n, R9)
+	MOVQ channelArgs_n(R14), R9
 
 channels1:
 	VMOVUPS (AX), Y2
@@ -21850,26 +23379,23 @@ channels1:
 	ADDQ $32, R8
 	SUBQ $8, R9
 	JNE channels1
-	MOVQ a+8(FP), R9
-	ADDQ $channelArgs_usual, R9
+	LEAQ channelArgs_usual(R14), R9
 	VMOVUPS Y13, (R9)
 	VZEROUPPER
 	RET
 
 // func trackChannels(id int, a *channelArgs)
 TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_running, AX)
-	ARG(channelArgs_mean, BX)
-	MOVQ a+8(FP), CX
-	ADDQ $channelArgs_weight, CX
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_running(R14), AX
+	MOVQ channelArgs_mean(R14), BX
+	LEAQ channelArgs_weight(R14), CX
 	VBROADCASTSD (CX), Y0
-	MOVQ a+8(FP), CX
-	ADDQ $channelArgs_cross, CX
+	LEAQ channelArgs_cross(R14), CX
 	VBROADCASTSD (CX), Y1
-	MOVQ a+8(FP), CX
-	ADDQ $channelArgs_count, CX
+	LEAQ channelArgs_count(R14), CX
 	VBROADCASTSD (CX), Y2
-	ARG(channelArgs_n, CX)
+	MOVQ channelArgs_n(R14), CX
 
 channels1:
 	VMOVUPS (AX), Y4

@@ -155,59 +155,43 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
 // func momentsRows(id int, a *kernelArgs)
 TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_at, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_at(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_coefAt, R4)
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_coefAt(R23), R4
 	LSL $2, R4
 	ADD R4, R1
-	ARG(kernelArgs_sums, R2)
-	ARG(kernelArgs_accAt, R4)
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_accAt(R23), R4
 	LSL $3, R4
 	ADD R4, R2
-	MOVD a+8(FP), R4
-	ADD $kernelArgs_partial, R4
+	ADD $kernelArgs_partial, R23, R4
 	FLDPQ (R4), (F2, F3)
 	FLDPQ 32(R4), (F4, F5)
-	ARG(kernelArgs_images, R4)
+	MOVD kernelArgs_images(R23), R4
 	SUBS $4, R4
 	BLT singles1
-	ARG(kernelArgs_budget, R4)
+	MOVD kernelArgs_budget(R23), R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R6)
+	MOVD R4, kernelArgs_budget(R23)
+	MOVD kernelArgs_stride(R23), R6
 	LSL $2, R6
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
-	LD1R8(1, 0)
+	MOVD kernelArgs_n(R23), R4
+	SUBS $129, R4
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R3)
-	ARG(kernelArgs_piece, R4)
-	CMP R4, R3
-	CSEL LT, R3, R4, R3
-	ARG(kernelArgs_budget, R4)
-	CMP R4, R3
-	CSEL LT, R3, R4, R3
-	SUBS $0, R3
-	BEQ save6
-	ARG(kernelArgs_left, R4)
+row3:
+	LD1R8(1, 0)
+	MOVD kernelArgs_n(R23), R3
+	MOVD kernelArgs_budget(R23), R4
 	SUB R3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R4)
-	SUB R3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R4)
-	SUB R3, R4
-	ANDS $-8, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_budget(R24)
+	MOVD R4, kernelArgs_budget(R23)
 	SUBS $8, R3
 	BLT part8
 
@@ -276,14 +260,186 @@ part8:
 	ADD R3, R0
 
 summed9:
-	ARG(kernelArgs_left, R4)
-	SUBS $0, R4
-	BEQ flush3
-	ARG(kernelArgs_piece, R4)
-	SUBS $0, R4
-	BNE next2
+	WIDEN(1, 3, 4)
+	FLDPQ (R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R2)
+	FLDPQ 32(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R2)
+	EOR8(1, 1, 1)
+	WIDEN(2, 3, 4)
+	FLDPQ 64(R2), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R2)
+	FLDPQ 96(R2), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R2)
+	EOR8(2, 2, 2)
+	MOVD kernelArgs_rowGap(R23), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD kernelArgs_coefStep(R23), R4
+	LSL $2, R4
+	ADD R4, R1
+	ADD $128, R2
+	MOVD kernelArgs_rowsLeft(R23), R4
+	SUBS $1, R4
+	BEQ again4
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_budget(R23), R4
+	SUBS $1, R4
+	BGE row3
+	B save6
 
-flush3:
+again4:
+	MOVD kernelArgs_rows(R23), R4
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_imageGap(R23), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD kernelArgs_stride(R23), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD kernelArgs_stride(R23), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD kernelArgs_stride(R23), R4
+	LSL $2, R4
+	ADD R4, R0
+	MOVD kernelArgs_images(R23), R4
+	ADD $-4, R4
+	MOVD R4, kernelArgs_images(R23)
+	SUBS $4, R4
+	BLT ended5
+	MOVD kernelArgs_budget(R23), R4
+	SUBS $1, R4
+	BGE row3
+	B save6
+
+ended5:
+	MOVD $2048, R4
+	MOVD R4, kernelArgs_piece(R23)
+
+save6:
+	ADD $kernelArgs_partial, R23, R4
+	FSTPQ (F2, F3), (R4)
+	FSTPQ (F4, F5), 32(R4)
+	MOVD kernelArgs_x(R23), R4
+	SUB R4, R0
+	ASR $2, R0
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R4
+	SUB R4, R1
+	ASR $2, R1
+	MOVD R1, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R4
+	SUB R4, R2
+	ASR $3, R2
+	MOVD R2, kernelArgs_accAt(R23)
+	RET
+
+long2:
+	LD1R8(1, 0)
+
+next10:
+	MOVD kernelArgs_left(R23), R3
+	MOVD kernelArgs_piece(R23), R4
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	MOVD kernelArgs_budget(R23), R4
+	CMP R4, R3
+	CSEL LT, R3, R4, R3
+	SUBS $0, R3
+	BEQ save14
+	MOVD kernelArgs_left(R23), R4
+	SUB R3, R4
+	MOVD R4, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R4
+	SUB R3, R4
+	MOVD R4, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R4
+	SUB R3, R4
+	ANDS $-8, R4
+	MOVD R4, kernelArgs_budget(R23)
+	SUBS $8, R3
+	BLT part16
+
+four15:
+	FLDPQ (R0), (F6, F7)
+	FADD8(3, 0, 3)
+	FMUL8(3, 3, 4)
+	ADD R6<<0, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R6<<1, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FADD8(7, 0, 7)
+	FMUL8(7, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 1, 1)
+	FADD8(4, 2, 2)
+	ADD $32, R0
+	SUBS $8, R3
+	BGE four15
+
+part16:
+	ANDS $7, R3
+	BEQ summed17
+	MOVD R3, R4
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	PART(·loadPart3<>, 0, R0)
+	FADD8(3, 0, 3)
+	FMUL8(3, 3, 4)
+	ADD R6<<0, R0, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R6<<1, R0, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 0, 5)
+	FMUL8(5, 5, 6)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FADD8(7, 0, 7)
+	FMUL8(7, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	AND8(15, 3, 3)
+	AND8(15, 4, 4)
+	FADD8(3, 1, 1)
+	FADD8(4, 2, 2)
+	LSL $2, R3
+	ADD R3, R0
+
+summed17:
+	MOVD kernelArgs_left(R23), R4
+	SUBS $0, R4
+	BEQ flush11
+	MOVD kernelArgs_piece(R23), R4
+	SUBS $0, R4
+	BNE next10
+
+flush11:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -301,112 +457,99 @@ flush3:
 	FSTPQ (F8, F9), 96(R2)
 	EOR8(2, 2, 2)
 	MOVD $512, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R4)
+	MOVD R4, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BNE next2
+	BNE next10
 
-row4:
-	ARG(kernelArgs_n, R4)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R4)
+row12:
+	MOVD kernelArgs_n(R23), R4
+	MOVD R4, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_coefStep, R4)
+	MOVD kernelArgs_coefStep(R23), R4
 	LSL $2, R4
 	ADD R4, R1
 	ADD $128, R2
-	ARG(kernelArgs_rowsLeft, R4)
+	MOVD kernelArgs_rowsLeft(R23), R4
 	SUBS $1, R4
-	BEQ again5
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
+	BEQ again13
+	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
-	B next2
+	B next10
 
-again5:
-	ARG(kernelArgs_rows, R4)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_sums, R2)
-	ARG(kernelArgs_imageGap, R4)
+again13:
+	MOVD kernelArgs_rows(R23), R4
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_stride, R4)
+	MOVD kernelArgs_stride(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_stride, R4)
+	MOVD kernelArgs_stride(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_stride, R4)
+	MOVD kernelArgs_stride(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	LD1R8(1, 0)
-	ARG(kernelArgs_images, R4)
+	MOVD kernelArgs_images(R23), R4
 	ADD $-4, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_images(R24)
+	MOVD R4, kernelArgs_images(R23)
+	LD1R8(1, 0)
 	SUBS $4, R4
-	BGE next2
+	BGE next10
 	MOVD $2048, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_piece(R24)
+	MOVD R4, kernelArgs_piece(R23)
 
-save6:
-	MOVD a+8(FP), R4
-	ADD $kernelArgs_partial, R4
+save14:
+	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
 	FSTPQ (F4, F5), 32(R4)
-	ARG(kernelArgs_x, R4)
+	MOVD kernelArgs_x(R23), R4
 	SUB R4, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R4)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R4
 	SUB R4, R1
 	ASR $2, R1
-	MOVD a+8(FP), R24
-	MOVD R1, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R4)
+	MOVD R1, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R4
 	SUB R4, R2
 	ASR $3, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_accAt(R24)
+	MOVD R2, kernelArgs_accAt(R23)
 	RET
 
 singles1:
 	LD1R8(1, 0)
 
-next10:
-	ARG(kernelArgs_left, R3)
-	ARG(kernelArgs_piece, R4)
+next18:
+	MOVD kernelArgs_left(R23), R3
+	MOVD kernelArgs_piece(R23), R4
 	CMP R4, R3
 	CSEL LT, R3, R4, R3
-	ARG(kernelArgs_budget, R4)
+	MOVD kernelArgs_budget(R23), R4
 	CMP R4, R3
 	CSEL LT, R3, R4, R3
 	SUBS $0, R3
-	BEQ save14
-	ARG(kernelArgs_left, R4)
+	BEQ save22
+	MOVD kernelArgs_left(R23), R4
 	SUB R3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R4)
+	MOVD R4, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R4
 	SUB R3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R4)
+	MOVD R4, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R4
 	SUB R3, R4
 	ANDS $-32, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_budget(R24)
+	MOVD R4, kernelArgs_budget(R23)
 	SUBS $32, R3
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -429,14 +572,14 @@ group15:
 	FADD8(4, 2, 2)
 	ADD $128, R0
 	SUBS $32, R3
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R3
 	SUBS $8, R3
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -444,11 +587,11 @@ single17:
 	FADD8(4, 2, 2)
 	ADD $32, R0
 	SUBS $8, R3
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R3
-	BEQ summed19
+	BEQ summed27
 	MOVD R3, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -464,15 +607,15 @@ part18:
 	LSL $2, R3
 	ADD R3, R0
 
-summed19:
-	ARG(kernelArgs_left, R4)
+summed27:
+	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BEQ flush11
-	ARG(kernelArgs_piece, R4)
+	BEQ flush19
+	MOVD kernelArgs_piece(R23), R4
 	SUBS $0, R4
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -490,77 +633,69 @@ flush11:
 	FSTPQ (F8, F9), 96(R2)
 	EOR8(2, 2, 2)
 	MOVD $2048, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R4)
+	MOVD R4, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BNE next10
+	BNE next18
 
-row12:
-	ARG(kernelArgs_n, R4)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R4)
+row20:
+	MOVD kernelArgs_n(R23), R4
+	MOVD R4, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	ARG(kernelArgs_coefStep, R4)
+	MOVD kernelArgs_coefStep(R23), R4
 	LSL $2, R4
 	ADD R4, R1
 	ADD $128, R2
-	ARG(kernelArgs_rowsLeft, R4)
+	MOVD kernelArgs_rowsLeft(R23), R4
 	SUBS $1, R4
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
+	BEQ again21
+	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
-	B next10
+	B next18
 
-again13:
-	ARG(kernelArgs_rows, R4)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_sums, R2)
-	ARG(kernelArgs_imageGap, R4)
+again21:
+	MOVD kernelArgs_rows(R23), R4
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	LD1R8(1, 0)
-	ARG(kernelArgs_images, R4)
+	MOVD kernelArgs_images(R23), R4
 	ADD $-1, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_images(R24)
+	MOVD R4, kernelArgs_images(R23)
+	LD1R8(1, 0)
 	SUBS $0, R4
-	BNE next10
+	BNE next18
 
-save14:
-	MOVD a+8(FP), R4
-	ADD $kernelArgs_partial, R4
+save22:
+	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
 	FSTPQ (F4, F5), 32(R4)
-	ARG(kernelArgs_x, R4)
+	MOVD kernelArgs_x(R23), R4
 	SUB R4, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R4)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R4
 	SUB R4, R1
 	ASR $2, R1
-	MOVD a+8(FP), R24
-	MOVD R1, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R4)
+	MOVD R1, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R4
 	SUB R4, R2
 	ASR $3, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_accAt(R24)
+	MOVD R2, kernelArgs_accAt(R23)
 	RET
 	RET
 
 // func momentsCols(id int, a *kernelArgs)
 TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_n(R23), R4
 	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -574,10 +709,10 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_acc, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_fetch(R23), R7
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_acc(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part6
 
@@ -656,7 +791,7 @@ part6:
 	ADD R4, R0
 
 next7:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	ADD R5, R0
@@ -670,9 +805,9 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R1)
-	ARG(kernelArgs_acc, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_acc(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part9
 
@@ -710,7 +845,7 @@ part9:
 	ADD R4, R0
 
 next10:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	ADD R5, R0
@@ -722,28 +857,29 @@ done4:
 
 // func normalizeRowsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_at(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_rowsLeft(R23), R3
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	SUB R4, R6
 	SUBS $0, R6
 	BNE row2
-	ARG(kernelArgs_rows, R6)
+	MOVD kernelArgs_rows(R23), R6
 	SUB R3, R6
 	SUBS $0, R6
 	BNE row2
@@ -805,7 +941,7 @@ border6:
 	SUBS $1, R3
 	BEQ last9
 	ADD $20, R2
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
 	BEQ next8
@@ -839,7 +975,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
@@ -866,20 +1002,19 @@ last9:
 	ADD R4, R1
 
 end10:
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
+	MOVD R6, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
+	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
 	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_n(R23), R4
 	SUBS $0, R6
 	BEQ save7
 	LD1R8(2, 0)
@@ -888,49 +1023,46 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
+	MOVD R4, kernelArgs_left(R23)
+	MOVD R3, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
+	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -1004,7 +1136,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -1041,7 +1173,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
@@ -1071,21 +1203,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 0)
@@ -1094,47 +1225,44 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_at(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_rowsLeft(R23), R3
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	SUB R4, R6
 	SUBS $0, R6
 	BNE row2
-	ARG(kernelArgs_rows, R6)
+	MOVD kernelArgs_rows(R23), R6
 	SUB R3, R6
 	SUBS $0, R6
 	BNE row2
@@ -1148,8 +1276,7 @@ image1:
 	CMP R4, R6
 	CSEL LT, R6, R4, R6
 	SUB R6, R4
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, kernelArgs_piece(R23)
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1162,7 +1289,7 @@ image1:
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_piece, R6)
+	MOVD kernelArgs_piece(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -1225,7 +1352,7 @@ border6:
 	SUBS $1, R3
 	BEQ last9
 	ADD $20, R2
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
 	BEQ next8
@@ -1259,7 +1386,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
@@ -1286,20 +1413,19 @@ last9:
 	ADD R4, R1
 
 end10:
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
+	MOVD R6, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
+	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
 	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_n(R23), R4
 	SUBS $0, R6
 	BEQ save7
 	LD1R8(2, 0)
@@ -1308,49 +1434,46 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
+	MOVD R4, kernelArgs_left(R23)
+	MOVD R3, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
+	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -1364,8 +1487,7 @@ image1:
 	CMP R5, R7
 	CSEL LT, R7, R5, R7
 	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, kernelArgs_piece(R23)
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1380,7 +1502,7 @@ image1:
 	PART(·loadPart5<>, 0, R2)
 	FADD8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_piece, R7)
+	MOVD kernelArgs_piece(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -1456,7 +1578,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -1493,7 +1615,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
@@ -1523,21 +1645,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 0)
@@ -1546,47 +1667,44 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_at(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_rowsLeft(R23), R3
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	SUB R4, R6
 	SUBS $0, R6
 	BNE row2
-	ARG(kernelArgs_rows, R6)
+	MOVD kernelArgs_rows(R23), R6
 	SUB R3, R6
 	SUBS $0, R6
 	BNE row2
@@ -1658,7 +1776,7 @@ border6:
 	SUBS $1, R3
 	BEQ last9
 	ADD $20, R2
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
 	BEQ next8
@@ -1694,7 +1812,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
@@ -1723,20 +1841,19 @@ last9:
 	ADD R4, R1
 
 end10:
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
+	MOVD R6, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
+	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
 	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_n(R23), R4
 	SUBS $0, R6
 	BEQ save7
 	LD1R8(2, 0)
@@ -1745,49 +1862,46 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
+	MOVD R4, kernelArgs_left(R23)
+	MOVD R3, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
+	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -1871,7 +1985,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -1910,7 +2024,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
@@ -1942,21 +2056,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 0)
@@ -1965,47 +2078,44 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_at(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_rowsLeft(R23), R3
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	ADD $-1, R5
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	SUB R4, R6
 	SUBS $0, R6
 	BNE row2
-	ARG(kernelArgs_rows, R6)
+	MOVD kernelArgs_rows(R23), R6
 	SUB R3, R6
 	SUBS $0, R6
 	BNE row2
@@ -2019,8 +2129,7 @@ image1:
 	CMP R4, R6
 	CSEL LT, R6, R4, R6
 	SUB R6, R4
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, kernelArgs_piece(R23)
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -2035,7 +2144,7 @@ image1:
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_piece, R6)
+	MOVD kernelArgs_piece(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -2108,7 +2217,7 @@ border6:
 	SUBS $1, R3
 	BEQ last9
 	ADD $20, R2
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
 	BEQ next8
@@ -2144,7 +2253,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
@@ -2173,20 +2282,19 @@ last9:
 	ADD R4, R1
 
 end10:
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
+	MOVD R6, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
+	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
 	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_n(R23), R4
 	SUBS $0, R6
 	BEQ save7
 	LD1R8(2, 0)
@@ -2195,49 +2303,46 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
+	MOVD R4, kernelArgs_left(R23)
+	MOVD R3, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
+	MOVD R2, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -2251,8 +2356,7 @@ image1:
 	CMP R5, R7
 	CSEL LT, R7, R5, R7
 	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, kernelArgs_piece(R23)
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -2269,7 +2373,7 @@ image1:
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	PART(·storePart4<>, 0, R1)
-	ARG(kernelArgs_piece, R7)
+	MOVD kernelArgs_piece(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -2355,7 +2459,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -2394,7 +2498,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
@@ -2426,21 +2530,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 0)
@@ -2449,20 +2552,16 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_x(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
@@ -3375,11 +3474,12 @@ save7:
 
 // func normalizeColsIdentity(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_n(R23), R4
 	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3393,8 +3493,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part6
 
@@ -3471,7 +3571,7 @@ part6:
 	ADD R4, R1
 
 next7:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -3488,8 +3588,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part9
 
@@ -3524,7 +3624,7 @@ part9:
 	ADD R4, R1
 
 next10:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -3538,12 +3638,13 @@ done4:
 
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3557,8 +3658,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -3659,7 +3760,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -3679,8 +3780,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -3721,7 +3822,7 @@ part9:
 	ADD R5, R2
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -3737,12 +3838,13 @@ done4:
 
 // func normalizeColsIdentityStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_fetch(R23), R7
+	MOVD kernelArgs_n(R23), R4
 	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3756,8 +3858,8 @@ TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $32, R4
 	BLT few9
 
@@ -3840,7 +3942,7 @@ part6:
 	ADD R4, R1
 
 next7:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -3854,13 +3956,14 @@ done4:
 
 // func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3874,8 +3977,8 @@ TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $32, R5
 	BLT few9
 
@@ -3977,7 +4080,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -3993,11 +4096,12 @@ done4:
 
 // func normalizeColsReLU(id int, a *kernelArgs)
 TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_n(R23), R4
 	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4011,8 +4115,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part6
 
@@ -4105,7 +4209,7 @@ part6:
 	ADD R4, R1
 
 next7:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -4122,8 +4226,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT part9
 
@@ -4162,7 +4266,7 @@ part9:
 	ADD R4, R1
 
 next10:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -4176,12 +4280,13 @@ done4:
 
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4195,8 +4300,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -4313,7 +4418,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -4333,8 +4438,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -4379,7 +4484,7 @@ part9:
 	ADD R5, R2
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -4395,12 +4500,13 @@ done4:
 
 // func normalizeColsReLUStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_n, R4)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_fetch(R23), R7
+	MOVD kernelArgs_n(R23), R4
 	ANDS $7, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4414,8 +4520,8 @@ TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_n(R23), R4
 	SUBS $32, R4
 	BLT few9
 
@@ -4510,7 +4616,7 @@ part6:
 	ADD R4, R1
 
 next7:
-	ARG(kernelArgs_n, R4)
+	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
 	SUB R4, R1
@@ -4524,13 +4630,14 @@ done4:
 
 // func normalizeColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	MOVD kernelArgs_y(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4544,8 +4651,8 @@ TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $32, R5
 	BLT few9
 
@@ -4659,7 +4766,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -5361,61 +5468,45 @@ done4:
 
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_at, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_at(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R5)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R5
 	LSL $2, R5
 	ADD R5, R2
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_accAt, R5)
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
 	LSL $3, R5
 	ADD R5, R3
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+	ADD $kernelArgs_partial, R23, R5
 	FLDPQ (R5), (F0, F1)
 	FLDPQ 32(R5), (F2, F3)
-	ARG(kernelArgs_images, R5)
+	MOVD kernelArgs_images(R23), R5
 	SUBS $4, R5
 	BLT singles1
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_budget(R23), R5
 	ASR $2, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R7)
+	MOVD R5, kernelArgs_budget(R23)
+	MOVD kernelArgs_stride(R23), R7
 	LSL $2, R7
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
-	LD1R8(2, 2)
+	MOVD kernelArgs_n(R23), R5
+	SUBS $129, R5
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	SUBS $0, R4
-	BEQ save6
-	ARG(kernelArgs_left, R5)
+row3:
+	LD1R8(2, 2)
+	MOVD kernelArgs_n(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
-	SUB R4, R5
-	ANDS $-8, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
+	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT part8
 
@@ -5500,14 +5591,207 @@ part8:
 	ADD R4, R1
 
 summed9:
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BEQ flush3
-	ARG(kernelArgs_piece, R5)
-	SUBS $0, R5
-	BNE next2
+	WIDEN(0, 3, 4)
+	FLDPQ (R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), (R3)
+	FLDPQ 32(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 3, 4)
+	FLDPQ 64(R3), (F10, F11)
+	FADD4D(5, 3, 3)
+	FSTPQ (F6, F7), 64(R3)
+	FLDPQ 96(R3), (F10, F11)
+	FADD4D(5, 4, 4)
+	FSTPQ (F8, F9), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD kernelArgs_rowGap(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_coefStep(R23), R5
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	MOVD kernelArgs_rowsLeft(R23), R5
+	SUBS $1, R5
+	BEQ again4
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_budget(R23), R5
+	SUBS $1, R5
+	BGE row3
+	B save6
 
-flush3:
+again4:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_images(R23), R5
+	ADD $-4, R5
+	MOVD R5, kernelArgs_images(R23)
+	SUBS $4, R5
+	BLT ended5
+	MOVD kernelArgs_budget(R23), R5
+	SUBS $1, R5
+	BGE row3
+	B save6
+
+ended5:
+	MOVD $2048, R5
+	MOVD R5, kernelArgs_piece(R23)
+
+save6:
+	ADD $kernelArgs_partial, R23, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	MOVD kernelArgs_dy(R23), R5
+	SUB R5, R0
+	ASR $2, R0
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
+	SUB R5, R2
+	ASR $2, R2
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
+	SUB R5, R3
+	ASR $3, R3
+	MOVD R3, kernelArgs_accAt(R23)
+	RET
+
+long2:
+	LD1R8(2, 2)
+
+next10:
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_piece(R23), R5
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	MOVD kernelArgs_budget(R23), R5
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save14
+	MOVD kernelArgs_left(R23), R5
+	SUB R4, R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R5
+	SUB R4, R5
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R5
+	SUB R4, R5
+	ANDS $-8, R5
+	MOVD R5, kernelArgs_budget(R23)
+	SUBS $8, R4
+	BLT part16
+
+four15:
+	FLDPQ (R1), (F8, F9)
+	FADD8(4, 2, 4)
+	FLDPQ (R0), (F6, F7)
+	FMUL8(4, 3, 4)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F12, F13)
+	FADD8(6, 2, 6)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FMUL8(6, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F12, F13)
+	FADD8(6, 2, 6)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F10, F11)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 2, 8)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four15
+
+part16:
+	ANDS $7, R4
+	BEQ summed17
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	PART(·loadPart4<>, 0, R1)
+	FADD8(4, 2, 4)
+	PART(·loadPart3<>, 0, R0)
+	FMUL8(4, 3, 4)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart6<>(SB)
+	FADD8(6, 2, 6)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart5<>(SB)
+	FMUL8(6, 5, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart6<>(SB)
+	FADD8(6, 2, 6)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart5<>(SB)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 2, 8)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	AND8(15, 3, 3)
+	AND8(15, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed17:
+	MOVD kernelArgs_left(R23), R5
+	SUBS $0, R5
+	BEQ flush11
+	MOVD kernelArgs_piece(R23), R5
+	SUBS $0, R5
+	BNE next10
+
+flush11:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -5525,117 +5809,104 @@ flush3:
 	FSTPQ (F8, F9), 96(R3)
 	EOR8(1, 1, 1)
 	MOVD $512, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next2
+	BNE next10
 
-row4:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
+row12:
+	MOVD kernelArgs_n(R23), R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
+	MOVD kernelArgs_coefStep(R23), R5
 	LSL $2, R5
 	ADD R5, R2
 	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
+	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
+	BEQ again13
+	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
-	B next2
+	B next10
 
-again5:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
+again13:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	LD1R8(2, 2)
-	ARG(kernelArgs_images, R5)
+	MOVD kernelArgs_images(R23), R5
 	ADD $-4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
+	MOVD R5, kernelArgs_images(R23)
+	LD1R8(2, 2)
 	SUBS $4, R5
-	BGE next2
+	BGE next10
 	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
+	MOVD R5, kernelArgs_piece(R23)
 
-save6:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+save14:
+	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
+	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
 	SUB R5, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
 	SUB R5, R3
 	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
+	MOVD R3, kernelArgs_accAt(R23)
 	RET
 
 singles1:
 	LD1R8(2, 2)
 
-next10:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
+next18:
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_budget(R23), R5
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save14
-	ARG(kernelArgs_left, R5)
+	BEQ save22
+	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R5
 	SUB R4, R5
 	ANDS $-32, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
+	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -5663,14 +5934,14 @@ group15:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -5680,11 +5951,11 @@ single17:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R4
-	BEQ summed19
+	BEQ summed27
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -5702,15 +5973,15 @@ part18:
 	ADD R4, R0
 	ADD R4, R1
 
-summed19:
-	ARG(kernelArgs_left, R5)
+summed27:
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush11
-	ARG(kernelArgs_piece, R5)
+	BEQ flush19
+	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -5728,132 +5999,107 @@ flush11:
 	FSTPQ (F8, F9), 96(R3)
 	EOR8(1, 1, 1)
 	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-row12:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
+row20:
+	MOVD kernelArgs_n(R23), R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
+	MOVD kernelArgs_coefStep(R23), R5
 	LSL $2, R5
 	ADD R5, R2
 	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
+	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
+	BEQ again21
+	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
-	B next10
+	B next18
 
-again13:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
+again21:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	LD1R8(2, 2)
-	ARG(kernelArgs_images, R5)
+	MOVD kernelArgs_images(R23), R5
 	ADD $-1, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
+	MOVD R5, kernelArgs_images(R23)
+	LD1R8(2, 2)
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-save14:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+save22:
+	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
+	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
 	SUB R5, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
 	SUB R5, R3
 	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
+	MOVD R3, kernelArgs_accAt(R23)
 	RET
 	RET
 
 // func gradSumsRowsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_at, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_at(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R5)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_coefAt(R23), R5
 	LSL $2, R5
 	ADD R5, R2
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_accAt, R5)
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
 	LSL $3, R5
 	ADD R5, R3
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+	ADD $kernelArgs_partial, R23, R5
 	FLDPQ (R5), (F0, F1)
 	FLDPQ 32(R5), (F2, F3)
-	ARG(kernelArgs_images, R5)
+	MOVD kernelArgs_images(R23), R5
 	SUBS $4, R5
 	BLT singles1
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_budget(R23), R5
 	ASR $2, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R7)
+	MOVD R5, kernelArgs_budget(R23)
+	MOVD kernelArgs_stride(R23), R7
 	LSL $2, R7
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_n(R23), R5
+	SUBS $129, R5
+	BGE long2
+
+row3:
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-
-next2:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	SUBS $0, R4
-	BEQ save6
-	ARG(kernelArgs_left, R5)
+	MOVD kernelArgs_n(R23), R4
+	MOVD kernelArgs_budget(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
-	SUB R4, R5
-	ANDS $-8, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
+	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT part8
 
@@ -5970,14 +6216,241 @@ part8:
 	ADD R4, R1
 
 summed9:
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BEQ flush3
-	ARG(kernelArgs_piece, R5)
-	SUBS $0, R5
-	BNE next2
+	WIDEN(0, 5, 6)
+	FLDPQ (R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R3)
+	FLDPQ 32(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R3), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R3)
+	FLDPQ 96(R3), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD kernelArgs_rowGap(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_coefStep(R23), R5
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	MOVD kernelArgs_rowsLeft(R23), R5
+	SUBS $1, R5
+	BEQ again4
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_budget(R23), R5
+	SUBS $1, R5
+	BGE row3
+	B save6
 
-flush3:
+again4:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_stride(R23), R5
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	MOVD kernelArgs_images(R23), R5
+	ADD $-4, R5
+	MOVD R5, kernelArgs_images(R23)
+	SUBS $4, R5
+	BLT ended5
+	MOVD kernelArgs_budget(R23), R5
+	SUBS $1, R5
+	BGE row3
+	B save6
+
+ended5:
+	MOVD $2048, R5
+	MOVD R5, kernelArgs_piece(R23)
+
+save6:
+	ADD $kernelArgs_partial, R23, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	MOVD kernelArgs_dy(R23), R5
+	SUB R5, R0
+	ASR $2, R0
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
+	SUB R5, R2
+	ASR $2, R2
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
+	SUB R5, R3
+	ASR $3, R3
+	MOVD R3, kernelArgs_accAt(R23)
+	RET
+
+long2:
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
+
+next10:
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_piece(R23), R5
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	MOVD kernelArgs_budget(R23), R5
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save14
+	MOVD kernelArgs_left(R23), R5
+	SUB R4, R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R5
+	SUB R4, R5
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R5
+	SUB R4, R5
+	ANDS $-8, R5
+	MOVD R5, kernelArgs_budget(R23)
+	SUBS $8, R4
+	BLT part16
+
+four15:
+	FLDPQ (R1), (F12, F13)
+	FADD8(6, 4, 6)
+	FLDPQ (R0), (F10, F11)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F20, F21)
+	FADD8(10, 4, 10)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four15
+
+part16:
+	ANDS $7, R4
+	BEQ summed17
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	PART(·loadPart6<>, 0, R1)
+	FADD8(6, 4, 6)
+	PART(·loadPart5<>, 0, R0)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart10<>(SB)
+	FADD8(10, 4, 10)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	AND8(15, 5, 5)
+	AND8(15, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed17:
+	MOVD kernelArgs_left(R23), R5
+	SUBS $0, R5
+	BEQ flush11
+	MOVD kernelArgs_piece(R23), R5
+	SUBS $0, R5
+	BNE next10
+
+flush11:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -5995,89 +6468,79 @@ flush3:
 	FSTPQ (F12, F13), 96(R3)
 	EOR8(1, 1, 1)
 	MOVD $512, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next2
+	BNE next10
 
-row4:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
+row12:
+	MOVD kernelArgs_n(R23), R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
+	MOVD kernelArgs_coefStep(R23), R5
 	LSL $2, R5
 	ADD R5, R2
 	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
+	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
+	BEQ again13
+	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	B next2
+	B next10
 
-again5:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
+again13:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
+	MOVD kernelArgs_stride(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	LD1R8(2, 4)
-	LD1R8AT(4, 2, 2)
-	LD1R8AT(8, 2, 3)
-	ARG(kernelArgs_images, R5)
+	MOVD kernelArgs_images(R23), R5
 	ADD $-4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
+	MOVD R5, kernelArgs_images(R23)
+	LD1R8(2, 4)
+	LD1R8AT(4, 2, 2)
+	LD1R8AT(8, 2, 3)
 	SUBS $4, R5
-	BGE next2
+	BGE next10
 	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
+	MOVD R5, kernelArgs_piece(R23)
 
-save6:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+save14:
+	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
+	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
 	SUB R5, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
 	SUB R5, R3
 	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
+	MOVD R3, kernelArgs_accAt(R23)
 	RET
 
 singles1:
@@ -6085,33 +6548,30 @@ singles1:
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 
-next10:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
+next18:
+	MOVD kernelArgs_left(R23), R4
+	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
+	MOVD kernelArgs_budget(R23), R5
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save14
-	ARG(kernelArgs_left, R5)
+	BEQ save22
+	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R5
 	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R5
 	SUB R4, R5
 	ANDS $-32, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
+	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -6155,14 +6615,14 @@ group15:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -6176,11 +6636,11 @@ single17:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R4
-	BEQ summed19
+	BEQ summed27
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -6202,15 +6662,15 @@ part18:
 	ADD R4, R0
 	ADD R4, R1
 
-summed19:
-	ARG(kernelArgs_left, R5)
+summed27:
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush11
-	ARG(kernelArgs_piece, R5)
+	BEQ flush19
+	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -6228,138 +6688,113 @@ flush11:
 	FSTPQ (F12, F13), 96(R3)
 	EOR8(1, 1, 1)
 	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
+	MOVD R5, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-row12:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
+row20:
+	MOVD kernelArgs_n(R23), R5
+	MOVD R5, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
+	MOVD kernelArgs_coefStep(R23), R5
 	LSL $2, R5
 	ADD R5, R2
 	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
+	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
+	BEQ again21
+	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	B next10
+	B next18
 
-again13:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
+again21:
+	MOVD kernelArgs_rows(R23), R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
+	MOVD kernelArgs_images(R23), R5
+	ADD $-1, R5
+	MOVD R5, kernelArgs_images(R23)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	ARG(kernelArgs_images, R5)
-	ADD $-1, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-save14:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
+save22:
+	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
+	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R5
 	SUB R5, R2
 	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
+	MOVD R2, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R5
 	SUB R5, R3
 	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
+	MOVD R3, kernelArgs_accAt(R23)
 	RET
 	RET
 
 // func gradSumsRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_at(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R6)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R3
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_accAt, R6)
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_accAt(R23), R6
 	LSL $3, R6
 	ADD R6, R4
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
+	ADD $kernelArgs_partial, R23, R6
 	FLDPQ (R6), (F0, F1)
 	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	SUBS $4, R6
 	BLT singles1
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_budget(R23), R6
 	ASR $2, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R8)
+	MOVD R6, kernelArgs_budget(R23)
+	MOVD kernelArgs_stride(R23), R8
 	LSL $2, R8
 	MOVD R8, R9
 	ADD R8, R9
 	ADD R8, R9
+	MOVD kernelArgs_n(R23), R6
+	SUBS $129, R6
+	BGE long2
+
+row3:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-
-next2:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save6
-	ARG(kernelArgs_left, R6)
+	MOVD kernelArgs_n(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	ANDS $-8, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
+	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R5
 	BLT part8
 
@@ -6500,14 +6935,270 @@ part8:
 	ADD R5, R2
 
 summed9:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush3
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next2
+	WIDEN(0, 5, 6)
+	FLDPQ (R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), (R4)
+	FLDPQ 32(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 5, 6)
+	FLDPQ 64(R4), (F14, F15)
+	FADD4D(7, 5, 5)
+	FSTPQ (F10, F11), 64(R4)
+	FLDPQ 96(R4), (F14, F15)
+	FADD4D(7, 6, 6)
+	FSTPQ (F12, F13), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD kernelArgs_rowGap(R23), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD kernelArgs_coefStep(R23), R6
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	MOVD kernelArgs_rowsLeft(R23), R6
+	SUBS $1, R6
+	BEQ again4
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_budget(R23), R6
+	SUBS $1, R6
+	BGE row3
+	B save6
 
-flush3:
+again4:
+	MOVD kernelArgs_rows(R23), R6
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_imageGap(R23), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD kernelArgs_stride(R23), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD kernelArgs_stride(R23), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD kernelArgs_stride(R23), R6
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	MOVD kernelArgs_images(R23), R6
+	ADD $-4, R6
+	MOVD R6, kernelArgs_images(R23)
+	SUBS $4, R6
+	BLT ended5
+	MOVD kernelArgs_budget(R23), R6
+	SUBS $1, R6
+	BGE row3
+	B save6
+
+ended5:
+	MOVD $2048, R6
+	MOVD R6, kernelArgs_piece(R23)
+
+save6:
+	ADD $kernelArgs_partial, R23, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	MOVD kernelArgs_dy(R23), R6
+	SUB R6, R0
+	ASR $2, R0
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
+	SUB R6, R3
+	ASR $2, R3
+	MOVD R3, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R6
+	SUB R6, R4
+	ASR $3, R4
+	MOVD R4, kernelArgs_accAt(R23)
+	RET
+
+long2:
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
+
+next10:
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_piece(R23), R6
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	MOVD kernelArgs_budget(R23), R6
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save14
+	MOVD kernelArgs_left(R23), R6
+	SUB R5, R6
+	MOVD R6, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R6
+	SUB R5, R6
+	MOVD R6, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R6
+	SUB R5, R6
+	ANDS $-8, R6
+	MOVD R6, kernelArgs_budget(R23)
+	SUBS $8, R5
+	BLT part16
+
+four15:
+	FLDPQ (R1), (F12, F13)
+	FADD8(6, 4, 6)
+	FLDPQ (R0), (F10, F11)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	FLDPQ (R2), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F16, F17)
+	FADD8(8, 4, 8)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F14, F15)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<1, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F20, F21)
+	FADD8(10, 4, 10)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four15
+
+part16:
+	ANDS $7, R5
+	BEQ summed17
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	PART(·loadPart6<>, 0, R1)
+	FADD8(6, 4, 6)
+	PART(·loadPart5<>, 0, R0)
+	FMUL8(2, 6, 11)
+	FADD8(3, 11, 11)
+	PART(·loadPart12<>, 0, R2)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(5, 12, 5)
+	FMUL8(6, 5, 6)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart8<>(SB)
+	FADD8(8, 4, 8)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart7<>(SB)
+	FMUL8(2, 8, 11)
+	FADD8(3, 11, 11)
+	ADD R8<<1, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(7, 12, 7)
+	FMUL8(8, 7, 8)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart10<>(SB)
+	FADD8(10, 4, 10)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(2, 10, 11)
+	FADD8(3, 11, 11)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 11, 11)
+	FCMGTZERO8(11, 12)
+	AND8(9, 12, 9)
+	FMUL8(10, 9, 10)
+	FADD8(9, 7, 7)
+	FADD8(10, 8, 8)
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	AND8(15, 5, 5)
+	AND8(15, 6, 6)
+	FADD8(5, 0, 0)
+	FADD8(6, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed17:
+	MOVD kernelArgs_left(R23), R6
+	SUBS $0, R6
+	BEQ flush11
+	MOVD kernelArgs_piece(R23), R6
+	SUBS $0, R6
+	BNE next10
+
+flush11:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -6525,94 +7216,84 @@ flush3:
 	FSTPQ (F12, F13), 96(R4)
 	EOR8(1, 1, 1)
 	MOVD $512, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
+	MOVD R6, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BNE next2
+	BNE next10
 
-row4:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
+row12:
+	MOVD kernelArgs_n(R23), R6
+	MOVD R6, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
+	MOVD kernelArgs_coefStep(R23), R6
 	LSL $2, R6
 	ADD R6, R3
 	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
+	MOVD kernelArgs_rowsLeft(R23), R6
 	SUBS $1, R6
-	BEQ again5
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
+	BEQ again13
+	MOVD R6, kernelArgs_rowsLeft(R23)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	B next2
+	B next10
 
-again5:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
+again13:
+	MOVD kernelArgs_rows(R23), R6
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
+	MOVD kernelArgs_stride(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
+	MOVD kernelArgs_stride(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
+	MOVD kernelArgs_stride(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	ARG(kernelArgs_images, R6)
+	MOVD kernelArgs_images(R23), R6
 	ADD $-4, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
+	MOVD R6, kernelArgs_images(R23)
+	LD1R8(3, 4)
+	LD1R8AT(4, 3, 2)
+	LD1R8AT(8, 3, 3)
 	SUBS $4, R6
-	BGE next2
+	BGE next10
 	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+	MOVD R6, kernelArgs_piece(R23)
 
-save6:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
+save14:
+	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
 	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
+	MOVD kernelArgs_dy(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
+	MOVD R3, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R6
 	SUB R6, R4
 	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
+	MOVD R4, kernelArgs_accAt(R23)
 	RET
 
 singles1:
@@ -6620,33 +7301,30 @@ singles1:
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 
-next10:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
+next18:
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_piece(R23), R6
 	CMP R6, R5
 	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_budget(R23), R6
 	CMP R6, R5
 	CSEL LT, R5, R6, R5
 	SUBS $0, R5
-	BEQ save14
-	ARG(kernelArgs_left, R6)
+	BEQ save22
+	MOVD kernelArgs_left(R23), R6
 	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD kernelArgs_piece(R23), R6
 	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
+	MOVD R6, kernelArgs_piece(R23)
+	MOVD kernelArgs_budget(R23), R6
 	SUB R5, R6
 	ANDS $-32, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
+	MOVD R6, kernelArgs_budget(R23)
 	SUBS $32, R5
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -6699,14 +7377,14 @@ group15:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R5
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R5
 	SUBS $8, R5
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -6723,11 +7401,11 @@ single17:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R5
-	BEQ summed19
+	BEQ summed27
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -6752,15 +7430,15 @@ part18:
 	ADD R5, R1
 	ADD R5, R2
 
-summed19:
-	ARG(kernelArgs_left, R6)
+summed27:
+	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BEQ flush11
-	ARG(kernelArgs_piece, R6)
+	BEQ flush19
+	MOVD kernelArgs_piece(R23), R6
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -6778,76 +7456,67 @@ flush11:
 	FSTPQ (F12, F13), 96(R4)
 	EOR8(1, 1, 1)
 	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
+	MOVD R6, kernelArgs_piece(R23)
+	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-row12:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
+row20:
+	MOVD kernelArgs_n(R23), R6
+	MOVD R6, kernelArgs_left(R23)
+	MOVD kernelArgs_rowGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
+	MOVD kernelArgs_coefStep(R23), R6
 	LSL $2, R6
 	ADD R6, R3
 	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
+	MOVD kernelArgs_rowsLeft(R23), R6
 	SUBS $1, R6
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
+	BEQ again21
+	MOVD R6, kernelArgs_rowsLeft(R23)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	B next10
+	B next18
 
-again13:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
+again21:
+	MOVD kernelArgs_rows(R23), R6
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
+	MOVD kernelArgs_images(R23), R6
+	ADD $-1, R6
+	MOVD R6, kernelArgs_images(R23)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	ARG(kernelArgs_images, R6)
-	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-save14:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
+save22:
+	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
 	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
+	MOVD kernelArgs_dy(R23), R6
 	SUB R6, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R6
 	SUB R6, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
+	MOVD R3, kernelArgs_coefAt(R23)
+	MOVD kernelArgs_sums(R23), R6
 	SUB R6, R4
 	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
+	MOVD R4, kernelArgs_accAt(R23)
 	RET
 	RET
 
@@ -6887,28 +7556,14 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	ARG(kernelArgs_n, R5)
+	SUBS $129, R5
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	SUBS $0, R4
-	BEQ save6
-	ARG(kernelArgs_left, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
+row3:
+	ARG(kernelArgs_n, R4)
 	ARG(kernelArgs_budget, R5)
 	SUB R4, R5
-	ANDS $-8, R5
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_budget(R24)
 	SUBS $8, R4
@@ -7053,14 +7708,6 @@ part8:
 	ADD R4, R1
 
 summed9:
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BEQ flush3
-	ARG(kernelArgs_piece, R5)
-	SUBS $0, R5
-	BNE next2
-
-flush3:
 	WIDEN(0, 9, 10)
 	FLDPQ (R3), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -7077,17 +7724,6 @@ flush3:
 	FADD4D(11, 10, 10)
 	FSTPQ (F20, F21), 96(R3)
 	EOR8(1, 1, 1)
-	MOVD $512, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BNE next2
-
-row4:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
 	ARG(kernelArgs_rowGap, R5)
 	LSL $2, R5
 	ADD R5, R0
@@ -7098,12 +7734,15 @@ row4:
 	ADD $128, R3
 	ARG(kernelArgs_rowsLeft, R5)
 	SUBS $1, R5
-	BEQ again5
+	BEQ again4
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_rowsLeft(R24)
-	B next2
+	ARG(kernelArgs_budget, R5)
+	SUBS $1, R5
+	BGE row3
+	B save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R5)
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_rowsLeft(R24)
@@ -7130,7 +7769,13 @@ again5:
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_images(R24)
 	SUBS $4, R5
-	BGE next2
+	BLT ended5
+	ARG(kernelArgs_budget, R5)
+	SUBS $1, R5
+	BGE row3
+	B save6
+
+ended5:
 	MOVD $2048, R5
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_piece(R24)
@@ -7157,7 +7802,7 @@ save6:
 	MOVD R3, kernelArgs_accAt(R24)
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, R4)
@@ -7179,13 +7824,284 @@ next10:
 	MOVD R5, kernelArgs_piece(R24)
 	ARG(kernelArgs_budget, R5)
 	SUB R4, R5
+	ANDS $-8, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_budget(R24)
+	SUBS $8, R4
+	BLT part16
+
+four15:
+	LD1R8(2, 8)
+	LD1R8AT(4, 2, 6)
+	LD1R8AT(8, 2, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(2, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R7<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R7<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R7<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R7<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	SUBS $8, R4
+	BGE four15
+
+part16:
+	ANDS $7, R4
+	BEQ summed17
+	MOVD R4, R5
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(2, 8)
+	LD1R8AT(4, 2, 6)
+	LD1R8AT(8, 2, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(2, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R7<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R7<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R7<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R7<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	LSL $2, R4
+	ADD R4, R0
+	ADD R4, R1
+
+summed17:
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BEQ flush11
+	ARG(kernelArgs_piece, R5)
+	SUBS $0, R5
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R3)
+	FLDPQ 32(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R3)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R3), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R3)
+	FLDPQ 96(R3), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R3)
+	EOR8(1, 1, 1)
+	MOVD $512, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R5)
+	SUBS $0, R5
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_coefStep, R5)
+	LSL $2, R5
+	ADD R5, R2
+	ADD $128, R3
+	ARG(kernelArgs_rowsLeft, R5)
+	SUBS $1, R5
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R5)
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R2)
+	ARG(kernelArgs_sums, R3)
+	ARG(kernelArgs_imageGap, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_stride, R5)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ARG(kernelArgs_images, R5)
+	ADD $-4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_images(R24)
+	SUBS $4, R5
+	BGE next10
+	MOVD $2048, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+
+save14:
+	MOVD a+8(FP), R5
+	ADD $kernelArgs_partial, R5
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	ARG(kernelArgs_dy, R5)
+	SUB R5, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R5)
+	SUB R5, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R5)
+	SUB R5, R3
+	ASR $3, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, R4)
+	ARG(kernelArgs_piece, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	ARG(kernelArgs_budget, R5)
+	CMP R5, R4
+	CSEL LT, R4, R5, R4
+	SUBS $0, R4
+	BEQ save22
+	ARG(kernelArgs_left, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R5)
+	SUB R4, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R5)
+	SUB R4, R5
 	ANDS $-32, R5
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_budget(R24)
 	SUBS $32, R4
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	LD1R8(2, 8)
 	LD1R8AT(4, 2, 6)
 	LD1R8AT(8, 2, 7)
@@ -7239,14 +8155,14 @@ group15:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	LD1R8(2, 8)
 	LD1R8AT(4, 2, 6)
 	LD1R8AT(8, 2, 7)
@@ -7270,11 +8186,11 @@ single17:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R4
-	BEQ summed19
+	BEQ summed27
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7306,15 +8222,15 @@ part18:
 	ADD R4, R0
 	ADD R4, R1
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R5)
 	SUBS $0, R5
-	BEQ flush11
+	BEQ flush19
 	ARG(kernelArgs_piece, R5)
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 9, 10)
 	FLDPQ (R3), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -7336,9 +8252,9 @@ flush11:
 	MOVD R5, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R5)
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R5)
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_left(R24)
@@ -7352,12 +8268,12 @@ row12:
 	ADD $128, R3
 	ARG(kernelArgs_rowsLeft, R5)
 	SUBS $1, R5
-	BEQ again13
+	BEQ again21
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_rowsLeft(R24)
-	B next10
+	B next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R5)
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_rowsLeft(R24)
@@ -7372,9 +8288,9 @@ again13:
 	MOVD a+8(FP), R24
 	MOVD R5, kernelArgs_images(R24)
 	SUBS $0, R5
-	BNE next10
+	BNE next18
 
-save14:
+save22:
 	MOVD a+8(FP), R5
 	ADD $kernelArgs_partial, R5
 	FSTPQ (F0, F1), (R5)
@@ -7435,28 +8351,14 @@ TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $304-16
 	MOVD R8, R9
 	ADD R8, R9
 	ADD R8, R9
+	ARG(kernelArgs_n, R6)
+	SUBS $129, R6
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save6
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+row3:
+	ARG(kernelArgs_n, R5)
 	ARG(kernelArgs_budget, R6)
 	SUB R5, R6
-	ANDS $-8, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_budget(R24)
 	SUBS $8, R5
@@ -7625,14 +8527,6 @@ part8:
 	ADD R5, R2
 
 summed9:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush3
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next2
-
-flush3:
 	WIDEN(0, 9, 10)
 	FLDPQ (R4), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -7649,17 +8543,6 @@ flush3:
 	FADD4D(11, 10, 10)
 	FSTPQ (F20, F21), 96(R4)
 	EOR8(1, 1, 1)
-	MOVD $512, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next2
-
-row4:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
 	ARG(kernelArgs_rowGap, R6)
 	LSL $2, R6
 	ADD R6, R0
@@ -7671,12 +8554,15 @@ row4:
 	ADD $128, R4
 	ARG(kernelArgs_rowsLeft, R6)
 	SUBS $1, R6
-	BEQ again5
+	BEQ again4
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next2
+	ARG(kernelArgs_budget, R6)
+	SUBS $1, R6
+	BGE row3
+	B save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
@@ -7707,7 +8593,13 @@ again5:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_images(R24)
 	SUBS $4, R6
-	BGE next2
+	BLT ended5
+	ARG(kernelArgs_budget, R6)
+	SUBS $1, R6
+	BGE row3
+	B save6
+
+ended5:
 	MOVD $2048, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_piece(R24)
@@ -7734,7 +8626,7 @@ save6:
 	MOVD R4, kernelArgs_accAt(R24)
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, R5)
@@ -7756,13 +8648,313 @@ next10:
 	MOVD R6, kernelArgs_piece(R24)
 	ARG(kernelArgs_budget, R6)
 	SUB R5, R6
+	ANDS $-8, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $8, R5
+	BLT part16
+
+four15:
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four15
+
+part16:
+	ANDS $7, R5
+	BEQ summed17
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R8<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed17:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush11
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $512, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_coefStep, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_images, R6)
+	ADD $-4, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $4, R6
+	BGE next10
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+
+save14:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save22
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
 	ANDS $-32, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_budget(R24)
 	SUBS $32, R5
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -7825,14 +9017,14 @@ group15:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R5
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R5
 	SUBS $8, R5
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -7859,11 +9051,11 @@ single17:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R5
-	BEQ summed19
+	BEQ summed27
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7898,15 +9090,15 @@ part18:
 	ADD R5, R1
 	ADD R5, R2
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R6)
 	SUBS $0, R6
-	BEQ flush11
+	BEQ flush19
 	ARG(kernelArgs_piece, R6)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 9, 10)
 	FLDPQ (R4), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -7928,9 +9120,9 @@ flush11:
 	MOVD R6, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R6)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_left(R24)
@@ -7945,12 +9137,12 @@ row12:
 	ADD $128, R4
 	ARG(kernelArgs_rowsLeft, R6)
 	SUBS $1, R6
-	BEQ again13
+	BEQ again21
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next10
+	B next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
@@ -7966,9 +9158,9 @@ again13:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_images(R24)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-save14:
+save22:
 	MOVD a+8(FP), R6
 	ADD $kernelArgs_partial, R6
 	FSTPQ (F0, F1), (R6)
@@ -8029,28 +9221,14 @@ TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $304-16
 	MOVD R8, R9
 	ADD R8, R9
 	ADD R8, R9
+	ARG(kernelArgs_n, R6)
+	SUBS $129, R6
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save6
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+row3:
+	ARG(kernelArgs_n, R5)
 	ARG(kernelArgs_budget, R6)
 	SUB R5, R6
-	ANDS $-8, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_budget(R24)
 	SUBS $8, R5
@@ -8211,14 +9389,6 @@ part8:
 	ADD R5, R2
 
 summed9:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush3
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next2
-
-flush3:
 	WIDEN(0, 9, 10)
 	FLDPQ (R4), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -8235,17 +9405,6 @@ flush3:
 	FADD4D(11, 10, 10)
 	FSTPQ (F20, F21), 96(R4)
 	EOR8(1, 1, 1)
-	MOVD $512, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next2
-
-row4:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
 	ARG(kernelArgs_rowGap, R6)
 	LSL $2, R6
 	ADD R6, R0
@@ -8257,12 +9416,15 @@ row4:
 	ADD $128, R4
 	ARG(kernelArgs_rowsLeft, R6)
 	SUBS $1, R6
-	BEQ again5
+	BEQ again4
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next2
+	ARG(kernelArgs_budget, R6)
+	SUBS $1, R6
+	BGE row3
+	B save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
@@ -8293,7 +9455,13 @@ again5:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_images(R24)
 	SUBS $4, R6
-	BGE next2
+	BLT ended5
+	ARG(kernelArgs_budget, R6)
+	SUBS $1, R6
+	BGE row3
+	B save6
+
+ended5:
 	MOVD $2048, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_piece(R24)
@@ -8320,7 +9488,7 @@ save6:
 	MOVD R4, kernelArgs_accAt(R24)
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, R5)
@@ -8342,13 +9510,305 @@ next10:
 	MOVD R6, kernelArgs_piece(R24)
 	ARG(kernelArgs_budget, R6)
 	SUB R5, R6
+	ANDS $-8, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_budget(R24)
+	SUBS $8, R5
+	BLT part16
+
+four15:
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FSTPQ (F18, F19), (R2)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	ADD R8<<1, R2, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	ADD R9<<0, R2, R24
+	FSTPQ (F26, F27), (R24)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	SUBS $8, R5
+	BGE four15
+
+part16:
+	ANDS $7, R5
+	BEQ summed17
+	MOVD R5, R6
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(3, 8)
+	LD1R8AT(4, 3, 6)
+	LD1R8AT(8, 3, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(3, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	PART(·storePart9<>, 0, R2)
+	FMUL8(10, 9, 10)
+	ADD R8<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	ADD R8<<0, R2, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R8<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R8<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	ADD R8<<1, R2, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	ADD R9<<0, R2, R24
+	CALL ·storePart13<>(SB)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	LSL $2, R5
+	ADD R5, R0
+	ADD R5, R1
+	ADD R5, R2
+
+summed17:
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BEQ flush11
+	ARG(kernelArgs_piece, R6)
+	SUBS $0, R6
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 32(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R4)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R4), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R4)
+	EOR8(1, 1, 1)
+	MOVD $512, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R6)
+	SUBS $0, R6
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_coefStep, R6)
+	LSL $2, R6
+	ADD R6, R3
+	ADD $128, R4
+	ARG(kernelArgs_rowsLeft, R6)
+	SUBS $1, R6
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R6)
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R3)
+	ARG(kernelArgs_sums, R4)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_stride, R6)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ARG(kernelArgs_images, R6)
+	ADD $-4, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_images(R24)
+	SUBS $4, R6
+	BGE next10
+	MOVD $2048, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+
+save14:
+	MOVD a+8(FP), R6
+	ADD $kernelArgs_partial, R6
+	FSTPQ (F0, F1), (R6)
+	FSTPQ (F2, F3), 32(R6)
+	ARG(kernelArgs_dy, R6)
+	SUB R6, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R6)
+	SUB R6, R3
+	ASR $2, R3
+	MOVD a+8(FP), R24
+	MOVD R3, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R6)
+	SUB R6, R4
+	ASR $3, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, R5)
+	ARG(kernelArgs_piece, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	ARG(kernelArgs_budget, R6)
+	CMP R6, R5
+	CSEL LT, R5, R6, R5
+	SUBS $0, R5
+	BEQ save22
+	ARG(kernelArgs_left, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R6)
+	SUB R5, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R6)
+	SUB R5, R6
 	ANDS $-32, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_budget(R24)
 	SUBS $32, R5
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -8407,14 +9867,14 @@ group15:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R5
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R5
 	SUBS $8, R5
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	LD1R8(3, 8)
 	LD1R8AT(4, 3, 6)
 	LD1R8AT(8, 3, 7)
@@ -8440,11 +9900,11 @@ single17:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R5
-	BEQ summed19
+	BEQ summed27
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8478,15 +9938,15 @@ part18:
 	ADD R5, R1
 	ADD R5, R2
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R6)
 	SUBS $0, R6
-	BEQ flush11
+	BEQ flush19
 	ARG(kernelArgs_piece, R6)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 9, 10)
 	FLDPQ (R4), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -8508,9 +9968,9 @@ flush11:
 	MOVD R6, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R6)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_left(R24)
@@ -8525,12 +9985,12 @@ row12:
 	ADD $128, R4
 	ARG(kernelArgs_rowsLeft, R6)
 	SUBS $1, R6
-	BEQ again13
+	BEQ again21
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next10
+	B next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R6)
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_rowsLeft(R24)
@@ -8546,9 +10006,9 @@ again13:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_images(R24)
 	SUBS $0, R6
-	BNE next10
+	BNE next18
 
-save14:
+save22:
 	MOVD a+8(FP), R6
 	ADD $kernelArgs_partial, R6
 	FSTPQ (F0, F1), (R6)
@@ -8611,28 +10071,14 @@ TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
 	MOVD R9, R10
 	ADD R9, R10
 	ADD R9, R10
+	ARG(kernelArgs_n, R7)
+	SUBS $129, R7
+	BGE long2
 
-next2:
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_piece, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	ARG(kernelArgs_budget, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	SUBS $0, R6
-	BEQ save6
-	ARG(kernelArgs_left, R7)
-	SUB R6, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R7)
-	SUB R6, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+row3:
+	ARG(kernelArgs_n, R6)
 	ARG(kernelArgs_budget, R7)
 	SUB R6, R7
-	ANDS $-8, R7
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_budget(R24)
 	SUBS $8, R6
@@ -8817,14 +10263,6 @@ part8:
 	ADD R6, R3
 
 summed9:
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BEQ flush3
-	ARG(kernelArgs_piece, R7)
-	SUBS $0, R7
-	BNE next2
-
-flush3:
 	WIDEN(0, 9, 10)
 	FLDPQ (R5), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -8841,17 +10279,6 @@ flush3:
 	FADD4D(11, 10, 10)
 	FSTPQ (F20, F21), 96(R5)
 	EOR8(1, 1, 1)
-	MOVD $512, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BNE next2
-
-row4:
-	ARG(kernelArgs_n, R7)
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
 	ARG(kernelArgs_rowGap, R7)
 	LSL $2, R7
 	ADD R7, R0
@@ -8864,12 +10291,15 @@ row4:
 	ADD $128, R5
 	ARG(kernelArgs_rowsLeft, R7)
 	SUBS $1, R7
-	BEQ again5
+	BEQ again4
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_rowsLeft(R24)
-	B next2
+	ARG(kernelArgs_budget, R7)
+	SUBS $1, R7
+	BGE row3
+	B save6
 
-again5:
+again4:
 	ARG(kernelArgs_rows, R7)
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_rowsLeft(R24)
@@ -8904,7 +10334,13 @@ again5:
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_images(R24)
 	SUBS $4, R7
-	BGE next2
+	BLT ended5
+	ARG(kernelArgs_budget, R7)
+	SUBS $1, R7
+	BGE row3
+	B save6
+
+ended5:
 	MOVD $2048, R7
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_piece(R24)
@@ -8931,7 +10367,7 @@ save6:
 	MOVD R5, kernelArgs_accAt(R24)
 	RET
 
-singles1:
+long2:
 
 next10:
 	ARG(kernelArgs_left, R6)
@@ -8953,13 +10389,334 @@ next10:
 	MOVD R7, kernelArgs_piece(R24)
 	ARG(kernelArgs_budget, R7)
 	SUB R6, R7
+	ANDS $-8, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_budget(R24)
+	SUBS $8, R6
+	BLT part16
+
+four15:
+	LD1R8(4, 8)
+	LD1R8AT(4, 4, 6)
+	LD1R8AT(8, 4, 7)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	FLDPQ (R2), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F6, F7)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R9<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R9<<1, R1, R24
+	FLDPQ (R24), (F8, F9)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R10<<0, R1, R24
+	FLDPQ (R24), (F10, F11)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R10<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 8)
+	FLDPQ (R1), (F20, F21)
+	FADD8(10, 8, 10)
+	FLDPQ (R0), (F18, F19)
+	FMUL8(2, 9, 9)
+	FSTPQ (F18, F19), (R3)
+	FMUL8(10, 9, 10)
+	ADD R9<<0, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R9<<0, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(3, 11, 11)
+	ADD R9<<0, R3, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R9<<1, R1, R24
+	FLDPQ (R24), (F24, F25)
+	FADD8(12, 8, 12)
+	ADD R9<<1, R0, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(4, 11, 11)
+	ADD R9<<1, R3, R24
+	FSTPQ (F22, F23), (R24)
+	FMUL8(12, 11, 12)
+	ADD R10<<0, R1, R24
+	FLDPQ (R24), (F28, F29)
+	FADD8(14, 8, 14)
+	ADD R10<<0, R0, R24
+	FLDPQ (R24), (F26, F27)
+	FMUL8(5, 13, 13)
+	ADD R10<<0, R3, R24
+	FSTPQ (F26, F27), (R24)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $32, R2
+	ADD $32, R3
+	SUBS $8, R6
+	BGE four15
+
+part16:
+	ANDS $7, R6
+	BEQ summed17
+	MOVD R6, R7
+	MOVD R7, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(4, 8)
+	LD1R8AT(4, 4, 6)
+	LD1R8AT(8, 4, 7)
+	PART(·loadPart2<>, 0, R1)
+	FADD8(2, 8, 2)
+	FMUL8(6, 2, 2)
+	FADD8(7, 2, 2)
+	PART(·loadPart9<>, 0, R2)
+	FADD8(9, 2, 2)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart3<>(SB)
+	FADD8(3, 8, 3)
+	FMUL8(6, 3, 3)
+	FADD8(7, 3, 3)
+	ADD R9<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R9<<1, R1, R24
+	CALL ·loadPart4<>(SB)
+	FADD8(4, 8, 4)
+	FMUL8(6, 4, 4)
+	FADD8(7, 4, 4)
+	ADD R9<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R10<<0, R1, R24
+	CALL ·loadPart5<>(SB)
+	FADD8(5, 8, 5)
+	FMUL8(6, 5, 5)
+	FADD8(7, 5, 5)
+	ADD R10<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 5, 5)
+	MOVD $4, R19
+	CALL (R22)
+	LD1R8(4, 8)
+	PART(·loadPart10<>, 0, R1)
+	FADD8(10, 8, 10)
+	PART(·loadPart9<>, 0, R0)
+	FMUL8(2, 9, 9)
+	PART(·storePart9<>, 0, R3)
+	FMUL8(10, 9, 10)
+	ADD R9<<0, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R9<<0, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 11)
+	ADD R9<<0, R3, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	ADD R9<<1, R1, R24
+	CALL ·loadPart12<>(SB)
+	FADD8(12, 8, 12)
+	ADD R9<<1, R0, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 11)
+	ADD R9<<1, R3, R24
+	CALL ·storePart11<>(SB)
+	FMUL8(12, 11, 12)
+	ADD R10<<0, R1, R24
+	CALL ·loadPart14<>(SB)
+	FADD8(14, 8, 14)
+	ADD R10<<0, R0, R24
+	CALL ·loadPart13<>(SB)
+	FMUL8(5, 13, 13)
+	ADD R10<<0, R3, R24
+	CALL ·storePart13<>(SB)
+	FMUL8(14, 13, 14)
+	FADD8(13, 11, 11)
+	FADD8(14, 12, 12)
+	FADD8(11, 9, 9)
+	FADD8(12, 10, 10)
+	AND8(15, 9, 9)
+	AND8(15, 10, 10)
+	FADD8(9, 0, 0)
+	FADD8(10, 1, 1)
+	LSL $2, R6
+	ADD R6, R0
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+
+summed17:
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BEQ flush11
+	ARG(kernelArgs_piece, R7)
+	SUBS $0, R7
+	BNE next10
+
+flush11:
+	WIDEN(0, 9, 10)
+	FLDPQ (R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), (R5)
+	FLDPQ 32(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 32(R5)
+	EOR8(0, 0, 0)
+	WIDEN(1, 9, 10)
+	FLDPQ 64(R5), (F22, F23)
+	FADD4D(11, 9, 9)
+	FSTPQ (F18, F19), 64(R5)
+	FLDPQ 96(R5), (F22, F23)
+	FADD4D(11, 10, 10)
+	FSTPQ (F20, F21), 96(R5)
+	EOR8(1, 1, 1)
+	MOVD $512, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R7)
+	SUBS $0, R7
+	BNE next10
+
+row12:
+	ARG(kernelArgs_n, R7)
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_coefStep, R7)
+	LSL $2, R7
+	ADD R7, R4
+	ADD $128, R5
+	ARG(kernelArgs_rowsLeft, R7)
+	SUBS $1, R7
+	BEQ again13
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	B next10
+
+again13:
+	ARG(kernelArgs_rows, R7)
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_sums, R5)
+	ARG(kernelArgs_imageGap, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_stride, R7)
+	LSL $2, R7
+	ADD R7, R0
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	ARG(kernelArgs_images, R7)
+	ADD $-4, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_images(R24)
+	SUBS $4, R7
+	BGE next10
+	MOVD $2048, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+
+save14:
+	MOVD a+8(FP), R7
+	ADD $kernelArgs_partial, R7
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	ARG(kernelArgs_dy, R7)
+	SUB R7, R0
+	ASR $2, R0
+	MOVD a+8(FP), R24
+	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R7)
+	SUB R7, R4
+	ASR $2, R4
+	MOVD a+8(FP), R24
+	MOVD R4, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R7)
+	SUB R7, R5
+	ASR $3, R5
+	MOVD a+8(FP), R24
+	MOVD R5, kernelArgs_accAt(R24)
+	RET
+
+singles1:
+
+next18:
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_piece, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	ARG(kernelArgs_budget, R7)
+	CMP R7, R6
+	CSEL LT, R6, R7, R6
+	SUBS $0, R6
+	BEQ save22
+	ARG(kernelArgs_left, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R7)
+	SUB R6, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R7)
+	SUB R6, R7
 	ANDS $-32, R7
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_budget(R24)
 	SUBS $32, R6
-	BLT rest16
+	BLT rest24
 
-group15:
+group23:
 	LD1R8(4, 8)
 	LD1R8AT(4, 4, 6)
 	LD1R8AT(8, 4, 7)
@@ -9027,14 +10784,14 @@ group15:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R6
-	BGE group15
+	BGE group23
 
-rest16:
+rest24:
 	ADD $32, R6
 	SUBS $8, R6
-	BLT part18
+	BLT part26
 
-single17:
+single25:
 	LD1R8(4, 8)
 	LD1R8AT(4, 4, 6)
 	LD1R8AT(8, 4, 7)
@@ -9063,11 +10820,11 @@ single17:
 	ADD $32, R2
 	ADD $32, R3
 	SUBS $8, R6
-	BGE single17
+	BGE single25
 
-part18:
+part26:
 	ANDS $7, R6
-	BEQ summed19
+	BEQ summed27
 	MOVD R6, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -9104,15 +10861,15 @@ part18:
 	ADD R6, R2
 	ADD R6, R3
 
-summed19:
+summed27:
 	ARG(kernelArgs_left, R7)
 	SUBS $0, R7
-	BEQ flush11
+	BEQ flush19
 	ARG(kernelArgs_piece, R7)
 	SUBS $0, R7
-	BNE next10
+	BNE next18
 
-flush11:
+flush19:
 	WIDEN(0, 9, 10)
 	FLDPQ (R5), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -9134,9 +10891,9 @@ flush11:
 	MOVD R7, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R7)
 	SUBS $0, R7
-	BNE next10
+	BNE next18
 
-row12:
+row20:
 	ARG(kernelArgs_n, R7)
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_left(R24)
@@ -9152,12 +10909,12 @@ row12:
 	ADD $128, R5
 	ARG(kernelArgs_rowsLeft, R7)
 	SUBS $1, R7
-	BEQ again13
+	BEQ again21
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_rowsLeft(R24)
-	B next10
+	B next18
 
-again13:
+again21:
 	ARG(kernelArgs_rows, R7)
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_rowsLeft(R24)
@@ -9174,9 +10931,9 @@ again13:
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_images(R24)
 	SUBS $0, R7
-	BNE next10
+	BNE next18
 
-save14:
+save22:
 	MOVD a+8(FP), R7
 	ADD $kernelArgs_partial, R7
 	FSTPQ (F0, F1), (R7)
@@ -9201,11 +10958,12 @@ save14:
 
 // func gradSumsColsIdentity(id int, a *kernelArgs)
 TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -9219,10 +10977,10 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -9321,7 +11079,7 @@ part6:
 	ADD R5, R1
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -9338,9 +11096,9 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -9382,7 +11140,7 @@ part9:
 	ADD R5, R1
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -9396,11 +11154,12 @@ done4:
 
 // func gradSumsColsReLU(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -9414,10 +11173,10 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -9552,7 +11311,7 @@ part6:
 	ADD R5, R1
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -9569,9 +11328,9 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -9625,7 +11384,7 @@ part9:
 	ADD R5, R1
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -9639,12 +11398,13 @@ done4:
 
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
 TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -9658,10 +11418,10 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_fetch(R23), R9
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_acc(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part6
 
@@ -9824,7 +11584,7 @@ part6:
 	ADD R6, R2
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -9844,9 +11604,9 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_acc(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part9
 
@@ -9906,7 +11666,7 @@ part9:
 	ADD R6, R2
 
 next10:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -11178,31 +12938,32 @@ done4:
 
 // func inputGradRowsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -11281,7 +13042,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -11324,7 +13085,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
@@ -11357,21 +13118,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 2)
@@ -11381,52 +13141,49 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -11512,7 +13269,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -11557,7 +13314,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
@@ -11592,22 +13349,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 2)
@@ -11617,50 +13373,47 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -11674,8 +13427,7 @@ image1:
 	CMP R5, R7
 	CSEL LT, R7, R5, R7
 	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, kernelArgs_piece(R23)
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -11692,7 +13444,7 @@ image1:
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	PART(·storePart6<>, 0, R2)
-	ARG(kernelArgs_piece, R7)
+	MOVD kernelArgs_piece(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -11774,7 +13526,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -11817,7 +13569,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
@@ -11850,21 +13602,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 2)
@@ -11874,52 +13625,49 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -11933,8 +13681,7 @@ image1:
 	CMP R6, R8
 	CSEL LT, R8, R6, R8
 	SUB R8, R6
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, kernelArgs_piece(R23)
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -11952,7 +13699,7 @@ image1:
 	FMUL8(3, 6, 6)
 	PART(·storePart6<>, 0, R2)
 	PART(·storePart5<>, 0, R3)
-	ARG(kernelArgs_piece, R8)
+	MOVD kernelArgs_piece(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
@@ -12042,7 +13789,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -12087,7 +13834,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
@@ -12122,22 +13869,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 2)
@@ -12147,51 +13893,48 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLU(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -12290,7 +14033,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -12342,7 +14085,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -12381,21 +14124,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 4)
@@ -12406,53 +14148,50 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -12563,7 +14302,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -12618,7 +14357,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -12660,22 +14399,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 4)
@@ -12686,53 +14424,50 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -12838,7 +14573,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -12892,7 +14627,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -12933,22 +14668,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 4)
@@ -12959,55 +14693,52 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_at, R9)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_dres(R23), R4
+	MOVD kernelArgs_at(R23), R9
 	LSL $2, R9
 	ADD R9, R0
 	ADD R9, R1
 	ADD R9, R2
 	ADD R9, R3
 	ADD R9, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_coefAt, R9)
+	MOVD kernelArgs_coef(R23), R5
+	MOVD kernelArgs_coefAt(R23), R9
 	LSL $2, R9
 	ADD R9, R5
-	ARG(kernelArgs_rowsLeft, R6)
-	ARG(kernelArgs_left, R7)
-	ARG(kernelArgs_budget, R8)
+	MOVD kernelArgs_rowsLeft(R23), R6
+	MOVD kernelArgs_left(R23), R7
+	MOVD kernelArgs_budget(R23), R8
 	ADD $-1, R8
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
-	ARG(kernelArgs_n, R9)
+	MOVD kernelArgs_n(R23), R9
 	SUB R7, R9
 	SUBS $0, R9
 	BNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVD kernelArgs_rows(R23), R9
 	SUB R6, R9
 	SUBS $0, R9
 	BNE row2
@@ -13125,7 +14856,7 @@ border6:
 	SUBS $1, R6
 	BEQ last9
 	ADD $20, R5
-	ARG(kernelArgs_n, R9)
+	MOVD kernelArgs_n(R23), R9
 	ADD R7, R9
 	ANDS $7, R7
 	BEQ next8
@@ -13182,7 +14913,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -13226,23 +14957,22 @@ last9:
 	ADD R7, R4
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVD kernelArgs_images(R23), R9
 	ADD $-1, R9
-	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R7)
+	MOVD R9, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-	ARG(kernelArgs_coefImage, R7)
+	MOVD kernelArgs_coefImage(R23), R7
 	LSL $2, R7
 	ADD R7, R5
 	ADD $20, R5
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_rows(R23), R6
+	MOVD kernelArgs_n(R23), R7
 	SUBS $0, R9
 	BEQ save7
 	LD1R8(5, 4)
@@ -13253,51 +14983,48 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R9)
+	MOVD R7, kernelArgs_left(R23)
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R9
 	SUB R9, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R9)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R9
 	SUB R9, R5
 	ASR $2, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_coefAt(R24)
+	MOVD R5, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_at(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_coefAt(R23), R7
 	LSL $2, R7
 	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
+	MOVD kernelArgs_rowsLeft(R23), R4
+	MOVD kernelArgs_left(R23), R5
+	MOVD kernelArgs_budget(R23), R6
 	ADD $-1, R6
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	SUB R5, R7
 	SUBS $0, R7
 	BNE row2
-	ARG(kernelArgs_rows, R7)
+	MOVD kernelArgs_rows(R23), R7
 	SUB R4, R7
 	SUBS $0, R7
 	BNE row2
@@ -13311,8 +15038,7 @@ image1:
 	CMP R5, R7
 	CSEL LT, R7, R5, R7
 	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+	MOVD R7, kernelArgs_piece(R23)
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -13334,7 +15060,7 @@ image1:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R2)
-	ARG(kernelArgs_piece, R7)
+	MOVD kernelArgs_piece(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -13437,7 +15163,7 @@ border6:
 	SUBS $1, R4
 	BEQ last9
 	ADD $20, R3
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
 	BEQ next8
@@ -13489,7 +15215,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -13528,21 +15254,20 @@ last9:
 	ADD R5, R2
 
 end10:
-	ARG(kernelArgs_images, R7)
+	MOVD kernelArgs_images(R23), R7
 	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
+	MOVD R7, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
+	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
 	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_n(R23), R5
 	SUBS $0, R7
 	BEQ save7
 	LD1R8(3, 4)
@@ -13553,53 +15278,50 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
+	MOVD R5, kernelArgs_left(R23)
+	MOVD R4, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R7
 	SUB R7, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R7
 	SUB R7, R3
 	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R3, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -13613,8 +15335,7 @@ image1:
 	CMP R6, R8
 	CSEL LT, R8, R6, R8
 	SUB R8, R6
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, kernelArgs_piece(R23)
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -13638,7 +15359,7 @@ image1:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R3)
-	ARG(kernelArgs_piece, R8)
+	MOVD kernelArgs_piece(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
@@ -13754,7 +15475,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -13809,7 +15530,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -13851,22 +15572,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 4)
@@ -13877,53 +15597,50 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_at(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
 	ADD R8, R2
 	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_coefAt(R23), R8
 	LSL $2, R8
 	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
+	MOVD kernelArgs_rowsLeft(R23), R5
+	MOVD kernelArgs_left(R23), R6
+	MOVD kernelArgs_budget(R23), R7
 	ADD $-1, R7
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	SUB R6, R8
 	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R8)
+	MOVD kernelArgs_rows(R23), R8
 	SUB R5, R8
 	SUBS $0, R8
 	BNE row2
@@ -13937,8 +15654,7 @@ image1:
 	CMP R6, R8
 	CSEL LT, R8, R6, R8
 	SUB R8, R6
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_piece(R24)
+	MOVD R8, kernelArgs_piece(R23)
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -13961,7 +15677,7 @@ image1:
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R2)
 	PART(·storePart6<>, 0, R3)
-	ARG(kernelArgs_piece, R8)
+	MOVD kernelArgs_piece(R23), R8
 	LSL $2, R8
 	ADD R8, R0
 	ADD R8, R1
@@ -14072,7 +15788,7 @@ border6:
 	SUBS $1, R5
 	BEQ last9
 	ADD $20, R4
-	ARG(kernelArgs_n, R8)
+	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
 	BEQ next8
@@ -14126,7 +15842,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -14167,22 +15883,21 @@ last9:
 	ADD R6, R3
 
 end10:
-	ARG(kernelArgs_images, R8)
+	MOVD kernelArgs_images(R23), R8
 	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
+	MOVD R8, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
+	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
 	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_n(R23), R6
 	SUBS $0, R8
 	BEQ save7
 	LD1R8(4, 4)
@@ -14193,55 +15908,52 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
+	MOVD R6, kernelArgs_left(R23)
+	MOVD R5, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R8
 	SUB R8, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R8
 	SUB R8, R4
 	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R23)
 	RET
 	RET
 
 // func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_at, R9)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_dres(R23), R4
+	MOVD kernelArgs_at(R23), R9
 	LSL $2, R9
 	ADD R9, R0
 	ADD R9, R1
 	ADD R9, R2
 	ADD R9, R3
 	ADD R9, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_coefAt, R9)
+	MOVD kernelArgs_coef(R23), R5
+	MOVD kernelArgs_coefAt(R23), R9
 	LSL $2, R9
 	ADD R9, R5
-	ARG(kernelArgs_rowsLeft, R6)
-	ARG(kernelArgs_left, R7)
-	ARG(kernelArgs_budget, R8)
+	MOVD kernelArgs_rowsLeft(R23), R6
+	MOVD kernelArgs_left(R23), R7
+	MOVD kernelArgs_budget(R23), R8
 	ADD $-1, R8
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
-	ARG(kernelArgs_n, R9)
+	MOVD kernelArgs_n(R23), R9
 	SUB R7, R9
 	SUBS $0, R9
 	BNE row2
-	ARG(kernelArgs_rows, R9)
+	MOVD kernelArgs_rows(R23), R9
 	SUB R6, R9
 	SUBS $0, R9
 	BNE row2
@@ -14255,8 +15967,7 @@ image1:
 	CMP R7, R9
 	CSEL LT, R9, R7, R9
 	SUB R9, R7
-	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_piece(R24)
+	MOVD R9, kernelArgs_piece(R23)
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -14281,7 +15992,7 @@ image1:
 	FMUL8(2, 7, 7)
 	PART(·storePart7<>, 0, R3)
 	PART(·storePart6<>, 0, R4)
-	ARG(kernelArgs_piece, R9)
+	MOVD kernelArgs_piece(R23), R9
 	LSL $2, R9
 	ADD R9, R0
 	ADD R9, R1
@@ -14405,7 +16116,7 @@ border6:
 	SUBS $1, R6
 	BEQ last9
 	ADD $20, R5
-	ARG(kernelArgs_n, R9)
+	MOVD kernelArgs_n(R23), R9
 	ADD R7, R9
 	ANDS $7, R7
 	BEQ next8
@@ -14462,7 +16173,7 @@ border6:
 	B row2
 
 next8:
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -14506,23 +16217,22 @@ last9:
 	ADD R7, R4
 
 end10:
-	ARG(kernelArgs_images, R9)
+	MOVD kernelArgs_images(R23), R9
 	ADD $-1, R9
-	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R7)
+	MOVD R9, kernelArgs_images(R23)
+	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-	ARG(kernelArgs_coefImage, R7)
+	MOVD kernelArgs_coefImage(R23), R7
 	LSL $2, R7
 	ADD R7, R5
 	ADD $20, R5
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_rows(R23), R6
+	MOVD kernelArgs_n(R23), R7
 	SUBS $0, R9
 	BEQ save7
 	LD1R8(5, 4)
@@ -14533,20 +16243,16 @@ end10:
 	B image1
 
 save7:
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R9)
+	MOVD R7, kernelArgs_left(R23)
+	MOVD R6, kernelArgs_rowsLeft(R23)
+	MOVD kernelArgs_dy(R23), R9
 	SUB R9, R0
 	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R9)
+	MOVD R0, kernelArgs_at(R23)
+	MOVD kernelArgs_coef(R23), R9
 	SUB R9, R5
 	ASR $2, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_coefAt(R24)
+	MOVD R5, kernelArgs_coefAt(R23)
 	RET
 	RET
 
@@ -17206,12 +18912,13 @@ save7:
 
 // func inputGradColsIdentity(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -17225,8 +18932,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -17337,7 +19044,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -17357,8 +19064,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -17403,7 +19110,7 @@ part9:
 	ADD R5, R2
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -17419,13 +19126,14 @@ done4:
 
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -17439,8 +19147,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part6
 
@@ -17567,7 +19275,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -17590,8 +19298,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part9
 
@@ -17640,7 +19348,7 @@ part9:
 	ADD R6, R3
 
 next10:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -17658,13 +19366,14 @@ done4:
 
 // func inputGradColsIdentityStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -17678,8 +19387,8 @@ TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $32, R5
 	BLT few9
 
@@ -17793,7 +19502,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -17809,14 +19518,15 @@ done4:
 
 // func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_fetch(R23), R9
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -17830,8 +19540,8 @@ TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $32, R6
 	BLT few9
 
@@ -17954,7 +19664,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -17972,12 +19682,13 @@ done4:
 
 // func inputGradColsReLU(id int, a *kernelArgs)
 TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -17991,8 +19702,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part6
 
@@ -18137,7 +19848,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -18157,8 +19868,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT part9
 
@@ -18213,7 +19924,7 @@ part9:
 	ADD R5, R2
 
 next10:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -18229,13 +19940,14 @@ done4:
 
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -18249,8 +19961,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part6
 
@@ -18419,7 +20131,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -18442,8 +20154,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part9
 
@@ -18504,7 +20216,7 @@ part9:
 	ADD R6, R3
 
 next10:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -18522,13 +20234,14 @@ done4:
 
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -18542,8 +20255,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part6
 
@@ -18704,7 +20417,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -18727,8 +20440,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT part9
 
@@ -18787,7 +20500,7 @@ part9:
 	ADD R6, R3
 
 next10:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -18805,14 +20518,15 @@ done4:
 
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_dres(R23), R4
+	MOVD kernelArgs_rows(R23), R6
+	MOVD kernelArgs_stride(R23), R8
+	MOVD kernelArgs_n(R23), R7
 	ANDS $7, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -18826,8 +20540,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_coef(R23), R5
+	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
 	BLT part6
 
@@ -19012,7 +20726,7 @@ part6:
 	ADD R7, R4
 
 next7:
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
 	SUB R7, R0
 	SUB R7, R1
@@ -19038,8 +20752,8 @@ rest2:
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_coef(R23), R5
+	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
 	BLT part9
 
@@ -19104,7 +20818,7 @@ part9:
 	ADD R7, R4
 
 next10:
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
 	SUB R7, R0
 	SUB R7, R1
@@ -19124,13 +20838,14 @@ done4:
 
 // func inputGradColsReLUStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_rows(R23), R4
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_fetch(R23), R8
+	MOVD kernelArgs_n(R23), R5
 	ANDS $7, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -19144,8 +20859,8 @@ TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_coef(R23), R3
+	MOVD kernelArgs_n(R23), R5
 	SUBS $32, R5
 	BLT few9
 
@@ -19295,7 +21010,7 @@ part6:
 	ADD R5, R2
 
 next7:
-	ARG(kernelArgs_n, R5)
+	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
 	SUB R5, R1
@@ -19311,14 +21026,15 @@ done4:
 
 // func inputGradColsReLUResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_fetch(R23), R9
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -19332,8 +21048,8 @@ TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $32, R6
 	BLT few9
 
@@ -19502,7 +21218,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -19520,14 +21236,15 @@ done4:
 
 // func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, R6)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_dres(R23), R3
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R7
+	MOVD kernelArgs_fetch(R23), R9
+	MOVD kernelArgs_n(R23), R6
 	ANDS $7, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -19541,8 +21258,8 @@ TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_coef(R23), R4
+	MOVD kernelArgs_n(R23), R6
 	SUBS $32, R6
 	BLT few9
 
@@ -19701,7 +21418,7 @@ part6:
 	ADD R6, R3
 
 next7:
-	ARG(kernelArgs_n, R6)
+	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
 	SUB R6, R1
@@ -19719,15 +21436,16 @@ done4:
 
 // func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
 TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, R7)
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_dy(R23), R0
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_res(R23), R2
+	MOVD kernelArgs_y(R23), R3
+	MOVD kernelArgs_dres(R23), R4
+	MOVD kernelArgs_rows(R23), R6
+	MOVD kernelArgs_stride(R23), R8
+	MOVD kernelArgs_fetch(R23), R10
+	MOVD kernelArgs_n(R23), R7
 	ANDS $7, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -19741,8 +21459,8 @@ TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_coef(R23), R5
+	MOVD kernelArgs_n(R23), R7
 	SUBS $32, R7
 	BLT few9
 
@@ -19920,7 +21638,7 @@ part6:
 	ADD R7, R4
 
 next7:
-	ARG(kernelArgs_n, R7)
+	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
 	SUB R7, R0
 	SUB R7, R1
@@ -22403,23 +24121,21 @@ GLOBL foldChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldChannels(id int, a *channelArgs)
 TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, R0)
-	ARG(channelArgs_shift, R1)
-	ARG(channelArgs_sumA, R2)
-	ARG(channelArgs_sumB, R3)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_count, R4
+	MOVD a+8(FP), R23
+	MOVD channelArgs_acc(R23), R0
+	MOVD channelArgs_shift(R23), R1
+	MOVD channelArgs_sumA(R23), R2
+	MOVD channelArgs_sumB(R23), R3
+	ADD $channelArgs_count, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_weight, R4
+	ADD $channelArgs_weight, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 1)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_cross, R4
+	ADD $channelArgs_cross, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 2)
-	ARG(channelArgs_n, R4)
+	MOVD channelArgs_n(R23), R4
 	MOVD $foldChannelsTable<>(SB), R24
 
 channels1:
@@ -22490,10 +24206,11 @@ channels1:
 
 // func reduceChannels(id int, a *channelArgs)
 TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sums, R0)
-	ARG(channelArgs_otherA, R1)
-	ARG(channelArgs_otherB, R2)
-	ARG(channelArgs_n, R3)
+	MOVD a+8(FP), R23
+	MOVD channelArgs_sums(R23), R0
+	MOVD channelArgs_otherA(R23), R1
+	MOVD channelArgs_otherB(R23), R2
+	MOVD channelArgs_n(R23), R3
 
 channels1:
 	FLDPQ (R0), (F0, F1)
@@ -22602,24 +24319,22 @@ GLOBL foldReducedChannelsTable<>(SB), RODATA|NOPTR, $64
 
 // func foldReducedChannels(id int, a *channelArgs)
 TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_otherA, R0)
-	ARG(channelArgs_otherB, R1)
-	ARG(channelArgs_shift, R2)
-	ARG(channelArgs_sumA, R3)
-	ARG(channelArgs_sumB, R4)
-	MOVD a+8(FP), R5
-	ADD $channelArgs_count, R5
+	MOVD a+8(FP), R23
+	MOVD channelArgs_otherA(R23), R0
+	MOVD channelArgs_otherB(R23), R1
+	MOVD channelArgs_shift(R23), R2
+	MOVD channelArgs_sumA(R23), R3
+	MOVD channelArgs_sumB(R23), R4
+	ADD $channelArgs_count, R23, R5
 	ADD $0, R5, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R5
-	ADD $channelArgs_weight, R5
+	ADD $channelArgs_weight, R23, R5
 	ADD $0, R5, R24
 	LD1R4D(24, 1)
-	MOVD a+8(FP), R5
-	ADD $channelArgs_cross, R5
+	ADD $channelArgs_cross, R23, R5
 	ADD $0, R5, R24
 	LD1R4D(24, 2)
-	ARG(channelArgs_n, R5)
+	MOVD channelArgs_n(R23), R5
 	MOVD $foldReducedChannelsTable<>(SB), R24
 
 channels1:
@@ -22696,13 +24411,13 @@ GLOBL probeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func probeChannels(id int, a *channelArgs)
 TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, R0)
-	ARG(channelArgs_shift, R1)
-	MOVD a+8(FP), R2
-	ADD $channelArgs_count, R2
+	MOVD a+8(FP), R23
+	MOVD channelArgs_acc(R23), R0
+	MOVD channelArgs_shift(R23), R1
+	ADD $channelArgs_count, R23, R2
 	ADD $0, R2, R24
 	LD1R4D(24, 0)
-	ARG(channelArgs_n, R2)
+	MOVD channelArgs_n(R23), R2
 	MOVD $probeChannelsTable<>(SB), R24
 
 channels1:
@@ -22725,10 +24440,11 @@ channels1:
 
 // func addChannels(id int, a *channelArgs)
 TEXT ·addChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_acc, R0)
-	ARG(channelArgs_sumA, R1)
-	ARG(channelArgs_sumB, R2)
-	ARG(channelArgs_n, R3)
+	MOVD a+8(FP), R23
+	MOVD channelArgs_acc(R23), R0
+	MOVD channelArgs_sumA(R23), R1
+	MOVD channelArgs_sumB(R23), R2
+	MOVD channelArgs_n(R23), R3
 
 channels1:
 	FLDPQ (R0), (F6, F7)
@@ -22761,19 +24477,18 @@ GLOBL mergeChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func mergeChannels(id int, a *channelArgs)
 TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumA, R0)
-	ARG(channelArgs_sumB, R1)
-	ARG(channelArgs_otherA, R2)
-	ARG(channelArgs_otherB, R3)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_weight, R4
+	MOVD a+8(FP), R23
+	MOVD channelArgs_sumA(R23), R0
+	MOVD channelArgs_sumB(R23), R1
+	MOVD channelArgs_otherA(R23), R2
+	MOVD channelArgs_otherB(R23), R3
+	ADD $channelArgs_weight, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_cross, R4
+	ADD $channelArgs_cross, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 1)
-	ARG(channelArgs_n, R4)
+	MOVD channelArgs_n(R23), R4
 	MOVD $mergeChannelsTable<>(SB), R24
 
 channels1:
@@ -22844,21 +24559,19 @@ GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
 // func deviationChannels(id int, a *channelArgs)
 TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumB, R0)
-	ARG(channelArgs_variance, R1)
-	ARG(channelArgs_invstd, R2)
-	MOVD a+8(FP), R3
-	ADD $channelArgs_count, R3
+	MOVD a+8(FP), R23
+	MOVD channelArgs_sumB(R23), R0
+	MOVD channelArgs_variance(R23), R1
+	MOVD channelArgs_invstd(R23), R2
+	ADD $channelArgs_count, R23, R3
 	ADD $0, R3, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R3
-	ADD $channelArgs_epsilon, R3
+	ADD $channelArgs_epsilon, R23, R3
 	ADD $0, R3, R24
 	LD1R4D(24, 1)
-	MOVD a+8(FP), R3
-	ADD $channelArgs_usual, R3
+	ADD $channelArgs_usual, R23, R3
 	FLDPQ (R3), (F16, F17)
-	ARG(channelArgs_n, R3)
+	MOVD channelArgs_n(R23), R3
 	MOVD $deviationChannelsTable<>(SB), R24
 
 channels1:
@@ -22902,8 +24615,7 @@ channels1:
 	ADD $64, R2
 	SUBS $8, R3
 	BNE channels1
-	MOVD a+8(FP), R3
-	ADD $channelArgs_usual, R3
+	ADD $channelArgs_usual, R23, R3
 	FSTPQ (F16, F17), (R3)
 	RET
 DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
@@ -22922,15 +24634,15 @@ GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func runningChannels(id int, a *channelArgs)
 TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_running, R0)
-	ARG(channelArgs_runningVar, R1)
-	ARG(channelArgs_mean, R2)
-	ARG(channelArgs_invstd, R3)
-	MOVD a+8(FP), R4
-	ADD $channelArgs_epsilon, R4
+	MOVD a+8(FP), R23
+	MOVD channelArgs_running(R23), R0
+	MOVD channelArgs_runningVar(R23), R1
+	MOVD channelArgs_mean(R23), R2
+	MOVD channelArgs_invstd(R23), R3
+	ADD $channelArgs_epsilon, R23, R4
 	ADD $0, R4, R24
 	LD1R4D(24, 0)
-	ARG(channelArgs_n, R4)
+	MOVD channelArgs_n(R23), R4
 	MOVD $runningChannelsTable<>(SB), R24
 
 channels1:
@@ -22990,18 +24702,18 @@ GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_mean, R0)
-	ARG(channelArgs_invstd, R1)
-	ARG(channelArgs_gamma, R2)
-	ARG(channelArgs_beta, R3)
-	ARG(channelArgs_scale, R4)
-	ARG(channelArgs_neg, R5)
-	ARG(channelArgs_a, R6)
-	ARG(channelArgs_b, R7)
-	MOVD a+8(FP), R8
-	ADD $channelArgs_usual, R8
+	MOVD a+8(FP), R23
+	MOVD channelArgs_mean(R23), R0
+	MOVD channelArgs_invstd(R23), R1
+	MOVD channelArgs_gamma(R23), R2
+	MOVD channelArgs_beta(R23), R3
+	MOVD channelArgs_scale(R23), R4
+	MOVD channelArgs_neg(R23), R5
+	MOVD channelArgs_a(R23), R6
+	MOVD channelArgs_b(R23), R7
+	ADD $channelArgs_usual, R23, R8
 	FLDPQ (R8), (F18, F19)
-	ARG(channelArgs_n, R8)
+	MOVD channelArgs_n(R23), R8
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
@@ -23100,8 +24812,7 @@ channels1:
 	ADD $32, R7
 	SUBS $8, R8
 	BNE channels1
-	MOVD a+8(FP), R8
-	ADD $channelArgs_usual, R8
+	ADD $channelArgs_usual, R23, R8
 	FSTPQ (F18, F19), (R8)
 	RET
 DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
@@ -23128,25 +24839,23 @@ GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
 
 // func gradientChannels(id int, a *channelArgs)
 TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_sumA, R0)
-	ARG(channelArgs_sumB, R1)
-	ARG(channelArgs_mean, R2)
-	ARG(channelArgs_invstd, R3)
-	ARG(channelArgs_dgamma, R4)
-	ARG(channelArgs_k1, R5)
-	ARG(channelArgs_k2, R6)
-	MOVD a+8(FP), R7
-	ADD $channelArgs_count, R7
+	MOVD a+8(FP), R23
+	MOVD channelArgs_sumA(R23), R0
+	MOVD channelArgs_sumB(R23), R1
+	MOVD channelArgs_mean(R23), R2
+	MOVD channelArgs_invstd(R23), R3
+	MOVD channelArgs_dgamma(R23), R4
+	MOVD channelArgs_k1(R23), R5
+	MOVD channelArgs_k2(R23), R6
+	ADD $channelArgs_count, R23, R7
 	ADD $0, R7, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R7
-	ADD $channelArgs_weight, R7
+	ADD $channelArgs_weight, R23, R7
 	ADD $0, R7, R24
 	LD1R4D(24, 1)
-	MOVD a+8(FP), R7
-	ADD $channelArgs_usual, R7
+	ADD $channelArgs_usual, R23, R7
 	FLDPQ (R7), (F26, F27)
-	ARG(channelArgs_n, R7)
+	MOVD channelArgs_n(R23), R7
 	MOVD $gradientChannelsTable<>(SB), R24
 
 channels1:
@@ -23288,28 +24997,25 @@ channels1:
 	ADD $32, R6
 	SUBS $8, R7
 	BNE channels1
-	MOVD a+8(FP), R7
-	ADD $channelArgs_usual, R7
+	ADD $channelArgs_usual, R23, R7
 	FSTPQ (F26, F27), (R7)
 	RET
 
 // func trackChannels(id int, a *channelArgs)
 TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
-	ARG(channelArgs_running, R0)
-	ARG(channelArgs_mean, R1)
-	MOVD a+8(FP), R2
-	ADD $channelArgs_weight, R2
+	MOVD a+8(FP), R23
+	MOVD channelArgs_running(R23), R0
+	MOVD channelArgs_mean(R23), R1
+	ADD $channelArgs_weight, R23, R2
 	ADD $0, R2, R24
 	LD1R4D(24, 0)
-	MOVD a+8(FP), R2
-	ADD $channelArgs_cross, R2
+	ADD $channelArgs_cross, R23, R2
 	ADD $0, R2, R24
 	LD1R4D(24, 1)
-	MOVD a+8(FP), R2
-	ADD $channelArgs_count, R2
+	ADD $channelArgs_count, R23, R2
 	ADD $0, R2, R24
 	LD1R4D(24, 2)
-	ARG(channelArgs_n, R2)
+	MOVD channelArgs_n(R23), R2
 
 channels1:
 	FLDPQ (R0), (F8, F9)

@@ -98,3 +98,27 @@ func (p *Plan) release(w *workspace) {
 		p.free = append(p.free, w)
 	}
 }
+
+// Explain says in short how a call of the plan is carried out: the layout that is
+// walked, how many channels go together, whether outputs are written in turns with
+// the sums of the next ones, and whether they take non-temporal stores. It is for those
+// who read a time; it has no effect on a result, and may change with every version.
+// backward asks for [Plan.Backward] instead of [Plan.Forward], residual for one with a
+// residual and its gradient. No output is taken to be an input.
+func (p *Plan) Explain(backward, residual bool) string {
+	if p.ready() != nil {
+		return ""
+	}
+	s := situation{path: p.path, workers: p.workers, backward: backward, do: bothPhases, reads: 1, writes: 1,
+		costly: backward && p.act.costly(), storable: backward}
+	if backward {
+		s.reads++
+	}
+	if residual {
+		s.reads++
+		if backward {
+			s.writes++
+		}
+	}
+	return choose(&p.geo, s, p.limits).String()
+}

@@ -142,12 +142,7 @@ func (w *workspace) sumWindow(st *stage, s *rowScratch, c, n int, win window, co
 	k.rows, k.n, k.stride = n, win.n, image
 	k.rowGap, k.imageGap = g.inner-win.n, image-n*g.inner
 	k.begin((win.o*g.channels+c)*g.inner+win.i, win.images)
-	for pending.images > 0 && k.images > 0 {
-		k.budget, pending.budget = turn, turn
-		path.run(st.kernel, rows, st.act, k)
-		path.run(w.apply.kernel, rows, w.apply.act, pending)
-	}
-	path.runAll(st.kernel, st.act, k)
+	path.runTurns(st.kernel, st.act, k, w.apply.kernel, w.apply.act, pending)
 }
 
 // tiles is how a tensor in rows is cut into tasks that only write outputs.

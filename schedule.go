@@ -83,7 +83,7 @@ type limits struct {
 	recompute int // cols: up to so many columns computing g again is faster than storing it, for tensors with non-temporal stores
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 2048, groupPart: 5, fitPart: 2, tile: maxCall, share: 8 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupPart: 5, fitPart: 2, tile: maxCall, share: 8 << 10, recompute: 512}
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -103,13 +103,8 @@ func choose(g *geometry, s situation, l limits) way {
 }
 
 func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
-	bytes := 4 * g.outer * g.inner * s.reads // of a channel
-	w.group = min(g.mostGroup(s.path, l), max(1, l.l2/l.groupPart/max(1, bytes)))
-	if lines := g.lines(); w.group >= lines {
-		w.group -= w.group % lines
-	} else if bytes*lines <= l.l2/2 {
-		w.group = min(lines, g.mostGroup(s.path, l))
-	}
+	bytes := max(1, 4*g.outer*g.inner*s.reads) // of a channel
+	w.group = l.group(g, s.path, bytes)
 	tasks := g.channels
 	if s.workers > 1 {
 		tasks = min(g.channels, roundUp(max(1, g.channels/(4*s.workers)), w.group))
@@ -130,13 +125,29 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 // lines returns how many adjacent rows make whole cache lines.
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
-// mostGroup returns how many channels a group in rows has at most.
-func (g *geometry) mostGroup(p Path, l limits) int {
+// group returns how many channels make a group, of so many bytes each: as many as give
+// runs of some length, and stay in a part of the second-level cache; in whole vectors of
+// channels if there are enough. Where rows don't end with a cache line, more are better:
+// whole lines of rows, or at least runs of some lines.
+func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
-	return min(g.channels, max(l.groupLen/max(1, g.inner), g.lines()))
+	n := min(max(1, l.groupLen/max(1, g.inner)), max(1, l.l2/l.groupPart/bytes))
+	unit := g.lines()
+	if n < unit {
+		n = min(unit, max(n, 2*l.l2/l.groupPart/bytes))
+	}
+	if unit = lcm(unit, lanes); n >= unit {
+		n -= n % unit
+	}
+	return min(n, g.channels)
 }
+
+// mostGroup returns how many channels a group in rows has at most.
+func (l limits) mostGroup(g *geometry, p Path) int { return l.group(g, p, 1) }
+
+func lcm(a, b int) int { return a / gcd(a, b) * b }
 
 func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if w.stream && g.width <= l.recompute {

@@ -12,7 +12,8 @@ func newAMD64(p *printer) lowering {
 
 // R15 belongs to position-independent code, BP is the frame pointer. R14 is the
 // goroutine to Go's functions, and restored behind assembly, which may use it
-// (cmd/compile/abi-internal.md): it points to what kernels that call share with functions.
+// (cmd/compile/abi-internal.md): it points to what kernels that call share with functions,
+// and to the arguments of others.
 var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13"}
 
 func (amd64) arch() string { return "amd64" }
@@ -54,10 +55,22 @@ func (l amd64) m(m mem) string {
 	return s
 }
 
+func (l amd64) holdArgs() {
+	l.held = true
+	l.printf("MOVQ a+8(FP), R14")
+}
 func (l amd64) arg(dst reg, field string) {
+	if l.held {
+		l.printf("MOVQ %s_%s(R14), %s", l.args, field, l.r(dst))
+		return
+	}
 	l.printf("ARG(%s_%s, %s)", l.args, field, l.r(dst))
 }
 func (l amd64) argAddr(dst reg, field string) {
+	if l.held {
+		l.printf("LEAQ %s_%s(R14), %s", l.args, field, l.r(dst))
+		return
+	}
 	l.printf("MOVQ a+8(FP), %s", l.r(dst))
 	l.printf("ADDQ $%s_%s, %s", l.args, field, l.r(dst))
 }
@@ -75,6 +88,10 @@ func (l amd64) least(dst, src reg) {
 	l.printf("CMOVQLT %s, %s", l.r(src), l.r(dst))
 }
 func (l amd64) storeArg(src reg, field string, t reg) {
+	if l.held {
+		l.printf("MOVQ %s, %s_%s(R14)", l.r(src), l.args, field)
+		return
+	}
 	l.printf("MOVQ a+8(FP), %s", l.r(t))
 	l.printf("MOVQ %s, %s_%s(%s)", l.r(src), l.args, field, l.r(t))
 }

@@ -62,10 +62,22 @@ func (arm64) r(r reg) string {
 	return arm64Regs[r]
 }
 
+func (l arm64) holdArgs() {
+	l.held = true
+	l.printf("MOVD a+8(FP), %s", arm64Area)
+}
 func (l arm64) arg(dst reg, field string) {
+	if l.held {
+		l.printf("MOVD %s_%s(%s), %s", l.args, field, arm64Area, l.r(dst))
+		return
+	}
 	l.printf("ARG(%s_%s, %s)", l.args, field, l.r(dst))
 }
 func (l arm64) argAddr(dst reg, field string) {
+	if l.held {
+		l.printf("ADD $%s_%s, %s, %s", l.args, field, arm64Area, l.r(dst))
+		return
+	}
 	l.printf("MOVD a+8(FP), %s", l.r(dst))
 	l.printf("ADD $%s_%s, %s", l.args, field, l.r(dst))
 }
@@ -77,6 +89,10 @@ func (l arm64) least(dst, src reg) {
 	l.printf("CSEL LT, %s, %s, %s", l.r(dst), l.r(src), l.r(dst))
 }
 func (l arm64) storeArg(src reg, field string, _ reg) {
+	if l.held {
+		l.printf("MOVD %s, %s_%s(%s)", l.r(src), l.args, field, arm64Area)
+		return
+	}
 	l.printf("MOVD a+8(FP), %s", arm64Addr)
 	l.printf("MOVD %s, %s_%s(%s)", l.r(src), l.args, field, arm64Addr)
 }

@@ -80,6 +80,7 @@ const (
 type lowering interface {
 	arch() string
 	header() string // what stands at the top of the assembly file
+	holdArgs()      // keeps the address of the arguments in a register, in what calls nothing
 	detect() string // the Go function detectSIMD
 	// subroutines returns what code calls besides the functions of activations.
 	subroutines(code string) string

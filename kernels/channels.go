@@ -54,7 +54,9 @@ const (
 )
 
 func newChans(on target, name string) *chans {
-	return &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}, usual: unused}
+	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}, usual: unused}
+	c.holdArgs()
+	return c
 }
 
 // array returns the pointer to an argument with so many bytes for 8 channels.

@@ -203,7 +203,7 @@ var architectures = map[string]rules{
 		// The goroutine, position-independent code, the frame and the stack;
 		// AVX-512.
 		forbidden: regexp.MustCompile(`\b(R14|R15|BP|SP|[XY](1[6-9]|[23]\d)|Z\d+|K[0-7])\b`),
-		own:       regexp.MustCompile(`\(R14\)|^31\(SP\), R14$|^\$~31, R14$`),
+		own:       regexp.MustCompile(`\(R14\)|^31\(SP\), R14$|^\$~31, R14$|^a\+8\(FP\), R14$`),
 		kept:      regexp.MustCompile(`\b([XY](0|1|15)|BX|DX|SI|DI|R\d+|SP)\b`),
 		area:      regexp.MustCompile(`(\()R14\)`),
 		frame:     amd64{}.frame(),
@@ -399,7 +399,7 @@ func TestRegisters(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		for _, k := range kernels {
 			for _, in := range k.body {
-				if (k.calls() || k.function()) && r.own.MatchString(in.operands) {
+				if (k.calls() || k.function() || !k.subroutine()) && r.own.MatchString(in.operands) {
 					continue
 				}
 				if reg := r.forbidden.FindString(in.operands); reg != "" {

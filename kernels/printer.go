@@ -15,6 +15,7 @@ type printer struct {
 	args    string // the type of the arguments
 	maxRegs int    // how many registers there are; set by the lowering
 	near    bool   // prefetch into the first-level cache, not the second
+	held    bool   // a register holds the address of the arguments
 	table   []row  // constants of a function
 	saved   bool   // arm64: the mask of a part is in the area
 	vecs    int

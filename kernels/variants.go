@@ -167,6 +167,8 @@ func (v variant) emit(a *asm) {
 	a.near = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
 	if v.act.called {
 		a.area(v.family.calls)
+	} else {
+		a.holdArgs()
 	}
 	v.family.emit(a, v)
 	a.end()

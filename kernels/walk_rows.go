@@ -38,22 +38,16 @@ func walkSums(a *asm, b body) {
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
 	a.addReg(stride3, stride)
-	s.emit(a, groupSize, pieceFour, func() {
-		loop, part, done := a.newLabel("four"), a.newLabel("part"), a.newLabel("summed")
-		at := func(t reg, j int) mem {
-			return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
-		}
-		a.subImm(s.count, lanes)
-		a.branch(ifLess, part)
-		a.label(loop)
-		b.four(at, false)
-		b.advanceImm(a, vecBytes)
-		a.subImm(s.count, lanes)
-		a.branch(ifNotLess, loop)
-		a.label(part)
-		s.part(a, done, func() { b.four(at, true) })
-		a.label(done)
-	})
+	at := func(t reg, j int) mem {
+		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+	}
+	long := a.newLabel("long")
+	a.arg(s.t, "n")
+	a.subImm(s.t, shortRow+1)
+	a.branch(ifNotLess, long)
+	s.short(a, at)
+	a.label(long)
+	s.emit(a, groupSize, pieceFour, func() { s.four(a, at) })
 
 	a.label(single)
 	s.emit(a, 1, pieceSingle, func() { s.linear(a) })
@@ -64,6 +58,94 @@ func walkSums(a *asm, b body) {
 type sumWalk struct {
 	b                      body
 	coef, acc, count, t, u reg
+}
+
+// shortRow is up to how many values a row is not interrupted: it takes less work then.
+const shortRow = 16 * lanes
+
+// short prints the walk over four images side by side whose rows are short: the sums of
+// a row are those of one piece, and the walk stops between rows.
+func (s *sumWalk) short(a *asm, at address) {
+	row, again, ended, save := a.newLabel("row"), a.newLabel("again"), a.newLabel("ended"), a.newLabel("save")
+	count, t, u := s.count, s.t, s.u
+	a.label(row)
+	s.b.constants(a, s.coef)
+	a.arg(count, "n")
+	a.arg(t, "budget")
+	a.subReg(t, count)
+	a.storeArg(t, "budget", u)
+	s.four(a, at)
+	s.flush(a)
+	s.b.advanceArg(a, "rowGap", t)
+	a.arg(t, "coefStep")
+	a.shiftLeft(t, floatShift)
+	a.addReg(s.coef, t)
+	a.addImm(s.acc, sumLen*float64Bytes)
+	a.arg(t, "rowsLeft")
+	a.subImm(t, 1)
+	a.branch(ifZero, again)
+	a.storeArg(t, "rowsLeft", u)
+	a.arg(t, "budget")
+	a.subImm(t, 1)
+	a.branch(ifNotLess, row)
+	a.jump(save)
+
+	a.label(again)
+	s.again(a, groupSize)
+	a.subImm(t, groupSize)
+	a.branch(ifLess, ended)
+	a.arg(t, "budget")
+	a.subImm(t, 1)
+	a.branch(ifNotLess, row)
+	a.jump(save)
+	a.label(ended) // the images that are left go another way
+	a.set(t, pieceSingle)
+	a.storeArg(t, "piece", u)
+	a.label(save)
+	s.save(a)
+}
+
+// again goes on with the next images, after so many side by side. It leaves in t how many
+// images are left.
+func (s *sumWalk) again(a *asm, side int) {
+	t, u := s.t, s.u
+	a.arg(t, "rows")
+	a.storeArg(t, "rowsLeft", u)
+	a.arg(s.coef, "coef")
+	a.arg(s.acc, "sums")
+	s.b.advanceArg(a, "imageGap", t)
+	for range side - 1 {
+		s.b.advanceArg(a, "stride", t)
+	}
+	a.arg(t, "images")
+	a.addImm(t, -side)
+	a.storeArg(t, "images", u)
+}
+
+// save stores where the walk stops, and ends the kernel.
+func (s *sumWalk) save(a *asm) {
+	t, u := s.t, s.u
+	a.argAddr(t, "partial")
+	s.b.storeSums(a, t)
+	a.savePointer(s.b.tensors[0], s.b.first, "at", floatShift, t, u)
+	a.savePointer(s.coef, "coef", "coefAt", floatShift, t, u)
+	a.savePointer(s.acc, "sums", "accAt", float64Shift, t, u)
+	a.end()
+}
+
+// four has count values summed of each of four images.
+func (s *sumWalk) four(a *asm, at address) {
+	loop, part, done := a.newLabel("four"), a.newLabel("part"), a.newLabel("summed")
+	a.subImm(s.count, lanes)
+	a.branch(ifLess, part)
+	a.label(loop)
+	s.b.four(at, false)
+	s.b.advanceImm(a, vecBytes)
+	a.subImm(s.count, lanes)
+	a.branch(ifNotLess, loop)
+	a.label(part)
+	s.part(a, done, func() { s.b.four(at, true) })
+	a.label(done)
 }
 
 // emit prints the walk over so many images side by side, whose sums are taken over
@@ -120,19 +202,9 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	constants()
 	a.jump(next)
 
-	a.label(again) // with the next images
-	a.arg(t, "rows")
-	a.storeArg(t, "rowsLeft", u)
-	a.arg(s.coef, "coef")
-	a.arg(s.acc, "sums")
-	s.b.advanceArg(a, "imageGap", t)
-	for range side - 1 {
-		s.b.advanceArg(a, "stride", t)
-	}
+	a.label(again)
+	s.again(a, side)
 	constants()
-	a.arg(t, "images")
-	a.addImm(t, -side)
-	a.storeArg(t, "images", u)
 	if side > 1 { // those that are left go another way
 		a.subImm(t, side)
 		a.branch(ifNotLess, next)
@@ -144,12 +216,7 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	}
 
 	a.label(save)
-	a.argAddr(t, "partial")
-	s.b.storeSums(a, t)
-	a.savePointer(s.b.tensors[0], s.b.first, "at", floatShift, t, u)
-	a.savePointer(s.coef, "coef", "coefAt", floatShift, t, u)
-	a.savePointer(s.acc, "sums", "accAt", float64Shift, t, u)
-	a.end()
+	s.save(a)
 }
 
 // linear has count values of one image summed: groups of 4 vectors, then single ones,
