@@ -1,9 +1,6 @@
 package batchnorm
 
-import (
-	"slices"
-	"sync"
-)
+import "slices"
 
 // A Layer is a batch norm with everything that belongs to it: gamma and beta,
 // their gradients, running statistics, and what the backward pass needs of the
@@ -40,9 +37,7 @@ type Layer struct {
 	opts       []Option
 	evaluating bool
 
-	mu    sync.Mutex
-	plans []*Plan // the last used first, at most maxPlans
-
+	plans               *Plans
 	kept                keptForward
 	mean, invstd        []float64
 	oldDGamma, oldDBeta []float32 // before Backward, when it accumulates
@@ -57,13 +52,14 @@ type keptForward struct {
 	frozen      bool // normalized by the running statistics
 }
 
-// maxPlans is how many shapes a layer keeps a plan for.
-const maxPlans = 16
-
 // NewLayer returns a layer for tensors of so many channels, in training mode,
 // with gamma 1, beta 0, running mean 0 and running variance 1. The options are
-// those of [NewPlan]; PyTorch's defaults are the default.
+// those of [NewPlans]; PyTorch's defaults are the default.
 func NewLayer(channels int, opts ...Option) (*Layer, error) {
+	plans, err := NewPlans(opts...)
+	if err != nil {
+		return nil, err
+	}
 	p, err := NewPlan(Shape{1, channels, 1}, opts...)
 	if err != nil {
 		return nil, err
@@ -72,7 +68,7 @@ func NewLayer(channels int, opts ...Option) (*Layer, error) {
 		Gamma: make([]float32, channels), Beta: make([]float32, channels),
 		DGamma: make([]float32, channels), DBeta: make([]float32, channels),
 		RunningMean: make([]float32, channels), RunningVar: make([]float32, channels),
-		channels: channels, epsilon: p.epsilon, opts: slices.Clone(opts),
+		channels: channels, epsilon: p.epsilon, opts: slices.Clone(opts), plans: plans,
 	}
 	l.allocate()
 	l.Reset()
@@ -81,7 +77,6 @@ func NewLayer(channels int, opts ...Option) (*Layer, error) {
 
 // allocate makes the memory that no other layer shares.
 func (l *Layer) allocate() {
-	l.plans = make([]*Plan, 0, maxPlans)
 	l.mean, l.invstd = make([]float64, l.channels), make([]float64, l.channels)
 	l.oldDGamma, l.oldDBeta = make([]float32, l.channels), make([]float32, l.channels)
 }
@@ -146,11 +141,15 @@ func (l *Layer) Clone() (*Layer, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
 	}
+	plans, err := NewPlans(l.opts...)
+	if err != nil {
+		return nil, err
+	}
 	c := &Layer{
 		Gamma: slices.Clone(l.Gamma), Beta: slices.Clone(l.Beta), DGamma: slices.Clone(l.DGamma), DBeta: slices.Clone(l.DBeta),
 		RunningMean: slices.Clone(l.RunningMean), RunningVar: slices.Clone(l.RunningVar), BatchesTracked: l.BatchesTracked,
 		Momentum: l.Momentum, Cumulative: l.Cumulative, Accumulate: l.Accumulate,
-		channels: l.channels, epsilon: l.epsilon, opts: l.opts, evaluating: l.evaluating,
+		channels: l.channels, epsilon: l.epsilon, opts: l.opts, plans: plans, evaluating: l.evaluating,
 	}
 	c.allocate()
 	return c, nil
@@ -190,7 +189,8 @@ type LayerForwardArgs struct {
 // with an activation from Residual ([ErrAlias]). In evaluation mode it may be
 // one of them, and then there is no Backward.
 //
-// A shape that is among the last 16 takes no allocation.
+// A shape that is among the last ones, as many as [WithCapacity] says, takes no
+// allocation.
 func (l *Layer) Forward(a LayerForwardArgs) error {
 	if err := l.ready(); err != nil {
 		return err
@@ -326,22 +326,5 @@ func (l *Layer) plan(s Shape) (*Plan, error) {
 	if s.Channels != l.channels {
 		return nil, fail(ErrShape, "shape %v has %d channels, the layer has %d", s, s.Channels, l.channels)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := slices.IndexFunc(l.plans, func(p *Plan) bool { return p.shape == s })
-	if at < 0 {
-		p, err := NewPlan(s, l.opts...)
-		if err != nil {
-			return nil, err
-		}
-		if len(l.plans) < maxPlans {
-			l.plans = append(l.plans, nil)
-		}
-		at = len(l.plans) - 1
-		l.plans[at] = p
-	}
-	p := l.plans[at]
-	copy(l.plans[1:], l.plans[:at])
-	l.plans[0] = p
-	return p, nil
+	return l.plans.Plan(s)
 }

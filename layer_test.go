@@ -457,9 +457,9 @@ func TestLayerClone(t *testing.T) {
 	expectSameLayer(t, "the original, after its clone was used", l, untouched)
 }
 
-// A layer keeps plans for the 16 shapes used last.
+// A layer keeps plans for the shapes used last, as many as its options say.
 func TestLayerPlans(t *testing.T) {
-	l := newLayer(t, 2)
+	l := newLayer(t, 2, batchnorm.WithCapacity(7))
 	l.Eval()
 	use := func(outer int) {
 		s := batchnorm.Shape{outer, 2, 1}
@@ -474,12 +474,12 @@ func TestLayerPlans(t *testing.T) {
 		use(3) // stays
 	}
 	shapes := l.PlannedShapes()
-	if len(shapes) != 16 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) || shapes[15] != (batchnorm.Shape{25, 2, 1}) {
+	if len(shapes) != 7 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) || shapes[6] != (batchnorm.Shape{34, 2, 1}) {
 		t.Errorf("the layer has plans for %v", shapes)
 	}
-	use(30)
-	use(25)
-	if again := l.PlannedShapes(); len(again) != 16 || !slices.Equal(slices.Sorted(slices.Values(outers(again))), slices.Sorted(slices.Values(outers(shapes)))) {
+	use(37)
+	use(34)
+	if again := l.PlannedShapes(); len(again) != 7 || !slices.Equal(slices.Sorted(slices.Values(outers(again))), slices.Sorted(slices.Values(outers(shapes)))) {
 		t.Errorf("using plans that there are leaves %v", again)
 	}
 }
@@ -500,7 +500,7 @@ func TestLayerNoAllocations(t *testing.T) {
 		l.Accumulate, l.Cumulative = true, true
 		var f []batchnorm.LayerForwardArgs
 		var b []batchnorm.LayerBackwardArgs
-		for outer := range 16 { // as many shapes as there are plans
+		for outer := range batchnorm.DefaultCapacity { // as many shapes as there are plans
 			s := batchnorm.Shape{outer + 1, 6, 40}
 			tensor := func(seed uint64) []float32 { return gen.Normal(seed, s.Len(), 0, 1) }
 			f = append(f, batchnorm.LayerForwardArgs{Shape: s, X: tensor(1), Residual: tensor(2), Y: tensor(3)})
