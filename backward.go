@@ -15,7 +15,7 @@ package batchnorm
 // DResidual nothing is done but to take them.
 //
 // Like Forward it needs two values per channel, unless the plan was made
-// [WithSingleValue]. For an empty batch dgamma and dbeta are 0.
+// [WithSingleValue]. For a batch without values dgamma and dbeta are 0.
 func (p *Plan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -63,6 +63,8 @@ func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int
 // the gradients by gamma and beta there, instead of writing them.
 func (p *Plan) backward(a *BackwardArgs, n int, renorm renormalization, totals []gradTotal) {
 	if n == 0 {
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
 		clear(a.DGamma)
 		clear(a.DBeta)
 		return

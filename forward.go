@@ -11,8 +11,9 @@ import "math"
 // [Plan.Backward], and updates the running statistics, if these are given.
 //
 // Training needs two values per channel at least ([ErrTooFewValues], see
-// [WithSingleValue]). An empty batch has no statistics: Mean and InvStd become
-// NaN, and the running statistics stay.
+// [WithSingleValue]). A batch without values, because it is empty or because the
+// mask leaves nothing, has no statistics: Mean and InvStd become NaN, and the
+// running statistics stay.
 func (p *Plan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -57,7 +58,7 @@ func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, e
 }
 
 // trainingCount returns the number of values per channel, or that there are too
-// few of them for statistics. An empty batch has none, and is no error.
+// few of them for statistics. None at all is no error.
 func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 	if n, err = m.count(p.shape); err != nil {
 		return 0, err
@@ -66,7 +67,7 @@ func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 		if n == 1 && !p.singleValue {
 			return 0, tooFew(p.shape)
 		}
-	} else if n == 0 || n == 1 && !p.singleValue {
+	} else if n == 1 && !p.singleValue {
 		return 0, fail(ErrTooFewValues, "the mask leaves %d of %d values per channel of shape %v, training needs at least %d",
 			n, all, p.shape, p.fewest())
 	}
@@ -84,6 +85,7 @@ func (p *Plan) fewest() int {
 // forward is a training forward pass with arguments that are valid.
 func (p *Plan) forward(a *ForwardArgs, n int, renorm renormalization) {
 	if n == 0 {
+		p.clearAll(&a.Mask, a.Y)
 		fill(a.Mean, math.NaN())
 		fill(a.InvStd, math.NaN())
 		return

@@ -177,8 +177,8 @@ type LayerForwardArgs struct {
 
 // Forward normalizes a batch of any shape with the layer's channels.
 //
-// In training mode it is [Plan.Forward], and updates the running statistics; an
-// empty batch is not counted in BatchesTracked. In evaluation mode it is
+// In training mode it is [Plan.Forward], and updates the running statistics; a
+// batch without values is not counted in BatchesTracked. In evaluation mode it is
 // [Plan.Inference], or, without running statistics, normalization by the
 // batch's as in training.
 //
@@ -230,7 +230,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	}); err != nil {
 		return err
 	}
-	if a.Shape.Outer > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
+	if n, _ := a.Mask.count(a.Shape); n > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
 		l.BatchesTracked++
 	}
 	l.kept = kept

@@ -118,8 +118,8 @@ type StatisticsArgs struct {
 
 // Statistics turns the moments of a whole batch into what [Plan.Normalize] and
 // the backward pass need, and updates the running statistics, all as
-// [Plan.Forward] does. Of the plan it uses epsilon and the number of channels;
-// its shape is otherwise free.
+// [Plan.Forward] does, those of an empty batch too. Of the plan it uses epsilon and
+// the number of channels; its shape is otherwise free.
 //
 // Mean may be Moments.Mean.
 func (p *Plan) Statistics(a StatisticsArgs) error {
@@ -142,6 +142,11 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		return err
 	}
 	n := a.Moments.Count
+	if n == 0 { // as Forward of an empty batch
+		fill(a.Mean, math.NaN())
+		fill(a.InvStd, math.NaN())
+		return nil
+	}
 	if n < p.fewest() {
 		return fail(ErrTooFewValues, "the moments are of %d values per channel, training needs at least %d", n, p.fewest())
 	}
@@ -368,11 +373,18 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 		return err
 	}
 	total := a.Sums.Count
-	if total < p.fewest() {
+	if total != 0 && total < p.fewest() {
 		return fail(ErrTooFewValues, "the sums are over %d values per channel, training needs at least %d", total, p.fewest())
 	}
 	if total < n {
 		return fail(ErrLength, "the sums are over %d values per channel, this part alone has %d", total, n)
+	}
+	if total == 0 { // as Backward of an empty batch
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
+		clear(a.DGamma)
+		clear(a.DBeta)
+		return nil
 	}
 	var w *work
 	if n > 0 {
