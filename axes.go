@@ -286,6 +286,7 @@ func (a *AxesPlan) Forward(args ForwardArgs) error {
 			X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n), Y: partOf(args.Y, i, n),
 			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
 			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
+			BatchMean: partOf(args.BatchMean, i, c), BatchVar: partOf(args.BatchVar, i, c),
 			RunningMean: partOf(args.RunningMean, i, c), RunningVar: partOf(args.RunningVar, i, c),
 			Momentum: args.Momentum,
 		}
@@ -350,6 +351,7 @@ func (a *AxesPlan) Backward(args BackwardArgs) error {
 			DY: partOf(args.DY, i, n), X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n),
 			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
 			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
+			BatchMean: partOf(args.BatchMean, i, c), BatchVar: partOf(args.BatchVar, i, c),
 			DX: partOf(args.DX, i, n), DResidual: partOf(args.DResidual, i, n),
 			DGamma: partOf(args.DGamma, i, c), DBeta: partOf(args.DBeta, i, c),
 		}

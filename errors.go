@@ -23,6 +23,7 @@ var (
 	ErrMomentum     = errors.New("batchnorm: invalid momentum")
 	ErrMask         = errors.New("batchnorm: invalid mask")
 	ErrGhost        = errors.New("batchnorm: invalid ghost batches")
+	ErrStatistics   = errors.New("batchnorm: statistics in two forms")
 	ErrRenorm       = errors.New("batchnorm: invalid limits of renormalization")
 	ErrInvert       = errors.New("batchnorm: not invertible")
 )

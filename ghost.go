@@ -90,8 +90,8 @@ func (p *GhostPlan) ready() error {
 	return nil
 }
 
-// Forward is [Plan.Forward] for every sub-batch. Mean and InvStd have
-// Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
+// Forward is [Plan.Forward] for every sub-batch. Mean, InvStd, BatchMean and BatchVar
+// have Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
 // The running statistics are updated by every sub-batch in turn, with the
 // momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them
 // the average of all sub-batches, of which the call's first is number n; one that
@@ -109,8 +109,10 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 		4:        float32s("beta", a.Beta),
 		5:        float64s("mean", a.Mean).out(0).of(p.batches),
 		6:        float64s("invstd", a.InvStd).out(0).of(p.batches),
-		7:        float32s("running mean", a.RunningMean).out(0),
-		8:        float32s("running variance", a.RunningVar).out(0),
+		7:        float32s("batch mean", a.BatchMean).out(0).of(p.batches),
+		8:        float32s("batch variance", a.BatchVar).out(0).of(p.batches),
+		9:        float32s("running mean", a.RunningMean).out(0),
+		10:       float32s("running variance", a.RunningVar).out(0),
 	}
 	if err := p.shape.check(ops[:], 3, 1<<x|1<<y); err != nil {
 		return err
@@ -128,7 +130,8 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 		f := a
 		f.Momentum = momentum.after(tracked)
 		f.X, f.Residual, f.Y = part.of(a.X), part.of(a.Residual), part.of(a.Y)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
+		f.Mean, f.InvStd = partOf(a.Mean, b, p.shape.Channels), partOf(a.InvStd, b, p.shape.Channels)
+		f.BatchMean, f.BatchVar = partOf(a.BatchMean, b, p.shape.Channels), partOf(a.BatchVar, b, p.shape.Channels)
 		f.Mask = part.mask(a.Mask)
 		n, _ := f.Mask.count(q.shape) // checked above
 		q.forward(&f, n, renormalization{})
@@ -137,15 +140,19 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 	return nil
 }
 
-// Backward is [Plan.Backward] for every sub-batch, with Mean and InvStd as
-// Forward saved them. DGamma and DBeta are the sums over all sub-batches, taken
+// Backward is [Plan.Backward] for every sub-batch, with the statistics as Forward
+// saved them, or none. DGamma and DBeta are the sums over all sub-batches, taken
 // in float64.
 func (p *GhostPlan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dy, x, residual, dx, dresidual, mean, invstd = 0, 1, 2, 3, 4, 7, 8
+	const dy, x, residual, dx, dresidual, mean, invstd, batchMean, batchVar = 0, 1, 2, 3, 4, 7, 8, 9, 10
 	const inputs = 1<<dy | 1<<x | 1<<residual
+	statistics, err := a.given(1<<mean, 1<<invstd, 1<<batchMean, 1<<batchVar)
+	if err != nil {
+		return err
+	}
 	ops := [...]operand{
 		dy:        float32s("dy", a.DY),
 		x:         float32s("x", a.X),
@@ -156,10 +163,12 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 		6:         float32s("beta", a.Beta),
 		mean:      float64s("mean", a.Mean).of(p.batches),
 		invstd:    float64s("invstd", a.InvStd).of(p.batches),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
+		batchMean: float32s("batch mean", a.BatchMean).of(p.batches),
+		batchVar:  float32s("batch variance", a.BatchVar).of(p.batches),
+		11:        float32s("dgamma", a.DGamma).out(0),
+		12:        float32s("dbeta", a.DBeta).out(0),
 	}
-	if err := p.shape.check(ops[:], 5, 1<<dy|1<<x|1<<mean|1<<invstd); err != nil {
+	if err := p.shape.check(ops[:], 5, 1<<dy|1<<x|statistics); err != nil {
 		return err
 	}
 	if err := p.checkMask(&a.Mask); err != nil {
@@ -172,7 +181,8 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 		f := a
 		f.DY, f.X, f.Residual = part.of(a.DY), part.of(a.X), part.of(a.Residual)
 		f.DX, f.DResidual = part.of(a.DX), part.of(a.DResidual)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
+		f.Mean, f.InvStd = partOf(a.Mean, b, p.shape.Channels), partOf(a.InvStd, b, p.shape.Channels)
+		f.BatchMean, f.BatchVar = partOf(a.BatchMean, b, p.shape.Channels), partOf(a.BatchVar, b, p.shape.Channels)
 		f.Mask = part.mask(a.Mask)
 		n, _ := f.Mask.count(q.shape) // checked above
 		q.backward(&f, n, renormalization{}, totals)
@@ -217,15 +227,6 @@ func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
 	sample := b * p.ghost.Size
 	row := p.rows * sample
 	return q, ghostPart{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
-}
-
-// saved returns the statistics of sub-batch b.
-func (p *GhostPlan) saved(s []float64, b int) []float64 {
-	if s == nil {
-		return nil
-	}
-	c := p.shape.Channels
-	return s[b*c:][:c:c]
 }
 
 // ghostPart is a sub-batch.

@@ -69,7 +69,7 @@ func TestMaskLeavesTooFew(t *testing.T) {
 				for _, op := range masked() {
 					args := op.args(s)
 					field(args, "Mask").Set(reflect.ValueOf(batchnorm.Mask{Lengths: lengths}))
-					training := slices.Contains([]string{"Forward", "Backward", "BackwardFromY", "RenormForward", "RenormBackward"}, op.name)
+					training := slices.Contains([]string{"Forward", "Backward", "Backward from float32", "Backward from x", "BackwardFromY", "RenormForward", "RenormBackward"}, op.name)
 					if training && left == 1 && k == 0 {
 						op.expectRejected(t, p, args, batchnorm.ErrTooFewValues, fmt.Sprint(left), fmt.Sprint(s.PerChannel()), "2", s.String())
 					} else if err := op.call(p, args); err != nil {
@@ -236,6 +236,10 @@ func TestGhostCallErrors(t *testing.T) {
 			a := op.args(s)
 			field(a, "Mean").Set(reflect.ValueOf(make([]float64, 3*4)))
 			field(a, "InvStd").Set(reflect.ValueOf(slices.Repeat([]float64{1}, 3*4)))
+			if op.name == "Forward" {
+				field(a, "BatchMean").Set(reflect.ValueOf(make([]float32, 3*4)))
+				field(a, "BatchVar").Set(reflect.ValueOf(make([]float32, 3*4)))
+			}
 			return a
 		}
 		noError(t, op.call(nil, args()))
@@ -280,7 +284,7 @@ func TestGhostCallErrors(t *testing.T) {
 		}
 	}
 	a := *forward.args(s).(*batchnorm.ForwardArgs)
-	a.Mean, a.InvStd, a.Momentum = nil, nil, batchnorm.NewWeight(-1)
+	a.Mean, a.InvStd, a.BatchMean, a.BatchVar, a.Momentum = nil, nil, nil, nil, batchnorm.NewWeight(-1)
 	if err := p.Forward(a); !errors.Is(err, batchnorm.ErrMomentum) {
 		t.Errorf("error is %v, want ErrMomentum", err)
 	}
@@ -289,7 +293,7 @@ func TestGhostCallErrors(t *testing.T) {
 	last, err := batchnorm.NewGhostPlan(batchnorm.Shape{12, 2, 1}, batchnorm.GhostBatches{3, 1})
 	noError(t, err)
 	b := *forward.args(batchnorm.Shape{12, 2, 1}).(*batchnorm.ForwardArgs)
-	b.Mean, b.InvStd = nil, nil
+	b.Mean, b.InvStd, b.BatchMean, b.BatchVar = nil, nil, nil, nil
 	b.Mask.Lengths = []int{6, 3}
 	if err := last.Forward(b); !errors.Is(err, batchnorm.ErrLength) || !strings.Contains(err.Error(), "2 elements") {
 		t.Errorf("error is %v, want ErrLength with the 2 lengths", err)
@@ -370,7 +374,7 @@ func TestRenormErrors(t *testing.T) {
 
 // One value per channel, and an empty batch, in every mode.
 func TestModesOfFewValues(t *testing.T) {
-	training := []string{"Forward", "Backward", "BackwardFromY", "RenormForward", "RenormBackward"}
+	training := []string{"Forward", "Backward", "Backward from float32", "Backward from x", "BackwardFromY", "RenormForward", "RenormBackward"}
 	for _, op := range operations {
 		one := batchnorm.Shape{1, 3, 1}
 		if slices.Contains(training, op.name) {

@@ -111,6 +111,9 @@ type StatisticsArgs struct {
 	Mean   []float64 // output: as Forward saves it; nil: not wanted
 	InvStd []float64 // output: as Forward saves it; nil: not wanted
 
+	BatchMean []float32 // output: as Forward saves it; nil: not wanted
+	BatchVar  []float32 // output: as Forward saves it; nil: not wanted
+
 	// As in [ForwardArgs].
 	RunningMean, RunningVar []float32
 	Momentum                Momentum // zero value: the plan's
@@ -132,8 +135,10 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		m2:   float64s("m2 of the moments", a.Moments.M2),
 		2:    float64s("mean", a.Mean).out(1 << mean),
 		3:    float64s("invstd", a.InvStd).out(1 << m2),
-		4:    float32s("running mean", a.RunningMean).out(0),
-		5:    float32s("running variance", a.RunningVar).out(0),
+		4:    float32s("batch mean", a.BatchMean).out(0),
+		5:    float32s("batch variance", a.BatchVar).out(0),
+		6:    float32s("running mean", a.RunningMean).out(0),
+		7:    float32s("running variance", a.RunningVar).out(0),
 	}
 	if err := p.check(ops[:], 0, 1<<mean|1<<m2); err != nil {
 		return err
@@ -143,8 +148,7 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 	}
 	n := a.Moments.Count
 	if n == 0 { // as Forward of an empty batch
-		fill(a.Mean, math.NaN())
-		fill(a.InvStd, math.NaN())
+		noStatistics(&ForwardArgs{Mean: a.Mean, InvStd: a.InvStd, BatchMean: a.BatchMean, BatchVar: a.BatchVar})
 		return nil
 	}
 	if n < p.fewest() {
@@ -159,6 +163,12 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		}
 		if a.InvStd != nil {
 			a.InvStd[c] = invStd(variance, p.epsilon)
+		}
+		if a.BatchMean != nil {
+			a.BatchMean[c] = float32(mean)
+		}
+		if a.BatchVar != nil {
+			a.BatchVar[c] = float32(variance)
 		}
 		if a.RunningMean != nil {
 			a.RunningMean[c] = track.update(a.RunningMean[c], mean)
