@@ -64,7 +64,8 @@ type BackwardArgs struct {
 	InvStd []float64 // as Forward saved it
 
 	// In float32 they lose digits: of data whose mean is k standard deviations, dx
-	// and dgamma get an error of about 3e-8*k. docs/semantics.md has a table.
+	// gets an error of some 5e-9*k and dgamma of some 4e-8*k. docs/semantics.md has a
+	// table.
 	BatchMean []float32 // as Forward saved it
 	BatchVar  []float32 // as Forward saved it: of the population, not negative
 

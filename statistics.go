@@ -12,7 +12,7 @@ func VarianceToInvStd(variance, epsilon float64) float64 { return invStd(varianc
 // 0 is variance 0 with epsilon 0, and otherwise +Inf, as is a variance whose root
 // no float64 has the inverse of. A negative invstd gives NaN.
 //
-// What comes back is within 2^-51*(variance + epsilon) of the variance from an invstd
+// What comes back is within 2^-50*(variance + epsilon) of the variance from an invstd
 // in float64, and within 2^-22*(variance + epsilon) from one in float32: digits are
 // lost where epsilon is larger than the variance.
 func InvStdToVariance(invstd, epsilon float64) float64 {
