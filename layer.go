@@ -1,6 +1,9 @@
 package batchnorm
 
-import "slices"
+import (
+	"math"
+	"slices"
+)
 
 // A Layer is a batch norm with everything that belongs to it: gamma and beta,
 // their gradients, running statistics, and what the backward pass needs of the
@@ -11,7 +14,8 @@ import "slices"
 // updates Gamma and Beta by DGamma and DBeta in place. The slices have an
 // element for each channel. Any of them may be set to nil: without Gamma or
 // Beta the scale is 1 or the shift 0, without DGamma or DBeta that gradient is
-// not computed, and without RunningMean and RunningVar nothing is tracked.
+// not computed, and without RunningMean and RunningVar nothing is tracked. One of
+// these two alone is [ErrMissing].
 //
 // A Layer is for one goroutine at a time, except that [Layer.Inference] may be
 // called by several while nobody writes to the layer.
@@ -20,7 +24,7 @@ type Layer struct {
 	DGamma, DBeta []float32 // gradients, set or added to by Backward
 
 	RunningMean, RunningVar []float32 // 0 and 1 in a new layer
-	BatchesTracked          int64     // how many batches are in them
+	BatchesTracked          int64     // how many batches are in them; it stops at its largest value
 
 	// Momentum is the weight of a batch in the running statistics. The zero
 	// value is what the layer's options say.
@@ -173,6 +177,12 @@ type LayerForwardArgs struct {
 	Mask     Mask      // which positions are data; zero value: all
 
 	Y []float32 // output
+
+	// Untracked leaves the running statistics and BatchesTracked as they are, in
+	// training mode: for a second forward pass of a batch, whose activations were
+	// thrown away after the first to save memory (checkpointing). Y gets the same
+	// bits, and the batch counts once.
+	Untracked bool
 }
 
 // Forward normalizes a batch of any shape with the layer's channels.
@@ -199,6 +209,9 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	if err != nil {
 		return err
 	}
+	if err := l.checkRunning(); err != nil {
+		return err
+	}
 	kept := keptForward{plan: p, x: a.X, mask: a.Mask}
 	if p.act != Identity {
 		kept.residual = a.Residual
@@ -207,7 +220,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	ops := [...]operand{float32s("x", kept.x), float32s("residual", kept.residual), float32s("y", a.Y).out(0)}
 	lost := apart(ops[:])
 
-	if l.evaluating && (l.RunningMean != nil || l.RunningVar != nil) {
+	if l.evaluating && l.RunningMean != nil {
 		if err := l.Inference(a); err != nil {
 			return err
 		}
@@ -220,20 +233,36 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	if lost != nil {
 		return lost
 	}
-	momentum := l.Momentum
+	momentum, runningMean, runningVar := l.Momentum, l.RunningMean, l.RunningVar
 	if l.Cumulative {
-		momentum = NewWeight(1 / float64(l.BatchesTracked+1))
+		momentum = NewWeight(1 / (float64(l.BatchesTracked) + 1))
+	}
+	if a.Untracked {
+		runningMean, runningVar = nil, nil
 	}
 	if err := p.Forward(ForwardArgs{
 		X: a.X, Residual: a.Residual, Gamma: l.Gamma, Beta: l.Beta, Mask: a.Mask, Y: a.Y, Mean: l.mean, InvStd: l.invstd,
-		RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: momentum,
+		RunningMean: runningMean, RunningVar: runningVar, Momentum: momentum,
 	}); err != nil {
 		return err
 	}
-	if n, _ := a.Mask.count(a.Shape); n > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
+	if n, _ := a.Mask.count(a.Shape); n > 0 && runningMean != nil && l.BatchesTracked < math.MaxInt64 {
 		l.BatchesTracked++
 	}
 	l.kept = kept
+	return nil
+}
+
+// checkRunning reports running statistics that are not whole.
+func (l *Layer) checkRunning() error {
+	switch {
+	case l.RunningMean == nil && l.RunningVar != nil:
+		return fail(ErrMissing, "running mean is missing beside the running variance: a layer has both or neither")
+	case l.RunningMean != nil && l.RunningVar == nil:
+		return fail(ErrMissing, "running variance is missing beside the running mean: a layer has both or neither")
+	case l.BatchesTracked < 0:
+		return fail(ErrState, "batches tracked is %d, must be at least 0", l.BatchesTracked)
+	}
 	return nil
 }
 
