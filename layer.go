@@ -32,6 +32,9 @@ type Layer struct {
 	// Cumulative makes the running statistics the plain average of the batches
 	// tracked (PyTorch's momentum=None), whatever Momentum is.
 	Cumulative bool
+	// Precise takes in the statistics of every batch of a training forward pass, if
+	// it is not nil, at the cost of one more read of X: see SetRunning.
+	Precise *Precise
 	// Accumulate makes Backward add to DGamma and DBeta, for a batch in several
 	// pieces. Otherwise it overwrites them.
 	Accumulate bool
@@ -44,6 +47,7 @@ type Layer struct {
 	plans               *Plans
 	kept                keptForward
 	mean, invstd        []float64
+	sums                []float64 // mean and m2 of a batch, for Precise
 	oldDGamma, oldDBeta []float32 // before Backward, when it accumulates
 }
 
@@ -81,6 +85,7 @@ func NewLayer(channels int, opts ...Option) (*Layer, error) {
 
 // allocate makes the memory that no other layer shares.
 func (l *Layer) allocate() {
+	l.sums = make([]float64, 2*l.channels)
 	l.mean, l.invstd = make([]float64, l.channels), make([]float64, l.channels)
 	l.oldDGamma, l.oldDBeta = make([]float32, l.channels), make([]float32, l.channels)
 }
@@ -240,11 +245,25 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	if a.Untracked {
 		runningMean, runningVar = nil, nil
 	}
+	if l.Precise != nil {
+		if err := l.Precise.fits(l.channels); err != nil {
+			return err
+		}
+	}
 	if err := p.Forward(ForwardArgs{
 		X: a.X, Residual: a.Residual, Gamma: l.Gamma, Beta: l.Beta, Mask: a.Mask, Y: a.Y, Mean: l.mean, InvStd: l.invstd,
 		RunningMean: runningMean, RunningVar: runningVar, Momentum: momentum,
 	}); err != nil {
 		return err
+	}
+	if l.Precise != nil && !a.Untracked {
+		m := Moments{Mean: l.sums[:l.channels], M2: l.sums[l.channels:]}
+		if err := p.Moments(MomentsArgs{X: a.X, Mask: a.Mask, Moments: &m}); err != nil {
+			return err
+		}
+		if err := l.Precise.Add(m); err != nil {
+			return err
+		}
 	}
 	if n, _ := a.Mask.count(a.Shape); n > 0 && runningMean != nil && l.BatchesTracked < math.MaxInt64 {
 		l.BatchesTracked++
@@ -264,6 +283,31 @@ func (l *Layer) checkRunning() error {
 		return fail(ErrState, "batches tracked is %d, must be at least 0", l.BatchesTracked)
 	}
 	return nil
+}
+
+// SetRunning puts the statistics of many batches in the place of the running ones,
+// as those that [Precise] gathered, with the variance of the layer's options.
+//
+//	layer.Precise, err = batchnorm.NewPrecise(layer.Channels())
+//	// ... Forward of many batches, in training mode ...
+//	err = layer.Precise.Moments(&m)
+//	layer.Precise = nil
+//	err = layer.SetRunning(m)
+func (l *Layer) SetRunning(m Moments) error {
+	if err := l.ready(); err != nil {
+		return err
+	}
+	if err := l.checkRunning(); err != nil {
+		return err
+	}
+	if l.RunningMean == nil {
+		return fail(ErrMissing, "running mean is missing: the layer tracks nothing")
+	}
+	p, err := l.plan(Shape{1, l.channels, 1})
+	if err != nil {
+		return err
+	}
+	return p.Statistics(StatisticsArgs{Moments: m, RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: NewWeight(1)})
 }
 
 // Inference normalizes a batch by the running statistics, in either mode. It
