@@ -501,7 +501,7 @@ func TestAxesPlanConcurrent(t *testing.T) {
 	all := make([]any, 4)
 	for i := range all {
 		all[i] = c.newArgs(operations[2])
-		wg.Go(func() {
+		start(&wg, func() {
 			for range 20 {
 				if err := axesOperations["Backward"](p, all[i]); err != nil {
 					t.Error(err)

@@ -528,7 +528,7 @@ func TestLayerConcurrentInference(t *testing.T) {
 		x := gen.Normal(uint64(i), s.Len(), 0, 1)
 		want := make([]float32, s.Len())
 		noError(t, clone(t, l).Inference(batchnorm.LayerForwardArgs{Shape: s, X: x, Y: want}))
-		wg.Go(func() {
+		start(&wg, func() {
 			y := make([]float32, s.Len())
 			for range 50 {
 				clear(y)

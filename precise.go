@@ -83,21 +83,30 @@ func (p *Precise) Add(m Moments) error {
 	count := float64(m.Count)
 	for c := range p.channels {
 		ch, mean := &p.channels[c], m.Mean[c]
-		total := count * mean
+		total, rest := exactProduct(count, mean)
 		ch.sum.add(total)
-		if total-total == 0 { // or infinity would become NaN
-			ch.sum.add(math.FMA(count, mean, -total))
-		}
+		ch.sum.add(rest)
 		// The sum of squares is m2 + count*mean^2, where mean^2 = high + low.
-		high := mean * mean
-		low := math.FMA(mean, mean, -high)
-		total = count * high
+		high, low := exactProduct(mean, mean)
+		total, rest = exactProduct(count, high)
 		ch.squares.add(m.M2[c])
 		ch.squares.add(total)
-		ch.squares.add(math.FMA(count, high, -total))
-		ch.squares.add(count * low)
+		ch.squares.add(rest)
+		ch.squares.add(float64(count * low))
 	}
 	return nil
+}
+
+// exactProduct returns x*y, rounded, and what the rounding has taken away: 0 where
+// the product is not finite.
+//
+//go:noinline
+func exactProduct(x, y float64) (product, rest float64) {
+	product = float64(x * y)
+	if product-product != 0 {
+		return product, 0
+	}
+	return product, math.FMA(x, y, -product)
 }
 
 // grow adds to the count of values.
@@ -165,7 +174,7 @@ func (p *Precise) Moments(dst *Moments) error {
 
 // moment returns mean and m2 of n values.
 func (c *preciseChannel) moment(n int) (mean, m2 float64) {
-	if v := c.sum.special + c.squares.special; v != 0 { // NaN or infinite
+	if c.sum.special != 0 { // NaN or infinite
 		return c.sum.special, math.NaN()
 	}
 	count := new(big.Float).SetInt64(int64(n))
@@ -178,6 +187,9 @@ func (c *preciseChannel) moment(n int) (mean, m2 float64) {
 	}
 	sum, squares := c.sum.whole(), c.squares.whole()
 	mean = quotient(sum, -exactScale)
+	if c.squares.special != 0 {
+		return mean, math.NaN()
+	}
 	// m2 = squares - sum^2/n
 	squares.Mul(squares, big.NewInt(int64(n))).Lsh(squares, exactScale)
 	squares.Sub(squares, sum.Mul(sum, sum))

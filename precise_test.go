@@ -99,6 +99,7 @@ func TestPreciseRange(t *testing.T) {
 		{[]float64{1, -1, 1e-10, -1e-10}, 0, 2 + 2e-20},
 		{[]float64{float64(float32(0.1)), float64(float32(0.1)), float64(float32(0.1))}, float64(float32(0.1)), 0},
 		{[]float64{-2, -4}, -3, 2},
+		{[]float64{1e200, 0}, 5e199, math.NaN()},
 		{[]float64{1, math.NaN(), 2}, math.NaN(), math.NaN()},
 		{[]float64{1, math.Inf(1), 2}, math.Inf(1), math.NaN()},
 		{[]float64{1, math.Inf(-1), math.Inf(1)}, math.NaN(), math.NaN()},
