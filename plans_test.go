@@ -198,3 +198,39 @@ func BenchmarkPlans(b *testing.B) {
 		})
 	}
 }
+
+// An operator of a framework meets its shapes at run time: the last batch of an
+// epoch is smaller, images have several sizes.
+func ExamplePlans() {
+	plans, err := batchnorm.NewPlans(batchnorm.ONNX(), batchnorm.WithActivation(batchnorm.ReLU))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	infer := func(x []float32, dims ...int) error {
+		shape, err := batchnorm.NCHW(dims...)
+		if err != nil {
+			return err
+		}
+		plan, err := plans.Plan(shape)
+		if err != nil {
+			return err
+		}
+		return plan.Inference(batchnorm.InferenceArgs{X: x, Y: x, Mean: []float32{1, 2}, Var: []float32{1, 4}})
+	}
+	for _, n := range []int{3, 3, 1} {
+		x := make([]float32, n*2*2)
+		for i := range x {
+			x[i] = 3
+		}
+		if err := infer(x, n, 2, 2); err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Printf("%d images, %d plans: %.2f\n", n, plans.Len(), x[:4])
+	}
+	// Output:
+	// 3 images, 1 plans: [2.00 2.00 0.50 0.50]
+	// 3 images, 1 plans: [2.00 2.00 0.50 0.50]
+	// 1 images, 2 plans: [2.00 2.00 0.50 0.50]
+}

@@ -234,3 +234,36 @@ func TestLayerPrecise(t *testing.T) {
 	l.RunningMean, l.RunningVar = nil, nil
 	expectErrorWords(t, "nothing tracked", l.SetRunning(newMoments(3)), batchnorm.ErrMissing, "running mean")
 }
+
+// The running statistics of a layer become those of a whole pass over the data.
+func ExamplePrecise() {
+	layer, err := batchnorm.NewLayer(1, batchnorm.WithRunningVariance(batchnorm.Population))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if layer.Precise, err = batchnorm.NewPrecise(layer.Channels()); err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, x := range [][]float32{{1, 2}, {3, 4, 5}} {
+		shape := batchnorm.Shape{Outer: len(x), Channels: 1, Inner: 1}
+		if err := layer.Forward(batchnorm.LayerForwardArgs{Shape: shape, X: x, Y: make([]float32, len(x))}); err != nil {
+			fmt.Println(err)
+			return
+		}
+	}
+	moments := batchnorm.Moments{Mean: make([]float64, 1), M2: make([]float64, 1)}
+	if err := layer.Precise.Moments(&moments); err != nil {
+		fmt.Println(err)
+		return
+	}
+	layer.Precise = nil
+	if err := layer.SetRunning(moments); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(moments.Count, layer.RunningMean, layer.RunningVar)
+	// Output:
+	// 5 [3] [2]
+}
