@@ -24,7 +24,8 @@ func newEmptyBatch(s batchnorm.Shape, mask batchnorm.Mask, statistics int) *empt
 	e := &emptyBatch{forward: batchnorm.ForwardArgs{X: tensor(1), Residual: tensor(2), Gamma: channel(3), Beta: channel(4), Mask: mask, Y: tensor(5),
 		Mean: make([]float64, statistics), InvStd: make([]float64, statistics), RunningMean: channel(6), RunningVar: channel(7)}}
 	f := &e.forward
-	e.backward = batchnorm.BackwardArgs{DY: tensor(8), X: f.X, Residual: f.Residual, Gamma: f.Gamma, Beta: f.Beta, Mean: f.Mean, InvStd: f.InvStd, Mask: mask,
+	e.backward = batchnorm.BackwardArgs{DY: tensor(8), X: f.X, Residual: f.Residual, Gamma: f.Gamma, Beta: f.Beta, Mask: mask,
+		Mean: f.Mean, InvStd: f.InvStd,
 		DX: tensor(9), DResidual: tensor(10), DGamma: channel(11), DBeta: channel(12)}
 	return e
 }
@@ -135,7 +136,8 @@ func (p pieces) train(e *emptyBatch) error {
 			return p.Statistics(batchnorm.StatisticsArgs{Moments: m, Mean: f.Mean, InvStd: f.InvStd, RunningMean: f.RunningMean, RunningVar: f.RunningVar})
 		},
 		func() error {
-			return p.Normalize(batchnorm.NormalizeArgs{X: f.X, Residual: f.Residual, Gamma: f.Gamma, Beta: f.Beta, Mask: f.Mask, Mean: f.Mean, InvStd: f.InvStd, Y: f.Y})
+			return p.Normalize(batchnorm.NormalizeArgs{X: f.X, Residual: f.Residual, Gamma: f.Gamma, Beta: f.Beta, Mask: f.Mask,
+				Mean: f.Mean, InvStd: f.InvStd, Y: f.Y})
 		},
 		func() error {
 			return p.GradSums(batchnorm.GradSumsArgs{DY: b.DY, X: b.X, Residual: b.Residual, Gamma: b.Gamma, Beta: b.Beta, Mean: b.Mean, InvStd: b.InvStd,

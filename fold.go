@@ -290,9 +290,11 @@ func (a *FoldArgs) geometry() (g kernelGeometry, err error) {
 	case dim%groups != 0:
 		return g, fail(ErrShape, "%d groups do not divide the %d %s of the weights' dimensions %v", groups, dim, name, a.Dims)
 	case outer != 0 && outer != n-1 && !a.Transposed:
-		return g, fail(ErrShape, "the outputs are axis %d of the weights' dimensions %v, between others: only a transposed convolution has them there", out, a.Dims)
+		return g, fail(ErrShape, "the outputs are axis %d of the weights' dimensions %v, between others: only a transposed convolution has them there",
+			out, a.Dims)
 	case outer != 0 && outer != n-1:
-		return g, fail(ErrShape, "the inputs are axis %d of the weights' dimensions %v, between others: no transposed convolution has them there", in, a.Dims)
+		return g, fail(ErrShape, "the inputs are axis %d of the weights' dimensions %v, between others: no transposed convolution has them there",
+			in, a.Dims)
 	}
 	return g, nil
 }

@@ -254,7 +254,8 @@ func TestFoldIntoConvolutions(t *testing.T) {
 		// Up to thirty terms up to 40, each rounded once.
 		within := func(int) float64 { return 30 * 40 * 0x1p-24 }
 		f := newFoldCase(outputs)
-		expectNear(t, c.name+", previous", fold(f.affine(t).FoldIntoPrevious), normalized(f, c.apply(float64sOf(weight), float64sOf(bias), x, length)), within)
+		expectNear(t, c.name+", previous", fold(f.affine(t).FoldIntoPrevious),
+			normalized(f, c.apply(float64sOf(weight), float64sOf(bias), x, length)), within)
 		if c.args.Transposed && places > 1 {
 			continue
 		}
@@ -462,7 +463,8 @@ func TestFoldErrors(t *testing.T) {
 	}{
 		{"nil", nil, false, func(*batchnorm.FoldArgs) {}, batchnorm.ErrMissing, []string{"affine"}},
 		{"nil, next", nil, true, func(*batchnorm.FoldArgs) {}, batchnorm.ErrMissing, []string{"affine"}},
-		{"no dimensions", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = nil }, batchnorm.ErrShape, []string{"axis 0", "outputs", "0 dimensions"}},
+		{"no dimensions", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = nil },
+			batchnorm.ErrShape, []string{"axis 0", "outputs", "0 dimensions"}},
 		{"no axes", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Inputs = 0 }, batchnorm.ErrShape, []string{"axis 0", "both"}},
 		{"no such output", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Outputs = 2 }, batchnorm.ErrShape, []string{"axis 2", "outputs", "[4 3]"}},
 		{"no such input", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Inputs = -3 }, batchnorm.ErrShape, []string{"axis -3", "inputs", "[4 3]"}},
@@ -470,7 +472,8 @@ func TestFoldErrors(t *testing.T) {
 		{"empty at first", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims = []int{0, 3} }, batchnorm.ErrShape, []string{"dimension 0", "[0 3]"}},
 		{"too large", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = []int{3, math.MaxInt / 2} }, batchnorm.ErrShape, []string{"overflow"}},
 		{"negative groups", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = -2 }, batchnorm.ErrShape, []string{"-2"}},
-		{"groups don't divide", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = 2 }, batchnorm.ErrShape, []string{"2 groups", "3 outputs", "[3 4]"}},
+		{"groups don't divide", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = 2 },
+			batchnorm.ErrShape, []string{"2 groups", "3 outputs", "[3 4]"}},
 		{"groups don't divide, transposed", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Outputs, a.Inputs, a.Groups, a.Transposed = 1, 0, 2, true },
 			batchnorm.ErrShape, []string{"2 groups", "3 inputs", "[3 4]"}},
 		{"transposed, but not marked", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims, a.Outputs, a.Inputs = []int{3, 4, 2}, 1, 0 },
@@ -492,9 +495,12 @@ func TestFoldErrors(t *testing.T) {
 		{"no weight", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Weight = nil }, batchnorm.ErrMissing, []string{"weight", "12"}},
 		{"folded weight too long", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.FoldedWeight = make([]float32, 13) },
 			batchnorm.ErrLength, []string{"folded weight has 13", "12"}},
-		{"no folded weight", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.FoldedWeight = nil }, batchnorm.ErrMissing, []string{"folded weight", "12"}},
-		{"bias too short", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Bias = a.Bias[:2] }, batchnorm.ErrLength, []string{"bias has 2", "3 outputs"}},
-		{"bias too short, next", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Bias = a.Bias[:3] }, batchnorm.ErrLength, []string{"bias has 3", "4 outputs"}},
+		{"no folded weight", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.FoldedWeight = nil },
+			batchnorm.ErrMissing, []string{"folded weight", "12"}},
+		{"bias too short", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Bias = a.Bias[:2] },
+			batchnorm.ErrLength, []string{"bias has 2", "3 outputs"}},
+		{"bias too short, next", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Bias = a.Bias[:3] },
+			batchnorm.ErrLength, []string{"bias has 3", "4 outputs"}},
 		{"folded bias too long", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.FoldedBias = make([]float32, 4) },
 			batchnorm.ErrLength, []string{"folded bias has 4", "3 outputs"}},
 		{"no folded bias", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.FoldedBias = nil }, batchnorm.ErrMissing, []string{"folded bias", "3"}},

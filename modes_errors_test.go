@@ -12,6 +12,11 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
+// trainingOperations need two values per channel.
+var trainingOperations = []string{
+	"Forward", "Backward", "Backward from float32", "Backward from x", "BackwardFromY", "RenormForward", "RenormBackward",
+}
+
 // masked are the operations that take a mask, with how to give them one.
 func masked() []operation {
 	var list []operation
@@ -69,7 +74,7 @@ func TestMaskLeavesTooFew(t *testing.T) {
 				for _, op := range masked() {
 					args := op.args(s)
 					field(args, "Mask").Set(reflect.ValueOf(batchnorm.Mask{Lengths: lengths}))
-					training := slices.Contains([]string{"Forward", "Backward", "Backward from float32", "Backward from x", "BackwardFromY", "RenormForward", "RenormBackward"}, op.name)
+					training := slices.Contains(trainingOperations, op.name)
 					if training && left == 1 && k == 0 {
 						op.expectRejected(t, p, args, batchnorm.ErrTooFewValues, fmt.Sprint(left), fmt.Sprint(s.PerChannel()), "2", s.String())
 					} else if err := op.call(p, args); err != nil {
@@ -374,10 +379,9 @@ func TestRenormErrors(t *testing.T) {
 
 // One value per channel, and an empty batch, in every mode.
 func TestModesOfFewValues(t *testing.T) {
-	training := []string{"Forward", "Backward", "Backward from float32", "Backward from x", "BackwardFromY", "RenormForward", "RenormBackward"}
 	for _, op := range operations {
 		one := batchnorm.Shape{1, 3, 1}
-		if slices.Contains(training, op.name) {
+		if slices.Contains(trainingOperations, op.name) {
 			op.expectRejected(t, newPlan(t, one), op.args(one), batchnorm.ErrTooFewValues, "1", "2", one.String())
 		} else {
 			noError(t, op.call(newPlan(t, one), op.args(one)))

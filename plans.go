@@ -13,15 +13,14 @@ const DefaultCapacity = 64
 
 // Plans makes and keeps the plans of one set of options, for those who meet
 // their shapes at run time. It keeps as many plans as its capacity says. When a new
-// one needs a place, a plan goes that has not been used for long: never one of the
-// last 3/4 of the capacity, and with a capacity below 8 always the one that was
-// used least recently.
+// one needs a place, one goes that has not been used for long. The plans of the last
+// shapes, 3/4 of the capacity, always stay; with a capacity below 8 the plan that goes
+// is the least recently used.
 //
-// It may be used by several goroutines at a time. A plan that there is, is found
-// without a lock and without an allocation; as long as no more than 1/4 of the
-// capacity is in use, nothing is written either, so that goroutines don't hold up
-// one another. A new plan is made under a lock, and the time that it takes to find
-// the plan that goes grows with the capacity.
+// It may be used by several goroutines at a time. Finding a plan takes no lock and
+// no allocation; while no more than 1/4 of the capacity is in use, it writes nothing
+// either, so that goroutines don't hold up one another. A new plan is made under a
+// lock, and the time to find the plan that goes grows with the capacity.
 type Plans struct {
 	opts     []Option
 	capacity int

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 
@@ -67,9 +66,11 @@ func TestPlans(t *testing.T) {
 
 func TestPlansErrors(t *testing.T) {
 	for _, n := range []int{0, -1, 1<<16 + 1} {
-		if p, err := batchnorm.NewPlans(batchnorm.WithCapacity(n)); p != nil || !errors.Is(err, batchnorm.ErrOption) || !strings.Contains(err.Error(), "capacity") {
-			t.Errorf("capacity %d gives %v, %v, want ErrOption", n, p, err)
+		p, err := batchnorm.NewPlans(batchnorm.WithCapacity(n))
+		if p != nil {
+			t.Errorf("capacity %d gives plans", n)
 		}
+		expectErrorWords(t, "capacity", err, batchnorm.ErrOption, "capacity", fmt.Sprint(n))
 	}
 	if p, err := batchnorm.NewPlans(batchnorm.WithEpsilon(-1)); p != nil || !errors.Is(err, batchnorm.ErrOption) {
 		t.Errorf("a bad epsilon gives %v, %v, want ErrOption", p, err)

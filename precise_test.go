@@ -229,8 +229,8 @@ func TestLayerPrecise(t *testing.T) {
 	}
 	l := newLayer(t, 3)
 	l.Precise = newPrecise(t, 4)
-	expectErrorWords(t, "other channels", l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{2, 3, 1}, X: make([]float32, 6), Y: make([]float32, 6)}),
-		batchnorm.ErrShape, "4", "3")
+	args := batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{2, 3, 1}, X: make([]float32, 6), Y: make([]float32, 6)}
+	expectErrorWords(t, "other channels", l.Forward(args), batchnorm.ErrShape, "4", "3")
 	l.RunningMean, l.RunningVar = nil, nil
 	expectErrorWords(t, "nothing tracked", l.SetRunning(newMoments(3)), batchnorm.ErrMissing, "running mean")
 }

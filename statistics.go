@@ -53,7 +53,7 @@ func (a *BackwardArgs) given(mean, invstd, batchMean, batchVar aliases) (aliases
 	narrow := a.BatchMean != nil || a.BatchVar != nil
 	switch {
 	case wide && narrow:
-		return 0, fail(ErrStatistics, "mean has %d elements, invstd %d, batch mean %d and batch variance %d: must be either the first two, the last two, or none",
+		return 0, fail(ErrStatistics, "mean has %d elements, invstd %d, batch mean %d, batch variance %d: the first two are needed, the last two, or none",
 			len(a.Mean), len(a.InvStd), len(a.BatchMean), len(a.BatchVar))
 	case wide:
 		return mean | invstd, nil

@@ -272,7 +272,9 @@ func largestError(got []float32, want []float64) float64 {
 // BenchmarkStatisticsForms is the time of a backward pass by the form of its
 // statistics.
 func BenchmarkStatisticsForms(b *testing.B) {
-	for _, s := range []batchnorm.Shape{{Outer: 32, Channels: 64, Inner: 56 * 56}, {Outer: 32 * 56 * 56, Channels: 64, Inner: 1}, {Outer: 8, Channels: 64, Inner: 256}} {
+	for _, s := range []batchnorm.Shape{
+		{Outer: 32, Channels: 64, Inner: 56 * 56}, {Outer: 32 * 56 * 56, Channels: 64, Inner: 1}, {Outer: 8, Channels: 64, Inner: 256},
+	} {
 		p := newPlan(b, s)
 		x, dy, c := gen.Normal(1, s.Len(), 0, 1), gen.Normal(2, s.Len(), 0, 1), s.Channels
 		mean, invstd, mean32, variance := make([]float64, c), make([]float64, c), make([]float32, c), make([]float32, c)
