@@ -76,7 +76,11 @@ func groupAxes(keep, dims []int) ([]axisGroup, error) {
 			continue
 		}
 		if d < 1 {
-			return nil, fail(ErrShape, "dimension %d of %v is %d, must be at least 1", i, dims, d)
+			least := 1
+			if i == 0 && !kept[0] {
+				least = 0 // an empty batch
+			}
+			return nil, fail(ErrShape, "dimension %d of %v is %d, must be at least %d", i, dims, d, least)
 		}
 		hi, lo := bits.Mul64(total, uint64(d))
 		if hi != 0 || lo > maxLen {

@@ -10,12 +10,12 @@ package batchnorm
 //	dx        = gamma*invstd*(g - dbeta/n - xhat*dgamma/n)
 //
 // z is computed again from x, with the bits that it had in Forward, so that
-// nothing but mean and invstd need be saved. What is not wanted is not
-// computed: without DX, DGamma and DBeta no sums are taken, and without DX and
+// nothing but mean and invstd need be saved, and not even these. What is not wanted
+// is not computed: without DX, DGamma and DBeta no sums are taken, and without DX and
 // DResidual nothing is done but to take them.
 //
 // Like Forward it needs two values per channel, unless the plan was made
-// [WithSingleValue]. For an empty batch dgamma and dbeta are 0.
+// [WithSingleValue]. For a batch without values dgamma and dbeta are 0.
 func (p *Plan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -31,7 +31,7 @@ func (p *Plan) Backward(a BackwardArgs) error {
 
 func (a *BackwardArgs) operands() operands {
 	return operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
-		mean: a.Mean, invstd: a.InvStd, dgamma: a.DGamma, dbeta: a.DBeta}
+		mean: a.Mean, invstd: a.InvStd, batchMean: a.BatchMean, batchVar: a.BatchVar, dgamma: a.DGamma, dbeta: a.DBeta}
 }
 
 // check adds the arguments of a backward pass over a batch of so many parts with
@@ -42,8 +42,9 @@ func (a *BackwardArgs) check(k *checker, parts int) {
 	k.tensor("dresidual", a.DResidual).written(dy, x, residual)
 	k.channels("gamma", a.Gamma)
 	k.channels("beta", a.Beta)
-	k.channels64("mean", a.Mean).must().of(parts)
-	k.channels64("invstd", a.InvStd).must().of(parts)
+	statistics := [...]*operand{k.channels64("mean", a.Mean).of(parts), k.channels64("invstd", a.InvStd).of(parts),
+		k.channels("batch mean", a.BatchMean).of(parts), k.channels("batch variance", a.BatchVar).of(parts)}
+	k.given(statistics[:2], statistics[2:])
 	k.channels("dgamma", a.DGamma).written()
 	k.channels("dbeta", a.DBeta).written()
 }
@@ -67,14 +68,27 @@ func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int
 // the gradients by gamma and beta there, instead of writing them.
 func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, totals []gradTotal) {
 	if n == 0 {
+		p.clearAll(m, o.y)
+		p.clearAll(m, o.dresidual)
 		clear(o.dgamma)
 		clear(o.dbeta)
 		return
 	}
 	w := p.acquire(m, n, false)
+	retaken := o.mean == nil && o.batchMean == nil
+	if retaken {
+		w.retake(o.x)
+	}
 	w.renorm = renorm
 	w.backwardCall(p.act, o)
-	w.setSaved(o.mean, o.invstd)
+	switch {
+	case retaken:
+		w.setAll()
+	case o.mean != nil:
+		w.setSaved(o.mean, o.invstd)
+	default:
+		w.setRunning(o.batchMean, o.batchVar)
+	}
 	w.runBackward(o)
 	if totals == nil {
 		w.saveGrads(o)

@@ -3,7 +3,8 @@
 // fused with scale and shift, a residual and an activation.
 //
 // A [Plan] is made once for a [Shape] and options; its methods are called for
-// every batch. A [Layer] adds the parameters, running statistics and gradients,
+// every batch. [Plans] keeps the plans of shapes that are known at run time only. A
+// [Layer] adds the parameters, running statistics and gradients,
 // and an [Affine] folds inference into the layers around it.
 //
 //	shape, err := batchnorm.NCHW(32, 64, 56, 56)
@@ -23,8 +24,10 @@
 //
 // Accuracy: the error against exact arithmetic does not grow with the offset of
 // the data. For data N(mean, 1) with gamma 1 and beta 0, y is within 3e-7 of
-// max(1, |y|), and dx within 1e-6 of the largest |dx| of the channel, for means
-// from 0 to 1e6. The worst case, for data made to hurt, is some hundred units of
+// max(1, |y|), and dx within 5e-7*|gamma|*invstd*max|g| of the channel, for means
+// from 0 to 1e6 and any number of values. From a hundred values on that is within
+// 1e-6 of the largest |dx|; with a few, whose dx all but cancels, dx can be smaller
+// than this error. The worst case, for data made to hurt, is some hundred units of
 // 2^-24 of the channel's standard deviation.
 //
 // Manners: a call allocates nothing, starts no goroutine unless asked to, checks
@@ -49,7 +52,12 @@
 //
 // With epsilon 0 a channel of variance 0 gets invstd 0: its output is
 // act(beta + residual), its dx and dgamma are 0. The variance of a channel whose
-// values are all equal is exactly 0.
+// values are all equal is exactly 0. [VarianceToInvStd] and [InvStdToVariance]
+// convert.
+//
+// Systems that exchange float32 statistics get the mean and the population's
+// variance from BatchMean and BatchVar. [Plan.Backward] takes the saved statistics,
+// these, or none: then it takes them anew from x, with the bits of Forward.
 //
 // What other systems do in every such detail, and the options that give it here,
 // is in the table of docs/semantics.md; [PyTorch], [Keras], [TensorFlow], [ONNX],
@@ -100,7 +108,9 @@
 //     the whole;
 //   - [GhostPlan], with statistics by sub-batch;
 //   - [Plan.BackwardFromY], which does without the input;
-//   - [Plan.RenormForward] and [Plan.RenormBackward], batch renormalization.
+//   - [Plan.RenormForward] and [Plan.RenormBackward], batch renormalization;
+//   - [Precise], the statistics of many batches, whatever their order;
+//   - [Accumulator], the statistics of a batch from its producer, tile by tile.
 //
 // What this page promises holds for all of them. A gradient that is not wanted is
 // nil, and is not computed.
@@ -113,10 +123,17 @@
 // derivative of ReLU is 1 where z > 0 and 0 elsewhere. Subnormal numbers are
 // neither flushed nor slowed down by the package.
 //
-// An empty batch (Outer 0) has no statistics: Forward sets Mean and InvStd to
-// NaN and leaves the running statistics, Inference does nothing, Backward sets
-// dgamma and dbeta to 0. One value per channel in training is
+// A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
+// statistics: Forward saves NaN and leaves the running statistics, Inference
+// does nothing, Backward sets dgamma and dbeta to 0; outputs at padding become 0. So
+// it is in every way to train. One value per channel in training is
 // [ErrTooFewValues], unless [WithSingleValue] allows it.
+//
+// A NaN or an infinity in a batch gets into the running statistics of its channel
+// and stays there: NaN makes both NaN, infinities of one sign make the mean
+// infinite and the variance NaN. Weight 0 leaves them as they are by their bits.
+// docs/semantics.md tells how to keep a bad batch out, and what the range and the
+// digits of float32 do to running statistics.
 //
 // # Aliasing
 //

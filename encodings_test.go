@@ -193,7 +193,7 @@ func TestNothingFused(t *testing.T) {
 			_, listing := buildEverything(t, []string{"GOARCH=" + arch, "GOAMD64=" + level})
 			function, functions := "", 0
 			fused := map[string]bool{} // the functions of the program
-			for line := range strings.Lines(listing) {
+			for _, line := range strings.SplitAfter(listing, "\n") {
 				if name, _, ok := strings.Cut(line, " STEXT "); ok {
 					function = name
 					functions++
@@ -204,9 +204,11 @@ func TestNothingFused(t *testing.T) {
 				if len(f) < 2 || !fusedMnemonic.MatchString(f[1]) {
 					continue
 				}
-				if strings.HasPrefix(function, "main.") {
+				switch {
+				case strings.HasPrefix(function, "main."):
 					fused[function] = true
-				} else {
+				case strings.HasSuffix(function, ".exactProduct"): // which calls math.FMA
+				default:
 					t.Errorf("%s multiplies and adds with one rounding: %s", function, strings.TrimSpace(line))
 				}
 			}

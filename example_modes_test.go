@@ -61,7 +61,9 @@ func ExampleMergeMoments() {
 	}
 	var done sync.WaitGroup
 	for rank := range 2 {
-		done.Go(func() {
+		done.Add(1)
+		go func() {
+			defer done.Done()
 			x, dy := xs[rank], dys[rank]
 			plan, err := batchnorm.NewPlan(batchnorm.Shape{Outer: len(x), Channels: channels, Inner: 1}, batchnorm.WithEpsilon(0))
 			check(err)
@@ -83,7 +85,7 @@ func ExampleMergeMoments() {
 			check(batchnorm.MergeGradSums(&total, sums))
 			dxs[rank] = make([]float32, len(x))
 			check(plan.InputGrad(batchnorm.InputGradArgs{DY: dy, X: x, Mean: whole.Mean, InvStd: invstd, Sums: total, DX: dxs[rank]}))
-		})
+		}()
 	}
 	done.Wait()
 	for rank := range 2 {

@@ -150,7 +150,11 @@ func ExampleWithExecutor() {
 	parallelFor := func(n int, task func(i int)) {
 		var wg sync.WaitGroup
 		for i := range n {
-			wg.Go(func() { task(i) })
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				task(i)
+			}()
 		}
 		wg.Wait()
 	}

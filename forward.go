@@ -1,18 +1,18 @@
 package batchnorm
 
-import "math"
-
 // Forward normalizes a batch by its own statistics:
 //
 //	y = act((x - mean)*invstd*gamma + beta + residual)
 //
 // with the mean and the population variance of every channel, and
 // invstd = 1/sqrt(variance + epsilon). It saves mean and invstd for
-// [Plan.Backward], and updates the running statistics, if these are given.
+// [Plan.Backward], or mean and variance in float32, and updates the running
+// statistics, if these are given.
 //
 // Training needs two values per channel at least ([ErrTooFewValues], see
-// [WithSingleValue]). An empty batch has no statistics: Mean and InvStd become
-// NaN, and the running statistics stay.
+// [WithSingleValue]). A batch without values, because it is empty or because the
+// mask leaves nothing, has no statistics: those that are saved become NaN, and the
+// running statistics stay.
 func (p *Plan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -28,7 +28,7 @@ func (p *Plan) Forward(a ForwardArgs) error {
 
 func (a *ForwardArgs) operands() operands {
 	return operands{x: a.X, residual: a.Residual, y: a.Y, gamma: a.Gamma, beta: a.Beta, mean: a.Mean, invstd: a.InvStd,
-		runningMean: a.RunningMean, runningVar: a.RunningVar}
+		batchMean: a.BatchMean, batchVar: a.BatchVar, runningMean: a.RunningMean, runningVar: a.RunningVar}
 }
 
 // check adds the arguments of a training forward pass, over a batch of so many parts
@@ -40,6 +40,8 @@ func (a *ForwardArgs) check(k *checker, parts int) {
 	k.channels("beta", a.Beta)
 	k.channels64("mean", a.Mean).of(parts).written()
 	k.channels64("invstd", a.InvStd).of(parts).written()
+	k.channels("batch mean", a.BatchMean).of(parts).written()
+	k.channels("batch variance", a.BatchVar).of(parts).written()
 	k.channels("running mean", a.RunningMean).written()
 	k.channels("running variance", a.RunningVar).written()
 }
@@ -64,7 +66,7 @@ func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, e
 }
 
 // trainingCount returns the number of values per channel, or that there are too
-// few of them for statistics. An empty batch has none, and is no error.
+// few of them for statistics. None at all is no error.
 func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 	if n, err = m.count(p.shape); err != nil {
 		return 0, err
@@ -73,7 +75,7 @@ func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 		if n == 1 && !p.singleValue {
 			return 0, tooFew(p.shape)
 		}
-	} else if n == 0 || n == 1 && !p.singleValue {
+	} else if n == 1 && !p.singleValue {
 		return 0, fail(ErrTooFewValues, "the mask leaves %d of %d values per channel of shape %v, training needs at least %d",
 			n, all, p.shape, p.fewest())
 	}
@@ -91,8 +93,8 @@ func (p *Plan) fewest() int {
 // forward is a training forward pass with arguments that are valid.
 func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm renormalization) {
 	if n == 0 {
-		fill(o.mean, math.NaN())
-		fill(o.invstd, math.NaN())
+		p.clearAll(m, o.y)
+		o.noStatistics()
 		return
 	}
 	w := p.acquire(m, n, false)
@@ -102,6 +104,7 @@ func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm re
 	copy(o.mean, w.channels.mean)
 	copy(o.invstd, w.channels.invstd)
 	copy(o.variance, w.channels.variance)
+	saveBatch(o.batchMean, o.batchVar, w.channels.mean, w.channels.variance)
 	p.path.track(o.runningMean, w.channels.mean, 1, momentum)
 	p.path.track(o.runningVar, w.channels.variance, p.variance.correction(n), momentum)
 	p.release(w)
@@ -169,7 +172,7 @@ func tooFew(s Shape) error {
 	return fail(ErrTooFewValues, "shape %v has 1 value per channel, training needs at least 2", s)
 }
 
-func fill(s []float64, v float64) {
+func fill[T float32 | float64](s []T, v T) {
 	for i := range s {
 		s[i] = v
 	}

@@ -6,7 +6,7 @@ import "sync"
 // taken apart.
 type GhostBatches struct {
 	Samples int // in the batch: the first dimension of the tensor; divides Shape.Outer
-	Size    int // samples per sub-batch, from 1 to Samples
+	Size    int // samples per sub-batch, at least 1; a smaller batch is one sub-batch
 }
 
 // A GhostPlan is a [Plan] for ghost batch normalization (Hoffer, Hubara and
@@ -15,7 +15,7 @@ type GhostBatches struct {
 // small batches is kept in large ones.
 //
 // When Size does not divide Samples, the last sub-batch has the samples left
-// over. It needs two values per channel like any other; a plan for which it
+// over; a batch of fewer samples than Size, an empty one too, is one sub-batch. It needs two values per channel like any other; a plan for which it
 // would have one is [ErrTooFewValues], unless made [WithSingleValue].
 //
 // Its results are, by the bits, those of a Plan called for one sub-batch after
@@ -23,6 +23,7 @@ type GhostBatches struct {
 type GhostPlan struct {
 	shape      Shape
 	ghost      GhostBatches
+	rows       int   // of Outer, per sample
 	full, last *Plan // of a sub-batch, and of the last when that is smaller
 	beside     bool  // sub-batches are worked on beside each other, by one worker each
 	options    options
@@ -39,13 +40,14 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 	if err := s.Valid(); err != nil {
 		return nil, err
 	}
-	if g.Samples < 1 || s.Outer%g.Samples != 0 || s.Outer == 0 {
+	if s.Outer == 0 && g.Samples != 0 || s.Outer > 0 && (g.Samples < 1 || s.Outer%g.Samples != 0) {
 		return nil, fail(ErrGhost, "%d samples do not divide outer %d of shape %v", g.Samples, s.Outer, s)
 	}
-	if g.Size < 1 || g.Size > g.Samples {
-		return nil, fail(ErrGhost, "the size of a ghost batch is %d samples, must be from 1 to %d", g.Size, g.Samples)
+	if g.Size < 1 {
+		return nil, fail(ErrGhost, "the size of a ghost batch is %d samples, must be at least 1", g.Size)
 	}
-	p := &GhostPlan{shape: s, ghost: g, batches: ceilDiv(g.Samples, g.Size)}
+	g.Size = min(g.Size, max(1, g.Samples))
+	p := &GhostPlan{shape: s, ghost: g, rows: s.Outer / max(1, g.Samples), batches: max(1, ceilDiv(g.Samples, g.Size))}
 	var err error
 	if p.options, err = newOptions(opts); err != nil {
 		return nil, err
@@ -53,7 +55,7 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 	p.beside = p.options.workers > 1 && p.batches >= p.options.workers
 	plan := func(samples int) (*Plan, error) {
 		part := s
-		part.Outer = s.Outer / g.Samples * samples
+		part.Outer = p.rows * samples
 		sub, err := NewPlan(part, append(opts[:len(opts):len(opts)], func(o *options) error {
 			o.limits.stream /= p.batches // the whole batch decides about non-temporal stores
 			if p.beside {
@@ -70,7 +72,7 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		}
 		return sub, nil
 	}
-	if p.full, err = plan(g.Size); err != nil {
+	if p.full, err = plan(min(g.Size, g.Samples)); err != nil {
 		return nil, err
 	}
 	p.last = p.full
@@ -95,11 +97,12 @@ func (p *GhostPlan) ready() error {
 	return nil
 }
 
-// Forward is [Plan.Forward] for every sub-batch. Mean and InvStd have
-// Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
+// Forward is [Plan.Forward] for every sub-batch. Mean, InvStd, BatchMean and BatchVar
+// have Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
 // The running statistics are updated by every sub-batch in turn, with the
 // momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them
-// the average of all sub-batches, of which the call's first is number n.
+// the average of all sub-batches, of which the call's first is number n; one that
+// the mask leaves nothing of is not counted.
 func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -128,8 +131,8 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 	return nil
 }
 
-// Backward is [Plan.Backward] for every sub-batch, with Mean and InvStd as
-// Forward saved them. DGamma and DBeta are the sums over all sub-batches, taken
+// Backward is [Plan.Backward] for every sub-batch, with the statistics as Forward
+// saved them, or none. DGamma and DBeta are the sums over all sub-batches, taken
 // in float64.
 func (p *GhostPlan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
@@ -163,7 +166,7 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 	for b := range p.batches {
 		q, part := p.batch(b)
 		sub := part.mask(*m)
-		if n, _ := sub.count(q.shape); n < q.fewest() {
+		if n, _ := sub.count(q.shape); n > 0 && n < q.fewest() {
 			return fail(ErrTooFewValues, "the mask leaves %d of %d values per channel in ghost batch %d of %d, training needs at least %d",
 				n, q.shape.PerChannel(), b, p.batches, q.fewest())
 		}
@@ -178,7 +181,7 @@ func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
 		q = p.last
 	}
 	sample := b * p.ghost.Size
-	row := p.shape.Outer / p.ghost.Samples * sample
+	row := p.rows * sample
 	return q, ghostPart{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
 }
 
@@ -192,7 +195,7 @@ type ghostPart struct {
 
 func (g *ghostPart) mask(m Mask) Mask {
 	if m.Lengths != nil {
-		each := len(m.Lengths) / g.all
+		each := len(m.Lengths) / max(1, g.all)
 		m.Lengths = m.Lengths[g.sample*each:][:g.samples*each]
 	}
 	if m.Valid != nil {
@@ -247,11 +250,16 @@ func (c *ghostCall) batch(b int) {
 // track updates the running statistics by every sub-batch in turn.
 func (c *ghostCall) track(runningMean, runningVar []float32, momentum Momentum) {
 	p, channels := c.plan, c.plan.shape.Channels
+	tracked := 0
 	for b := range p.batches {
 		q, part := p.batch(b)
 		mask := part.mask(c.mask)
 		n, _ := mask.count(q.shape)
-		m := momentum.after(b)
+		if n == 0 {
+			continue
+		}
+		m := momentum.after(tracked)
+		tracked++
 		p.options.path.track(runningMean, c.operands.mean[b*channels:][:channels], 1, m)
 		p.options.path.track(runningVar, c.operands.variance[b*channels:][:channels], p.options.variance.correction(n), m)
 	}

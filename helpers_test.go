@@ -2,6 +2,7 @@ package batchnorm_test
 
 import (
 	"math"
+	"sync"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
@@ -27,6 +28,16 @@ func noError(tb testing.TB, err error) {
 	if err != nil {
 		tb.Fatal(err)
 	}
+}
+
+// start runs a function in a goroutine that wg waits for: wg.Go, which the oldest
+// Go has not.
+func start(wg *sync.WaitGroup, f func()) {
+	wg.Add(1)
+	go func() {
+		defer wg.Done()
+		f()
+	}()
 }
 
 // channelsLast turns a tensor from N x channels x spatial (NCHW) into

@@ -1155,7 +1155,7 @@ func TestConcurrentModes(t *testing.T) {
 				noError(t, err)
 				var wg sync.WaitGroup
 				for range 6 {
-					wg.Go(func() {
+					start(&wg, func() {
 						for range 3 {
 							got, err := run(c.plan, c.mask, c.batches)
 							if err != nil {

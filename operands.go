@@ -14,6 +14,7 @@ type operands struct {
 	gamma, beta             []float32
 	mean, invstd            []float64 // forward: outputs; backward: inputs
 	variance                []float64 // forward: output, the population's
+	batchMean, batchVar     []float32 // the same in float32; forward: outputs; backward: inputs, if mean and invstd are not
 	runningMean, runningVar []float32 // forward: updated; inference and frozen backward: inputs
 	dgamma, dbeta           []float32
 }
@@ -26,7 +27,8 @@ func (o *operands) part(first, count, c, channels, saved int) operands {
 		y: slice(o.y, first, count), dresidual: slice(o.dresidual, first, count),
 		gamma: slice(o.gamma, c, channels), beta: slice(o.beta, c, channels),
 		mean: slice(o.mean, saved, channels), invstd: slice(o.invstd, saved, channels),
-		variance:    slice(o.variance, saved, channels),
+		variance:  slice(o.variance, saved, channels),
+		batchMean: slice(o.batchMean, saved, channels), batchVar: slice(o.batchVar, saved, channels),
 		runningMean: slice(o.runningMean, c, channels), runningVar: slice(o.runningVar, c, channels),
 		dgamma: slice(o.dgamma, c, channels), dbeta: slice(o.dbeta, c, channels),
 	}
@@ -46,9 +48,10 @@ type checker struct {
 	shape Shape
 	list  [maxOperands]operand
 	n     int
+	err   error // found while the operands were added
 }
 
-const maxOperands = 16
+const maxOperands = 20
 
 // aliases is a set of operands, by their position in a list.
 type aliases uint32
@@ -151,6 +154,9 @@ func (a *operand) absent() bool { return a.begin == 0 }
 // shape asks for, and the first output that overlaps another argument in another
 // way than it may.
 func (k *checker) check() error {
+	if k.err != nil {
+		return k.err
+	}
 	for i := range k.list[:k.n] {
 		if err := k.list[i].check(k.shape); err != nil {
 			return err

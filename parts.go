@@ -109,6 +109,9 @@ type StatisticsArgs struct {
 	Mean   []float64 // output: as Forward saves it; nil: not wanted
 	InvStd []float64 // output: as Forward saves it; nil: not wanted
 
+	BatchMean []float32 // output: as Forward saves it; nil: not wanted
+	BatchVar  []float32 // output: as Forward saves it; nil: not wanted
+
 	// As in [ForwardArgs].
 	RunningMean, RunningVar []float32
 	Momentum                Momentum // zero value: the plan's
@@ -116,8 +119,8 @@ type StatisticsArgs struct {
 
 // Statistics turns the moments of a whole batch into what [Plan.Normalize] and
 // the backward pass need, and updates the running statistics, all as
-// [Plan.Forward] does. Of the plan it uses epsilon and the number of channels;
-// its shape is otherwise free.
+// [Plan.Forward] does, those of an empty batch too. Of the plan it uses epsilon and
+// the number of channels; its shape is otherwise free.
 //
 // Mean may be Moments.Mean.
 func (p *Plan) Statistics(a StatisticsArgs) error {
@@ -128,6 +131,8 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 	mean, m2 := k.channels64("mean of the moments", a.Moments.Mean).must(), k.channels64("m2 of the moments", a.Moments.M2).must()
 	k.channels64("mean", a.Mean).written(mean)
 	k.channels64("invstd", a.InvStd).written(m2)
+	k.channels("batch mean", a.BatchMean).written()
+	k.channels("batch variance", a.BatchVar).written()
 	k.channels("running mean", a.RunningMean).written()
 	k.channels("running variance", a.RunningVar).written()
 	if err := k.check(); err != nil {
@@ -137,6 +142,11 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		return err
 	}
 	n := a.Moments.Count
+	if n == 0 { // as Forward of an empty batch
+		o := operands{mean: a.Mean, invstd: a.InvStd, batchMean: a.BatchMean, batchVar: a.BatchVar}
+		o.noStatistics()
+		return nil
+	}
 	if n < p.fewest() {
 		return fail(ErrTooFewValues, "the moments are of %d values per channel, training needs at least %d", n, p.fewest())
 	}
@@ -149,6 +159,12 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		}
 		if a.InvStd != nil {
 			a.InvStd[c] = invStd(variance, p.epsilon)
+		}
+		if a.BatchMean != nil {
+			a.BatchMean[c] = float32(mean)
+		}
+		if a.BatchVar != nil {
+			a.BatchVar[c] = float32(variance)
 		}
 		if a.RunningMean != nil {
 			a.RunningMean[c] = track.update(a.RunningMean[c], mean)
@@ -349,11 +365,18 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 		return err
 	}
 	total := a.Sums.Count
-	if total < p.fewest() {
+	if total != 0 && total < p.fewest() {
 		return fail(ErrTooFewValues, "the sums are over %d values per channel, training needs at least %d", total, p.fewest())
 	}
 	if total < n {
 		return fail(ErrLength, "the sums are over %d values per channel, this part alone has %d", total, n)
+	}
+	if total == 0 { // as Backward of an empty batch
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
+		clear(a.DGamma)
+		clear(a.DBeta)
+		return nil
 	}
 	o := operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
 		dgamma: a.DGamma, dbeta: a.DBeta}

@@ -31,7 +31,7 @@ func TestRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range inputs {
 		p := newPlan(t, r.shape, r.options...)
-		wg.Go(func() {
+		start(&wg, func() {
 			var err error
 			if x, y := inputs[i], outputs[i]; r.backward {
 				err = p.Backward(batchnorm.BackwardArgs{DY: x, X: x, Mean: stats, InvStd: stats, DX: y})

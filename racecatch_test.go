@@ -111,7 +111,7 @@ func TestConcurrentCalls(t *testing.T) {
 				shared := newPlan(t, s, append(options, batchnorm.WithWorkers(3))...)
 				var wg sync.WaitGroup
 				for range callers {
-					wg.Go(func() {
+					start(&wg, func() {
 						for range rounds {
 							got, err := c.run(shared)
 							if err != nil {

@@ -127,7 +127,7 @@ func tanhArgument(z float64) (w, slope float64) {
 func ActivationOf(name string) Activation {
 	kind, list, _ := strings.Cut(strings.TrimSuffix(name, ")"), "(")
 	var p []float64
-	for s := range strings.SplitSeq(list, ",") {
+	for _, s := range strings.Split(list, ",") {
 		if v, err := strconv.ParseFloat(s, 64); err == nil {
 			p = append(p, v)
 		}

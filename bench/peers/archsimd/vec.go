@@ -22,12 +22,6 @@ type vec = archsimd.Float32x8
 
 const lanes = 8
 
-// load and store need no check of bounds in a loop over i up to len(s)-lanes,
-// nor with another slice of the same length: which is why the loops cut their
-// slices to that.
-func load(s []float32, i int) vec     { return archsimd.LoadFloat32x8Slice(s[i : i+lanes]) }
-func store(v vec, s []float32, i int) { v.StoreSlice(s[i : i+lanes]) }
-
 func broadcast(v float32) vec { return archsimd.BroadcastFloat32x8(v) }
 
 // positive returns v where y > 0, and 0 elsewhere.
@@ -40,7 +34,7 @@ func leave() { archsimd.ClearAVXUpperBits() }
 // across returns the sum of the lanes.
 func across(v vec) float32 {
 	var s [4]float32
-	v.GetLo().Add(v.GetHi()).Store(&s)
+	storeHalf(v.GetLo().Add(v.GetHi()), &s)
 	leave()
 	return s[0] + s[1] + (s[2] + s[3])
 }

@@ -227,7 +227,11 @@ func (w *piecewise) write(b io.Writer) {
 	var errs [pieces]float64
 	var wg sync.WaitGroup
 	for i := range list {
-		wg.Go(func() { list[(i+w.first)%pieces], errs[i] = w.piece(i) })
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			list[(i+w.first)%pieces], errs[i] = w.piece(i)
+		}()
 	}
 	wg.Wait()
 	worst := 0.0

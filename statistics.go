@@ -1,0 +1,72 @@
+package batchnorm
+
+import "math"
+
+// VarianceToInvStd returns 1/sqrt(variance + epsilon), what [ForwardArgs].InvStd
+// has, and 0 where that would be infinite: a variance of 0 with epsilon 0 is invstd
+// 0. A sum below 0 gives NaN.
+func VarianceToInvStd(variance, epsilon float64) float64 { return invStd(variance, epsilon) }
+
+// InvStdToVariance returns the variance that invstd was made of with epsilon:
+// 1/invstd^2 - epsilon, and 0 where rounding would make that negative. An invstd of
+// 0 is variance 0 with epsilon 0, and otherwise +Inf, as is a variance whose root
+// no float64 has the inverse of. A negative invstd gives NaN.
+//
+// What comes back is within 2^-50*(variance + epsilon) of the variance from an invstd
+// in float64, and within 2^-22*(variance + epsilon) from one in float32: digits are
+// lost where epsilon is larger than the variance.
+func InvStdToVariance(invstd, epsilon float64) float64 {
+	switch {
+	case invstd < 0:
+		return math.NaN()
+	case invstd == 0 && epsilon == 0:
+		return 0
+	case invstd == 0:
+		return math.Inf(1)
+	}
+	s := 1 / invstd // whose square may have a range that invstd's has not
+	return max(float64(s*s)-epsilon, 0)
+}
+
+// saveBatch writes the batch's statistics in float32, where they are wanted.
+func saveBatch(mean32, variance32 []float32, mean, variance []float64) {
+	for c := range mean32 {
+		mean32[c] = float32(mean[c])
+	}
+	for c := range variance32 {
+		variance32[c] = float32(variance[c])
+	}
+}
+
+// noStatistics sets the statistics to those of an empty batch.
+func (o *operands) noStatistics() {
+	fill(o.mean, math.NaN())
+	fill(o.invstd, math.NaN())
+	fill(o.variance, math.NaN())
+	fill(o.batchMean, float32(math.NaN()))
+	fill(o.batchVar, float32(math.NaN()))
+}
+
+// given says that one of two pairs of operands has to be there, or neither of them.
+func (k *checker) given(wide, narrow []*operand) {
+	has := func(pair []*operand) bool { return !pair[0].absent() || !pair[1].absent() }
+	if has(wide) && has(narrow) {
+		k.err = fail(ErrStatistics, "mean has %d elements, invstd %d, batch mean %d, batch variance %d: the first two are needed, the last two, or none",
+			wide[0].n, wide[1].n, narrow[0].n, narrow[1].n)
+	}
+	for _, pair := range [...][]*operand{wide, narrow} {
+		if has(pair) {
+			pair[0].must()
+			pair[1].must()
+		}
+	}
+}
+
+// retake takes the statistics of a backward pass anew from x, with the bits that
+// they have in the forward pass. It comes before anything else of the pass.
+func (w *workspace) retake(x []float32) {
+	begun := w.call
+	w.forwardCall(w.plan.act, &operands{x: x})
+	w.run(takeSums)
+	w.call = begun
+}
