@@ -12,45 +12,50 @@ import (
 )
 
 // The scores of a trained network are those of float64, in every operator set, and
-// no farther from them than those that gonnx computes with Mul and Add.
+// so are those that gonnx computes with Mul and Add.
 func TestModel(t *testing.T) {
 	const n = 4
 	x, _, err := onnxmodel.Images(n)
 	if err != nil {
 		t.Fatal(err)
 	}
-	mp, err := onnxmodel.Parse(onnxmodel.Fashion)
+	m, err := onnxmodel.Parse(onnxmodel.Fashion)
 	if err != nil {
 		t.Fatal(err)
 	}
-	want, err := onnxmodel.Reference(mp, x, n)
+	want, err := onnxmodel.Reference(m, x, n)
 	if err != nil {
 		t.Fatal(err)
 	}
 	image := tensor.New(tensor.WithShape(n, 1, onnxmodel.Side, onnxmodel.Side), tensor.WithBacking(x))
-	scores := func(m *gonnx.Model, err error) []float32 {
+	scores := func(m *onnxmodel.Model, load func([]byte) (*gonnx.Model, error)) []float32 {
 		t.Helper()
+		file, err := m.Marshal()
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := m.Run(gonnx.Tensors{"image": image})
+		model, err := load(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := model.Run(gonnx.Tensors{"image": image})
 		if err != nil {
 			t.Fatal(err)
 		}
 		return out["scores"].Data().([]float32)
 	}
-	for _, opset := range every {
-		mp.OpsetImport[0].Version = opset
-		if d := difference(scores(NewModel(mp)), want); !(d < 1e-5) {
-			t.Errorf("opset %d: the scores are off by %.2g", opset, d)
+	for _, m.Opset = range every {
+		with := func(b []byte) (*gonnx.Model, error) { return NewModelFromBytes(b) }
+		if d := difference(scores(m, with), want); !(d < 1e-5) {
+			t.Errorf("opset %d: the scores are off by %.2g", m.Opset, d)
 		}
 	}
-	mp.OpsetImport[0].Version = gonnxOpset
-	composed, err := onnxmodel.Composed(mp)
+	m.Opset = gonnxOpset
+	composed, err := onnxmodel.Composed(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if d := difference(scores(gonnx.NewModel(composed)), want); !(d < 1e-5) {
+	if d := difference(scores(composed, gonnx.NewModelFromBytes), want); !(d < 1e-5) {
 		t.Errorf("composed: the scores are off by %.2g", d)
 	}
 }

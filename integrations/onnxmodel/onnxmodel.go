@@ -8,10 +8,9 @@ import (
 	_ "embed"
 	"fmt"
 	"math"
+	"slices"
 
-	"github.com/advancedclimatesystems/gonnx/onnx"
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
-	"google.golang.org/protobuf/proto"
 )
 
 //go:generate go run ./generate
@@ -43,49 +42,33 @@ func Images(n int) (x []float32, labels []int, err error) {
 	return x, labels, nil
 }
 
-// Parse decodes a model.
-func Parse(model []byte) (*onnx.ModelProto, error) {
-	m := new(onnx.ModelProto)
-	if err := proto.Unmarshal(model, m); err != nil {
-		return nil, fmt.Errorf("onnxmodel: %w", err)
-	}
-	return m, nil
-}
-
 // Composed returns the model with each BatchNormalization replaced by Mul and
 // Add with scale and shift per channel, which are computed in float64 and rounded
 // once. It is what a runtime without the operator can run.
-func Composed(m *onnx.ModelProto) (*onnx.ModelProto, error) {
-	m = proto.Clone(m).(*onnx.ModelProto)
-	g := m.Graph
-	var nodes []*onnx.NodeProto
-	for _, n := range g.Node {
-		if n.OpType != "BatchNormalization" {
-			nodes = append(nodes, n)
+func Composed(m *Model) (*Model, error) {
+	c := *m
+	c.Nodes, c.Initializers = nil, slices.Clone(m.Initializers)
+	for _, n := range m.Nodes {
+		if n.Op != "BatchNormalization" {
+			c.Nodes = append(c.Nodes, n)
 			continue
 		}
-		b, err := batchNormOf(g, n)
+		b, err := m.batchNorm(n)
 		if err != nil {
 			return nil, err
 		}
 		scale, shift := make([]float32, len(b.scale)), make([]float32, len(b.scale))
-		for c := range scale {
-			a := float64(b.scale[c]) / math.Sqrt(float64(b.variance[c])+b.epsilon)
-			scale[c], shift[c] = float32(a), float32(float64(b.bias[c])-float64(b.mean[c])*a)
+		for i := range scale {
+			a := float64(b.scale[i]) / math.Sqrt(float64(b.variance[i])+b.epsilon)
+			scale[i], shift[i] = float32(a), float32(float64(b.bias[i])-float64(b.mean[i])*a)
 		}
-		y, dims := n.Output[0], []int64{int64(len(scale)), 1, 1}
-		g.Initializer = append(g.Initializer, Tensor(y+".scale", dims, scale), Tensor(y+".shift", dims, shift))
-		nodes = append(nodes,
-			&onnx.NodeProto{OpType: "Mul", Input: []string{n.Input[0], y + ".scale"}, Output: []string{y + ".scaled"}},
-			&onnx.NodeProto{OpType: "Add", Input: []string{y + ".scaled", y + ".shift"}, Output: []string{y}})
+		y, dims := n.Outputs[0], []int64{int64(len(scale)), 1, 1}
+		c.Initializers = append(c.Initializers, Tensor{y + ".scale", dims, scale}, Tensor{y + ".shift", dims, shift})
+		c.Nodes = append(c.Nodes,
+			Node{Op: "Mul", Inputs: []string{n.Inputs[0], y + ".scale"}, Outputs: []string{y + ".scaled"}},
+			Node{Op: "Add", Inputs: []string{y + ".scaled", y + ".shift"}, Outputs: []string{y}})
 	}
-	g.Node = nodes
-	return m, nil
-}
-
-// Tensor returns float32 values as ONNX stores them.
-func Tensor(name string, dims []int64, values []float32) *onnx.TensorProto {
-	return &onnx.TensorProto{Name: name, Dims: dims, DataType: int32(onnx.TensorProto_FLOAT), FloatData: values}
+	return &c, nil
 }
 
 type batchNorm struct {
@@ -93,27 +76,34 @@ type batchNorm struct {
 	epsilon                     float64
 }
 
-func batchNormOf(g *onnx.GraphProto, n *onnx.NodeProto) (batchNorm, error) {
+func (m *Model) batchNorm(n Node) (batchNorm, error) {
 	b := batchNorm{epsilon: float64(float32(1e-5))}
-	for _, a := range n.Attribute {
-		if a.Name == "epsilon" {
-			b.epsilon = float64(a.F)
-		}
+	if e, ok := n.attribute("epsilon").(float32); ok {
+		b.epsilon = float64(e)
 	}
 	for i, dst := range []*[]float32{&b.scale, &b.bias, &b.mean, &b.variance} {
-		t := initializer(g, n.Input[i+1])
+		t := m.initializer(n.Inputs[i+1])
 		if t == nil {
-			return b, fmt.Errorf("onnxmodel: %s has no initializer %q", n.OpType, n.Input[i+1])
+			return b, fmt.Errorf("onnxmodel: %s has no initializer %q", n.Op, n.Inputs[i+1])
 		}
-		*dst = t.FloatData
+		*dst = t.Data
 	}
 	return b, nil
 }
 
-func initializer(g *onnx.GraphProto, name string) *onnx.TensorProto {
-	for _, t := range g.Initializer {
-		if t.Name == name {
-			return t
+func (n Node) attribute(name string) any {
+	for _, a := range n.Attributes {
+		if a.Name == name {
+			return a.Value
+		}
+	}
+	return nil
+}
+
+func (m *Model) initializer(name string) *Tensor {
+	for i := range m.Initializers {
+		if m.Initializers[i].Name == name {
+			return &m.Initializers[i]
 		}
 	}
 	return nil
@@ -121,27 +111,26 @@ func initializer(g *onnx.GraphProto, name string) *onnx.TensorProto {
 
 // Reference runs a model of this network's operators in float64, straight from
 // their definitions, for n images, and returns its scores.
-func Reference(m *onnx.ModelProto, x []float32, n int) ([]float64, error) {
-	g := m.Graph
-	values := map[string]value{g.Input[0].Name: {data: widen(x), dims: []int{n, 1, Side, Side}}}
-	for _, t := range g.Initializer {
-		v := value{data: widen(t.FloatData)}
+func Reference(m *Model, x []float32, n int) ([]float64, error) {
+	values := map[string]value{m.Inputs[0].Name: {data: widen(x), dims: []int{n, 1, Side, Side}}}
+	for _, t := range m.Initializers {
+		v := value{data: widen(t.Data)}
 		for _, d := range t.Dims {
 			v.dims = append(v.dims, int(d))
 		}
 		values[t.Name] = v
 	}
-	for _, node := range g.Node {
-		in := make([]value, len(node.Input))
-		for i, name := range node.Input {
+	for _, node := range m.Nodes {
+		in := make([]value, len(node.Inputs))
+		for i, name := range node.Inputs {
 			in[i] = values[name]
 		}
-		out := value{dims: in[0].dims, data: append([]float64(nil), in[0].data...)}
-		switch node.OpType {
+		out := value{dims: in[0].dims, data: slices.Clone(in[0].data)}
+		switch node.Op {
 		case "Conv":
 			out = convolve(in[0], in[1], node)
 		case "BatchNormalization":
-			b, err := batchNormOf(g, node)
+			b, err := m.batchNorm(node)
 			if err != nil {
 				return nil, err
 			}
@@ -174,11 +163,11 @@ func Reference(m *onnx.ModelProto, x []float32, n int) ([]float64, error) {
 				}
 			}
 		default:
-			return nil, fmt.Errorf("onnxmodel: the reference has no %s", node.OpType)
+			return nil, fmt.Errorf("onnxmodel: the reference has no %s", node.Op)
 		}
-		values[node.Output[0]] = out
+		values[node.Outputs[0]] = out
 	}
-	return values[g.Output[0].Name].data, nil
+	return values[m.Outputs[0].Name].data, nil
 }
 
 type value struct {
@@ -195,12 +184,10 @@ func widen(x []float32) []float64 {
 }
 
 // convolve is a convolution with 3x3 kernels and a padding of 1.
-func convolve(x, w value, node *onnx.NodeProto) value {
+func convolve(x, w value, node Node) value {
 	stride := 1
-	for _, a := range node.Attribute {
-		if a.Name == "strides" {
-			stride = int(a.Ints[0])
-		}
+	if s, ok := node.attribute("strides").([]int64); ok {
+		stride = int(s[0])
 	}
 	n, in, side, out := x.dims[0], x.dims[1], x.dims[2], w.dims[0]
 	size := (side-1)/stride + 1

@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/advancedclimatesystems/gonnx"
-	"github.com/advancedclimatesystems/gonnx/onnx"
 	gonnxbn "github.com/fusedbn/batchnorm/integrations/gonnx"
 	"github.com/fusedbn/batchnorm/integrations/onnxmodel"
 	"gorgonia.org/tensor"
@@ -31,18 +30,18 @@ func main() {
 	fmt.Fprintln(w, "model\tinput\tgonnx ms\tbatchnorm ms\ttimes\tgonnx error\tbatchnorm error\t")
 	x, _, err := onnxmodel.Images(*images)
 	check(err)
-	mp, err := onnxmodel.Parse(onnxmodel.Fashion)
+	m, err := onnxmodel.Parse(onnxmodel.Fashion)
 	check(err)
-	want, err := onnxmodel.Reference(mp, x, *images)
+	want, err := onnxmodel.Reference(m, x, *images)
 	check(err)
-	row(w, "trained network", mp, "image", "scores", []int{*images, 1, onnxmodel.Side, onnxmodel.Side}, x, want, *limit)
+	row(w, "trained network", m, "image", "scores", []int{*images, 1, onnxmodel.Side, onnxmodel.Side}, x, want, *limit)
 
 	for _, c := range []struct {
 		dims   []int
 		offset float64
 	}{{[]int{1, 64, 56, 56}, 0}, {[]int{8, 64, 28, 28}, 0}, {[]int{8, 64, 28, 28}, 1000}, {[]int{1, 512, 7, 7}, 0}} {
-		mp, x, want := block(c.dims, c.offset)
-		row(w, fmt.Sprintf("norm, relu, mean %g", c.offset), mp, "x", "y", c.dims, x, want, *limit)
+		m, x, want := block(c.dims, c.offset)
+		row(w, fmt.Sprintf("norm, relu, mean %g", c.offset), m, "x", "y", c.dims, x, want, *limit)
 	}
 	check(w.Flush())
 }
@@ -54,7 +53,7 @@ func check(err error) {
 }
 
 // block returns a model of BatchNormalization and Relu, an input, and the output.
-func block(dims []int, offset float64) (*onnx.ModelProto, []float32, []float64) {
+func block(dims []int, offset float64) (*onnxmodel.Model, []float32, []float64) {
 	r := rand.New(rand.NewPCG(1, 1))
 	channels := dims[1]
 	normal := func(n int, mean, std float64) []float32 {
@@ -77,27 +76,34 @@ func block(dims []int, offset float64) (*onnx.ModelProto, []float32, []float64) 
 		c := k / inner % channels
 		want[k] = max(0, (float64(v)-float64(mean[c]))/math.Sqrt(1+float64(float32(1e-5)))*float64(scale[c])+float64(bias[c]))
 	}
-	g := &onnx.GraphProto{
-		Node: []*onnx.NodeProto{
-			{OpType: "BatchNormalization", Input: []string{"x", "scale", "bias", "mean", "var"}, Output: []string{"z"}},
-			{OpType: "Relu", Input: []string{"z"}, Output: []string{"y"}},
+	m := &onnxmodel.Model{
+		Opset: 13,
+		Nodes: []onnxmodel.Node{
+			{Op: "BatchNormalization", Inputs: []string{"x", "scale", "bias", "mean", "var"}, Outputs: []string{"z"}},
+			{Op: "Relu", Inputs: []string{"z"}, Outputs: []string{"y"}},
 		},
-		Output: []*onnx.ValueInfoProto{{Name: "y"}},
+		Inputs:  []onnxmodel.Value{{Name: "x"}},
+		Outputs: []onnxmodel.Value{{Name: "y"}},
 	}
 	for name, s := range map[string][]float32{"scale": scale, "bias": bias, "mean": mean, "var": variance} {
-		g.Initializer = append(g.Initializer, onnxmodel.Tensor(name, []int64{int64(channels)}, s))
+		m.Initializers = append(m.Initializers, onnxmodel.Tensor{Name: name, Dims: []int64{int64(channels)}, Data: s})
 	}
-	return &onnx.ModelProto{Graph: g, OpsetImport: []*onnx.OperatorSetIdProto{{Version: 13}}}, x, want
+	return m, x, want
 }
 
 // row times the two in turn until the time is over.
-func row(w *tabwriter.Writer, name string, mp *onnx.ModelProto, input, output string, dims []int, x []float32, want []float64, limit time.Duration) {
-	composed, err := onnxmodel.Composed(mp)
+func row(w *tabwriter.Writer, name string, m *onnxmodel.Model, input, output string, dims []int, x []float32, want []float64, limit time.Duration) {
+	composed, err := onnxmodel.Composed(m)
 	check(err)
+	files := [2][]byte{}
+	for i, m := range []*onnxmodel.Model{composed, m} {
+		files[i], err = m.Marshal()
+		check(err)
+	}
 	var models [2]*gonnx.Model
-	models[0], err = gonnx.NewModel(composed)
+	models[0], err = gonnx.NewModelFromBytes(files[0])
 	check(err)
-	models[1], err = gonnxbn.NewModel(mp)
+	models[1], err = gonnxbn.NewModelFromBytes(files[1])
 	check(err)
 	in := gonnx.Tensors{input: tensor.New(tensor.WithShape(dims...), tensor.WithBacking(x))}
 	var times [2][]time.Duration

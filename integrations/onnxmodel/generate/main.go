@@ -11,11 +11,9 @@ import (
 	"math/rand/v2"
 	"os"
 
-	"github.com/advancedclimatesystems/gonnx/onnx"
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
 	"github.com/fusedbn/batchnorm/integrations/onnxmodel"
-	"google.golang.org/protobuf/proto"
 )
 
 func main() {
@@ -38,7 +36,7 @@ func main() {
 		fmt.Printf("epoch %d: loss %.3f\n", e+1, loss)
 	}
 	fmt.Printf("right of 500 test images: %d\n", n.right(test.First(500)))
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(n.model())
+	b, err := n.model().Marshal()
 	check(err)
 	check(os.WriteFile(*out, b, 0o644))
 }
@@ -298,26 +296,28 @@ func (n *network) right(set *fashion.Set) int {
 }
 
 // model returns the network as ONNX has it.
-func (n *network) model() *onnx.ModelProto {
-	g := &onnx.GraphProto{Name: "fashion"}
+func (n *network) model() *onnxmodel.Model {
+	m := &onnxmodel.Model{Opset: 13}
 	add := func(name string, values []float32, dims ...int64) string {
-		g.Initializer = append(g.Initializer, onnxmodel.Tensor(name, dims, values))
+		m.Initializers = append(m.Initializers, onnxmodel.Tensor{Name: name, Dims: dims, Data: values})
 		return name
 	}
-	node := func(op, output string, attributes []*onnx.AttributeProto, inputs ...string) string {
-		g.Node = append(g.Node, &onnx.NodeProto{Name: output, OpType: op, Input: inputs, Output: []string{output}, Attribute: attributes})
+	node := func(op, output string, attributes []onnxmodel.Attribute, inputs ...string) string {
+		m.Nodes = append(m.Nodes, onnxmodel.Node{Op: op, Inputs: inputs, Outputs: []string{output}, Attributes: attributes})
 		return output
 	}
 	last := "image"
 	for i, b := range []*block{n.first, n.second, n.third} {
-		name, channels := fmt.Sprintf("block%d", i+1), int64(b.out)
+		name, channels, stride := fmt.Sprintf("block%d", i+1), int64(b.out), int64(b.stride)
 		input := last
-		last = node("Conv", name+".conv", []*onnx.AttributeProto{
-			integers("kernel_shape", 3, 3), integers("pads", 1, 1, 1, 1), integers("strides", int64(b.stride), int64(b.stride)),
+		last = node("Conv", name+".conv", []onnxmodel.Attribute{
+			{Name: "kernel_shape", Value: []int64{3, 3}},
+			{Name: "pads", Value: []int64{1, 1, 1, 1}},
+			{Name: "strides", Value: []int64{stride, stride}},
 		}, last, add(name+".weight", b.weight.value, channels, int64(b.in), 3, 3))
-		last = node("BatchNormalization", name+".norm", []*onnx.AttributeProto{
-			{Name: "epsilon", Type: onnx.AttributeProto_FLOAT, F: batchnorm.DefaultEpsilon},
-			{Name: "momentum", Type: onnx.AttributeProto_FLOAT, F: 0.9},
+		last = node("BatchNormalization", name+".norm", []onnxmodel.Attribute{
+			{Name: "epsilon", Value: float32(batchnorm.DefaultEpsilon)},
+			{Name: "momentum", Value: float32(0.9)},
 		}, last, add(name+".gamma", b.norm.Gamma, channels), add(name+".beta", b.norm.Beta, channels),
 			add(name+".mean", b.norm.RunningMean, channels), add(name+".var", b.norm.RunningVar, channels))
 		if b == n.third {
@@ -326,28 +326,9 @@ func (n *network) model() *onnx.ModelProto {
 		last = node("Relu", name+".relu", nil, last)
 	}
 	last = node("Flatten", "flat", nil, last)
-	node("Gemm", "scores", []*onnx.AttributeProto{{Name: "transB", Type: onnx.AttributeProto_INT, I: 1}}, last,
+	node("Gemm", "scores", []onnxmodel.Attribute{{Name: "transB", Value: int64(1)}}, last,
 		add("linear.weight", n.weight.value, fashion.Classes, int64(n.features)), add("linear.bias", n.bias.value, fashion.Classes))
-	g.Input = []*onnx.ValueInfoProto{info("image", -1, 1, fashion.Side, fashion.Side)}
-	g.Output = []*onnx.ValueInfoProto{info("scores", -1, fashion.Classes)}
-	return &onnx.ModelProto{IrVersion: 7, ProducerName: "batchnorm/integrations/onnxmodel", Graph: g,
-		OpsetImport: []*onnx.OperatorSetIdProto{{Version: 13}}}
-}
-
-func integers(name string, values ...int64) *onnx.AttributeProto {
-	return &onnx.AttributeProto{Name: name, Type: onnx.AttributeProto_INTS, Ints: values}
-}
-
-// info describes an input or output; a dimension of -1 is named N.
-func info(name string, dims ...int64) *onnx.ValueInfoProto {
-	shape := new(onnx.TensorShapeProto)
-	for _, d := range dims {
-		dim := &onnx.TensorShapeProto_Dimension{Value: &onnx.TensorShapeProto_Dimension_DimValue{DimValue: d}}
-		if d < 0 {
-			dim.Value = &onnx.TensorShapeProto_Dimension_DimParam{DimParam: "N"}
-		}
-		shape.Dim = append(shape.Dim, dim)
-	}
-	return &onnx.ValueInfoProto{Name: name, Type: &onnx.TypeProto{Value: &onnx.TypeProto_TensorType{
-		TensorType: &onnx.TypeProto_Tensor{ElemType: int32(onnx.TensorProto_FLOAT), Shape: shape}}}}
+	m.Inputs = []onnxmodel.Value{{Name: "image", Dims: []int64{-1, 1, fashion.Side, fashion.Side}}}
+	m.Outputs = []onnxmodel.Value{{Name: "scores", Dims: []int64{-1, fashion.Classes}}}
+	return m
 }
