@@ -375,6 +375,22 @@ func TestRunAgain(t *testing.T) {
 	}
 }
 
+// Nodes that differ in an attribute alone are two.
+func TestAttributesTellApart(t *testing.T) {
+	install(t)
+	in := []tensor.Tensor{dense([]int{3, 1}, []float32{1, 2, 4})}
+	for _, v := range []float32{1, 0, 2, 1} {
+		in = append(in, dense([]int{1}, []float32{v}))
+	}
+	first, second := norm("x", "y", float("epsilon", 0)), norm("x", "z", float("epsilon", 3))
+	out, err := runModel(modelOf(first.Inputs, []string{"y", "z"}, first, second), in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check(t, "y", out[0], []int{3, 1}, []float64{-1, 0, 2}, 0)
+	check(t, "z", out[1], []int{3, 1}, []float64{-0.5, 0, 1}, 0)
+}
+
 func check(t *testing.T, name string, got tensor.Tensor, dims []int, want []float64, bound float64) {
 	t.Helper()
 	if got == nil {
