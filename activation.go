@@ -75,8 +75,13 @@ var (
 )
 
 // LeakyReLU is z where z > 0, and slope*z elsewhere. Its derivative is 1 where
-// z > 0, and slope elsewhere. The slope is finite.
-func LeakyReLU(slope float32) Activation { return Activation{kind: actLeakyReLU, p: slope} }
+// z > 0, and slope elsewhere. The slope is finite. With slope 0 it is [ReLU].
+func LeakyReLU(slope float32) Activation {
+	if slope == 0 {
+		return ReLU // whose limit is 0, where 0*z would be NaN
+	}
+	return Activation{kind: actLeakyReLU, p: slope}
+}
 
 // Clip is min(max(z, lo), hi), with lo <= hi, both finite. Its derivative is 1
 // where lo < z < hi, and 0 elsewhere.

@@ -305,7 +305,7 @@ func TestActivationSpecials(t *testing.T) {
 		{Identity, nan, nan, 1},
 		{ReLU, nan, nan, 0}, {ReLU, zero, 0, 0}, {ReLU, inf, inf, 1}, {ReLU, -inf, 0, 0},
 		{LeakyReLU(0.5), nan, nan, 0.5}, {LeakyReLU(0.5), -inf, -inf, 0.5}, {LeakyReLU(0.5), zero, zero, 0.5}, {LeakyReLU(0.5), -3, -1.5, 0.5},
-		{LeakyReLU(-1), -2, 2, -1}, {LeakyReLU(0), 5, 5, 1},
+		{LeakyReLU(-1), -2, 2, -1}, {LeakyReLU(0), 5, 5, 1}, {LeakyReLU(0), -inf, 0, 0}, {LeakyReLU(zero), -inf, 0, 0}, {LeakyReLU(0), nan, nan, 0}, {LeakyReLU(0), -3, 0, 0},
 		{Clip(-1, 2), nan, nan, 0}, {Clip(-1, 2), -inf, -1, 0}, {Clip(-1, 2), inf, 2, 0}, {Clip(-1, 2), 2, 2, 0}, {Clip(-1, 2), -1, -1, 0},
 		{Clip(-1, 2), 0.5, 0.5, 1}, {ReLU6, zero, zero, 0}, {ReLU6, 7, 6, 0}, {Clip(3, 3), 1, 3, 0},
 		{HardSigmoid, -inf, 0, 0}, {HardSigmoid, inf, 1, 0}, {HardSigmoid, 3, 1, 0}, {HardSigmoid, 0, 0.5, sixth}, {HardSigmoid, nan, nan, 0},

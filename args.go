@@ -17,6 +17,11 @@ type ForwardArgs struct {
 	Mean   []float64 // output: batch mean per channel; nil: not wanted
 	InvStd []float64 // output: 1/sqrt(batch variance + epsilon); nil: not wanted
 
+	// What systems exchange that save float32: the batch mean and the population
+	// variance, each rounded once. A variance beyond float32 is +Inf.
+	BatchMean []float32 // output; nil: not wanted
+	BatchVar  []float32 // output; nil: not wanted
+
 	// RunningMean and RunningVar are updated when they are given: by the batch
 	// mean, and by the batch variance of the kind that [WithRunningVariance]
 	// says: unbiased (divided by n-1) or the population's (divided by n).
@@ -50,9 +55,19 @@ type BackwardArgs struct {
 	Residual []float32 // residual of the forward pass; read only when there is an activation
 	Gamma    []float32 // as in the forward pass
 	Beta     []float32 // as in the forward pass; read only when there is an activation
-	Mean     []float64 // as Forward saved it
-	InvStd   []float64 // as Forward saved it
 	Mask     Mask      // as in the forward pass
+
+	// The statistics of the batch come in one of three forms, the other fields nil
+	// ([ErrStatistics] otherwise). Without any of them they are taken anew from X,
+	// with the bits that they had in Forward, which takes one more read of X.
+	Mean   []float64 // as Forward saved it
+	InvStd []float64 // as Forward saved it
+
+	// In float32 they lose digits: of data whose mean is k standard deviations, dx
+	// gets an error of some 5e-9*k and dgamma of some 4e-8*k. docs/semantics.md has a
+	// table.
+	BatchMean []float32 // as Forward saved it
+	BatchVar  []float32 // as Forward saved it: of the population, not negative
 
 	DX        []float32 // output: gradient by x; nil: not wanted
 	DResidual []float32 // output: gradient by the residual; nil: not wanted

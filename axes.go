@@ -76,7 +76,11 @@ func groupAxes(keep, dims []int) ([]axisGroup, error) {
 			continue
 		}
 		if d < 1 {
-			return nil, fail(ErrShape, "dimension %d of %v is %d, must be at least 1", i, dims, d)
+			least := 1
+			if i == 0 && !kept[0] {
+				least = 0 // an empty batch
+			}
+			return nil, fail(ErrShape, "dimension %d of %v is %d, must be at least %d", i, dims, d, least)
 		}
 		hi, lo := bits.Mul64(total, uint64(d))
 		if hi != 0 || lo > maxLen {
@@ -282,6 +286,7 @@ func (a *AxesPlan) Forward(args ForwardArgs) error {
 			X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n), Y: partOf(args.Y, i, n),
 			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
 			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
+			BatchMean: partOf(args.BatchMean, i, c), BatchVar: partOf(args.BatchVar, i, c),
 			RunningMean: partOf(args.RunningMean, i, c), RunningVar: partOf(args.RunningVar, i, c),
 			Momentum: args.Momentum,
 		}
@@ -346,6 +351,7 @@ func (a *AxesPlan) Backward(args BackwardArgs) error {
 			DY: partOf(args.DY, i, n), X: partOf(args.X, i, n), Residual: partOf(args.Residual, i, n),
 			Gamma: partOf(args.Gamma, i, c), Beta: partOf(args.Beta, i, c),
 			Mean: partOf(args.Mean, i, c), InvStd: partOf(args.InvStd, i, c),
+			BatchMean: partOf(args.BatchMean, i, c), BatchVar: partOf(args.BatchVar, i, c),
 			DX: partOf(args.DX, i, n), DResidual: partOf(args.DResidual, i, n),
 			DGamma: partOf(args.DGamma, i, c), DBeta: partOf(args.DBeta, i, c),
 		}

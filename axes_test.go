@@ -162,7 +162,9 @@ var axesOperations = map[string]func(p *batchnorm.AxesPlan, args any) error{
 	"Inference": func(p *batchnorm.AxesPlan, args any) error {
 		return p.Inference(*args.(*batchnorm.InferenceArgs))
 	},
-	"Backward": func(p *batchnorm.AxesPlan, args any) error { return p.Backward(*args.(*batchnorm.BackwardArgs)) },
+	"Backward":              func(p *batchnorm.AxesPlan, args any) error { return p.Backward(*args.(*batchnorm.BackwardArgs)) },
+	"Backward from float32": func(p *batchnorm.AxesPlan, args any) error { return p.Backward(*args.(*batchnorm.BackwardArgs)) },
+	"Backward from x":       func(p *batchnorm.AxesPlan, args any) error { return p.Backward(*args.(*batchnorm.BackwardArgs)) },
 	"FrozenBackward": func(p *batchnorm.AxesPlan, args any) error {
 		return p.FrozenBackward(*args.(*batchnorm.FrozenBackwardArgs))
 	},
@@ -413,9 +415,9 @@ func TestAxesPlanKnowsAllArguments(t *testing.T) {
 		args  any
 		names string
 	}{
-		{batchnorm.ForwardArgs{}, "X Residual Gamma Beta Mask Y Mean InvStd RunningMean RunningVar Momentum"},
+		{batchnorm.ForwardArgs{}, "X Residual Gamma Beta Mask Y Mean InvStd BatchMean BatchVar RunningMean RunningVar Momentum"},
 		{batchnorm.InferenceArgs{}, "X Residual Gamma Beta Mean Var Mask Y"},
-		{batchnorm.BackwardArgs{}, "DY X Residual Gamma Beta Mean InvStd Mask DX DResidual DGamma DBeta"},
+		{batchnorm.BackwardArgs{}, "DY X Residual Gamma Beta Mask Mean InvStd BatchMean BatchVar DX DResidual DGamma DBeta"},
 		{batchnorm.FrozenBackwardArgs{}, "DY X Residual Gamma Beta Mean Var Mask DX DResidual DGamma DBeta"},
 	} {
 		var names []string

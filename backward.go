@@ -10,12 +10,12 @@ package batchnorm
 //	dx        = gamma*invstd*(g - dbeta/n - xhat*dgamma/n)
 //
 // z is computed again from x, with the bits that it had in Forward, so that
-// nothing but mean and invstd need be saved. What is not wanted is not
-// computed: without DX, DGamma and DBeta no sums are taken, and without DX and
+// nothing but mean and invstd need be saved, and not even these. What is not wanted
+// is not computed: without DX, DGamma and DBeta no sums are taken, and without DX and
 // DResidual nothing is done but to take them.
 //
 // Like Forward it needs two values per channel, unless the plan was made
-// [WithSingleValue]. For an empty batch dgamma and dbeta are 0.
+// [WithSingleValue]. For a batch without values dgamma and dbeta are 0.
 func (p *Plan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -31,8 +31,12 @@ func (p *Plan) Backward(a BackwardArgs) error {
 // checkBackward validates the arguments of a backward pass, and of its
 // renormalization if there is one. It returns the number of values per channel.
 func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int, err error) {
-	const dy, x, residual, dx, dresidual, mean, invstd, r, d = 0, 1, 2, 3, 4, 7, 8, 11, 12
+	const dy, x, residual, dx, dresidual, mean, invstd, batchMean, batchVar, r, d = 0, 1, 2, 3, 4, 7, 8, 9, 10, 13, 14
 	const inputs = 1<<dy | 1<<x | 1<<residual
+	statistics, err := a.given(1<<mean, 1<<invstd, 1<<batchMean, 1<<batchVar)
+	if err != nil {
+		return 0, err
+	}
 	ops := [...]operand{
 		dy:        float32s("dy", a.DY),
 		x:         float32s("x", a.X),
@@ -43,12 +47,14 @@ func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int
 		6:         float32s("beta", a.Beta),
 		mean:      float64s("mean", a.Mean),
 		invstd:    float64s("invstd", a.InvStd),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
+		batchMean: float32s("batch mean", a.BatchMean),
+		batchVar:  float32s("batch variance", a.BatchVar),
+		11:        float32s("dgamma", a.DGamma).out(0),
+		12:        float32s("dbeta", a.DBeta).out(0),
 		r:         {},
 		d:         {},
 	}
-	required := aliases(1<<dy | 1<<x | 1<<mean | 1<<invstd)
+	required := 1<<dy | 1<<x | statistics
 	if renorm != nil {
 		ops[r], ops[d] = float64s("r", renorm.R), float64s("d", renorm.D)
 		required |= 1<<r | 1<<d
@@ -63,15 +69,28 @@ func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int
 // the gradients by gamma and beta there, instead of writing them.
 func (p *Plan) backward(a *BackwardArgs, n int, renorm renormalization, totals []gradTotal) {
 	if n == 0 {
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
 		clear(a.DGamma)
 		clear(a.DBeta)
 		return
 	}
 	w := p.acquireFor(&a.Mask, n)
 	defer p.release(w)
+	retaken := a.Mean == nil && a.BatchMean == nil
+	if retaken {
+		w.retake(a.X)
+	}
 	w.renorm = renorm
 	w.setBackward(a)
-	w.setSaved(a.Mean, a.InvStd)
+	switch {
+	case retaken:
+		w.setAll()
+	case a.Mean != nil:
+		w.setSaved(a.Mean, a.InvStd)
+	default:
+		w.setRunning(a.BatchMean, a.BatchVar)
+	}
 	w.runBackward(a)
 	if totals == nil {
 		w.saveGrads(a.DGamma, a.DBeta)

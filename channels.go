@@ -496,6 +496,9 @@ func (w *work) setSaved(mean, invstd []float64) {
 // track updates running values by those of a batch, times a factor.
 func (p Path) track(running []float32, batch []float64, factor float64, m Momentum) {
 	w := m.value()
+	if w == 0 {
+		return // and 0 times NaN is not added
+	}
 	v := p.whole(len(running))
 	if w == 1 {
 		v = 0

@@ -3,6 +3,7 @@ package batchnorm
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // The kinds of error that the package returns, to be told apart with
@@ -22,6 +23,7 @@ var (
 	ErrMomentum     = errors.New("batchnorm: invalid momentum")
 	ErrMask         = errors.New("batchnorm: invalid mask")
 	ErrGhost        = errors.New("batchnorm: invalid ghost batches")
+	ErrStatistics   = errors.New("batchnorm: statistics in two forms")
 	ErrRenorm       = errors.New("batchnorm: invalid limits of renormalization")
 	ErrInvert       = errors.New("batchnorm: not invertible")
 )
@@ -36,5 +38,33 @@ func (e *argError) Error() string { return e.msg }
 func (e *argError) Unwrap() error { return e.kind }
 
 func fail(kind error, format string, args ...any) error {
-	return &argError{kind, "batchnorm: " + fmt.Sprintf(format, args...)}
+	return &argError{kind, "batchnorm: " + singular(fmt.Sprintf(format, args...))}
+}
+
+// nouns are those that messages count.
+var nouns = []string{"element", "channel", "sample", "position", "value", "dimension", "byte", "output"}
+
+// singular puts every noun behind the number 1 in the singular: "1 elements are"
+// becomes "1 element is".
+func singular(msg string) string {
+	for _, noun := range nouns {
+		one := "1 " + noun
+		for from := 0; ; {
+			i := strings.Index(msg[from:], one+"s")
+			if i < 0 {
+				break
+			}
+			i += from
+			from = i + len(one)
+			if i > 0 && strings.IndexByte("0123456789.-", msg[i-1]) >= 0 {
+				continue // the end of another number
+			}
+			rest := msg[from+1:]
+			if after, ok := strings.CutPrefix(rest, " are "); ok {
+				rest = " is " + after
+			}
+			msg = msg[:from] + rest
+		}
+	}
+	return msg
 }

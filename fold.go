@@ -121,37 +121,58 @@ func (f *Affine) ScaleShift(scale, shift []float32) error {
 // FoldArgs are the weights of a linear layer or a convolution beside a batch
 // norm, and where the folded ones go. FoldedWeight may be Weight and FoldedBias
 // may be Bias (the same slices); any other overlap is [ErrAlias].
+//
+//	layer                                 Dims                       Outputs  Inputs  Groups  Transposed
+//	linear (PyTorch, ONNX Gemm)           out, in                          0       1
+//	linear (Keras, Flax, ONNX MatMul)     in, out                          1       0
+//	linear behind a flattened NCHW tensor out, C, H*W                      0       1
+//	linear behind a flattened NHWC tensor H*W, C, out                      2       1
+//	convolution (PyTorch, ONNX)           out, in/groups, kh, kw           0       1  groups
+//	convolution (Keras, Flax)             kh, kw, in/groups, out          -1      -2  groups
+//	depthwise (PyTorch)                   in*multiplier, 1, kh, kw         0       1      in
+//	depthwise (Keras)                     kh, kw, 1, in*multiplier        -1      -2      in
+//	transposed (PyTorch, ONNX)            in, out/groups, kh, kw           1       0  groups        true
+//	transposed (Keras)                    kh, kw, out, in                 -2      -1                true
 type FoldArgs struct {
-	// Shape is that of the weights, with the batch norm's channels as Channels.
-	// [Axis] makes it from the dimensions of the weights and the axis that
-	// meets the batch norm; [Axes] where two do (Keras' depthwise kernels).
-	Shape  Shape
-	Weight []float32 // Shape.Len() elements
-	Bias   []float32 // nil: 0
+	// Dims are the dimensions of the weights, row-major. Outputs and Inputs are the
+	// axes of the layer's outputs and inputs among them; a negative one counts from
+	// the end. The outputs are the first axis or the last, in a transposed
+	// convolution the inputs are.
+	Dims            []int
+	Outputs, Inputs int
 
-	// OutputsLast is read by FoldIntoNext alone: the outputs are the last axis
-	// of the weights (Keras, Flax, ONNX MatMul) and not the first (PyTorch).
-	OutputsLast bool
+	// Groups is the number of groups of a convolution; 0 stands for 1. Then the axis
+	// Inputs has the inputs of one group, or in a transposed convolution the axis
+	// Outputs the outputs of one group.
+	Groups int
+
+	// Transposed marks a transposed convolution.
+	Transposed bool
+
+	Weight []float32 // as many elements as Dims say
+	Bias   []float32 // an element for each output of the layer; nil: 0
 
 	FoldedWeight []float32 // output: as many elements as Weight
 	FoldedBias   []float32 // output: an element for each output of the layer
 }
 
-// FoldIntoPrevious folds the batch norm into the layer before it:
+// FoldIntoPrevious folds the batch norm into the layer before it, whose outputs
+// are the channels:
 //
 //	weight'[o, ...] = weight[o, ...]*scale[o]
 //	bias'[o]        = (bias[o] - mean[o])*scale[o] + beta[o]
 //
-// The layer's outputs are the channels. The shape is Axis(0, out, in) for
-// PyTorch's linear layer, Axis(0, out, in/groups, k...) for its convolution,
-// Axis(1, in, out, k...) for its transposed convolution of one group, and
-// Axis(-1, ...) for the kernels of Keras and Flax. It holds for every padding
-// and stride. The batch norm's activation and residual stay behind the layer.
+// It holds for every padding, stride and dilation. The batch norm's activation and
+// residual stay behind the layer.
 func (f *Affine) FoldIntoPrevious(a FoldArgs) error {
-	if err := f.checkFold(&a, f.Channels()); err != nil {
+	g, err := f.checkFold(&a, false)
+	if err != nil {
 		return err
 	}
-	f.foldWeights(&a, nil)
+	for k, v := range a.Weight {
+		o, _ := g.at(k)
+		a.FoldedWeight[k] = float32(float64(v) * f.scale[o])
+	}
 	for c := range a.FoldedBias {
 		b := 0.0
 		if a.Bias != nil {
@@ -162,74 +183,139 @@ func (f *Affine) FoldIntoPrevious(a FoldArgs) error {
 	return nil
 }
 
-// FoldIntoNext folds the batch norm into the layer behind it:
+// FoldIntoNext folds the batch norm into the layer behind it, whose inputs are the
+// channels:
 //
 //	weight'[o, c, ...] = weight[o, c, ...]*scale[c]
 //	bias'[o]           = bias[o] + sum over c, ... of weight[o, c, ...]*shift[c]
 //
-// The layer's inputs are the channels, and there are as many outputs as
-// FoldedBias has elements. The shape is Axis(1, out, in) for PyTorch's linear
-// layer, and Axis(1, out, C, H*W) for one behind a flattened NCHW tensor. For
-// kernels (in, out) it is Axis(0, in, out), with OutputsLast.
-//
 // A convolution can be folded into only if it does not pad: the zeros of the
-// padding are not normalized. With an activation between the two, nothing can
-// ([ErrOption]), and a residual must not have been added either.
+// padding are not normalized. A transposed convolution takes other parts of the
+// shift to other outputs, so that there is no such bias ([ErrShape]), but for one
+// whose kernel has one place, with stride 1. With an activation between the two,
+// nothing can be folded ([ErrOption]), and a residual must not have been added
+// either.
 func (f *Affine) FoldIntoNext(a FoldArgs) error {
-	outputs := len(a.FoldedBias)
-	if outputs == 0 {
-		return fail(ErrMissing, "folded bias is missing, it has an element for each output of the layer")
-	}
-	if err := f.checkFold(&a, outputs); err != nil {
+	g, err := f.checkFold(&a, true)
+	if err != nil {
 		return err
 	}
 	if f.act != Identity {
 		return fail(ErrOption, "activation %v stands between the batch norm and the next layer", f.act)
 	}
-	around, name := a.Shape.Outer, "outer"
-	if a.OutputsLast {
-		around, name = a.Shape.Inner, "inner"
-	}
-	if around%outputs != 0 {
-		return fail(ErrShape, "folded bias has %d elements, of which %s %d of the weights' shape %v is no multiple", outputs, name, around, a.Shape)
-	}
-	sums := make([]float64, outputs)
+	sums := make([]float64, g.outputs)
 	for o := range a.Bias {
 		sums[o] = float64(a.Bias[o])
 	}
-	f.foldWeights(&a, sums)
+	for k, v := range a.Weight {
+		o, c := g.at(k)
+		sums[o] += float64(float64(v) * f.z(c, 0))
+		a.FoldedWeight[k] = float32(float64(v) * f.scale[c])
+	}
 	for o, s := range sums {
 		a.FoldedBias[o] = float32(s)
 	}
 	return nil
 }
 
-// foldWeights scales the weights, and adds what the shifts give to the outputs.
-func (f *Affine) foldWeights(a *FoldArgs, sums []float64) {
-	perOutput := len(a.Weight) / max(1, len(sums))
-	for k, v := range a.Weight {
-		w, c := float64(v), k/a.Shape.Inner%a.Shape.Channels
-		if sums != nil {
-			o := k / perOutput
-			if a.OutputsLast {
-				o = k % len(sums)
-			}
-			sums[o] += float64(w * f.z(c, 0))
-		}
-		a.FoldedWeight[k] = float32(w * f.scale[c])
-	}
+// kernelGeometry says which output and which input of a layer a weight connects.
+type kernelGeometry struct {
+	len                      int
+	outDim, outStride        int // of the axis of outputs
+	inDim, inStride          int // of the axis of inputs
+	outPerGroup, inPerGroup  int
+	transposed               bool
+	outputs, inputs, spatial int // spatial: places of the kernel
 }
 
-// checkFold validates everything that both directions have in common.
-func (f *Affine) checkFold(a *FoldArgs, outputs int) error {
+// at returns the output and the input of the weight at index k.
+func (g *kernelGeometry) at(k int) (output, input int) {
+	o, i := k/g.outStride%g.outDim, k/g.inStride%g.inDim
+	if g.transposed {
+		return i/g.inPerGroup*g.outDim + o, i
+	}
+	return o, o/g.outPerGroup*g.inDim + i
+}
+
+// geometry validates the description of the weights.
+func (a *FoldArgs) geometry() (g kernelGeometry, err error) {
+	n := len(a.Dims)
+	axis := func(name string, k int) (int, error) {
+		i := k
+		if i < 0 {
+			i += n
+		}
+		if i < 0 || i >= n {
+			return 0, fail(ErrShape, "axis %d of the %s is out of range for the %d dimensions %v of the weights", k, name, n, a.Dims)
+		}
+		return i, nil
+	}
+	out, err := axis("outputs", a.Outputs)
+	if err != nil {
+		return g, err
+	}
+	in, err := axis("inputs", a.Inputs)
+	if err != nil {
+		return g, err
+	}
+	if in == out {
+		return g, fail(ErrShape, "axis %d of the weights' dimensions %v can't be both the inputs and the outputs", in, a.Dims)
+	}
+	for i, d := range a.Dims {
+		if d < 1 {
+			return g, fail(ErrShape, "dimension %d of the weights' %v is %d, must be at least 1", i, a.Dims, d)
+		}
+	}
+	s, err := Axis(out, a.Dims...)
+	if err != nil {
+		return g, err
+	}
+	if a.Groups < 0 {
+		return g, fail(ErrShape, "groups is %d, must be at least 0", a.Groups)
+	}
+	groups := max(1, a.Groups)
+	g = kernelGeometry{len: s.Len(), outDim: s.Channels, outStride: s.Inner, inDim: a.Dims[in], inStride: 1, transposed: a.Transposed}
+	for _, d := range a.Dims[in+1:] {
+		g.inStride *= d
+	}
+	g.spatial = g.len / (g.outDim * g.inDim)
+	outer, name, dim := out, "outputs", g.outDim
+	if a.Transposed {
+		outer, name, dim = in, "inputs", g.inDim
+		g.outputs, g.inputs, g.outPerGroup, g.inPerGroup = g.outDim*groups, g.inDim, g.outDim, g.inDim/groups
+	} else {
+		g.outputs, g.inputs, g.outPerGroup, g.inPerGroup = g.outDim, g.inDim*groups, g.outDim/groups, g.inDim
+	}
+	switch {
+	case dim%groups != 0:
+		return g, fail(ErrShape, "%d groups do not divide the %d %s of the weights' dimensions %v", groups, dim, name, a.Dims)
+	case outer != 0 && outer != n-1 && !a.Transposed:
+		return g, fail(ErrShape, "the outputs are axis %d of the weights' dimensions %v, between others: only a transposed convolution has them there", out, a.Dims)
+	case outer != 0 && outer != n-1:
+		return g, fail(ErrShape, "the inputs are axis %d of the weights' dimensions %v, between others: no transposed convolution has them there", in, a.Dims)
+	}
+	return g, nil
+}
+
+// checkFold validates the arguments of a fold into the previous or the next layer.
+func (f *Affine) checkFold(a *FoldArgs, next bool) (g kernelGeometry, err error) {
 	if f == nil {
-		return fail(ErrMissing, "affine is nil")
+		return g, fail(ErrMissing, "affine is nil")
 	}
-	if err := a.Shape.Valid(); err != nil {
-		return err
+	if g, err = a.geometry(); err != nil {
+		return g, err
 	}
-	if a.Shape.Channels != f.Channels() {
-		return fail(ErrShape, "the weights' shape %v has %d channels, the batch norm has %d", a.Shape, a.Shape.Channels, f.Channels())
+	channels, name := g.outputs, "outputs"
+	if next {
+		channels, name = g.inputs, "inputs"
+	}
+	if channels != f.Channels() {
+		return g, fail(ErrShape, "the layer has %d %s by the weights' dimensions %v and %d groups, the batch norm has %d channels",
+			channels, name, a.Dims, max(1, a.Groups), f.Channels())
+	}
+	if next && a.Transposed && g.spatial > 1 {
+		return g, fail(ErrShape, "a transposed convolution whose kernel has %d places, of dimensions %v, takes other parts of the shift to other outputs",
+			g.spatial, a.Dims)
 	}
 	const weight, bias = 0, 1
 	ops := [...]operand{
@@ -239,15 +325,15 @@ func (f *Affine) checkFold(a *FoldArgs, outputs int) error {
 		3:      float32s("folded bias", a.FoldedBias).out(1 << bias),
 	}
 	for i, o := range ops {
-		n, words, number := a.Shape.Len(), "the weights' shape is %v", any(a.Shape)
+		n, words, number := g.len, "the weights' dimensions are %v", any(a.Dims)
 		if i&1 == bias {
-			n, words, number = outputs, "the layer has %d outputs", outputs
+			n, words, number = g.outputs, "the layer has %d outputs", g.outputs
 		}
 		if err := (sized{o, n, i != bias}).check(words, number); err != nil {
-			return err
+			return g, err
 		}
 	}
-	return apart(ops[:])
+	return g, apart(ops[:])
 }
 
 // AbsorbBias takes the bias of the layer before a batch norm into the batch

@@ -75,27 +75,27 @@ func linear(weight, bias, x []float64, outputs int, outputsLast bool) (y, size [
 func TestFoldIntoPrevious(t *testing.T) {
 	for _, c := range []struct {
 		name   string
-		keep   []int
-		dims   []int
+		args   batchnorm.FoldArgs
 		linear bool // (out, in)
 		last   bool // (in, out)
 	}{
-		{name: "linear (out, in)", keep: []int{0}, dims: []int{5, 7}, linear: true},
-		{name: "linear (in, out)", keep: []int{-1}, dims: []int{7, 5}, linear: true, last: true},
-		{name: "one input", keep: []int{0}, dims: []int{5, 1}, linear: true},
-		{name: "convolution (out, in/groups, kh, kw)", keep: []int{0}, dims: []int{6, 2, 3, 3}},
-		{name: "convolution (kh, kw, in, out)", keep: []int{-1}, dims: []int{3, 3, 4, 6}},
-		{name: "transposed convolution (in, out, k)", keep: []int{1}, dims: []int{4, 6, 3}},
-		{name: "depthwise (kh, kw, in, multiplier)", keep: []int{2, 3}, dims: []int{3, 3, 4, 2}},
+		{name: "linear (out, in)", args: batchnorm.FoldArgs{Dims: []int{5, 7}, Inputs: 1}, linear: true},
+		{name: "linear (in, out)", args: batchnorm.FoldArgs{Dims: []int{7, 5}, Outputs: 1}, linear: true, last: true},
+		{name: "one input", args: batchnorm.FoldArgs{Dims: []int{5, 1}, Inputs: 1}, linear: true},
+		{name: "convolution (out, in/groups, kh, kw)", args: batchnorm.FoldArgs{Dims: []int{6, 2, 3, 3}, Inputs: 1, Groups: 3}},
+		{name: "convolution (kh, kw, in, out)", args: batchnorm.FoldArgs{Dims: []int{3, 3, 4, 6}, Outputs: -1, Inputs: -2}},
+		{name: "transposed convolution (in, out, k)", args: batchnorm.FoldArgs{Dims: []int{4, 6, 3}, Outputs: 1, Transposed: true}},
+		{name: "depthwise (kh, kw, 1, in*multiplier)", args: batchnorm.FoldArgs{Dims: []int{3, 3, 1, 8}, Outputs: 3, Inputs: 2, Groups: 4}},
 	} {
 		for _, parts := range []string{"all", "no bias", "no gamma", "no beta", "in place"} {
 			t.Run(c.name+"/"+parts, func(t *testing.T) {
-				s, err := batchnorm.Axes(c.keep, c.dims...)
+				s, err := batchnorm.Axis(c.args.Outputs, c.args.Dims...)
 				noError(t, err)
 				f := newFoldCase(s.Channels)
 				weight, bias := gen.Normal(5, s.Len(), 0, 1), gen.Normal(6, s.Channels, 0, 1)
-				args := batchnorm.FoldArgs{Shape: s, Weight: slices.Clone(weight), Bias: slices.Clone(bias),
-					FoldedWeight: make([]float32, s.Len()), FoldedBias: make([]float32, s.Channels)}
+				args := c.args
+				args.Weight, args.Bias = slices.Clone(weight), slices.Clone(bias)
+				args.FoldedWeight, args.FoldedBias = make([]float32, s.Len()), make([]float32, s.Channels)
 				switch parts {
 				case "no bias":
 					args.Bias = nil
@@ -144,13 +144,130 @@ func expectRoundedOnce(t *testing.T, name string, got []float32, want []float64)
 	expectNear(t, name, got, want, func(i int) float64 { return ulp.Of(want[i])*0.5 + 1e-14*(1+math.Abs(want[i])) })
 }
 
+// convolution is a layer over sequences: weights of dimensions in some order, of
+// which one axis is the places of the kernel. With one place it is linear.
+type convolution struct {
+	name string
+	args batchnorm.FoldArgs
+}
+
+var convolutions = []convolution{
+	{"(out, in, k)", batchnorm.FoldArgs{Dims: []int{6, 4, 3}, Inputs: 1}},
+	{"(out, in/groups, k)", batchnorm.FoldArgs{Dims: []int{6, 4, 3}, Inputs: 1, Groups: 2}},
+	{"(k, in/groups, out)", batchnorm.FoldArgs{Dims: []int{3, 2, 6}, Outputs: -1, Inputs: -2, Groups: 3}},
+	{"depthwise (in*multiplier, 1, k)", batchnorm.FoldArgs{Dims: []int{8, 1, 3}, Inputs: 1, Groups: 4}},
+	{"depthwise (k, 1, in*multiplier)", batchnorm.FoldArgs{Dims: []int{3, 1, 8}, Outputs: 2, Inputs: 1, Groups: 4}},
+	{"transposed (in, out, k)", batchnorm.FoldArgs{Dims: []int{4, 6, 3}, Outputs: 1, Transposed: true}},
+	{"transposed (in, out/groups, k)", batchnorm.FoldArgs{Dims: []int{4, 3, 3}, Outputs: 1, Groups: 2, Transposed: true}},
+	{"transposed (k, out, in)", batchnorm.FoldArgs{Dims: []int{3, 5, 4}, Outputs: 1, Inputs: 2, Transposed: true}},
+	{"transposed of one place (in, out/groups, 1)", batchnorm.FoldArgs{Dims: []int{4, 3, 1}, Outputs: 1, Groups: 2, Transposed: true}},
+}
+
+// sizes returns the numbers of outputs, of inputs and of places of the kernel.
+func (c convolution) sizes() (outputs, inputs, places int) {
+	at := func(axis int) int { return c.args.Dims[(axis+3)%3] }
+	outputs, inputs, groups := at(c.args.Outputs), at(c.args.Inputs), max(1, c.args.Groups)
+	places = c.args.Dims[0] * c.args.Dims[1] * c.args.Dims[2] / (outputs * inputs)
+	if c.args.Transposed {
+		return outputs * groups, inputs, places
+	}
+	return outputs, inputs * groups, places
+}
+
+// apply is the layer by its definition. x has a sequence of the given length for
+// each input; so has y for each output.
+func (c convolution) apply(weight, bias, x []float64, length int) (y []float64) {
+	outputs, inputs, places := c.sizes()
+	groups := max(1, c.args.Groups)
+	// The weight between output o and input i at a place, 0 where they are of two groups.
+	between := func(o, i, place int) float64 {
+		if o/(outputs/groups) != i/(inputs/groups) {
+			return 0
+		}
+		axes := [3]int{-1, -1, -1}
+		if c.args.Transposed {
+			axes[(c.args.Outputs+3)%3], axes[(c.args.Inputs+3)%3] = o%(outputs/groups), i
+		} else {
+			axes[(c.args.Outputs+3)%3], axes[(c.args.Inputs+3)%3] = o, i%(inputs/groups)
+		}
+		k := 0
+		for axis, v := range axes {
+			if v < 0 {
+				v = place
+			}
+			k = k*c.args.Dims[axis] + v
+		}
+		return weight[k]
+	}
+	const stride = 2
+	out := length - places + 1
+	if c.args.Transposed {
+		if out = (length-1)*stride + places; places == 1 {
+			out = length
+		}
+	}
+	y = make([]float64, outputs*out)
+	for o := range outputs {
+		for p := range out {
+			y[o*out+p] = bias[o]
+		}
+		for i := range inputs {
+			for place := range places {
+				for p := range length {
+					q := p - place
+					if c.args.Transposed && places == 1 {
+						q = p
+					} else if c.args.Transposed {
+						q = p*stride + place
+					}
+					if q >= 0 && q < out {
+						y[o*out+q] += between(o, i, place) * x[i*length+p]
+					}
+				}
+			}
+		}
+	}
+	return y
+}
+
+// Every kind of convolution, folded into as the previous and as the next layer,
+// against the convolution by its definition.
+func TestFoldIntoConvolutions(t *testing.T) {
+	const length = 7
+	for _, c := range convolutions {
+		outputs, inputs, places := c.sizes()
+		n := c.args.Dims[0] * c.args.Dims[1] * c.args.Dims[2]
+		weight, bias, x := gen.Normal(1, n, 0, 1), gen.Normal(2, outputs, 0, 1), float64sOf(gen.Normal(3, inputs*length, 0, 1))
+		fold := func(by func(batchnorm.FoldArgs) error) []float64 {
+			args := c.args
+			args.Weight, args.Bias, args.FoldedWeight, args.FoldedBias = weight, bias, make([]float32, n), make([]float32, outputs)
+			noError(t, by(args))
+			return c.apply(float64sOf(args.FoldedWeight), float64sOf(args.FoldedBias), x, length)
+		}
+		normalized := func(f foldCase, v []float64) []float64 {
+			y, each := make([]float64, len(v)), len(v)/len(f.Mean)
+			for i := range y {
+				y[i] = f.z(i/each, v[i])
+			}
+			return y
+		}
+		// Up to thirty terms up to 40, each rounded once.
+		within := func(int) float64 { return 30 * 40 * 0x1p-24 }
+		f := newFoldCase(outputs)
+		expectNear(t, c.name+", previous", fold(f.affine(t).FoldIntoPrevious), normalized(f, c.apply(float64sOf(weight), float64sOf(bias), x, length)), within)
+		if c.args.Transposed && places > 1 {
+			continue
+		}
+		f = newFoldCase(inputs)
+		expectNear(t, c.name+", next", fold(f.affine(t).FoldIntoNext), c.apply(float64sOf(weight), float64sOf(bias), normalized(f, x), length), within)
+	}
+}
+
 // A convolution with padding, stride and groups, folded.
 func TestFoldIntoConvolution(t *testing.T) {
 	const out, groups, inPerGroup, k, size, stride, pad = 6, 3, 2, 3, 7, 2, 1
-	s, err := batchnorm.Axis(0, out, inPerGroup, k, k)
-	noError(t, err)
 	f := newFoldCase(out)
-	weight, bias := gen.Normal(1, s.Len(), 0, 1), gen.Normal(2, out, 0, 1)
+	weight, bias := gen.Normal(1, out*inPerGroup*k*k, 0, 1), gen.Normal(2, out, 0, 1)
 	image := float64sOf(gen.Normal(3, groups*inPerGroup*size*size, 0, 1))
 	convolve := func(weight, bias []float64) (y []float64) {
 		for o := range out {
@@ -172,7 +289,8 @@ func TestFoldIntoConvolution(t *testing.T) {
 		return y
 	}
 	plain := convolve(float64sOf(weight), float64sOf(bias))
-	noError(t, f.affine(t).FoldIntoPrevious(batchnorm.FoldArgs{Shape: s, Weight: weight, Bias: bias, FoldedWeight: weight, FoldedBias: bias}))
+	noError(t, f.affine(t).FoldIntoPrevious(batchnorm.FoldArgs{Dims: []int{out, inPerGroup, k, k}, Inputs: 1, Groups: groups,
+		Weight: weight, Bias: bias, FoldedWeight: weight, FoldedBias: bias}))
 	folded := convolve(float64sOf(weight), float64sOf(bias))
 	for i := range plain {
 		o := i * out / len(plain)
@@ -188,25 +306,29 @@ func TestFoldIntoNext(t *testing.T) {
 	const out, channels, spatial = 4, 5, 6
 	for _, c := range []struct {
 		name      string
-		keep      []int
+		inputs    int
 		dims      []int
 		last      bool
 		channelOf func(i int) int // of input i
 	}{
-		{"(out, in)", []int{1}, []int{out, channels}, false, func(i int) int { return i }},
-		{"(in, out)", []int{0}, []int{channels, out}, true, func(i int) int { return i }},
-		{"(out, C, H*W)", []int{1}, []int{out, channels, spatial}, false, func(i int) int { return i / spatial }},
-		{"(out, H*W, C)", []int{2}, []int{out, spatial, channels}, false, func(i int) int { return i % channels }},
-		{"(C, H*W, out)", []int{0}, []int{channels, spatial, out}, true, func(i int) int { return i / spatial }},
-		{"(H*W, C, out)", []int{1}, []int{spatial, channels, out}, true, func(i int) int { return i % channels }},
+		{"(out, in)", 1, []int{out, channels}, false, func(i int) int { return i }},
+		{"(in, out)", 0, []int{channels, out}, true, func(i int) int { return i }},
+		{"(out, C, H*W)", 1, []int{out, channels, spatial}, false, func(i int) int { return i / spatial }},
+		{"(out, H*W, C)", 2, []int{out, spatial, channels}, false, func(i int) int { return i % channels }},
+		{"(C, H*W, out)", 0, []int{channels, spatial, out}, true, func(i int) int { return i / spatial }},
+		{"(H*W, C, out)", 1, []int{spatial, channels, out}, true, func(i int) int { return i % channels }},
 	} {
 		for _, parts := range []string{"all", "no bias", "no gamma", "no beta", "in place"} {
 			t.Run(c.name+"/"+parts, func(t *testing.T) {
-				s, err := batchnorm.Axes(c.keep, c.dims...)
+				s, err := batchnorm.Axis(c.inputs, c.dims...)
 				noError(t, err)
+				outputs := 0
+				if c.last {
+					outputs = -1
+				}
 				f := newFoldCase(channels)
 				weight, bias := gen.Normal(5, s.Len(), 0, 1), gen.Normal(6, out, 0, 1)
-				args := batchnorm.FoldArgs{Shape: s, OutputsLast: c.last, Weight: slices.Clone(weight), Bias: slices.Clone(bias),
+				args := batchnorm.FoldArgs{Dims: c.dims, Inputs: c.inputs, Outputs: outputs, Weight: slices.Clone(weight), Bias: slices.Clone(bias),
 					FoldedWeight: make([]float32, s.Len()), FoldedBias: make([]float32, out)}
 				switch parts {
 				case "no bias":
@@ -315,21 +437,21 @@ func TestAffineIsInference(t *testing.T) {
 func TestFoldErrors(t *testing.T) {
 	const out, in = 3, 4
 	f := newFoldCase(out)
-	s := batchnorm.Shape{1, out, in}
-	next, err := batchnorm.Axis(1, in, out) // four outputs of three inputs
-	noError(t, err)
+	previous := batchnorm.FoldArgs{Dims: []int{out, in}, Inputs: 1}
+	next := batchnorm.FoldArgs{Dims: []int{in, out}, Inputs: 1} // four outputs of three inputs
 	arena := gen.Normal(1, 64, 0, 1)
-	args := func(s batchnorm.Shape, outputs int) batchnorm.FoldArgs {
+	args := func(a batchnorm.FoldArgs) batchnorm.FoldArgs {
 		at := 0
 		take := func(n int) []float32 {
 			at += n
 			return slices.Clone(arena[at-n : at])
 		}
-		return batchnorm.FoldArgs{Shape: s, Weight: take(s.Len()), Bias: take(outputs), FoldedWeight: take(s.Len()), FoldedBias: take(outputs)}
+		a.Weight, a.Bias, a.FoldedWeight, a.FoldedBias = take(out*in), take(a.Dims[0]), take(out*in), take(a.Dims[0])
+		return a
 	}
 	relu, err := batchnorm.NewAffine(f.AffineArgs, batchnorm.WithActivation(batchnorm.ReLU))
 	noError(t, err)
-	noError(t, relu.FoldIntoPrevious(args(s, out)))
+	noError(t, relu.FoldIntoPrevious(args(previous)))
 	for _, c := range []struct {
 		name   string
 		affine *batchnorm.Affine
@@ -340,11 +462,33 @@ func TestFoldErrors(t *testing.T) {
 	}{
 		{"nil", nil, false, func(*batchnorm.FoldArgs) {}, batchnorm.ErrMissing, []string{"affine"}},
 		{"nil, next", nil, true, func(*batchnorm.FoldArgs) {}, batchnorm.ErrMissing, []string{"affine"}},
-		{"no shape", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Shape = batchnorm.Shape{} }, batchnorm.ErrShape, []string{"0x0x0"}},
-		{"other channels", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Shape = batchnorm.Shape{1, in, out} },
-			batchnorm.ErrShape, []string{"1x4x3", "4 channels", "3"}},
+		{"no dimensions", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = nil }, batchnorm.ErrShape, []string{"axis 0", "outputs", "0 dimensions"}},
+		{"no axes", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Inputs = 0 }, batchnorm.ErrShape, []string{"axis 0", "both"}},
+		{"no such output", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Outputs = 2 }, batchnorm.ErrShape, []string{"axis 2", "outputs", "[4 3]"}},
+		{"no such input", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Inputs = -3 }, batchnorm.ErrShape, []string{"axis -3", "inputs", "[4 3]"}},
+		{"empty", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = []int{3, 0} }, batchnorm.ErrShape, []string{"dimension 1", "[3 0]"}},
+		{"empty at first", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims = []int{0, 3} }, batchnorm.ErrShape, []string{"dimension 0", "[0 3]"}},
+		{"too large", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = []int{3, math.MaxInt / 2} }, batchnorm.ErrShape, []string{"overflow"}},
+		{"negative groups", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = -2 }, batchnorm.ErrShape, []string{"-2"}},
+		{"groups don't divide", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = 2 }, batchnorm.ErrShape, []string{"2 groups", "3 outputs", "[3 4]"}},
+		{"groups don't divide, transposed", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Outputs, a.Inputs, a.Groups, a.Transposed = 1, 0, 2, true },
+			batchnorm.ErrShape, []string{"2 groups", "3 inputs", "[3 4]"}},
+		{"transposed, but not marked", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims, a.Outputs, a.Inputs = []int{3, 4, 2}, 1, 0 },
+			batchnorm.ErrShape, []string{"outputs are axis 1", "[3 4 2]", "transposed"}},
+		{"transposed, but not marked, previous", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims, a.Outputs, a.Inputs = []int{4, 3, 2}, 1, 0 },
+			batchnorm.ErrShape, []string{"outputs are axis 1", "[4 3 2]", "transposed"}},
+		{"marked, but not transposed", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims, a.Transposed = []int{3, 4, 2}, true },
+			batchnorm.ErrShape, []string{"inputs are axis 1", "[3 4 2]", "transposed"}},
+		{"transposed next", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims, a.Outputs, a.Inputs, a.Transposed = []int{3, 4, 2}, 1, 0, true },
+			batchnorm.ErrShape, []string{"2 places", "[3 4 2]", "shift"}},
+		{"other channels", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Dims = []int{in, out} },
+			batchnorm.ErrShape, []string{"[4 3]", "4 outputs", "3 channels"}},
+		{"other channels, next", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims = []int{out, in} },
+			batchnorm.ErrShape, []string{"[3 4]", "4 inputs", "3 channels"}},
+		{"other channels by groups", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Groups = 2 },
+			batchnorm.ErrShape, []string{"[4 3]", "6 inputs", "2 groups", "3 channels"}},
 		{"weight too short", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Weight = a.Weight[:11] },
-			batchnorm.ErrLength, []string{"weight has 11", "12", "1x3x4"}},
+			batchnorm.ErrLength, []string{"weight has 11", "12", "[3 4]"}},
 		{"no weight", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Weight = nil }, batchnorm.ErrMissing, []string{"weight", "12"}},
 		{"folded weight too long", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.FoldedWeight = make([]float32, 13) },
 			batchnorm.ErrLength, []string{"folded weight has 13", "12"}},
@@ -355,10 +499,6 @@ func TestFoldErrors(t *testing.T) {
 			batchnorm.ErrLength, []string{"folded bias has 4", "3 outputs"}},
 		{"no folded bias", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.FoldedBias = nil }, batchnorm.ErrMissing, []string{"folded bias", "3"}},
 		{"no folded bias, next", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.FoldedBias = nil }, batchnorm.ErrMissing, []string{"folded bias"}},
-		{"outputs don't divide", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Bias, a.FoldedBias = nil, a.FoldedBias[:3] },
-			batchnorm.ErrShape, []string{"3 elements", "outer 4", "4x3x1"}},
-		{"outputs last don't divide", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.OutputsLast = true },
-			batchnorm.ErrShape, []string{"4 elements", "inner 1"}},
 		{"activation between", relu, true, func(*batchnorm.FoldArgs) {}, batchnorm.ErrOption, []string{"relu"}},
 		{"weights overlap", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Weight, a.FoldedWeight = arena[:12], arena[1:13] },
 			batchnorm.ErrAlias, []string{"weight", "folded weight"}},
@@ -367,10 +507,10 @@ func TestFoldErrors(t *testing.T) {
 		{"biases overlap", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Bias, a.FoldedBias = arena[:3], arena[1:4] },
 			batchnorm.ErrAlias, []string{"bias", "folded bias"}},
 	} {
-		a := args(s, out)
+		a := args(previous)
 		fold := c.affine.FoldIntoPrevious
 		if c.next {
-			a, fold = args(next, in), c.affine.FoldIntoNext
+			a, fold = args(next), c.affine.FoldIntoNext
 		}
 		c.change(&a)
 		before := [][]float32{slices.Clone(a.Weight), slices.Clone(a.Bias), slices.Clone(a.FoldedWeight), slices.Clone(a.FoldedBias)}

@@ -1,18 +1,18 @@
 package batchnorm
 
-import "math"
-
 // Forward normalizes a batch by its own statistics:
 //
 //	y = act((x - mean)*invstd*gamma + beta + residual)
 //
 // with the mean and the population variance of every channel, and
 // invstd = 1/sqrt(variance + epsilon). It saves mean and invstd for
-// [Plan.Backward], and updates the running statistics, if these are given.
+// [Plan.Backward], or mean and variance in float32, and updates the running
+// statistics, if these are given.
 //
 // Training needs two values per channel at least ([ErrTooFewValues], see
-// [WithSingleValue]). An empty batch has no statistics: Mean and InvStd become
-// NaN, and the running statistics stay.
+// [WithSingleValue]). A batch without values, because it is empty or because the
+// mask leaves nothing, has no statistics: those that are saved become NaN, and the
+// running statistics stay.
 func (p *Plan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -28,7 +28,7 @@ func (p *Plan) Forward(a ForwardArgs) error {
 // checkForward validates the arguments of a training forward pass, and of its
 // renormalization if there is one. It returns the number of values per channel.
 func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, err error) {
-	const x, residual, y, runningMean, runningVar, r, d = 0, 1, 2, 7, 8, 9, 10
+	const x, residual, y, runningMean, runningVar, r, d = 0, 1, 2, 9, 10, 11, 12
 	ops := [...]operand{
 		x:           float32s("x", a.X),
 		residual:    float32s("residual", a.Residual),
@@ -37,6 +37,8 @@ func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, e
 		4:           float32s("beta", a.Beta),
 		5:           float64s("mean", a.Mean).out(0),
 		6:           float64s("invstd", a.InvStd).out(0),
+		7:           float32s("batch mean", a.BatchMean).out(0),
+		8:           float32s("batch variance", a.BatchVar).out(0),
 		runningMean: float32s("running mean", a.RunningMean).out(0),
 		runningVar:  float32s("running variance", a.RunningVar).out(0),
 		r:           {},
@@ -57,7 +59,7 @@ func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, e
 }
 
 // trainingCount returns the number of values per channel, or that there are too
-// few of them for statistics. An empty batch has none, and is no error.
+// few of them for statistics. None at all is no error.
 func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 	if n, err = m.count(p.shape); err != nil {
 		return 0, err
@@ -66,7 +68,7 @@ func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 		if n == 1 && !p.singleValue {
 			return 0, tooFew(p.shape)
 		}
-	} else if n == 0 || n == 1 && !p.singleValue {
+	} else if n == 1 && !p.singleValue {
 		return 0, fail(ErrTooFewValues, "the mask leaves %d of %d values per channel of shape %v, training needs at least %d",
 			n, all, p.shape, p.fewest())
 	}
@@ -84,8 +86,8 @@ func (p *Plan) fewest() int {
 // forward is a training forward pass with arguments that are valid.
 func (p *Plan) forward(a *ForwardArgs, n int, renorm renormalization) {
 	if n == 0 {
-		fill(a.Mean, math.NaN())
-		fill(a.InvStd, math.NaN())
+		p.clearAll(&a.Mask, a.Y)
+		noStatistics(a)
 		return
 	}
 	w := p.acquireFor(&a.Mask, n)
@@ -97,6 +99,7 @@ func (p *Plan) forward(a *ForwardArgs, n int, renorm renormalization) {
 	w.run(bothPhases)
 	copy(a.Mean, w.channels.mean)
 	copy(a.InvStd, w.channels.invstd)
+	saveBatch(a.BatchMean, a.BatchVar, w.channels.mean, w.channels.variance)
 	momentum := a.Momentum.or(p.momentum)
 	p.path.track(a.RunningMean, w.channels.mean, 1, momentum)
 	p.path.track(a.RunningVar, w.channels.variance, p.variance.correction(n), momentum)
@@ -164,7 +167,7 @@ func tooFew(s Shape) error {
 	return fail(ErrTooFewValues, "shape %v has 1 value per channel, training needs at least 2", s)
 }
 
-func fill(s []float64, v float64) {
+func fill[T float32 | float64](s []T, v T) {
 	for i := range s {
 		s[i] = v
 	}

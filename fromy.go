@@ -96,6 +96,8 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 		}
 	}
 	if n == 0 {
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
 		clear(a.DGamma)
 		clear(a.DBeta)
 		return nil

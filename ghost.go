@@ -6,7 +6,7 @@ import "sync"
 // taken apart.
 type GhostBatches struct {
 	Samples int // in the batch: the first dimension of the tensor; divides Shape.Outer
-	Size    int // samples per sub-batch, from 1 to Samples
+	Size    int // samples per sub-batch, at least 1; a smaller batch is one sub-batch
 }
 
 // A GhostPlan is a [Plan] for ghost batch normalization (Hoffer, Hubara and
@@ -15,7 +15,7 @@ type GhostBatches struct {
 // small batches is kept in large ones.
 //
 // When Size does not divide Samples, the last sub-batch has the samples left
-// over. It needs two values per channel like any other; a plan for which it
+// over; a batch of fewer samples than Size, an empty one too, is one sub-batch. It needs two values per channel like any other; a plan for which it
 // would have one is [ErrTooFewValues], unless made [WithSingleValue].
 //
 // Its results are, by the bits, those of a Plan called for one sub-batch after
@@ -23,6 +23,7 @@ type GhostBatches struct {
 type GhostPlan struct {
 	shape      Shape
 	ghost      GhostBatches
+	rows       int   // of Outer, per sample
 	full, last *Plan // of a sub-batch, and of the last when that is smaller
 	batches    int
 
@@ -37,16 +38,17 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 	if err := s.Valid(); err != nil {
 		return nil, err
 	}
-	if g.Samples < 1 || s.Outer%g.Samples != 0 || s.Outer == 0 {
+	if s.Outer == 0 && g.Samples != 0 || s.Outer > 0 && (g.Samples < 1 || s.Outer%g.Samples != 0) {
 		return nil, fail(ErrGhost, "%d samples do not divide outer %d of shape %v", g.Samples, s.Outer, s)
 	}
-	if g.Size < 1 || g.Size > g.Samples {
-		return nil, fail(ErrGhost, "the size of a ghost batch is %d samples, must be from 1 to %d", g.Size, g.Samples)
+	if g.Size < 1 {
+		return nil, fail(ErrGhost, "the size of a ghost batch is %d samples, must be at least 1", g.Size)
 	}
-	p := &GhostPlan{shape: s, ghost: g, batches: ceilDiv(g.Samples, g.Size)}
+	g.Size = min(g.Size, max(1, g.Samples))
+	p := &GhostPlan{shape: s, ghost: g, rows: s.Outer / max(1, g.Samples), batches: max(1, ceilDiv(g.Samples, g.Size))}
 	plan := func(samples int) (*Plan, error) {
 		part := s
-		part.Outer = s.Outer / g.Samples * samples
+		part.Outer = p.rows * samples
 		// What is stored past the caches is for the whole batch to say.
 		sub, err := NewPlan(part, append(opts[:len(opts):len(opts)], func(o *options) error {
 			o.schedule.streamLen /= p.batches
@@ -62,7 +64,7 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		return sub, nil
 	}
 	var err error
-	if p.full, err = plan(g.Size); err != nil {
+	if p.full, err = plan(min(g.Size, g.Samples)); err != nil {
 		return nil, err
 	}
 	p.last = p.full
@@ -88,11 +90,12 @@ func (p *GhostPlan) ready() error {
 	return nil
 }
 
-// Forward is [Plan.Forward] for every sub-batch. Mean and InvStd have
-// Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
+// Forward is [Plan.Forward] for every sub-batch. Mean, InvStd, BatchMean and BatchVar
+// have Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
 // The running statistics are updated by every sub-batch in turn, with the
 // momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them
-// the average of all sub-batches, of which the call's first is number n.
+// the average of all sub-batches, of which the call's first is number n; one that
+// the mask leaves nothing of is not counted.
 func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -106,8 +109,10 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 		4:        float32s("beta", a.Beta),
 		5:        float64s("mean", a.Mean).out(0).of(p.batches),
 		6:        float64s("invstd", a.InvStd).out(0).of(p.batches),
-		7:        float32s("running mean", a.RunningMean).out(0),
-		8:        float32s("running variance", a.RunningVar).out(0),
+		7:        float32s("batch mean", a.BatchMean).out(0).of(p.batches),
+		8:        float32s("batch variance", a.BatchVar).out(0).of(p.batches),
+		9:        float32s("running mean", a.RunningMean).out(0),
+		10:       float32s("running variance", a.RunningVar).out(0),
 	}
 	if err := p.shape.check(ops[:], 3, 1<<x|1<<y); err != nil {
 		return err
@@ -119,28 +124,35 @@ func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.checkMask(&a.Mask); err != nil {
 		return err
 	}
+	tracked := 0
 	for b := range p.batches {
 		q, part := p.batch(b)
 		f := a
-		f.Momentum = momentum.after(b)
+		f.Momentum = momentum.after(tracked)
 		f.X, f.Residual, f.Y = part.of(a.X), part.of(a.Residual), part.of(a.Y)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
+		f.Mean, f.InvStd = partOf(a.Mean, b, p.shape.Channels), partOf(a.InvStd, b, p.shape.Channels)
+		f.BatchMean, f.BatchVar = partOf(a.BatchMean, b, p.shape.Channels), partOf(a.BatchVar, b, p.shape.Channels)
 		f.Mask = part.mask(a.Mask)
 		n, _ := f.Mask.count(q.shape) // checked above
 		q.forward(&f, n, renormalization{})
+		tracked += min(1, n)
 	}
 	return nil
 }
 
-// Backward is [Plan.Backward] for every sub-batch, with Mean and InvStd as
-// Forward saved them. DGamma and DBeta are the sums over all sub-batches, taken
+// Backward is [Plan.Backward] for every sub-batch, with the statistics as Forward
+// saved them, or none. DGamma and DBeta are the sums over all sub-batches, taken
 // in float64.
 func (p *GhostPlan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
 	}
-	const dy, x, residual, dx, dresidual, mean, invstd = 0, 1, 2, 3, 4, 7, 8
+	const dy, x, residual, dx, dresidual, mean, invstd, batchMean, batchVar = 0, 1, 2, 3, 4, 7, 8, 9, 10
 	const inputs = 1<<dy | 1<<x | 1<<residual
+	statistics, err := a.given(1<<mean, 1<<invstd, 1<<batchMean, 1<<batchVar)
+	if err != nil {
+		return err
+	}
 	ops := [...]operand{
 		dy:        float32s("dy", a.DY),
 		x:         float32s("x", a.X),
@@ -151,10 +163,12 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 		6:         float32s("beta", a.Beta),
 		mean:      float64s("mean", a.Mean).of(p.batches),
 		invstd:    float64s("invstd", a.InvStd).of(p.batches),
-		9:         float32s("dgamma", a.DGamma).out(0),
-		10:        float32s("dbeta", a.DBeta).out(0),
+		batchMean: float32s("batch mean", a.BatchMean).of(p.batches),
+		batchVar:  float32s("batch variance", a.BatchVar).of(p.batches),
+		11:        float32s("dgamma", a.DGamma).out(0),
+		12:        float32s("dbeta", a.DBeta).out(0),
 	}
-	if err := p.shape.check(ops[:], 5, 1<<dy|1<<x|1<<mean|1<<invstd); err != nil {
+	if err := p.shape.check(ops[:], 5, 1<<dy|1<<x|statistics); err != nil {
 		return err
 	}
 	if err := p.checkMask(&a.Mask); err != nil {
@@ -167,7 +181,8 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 		f := a
 		f.DY, f.X, f.Residual = part.of(a.DY), part.of(a.X), part.of(a.Residual)
 		f.DX, f.DResidual = part.of(a.DX), part.of(a.DResidual)
-		f.Mean, f.InvStd = p.saved(a.Mean, b), p.saved(a.InvStd, b)
+		f.Mean, f.InvStd = partOf(a.Mean, b, p.shape.Channels), partOf(a.InvStd, b, p.shape.Channels)
+		f.BatchMean, f.BatchVar = partOf(a.BatchMean, b, p.shape.Channels), partOf(a.BatchVar, b, p.shape.Channels)
 		f.Mask = part.mask(a.Mask)
 		n, _ := f.Mask.count(q.shape) // checked above
 		q.backward(&f, n, renormalization{}, totals)
@@ -195,7 +210,7 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 	for b := range p.batches {
 		q, part := p.batch(b)
 		sub := part.mask(*m)
-		if n, _ := sub.count(q.shape); n < q.fewest() {
+		if n, _ := sub.count(q.shape); n > 0 && n < q.fewest() {
 			return fail(ErrTooFewValues, "the mask leaves %d of %d values per channel in ghost batch %d of %d, training needs at least %d",
 				n, q.shape.PerChannel(), b, p.batches, q.fewest())
 		}
@@ -210,17 +225,8 @@ func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
 		q = p.last
 	}
 	sample := b * p.ghost.Size
-	row := p.shape.Outer / p.ghost.Samples * sample
+	row := p.rows * sample
 	return q, ghostPart{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
-}
-
-// saved returns the statistics of sub-batch b.
-func (p *GhostPlan) saved(s []float64, b int) []float64 {
-	if s == nil {
-		return nil
-	}
-	c := p.shape.Channels
-	return s[b*c:][:c:c]
 }
 
 // ghostPart is a sub-batch.
@@ -237,7 +243,7 @@ func (g *ghostPart) of(t []float32) []float32 {
 
 func (g *ghostPart) mask(m Mask) Mask {
 	if m.Lengths != nil {
-		each := len(m.Lengths) / g.all
+		each := len(m.Lengths) / max(1, g.all)
 		m.Lengths = m.Lengths[g.sample*each:][:g.samples*each]
 	}
 	if m.Valid != nil {

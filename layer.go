@@ -1,8 +1,8 @@
 package batchnorm
 
 import (
+	"math"
 	"slices"
-	"sync"
 )
 
 // A Layer is a batch norm with everything that belongs to it: gamma and beta,
@@ -14,7 +14,8 @@ import (
 // updates Gamma and Beta by DGamma and DBeta in place. The slices have an
 // element for each channel. Any of them may be set to nil: without Gamma or
 // Beta the scale is 1 or the shift 0, without DGamma or DBeta that gradient is
-// not computed, and without RunningMean and RunningVar nothing is tracked.
+// not computed, and without RunningMean and RunningVar nothing is tracked. One of
+// these two alone is [ErrMissing].
 //
 // A Layer is for one goroutine at a time, except that [Layer.Inference] may be
 // called by several while nobody writes to the layer.
@@ -23,7 +24,7 @@ type Layer struct {
 	DGamma, DBeta []float32 // gradients, set or added to by Backward
 
 	RunningMean, RunningVar []float32 // 0 and 1 in a new layer
-	BatchesTracked          int64     // how many batches are in them
+	BatchesTracked          int64     // how many batches are in them; it stops at its largest value
 
 	// Momentum is the weight of a batch in the running statistics. The zero
 	// value is what the layer's options say.
@@ -31,6 +32,9 @@ type Layer struct {
 	// Cumulative makes the running statistics the plain average of the batches
 	// tracked (PyTorch's momentum=None), whatever Momentum is.
 	Cumulative bool
+	// Precise takes in the statistics of every batch of a training forward pass, if
+	// it is not nil, at the cost of one more read of X: see SetRunning.
+	Precise *Precise
 	// Accumulate makes Backward add to DGamma and DBeta, for a batch in several
 	// pieces. Otherwise it overwrites them.
 	Accumulate bool
@@ -40,11 +44,10 @@ type Layer struct {
 	opts       []Option
 	evaluating bool
 
-	mu    sync.Mutex
-	plans []*Plan // the last used first, at most maxPlans
-
+	plans               *Plans
 	kept                keptForward
 	mean, invstd        []float64
+	sums                []float64 // mean and m2 of a batch, for Precise
 	oldDGamma, oldDBeta []float32 // before Backward, when it accumulates
 }
 
@@ -57,13 +60,14 @@ type keptForward struct {
 	frozen      bool // normalized by the running statistics
 }
 
-// maxPlans is how many shapes a layer keeps a plan for.
-const maxPlans = 16
-
 // NewLayer returns a layer for tensors of so many channels, in training mode,
 // with gamma 1, beta 0, running mean 0 and running variance 1. The options are
-// those of [NewPlan]; PyTorch's defaults are the default.
+// those of [NewPlans]; PyTorch's defaults are the default.
 func NewLayer(channels int, opts ...Option) (*Layer, error) {
+	plans, err := NewPlans(opts...)
+	if err != nil {
+		return nil, err
+	}
 	p, err := NewPlan(Shape{1, channels, 1}, opts...)
 	if err != nil {
 		return nil, err
@@ -72,7 +76,7 @@ func NewLayer(channels int, opts ...Option) (*Layer, error) {
 		Gamma: make([]float32, channels), Beta: make([]float32, channels),
 		DGamma: make([]float32, channels), DBeta: make([]float32, channels),
 		RunningMean: make([]float32, channels), RunningVar: make([]float32, channels),
-		channels: channels, epsilon: p.epsilon, opts: slices.Clone(opts),
+		channels: channels, epsilon: p.epsilon, opts: slices.Clone(opts), plans: plans,
 	}
 	l.allocate()
 	l.Reset()
@@ -81,7 +85,7 @@ func NewLayer(channels int, opts ...Option) (*Layer, error) {
 
 // allocate makes the memory that no other layer shares.
 func (l *Layer) allocate() {
-	l.plans = make([]*Plan, 0, maxPlans)
+	l.sums = make([]float64, 2*l.channels)
 	l.mean, l.invstd = make([]float64, l.channels), make([]float64, l.channels)
 	l.oldDGamma, l.oldDBeta = make([]float32, l.channels), make([]float32, l.channels)
 }
@@ -146,11 +150,15 @@ func (l *Layer) Clone() (*Layer, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
 	}
+	plans, err := NewPlans(l.opts...)
+	if err != nil {
+		return nil, err
+	}
 	c := &Layer{
 		Gamma: slices.Clone(l.Gamma), Beta: slices.Clone(l.Beta), DGamma: slices.Clone(l.DGamma), DBeta: slices.Clone(l.DBeta),
 		RunningMean: slices.Clone(l.RunningMean), RunningVar: slices.Clone(l.RunningVar), BatchesTracked: l.BatchesTracked,
 		Momentum: l.Momentum, Cumulative: l.Cumulative, Accumulate: l.Accumulate,
-		channels: l.channels, epsilon: l.epsilon, opts: l.opts, evaluating: l.evaluating,
+		channels: l.channels, epsilon: l.epsilon, opts: l.opts, plans: plans, evaluating: l.evaluating,
 	}
 	c.allocate()
 	return c, nil
@@ -174,12 +182,18 @@ type LayerForwardArgs struct {
 	Mask     Mask      // which positions are data; zero value: all
 
 	Y []float32 // output
+
+	// Untracked leaves the running statistics and BatchesTracked as they are, in
+	// training mode: for a second forward pass of a batch, whose activations were
+	// thrown away after the first to save memory (checkpointing). Y gets the same
+	// bits, and the batch counts once.
+	Untracked bool
 }
 
 // Forward normalizes a batch of any shape with the layer's channels.
 //
-// In training mode it is [Plan.Forward], and updates the running statistics; an
-// empty batch is not counted in BatchesTracked. In evaluation mode it is
+// In training mode it is [Plan.Forward], and updates the running statistics; a
+// batch without values is not counted in BatchesTracked. In evaluation mode it is
 // [Plan.Inference], or, without running statistics, normalization by the
 // batch's as in training.
 //
@@ -190,13 +204,17 @@ type LayerForwardArgs struct {
 // with an activation from Residual ([ErrAlias]). In evaluation mode it may be
 // one of them, and then there is no Backward.
 //
-// A shape that is among the last 16 takes no allocation.
+// A shape that is among the last ones, as many as [WithCapacity] says, takes no
+// allocation.
 func (l *Layer) Forward(a LayerForwardArgs) error {
 	if err := l.ready(); err != nil {
 		return err
 	}
 	p, err := l.plan(a.Shape)
 	if err != nil {
+		return err
+	}
+	if err := l.checkRunning(); err != nil {
 		return err
 	}
 	kept := keptForward{plan: p, x: a.X, mask: a.Mask}
@@ -207,7 +225,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	ops := [...]operand{float32s("x", kept.x), float32s("residual", kept.residual), float32s("y", a.Y).out(0)}
 	lost := apart(ops[:])
 
-	if l.evaluating && (l.RunningMean != nil || l.RunningVar != nil) {
+	if l.evaluating && l.RunningMean != nil {
 		if err := l.Inference(a); err != nil {
 			return err
 		}
@@ -220,21 +238,76 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	if lost != nil {
 		return lost
 	}
-	momentum := l.Momentum
+	momentum, runningMean, runningVar := l.Momentum, l.RunningMean, l.RunningVar
 	if l.Cumulative {
-		momentum = NewWeight(1 / float64(l.BatchesTracked+1))
+		momentum = NewWeight(1 / (float64(l.BatchesTracked) + 1))
+	}
+	if a.Untracked {
+		runningMean, runningVar = nil, nil
+	}
+	if l.Precise != nil {
+		if err := l.Precise.fits(l.channels); err != nil {
+			return err
+		}
 	}
 	if err := p.Forward(ForwardArgs{
 		X: a.X, Residual: a.Residual, Gamma: l.Gamma, Beta: l.Beta, Mask: a.Mask, Y: a.Y, Mean: l.mean, InvStd: l.invstd,
-		RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: momentum,
+		RunningMean: runningMean, RunningVar: runningVar, Momentum: momentum,
 	}); err != nil {
 		return err
 	}
-	if a.Shape.Outer > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
+	if l.Precise != nil && !a.Untracked {
+		m := Moments{Mean: l.sums[:l.channels], M2: l.sums[l.channels:]}
+		if err := p.Moments(MomentsArgs{X: a.X, Mask: a.Mask, Moments: &m}); err != nil {
+			return err
+		}
+		if err := l.Precise.Add(m); err != nil {
+			return err
+		}
+	}
+	if n, _ := a.Mask.count(a.Shape); n > 0 && runningMean != nil && l.BatchesTracked < math.MaxInt64 {
 		l.BatchesTracked++
 	}
 	l.kept = kept
 	return nil
+}
+
+// checkRunning reports running statistics that are not whole.
+func (l *Layer) checkRunning() error {
+	switch {
+	case l.RunningMean == nil && l.RunningVar != nil:
+		return fail(ErrMissing, "running mean is missing beside the running variance: a layer has both or neither")
+	case l.RunningMean != nil && l.RunningVar == nil:
+		return fail(ErrMissing, "running variance is missing beside the running mean: a layer has both or neither")
+	case l.BatchesTracked < 0:
+		return fail(ErrState, "batches tracked is %d, must be at least 0", l.BatchesTracked)
+	}
+	return nil
+}
+
+// SetRunning puts the statistics of many batches in the place of the running ones,
+// as those that [Precise] gathered, with the variance of the layer's options.
+//
+//	layer.Precise, err = batchnorm.NewPrecise(layer.Channels())
+//	// ... Forward of many batches, in training mode ...
+//	err = layer.Precise.Moments(&m)
+//	layer.Precise = nil
+//	err = layer.SetRunning(m)
+func (l *Layer) SetRunning(m Moments) error {
+	if err := l.ready(); err != nil {
+		return err
+	}
+	if err := l.checkRunning(); err != nil {
+		return err
+	}
+	if l.RunningMean == nil {
+		return fail(ErrMissing, "running mean is missing: the layer tracks nothing")
+	}
+	p, err := l.plan(Shape{1, l.channels, 1})
+	if err != nil {
+		return err
+	}
+	return p.Statistics(StatisticsArgs{Moments: m, RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: NewWeight(1)})
 }
 
 // Inference normalizes a batch by the running statistics, in either mode. It
@@ -326,22 +399,5 @@ func (l *Layer) plan(s Shape) (*Plan, error) {
 	if s.Channels != l.channels {
 		return nil, fail(ErrShape, "shape %v has %d channels, the layer has %d", s, s.Channels, l.channels)
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	at := slices.IndexFunc(l.plans, func(p *Plan) bool { return p.shape == s })
-	if at < 0 {
-		p, err := NewPlan(s, l.opts...)
-		if err != nil {
-			return nil, err
-		}
-		if len(l.plans) < maxPlans {
-			l.plans = append(l.plans, nil)
-		}
-		at = len(l.plans) - 1
-		l.plans[at] = p
-	}
-	p := l.plans[at]
-	copy(l.plans[1:], l.plans[:at])
-	l.plans[0] = p
-	return p, nil
+	return l.plans.Plan(s)
 }

@@ -111,18 +111,15 @@ func ExampleAffine_FoldIntoPrevious() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	shape, err := batchnorm.Axis(0, 3, 2) // (out, in); the outputs are the channels
-	if err != nil {
-		log.Fatal(err)
-	}
-	weight := []float32{
+	weight := []float32{ // (out, in)
 		1, 2,
 		3, 4,
 		5, 6,
 	}
 	bias := []float32{1, 1, 1}
 	err = affine.FoldIntoPrevious(batchnorm.FoldArgs{
-		Shape: shape, Weight: weight, Bias: bias, FoldedWeight: weight, FoldedBias: bias, // in place
+		Dims: []int{3, 2}, Outputs: 0, Inputs: 1, // the outputs are the channels
+		Weight: weight, Bias: bias, FoldedWeight: weight, FoldedBias: bias, // in place
 	})
 	if err != nil {
 		log.Fatal(err)

@@ -2,12 +2,10 @@ package batchnorm
 
 // PlannedShapes returns the shapes that the layer has plans for, the last used
 // first.
-func (l *Layer) PlannedShapes() (shapes []Shape) {
-	for _, p := range l.plans {
-		shapes = append(shapes, p.shape)
-	}
-	return shapes
-}
+func (l *Layer) PlannedShapes() []Shape { return l.plans.shapes() }
+
+// Shapes returns the shapes that there are plans for, the last used first.
+func (p *Plans) Shapes() []Shape { return p.shapes() }
 
 // Keeps returns what the layer keeps references to for Backward.
 func (l *Layer) Keeps() (x, residual []float32) { return l.kept.x, l.kept.residual }

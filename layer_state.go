@@ -79,7 +79,8 @@ func (l *Layer) AppendBinary(b []byte) ([]byte, error) {
 }
 
 // UnmarshalBinary loads a state into a layer made by [NewLayer] with the same
-// number of channels, epsilon and slices as the one that was saved. The values
+// number of channels, epsilon and slices as the one that was saved. Epsilon is the
+// same if it is so as a float32, as many files hold it; the layer keeps its own. The values
 // go into the slices that are there, so that an optimizer's references hold.
 // Nothing else of the layer changes, but that a forward pass that waits for
 // Backward is forgotten, since its parameters are gone.
@@ -110,7 +111,7 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 	if channels != uint64(l.channels) {
 		return fail(ErrState, "saved state has %d channels, the layer has %d", channels, l.channels)
 	}
-	if epsilon != l.epsilon {
+	if float32(epsilon) != float32(l.epsilon) { // what differs by less went through a float32
 		return fail(ErrState, "saved state was made with epsilon %v, the layer has %v", epsilon, l.epsilon)
 	}
 	if batches > math.MaxInt64 {

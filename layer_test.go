@@ -7,6 +7,7 @@ import (
 	"hash/crc64"
 	"math"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -239,15 +240,10 @@ func TestLayerWithout(t *testing.T) {
 	expectErrorWords(t, "affine", err, batchnorm.ErrMissing, "mean")
 
 	half := newLayer(t, 3)
-	half.RunningVar, half.DBeta = nil, nil
+	half.DBeta = nil
 	noError(t, half.Forward(forward))
 	noError(t, half.Backward(backward))
 	expectBits(t, "dgamma", half.DGamma, wantDGamma)
-	if half.BatchesTracked != 1 || half.RunningMean[0] == 0 {
-		t.Errorf("the running mean alone is %v after %d batches", half.RunningMean, half.BatchesTracked)
-	}
-	half.Eval()
-	expectErrorWords(t, "evaluation by half of the statistics", half.Forward(forward), batchnorm.ErrMissing, "var")
 }
 
 // Whatever is wrong, nothing is written, and a forward pass that waits for its
@@ -290,7 +286,7 @@ func TestLayerErrors(t *testing.T) {
 			}, batchnorm.ErrMomentum, []string{"2"}},
 			{"batches", func(l *batchnorm.Layer, _ *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) {
 				l.Cumulative, l.BatchesTracked = true, -1
-			}, batchnorm.ErrMomentum, []string{"Inf"}},
+			}, batchnorm.ErrState, []string{"-1"}},
 			{"one value", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) {
 				f.Shape, f.X, f.Residual, f.Y = batchnorm.Shape{1, 3, 1}, f.X[:3], nil, f.Y[:3]
 			}, batchnorm.ErrTooFewValues, []string{"1x3x1"}},
@@ -457,9 +453,9 @@ func TestLayerClone(t *testing.T) {
 	expectSameLayer(t, "the original, after its clone was used", l, untouched)
 }
 
-// A layer keeps plans for the 16 shapes used last.
+// A layer keeps plans for the shapes used last, as many as its options say.
 func TestLayerPlans(t *testing.T) {
-	l := newLayer(t, 2)
+	l := newLayer(t, 2, batchnorm.WithCapacity(7))
 	l.Eval()
 	use := func(outer int) {
 		s := batchnorm.Shape{outer, 2, 1}
@@ -474,12 +470,12 @@ func TestLayerPlans(t *testing.T) {
 		use(3) // stays
 	}
 	shapes := l.PlannedShapes()
-	if len(shapes) != 16 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) || shapes[15] != (batchnorm.Shape{25, 2, 1}) {
+	if len(shapes) != 7 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) || shapes[6] != (batchnorm.Shape{34, 2, 1}) {
 		t.Errorf("the layer has plans for %v", shapes)
 	}
-	use(30)
-	use(25)
-	if again := l.PlannedShapes(); len(again) != 16 || !slices.Equal(slices.Sorted(slices.Values(outers(again))), slices.Sorted(slices.Values(outers(shapes)))) {
+	use(37)
+	use(34)
+	if again := l.PlannedShapes(); len(again) != 7 || !slices.Equal(slices.Sorted(slices.Values(outers(again))), slices.Sorted(slices.Values(outers(shapes)))) {
 		t.Errorf("using plans that there are leaves %v", again)
 	}
 }
@@ -500,7 +496,7 @@ func TestLayerNoAllocations(t *testing.T) {
 		l.Accumulate, l.Cumulative = true, true
 		var f []batchnorm.LayerForwardArgs
 		var b []batchnorm.LayerBackwardArgs
-		for outer := range 16 { // as many shapes as there are plans
+		for outer := range batchnorm.DefaultCapacity { // as many shapes as there are plans
 			s := batchnorm.Shape{outer + 1, 6, 40}
 			tensor := func(seed uint64) []float32 { return gen.Normal(seed, s.Len(), 0, 1) }
 			f = append(f, batchnorm.LayerForwardArgs{Shape: s, X: tensor(1), Residual: tensor(2), Y: tensor(3)})
@@ -748,4 +744,90 @@ func FuzzUnmarshalBinary(f *testing.F) {
 			t.Fatalf("%x is loaded, but saves as %x", data, again)
 		}
 	})
+}
+
+// A second forward pass of a batch, after its activations were thrown away, gives
+// the same bits, and the batch is counted once.
+func TestLayerUntracked(t *testing.T) {
+	for _, cumulative := range []bool{false, true} {
+		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.SiLU} {
+			once, twice := newLayer(t, 5, batchnorm.WithActivation(act)), newLayer(t, 5, batchnorm.WithActivation(act))
+			once.Cumulative, twice.Cumulative = cumulative, cumulative
+			s := batchnorm.Shape{6, 5, 20}
+			for step := range uint64(4) {
+				x, dy := gen.Normal(step, s.Len(), 2, 3), gen.Normal(step+9, s.Len(), 0, 1)
+				train := func(l *batchnorm.Layer, passes int) (y, dx []float32) {
+					for pass := range passes {
+						y, dx = make([]float32, s.Len()), make([]float32, s.Len())
+						noError(t, l.Forward(batchnorm.LayerForwardArgs{Shape: s, X: x, Y: y, Untracked: pass > 0}))
+					}
+					noError(t, l.Backward(batchnorm.LayerBackwardArgs{DY: dy, DX: dx}))
+					return y, dx
+				}
+				wantY, wantDX := train(once, 1)
+				y, dx := train(twice, 2)
+				expectBits(t, "y of the second pass", y, wantY)
+				expectBits(t, "dx", dx, wantDX)
+				expectSameLayer(t, "two passes and one", twice, once)
+			}
+			if twice.BatchesTracked != 4 {
+				t.Errorf("%d batches are tracked, want 4", twice.BatchesTracked)
+			}
+		}
+	}
+}
+
+// A layer has both running statistics or neither, in either mode.
+func TestLayerHalfRunning(t *testing.T) {
+	for _, training := range []bool{true, false} {
+		for name, l := range map[string]*batchnorm.Layer{"running mean": newLayer(t, 3), "running variance": newLayer(t, 3)} {
+			if !training {
+				l.Eval()
+			}
+			if name == "running mean" {
+				l.RunningMean = nil
+			} else {
+				l.RunningVar = nil
+			}
+			s := batchnorm.Shape{4, 3, 1}
+			y := []float32{7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7}
+			err := l.Forward(batchnorm.LayerForwardArgs{Shape: s, X: make([]float32, 12), Y: y})
+			if !errors.Is(err, batchnorm.ErrMissing) || !strings.Contains(err.Error(), name+" is missing") || y[0] != 7 {
+				t.Errorf("without %s: %v, want ErrMissing", name, err)
+			}
+		}
+	}
+}
+
+// The number of batches ends where an int64 does, and the average goes on.
+func TestLayerBatchesTrackedEnd(t *testing.T) {
+	s := batchnorm.Shape{4, 3, 1}
+	l := newLayer(t, 3)
+	l.Cumulative, l.BatchesTracked = true, math.MaxInt64-1
+	for range 3 {
+		noError(t, l.Forward(batchnorm.LayerForwardArgs{Shape: s, X: gen.Normal(1, 12, 5, 1), Y: make([]float32, 12)}))
+		if l.BatchesTracked != math.MaxInt64 || !(math.Abs(float64(l.RunningMean[0])) < 1e-17) {
+			t.Errorf("%d batches are tracked, and the running mean is %v", l.BatchesTracked, l.RunningMean[0])
+		}
+	}
+	if _, err := l.MarshalBinary(); err != nil {
+		t.Error(err)
+	}
+	l.BatchesTracked = -1
+	err := l.Forward(batchnorm.LayerForwardArgs{Shape: s, X: make([]float32, 12), Y: make([]float32, 12)})
+	if !errors.Is(err, batchnorm.ErrState) || !strings.Contains(err.Error(), "-1") {
+		t.Errorf("with -1 batches: %v, want ErrState", err)
+	}
+}
+
+// Epsilon that went through a float32 is the same epsilon, and others are not.
+func TestLayerStateEpsilon(t *testing.T) {
+	state, err := newLayer(t, 3, batchnorm.WithEpsilon(1e-3)).MarshalBinary()
+	noError(t, err)
+	noError(t, newLayer(t, 3, batchnorm.WithEpsilon(float64(float32(1e-3)))).UnmarshalBinary(state))
+	for _, epsilon := range []float64{1e-5, 1.000001e-3, 0} {
+		if err := newLayer(t, 3, batchnorm.WithEpsilon(epsilon)).UnmarshalBinary(state); !errors.Is(err, batchnorm.ErrState) {
+			t.Errorf("epsilon %v instead of 0.001: %v, want ErrState", epsilon, err)
+		}
+	}
 }

@@ -14,6 +14,9 @@ package batchnorm
 // order: the tensor of shape {1, Channels, n}, or {n, Channels, 1} where the
 // channels are adjacent (Inner is 1 and Channels is not).
 //
+// A mask that leaves nothing makes of any batch an empty one: in training it has
+// no statistics, leaves the running ones, and gives no gradients.
+//
 // The first such call of a plan allocates its workspace, and so does the first
 // with Valid; calls after that allocate nothing.
 type Mask struct {

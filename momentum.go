@@ -1,6 +1,6 @@
 package batchnorm
 
-import "math"
+import "fmt"
 
 // Momentum is the weight with which a batch enters the running statistics.
 // Frameworks disagree on which side their "momentum" weighs, so it can only be
@@ -8,9 +8,10 @@ import "math"
 // momentum ([WithMomentum]), which is NewWeight(0.1), PyTorch's default, unless
 // an option says otherwise.
 type Momentum struct {
-	weight float64
-	set    bool
-	number int // of the batch, for Cumulative
+	weight     float64
+	set        bool
+	cumulative bool
+	number     int // of the batch, for Cumulative
 }
 
 // NewWeight weighs the new batch:
@@ -26,15 +27,24 @@ func OldWeight(w float64) Momentum { return Momentum{weight: 1 - w, set: true} }
 // the weight of batch number n, counted from 1, is 1/n. This is momentum=None
 // in PyTorch.
 func Cumulative(n int) Momentum {
-	if n < 1 {
-		return Momentum{weight: math.NaN(), set: true}
+	return Momentum{weight: 1 / float64(max(n, 1)), set: true, cumulative: true, number: n}
+}
+
+// String returns the momentum as the call that makes it: "NewWeight(0.1)",
+// "Cumulative(3)", or "Momentum{}" for the zero value.
+func (m Momentum) String() string {
+	switch {
+	case !m.set:
+		return "Momentum{}"
+	case m.cumulative:
+		return fmt.Sprintf("Cumulative(%d)", m.number)
 	}
-	return Momentum{weight: 1 / float64(n), set: true, number: n}
+	return fmt.Sprintf("NewWeight(%v)", m.weight)
 }
 
 // after is the momentum of a batch that comes so many batches later.
 func (m Momentum) after(batches int) Momentum {
-	if m.number == 0 {
+	if !m.cumulative {
 		return m
 	}
 	return Cumulative(m.number + batches)
@@ -56,17 +66,23 @@ func (m Momentum) value() float64 {
 }
 
 func (m Momentum) valid() error {
+	if m.cumulative && m.number < 1 {
+		return fail(ErrMomentum, "momentum is %v, the first batch is number 1", m)
+	}
 	if w := m.value(); !(w >= 0 && w <= 1) {
 		return fail(ErrMomentum, "momentum gives the new batch the weight %v, must be in [0, 1]", w)
 	}
 	return nil
 }
 
-// update returns the running value after a batch. A weight of 1 forgets the
-// old value altogether, a NaN among it.
+// update returns the running value after a batch. A weight of 1 forgets the old
+// value altogether, even NaN, and a weight of 0 the batch.
 func (m Momentum) update(running float32, batch float64) float32 {
 	w := m.value()
-	if w == 1 {
+	switch w {
+	case 0:
+		return running
+	case 1:
 		return float32(batch)
 	}
 	return float32(float64((1-w)*float64(running)) + float64(w*batch))

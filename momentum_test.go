@@ -25,4 +25,20 @@ func TestMomentum(t *testing.T) {
 	if got := NewWeight(1).update(float32(math.NaN()), 20); got != 20 {
 		t.Errorf("weight 1 keeps something of NaN: %v", got)
 	}
+	for _, batch := range []float64{math.NaN(), math.Inf(1), 1e300} {
+		if got := NewWeight(0).update(10, batch); got != 10 {
+			t.Errorf("weight 0 makes %v of 10 after a batch of %v", got, batch)
+		}
+	}
+}
+
+func TestMomentumString(t *testing.T) {
+	for want, m := range map[string]Momentum{
+		"Momentum{}": {}, "NewWeight(0.1)": NewWeight(0.1), "NewWeight(0.25)": OldWeight(0.75), "NewWeight(0)": NewWeight(0),
+		"Cumulative(3)": Cumulative(3), "Cumulative(0)": Cumulative(0), "Cumulative(5)": Cumulative(3).after(2),
+	} {
+		if got := m.String(); got != want {
+			t.Errorf("the string is %q, want %q", got, want)
+		}
+	}
 }

@@ -18,11 +18,12 @@ type options struct {
 	momentum    Momentum // of calls that name none
 	variance    Variance
 	schedule    schedule
+	capacity    int // of Plans
 }
 
 // newOptions returns the defaults, changed by the options.
 func newOptions(opts []Option) (options, error) {
-	o := options{epsilon: DefaultEpsilon, path: DefaultPath(), schedule: defaultSchedule}
+	o := options{epsilon: DefaultEpsilon, path: DefaultPath(), schedule: defaultSchedule, capacity: DefaultCapacity}
 	for _, option := range opts {
 		if option == nil {
 			return o, fail(ErrOption, "option is nil")

@@ -93,9 +93,9 @@ func TestShapeErrors(t *testing.T) {
 		{"NCHW", nchw, []int{0, 0}, []string{"dimension 1", "[0 0]"}},
 		{"NHWC", nhwc, []int{2, 0, 3}, []string{"dimension 1", "[2 0 3]"}},
 		{"NHWC", nhwc, []int{2, 3, 0}, []string{"dimension 2", "[2 3 0]"}},
-		{"Axis(0)", axis(0), []int{0, 3}, []string{"dimension 0", "[0 3]"}},
-		{"Axis(-2)", axis(-2), []int{0, 3}, []string{"dimension 0", "[0 3]"}},
-		{"NCHW", nchw, []int{-1, 3}, []string{"dimension 0", "-1"}},
+		{"Axis(0)", axis(0), []int{0, 3}, []string{"dimension 0", "[0 3]", "at least 1"}},
+		{"Axis(-2)", axis(-2), []int{0, 3}, []string{"dimension 0", "[0 3]", "at least 1"}},
+		{"NCHW", nchw, []int{-1, 3}, []string{"dimension 0", "-1", "at least 0"}},
 		{"NHWC", nhwc, []int{2, -5, 3}, []string{"dimension 1", "-5"}},
 		// Overflow, of the elements and of their bytes.
 		{"NCHW", nchw, []int{maxLen + 1, 1}, []string{strconv.Itoa(maxLen)}},

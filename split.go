@@ -111,6 +111,9 @@ type StatisticsArgs struct {
 	Mean   []float64 // output: as Forward saves it; nil: not wanted
 	InvStd []float64 // output: as Forward saves it; nil: not wanted
 
+	BatchMean []float32 // output: as Forward saves it; nil: not wanted
+	BatchVar  []float32 // output: as Forward saves it; nil: not wanted
+
 	// As in [ForwardArgs].
 	RunningMean, RunningVar []float32
 	Momentum                Momentum // zero value: the plan's
@@ -118,8 +121,8 @@ type StatisticsArgs struct {
 
 // Statistics turns the moments of a whole batch into what [Plan.Normalize] and
 // the backward pass need, and updates the running statistics, all as
-// [Plan.Forward] does. Of the plan it uses epsilon and the number of channels;
-// its shape is otherwise free.
+// [Plan.Forward] does, those of an empty batch too. Of the plan it uses epsilon and
+// the number of channels; its shape is otherwise free.
 //
 // Mean may be Moments.Mean.
 func (p *Plan) Statistics(a StatisticsArgs) error {
@@ -132,8 +135,10 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		m2:   float64s("m2 of the moments", a.Moments.M2),
 		2:    float64s("mean", a.Mean).out(1 << mean),
 		3:    float64s("invstd", a.InvStd).out(1 << m2),
-		4:    float32s("running mean", a.RunningMean).out(0),
-		5:    float32s("running variance", a.RunningVar).out(0),
+		4:    float32s("batch mean", a.BatchMean).out(0),
+		5:    float32s("batch variance", a.BatchVar).out(0),
+		6:    float32s("running mean", a.RunningMean).out(0),
+		7:    float32s("running variance", a.RunningVar).out(0),
 	}
 	if err := p.check(ops[:], 0, 1<<mean|1<<m2); err != nil {
 		return err
@@ -142,6 +147,10 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		return err
 	}
 	n := a.Moments.Count
+	if n == 0 { // as Forward of an empty batch
+		noStatistics(&ForwardArgs{Mean: a.Mean, InvStd: a.InvStd, BatchMean: a.BatchMean, BatchVar: a.BatchVar})
+		return nil
+	}
 	if n < p.fewest() {
 		return fail(ErrTooFewValues, "the moments are of %d values per channel, training needs at least %d", n, p.fewest())
 	}
@@ -154,6 +163,12 @@ func (p *Plan) Statistics(a StatisticsArgs) error {
 		}
 		if a.InvStd != nil {
 			a.InvStd[c] = invStd(variance, p.epsilon)
+		}
+		if a.BatchMean != nil {
+			a.BatchMean[c] = float32(mean)
+		}
+		if a.BatchVar != nil {
+			a.BatchVar[c] = float32(variance)
 		}
 		if a.RunningMean != nil {
 			a.RunningMean[c] = track.update(a.RunningMean[c], mean)
@@ -368,11 +383,18 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 		return err
 	}
 	total := a.Sums.Count
-	if total < p.fewest() {
+	if total != 0 && total < p.fewest() {
 		return fail(ErrTooFewValues, "the sums are over %d values per channel, training needs at least %d", total, p.fewest())
 	}
 	if total < n {
 		return fail(ErrLength, "the sums are over %d values per channel, this part alone has %d", total, n)
+	}
+	if total == 0 { // as Backward of an empty batch
+		p.clearAll(&a.Mask, a.DX)
+		p.clearAll(&a.Mask, a.DResidual)
+		clear(a.DGamma)
+		clear(a.DBeta)
+		return nil
 	}
 	var w *work
 	if n > 0 {

@@ -56,7 +56,7 @@ func WithRunningVariance(v Variance) Option {
 func WithMomentum(m Momentum) Option {
 	return func(o *options) error {
 		if err := m.valid(); err != nil {
-			return fail(ErrOption, "momentum gives the new batch the weight %v, must be in [0, 1]", m.value())
+			return &argError{ErrOption, err.Error()}
 		}
 		o.momentum = m
 		return nil

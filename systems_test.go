@@ -316,7 +316,7 @@ func TestSystemOptionErrors(t *testing.T) {
 	}{
 		{batchnorm.WithMomentum(batchnorm.NewWeight(1.5)), []string{"momentum", "1.5"}},
 		{batchnorm.WithMomentum(batchnorm.OldWeight(1.5)), []string{"momentum", "-0.5"}},
-		{batchnorm.WithMomentum(batchnorm.Cumulative(0)), []string{"momentum", "NaN"}},
+		{batchnorm.WithMomentum(batchnorm.Cumulative(0)), []string{"momentum", "Cumulative(0)", "number 1"}},
 		{batchnorm.WithRunningVariance(7), []string{"running variance", "Variance(7)"}},
 	} {
 		p, err := batchnorm.NewPlan(someShape, c.option)

@@ -1,0 +1,262 @@
+package batchnorm
+
+import (
+	"math"
+	"math/big"
+)
+
+// Precise gathers the statistics of many batches, to put them in the place of the
+// running ones once training has ended: "precise batch norm" (Wu and Johnson 2021,
+// arXiv 2105.07576), update_bn of weight averaging. It takes the [Moments] of
+// batches, or of parts of them, and gives those of all their values together.
+//
+// It adds without rounding, so the order in which batches come, and who takes
+// them, decides no bit. It is for one goroutine at a time; several have one each,
+// and [Precise.Merge] joins these.
+//
+// It holds about a kilobyte for each channel.
+type Precise struct {
+	count    int
+	channels []preciseChannel
+}
+
+// preciseChannel is the sum of all values of a channel, and that of their squares.
+type preciseChannel struct{ sum, squares exactSum }
+
+// NewPrecise returns what gathers statistics of so many channels.
+func NewPrecise(channels int) (*Precise, error) {
+	if channels < 1 {
+		return nil, fail(ErrShape, "there are %d channels, must be at least 1", channels)
+	}
+	return &Precise{channels: make([]preciseChannel, channels)}, nil
+}
+
+func (p *Precise) ready() error {
+	if p == nil || len(p.channels) == 0 {
+		return fail(ErrMissing, "precise is nil or was not made by NewPrecise")
+	}
+	return nil
+}
+
+// fits reports that there are other channels than needed.
+func (p *Precise) fits(channels int) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	if n := len(p.channels); n != channels {
+		return fail(ErrShape, "precise has %d channels, the layer has %d", n, channels)
+	}
+	return nil
+}
+
+// Count returns how many values of each channel there are.
+func (p *Precise) Count() int {
+	if p == nil {
+		return 0
+	}
+	return p.count
+}
+
+// Reset forgets all batches.
+func (p *Precise) Reset() {
+	if p != nil {
+		p.count = 0
+		clear(p.channels)
+	}
+}
+
+// Add takes in the moments of a batch, or of a part of one. Those of no values
+// change nothing. A NaN or an infinity stays, in its channel.
+func (p *Precise) Add(m Moments) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	n := len(p.channels)
+	for _, s := range []sized{{float64s("mean of the moments", m.Mean), n, true}, {float64s("m2 of the moments", m.M2), n, true}} {
+		if err := s.check("there are %d channels", n); err != nil {
+			return err
+		}
+	}
+	if err := p.grow(m.Count); err != nil || m.Count == 0 {
+		return err
+	}
+	count := float64(m.Count)
+	for c := range p.channels {
+		ch, mean := &p.channels[c], m.Mean[c]
+		total := count * mean
+		ch.sum.add(total)
+		if total-total == 0 { // or infinity would become NaN
+			ch.sum.add(math.FMA(count, mean, -total))
+		}
+		// The sum of squares is m2 + count*mean^2, where mean^2 = high + low.
+		high := mean * mean
+		low := math.FMA(mean, mean, -high)
+		total = count * high
+		ch.squares.add(m.M2[c])
+		ch.squares.add(total)
+		ch.squares.add(math.FMA(count, high, -total))
+		ch.squares.add(count * low)
+	}
+	return nil
+}
+
+// grow adds to the count of values.
+func (p *Precise) grow(count int) error {
+	if count < 0 || count > math.MaxInt-p.count {
+		return fail(ErrLength, "the moments are of %d values, after %d before them", count, p.count)
+	}
+	p.count += count
+	return nil
+}
+
+// Merge takes in what another has gathered.
+func (p *Precise) Merge(other *Precise) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	if err := other.ready(); err != nil {
+		return err
+	}
+	if len(other.channels) != len(p.channels) {
+		return fail(ErrShape, "there are %d channels, the other has %d", len(p.channels), len(other.channels))
+	}
+	if err := p.grow(other.count); err != nil {
+		return err
+	}
+	for c := range p.channels {
+		p.channels[c].sum.merge(&other.channels[c].sum)
+		p.channels[c].squares.merge(&other.channels[c].squares)
+	}
+	return nil
+}
+
+// Moments writes the moments of all values so far. Then [Plan.Statistics] makes
+// of them running statistics of the plan's kind, with the weight NewWeight(1);
+// [Layer.SetRunning] does it for a layer. The slices of dst have an element per
+// channel and are apart.
+func (p *Precise) Moments(dst *Moments) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	if dst == nil {
+		return fail(ErrMissing, "dst is missing")
+	}
+	n := len(p.channels)
+	ops := [...]operand{float64s("mean of dst", dst.Mean).out(0), float64s("m2 of dst", dst.M2).out(0)}
+	for _, o := range ops {
+		if err := (sized{o, n, true}).check("there are %d channels", n); err != nil {
+			return err
+		}
+	}
+	if err := apart(ops[:]); err != nil {
+		return err
+	}
+	dst.Count = p.count
+	if p.count == 0 {
+		clear(dst.Mean)
+		clear(dst.M2)
+		return nil
+	}
+	for c := range p.channels {
+		dst.Mean[c], dst.M2[c] = p.channels[c].moment(p.count)
+	}
+	return nil
+}
+
+// moment returns mean and m2 of n values.
+func (c *preciseChannel) moment(n int) (mean, m2 float64) {
+	if v := c.sum.special + c.squares.special; v != 0 { // NaN or infinite
+		return c.sum.special, math.NaN()
+	}
+	count := new(big.Float).SetInt64(int64(n))
+	quotient := func(numerator *big.Int, exponent int) float64 {
+		const precision = 128
+		q := new(big.Float).SetPrec(precision).SetInt(numerator)
+		q.Quo(q, count)
+		v, _ := q.SetMantExp(q, exponent).Float64()
+		return v
+	}
+	sum, squares := c.sum.whole(), c.squares.whole()
+	mean = quotient(sum, -exactScale)
+	// m2 = squares - sum^2/n
+	squares.Mul(squares, big.NewInt(int64(n))).Lsh(squares, exactScale)
+	squares.Sub(squares, sum.Mul(sum, sum))
+	return mean, max(quotient(squares, -2*exactScale), 0)
+}
+
+// exactSum is a sum of float64 without rounding: digits of 32 bits, of which digit
+// k weighs 2^(32*k - exactScale) and may be larger than 32 bits for a while, of either
+// sign (a small superaccumulator: Neal 2015, arXiv 1505.05571).
+type exactSum struct {
+	digits  [exactDigits]int64
+	special float64 // sum of what is not finite; 0: nothing
+	room    int32   // additions until digits may overflow
+}
+
+const (
+	exactScale  = 1120 // at least 1074
+	exactDigits = (exactScale + 1024 + 64) / 32
+)
+
+func (s *exactSum) add(v float64) {
+	if v-v != 0 {
+		s.special += v
+		return
+	}
+	bits := math.Float64bits(v)
+	mantissa, exponent := bits&(1<<52-1), int(bits>>52&0x7ff)
+	if exponent != 0 {
+		mantissa |= 1 << 52
+	} else {
+		exponent = 1
+	}
+	if s.room == 0 {
+		s.carry()
+	}
+	s.room--
+	at := exponent - 1075 + exactScale // of the lowest bit of the mantissa
+	k, shift := at/32, at%32
+	low, high := mantissa<<shift, mantissa>>(64-shift)
+	d := (*[3]int64)(s.digits[k:])
+	if v < 0 {
+		d[0] -= int64(low & math.MaxUint32)
+		d[1] -= int64(low >> 32)
+		d[2] -= int64(high)
+	} else {
+		d[0] += int64(low & math.MaxUint32)
+		d[1] += int64(low >> 32)
+		d[2] += int64(high)
+	}
+}
+
+// carry makes all digits but the last 32 bits long.
+func (s *exactSum) carry() {
+	carry := int64(0)
+	for k := range s.digits[:exactDigits-1] {
+		d := s.digits[k] + carry
+		carry = d >> 32
+		s.digits[k] = d & math.MaxUint32
+	}
+	s.digits[exactDigits-1] += carry
+	s.room = 1 << 30
+}
+
+func (s *exactSum) merge(other *exactSum) {
+	s.carry()
+	o := *other
+	o.carry()
+	for k, d := range o.digits {
+		s.digits[k] += d
+	}
+	s.special += o.special
+	s.carry()
+}
+
+// whole returns the sum times 2^exactScale.
+func (s *exactSum) whole() *big.Int {
+	sum, digit := new(big.Int), new(big.Int)
+	for k := exactDigits - 1; k >= 0; k-- {
+		sum.Lsh(sum, 32).Add(sum, digit.SetInt64(s.digits[k]))
+	}
+	return sum
+}
