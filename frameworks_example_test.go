@@ -14,8 +14,8 @@ import (
 // The operations of frameworks by the calls of this package; docs/frameworks.md
 // maps them argument by argument. Each function has the framework's signature, but
 // for the dimensions, which a tensor of the framework brings with it, and for the
-// error, which a framework would return. A framework that is called often keeps
-// the plan of a shape.
+// error, which a framework would return. A framework keeps plans, in a Plans for
+// each set of options.
 
 // ok ends the example on an error.
 func ok(err error) {
@@ -41,16 +41,8 @@ func xlaPlan(dims []int, epsilon float32, featureIndex int) *batchnorm.Plan {
 func xlaBatchNormTraining(operand []float32, dims []int, scale, offset []float32, epsilon float32, featureIndex int) (
 	output, batchMean, batchVar []float32) {
 	plan := xlaPlan(dims, epsilon, featureIndex)
-	channels := plan.Shape().Channels
-	m := batchnorm.Moments{Mean: make([]float64, channels), M2: make([]float64, channels)}
-	invstd := make([]float64, channels)
-	output, batchMean, batchVar = like(operand), make([]float32, channels), make([]float32, channels)
-	ok(plan.Moments(batchnorm.MomentsArgs{X: operand, Moments: &m}))
-	ok(plan.Statistics(batchnorm.StatisticsArgs{Moments: m, InvStd: invstd}))
-	ok(plan.Normalize(batchnorm.NormalizeArgs{X: operand, Gamma: scale, Beta: offset, Mean: m.Mean, InvStd: invstd, Y: output}))
-	for c := range channels {
-		batchMean[c], batchVar[c] = float32(m.Mean[c]), float32(m.M2[c]/float64(m.Count))
-	}
+	output, batchMean, batchVar = like(operand), make([]float32, dims[featureIndex]), make([]float32, dims[featureIndex])
+	ok(plan.Forward(batchnorm.ForwardArgs{X: operand, Gamma: scale, Beta: offset, Y: output, BatchMean: batchMean, BatchVar: batchVar}))
 	return output, batchMean, batchVar
 }
 
@@ -62,19 +54,15 @@ func xlaBatchNormInference(operand []float32, dims []int, scale, offset, mean, v
 	return output
 }
 
-// xlaBatchNormGrad is BatchNormGrad, and BatchNormGradient of GoMLX. It takes mean
-// and variance anew from the operand, which it has: a float32 mean of data far
-// from zero lacks the digits that the gradient rests on.
+// xlaBatchNormGrad is BatchNormGrad, and BatchNormGradient of GoMLX. It has mean and
+// variance taken anew from the operand, at the cost of one more read: float32
+// statistics of data far from zero lack digits that the gradient rests on. Where
+// they will do, they are BatchMean and BatchVar.
 func xlaBatchNormGrad(operand []float32, dims []int, scale, _, _ []float32, gradOutput []float32, epsilon float32, featureIndex int) (
 	gradOperand, gradScale, gradOffset []float32) {
 	plan := xlaPlan(dims, epsilon, featureIndex)
-	channels := plan.Shape().Channels
-	m := batchnorm.Moments{Mean: make([]float64, channels), M2: make([]float64, channels)}
-	invstd := make([]float64, channels)
-	gradOperand, gradScale, gradOffset = like(operand), make([]float32, channels), make([]float32, channels)
-	ok(plan.Moments(batchnorm.MomentsArgs{X: operand, Moments: &m}))
-	ok(plan.Statistics(batchnorm.StatisticsArgs{Moments: m, InvStd: invstd}))
-	ok(plan.Backward(batchnorm.BackwardArgs{DY: gradOutput, X: operand, Gamma: scale, Mean: m.Mean, InvStd: invstd,
+	gradOperand, gradScale, gradOffset = like(operand), make([]float32, dims[featureIndex]), make([]float32, dims[featureIndex])
+	ok(plan.Backward(batchnorm.BackwardArgs{DY: gradOutput, X: operand, Gamma: scale,
 		DX: gradOperand, DGamma: gradScale, DBeta: gradOffset}))
 	return gradOperand, gradScale, gradOffset
 }

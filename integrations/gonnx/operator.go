@@ -3,6 +3,7 @@ package gonnxbn
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/advancedclimatesystems/gonnx/onnx"
 	"github.com/advancedclimatesystems/gonnx/ops"
@@ -93,14 +94,15 @@ func (o *operator) apply(inputs []tensor.Tensor) ([]tensor.Tensor, error) {
 	if err != nil {
 		return nil, err
 	}
-	plan, err := o.planner.plan(planKey{shape, o.epsilon, o.momentum, o.relu})
+	plan, err := o.planner.plan(shape, attributes{o.epsilon, o.momentum, o.relu})
 	if err != nil {
 		return nil, err
 	}
 	y := make([]float32, len(x))
-	var stats [][]float64 // the outputs behind y
+	var stats []any // the outputs behind y
+	single := inputs[3].Dtype() == tensor.Float32 && inputs[4].Dtype() == tensor.Float32
 	switch {
-	case !o.training && inputs[3].Dtype() == tensor.Float32 && inputs[4].Dtype() == tensor.Float32:
+	case single:
 		mean, err := values[float32](inputs[3])
 		if err != nil {
 			return nil, err
@@ -109,7 +111,11 @@ func (o *operator) apply(inputs []tensor.Tensor) ([]tensor.Tensor, error) {
 		if err != nil {
 			return nil, err
 		}
-		err = plan.Inference(batchnorm.InferenceArgs{X: x, Gamma: gamma, Beta: beta, Mean: mean, Var: variance, Y: y})
+		if o.training {
+			stats, err = o.train(plan, x, gamma, beta, mean, variance, y)
+		} else {
+			err = plan.Inference(batchnorm.InferenceArgs{X: x, Gamma: gamma, Beta: beta, Mean: mean, Var: variance, Y: y})
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -141,26 +147,34 @@ func (o *operator) apply(inputs []tensor.Tensor) ([]tensor.Tensor, error) {
 		if len(mean) != shape.Channels || len(variance) != shape.Channels {
 			return nil, fmt.Errorf("mean and var have %d and %d elements, shape %v needs %d", len(mean), len(variance), shape, shape.Channels)
 		}
-		stats, err = o.train(plan, x, gamma, beta, mean, variance, y)
+		stats, err = o.train64(plan, x, gamma, beta, mean, variance, y)
 		if err != nil {
 			return nil, err
 		}
 	}
 	out := []tensor.Tensor{tensor.New(tensor.WithShape(inputs[0].Shape().Clone()...), tensor.WithBacking(y))}
 	for i, s := range stats[:o.outputs-1] {
-		var backing any = s
-		if like := inputs[3+i%2]; like.Dtype() == tensor.Float32 {
-			backing = narrow(s)
+		if wide, ok := s.([]float64); ok && inputs[3+i%2].Dtype() == tensor.Float32 {
+			s = convert[float32](wide)
 		}
-		out = append(out, tensor.New(tensor.WithShape(inputs[3].Shape().Clone()...), tensor.WithBacking(backing)))
+		out = append(out, tensor.New(tensor.WithShape(inputs[3].Shape().Clone()...), tensor.WithBacking(s)))
 	}
 	return out, nil
 }
 
 // train normalizes by the batch's statistics, and returns the outputs behind Y:
-// the running mean and variance, and the batch's. They are computed in float64, so
-// that outputs of that type get what they can hold.
-func (o *operator) train(plan *batchnorm.Plan, x, gamma, beta []float32, runningMean, runningVar []float64, y []float32) ([][]float64, error) {
+// the running mean and variance, and the batch's.
+func (o *operator) train(plan *batchnorm.Plan, x, gamma, beta, mean, variance, y []float32) ([]any, error) {
+	runningMean, runningVar := slices.Clone(mean), slices.Clone(variance)
+	batchMean, batchVar := make([]float32, plan.Shape().Channels), make([]float32, plan.Shape().Channels)
+	err := plan.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: y,
+		RunningMean: runningMean, RunningVar: runningVar, BatchMean: batchMean, BatchVar: batchVar})
+	return []any{runningMean, runningVar, batchMean, batchVar}, err
+}
+
+// train64 is train with statistics in float64, so that outputs of that type get
+// what they can hold.
+func (o *operator) train64(plan *batchnorm.Plan, x, gamma, beta []float32, runningMean, runningVar []float64, y []float32) ([]any, error) {
 	channels := plan.Shape().Channels
 	m := batchnorm.Moments{Mean: make([]float64, channels), M2: make([]float64, channels)}
 	if err := plan.Moments(batchnorm.MomentsArgs{X: x, Moments: &m}); err != nil {
@@ -180,7 +194,7 @@ func (o *operator) train(plan *batchnorm.Plan, x, gamma, beta []float32, running
 		runningMean[c] = o.momentum*runningMean[c] + (1-o.momentum)*m.Mean[c]
 		runningVar[c] = o.momentum*runningVar[c] + (1-o.momentum)*variance[c]
 	}
-	return [][]float64{runningMean, runningVar, m.Mean, variance}, nil
+	return []any{runningMean, runningVar, m.Mean, variance}, nil
 }
 
 // invstd returns 1/sqrt(variance + epsilon); with both 0 it is 0, as everywhere in
@@ -234,8 +248,6 @@ func convert[T, F float32 | float64](s []F) []T {
 	}
 	return r
 }
-
-func narrow(s []float64) []float32 { return convert[float32](s) }
 
 // ValidateInputs checks number and types of the inputs.
 func (o *operator) ValidateInputs(inputs []tensor.Tensor) ([]tensor.Tensor, error) {

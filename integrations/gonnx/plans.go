@@ -6,41 +6,47 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// planner keeps the plans of a model's nodes.
+// planner keeps the plans of a model: a [batchnorm.Plans] for each set of
+// attributes that its nodes have.
 type planner struct {
 	opts []batchnorm.Option
 
 	mu    sync.Mutex
-	plans map[planKey]*batchnorm.Plan
+	plans map[attributes]*batchnorm.Plans
 }
 
-type planKey struct {
-	shape             batchnorm.Shape
+// attributes are those that a plan is made with.
+type attributes struct {
 	epsilon, momentum float64
 	relu              bool
 }
 
-// maxPlans bounds the memory of a server that meets ever new shapes.
-const maxPlans = 256
-
-func (p *planner) plan(key planKey) (*batchnorm.Plan, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if plan := p.plans[key]; plan != nil {
-		return plan, nil
-	}
-	opts := append([]batchnorm.Option{batchnorm.ONNX()}, p.opts...)
-	opts = append(opts, batchnorm.WithEpsilon(key.epsilon), batchnorm.WithMomentum(batchnorm.OldWeight(key.momentum)))
-	if key.relu {
-		opts = append(opts, batchnorm.WithActivation(batchnorm.ReLU))
-	}
-	plan, err := batchnorm.NewPlan(key.shape, opts...)
+func (p *planner) plan(s batchnorm.Shape, a attributes) (*batchnorm.Plan, error) {
+	plans, err := p.plansOf(a)
 	if err != nil {
 		return nil, err
 	}
-	if p.plans == nil || len(p.plans) == maxPlans {
-		p.plans = make(map[planKey]*batchnorm.Plan)
+	return plans.Plan(s)
+}
+
+func (p *planner) plansOf(a attributes) (*batchnorm.Plans, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if plans := p.plans[a]; plans != nil {
+		return plans, nil
 	}
-	p.plans[key] = plan
-	return plan, nil
+	opts := append([]batchnorm.Option{batchnorm.ONNX()}, p.opts...)
+	opts = append(opts, batchnorm.WithEpsilon(a.epsilon), batchnorm.WithMomentum(batchnorm.OldWeight(a.momentum)))
+	if a.relu {
+		opts = append(opts, batchnorm.WithActivation(batchnorm.ReLU))
+	}
+	plans, err := batchnorm.NewPlans(opts...)
+	if err != nil {
+		return nil, err
+	}
+	if p.plans == nil {
+		p.plans = make(map[attributes]*batchnorm.Plans)
+	}
+	p.plans[a] = plans
+	return plans, nil
 }

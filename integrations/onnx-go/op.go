@@ -81,7 +81,7 @@ func (o *op) UsePreallocDo(out gorgonia.Value, inputs ...gorgonia.Value) (gorgon
 	if err != nil {
 		return nil, err
 	}
-	plan, err := o.planner.plan(planKey{shape, o.epsilon, o.momentum})
+	plan, err := o.planner.plan(shape, attributes{o.epsilon, o.momentum})
 	if err != nil {
 		return nil, err
 	}
