@@ -439,7 +439,9 @@ func TestConcurrent(t *testing.T) {
 	}
 	var wait sync.WaitGroup
 	for g := range 8 {
-		wait.Go(func() {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
 			for n := 1; n <= 64; n++ {
 				rows := g*64 + n
 				in := gonnx.Tensors{"x": tensor.New(tensor.WithShape(rows, 2), tensor.WithBacking(slices.Repeat([]float32{5, 7}, rows)))}
@@ -455,7 +457,7 @@ func TestConcurrent(t *testing.T) {
 					t.Errorf("%d rows: %v", rows, y[:2])
 				}
 			}
-		})
+		}()
 	}
 	wait.Wait()
 }

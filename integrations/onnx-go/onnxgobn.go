@@ -26,11 +26,11 @@ import (
 var ErrVersion = errors.New("onnxgobn: onnx-go is not v0.5.0")
 
 const (
-	modulePath  = "github.com/owulveryck/onnx-go"
-	version     = "v0.5.0"
-	opType      = "BatchNormalization"
-	nodeField   = "gorgoniaNode"
-	fieldsOfOur = 5 // of gorgonnx.Node
+	modulePath = "github.com/owulveryck/onnx-go"
+	version    = "v0.5.0"
+	opType     = "BatchNormalization"
+	nodeField  = "gorgoniaNode"
+	nodeFields = 5 // how many gorgonnx.Node has
 )
 
 // operator has the methods of gorgonnx's type of this name, in the same order, so
@@ -88,7 +88,7 @@ func known() error {
 	}
 	node := reflect.TypeFor[gorgonnx.Node]()
 	field, ok := node.FieldByName(nodeField)
-	if !ok || field.Type != reflect.TypeFor[*gorgonia.Node]() || node.NumField() != fieldsOfOur {
+	if !ok || field.Type != reflect.TypeFor[*gorgonia.Node]() || node.NumField() != nodeFields {
 		return fmt.Errorf("%w: its type Node has other fields", ErrVersion)
 	}
 	if operators[opType] == nil {

@@ -45,12 +45,16 @@ func TestONNX(t *testing.T) {
 	}
 }
 
-// ONNX's own node tests, where Debian's package libonnx-testdata is installed.
+// ONNX's own node tests, and its models exported by PyTorch, where Debian's package libonnx-testdata is installed.
 func TestInstalledNodeTests(t *testing.T) {
 	install(t)
-	folders, err := filepath.Glob("/usr/share/libonnx-testdata/data/node/test_batchnorm_*")
-	if err != nil || len(folders) == 0 {
-		t.Skip("apt-get install libonnx-testdata")
+	var folders []string
+	for _, pattern := range []string{"node/test_batchnorm_*", "pytorch-converted/test_BatchNorm*"} {
+		found, err := filepath.Glob(filepath.Join("/usr/share/libonnx-testdata/data", pattern))
+		if err != nil || len(found) == 0 {
+			t.Skip("apt-get install libonnx-testdata")
+		}
+		folders = append(folders, found...)
 	}
 	for _, folder := range folders {
 		t.Run(filepath.Base(folder), func(t *testing.T) {
@@ -70,7 +74,11 @@ func TestInstalledNodeTests(t *testing.T) {
 				t.Fatal(err)
 			}
 			var inputs []tensor.Tensor
-			for i := range 5 {
+			files, err := filepath.Glob(filepath.Join(folder, "test_data_set_0", "input_*.pb"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range files {
 				inputs = append(inputs, read("input", i))
 			}
 			out, err := runModel(model, inputs)
