@@ -1,6 +1,6 @@
 // Generate trains the network of package onnxmodel and writes it to fashion.onnx.
-// Its result is the same on every machine: sums have a fixed order and nothing
-// is fused.
+// Random numbers have a fixed seed and sums a fixed order, so that one machine
+// makes the same file each time.
 package main
 
 import (
