@@ -1,0 +1,19 @@
+module github.com/fusedbn/batchnorm/integrations/onnxmodel
+
+go 1.26.0
+
+require (
+	github.com/fusedbn/batchnorm v0.0.0
+	github.com/fusedbn/batchnorm/examples/paper v0.0.0
+	google.golang.org/protobuf v1.31.0
+)
+
+require (
+	github.com/klauspost/cpuid/v2 v2.4.2 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)
+
+replace (
+	github.com/fusedbn/batchnorm => ../..
+	github.com/fusedbn/batchnorm/examples/paper => ../../examples/paper
+)
