@@ -19,12 +19,11 @@ var errSecond = errors.New("gorgoniabn: the gradient of batch normalization has 
 // operation for a parameterOp to return.
 type gradientOp struct {
 	of            *Op
-	id            uint64
 	dgamma, dbeta []float32
 }
 
 func newGradient(op *Op) *gradientOp {
-	return &gradientOp{op, lastID.Add(1), make([]float32, len(op.mean)), make([]float32, len(op.mean))}
+	return &gradientOp{op, make([]float32, len(op.mean)), make([]float32, len(op.mean))}
 }
 
 func (g *gradientOp) Arity() int { return 5 }
@@ -42,7 +41,7 @@ func (g *gradientOp) ReturnsPtr() bool     { return true }
 func (g *gradientOp) CallsExtern() bool    { return false }
 func (g *gradientOp) OverwritesInput() int { return -1 }
 
-func (g *gradientOp) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%v#%d", g, g.id) }
+func (g *gradientOp) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%v#%d", g, g.of.id) }
 func (g *gradientOp) Hashcode() uint32      { return hashcode(g) }
 func (g *gradientOp) String() string        { return fmt.Sprintf("Gradient of %v", g.of) }
 
@@ -113,7 +112,7 @@ func (p *parameterOp) ReturnsPtr() bool     { return true }
 func (p *parameterOp) CallsExtern() bool    { return false }
 func (p *parameterOp) OverwritesInput() int { return -1 }
 
-func (p *parameterOp) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%v#%d", p, p.of.id) }
+func (p *parameterOp) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%v#%d", p, p.of.of.id) }
 func (p *parameterOp) Hashcode() uint32      { return hashcode(p) }
 func (p *parameterOp) String() string        { return fmt.Sprintf("Gradient of %v by %s", p.of.of, p.name) }
 

@@ -235,6 +235,30 @@ func TestTwoLosses(t *testing.T) {
 	}
 }
 
+// A Lisp machine adds the gradients of all uses of a node.
+func TestLispMachineAdds(t *testing.T) {
+	p := random(tensor.Shape{6, 2}, 0)
+	g := gorgonia.NewGraph()
+	x := node(g, "x", p.dims, p.x)
+	scale, bias := node(g, "scale", p.perChannel(), p.gamma), node(g, "bias", p.perChannel(), p.beta)
+	y, _, _, _, err := BatchNorm(x, scale, bias, 0.1, p.epsilon)
+	check(t, err)
+	both := gorgonia.Must(gorgonia.Add(y, x))
+	gorgonia.Must(gorgonia.Sum(gorgonia.Must(gorgonia.HadamardProd(both, node(g, "dy", p.dims, p.dy)))))
+	m := gorgonia.NewLispMachine(g)
+	defer m.Close()
+	check(t, m.RunAll())
+	want := p.reference()
+	for i := range want.dx {
+		want.dx[i] += float64(p.dy[i])
+	}
+	dx, err := x.Grad()
+	check(t, err)
+	if d := distance(dx.(*tensor.Dense).Float32s(), want.dx); d > bound {
+		t.Errorf("dx is off by %.3g", d)
+	}
+}
+
 // A result goes into the memory that the machine offers, if that serves.
 func TestPrealloc(t *testing.T) {
 	p := random(tensor.Shape{6, 2}, 0)
@@ -290,7 +314,7 @@ func TestViews(t *testing.T) {
 	check(t, err)
 	rows, err := dense(tensor.Shape{8, 4}, append(make([]float32, 8), p.x...)).Slice(gorgonia.S(2, 8))
 	check(t, err)
-	col := tensor.New(tensor.WithShape(6, 4), tensor.AsFortran(slices.Clone(transposed)))
+	col := tensor.New(tensor.WithShape(6, 4), tensor.AsFortran(slices.Clone(p.x)))
 
 	_, _, _, op, err := BatchNorm(node(gorgonia.NewGraph(), "x", p.dims, p.x), nil, nil, p.momentum, p.epsilon)
 	check(t, err)
