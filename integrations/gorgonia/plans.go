@@ -23,6 +23,9 @@ func newPlans(opts ...batchnorm.Option) (*plans, error) {
 	return &plans{opts: opts, of: make(map[batchnorm.Shape]*batchnorm.Plan)}, nil
 }
 
+// maxPlans is how many shapes are kept.
+const maxPlans = 16
+
 // Plan returns the plan of a shape.
 func (p *plans) Plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 	p.mu.Lock()
@@ -31,8 +34,12 @@ func (p *plans) Plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 		return plan, nil
 	}
 	plan, err := batchnorm.NewPlan(s, p.opts...)
-	if err == nil {
-		p.of[s] = plan
+	if err != nil {
+		return nil, err
 	}
-	return plan, err
+	if len(p.of) == maxPlans {
+		clear(p.of)
+	}
+	p.of[s] = plan
+	return plan, nil
 }
