@@ -13,6 +13,11 @@ import (
 // operation here: the batch, whose value is a matrix with a row for each vector.
 // The outputs are operations too, each of which takes a row of it.
 
+var (
+	_ ag.AutoGradFunction = &batch{}
+	_ ag.AutoGradFunction = &row{}
+)
+
 // batch is the differentiable function from xs, w and b to the matrix.
 type batch struct {
 	plan     *batchnorm.Plan

@@ -12,8 +12,8 @@
 //
 //   - Epsilon is added to the variance, under the root, as in the paper; spaGO
 //     adds it to the deviation, and to the number of examples.
-//   - The running statistic is the variance, which spaGO's is the deviation of.
-//     [From] takes a trained spaGO layer over, with the same results.
+//   - The running statistics are mean and variance; spaGO's are mean and
+//     deviation. [From] takes over a layer that spaGO trained.
 //   - W begins as 1 and the running variance as 1; spaGO's begin as 1e-5 and 0.
 //   - The arithmetic is that of float32 for float64 tensors too.
 //   - An activation may be fused.
@@ -26,7 +26,6 @@ import (
 	"sync"
 
 	"github.com/fusedbn/batchnorm"
-	"github.com/nlpodyssey/spago/ag"
 	"github.com/nlpodyssey/spago/mat"
 	"github.com/nlpodyssey/spago/mat/float"
 	"github.com/nlpodyssey/spago/nn"
@@ -45,7 +44,7 @@ type Model struct {
 	W        *nn.Param  // scale for each feature
 	B        *nn.Param  // shift for each feature
 	Mean     *nn.Buffer // running mean
-	Variance *nn.Buffer // running variance, the population's
+	Variance *nn.Buffer // running variance, divided by n
 
 	// Momentum is the weight of the old value in the running statistics, as in
 	// spaGO's layer.
@@ -207,8 +206,12 @@ func (m *Model) plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		workers := c.workers
+		if workers == 0 {
+			workers = 1
+		}
 		plans, err := newPlans(
-			batchnorm.WithEpsilon(c.epsilon), batchnorm.WithActivation(act), batchnorm.WithWorkers(max(c.workers, 1)),
+			batchnorm.WithEpsilon(c.epsilon), batchnorm.WithActivation(act), batchnorm.WithWorkers(workers),
 			batchnorm.WithRunningVariance(batchnorm.Population), batchnorm.WithSingleValue(),
 		)
 		if err != nil {
@@ -238,5 +241,3 @@ func activation(name string) (batchnorm.Activation, error) {
 	}
 	return batchnorm.Activation{}, fmt.Errorf("spagobn: activation %q is unknown, there are %q", name, names)
 }
-
-var _ ag.AutoGradFunction = &batch{}
