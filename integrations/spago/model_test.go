@@ -168,7 +168,8 @@ func scenarioInference[T float.DType](t *testing.T) {
 	}
 	// They are copies.
 	m.W.Value().(mat.Matrix).Zeros()
-	if mat.Data[float32](other.W.Value())[0] != 1 {
+	m.Mean.Value().(mat.Matrix).Zeros()
+	if mat.Data[float32](other.W.Value())[0] != 1 || mat.Data[float32](other.Mean.Value())[2] != 1 {
 		t.Error("From shares memory with the layer")
 	}
 	if _, err := From(nil); err == nil {
@@ -283,6 +284,45 @@ func TestTwoBackwardPasses(t *testing.T) {
 	}
 	if d := distance(mat.Data[float32](m.W.Grad()), want.dgamma); d > bound {
 		t.Errorf("gradient by W is off by %.3g", d)
+	}
+}
+
+// A second backward pass through the same outputs adds to the gradients within
+// the graph, as it does for spaGO's operations.
+func TestBackwardAgain(t *testing.T) {
+	p := random(6, 3, 0)
+	xs := vectors[float64](p)
+	ys := layer[float64](p).ForwardT(xs...)
+	for i, y := range ys {
+		y.AccGrad(vector[float64](p.dy[i*3:][:3]))
+	}
+	check(t, ag.Backward(ys...))
+	check(t, ag.Backward(ys...))
+	var dx []float32
+	for _, x := range xs {
+		dx = append(dx, mat.Data[float32](x.Grad())...)
+	}
+	want := p.reference().dx
+	for i := range want {
+		want[i] *= 3 // dy once, and then twice
+	}
+	if d := distance(dx, want); d > bound {
+		t.Errorf("dx is off by %.3g", d)
+	}
+}
+
+// The backward pass is that of the parameters of the forward pass, though they
+// have changed since.
+func TestParametersChange(t *testing.T) {
+	p := random(6, 3, 0)
+	p.activation = "tanh"
+	m, xs := layer[float32](p), vectors[float32](p)
+	ys := m.ForwardT(xs...)
+	m.W.Value().(mat.Matrix).Zeros()
+	m.B.Value().(mat.Matrix).Zeros()
+	r := backward[float32](t, p, xs, ys, m.W, m.B)
+	if d := distance(r.dx, p.reference().dx); d > bound {
+		t.Errorf("dx is off by %.3g", d)
 	}
 }
 
