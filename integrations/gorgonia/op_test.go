@@ -126,7 +126,13 @@ func TestAgainstGorgonia(t *testing.T) {
 	for _, c := range []struct {
 		dims tensor.Shape
 		eval bool
-	}{{tensor.Shape{7, 3}, false}, {tensor.Shape{64, 10}, false}, {tensor.Shape{4, 3, 5, 7}, false}, {tensor.Shape{2, 16, 8, 8}, false}, {tensor.Shape{64, 10}, true}} {
+	}{
+		{tensor.Shape{7, 3}, false},
+		{tensor.Shape{64, 10}, false},
+		{tensor.Shape{4, 3, 5, 7}, false},
+		{tensor.Shape{2, 16, 8, 8}, false},
+		{tensor.Shape{64, 10}, true},
+	} {
 		p := random(c.dims, 0)
 		p.eval = c.eval
 		own, other := p.run(t, fused), p.run(t, theirs)

@@ -69,7 +69,8 @@ func TestScenarioFullyConnected(t *testing.T) {
 				loss := gorgonia.Must(gorgonia.Mean(gorgonia.Must(gorgonia.Mul(flat, gorgonia.Must(gorgonia.Transpose(fc, 1, 0))))))
 				_, err = gorgonia.Grad(loss, x, fc, scale, bias)
 				check(t, err)
-				m := gorgonia.NewTapeMachine(g, gorgonia.BindDualValues(x, fc, scale, bias), gorgonia.TraceExec(), gorgonia.WithNaNWatch(), gorgonia.WithInfWatch())
+				watch := []gorgonia.VMOpt{gorgonia.TraceExec(), gorgonia.WithNaNWatch(), gorgonia.WithInfWatch()}
+				m := gorgonia.NewTapeMachine(g, append(watch, gorgonia.BindDualValues(x, fc, scale, bias))...)
 				check(t, m.RunAll())
 				check(t, m.Close())
 				values := func(v gorgonia.Value, err error) []float32 {
@@ -80,7 +81,7 @@ func TestScenarioFullyConnected(t *testing.T) {
 				trained = result{values(yv, nil), values(x.Grad()), values(scale.Grad()), values(bias.Grad()), values(mean, nil), values(vari, nil)}
 				// Not Adam: it makes full steps of gradients that are 0 but for rounding.
 				check(t, gorgonia.NewVanillaSolver(gorgonia.WithLearnRate(0.02)).Step(gorgonia.NodesToValueGrads(gorgonia.Nodes{fc, scale, bias})))
-				m = gorgonia.NewTapeMachine(g, gorgonia.TraceExec(), gorgonia.WithNaNWatch(), gorgonia.WithInfWatch(), gorgonia.EvalMode())
+				m = gorgonia.NewTapeMachine(g, append(watch, gorgonia.EvalMode())...)
 				check(t, m.RunAll())
 				check(t, m.Close())
 				return trained, values(yv, nil)

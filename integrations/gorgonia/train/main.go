@@ -56,7 +56,7 @@ func run(w io.Writer, s settings) error {
 	first, largest := difference(nets[0].losses, nets[1].losses)
 	fmt.Fprintf(w, "\nThe losses differ by %.2g in the first step, and by %.2g at most.\n\n", first, largest)
 
-	fmt.Fprintln(w, "Batch norm alone, forward and backward; the times are those of graphs that multiply y by dy and sum up, with a batch norm and with none:")
+	fmt.Fprintln(w, "Batch norm alone, forward and backward. The graphs multiply y by dy and sum up; the last has no batch norm.")
 	fmt.Fprintln(t, "x\tmean\terror of y, Gorgonia\tthis\terror of dx, Gorgonia\tthis\tms, Gorgonia\tthis\tnone\t")
 	for _, c := range alone {
 		r, err := c.measure(s)
