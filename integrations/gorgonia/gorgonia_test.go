@@ -8,10 +8,10 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// What came to light of gorgonia.BatchNorm, v0.9.18, while its results were
-// compared with this package's. Each test shows Gorgonia's result beside the
-// right one, and fails when a newer Gorgonia has mended it, so that the notes
-// here and in the README can go.
+// Findings about gorgonia.BatchNorm, v0.9.18, from the comparison with this
+// package. Each test shows Gorgonia's result beside the right one. It fails when
+// a newer Gorgonia has mended the matter, so that the notes here and in the
+// README can go.
 
 func mended(t *testing.T, what string) {
 	t.Helper()

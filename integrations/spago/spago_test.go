@@ -2,16 +2,20 @@ package spagobn
 
 import (
 	"math"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/nlpodyssey/spago/mat"
+	"github.com/nlpodyssey/spago/nn"
 	spago "github.com/nlpodyssey/spago/nn/normalization/batchnorm"
+	"github.com/nlpodyssey/spago/optimizers"
 )
 
-// What came to light of spaGO's batchnorm.Model, v1.1.0, while its results were
-// compared with this package's. Each test shows spaGO's result beside the right
-// one, and fails when a newer spaGO has mended it, so that the notes here and in
-// the README can go.
+// Findings about spaGO v1.1.0, its batchnorm.Model for the most part, from the
+// comparison with this package. Each test shows spaGO's result beside the right
+// one. It fails when a newer spaGO has mended the matter, so that the notes here
+// and in the README can go.
 
 func mended(t *testing.T, what string) {
 	t.Helper()
@@ -88,4 +92,34 @@ func TestSpagoOffset(t *testing.T) {
 			mended(t, "the digits lost to an offset")
 		}
 	}
+}
+
+// waiting is a strategy of optimization that takes until it is told to end.
+type waiting struct {
+	end  chan struct{}
+	done atomic.Int32
+}
+
+func (w *waiting) OptimizeParams(*nn.Param) error {
+	select {
+	case <-w.end:
+	case <-time.After(time.Second):
+	}
+	w.done.Add(1)
+	return nil
+}
+
+// Optimize of optimizers.Optimizer returns while its goroutines still work on the
+// parameters. A program that then sets the gradients to zero, or begins the next
+// step, races with them, and may end with a nil pointer. This has nothing to do
+// with batch norm; it came up in the training here.
+func TestSpagoOptimizer(t *testing.T) {
+	m := New[float32](2)
+	nn.ForEachParam(m, func(p *nn.Param) { p.AccGrad(vector[float32]([]float32{1, 1})) })
+	w := &waiting{end: make(chan struct{})}
+	check(t, optimizers.New(nn.Parameters(m), w).Optimize())
+	if w.done.Load() == 2 {
+		mended(t, "optimizers that return too early")
+	}
+	close(w.end)
 }

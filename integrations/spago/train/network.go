@@ -15,7 +15,6 @@ import (
 	"github.com/nlpodyssey/spago/nn"
 	"github.com/nlpodyssey/spago/nn/linear"
 	spago "github.com/nlpodyssey/spago/nn/normalization/batchnorm"
-	"github.com/nlpodyssey/spago/optimizers"
 	"github.com/nlpodyssey/spago/optimizers/sgd"
 )
 
@@ -48,6 +47,7 @@ type network struct {
 	Norm   []normalizer
 
 	name     string
+	strategy *sgd.SGD[float32]
 	losses   []float64
 	seconds  []float64 // of each step
 	accuracy float64
@@ -59,7 +59,7 @@ var widths = []int{fashion.Pixels, 64, 64, fashion.Classes}
 // newNetwork returns a network. The weights are the same for every one.
 func newNetwork(name string, norm func(features int) normalizer) *network {
 	r := rand.New(rand.NewPCG(3, 0))
-	n := &network{name: name}
+	n := &network{name: name, strategy: sgd.New[float32](sgd.NewConfig(0.1, 0, false))}
 	for i := 1; i < len(widths); i++ {
 		in, out := widths[i-1], widths[i]
 		l := linear.New[float32](in, out)
@@ -115,9 +115,16 @@ func (n *network) step(set *fashion.Set, at []int) error {
 	if err := ag.Backward(loss); err != nil {
 		return err
 	}
-	optimizer := optimizers.New(nn.Parameters(n), sgd.New[float32](sgd.NewConfig(0.1, 0, false)))
-	if err := optimizer.Optimize(); err != nil {
-		return err
+	// One by one, because Optimize of spaGO's optimizers.Optimizer returns before
+	// the parameters are up to date.
+	var failed error
+	nn.ForEachParam(n, func(p *nn.Param) {
+		if err := n.strategy.OptimizeParams(p); err != nil && failed == nil {
+			failed = err
+		}
+	})
+	if failed != nil {
+		return failed
 	}
 	nn.ZeroGrad(n)
 	n.seconds = append(n.seconds, time.Since(begin).Seconds())
