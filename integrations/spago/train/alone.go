@@ -3,6 +3,7 @@ package main
 import (
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"time"
 
@@ -55,6 +56,7 @@ func (c caseAlone) measure(s settings) ([2]outcome, error) {
 			xs[k] = mat.NewDense[float32](mat.WithBacking(p.X[k*c.features:][:c.features]), mat.WithGrad(true))
 			dys[k] = mat.NewDense[float32](mat.WithBacking(p.DY[k*c.features:][:c.features]))
 		}
+		runtime.GC() // of what the run before has left
 		begin := time.Now()
 		nodes := layers[i].ForwardT(xs...)
 		for k, node := range nodes {
