@@ -409,7 +409,9 @@ func TestConcurrentInference(t *testing.T) {
 	m.Workers = 2
 	var wg sync.WaitGroup
 	for n := 1; n <= p.n; n++ {
-		wg.Go(func() {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
 			q := p
 			q.n, q.inference = n, true
 			q.x, q.dy = p.x[:n*5], p.dy[:n*5]
@@ -420,7 +422,7 @@ func TestConcurrentInference(t *testing.T) {
 			if d := distance(y, q.reference().y); d > bound {
 				t.Errorf("%d vectors: y is off by %.3g", n, d)
 			}
-		})
+		}()
 	}
 	wg.Wait()
 }
