@@ -44,9 +44,9 @@ var lastID atomic.Uint64
 // gorgonia.BatchNorm, and the running variance is the unbiased one. Scale and
 // bias have C elements, in the shape (C) or (1, C, 1, ...). For nil a node is
 // made and returned, which begins as 1 or 0. The options are those of
-// batchnorm.NewPlan; they go before momentum and epsilon where they set the
-// same: batchnorm.WithActivation fuses an activation, batchnorm.WithWorkers
-// computes on several goroutines.
+// batchnorm.NewPlan: batchnorm.WithActivation fuses an activation,
+// batchnorm.WithWorkers computes on several goroutines. An option that sets
+// momentum or epsilon replaces the argument.
 //
 // The operation is in training mode, with running mean 0 and running variance
 // 1. A machine that runs the graph sets the mode: training, or evaluation with
@@ -183,10 +183,13 @@ func firstShape(op gorgonia.Op, inputs []gorgonia.DimSizer) (tensor.Shape, error
 	return shapes[0].Clone(), nil
 }
 
-// ReturnsPtr, CallsExtern and OverwritesInput are as for most operations: the
-// result is memory of its own.
-func (op *Op) ReturnsPtr() bool     { return true }
-func (op *Op) CallsExtern() bool    { return false }
+// ReturnsPtr is true: the result is memory of its own.
+func (op *Op) ReturnsPtr() bool { return true }
+
+// CallsExtern is false: nothing outside Go is called.
+func (op *Op) CallsExtern() bool { return false }
+
+// OverwritesInput is -1: no input is overwritten.
 func (op *Op) OverwritesInput() int { return -1 }
 
 // WriteHash writes what tells this operation from all others.
