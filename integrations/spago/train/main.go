@@ -1,0 +1,70 @@
+// Train trains a small network of spaGO on Fashion-MNIST twice, step by step in
+// turn: with spaGO's batch norm, and with this package's in its place. Then it
+// runs batch norm alone, forward and backward, both ways in turn. It prints
+// losses, accuracies, errors against float64 and times.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"log"
+	"os"
+	"text/tabwriter"
+
+	"github.com/fusedbn/batchnorm/examples/paper/fashion"
+)
+
+func main() {
+	log.SetFlags(0)
+	steps := flag.Int("steps", 300, "how many mini-batches to train on")
+	batch := flag.Int("batch", 64, "images in a mini-batch")
+	workers := flag.Int("workers", 1, "goroutines for a batch norm of this package; spaGO uses one for each vector")
+	reps := flag.Int("reps", 30, "how often to run batch norm alone")
+	flag.Parse()
+	if flag.NArg() > 0 || *steps < 1 || *batch < 2 || *workers < 1 || *reps < 1 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := run(os.Stdout, settings{*steps, *batch, *workers, *reps, 2000}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+type settings struct {
+	steps, batch, workers, reps, tested int
+}
+
+func run(w io.Writer, s settings) error {
+	train, test, err := fashion.Builtin()
+	if err != nil {
+		return err
+	}
+	nets, err := trained(train, test, s)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "%d steps of %d images; fully connected, batch norm, ReLU, twice, and fully connected\n\n", s.steps, s.batch)
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(t, "batch norm\tfirst loss\tlast losses\ttest accuracy\tms per step\t")
+	for _, n := range nets {
+		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], mean(n.losses[len(n.losses)*9/10:]), n.accuracy, median(n.seconds)*1e3)
+	}
+	if err := t.Flush(); err != nil {
+		return err
+	}
+	first, largest := difference(nets[0].losses, nets[1].losses)
+	fmt.Fprintf(w, "\nThe losses differ by %.2g in the first step, and by %.2g at most.\n\n", first, largest)
+
+	fmt.Fprintln(w, "Batch norm alone, forward and backward:")
+	fmt.Fprintln(t, "vectors\tfeatures\tmean\terror of y, spaGO\tthis\terror of dx, spaGO\tthis\tms, spaGO\tthis\t")
+	for _, c := range alone {
+		r, err := c.measure(s)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(t, "%d\t%d\t%g\t%.1e\t%.1e\t%.1e\t%.1e\t%.3f\t%.3f\t\n",
+			c.n, c.features, c.mean, r[0].y, r[1].y, r[0].dx, r[1].dx, median(r[0].seconds)*1e3, median(r[1].seconds)*1e3)
+	}
+	return t.Flush()
+}
