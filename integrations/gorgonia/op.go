@@ -24,7 +24,7 @@ type Op struct {
 	bias     tensor.Shape
 	momentum float64
 	epsilon  float64
-	plans    *plans
+	plans    *batchnorm.Plans
 
 	training                bool
 	runningMean, runningVar *tensor.Dense // (C)
@@ -92,7 +92,7 @@ func BatchNorm(x, scale, bias *gorgonia.Node, momentum, epsilon float64, opts ..
 	}
 
 	opts = append([]batchnorm.Option{batchnorm.WithMomentum(batchnorm.NewWeight(momentum)), batchnorm.WithEpsilon(epsilon)}, opts...)
-	plans, err := newPlans(opts...)
+	plans, err := batchnorm.NewPlans(opts...)
 	if err != nil {
 		return nil, nil, nil, nil, err
 	}

@@ -59,7 +59,7 @@ type Model struct {
 
 	mu     sync.Mutex
 	config config // of plans
-	plans  *plans
+	plans  *batchnorm.Plans
 }
 
 // config is everything that plans depend on.
@@ -210,7 +210,7 @@ func (m *Model) plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 		if workers == 0 {
 			workers = 1
 		}
-		plans, err := newPlans(
+		plans, err := batchnorm.NewPlans(
 			batchnorm.WithEpsilon(c.epsilon), batchnorm.WithActivation(act), batchnorm.WithWorkers(workers),
 			batchnorm.WithRunningVariance(batchnorm.Population), batchnorm.WithSingleValue(),
 		)
