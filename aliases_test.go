@@ -36,10 +36,10 @@ func TestAliases(t *testing.T) {
 	})
 }
 
-// How many problems a run, and a short one, takes one of, others on each path; and
-// how many aliases a short one.
+// How many problems a run, and a short one, takes one of, others on each path; and how
+// many aliases of a backward pass a short one.
 const (
-	aliasThin        = 3
+	aliasThin        = 4
 	aliasThinShort   = 10
 	aliasThinAliases = 3
 )
@@ -814,7 +814,7 @@ func (r *aliasRunner) run(p *aliasProblem, kept map[[2]int][2]aliasPass) {
 	back.y, back.runMean, back.runVar = nil, nil, nil
 	p.expectNoError(r, passes[1](&back))
 	for k, a := range aliases {
-		if testing.Short() && (k+p.turn)%aliasThinAliases != 0 {
+		if testing.Short() && a.backward && (k+p.turn/64)%aliasThinAliases != 0 {
 			continue
 		}
 		if a.ofResidual() && !p.residual || p.data.meets(a) || r.mode.keeps(a, p.act, p.data) {
@@ -1021,7 +1021,7 @@ func (c *aliasCover) check(t *testing.T) {
 	t.Helper()
 	factors := [aliasFactors]string{"mode", "activation", "data", "residual", "shape", "alias", "way", "sums"}
 	counts := [aliasFactors]int{len(aliasModes), len(aliasActivations), len(aliasKinds), 2, len(aliasShapes), len(aliases), len(aliasWays), len(aliasSums)}
-	pairs := 0
+	pairs, holes := 0, 0
 	for f := range factors {
 		for g := range f {
 			for i := range counts[g] {
@@ -1030,13 +1030,15 @@ func (c *aliasCover) check(t *testing.T) {
 						continue
 					}
 					if pairs++; !c.met[[4]int{g, i, f, j}] {
-						t.Errorf("no run had %s %d with %s %d: the rotation has a hole", factors[g], i, factors[f], j)
+						if holes++; holes <= 10 {
+							t.Errorf("no run had %s %d with %s %d: the rotation has a hole", factors[g], i, factors[f], j)
+						}
 					}
 				}
 			}
 		}
 	}
-	t.Logf("%d runs, with all %d pairs of levels", c.runs, pairs)
+	t.Logf("%d runs, with %d of %d pairs of levels", c.runs, pairs-holes, pairs)
 }
 
 // aliasTogether reports whether two levels go together; g is before f.
