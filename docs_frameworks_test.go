@@ -42,7 +42,7 @@ func TestFrameworksNames(t *testing.T) {
 		}
 	}
 	checked, here := 0, -1 // which column speaks of this package
-	for line := range strings.Lines(string(text)) {
+	for _, line := range strings.SplitAfter(string(text), "\n") {
 		if !strings.HasPrefix(line, "|") {
 			here = -1
 			continue
