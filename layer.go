@@ -40,6 +40,8 @@ type Layer struct {
 	opts       []Option
 	evaluating bool
 
+	sync *synced // nil: not synchronized
+
 	mu    sync.Mutex
 	plans []*Plan // the last used first, at most maxPlans
 
@@ -197,7 +199,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	}
 	p, err := l.plan(a.Shape)
 	if err != nil {
-		return err
+		return l.refuse(err)
 	}
 	kept := keptForward{plan: p, x: a.X, mask: a.Mask}
 	if p.act != Identity {
@@ -218,19 +220,20 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 		return nil
 	}
 	if lost != nil {
-		return lost
+		return l.refuse(lost)
 	}
 	momentum := l.Momentum
 	if l.Cumulative {
 		momentum = NewWeight(1 / float64(l.BatchesTracked+1))
 	}
-	if err := p.Forward(ForwardArgs{
+	n, err := l.train(p, &ForwardArgs{
 		X: a.X, Residual: a.Residual, Gamma: l.Gamma, Beta: l.Beta, Mask: a.Mask, Y: a.Y, Mean: l.mean, InvStd: l.invstd,
 		RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: momentum,
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
-	if a.Shape.Outer > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
+	if n > 0 && (l.RunningMean != nil || l.RunningVar != nil) {
 		l.BatchesTracked++
 	}
 	l.kept = kept
@@ -276,7 +279,7 @@ func (l *Layer) Backward(a LayerBackwardArgs) error {
 		if k.frozen {
 			return fail(ErrNoForward, "Backward needs what the last Forward has overwritten: y was x or the residual")
 		}
-		return fail(ErrNoForward, "Backward needs a Forward before it, and only one Backward follows it")
+		return l.refuse(fail(ErrNoForward, "Backward needs a Forward before it, and only one Backward follows it"))
 	}
 	var dgamma, dbeta []float32
 	if l.Gamma != nil {
@@ -296,7 +299,7 @@ func (l *Layer) Backward(a LayerBackwardArgs) error {
 			Mask: k.mask, DX: a.DX, DResidual: a.DResidual, DGamma: dgamma, DBeta: dbeta,
 		})
 	} else {
-		err = k.plan.Backward(BackwardArgs{
+		err = l.trainBack(k.plan, &BackwardArgs{
 			DY: a.DY, X: k.x, Residual: k.residual, Gamma: l.Gamma, Beta: l.Beta, Mean: l.mean, InvStd: l.invstd,
 			Mask: k.mask, DX: a.DX, DResidual: a.DResidual, DGamma: dgamma, DBeta: dbeta,
 		})
