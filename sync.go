@@ -136,6 +136,11 @@ type synced struct {
 	exchange     *exchange
 	mean, invstd []float64 // of the whole batch
 
+	// Of the part; their slices are those of the exchange, in which those of the
+	// whole batch come back.
+	moments Moments
+	sums    GradSums
+
 	// The pass under way; no plan, no pass.
 	plan       *Plan
 	backwards  bool
@@ -149,9 +154,10 @@ func newSynced(g *SyncGroup, channels int) *synced {
 	g.plans++
 	number := g.plans
 	g.mu.Unlock()
+	e := newExchange(g, number, 2, channels)
 	return &synced{
-		group: g, exchange: newExchange(g, number, 2, channels),
-		mean: make([]float64, channels), invstd: make([]float64, channels),
+		group: g, exchange: e, mean: make([]float64, channels), invstd: make([]float64, channels),
+		moments: Moments{Mean: e.values[0], M2: e.values[1]}, sums: GradSums{G: e.values[0], GD: e.values[1]},
 	}
 }
 
@@ -178,12 +184,11 @@ func (s *synced) beginForward(p *Plan, a *ForwardArgs, background bool) error {
 	if err := checkPart(p, a); err != nil {
 		return s.refuse(err)
 	}
-	part := Moments{Mean: s.exchange.values[0], M2: s.exchange.values[1]}
-	if err := p.Moments(MomentsArgs{X: a.X, Mask: a.Mask, Moments: &part}); err != nil {
+	if err := p.Moments(MomentsArgs{X: a.X, Mask: a.Mask, Moments: &s.moments}); err != nil {
 		return s.refuse(err)
 	}
 	s.f, s.backwards = *a, false
-	s.begin(p, kindForward, part.Count, background)
+	s.begin(p, kindForward, s.moments.Count, background)
 	return nil
 }
 
@@ -194,14 +199,13 @@ func (s *synced) beginBackward(p *Plan, a *BackwardArgs, background bool) error 
 	if err := checkBackwardPart(p, a); err != nil {
 		return s.refuse(err)
 	}
-	part := GradSums{G: s.exchange.values[0], GD: s.exchange.values[1]}
 	if err := p.GradSums(GradSumsArgs{
-		DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mean: a.Mean, InvStd: a.InvStd, Mask: a.Mask, Sums: &part,
+		DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mean: a.Mean, InvStd: a.InvStd, Mask: a.Mask, Sums: &s.sums,
 	}); err != nil {
 		return s.refuse(err)
 	}
 	s.b, s.backwards = *a, true
-	s.begin(p, kindBackward, part.Count, background)
+	s.begin(p, kindBackward, s.sums.Count, background)
 	return nil
 }
 
