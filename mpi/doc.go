@@ -31,7 +31,7 @@
 // the program. MPI's own errors come back as errors too (MPI_ERRORS_RETURN).
 //
 // mpirun itself ends all processes when one is killed, unless told otherwise:
-// mpirun --enable-recovery for Open MPI 4, mpirun -disable-auto-cleanup for MPICH.
+// mpirun --enable-recovery for Open MPI 4. MPICH's mpirun ends them in any case.
 //
 // # Threads
 //

@@ -26,6 +26,7 @@ var lock sync.Mutex
 type native struct {
 	comm       *C.bn_comm
 	recv, send []C.int // doubles by rank; recv: then what has come
+	status     []C.int // messages that are not done, and the other rank of one
 }
 
 // mainThread runs functions on the thread on which MPI was initialized, where it
@@ -72,7 +73,7 @@ func wrap(name string, call func(c **C.bn_comm, rank, size *C.int) C.int) (n nat
 	if code := call(&n.comm, &r, &s); code != 0 {
 		return native{}, 0, 0, fmt.Errorf("mpi: %s: %s: %w", name, text(code), batchnorm.ErrExchange)
 	}
-	n.recv, n.send = make([]C.int, s), make([]C.int, s)
+	n.recv, n.send, n.status = make([]C.int, s), make([]C.int, s), make([]C.int, 2)
 	return n, int(r), int(s), nil
 }
 
@@ -187,10 +188,10 @@ func (n *native) wait(c *Comm) error {
 	var begin time.Time
 	nap := time.Microsecond
 	for {
-		var left, peer C.int
 		lock.Lock()
-		code := C.bn_poll(n.comm, pollMicros, &n.recv[0], &left, &peer)
+		code := C.bn_poll(n.comm, pollMicros, &n.recv[0], &n.status[0], &n.status[1])
 		lock.Unlock()
+		left, peer := n.status[0], n.status[1]
 		if code != 0 {
 			lock.Lock()
 			defer lock.Unlock()
