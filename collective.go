@@ -272,8 +272,9 @@ func WrongVector(rank, from, got, want int) error {
 // a call behind, or was given wrong arguments, each rank gets an error that
 // wraps [ErrRanks], and if a rank does not come at all, one that wraps
 // [ErrExchange]. A call has two exchanges, and so returns after two time limits
-// of the collective at the latest. After an error the group is of no more use:
-// every later call on it returns the same error.
+// of the collective at the latest, once those that were begun before it are over.
+// After an error the group is of no more use: every later call on it returns the
+// same error.
 type SyncGroup struct {
 	collective Collective
 	rank, size int
@@ -685,7 +686,7 @@ func (e *exchange) verdict() error {
 func describe(part []float64) string {
 	kind, call, channels := exchangeKind(part[headKind]), part[headCall], part[headChannels]
 	if kind == kindSum {
-		return fmt.Sprintf("%v %g elements (call %g)", kind, channels, call)
+		return fmt.Sprintf("%v %.0f elements (call %.0f)", kind, channels, call)
 	}
-	return fmt.Sprintf("%v plan %g with %g channels (call %g)", kind, part[headPlan], channels, call)
+	return fmt.Sprintf("%v plan %.0f with %.0f channels (call %.0f)", kind, part[headPlan], channels, call)
 }

@@ -967,3 +967,43 @@ func TestSyncNoAllocations(t *testing.T) {
 		}
 	}
 }
+
+// Begin returns before the other ranks come: they come only then.
+func TestSyncBeginReturns(t *testing.T) {
+	s := batchnorm.Shape{Outer: 2, Channels: 3, Inner: 4}
+	begun := make(chan struct{})
+	for rank, err := range onRanks(t, 2, patience, func(g *batchnorm.SyncGroup) error {
+		p, err := batchnorm.NewSyncPlan(g, s)
+		if err != nil {
+			return err
+		}
+		n := s.Len()
+		f := batchnorm.ForwardArgs{X: gen.Normal(1, n, 0, 1), Y: make([]float32, n), Mean: make([]float64, 3), InvStd: make([]float64, 3)}
+		b := batchnorm.BackwardArgs{DY: f.X, X: f.X, Mean: f.Mean, InvStd: f.InvStd, DX: make([]float32, n)}
+		if g.Rank() == 0 {
+			err := p.BeginForward(f)
+			begun <- struct{}{}
+			if err := errors.Join(err, p.Wait()); err != nil {
+				return err
+			}
+			err = p.BeginBackward(b)
+			begun <- struct{}{}
+			return errors.Join(err, p.Wait())
+		}
+		for _, call := range []func() error{func() error { return p.Forward(f) }, func() error { return p.Backward(b) }} {
+			select {
+			case <-begun:
+			case <-time.After(patience / 10):
+				return errors.New("rank 0 has not returned from Begin")
+			}
+			if err := call(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}) {
+		if err != nil {
+			t.Errorf("rank %d: %v", rank, err)
+		}
+	}
+}

@@ -221,6 +221,12 @@ func TestOtherShape(t *testing.T) {
 	}
 }
 
+func TestLargeAndSmall(t *testing.T) {
+	for _, ranks := range rankCounts {
+		expectErrors(t, ranks, -1, "large", "rank")
+	}
+}
+
 func TestOtherOperation(t *testing.T) {
 	for _, ranks := range rankCounts {
 		expectErrors(t, ranks, -1, "operation", "rank 1 calls backward of plan 1", "rank 0 calls forward of plan 1")

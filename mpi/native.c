@@ -22,11 +22,17 @@ struct bn_comm {
 	int rank, size;
 	double *memory;
 	int64_t capacity;
-	// Messages under way: requests of receives and sends, with their peers.
+	// Messages under way: requests of sends, and then those of receives, with their peers.
 	MPI_Request *requests;
 	MPI_Status *statuses;
 	int *indices, *peers;
-	int receives, messages, left;
+	int sends, messages, left;
+	// Ranks from which nothing has come yet; and by rank where the doubles go that are
+	// expected, how many they are, and where the message is if it has more.
+	int *awaited, awaiting;
+	int64_t *at;
+	int *expected;
+	double **larger;
 };
 
 enum { tag = 1 };
@@ -79,7 +85,12 @@ static int wrap(MPI_Comm comm, bn_comm **out, int *rank, int *size)
 	c->statuses = malloc(n * sizeof *c->statuses);
 	c->indices = malloc(n * sizeof *c->indices);
 	c->peers = malloc(n * sizeof *c->peers);
-	if (c->requests == NULL || c->statuses == NULL || c->indices == NULL || c->peers == NULL)
+	c->awaited = malloc(n * sizeof *c->awaited);
+	c->at = malloc(n * sizeof *c->at);
+	c->expected = malloc(n * sizeof *c->expected);
+	c->larger = calloc(n, sizeof *c->larger);
+	if (c->requests == NULL || c->statuses == NULL || c->indices == NULL || c->peers == NULL || c->awaited == NULL || c->at == NULL ||
+	    c->expected == NULL || c->larger == NULL)
 		code = MPI_ERR_NO_MEM;
 	*out = c;
 	*rank = c->rank;
@@ -113,6 +124,10 @@ int bn_free(bn_comm *c)
 	free(c->statuses);
 	free(c->indices);
 	free(c->peers);
+	free(c->awaited);
+	free(c->at);
+	free(c->expected);
+	free(c->larger);
 	free(c);
 	return code;
 }
@@ -129,25 +144,30 @@ double *bn_memory(bn_comm *c, int64_t n)
 
 int bn_start(bn_comm *c, const int *recv, const int *send)
 {
-	double *p = c->memory;
+	int64_t at = 0;
 	int code = MPI_SUCCESS;
-	c->messages = 0;
-	for (int i = 0; i < c->size && code == MPI_SUCCESS; i++) {
-		if (recv[i] == 0)
-			continue;
-		c->peers[c->messages] = i;
-		code = MPI_Irecv(p, recv[i], MPI_DOUBLE, i, tag, c->comm, &c->requests[c->messages++]);
-		p += recv[i];
+	c->messages = c->awaiting = c->left = 0;
+	for (int i = 0; i < c->size; i++) {
+		c->expected[i] = recv[i];
+		c->at[i] = at;
+		at += recv[i];
+		if (recv[i] > 0) {
+			c->awaited[c->awaiting++] = i;
+			c->left++;
+		}
 	}
-	c->receives = c->messages;
 	for (int i = 0; i < c->size && code == MPI_SUCCESS; i++) {
 		if (send[i] == 0)
 			continue;
 		c->peers[c->messages] = i;
-		code = MPI_Isend(p, send[i], MPI_DOUBLE, i, tag, c->comm, &c->requests[c->messages++]);
-		p += send[i];
+		code = MPI_Isend(c->memory + at, send[i], MPI_DOUBLE, i, tag, c->comm, &c->requests[c->messages]);
+		if (code == MPI_SUCCESS) {
+			c->messages++;
+			c->left++;
+		}
+		at += send[i];
 	}
-	c->left = c->messages;
+	c->sends = c->messages;
 	return code;
 }
 
@@ -158,28 +178,71 @@ static int64_t now(void)
 	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-// one_done notes a message that is done, and returns its error.
-static int one_done(bn_comm *c, int i, int error, MPI_Status *status, int *recv)
+// receive begins to receive a message that has come, of any length: not all
+// libraries can be relied on to cut one that is longer than its place.
+static int receive(bn_comm *c, int from, MPI_Message *message, MPI_Status *status, int *recv)
 {
-	int class = MPI_SUCCESS;
-	if (error != MPI_SUCCESS)
-		MPI_Error_class(error, &class);
-	if (i >= c->receives)
-		return error;
-	if (class == MPI_ERR_TRUNCATE) {
-		recv[c->peers[i]] = -1;
-		return MPI_SUCCESS;
+	int n = 0;
+	int code = MPI_Get_count(status, MPI_DOUBLE, &n);
+	if (code != MPI_SUCCESS)
+		return code;
+	if (n == MPI_UNDEFINED || n < 0)
+		return MPI_ERR_TYPE;
+	double *to = c->memory + c->at[from];
+	if (n > c->expected[from]) {
+		to = c->larger[from] = malloc((size_t)n * sizeof(double));
+		if (to == NULL)
+			return MPI_ERR_NO_MEM;
 	}
-	return error != MPI_SUCCESS ? error : MPI_Get_count(status, MPI_DOUBLE, &recv[c->peers[i]]);
+	recv[from] = n;
+	c->peers[c->messages] = from;
+	return MPI_Imrecv(to, n, MPI_DOUBLE, message, &c->requests[c->messages++]);
+}
+
+// look begins to receive what has come from the ranks that are awaited.
+static int look(bn_comm *c, int *recv, int *peer)
+{
+	for (int k = 0; k < c->awaiting;) {
+		int from = c->awaited[k], here = 0;
+		MPI_Message message;
+		MPI_Status status;
+		int code = MPI_Improbe(from, tag, c->comm, &here, &message, &status);
+		if (code == MPI_SUCCESS && here)
+			code = receive(c, from, &message, &status, recv);
+		if (code != MPI_SUCCESS) {
+			*peer = from;
+			return code;
+		}
+		if (here)
+			c->awaited[k] = c->awaited[--c->awaiting];
+		else
+			k++;
+	}
+	return MPI_SUCCESS;
+}
+
+// finish notes that a message is done.
+static void finish(bn_comm *c, int i)
+{
+	int from = c->peers[i];
+	c->left--;
+	if (i < c->sends || c->larger[from] == NULL)
+		return;
+	memcpy(c->memory + c->at[from], c->larger[from], (size_t)c->expected[from] * sizeof(double));
+	free(c->larger[from]);
+	c->larger[from] = NULL;
 }
 
 int bn_poll(bn_comm *c, int64_t micros, int *recv, int *left, int *peer)
 {
 	int64_t end = now() + micros;
 	int code = MPI_SUCCESS;
-	while (c->left > 0 && code == MPI_SUCCESS) {
+	while (c->left > 0) {
+		code = look(c, recv, peer);
+		if (code != MPI_SUCCESS)
+			break;
 		int done = 0;
-		int error = MPI_Testsome(c->messages, c->requests, &done, c->indices, c->statuses);
+		int error = c->messages == 0 ? MPI_SUCCESS : MPI_Testsome(c->messages, c->requests, &done, c->indices, c->statuses);
 		int class = MPI_SUCCESS;
 		if (error != MPI_SUCCESS)
 			MPI_Error_class(error, &class);
@@ -191,13 +254,15 @@ int bn_poll(bn_comm *c, int64_t micros, int *recv, int *left, int *peer)
 			done = 0;
 		for (int k = 0; k < done; k++) {
 			int i = c->indices[k];
-			int failed = one_done(c, i, class == MPI_ERR_IN_STATUS ? c->statuses[k].MPI_ERROR : MPI_SUCCESS, &c->statuses[k], recv);
-			c->left--;
+			int failed = class == MPI_ERR_IN_STATUS ? c->statuses[k].MPI_ERROR : MPI_SUCCESS;
+			finish(c, i);
 			if (failed != MPI_SUCCESS && code == MPI_SUCCESS) {
 				code = failed;
 				*peer = c->peers[i];
 			}
 		}
+		if (code != MPI_SUCCESS)
+			break;
 		if (done > 0)
 			continue;
 		if (now() >= end)
@@ -205,7 +270,13 @@ int bn_poll(bn_comm *c, int64_t micros, int *recv, int *left, int *peer)
 		sched_yield();
 	}
 	*left = c->left;
-	for (int i = 0; i < c->messages && code == MPI_SUCCESS; i++)
+	if (code != MPI_SUCCESS)
+		return code;
+	if (c->awaiting > 0) {
+		*peer = c->awaited[0];
+		return code;
+	}
+	for (int i = 0; i < c->messages; i++)
 		if (c->requests[i] != MPI_REQUEST_NULL) {
 			*peer = c->peers[i];
 			break;

@@ -164,23 +164,12 @@ func (n *native) exchange(c *Comm, recv, send [][]float64) error {
 	for i, v := range recv {
 		got := int(n.recv[i])
 		if got != len(v) && mismatch == nil {
-			mismatch = wrongVector(c, i, got, len(v))
+			mismatch = batchnorm.WrongVector(c.rank, i, got, len(v))
 		}
-		if got < 0 {
-			got = len(v)
-		}
-		copy(v[:got], staged[at:])
+		copy(v[:min(got, len(v))], staged[at:])
 		at += len(v)
 	}
 	return mismatch
-}
-
-func wrongVector(c *Comm, from, got, want int) error {
-	if got < 0 {
-		return fmt.Errorf("mpi: rank %d expects %d elements from rank %d, got more: the ranks differ in shape or operation: %w",
-			c.rank, want, from, batchnorm.ErrRanks)
-	}
-	return batchnorm.WrongVector(c.rank, from, got, want)
 }
 
 // wait returns when all messages are done.

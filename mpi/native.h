@@ -21,15 +21,14 @@ int bn_free(bn_comm *c);
 // 0 where there is none. No message may be under way.
 double *bn_memory(bn_comm *c, int64_t n);
 
-// bn_start begins to receive recv[i] doubles from rank i and to send send[i] doubles
-// to it. They lie one behind the other in the memory: those of recv, and then
-// those of send.
+// bn_start begins to send send[i] doubles to rank i, and expects recv[i] doubles from it.
+// They lie one behind the other in the memory: those of recv, and then those of send.
 int bn_start(bn_comm *c, const int *recv, const int *send);
 
 // bn_poll tests the messages for some microseconds, or until all are done.
-// recv[i] becomes the number of doubles that came from rank i, where they are done,
-// and -1 if there were more than expected. left says how many are not done, and peer
-// the other rank of one of them, or of the one that an error is about.
+// recv[i] becomes the number of doubles that came from rank i; if they are more than
+// were expected, the memory has the first of them. left says how many messages are not
+// done, and peer the other rank of one of them, or of the one that an error is about.
 int bn_poll(bn_comm *c, int64_t micros, int *recv, int *left, int *peer);
 
 // bn_error writes the text of an error.

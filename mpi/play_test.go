@@ -24,7 +24,7 @@ const failLimit = 2 * time.Second
 // play is what a rank does in a scenario. It returns the exit code.
 func play(scenario string) int {
 	limit := time.Minute
-	fails := map[string]func(c *mpi.Comm) error{"killed": killed, "shape": shape, "operation": operation, "arguments": arguments}
+	fails := map[string]func(c *mpi.Comm) error{"killed": killed, "shape": shape, "large": large, "operation": operation, "arguments": arguments}
 	works := map[string]func(c *mpi.Comm) error{
 		"bits": bits, "late": late, "split": split, "overlap": overlap, "panic": panics, "leak": leak,
 	}
@@ -215,6 +215,18 @@ func shape(c *mpi.Comm) error {
 		return forward(c, 48, 1)
 	}
 	return forward(c, 64, 1)
+}
+
+// large vectors take other ways through MPI than small ones.
+func large(c *mpi.Comm) error {
+	if c.Rank() != 1 {
+		return forward(c, 64, 1)
+	}
+	g, err := batchnorm.NewSyncGroup(c)
+	if err != nil {
+		return err
+	}
+	return g.AllReduce(make([]float32, 3<<20))
 }
 
 func operation(c *mpi.Comm) error {

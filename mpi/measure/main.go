@@ -56,11 +56,12 @@ func run(args []string, out io.Writer) error {
 	flags.DurationVar(&alpha, "alpha", 10*time.Microsecond, "with -scale: time of a message between nodes")
 	flags.DurationVar(&near, "near", 1*time.Microsecond, "with -scale: time of a message within a node")
 	flags.Float64Var(&bandwidth, "bandwidth", 5, "with -scale: GB/s of a rank")
-	flags.IntVar(&c.model.node, "node", 16, "with -scale: ranks of a node")
+	flags.IntVar(&c.model.node, "node", 16, "with -scale: ranks of a node, a power of two")
+	flags.IntVar(&c.model.most, "most", 4096, "with -scale: the largest number of ranks")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || c.ranks < 1 || c.reps < 1 || c.samples < 1 || c.model.node < 1 || alpha <= 0 || near <= 0 || !(bandwidth > 0) {
+	if flags.NArg() > 0 || c.ranks < 1 || c.reps < 1 || c.samples < 1 || c.model.node < 1 || c.model.node&(c.model.node-1) != 0 || c.model.most < 2 || alpha <= 0 || near <= 0 || !(bandwidth > 0) {
 		return fmt.Errorf("a flag is out of range, or there are arguments: %q (-h lists the flags)", args)
 	}
 	if c.scale {

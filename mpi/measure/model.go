@@ -13,6 +13,7 @@ type model struct {
 	far, near float64 // alpha between nodes, and within one; seconds
 	beta      float64 // seconds per byte
 	node      int     // ranks of a node
+	most      int     // ranks that are printed
 }
 
 // channels of the 53 batch norms of ResNet-50.
@@ -257,7 +258,10 @@ func (e *events) Pop() any {
 
 // print prints the tables of the model.
 func (m *model) print(out io.Writer) {
-	ranks := []int{2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}
+	var ranks []int
+	for r := 2; r <= m.most; r *= 2 {
+		ranks = append(ranks, r)
+	}
 	fmt.Fprintf(out, "alpha %.3g us between nodes, %.3g us within a node of %d ranks; %.3g GB/s\n", m.far*1e6, m.near*1e6, m.node, 1e-9/m.beta)
 	for _, c := range []int{64, 512, 2048} {
 		fmt.Fprintf(out, "\n%d channels, one pass: messages and KB that a rank sends, and microseconds\n%6s", c, "ranks")
