@@ -43,6 +43,9 @@ func play(scenario string) int {
 		} else {
 			say(c, fmt.Sprintf("error after %.3f s: %v", time.Since(begin).Seconds(), err))
 		}
+		if strings.Contains(mpi.Library(), "MPICH") {
+			time.Sleep(failLimit) // its mpirun ends the others when one has failed
+		}
 		return 1 // without Finalize, which would wait for the dead
 	}
 	if err := works[scenario](c); err != nil {
