@@ -18,8 +18,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
-// patience is the time limit of collectives that are to work.
-const patience = time.Minute
+// syncPatience is the time limit of collectives that are to work.
+const syncPatience = time.Minute
 
 // onRanks runs f on so many goroutines, each with the group of its rank, and
 // returns their errors.
@@ -42,8 +42,8 @@ func onRanks(t testing.TB, ranks int, timeout time.Duration, f func(g *batchnorm
 	return errs
 }
 
-// rows returns the part of a tensor from row a to row b of Outer.
-func rows(s batchnorm.Shape, v []float32, a, b int) []float32 {
+// outerRows returns the part of a tensor from row a to row b of Outer.
+func outerRows(s batchnorm.Shape, v []float32, a, b int) []float32 {
 	if v == nil {
 		return nil
 	}
@@ -66,12 +66,12 @@ func synced(ends []int, overlap bool) mode {
 			all[rank] = results{mean: make([]float64, c), invstd: make([]float64, c), runMean: s.in(s.mean), runVar: s.in(s.vari),
 				dgamma: s.out(c), dbeta: s.out(c)}
 		}
-		for rank, err := range onRanks(t, len(ends), patience, func(g *batchnorm.SyncGroup) error {
+		for rank, err := range onRanks(t, len(ends), syncPatience, func(g *batchnorm.SyncGroup) error {
 			a, b := 0, ends[g.Rank()]
 			if g.Rank() > 0 {
 				a = ends[g.Rank()-1]
 			}
-			part := func(v []float32) []float32 { return rows(s.shape, v, a, b) }
+			part := func(v []float32) []float32 { return outerRows(s.shape, v, a, b) }
 			shape := s.shape
 			shape.Outer = b - a
 			p, err := batchnorm.NewSyncPlan(g, shape, s.options()...)
@@ -162,7 +162,7 @@ func TestSyncLateness(t *testing.T) {
 		steps = 100
 	}
 	train := func(seed uint64) (hashes [ranks]uint64) {
-		for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+		for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 			r := rand.New(rand.NewPCG(seed, uint64(g.Rank())))
 			l, err := batchnorm.NewLayer(channels, batchnorm.WithActivation(batchnorm.SiLU))
 			if err != nil {
@@ -284,7 +284,7 @@ func TestSyncNaN(t *testing.T) {
 func TestSyncFewValues(t *testing.T) {
 	const ranks = 3
 	run := func(outer func(rank int) int, opts ...batchnorm.Option) (errs []error, layers [ranks]*batchnorm.Layer, y [ranks][]float32) {
-		errs = onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+		errs = onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 			l, err := batchnorm.NewLayer(2, opts...)
 			if err != nil {
 				return err
@@ -319,7 +319,7 @@ func TestSyncFewValues(t *testing.T) {
 	}
 
 	// Backward over empty parts only.
-	for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+	for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 		p, err := batchnorm.NewSyncPlan(g, batchnorm.Shape{Outer: 0, Channels: 1, Inner: 1})
 		if err != nil {
 			return err
@@ -344,7 +344,7 @@ func TestSyncMask(t *testing.T) {
 	const ranks = 3
 	var y, want [ranks][]float32
 	run := func(out *[ranks][]float32, inner int) {
-		for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+		for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 			shape := s
 			shape.Inner = inner
 			p, err := batchnorm.NewSyncPlan(g, shape)
@@ -393,7 +393,7 @@ func TestSyncMask(t *testing.T) {
 func TestSyncSplit(t *testing.T) {
 	s := batchnorm.Shape{Outer: 12, Channels: 5, Inner: 3}
 	p := newProblem(s, 4)
-	all, err := batchnorm.NewLocalCollective(7, patience)
+	all, err := batchnorm.NewLocalCollective(7, syncPatience)
 	noError(t, err)
 	color := func(rank int) int { return []int{1, 0, 1, 0, 0, -1, 1}[rank] }
 	y := make([]float32, s.Len()) // ranks 1, 3, 4 have the first half, 0, 2, 6 the second
@@ -427,7 +427,7 @@ func TestSyncSplit(t *testing.T) {
 				shape.Outer = b - a
 				plan, err := batchnorm.NewSyncPlan(g, shape)
 				if err == nil {
-					err = plan.Forward(batchnorm.ForwardArgs{X: rows(s, p.x, a, b), Gamma: p.gamma, Beta: p.beta, Y: rows(s, y, a, b)})
+					err = plan.Forward(batchnorm.ForwardArgs{X: outerRows(s, p.x, a, b), Gamma: p.gamma, Beta: p.beta, Y: outerRows(s, y, a, b)})
 				}
 				if err != nil {
 					t.Errorf("rank %d: %v", rank, err)
@@ -438,12 +438,12 @@ func TestSyncSplit(t *testing.T) {
 	wg.Wait()
 	for half := range 2 {
 		q := p
-		q.shape.Outer, q.x, q.dy = 6, rows(s, p.x, half*6, half*6+6), rows(s, p.dy, half*6, half*6+6)
+		q.shape.Outer, q.x, q.dy = 6, outerRows(s, p.x, half*6, half*6+6), outerRows(s, p.dy, half*6, half*6+6)
 		e := slices.Clone(ends[half])
 		for i := range e {
 			e[i] -= half * 6
 		}
-		expectBits(t, fmt.Sprintf("y of color %d", half), rows(s, y, half*6, half*6+6), split(e, batchnorm.Mask{}).once(t, q).y)
+		expectBits(t, fmt.Sprintf("y of color %d", half), outerRows(s, y, half*6, half*6+6), split(e, batchnorm.Mask{}).once(t, q).y)
 	}
 }
 
@@ -452,7 +452,7 @@ func TestSyncOverlap(t *testing.T) {
 	const ranks, plans = 5, 4
 	s := batchnorm.Shape{Outer: 3, Channels: 6, Inner: 7}
 	var results [ranks][plans][]float64
-	for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+	for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 		var list [plans]*batchnorm.SyncPlan
 		for i := range list {
 			var err error
@@ -511,7 +511,7 @@ func TestAllReduce(t *testing.T) {
 				want[i] = float32(sum)
 			}
 			got := make([][]float32, ranks)
-			for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+			for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 				for _, length := range []int{n, n/2 + 1, n} { // the group's memory grows and is used again
 					got[g.Rank()] = gen.Normal(uint64(g.Rank()), length, 1, 1e3)
 					if err := g.AllReduce(got[g.Rank()]); err != nil {
@@ -529,8 +529,8 @@ func TestAllReduce(t *testing.T) {
 
 // ---- failures
 
-// failing is what one rank does while all others call forward on 6 channels.
-type failing struct {
+// syncFailure is what one rank does while all others call forward on 6 channels.
+type syncFailure struct {
 	name  string
 	kind  error
 	words []string // in some rank's error
@@ -546,7 +546,7 @@ func forwardOn(g *batchnorm.SyncGroup, channels int) error {
 	return p.Forward(batchnorm.ForwardArgs{X: make([]float32, s.Len()), Y: make([]float32, s.Len())})
 }
 
-var failures = []failing{
+var syncFailures = []syncFailure{
 	{"other channels", batchnorm.ErrRanks, []string{"6 channels"}, func(g *batchnorm.SyncGroup) error { return forwardOn(g, 7) }},
 	{"fewer channels", batchnorm.ErrRanks, nil, func(g *batchnorm.SyncGroup) error { return forwardOn(g, 1) }},
 	{"many channels", batchnorm.ErrRanks, nil, func(g *batchnorm.SyncGroup) error { return forwardOn(g, 1000) }},
@@ -582,9 +582,9 @@ var failures = []failing{
 // Whatever one rank does wrong, and whichever it is, all get an error in bounded
 // time, and the group is over.
 func TestSyncFailures(t *testing.T) {
-	for _, f := range failures {
+	for _, f := range syncFailures {
 		for _, ranks := range []int{2, 3, 4, 9} { // with 9, some own no channel
-			limit := patience // all learn of it at once
+			limit := syncPatience // all learn of it at once
 			switch {
 			case f.name == "ended" || f.name == "fewer channels": // somebody waits for who does not come
 				limit = 300 * time.Millisecond
@@ -592,7 +592,7 @@ func TestSyncFailures(t *testing.T) {
 				limit = time.Second
 			}
 			for _, wrong := range []int{0, 1, ranks - 1} {
-				if testing.Short() && limit != patience && wrong != 1 {
+				if testing.Short() && limit != syncPatience && wrong != 1 {
 					continue
 				}
 				name := fmt.Sprintf("%s, rank %d of %d", f.name, wrong, ranks)
@@ -611,7 +611,7 @@ func TestSyncFailures(t *testing.T) {
 					return err
 				})
 				// Two time limits, and the scheduler's delays.
-				if took := time.Since(begin); took > min(2*limit, patience/4)+5*time.Second {
+				if took := time.Since(begin); took > min(2*limit, syncPatience/4)+5*time.Second {
 					t.Errorf("%s: took %v", name, took)
 				}
 				text := ""
@@ -676,7 +676,7 @@ func TestSyncLayerErrors(t *testing.T) {
 		},
 	} {
 		begin := time.Now()
-		errs := onRanks(t, 3, patience, func(g *batchnorm.SyncGroup) error {
+		errs := onRanks(t, 3, syncPatience, func(g *batchnorm.SyncGroup) error {
 			l, err := batchnorm.NewLayer(3)
 			if err != nil {
 				return err
@@ -694,7 +694,7 @@ func TestSyncLayerErrors(t *testing.T) {
 				t.Errorf("%s: rank %d has %v", name, rank, err)
 			}
 		}
-		if took := time.Since(begin); took > patience/2 {
+		if took := time.Since(begin); took > syncPatience/2 {
 			t.Errorf("%s: took %v", name, took)
 		}
 	}
@@ -712,7 +712,7 @@ func TestSyncLayer(t *testing.T) {
 	ends := []int{0, 3, 4, 8}
 	gotY, gotDX := make([]float32, s.Len()), make([]float32, s.Len())
 	var layers [4]*batchnorm.Layer
-	for rank, err := range onRanks(t, 4, patience, func(g *batchnorm.SyncGroup) error {
+	for rank, err := range onRanks(t, 4, syncPatience, func(g *batchnorm.SyncGroup) error {
 		l, err := batchnorm.NewLayer(3, batchnorm.WithActivation(batchnorm.ReLU))
 		if err != nil {
 			return err
@@ -725,8 +725,8 @@ func TestSyncLayer(t *testing.T) {
 		part := s
 		part.Outer = b - a
 		err = errors.Join(l.Synchronize(g),
-			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: rows(s, p.x, a, b), Residual: rows(s, p.residual, a, b), Y: rows(s, gotY, a, b)}),
-			l.Backward(batchnorm.LayerBackwardArgs{DY: rows(s, p.dy, a, b), DX: rows(s, gotDX, a, b)}))
+			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Residual: outerRows(s, p.residual, a, b), Y: outerRows(s, gotY, a, b)}),
+			l.Backward(batchnorm.LayerBackwardArgs{DY: outerRows(s, p.dy, a, b), DX: outerRows(s, gotDX, a, b)}))
 		if err != nil || g.Rank() != 1 {
 			return err
 		}
@@ -738,12 +738,12 @@ func TestSyncLayer(t *testing.T) {
 		}
 		l.Eval()
 		return errors.Join(
-			l.Inference(batchnorm.LayerForwardArgs{Shape: part, X: rows(s, p.x, a, b), Y: out}),
-			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: rows(s, p.x, a, b), Y: out}),
-			l.Backward(batchnorm.LayerBackwardArgs{DY: rows(s, p.dy, a, b), DX: out}),
-			clone.Forward(batchnorm.LayerForwardArgs{Shape: part, X: rows(s, p.x, a, b), Y: out}),
+			l.Inference(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Y: out}),
+			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Y: out}),
+			l.Backward(batchnorm.LayerBackwardArgs{DY: outerRows(s, p.dy, a, b), DX: out}),
+			clone.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Y: out}),
 			l.Synchronize(nil), func() error { l.Train(); return nil }(),
-			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: rows(s, p.x, a, b), Y: out}))
+			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Y: out}))
 	}) {
 		if err != nil {
 			t.Fatalf("rank %d: %v", rank, err)
@@ -794,7 +794,7 @@ func TestCollectiveErrors(t *testing.T) {
 	if _, err := batchnorm.NewSyncGroup(nil); !errors.Is(err, batchnorm.ErrMissing) {
 		t.Errorf("group of nil: %v", err)
 	}
-	if _, err := batchnorm.NewSyncGroup(liar{}); !errors.Is(err, batchnorm.ErrOption) {
+	if _, err := batchnorm.NewSyncGroup(lyingCollective{}); !errors.Is(err, batchnorm.ErrOption) {
 		t.Errorf("rank 3 of 3: %v", err)
 	}
 	var p *batchnorm.SyncPlan
@@ -812,22 +812,22 @@ func TestCollectiveErrors(t *testing.T) {
 	}
 }
 
-// liar is a collective that is wrong.
-type liar struct{ broken error }
+// lyingCollective is a collective that is wrong.
+type lyingCollective struct{ broken error }
 
-func (liar) Rank() int                         { return 3 }
-func (liar) Size() int                         { return 3 }
-func (l liar) Exchange(_, _ [][]float64) error { return l.broken }
+func (lyingCollective) Rank() int                         { return 3 }
+func (lyingCollective) Size() int                         { return 3 }
+func (l lyingCollective) Exchange(_, _ [][]float64) error { return l.broken }
 
-// lost is a collective that works for some exchanges, and then has an error of
+// lostCollective is a collective that works for some exchanges, and then has an error of
 // its own.
-type lost struct {
+type lostCollective struct {
 	batchnorm.Collective
 	left  int
 	cause error
 }
 
-func (l *lost) Exchange(recv, send [][]float64) error {
+func (l *lostCollective) Exchange(recv, send [][]float64) error {
 	if l.left--; l.left < 0 {
 		return l.cause
 	}
@@ -836,13 +836,13 @@ func (l *lost) Exchange(recv, send [][]float64) error {
 
 // Errors of a collective's own become ErrExchange, and keep what they say.
 func TestSyncForeignError(t *testing.T) {
-	all, err := batchnorm.NewLocalCollective(2, patience)
+	all, err := batchnorm.NewLocalCollective(2, syncPatience)
 	noError(t, err)
 	var wg sync.WaitGroup
 	for rank, c := range all {
 		wg.Go(func() {
 			cause := errors.New("the cable is cut")
-			g, err := batchnorm.NewSyncGroup(&lost{c, 3, cause})
+			g, err := batchnorm.NewSyncGroup(&lostCollective{c, 3, cause})
 			if err != nil {
 				t.Errorf("rank %d: %v", rank, err)
 				return
@@ -858,13 +858,13 @@ func TestSyncForeignError(t *testing.T) {
 
 // ---- cost
 
-// counting counts what a rank sends.
-type counting struct {
+// countingCollective counts what a rank sends.
+type countingCollective struct {
 	batchnorm.Collective
 	elements, messages int
 }
 
-func (c *counting) Exchange(recv, send [][]float64) error {
+func (c *countingCollective) Exchange(recv, send [][]float64) error {
 	for _, v := range send {
 		if len(v) > 0 {
 			c.elements += len(v)
@@ -879,12 +879,12 @@ func (c *counting) Exchange(recv, send [][]float64) error {
 func TestSyncCost(t *testing.T) {
 	const channels = 2048
 	for _, ranks := range []int{2, 3, 8, 64} {
-		all, err := batchnorm.NewLocalCollective(ranks, patience)
+		all, err := batchnorm.NewLocalCollective(ranks, syncPatience)
 		noError(t, err)
 		var wg sync.WaitGroup
 		for rank, c := range all {
 			wg.Go(func() {
-				n := &counting{Collective: c}
+				n := &countingCollective{Collective: c}
 				g, err := batchnorm.NewSyncGroup(n)
 				if err == nil {
 					err = forwardOn(g, channels)
@@ -921,7 +921,7 @@ func TestSyncNoAllocations(t *testing.T) {
 	goroutines := runtime.NumGoroutine()
 	var barrier sync.WaitGroup
 	barrier.Add(ranks)
-	for rank, err := range onRanks(t, ranks, patience, func(g *batchnorm.SyncGroup) error {
+	for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 		p, err := batchnorm.NewSyncPlan(g, s)
 		if err != nil {
 			return err
@@ -984,7 +984,7 @@ func TestSyncNoAllocations(t *testing.T) {
 func TestSyncBeginReturns(t *testing.T) {
 	s := batchnorm.Shape{Outer: 2, Channels: 3, Inner: 4}
 	begun := make(chan struct{})
-	for rank, err := range onRanks(t, 2, patience, func(g *batchnorm.SyncGroup) error {
+	for rank, err := range onRanks(t, 2, syncPatience, func(g *batchnorm.SyncGroup) error {
 		p, err := batchnorm.NewSyncPlan(g, s)
 		if err != nil {
 			return err
@@ -1005,7 +1005,7 @@ func TestSyncBeginReturns(t *testing.T) {
 		for _, call := range []func() error{func() error { return p.Forward(f) }, func() error { return p.Backward(b) }} {
 			select {
 			case <-begun:
-			case <-time.After(patience / 10):
+			case <-time.After(syncPatience / 10):
 				return errors.New("rank 0 has not returned from Begin")
 			}
 			if err := call(); err != nil {
