@@ -268,3 +268,17 @@ func TestLeak(t *testing.T) {
 	}
 	expectAll(t, launch(t, 2, "leak"), "ok")
 }
+
+// The same over TCP, as between machines, in the place of shared memory.
+func TestTCP(t *testing.T) {
+	if strings.Contains(mpi.Library(), "MPICH") {
+		t.Skip("the variable is Open MPI's")
+	}
+	t.Setenv("OMPI_MCA_btl", "tcp,self")
+	const ranks = 4
+	expectEqual(t, "hash", expectAll(t, launch(t, ranks, "bits"), "hash"))
+	expectEqual(t, "hash on time", expectAll(t, launch(t, ranks, "late"), "same hash"))
+	expectErrors(t, ranks, 1, "killed", "rank 1")
+	expectErrors(t, ranks, -1, "large", "rank")
+	expectAll(t, launch(t, ranks, "split"), "ok")
+}
