@@ -106,6 +106,8 @@
 //     [Plan.GradSums], [MergeGradSums], [Plan.InputGrad], the pieces of Forward and
 //     Backward, for batches in several places: of one part they have the bits of
 //     the whole;
+//   - [SyncPlan], which is these pieces on the ranks of a [SyncGroup], goroutines or
+//     processes, for synchronized batch norm;
 //   - [GhostPlan], with statistics by sub-batch;
 //   - [Plan.BackwardFromY], which does without the input;
 //   - [Plan.RenormForward] and [Plan.RenormBackward], batch renormalization;

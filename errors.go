@@ -26,6 +26,9 @@ var (
 	ErrStatistics   = errors.New("batchnorm: statistics in two forms")
 	ErrRenorm       = errors.New("batchnorm: invalid limits of renormalization")
 	ErrInvert       = errors.New("batchnorm: not invertible")
+	ErrNoPass       = errors.New("batchnorm: no pass was begun, or one is under way")
+	ErrRanks        = errors.New("batchnorm: the ranks disagree")
+	ErrExchange     = errors.New("batchnorm: an exchange between ranks has failed")
 )
 
 // argError is an error of one of the kinds above with a message of its own.

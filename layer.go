@@ -44,6 +44,7 @@ type Layer struct {
 	opts       []Option
 	evaluating bool
 
+	sync                *synced // nil: not synchronized
 	plans               *Plans
 	kept                keptForward
 	mean, invstd        []float64
@@ -212,10 +213,10 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	}
 	p, err := l.plan(a.Shape)
 	if err != nil {
-		return err
+		return l.refuse(err)
 	}
 	if err := l.checkRunning(); err != nil {
-		return err
+		return l.refuse(err)
 	}
 	kept := keptForward{plan: p, x: a.X, mask: a.Mask}
 	if p.act != Identity {
@@ -236,7 +237,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 		return nil
 	}
 	if lost != nil {
-		return lost
+		return l.refuse(lost)
 	}
 	momentum, runningMean, runningVar := l.Momentum, l.RunningMean, l.RunningVar
 	if l.Cumulative {
@@ -247,13 +248,14 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	}
 	if l.Precise != nil {
 		if err := l.Precise.fits(l.channels); err != nil {
-			return err
+			return l.refuse(err)
 		}
 	}
-	if err := p.Forward(ForwardArgs{
+	n, err := l.train(p, &ForwardArgs{
 		X: a.X, Residual: a.Residual, Gamma: l.Gamma, Beta: l.Beta, Mask: a.Mask, Y: a.Y, Mean: l.mean, InvStd: l.invstd,
 		RunningMean: runningMean, RunningVar: runningVar, Momentum: momentum,
-	}); err != nil {
+	})
+	if err != nil {
 		return err
 	}
 	if l.Precise != nil && !a.Untracked {
@@ -265,7 +267,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 			return err
 		}
 	}
-	if n, _ := a.Mask.count(a.Shape); n > 0 && runningMean != nil && l.BatchesTracked < math.MaxInt64 {
+	if n > 0 && runningMean != nil && l.BatchesTracked < math.MaxInt64 {
 		l.BatchesTracked++
 	}
 	l.kept = kept
@@ -349,7 +351,7 @@ func (l *Layer) Backward(a LayerBackwardArgs) error {
 		if k.frozen {
 			return fail(ErrNoForward, "Backward needs what the last Forward has overwritten: y was x or the residual")
 		}
-		return fail(ErrNoForward, "Backward needs a Forward before it, and only one Backward follows it")
+		return l.refuse(fail(ErrNoForward, "Backward needs a Forward before it, and only one Backward follows it"))
 	}
 	var dgamma, dbeta []float32
 	if l.Gamma != nil {
@@ -369,7 +371,7 @@ func (l *Layer) Backward(a LayerBackwardArgs) error {
 			Mask: k.mask, DX: a.DX, DResidual: a.DResidual, DGamma: dgamma, DBeta: dbeta,
 		})
 	} else {
-		err = k.plan.Backward(BackwardArgs{
+		err = l.trainBack(k.plan, &BackwardArgs{
 			DY: a.DY, X: k.x, Residual: k.residual, Gamma: l.Gamma, Beta: l.Beta, Mean: l.mean, InvStd: l.invstd,
 			Mask: k.mask, DX: a.DX, DResidual: a.DResidual, DGamma: dgamma, DBeta: dbeta,
 		})

@@ -1,0 +1,319 @@
+package batchnorm
+
+// A SyncPlan is a [Plan] for synchronized batch norm: the batch lies in parts on
+// the ranks of a [SyncGroup], and is normalized by the statistics of all parts
+// together, as one process would do with the whole batch.
+//
+// The parts may be of any size, empty ones among them; only the channels have to
+// agree. Every rank gets the same statistics, running statistics and gradients by
+// gamma and beta, to the bit, and gets them again in every run, whoever is late:
+// parts are merged in the order of the ranks. Between one process with the whole
+// batch and several with its parts there are the roundings that [MergeMoments]
+// states, and none where the parts are cut at its segments.
+//
+// A call sends two float64 per channel, and each rank merges its share of the
+// channels for all, so that the cost of a rank does not grow with the number of
+// ranks. A pass may be begun and waited for, so that something else is computed in
+// the meantime:
+//
+//	err := plan.BeginBackward(args) // takes the sums, and begins to send
+//	...                             // gradients of another layer
+//	err = plan.Wait()               // has all sums; writes the gradients
+//
+// A SyncPlan is for one goroutine at a time, and has one pass under way at a
+// time. Several plans of a group may each have one, begun in the same order
+// on every rank. After the first call its calls allocate nothing, but what the
+// collective may.
+type SyncPlan struct {
+	plan *Plan
+	sync *synced
+}
+
+// NewSyncPlan makes the plan of this rank's part of the batch. Every rank of the
+// group makes its plans in the same order, with the same number of channels and the
+// same options but for workers, executor and path.
+func NewSyncPlan(g *SyncGroup, s Shape, opts ...Option) (*SyncPlan, error) {
+	if err := g.ready(); err != nil {
+		return nil, err
+	}
+	p, err := NewPlan(s, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &SyncPlan{p, newSynced(g, s.Channels)}, nil
+}
+
+func (p *SyncPlan) ready() error {
+	if p == nil || p.plan == nil {
+		return fail(ErrNilPlan, "plan is nil or was not made by NewSyncPlan")
+	}
+	return nil
+}
+
+// Plan returns the plan of this rank's part, for what needs no other rank:
+// inference and the gradients with frozen statistics.
+func (p *SyncPlan) Plan() *Plan {
+	if p == nil {
+		return nil
+	}
+	return p.plan
+}
+
+// Group returns the group that the plan was made on.
+func (p *SyncPlan) Group() *SyncGroup {
+	if p.ready() != nil {
+		return nil
+	}
+	return p.sync.group
+}
+
+// Forward is [Plan.Forward] with the statistics of all parts. All ranks call it.
+// Mean, InvStd, RunningMean and RunningVar become the same on every rank.
+//
+// All parts together need two values per channel at least; else every rank gets
+// [ErrTooFewValues]. When all are empty, Mean and InvStd become NaN and the
+// running statistics stay.
+//
+// Wrong arguments of this rank are told to all ranks, and end the group: see
+// [SyncGroup]. No rank has written anything then.
+func (p *SyncPlan) Forward(a ForwardArgs) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	_, err := p.sync.forward(p.plan, &a)
+	return err
+}
+
+// Backward is [Plan.Backward] for this rank's part, with the sums of all parts. All
+// ranks call it. DGamma and DBeta are those of the whole batch, the same on every
+// rank: they must not be added over the ranks again. The gradient of the whole
+// batch is that of the sum of all ranks' losses; when each takes the mean over
+// its own part, divide DY by what that makes too much.
+func (p *SyncPlan) Backward(a BackwardArgs) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	return p.sync.backward(p.plan, &a)
+}
+
+// BeginForward takes the moments of this rank's part and begins to exchange them.
+// [SyncPlan.Wait] does the rest of [SyncPlan.Forward]. Until then the slices must
+// stay as they are, and the outputs must not be read. Whatever happens, the pass
+// is over when this returns an error.
+func (p *SyncPlan) BeginForward(a ForwardArgs) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	return p.sync.beginForward(p.plan, &a, true)
+}
+
+// BeginBackward takes the sums of this rank's part and begins to exchange them.
+// [SyncPlan.Wait] does the rest of [SyncPlan.Backward]. It is otherwise as
+// BeginForward.
+func (p *SyncPlan) BeginBackward(a BackwardArgs) error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	return p.sync.beginBackward(p.plan, &a, true)
+}
+
+// Wait ends the pass that was begun: it waits for the exchange and writes the
+// outputs. Without one it returns [ErrNoPass].
+func (p *SyncPlan) Wait() error {
+	if err := p.ready(); err != nil {
+		return err
+	}
+	_, err := p.sync.wait()
+	return err
+}
+
+// synced is what the passes over parts of a batch need beside the plan of the
+// part, whose shape may be another one every time.
+type synced struct {
+	group        *SyncGroup
+	exchange     *exchange
+	mean, invstd []float64 // of the whole batch
+
+	// Of the part; their slices are those of the exchange, in which those of the
+	// whole batch come back.
+	moments Moments
+	sums    GradSums
+
+	// The pass under way; no plan, no pass.
+	plan       *Plan
+	backwards  bool
+	background bool // somebody else runs the exchange
+	f          ForwardArgs
+	b          BackwardArgs
+}
+
+func newSynced(g *SyncGroup, channels int) *synced {
+	g.mu.Lock()
+	g.plans++
+	number := g.plans
+	g.mu.Unlock()
+	e := newExchange(g, number, 2, channels)
+	return &synced{
+		group: g, exchange: e, mean: make([]float64, channels), invstd: make([]float64, channels),
+		moments: Moments{Mean: e.values[0], M2: e.values[1]}, sums: GradSums{G: e.values[0], GD: e.values[1]},
+	}
+}
+
+// forward is a whole pass. It returns how many values per channel all parts have.
+func (s *synced) forward(p *Plan, a *ForwardArgs) (total int, err error) {
+	if err := s.beginForward(p, a, false); err != nil {
+		return 0, err
+	}
+	return s.wait()
+}
+
+func (s *synced) backward(p *Plan, a *BackwardArgs) error {
+	if err := s.beginBackward(p, a, false); err != nil {
+		return err
+	}
+	_, err := s.wait()
+	return err
+}
+
+func (s *synced) beginForward(p *Plan, a *ForwardArgs, background bool) error {
+	if err := s.idle(); err != nil {
+		return err
+	}
+	if err := checkPart(p, a); err != nil {
+		return s.refuse(err)
+	}
+	if err := p.Moments(MomentsArgs{X: a.X, Mask: a.Mask, Moments: &s.moments}); err != nil {
+		return s.refuse(err)
+	}
+	s.f, s.backwards = *a, false
+	s.begin(p, kindForward, s.moments.Count, background)
+	return nil
+}
+
+func (s *synced) beginBackward(p *Plan, a *BackwardArgs, background bool) error {
+	if err := s.idle(); err != nil {
+		return err
+	}
+	if err := checkBackwardPart(p, a); err != nil {
+		return s.refuse(err)
+	}
+	if err := p.GradSums(GradSumsArgs{
+		DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mean: a.Mean, InvStd: a.InvStd, Mask: a.Mask, Sums: &s.sums,
+	}); err != nil {
+		return s.refuse(err)
+	}
+	s.b, s.backwards = *a, true
+	s.begin(p, kindBackward, s.sums.Count, background)
+	return nil
+}
+
+func (s *synced) idle() error {
+	if s.plan != nil {
+		return fail(ErrNoPass, "a pass of this plan is under way: call Wait before the next")
+	}
+	return s.group.Err()
+}
+
+// begin begins the exchange, and runs it here unless wait is to do so.
+func (s *synced) begin(p *Plan, kind exchangeKind, count int, background bool) {
+	s.plan, s.background = p, background
+	s.exchange.begin(kind, count)
+	if background {
+		go s.exchange.background()
+	}
+}
+
+// refuse tells the other ranks that this one can't take part, and returns why.
+func (s *synced) refuse(why error) error {
+	s.exchange.begin(kindRefused, 0)
+	s.exchange.run() // its error is what the others get
+	return why
+}
+
+// wait ends the pass under way. It returns how many values per channel all parts
+// have.
+func (s *synced) wait() (total int, err error) {
+	p := s.plan
+	if p == nil {
+		return 0, fail(ErrNoPass, "Wait needs BeginForward or BeginBackward before it")
+	}
+	if s.background {
+		err = <-s.exchange.done
+	} else {
+		err = s.exchange.run()
+	}
+	f, b := s.f, s.b
+	s.plan, s.f, s.b = nil, ForwardArgs{}, BackwardArgs{}
+	if err != nil {
+		return 0, err
+	}
+	total = s.exchange.count
+	if total > 0 && total < p.fewest() {
+		return 0, fail(ErrTooFewValues, "the parts of all %d ranks have %d values per channel together, training needs at least %d",
+			s.group.size, total, p.fewest())
+	}
+	if s.backwards {
+		return total, s.finishBackward(p, &b)
+	}
+	return total, s.finishForward(p, &f)
+}
+
+func (s *synced) finishForward(p *Plan, a *ForwardArgs) error {
+	whole := Moments{Count: s.exchange.count, Mean: s.exchange.values[0], M2: s.exchange.values[1]}
+	if err := p.Statistics(StatisticsArgs{
+		Moments: whole, Mean: s.mean, InvStd: s.invstd, BatchMean: a.BatchMean, BatchVar: a.BatchVar,
+		RunningMean: a.RunningMean, RunningVar: a.RunningVar, Momentum: a.Momentum,
+	}); err != nil {
+		return err
+	}
+	copy(a.Mean, s.mean)
+	copy(a.InvStd, s.invstd)
+	return p.Normalize(NormalizeArgs{
+		X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mask: a.Mask, Mean: s.mean, InvStd: s.invstd, Y: a.Y,
+	})
+}
+
+func (s *synced) finishBackward(p *Plan, a *BackwardArgs) error {
+	whole := GradSums{Count: s.exchange.count, G: s.exchange.values[0], GD: s.exchange.values[1]}
+	if whole.Count == 0 {
+		clear(a.DGamma)
+		clear(a.DBeta)
+		if !a.Mask.KeepPadding {
+			clear(a.DX)
+			clear(a.DResidual)
+		}
+		return nil
+	}
+	return p.InputGrad(InputGradArgs{
+		DY: a.DY, X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mean: a.Mean, InvStd: a.InvStd, Mask: a.Mask,
+		Sums: whole, DX: a.DX, DResidual: a.DResidual, DGamma: a.DGamma, DBeta: a.DBeta,
+	})
+}
+
+// checkPart validates the arguments of a forward pass over a part, which may
+// have few values or none.
+func checkPart(p *Plan, a *ForwardArgs) error {
+	k := p.shape.checker()
+	a.check(&k, 1)
+	if err := k.check(); err != nil {
+		return err
+	}
+	if err := a.Momentum.valid(); err != nil {
+		return err
+	}
+	_, err := a.Mask.count(p.shape)
+	return err
+}
+
+// checkBackwardPart is the same for a backward pass, which takes the statistics that
+// the forward pass saved.
+func checkBackwardPart(p *Plan, a *BackwardArgs) error {
+	k := p.shape.checker()
+	a.check(&k, 1)
+	k.require("mean", "invstd")
+	if err := k.check(); err != nil {
+		return err
+	}
+	_, err := a.Mask.count(p.shape)
+	return err
+}
