@@ -3,6 +3,7 @@ package batchnorm_test
 import (
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -63,6 +64,53 @@ func TestAccumulator(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Tiles of different channels, in any order, that find channels of different
+// counts.
+func TestAccumulatorIrregularTiles(t *testing.T) {
+	s := batchnorm.Shape{Outer: 1, Channels: 12, Inner: 90}
+	x := gen.Normal(1, s.Len(), 50, 1)
+	ref := reference.Forward(problem{shape: s, epsilon: batchnorm.DefaultEpsilon, x: x}.reference())
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(2, seed))
+		type rectangle struct{ c0, c1, i0, i1 int }
+		list := []rectangle{{0, s.Channels, 0, s.Inner}}
+		for k := 0; k < 40; k++ {
+			at := r.IntN(len(list))
+			a, b := list[at], list[at]
+			if width := a.c1 - a.c0; k%2 == 0 && width > 1 {
+				a.c1 -= 1 + r.IntN(width-1)
+				b.c0 = a.c1
+			} else if height := a.i1 - a.i0; height > 1 {
+				a.i1 -= 1 + r.IntN(height-1)
+				b.i0 = a.i1
+			} else {
+				continue
+			}
+			list[at] = a
+			list = append(list, b)
+		}
+		r.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+		a := newAccumulator(t, s.Channels)
+		for _, q := range list {
+			var values []float32
+			for c := q.c0; c < q.c1; c++ {
+				values = append(values, x[c*s.Inner+q.i0:c*s.Inner+q.i1]...)
+			}
+			noError(t, a.Add(batchnorm.TileArgs{X: values, Shape: batchnorm.Shape{Outer: 1, Channels: q.c1 - q.c0, Inner: q.i1 - q.i0}, Channel: q.c0}))
+		}
+		m, err := a.Moments()
+		noError(t, err)
+		if m.Count != s.Inner {
+			t.Fatalf("there are %d values, want %d", m.Count, s.Inner)
+		}
+		for c := range s.Channels {
+			if v := m.M2[c] / float64(m.Count); !(math.Abs(m.Mean[c]-ref.Mean[c]) <= 1e-6) || !(math.Abs(v/ref.Var[c]-1) <= 1e-6) {
+				t.Errorf("channel %d: mean %v and variance %v, want %v and %v", c, m.Mean[c], v, ref.Mean[c], ref.Var[c])
+			}
+		}
+	}
 }
 
 // One tile that is the batch has the bits of Moments, and moments of others are
