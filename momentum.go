@@ -37,7 +37,7 @@ func (m Momentum) after(batches int) Momentum {
 	if m.number == 0 {
 		return m
 	}
-	return Cumulative(m.number + batches)
+	return Cumulative(m.number + min(batches, math.MaxInt-m.number))
 }
 
 // or returns m, or the default where m is the zero value.

@@ -10,6 +10,12 @@ func (p *Plan) workersFor(n, values int) int {
 // parallel runs task(0) to task(n-1) on the plan's workers or executor. A second
 // worker has to have enough to do.
 func (w *work) parallel(n int, task func(int)) {
+	w.busy = true
+	w.runTasks(n, task)
+	w.busy = false
+}
+
+func (w *work) runTasks(n int, task func(int)) {
 	helpers := w.p.workersFor(n, len(w.x)) - 1
 	if n > 1 && w.p.executor != nil {
 		w.p.executor(n, task)

@@ -36,21 +36,30 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 			p.workers = runtime.GOMAXPROCS(0)
 		}
 	}
+	p.boundWorkers(s)
 	p.free = append(p.free, newWork(p))
 	return p, nil
 }
 
 // Shape returns the shape that the plan was made for.
-func (p *Plan) Shape() Shape { return p.shape }
+func (p *Plan) Shape() Shape { return p.orNone().shape }
 
 // Epsilon returns what is added to the variance.
-func (p *Plan) Epsilon() float64 { return p.epsilon }
+func (p *Plan) Epsilon() float64 { return p.orNone().epsilon }
 
 // Activation returns the fused activation.
-func (p *Plan) Activation() Activation { return p.act }
+func (p *Plan) Activation() Activation { return p.orNone().act }
 
 // Path returns the implementation that the plan uses.
-func (p *Plan) Path() Path { return p.path }
+func (p *Plan) Path() Path { return p.orNone().path }
+
+// orNone returns the zero plan in place of nil.
+func (p *Plan) orNone() *Plan {
+	if p == nil {
+		return &Plan{}
+	}
+	return p
+}
 
 // ready reports ErrNilPlan for a plan that NewPlan did not make.
 func (p *Plan) ready() error {
@@ -101,8 +110,12 @@ func (p *Plan) take(free *[]*work) *work {
 	return w
 }
 
-// release takes a workspace back. It forgets the caller's memory.
+// release takes a workspace back. It forgets the caller's memory. One whose call
+// panicked is dropped: nobody knows what a task had in hand.
 func (p *Plan) release(w *work) {
+	if w.busy {
+		return
+	}
 	coef, acc, act := w.coef, w.acc, w.act
 	w.kernelArgs = kernelArgs{coef: coef, acc: acc, act: act}
 	w.call = call{}

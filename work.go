@@ -43,6 +43,8 @@ type work struct {
 
 	stream bool // store past the caches
 
+	busy bool // tasks are running, or one of them panicked
+
 	// behind applies a channel right behind its sums where these store its gradients:
 	// it is a copy of the work that goes on with them.
 	behind *work
