@@ -3,6 +3,7 @@ package batchnorm_test
 import (
 	"errors"
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
 	"testing"
@@ -16,6 +17,7 @@ import (
 // TestMergeOrder: parts are merged from the first to the last, so that the bits are
 // those of one part after the other. For these parts any other order has others.
 func TestMergeOrder(t *testing.T) {
+	nan := math.NaN()
 	sums := []batchnorm.GradSums{
 		{Count: 3, G: []float64{1e16, 1}, GD: []float64{1, -1e16}},
 		{Count: 1, G: []float64{1, 1e16}, GD: []float64{1e16, 1}},
@@ -23,10 +25,11 @@ func TestMergeOrder(t *testing.T) {
 		{Count: 5, G: []float64{1, 1}, GD: []float64{1, 1}},
 	}
 	moments := []batchnorm.Moments{
+		{Count: 0, Mean: []float64{nan, nan}, M2: []float64{nan, nan}}, // of no meaning
 		{Count: 3, Mean: []float64{0.1, 7}, M2: []float64{1e16, 1}},
 		{Count: 1, Mean: []float64{0.7, 1e9}, M2: []float64{1, 1e16}},
 		{Count: 7, Mean: []float64{1e7, 0.3}, M2: []float64{3, 1}},
-		{Count: 0, Mean: []float64{-1, -1}, M2: []float64{-1, -1}},
+		{Count: 0, Mean: []float64{nan, nan}, M2: []float64{nan, nan}}, // of no meaning
 		{Count: 5, Mean: []float64{-0.9, 1e-3}, M2: []float64{1, 1}},
 	}
 	// all is the merge of all parts, and steps that of the first two, then of that and
@@ -64,8 +67,16 @@ func TestMergeOrder(t *testing.T) {
 	if reversed, _ := grad(sums); !differs(reversed, all) {
 		t.Error("the parts do not tell their order")
 	}
+	// Where all means are equal, M2 is a sum: 1 + 1 before 1e16 counts, and behind it does not.
+	ordered := []batchnorm.Moments{{Count: 1, Mean: []float64{0}, M2: []float64{1}}, {Count: 1, Mean: []float64{0}, M2: []float64{1}},
+		{Count: 1, Mean: []float64{0}, M2: []float64{1e16}}}
+	sum := batchnorm.Moments{Mean: make([]float64, 1), M2: make([]float64, 1)}
+	noError(t, batchnorm.MergeMoments(&sum, ordered))
+	if sum.M2[0] != 1e16+2 {
+		t.Errorf("1 + 1 + 1e16 is %v, want 1e16 + 2", sum.M2[0])
+	}
 	all, steps = merge(moments)
-	if differs(all, steps) {
+	if all[0][0] != all[0][0] || differs(all, steps) {
 		t.Errorf("the moments of all parts are %v, step by step %v", all, steps)
 	}
 	slices.Reverse(moments)

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 )
 
 // TestRun checks that every task of every loop runs once, before Run returns, with
@@ -205,7 +206,18 @@ func TestBubble(t *testing.T) {
 					t.Errorf("%d helpers outlast an hour", n)
 				}
 			}
-			inside.Run(2, 1, func(int) { time.Sleep(time.Minute) })
+			// A caller that looked on without end would keep the helper from waking up.
+			caller := goroutine()
+			var asleep atomic.Bool
+			inside.Run(2, 1, func(int) {
+				if goroutine() != caller {
+					asleep.Store(true)
+					time.Sleep(time.Minute)
+				}
+				for !asleep.Load() {
+					runtime.Gosched()
+				}
+			})
 			Release(inside, helpers)
 		})
 	})
@@ -255,4 +267,22 @@ func TestPanic(t *testing.T) {
 func goroutine() string {
 	var b [64]byte
 	return strings.Fields(string(b[:runtime.Stack(b[:], false)]))[1]
+}
+
+// TestRelease: a team that is not in use keeps nothing of its last loop alive.
+func TestRelease(t *testing.T) {
+	const helpers = 2345 // which nobody else asks for
+	team := Acquire(helpers)
+	left := func() weak.Pointer[int] {
+		data := make([]int, 1000)
+		team.Run(10, 0, func(i int) { data[i]++ })
+		return weak.Make(&data[0])
+	}()
+	Release(team, helpers)
+	runtime.GC()
+	runtime.GC()
+	if left.Value() != nil {
+		t.Error("what the tasks used is kept alive")
+	}
+	runtime.KeepAlive(team)
 }
