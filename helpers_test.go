@@ -2,10 +2,17 @@ package batchnorm_test
 
 import (
 	"math"
+	"os"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
 )
+
+// thorough reports whether tests take as long as they need. Otherwise they look at a
+// part, so that nobody waits for what only changes to a few files can break:
+//
+//	BATCHNORM_TESTS=all go test work
+func thorough() bool { return os.Getenv("BATCHNORM_TESTS") == "all" && !testing.Short() }
 
 // forEachPath runs a test on every implementation that this machine has.
 func forEachPath(t *testing.T, test func(t *testing.T, path batchnorm.Path)) {

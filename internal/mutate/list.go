@@ -153,7 +153,7 @@ var mutations = []mutation{
 }
 
 // ---- functions`},
-	{name: "generator, AVX2: lanes are reduced in another order", file: "kernels/amd64.go", pkg: ".", tests: "TestChannelKernels|TestBits$",
+	{name: "generator, AVX2: lanes are reduced in another order", file: "kernels/amd64.go", pkg: ".", tests: "TestSumTree",
 		old: `		s.off += vecBytes / 2
 		a.printf("VCVTPS2PD %s, Y%d", l.m(s), t[2])
 		a.printf("VADDPD Y%d, Y%d, Y%d", t[2], v, v)
