@@ -125,7 +125,7 @@ var fusedMnemonic = regexp.MustCompile(`^(V?FN?M(ADD|SUB|LA|LS)|WFN?M[AS][DS]B|X
 // on the architectures where it does not.
 func TestNothingFused(t *testing.T) {
 	targets := []string{"arm64", "amd64 v3", "ppc64le", "s390x", "riscv64", "loong64"}
-	if testing.Short() {
+	if !thorough() {
 		targets = targets[:1] // the others compile the standard library, if it is for the first time
 	}
 	for _, target := range targets {

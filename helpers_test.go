@@ -9,10 +9,19 @@ import (
 )
 
 // thorough reports whether tests take as long as they need. Otherwise they look at a
-// part, so that nobody waits for what only changes to a few files can break:
+// part, so that nobody waits for what only changes to a few files can break. .ci/run
+// takes all:
 //
 //	BATCHNORM_TESTS=all go test work
 func thorough() bool { return os.Getenv("BATCHNORM_TESTS") == "all" && !testing.Short() }
+
+// needThorough skips a test that takes long for what seldom breaks.
+func needThorough(t *testing.T) {
+	t.Helper()
+	if !thorough() {
+		t.Skip("takes long: BATCHNORM_TESTS=all runs it, without -short")
+	}
+}
 
 // forEachPath runs a test on every implementation that this machine has.
 func forEachPath(t *testing.T, test func(t *testing.T, path batchnorm.Path)) {
