@@ -75,6 +75,7 @@ func tryGoCommand(t *testing.T, env []string, args ...string) (string, error) {
 // TestEncodings compares what a disassembler makes of every instruction that
 // the assembler does not know with what its comment says.
 func TestEncodings(t *testing.T) {
+	t.Parallel()
 	const file = "kernels_arm64.s"
 	text, err := os.ReadFile(file)
 	noError(t, err)
@@ -124,6 +125,7 @@ var fusedMnemonic = regexp.MustCompile(`^(V?FN?M(ADD|SUB|LA|LS)|WFN?M[AS][DS]B|X
 // the package, where it is free to fuse: the result would have other bits than
 // on the architectures where it does not.
 func TestNothingFused(t *testing.T) {
+	t.Parallel()
 	targets := []string{"arm64", "amd64 v3", "ppc64le", "s390x", "riscv64", "loong64"}
 	if !thorough() {
 		targets = targets[:1] // the others compile the standard library, if it is for the first time

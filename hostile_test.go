@@ -103,6 +103,7 @@ func TestManyWorkers(t *testing.T) {
 // TestHugeDimensions: a shape is either refused or planned; none panics. Those that
 // are planned here have few channels, for each of which there is memory.
 func TestHugeDimensions(t *testing.T) {
+	t.Parallel()
 	sizes := []int{0, 1, 3}
 	for shift := 20; shift < 63; shift += 3 {
 		sizes = append(sizes, int(uint64(1)<<shift&math.MaxInt), int((uint64(1)<<shift-1)&math.MaxInt))

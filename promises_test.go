@@ -177,6 +177,7 @@ func TestPlanForgets(t *testing.T) {
 // a line of the cache while all others lie on one, also where outputs are stored past
 // the caches, which takes aligned ones.
 func TestEachOperandMisaligned(t *testing.T) {
+	t.Parallel()
 	names := []string{"none", "x", "residual", "dy", "y", "dx", "dresidual"}
 	for _, s := range []batchnorm.Shape{{Outer: 6, Channels: 4, Inner: 320}, {Outer: 30, Channels: 16, Inner: 49}, {Outer: 90, Channels: 32, Inner: 1}, {Outer: 90, Channels: 35, Inner: 1}} {
 		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {

@@ -273,6 +273,7 @@ func backwards(n int, task func(int)) {
 // same, and so are all those on every path and for every number of workers, and those of
 // a masked tensor and of its values side by side.
 func TestSumTree(t *testing.T) {
+	t.Parallel()
 	names, ways := sumWays()
 	for _, s := range sumShapes() {
 		t.Run(s.String(), func(t *testing.T) {
@@ -333,6 +334,7 @@ func expectSizes(t *testing.T, what string, u *summation, asked pairs, channel i
 // TestSumResponse: what pairs leave of mean and variance has the same bits on every
 // path and for every number of workers.
 func TestSumResponse(t *testing.T) {
+	t.Parallel()
 	names, ways := sumWays()
 	shapes := append(sumShapes(), batchnorm.Shape{Outer: 40, Channels: 4, Inner: 3136}, batchnorm.Shape{Outer: 20000, Channels: 16, Inner: 1})
 	for _, s := range shapes {
