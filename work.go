@@ -282,8 +282,12 @@ func (w *work) storesGradients() bool {
 			return false // it would have to come back from memory
 		}
 	}
-	if &out[0] == &w.x[0] { // which the apply phase needs
-		return false
+	for _, in := range [][]float32{w.x, w.dy, w.res} {
+		// The apply phase needs x. All of them are needed when the sums of a channel
+		// have to be taken again.
+		if in != nil && &out[0] == &in[0] {
+			return false
+		}
 	}
 	return !slices.Contains(w.channels.wide, true) // whose gradients kernels can't compute
 }
