@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 func TestList(t *testing.T) {
 	root := filepath.Join("..", "..")
 	names := map[string]bool{}
+	tests := map[string][]string{} // by package
 	for _, m := range mutations {
 		if names[m.name] {
 			t.Errorf("two mutations are called %q", m.name)
@@ -29,25 +31,37 @@ func TestList(t *testing.T) {
 		if n := strings.Count(string(text), m.old); n != 1 || m.old == m.new {
 			t.Errorf("%s: the text is %d times in %s, want once", m.name, n, m.file)
 		}
-		tests, err := filepath.Glob(filepath.Join(root, m.pkg, "*_test.go"))
-		if err != nil || len(tests) == 0 {
-			t.Fatalf("%s: package %s has no tests (%v)", m.name, m.pkg, err)
+		if tests[m.pkg] == nil {
+			tests[m.pkg] = testsOf(t, filepath.Join(root, m.pkg))
 		}
-		pattern := regexp.MustCompile(m.tests)
-		found := false
-		for _, file := range tests {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, f := range regexp.MustCompile(`(?m)^func ((Test|Example|Fuzz)\w*)\(`).FindAllSubmatch(text, -1) {
-				found = found || pattern.Match(f[1])
-			}
-		}
-		if !found {
+		if found := slices.ContainsFunc(tests[m.pkg], regexp.MustCompile(m.tests).MatchString); !found {
 			t.Errorf("%s: %s has no test that matches %s", m.name, m.pkg, m.tests)
 		}
 	}
+}
+
+// testsOf returns the names of the tests of the package in a folder.
+func testsOf(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(string(text), "\n") {
+			name, ok := strings.CutPrefix(line, "func ")
+			for _, kind := range []string{"Test", "Example", "Fuzz"} {
+				if end := strings.IndexByte(name, '('); ok && end > 0 && strings.HasPrefix(name, kind) {
+					names = append(names, name[:end])
+				}
+			}
+		}
+	}
+	return names
 }
 
 // TestRunner tries each kind of mutation on a small module.
