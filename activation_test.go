@@ -58,6 +58,7 @@ const sweptHashes = "testdata/activations.json"
 // path, compares all bits by their hash, and the errors of a part of them with
 // the bounds that the documentation gives.
 func TestActivationSweep(t *testing.T) {
+	t.Parallel()
 	stride := uint64(251)
 	if testing.Short() {
 		stride *= 61
@@ -169,6 +170,7 @@ func sweepBounds(act Activation) [2]float64 {
 // TestWorstInputs: the errors that docs/activations.md gives are those at the inputs
 // that it names, on every path, and vmath.go has the same beside each function.
 func TestWorstInputs(t *testing.T) {
+	t.Parallel()
 	text, err := os.ReadFile("docs/activations.md")
 	if err != nil {
 		t.Fatal(err)
@@ -257,6 +259,7 @@ func TestELUAnyAlpha(t *testing.T) {
 // another, in every place of a vector and of the vectors of a call: NaN, infinite, far
 // from 0, near to it, and where the two meet.
 func TestActivationMixed(t *testing.T) {
+	t.Parallel()
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	var borders []float32
 	for _, v := range []float32{coef.SigmoidEnd, coef.GELUEnd, coef.MishShift + coef.MishEnd, coef.MishShift - coef.MishEnd, coef.TanhEnd, coef.Expm1End} {

@@ -28,6 +28,9 @@ func Axes(keep []int, dims ...int) (Shape, error) {
 	if !ok {
 		return Shape{}, fail(ErrShape, "axes %v of %v are not adjacent: between them lie axes that are averaged over; use NewAxesPlan", keep, dims)
 	}
+	if err := s.Valid(); err != nil { // more channels than are possible
+		return Shape{}, err
+	}
 	return s, nil
 }
 

@@ -149,9 +149,20 @@
 // of workers that [WithWorkers] sets, or the caller's own [Executor]. No goroutine
 // stays: those that a call starts end soon after it.
 //
+// A method of a nil Plan or Layer returns zero or an error, and does nothing.
+//
+// # Faults
+//
+// A caller's memory may fault, as a mapped file does that was truncated. Where
+// [runtime/debug.SetPanicOnFault] is set, the panic of a call with 1 worker reaches
+// the caller, and leaves the outputs undefined; the plan serves later calls as
+// before. Goroutines of [WithWorkers] don't inherit that setting, so that a fault on
+// one of them ends the process. Data that may fault are for 1 worker, or for an
+// [Executor] that sets it on its own goroutines and recovers there.
+//
 // # Implementations
 //
 // [Paths] tells which implementations the machine has, [WithPath] chooses one.
-// GODEBUG=cpu.avx2=off, cpu.asimd=off and cpu.all=off switch assembly off at run
-// time, and the build tag purego leaves all of it out.
+// GODEBUG=cpu.avx2=off, cpu.avx=off, cpu.asimd=off and cpu.all=off switch assembly
+// off at run time, and the build tag purego leaves all of it out.
 package batchnorm

@@ -117,6 +117,7 @@ func (m *encodedMacro) expand(values []string) ([]string, error) {
 // TestEncodings compares what a disassembler makes of every use of a macro that
 // consists of words with what the comment above the macro says.
 func TestEncodings(t *testing.T) {
+	t.Parallel()
 	const file = "kernels_arm64.s"
 	text, err := os.ReadFile(file)
 	noError(t, err)
@@ -183,8 +184,9 @@ var fusedMnemonic = regexp.MustCompile(`^(V?FN?M(ADD|SUB|LA|LS)|WFN?M[AS][DS]B|X
 // the package, where it is free to fuse: the result would have other bits than
 // on the architectures where it does not.
 func TestNothingFused(t *testing.T) {
+	t.Parallel()
 	targets := []string{"arm64", "amd64 v3", "ppc64le", "s390x", "riscv64", "loong64"}
-	if testing.Short() {
+	if !thorough() {
 		targets = targets[:1] // the others compile the standard library, if it is for the first time
 	}
 	for _, target := range targets {

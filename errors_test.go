@@ -390,6 +390,7 @@ func move(slice reflect.Value, arena []float64, begin int) {
 
 // Working in place gives the bits of working out of place.
 func TestExactAlias(t *testing.T) {
+	t.Parallel()
 	shapes := []batchnorm.Shape{{3, 5, 67}, {2, 3, 4099}, {61, 19, 1}, {4099, 3, 1}, {2, 1, 1}}
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU} {

@@ -169,7 +169,7 @@ func FuzzShape(f *testing.F) {
 				positive.Mul(positive, big.NewInt(int64(d)))
 			}
 		}
-		valid = valid && positive.Cmp(big.NewInt(math.MaxInt)) <= 0
+		valid = valid && positive.Cmp(big.NewInt(math.MaxInt)) <= 0 && part[1].Cmp(big.NewInt(maxChannels)) <= 0
 		s, err := batchnorm.Axis(axis, dims...)
 		if !valid {
 			if !errors.Is(err, batchnorm.ErrShape) {

@@ -52,6 +52,7 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 	if p.options, err = newOptions(opts); err != nil {
 		return nil, err
 	}
+	p.options.boundWorkers(s)
 	p.beside = p.options.workers > 1 && p.batches >= p.options.workers
 	plan := func(samples int) (*Plan, error) {
 		part := s
@@ -85,10 +86,20 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 }
 
 // Shape returns the shape of the whole batch.
-func (p *GhostPlan) Shape() Shape { return p.shape }
+func (p *GhostPlan) Shape() Shape {
+	if p.ready() != nil {
+		return Shape{}
+	}
+	return p.shape
+}
 
 // Batches returns the number of sub-batches.
-func (p *GhostPlan) Batches() int { return p.batches }
+func (p *GhostPlan) Batches() int {
+	if p.ready() != nil {
+		return 0
+	}
+	return p.batches
+}
 
 func (p *GhostPlan) ready() error {
 	if p == nil || p.full == nil {

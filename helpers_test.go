@@ -2,11 +2,28 @@ package batchnorm_test
 
 import (
 	"math"
+	"os"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fusedbn/batchnorm"
 )
+
+// thorough reports whether tests take as long as they need. Otherwise they look at a
+// part, so that nobody waits for what only changes to a few files can break. .ci/run
+// takes all:
+//
+//	BATCHNORM_TESTS=all go test work
+func thorough() bool { return os.Getenv("BATCHNORM_TESTS") == "all" && !testing.Short() }
+
+// needThorough skips a test that takes long for what seldom breaks.
+func needThorough(t *testing.T) {
+	t.Helper()
+	if !thorough() {
+		t.Skip("takes long: BATCHNORM_TESTS=all runs it, without -short")
+	}
+}
 
 // forEachPath runs a test on every implementation that this machine has.
 func forEachPath(t *testing.T, test func(t *testing.T, path batchnorm.Path)) {
@@ -108,5 +125,21 @@ func expectNear[T float](tb testing.TB, name string, got []T, want []float64, to
 	}
 	if worst > 1 {
 		tb.Errorf("%s[%d] is %v, want %v: %.3g times the tolerance of %.3g", name, at, got[at], want[at], worst, tolerance(at))
+	}
+}
+
+// within fails the test when f takes longer than a minute, which is how a hang
+// shows.
+func within(t *testing.T, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Minute):
+		t.Fatalf("%s does not return", what)
 	}
 }

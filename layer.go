@@ -108,17 +108,26 @@ func (l *Layer) Channels() int {
 
 // Train sets training mode: Forward normalizes by the statistics of the batch
 // and updates the running ones.
-func (l *Layer) Train() { l.evaluating = false }
+func (l *Layer) Train() { l.evaluate(false) }
 
 // Eval sets evaluation mode: Forward normalizes by the running statistics.
-func (l *Layer) Eval() { l.evaluating = true }
+func (l *Layer) Eval() { l.evaluate(true) }
+
+func (l *Layer) evaluate(evaluating bool) {
+	if l != nil {
+		l.evaluating = evaluating
+	}
+}
 
 // Training reports whether the layer is in training mode.
-func (l *Layer) Training() bool { return !l.evaluating }
+func (l *Layer) Training() bool { return l != nil && !l.evaluating }
 
 // Reset makes the layer as new: gamma 1, beta 0, gradients 0, and no statistics
 // tracked. Mode and options stay.
 func (l *Layer) Reset() {
+	if l == nil {
+		return
+	}
 	for c := range l.Gamma {
 		l.Gamma[c] = 1
 	}
@@ -131,6 +140,9 @@ func (l *Layer) Reset() {
 // ResetRunning sets the running mean to 0, the running variance to 1 and the
 // number of batches tracked to 0.
 func (l *Layer) ResetRunning() {
+	if l == nil {
+		return
+	}
 	clear(l.RunningMean)
 	for c := range l.RunningVar {
 		l.RunningVar[c] = 1
@@ -140,6 +152,9 @@ func (l *Layer) ResetRunning() {
 
 // ZeroGrad sets the gradients to 0.
 func (l *Layer) ZeroGrad() {
+	if l == nil {
+		return
+	}
 	clear(l.DGamma)
 	clear(l.DBeta)
 }

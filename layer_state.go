@@ -42,7 +42,8 @@ func (l *Layer) state() [4]stateSlice {
 
 // MarshalBinary returns the layer's state: gamma, beta, running statistics,
 // BatchesTracked, and epsilon, which these were made with. Gradients, mode,
-// momentum and options are not part of it.
+// momentum and options are not part of it. A running variance that is negative is
+// [ErrState], here and in UnmarshalBinary.
 func (l *Layer) MarshalBinary() ([]byte, error) { return l.AppendBinary(nil) }
 
 // AppendBinary appends to b what MarshalBinary returns.
@@ -62,6 +63,11 @@ func (l *Layer) AppendBinary(b []byte) ([]byte, error) {
 			return nil, fail(ErrLength, "%s has %d elements, the layer has %d channels", s.name, len(s.s), l.channels)
 		}
 		present |= 1 << i
+	}
+	for c, v := range l.RunningVar {
+		if v < 0 {
+			return nil, negativeVariance(c, v)
+		}
 	}
 	begin := len(b)
 	b = append(b, stateMagic...)
@@ -133,6 +139,14 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 			len(data), present, need, len(l.state()))
 	}
 	at := data[stateHeader:]
+	if l.RunningVar != nil { // the last of the slices
+		last := at[len(at)-stateSum-4*l.channels:]
+		for c := range l.channels {
+			if v := math.Float32frombits(binary.LittleEndian.Uint32(last[4*c:])); v < 0 {
+				return negativeVariance(c, v)
+			}
+		}
+	}
 	for _, s := range l.state() {
 		for c := range s.s {
 			s.s[c] = math.Float32frombits(binary.LittleEndian.Uint32(at))
@@ -142,4 +156,8 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 	l.BatchesTracked = int64(batches)
 	l.kept = keptForward{}
 	return nil
+}
+
+func negativeVariance(c int, v float32) error {
+	return fail(ErrState, "running variance[%d] is %v, must not be negative", c, v)
 }

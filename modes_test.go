@@ -314,6 +314,7 @@ func testShapes(t *testing.T, test func(t *testing.T, s batchnorm.Shape, variant
 // The reference's gradients are what frozen statistics give, and z is what
 // Inference made of x.
 func TestFrozen(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, uint64(variant))
 		r := frozen(batchnorm.Mask{}).same(t, p, waysOfModes(), placements(t, variant)[variant%3])
@@ -374,6 +375,7 @@ func (p problem) slopes(y []float32) []float32 {
 
 // Any subset of the gradients has the bits that it has among all of them.
 func TestSomeGradients(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{{7, 3, 35}, {5, 2, 300}, {2, 3, 2500}, {33, 3, 1}, {37, 133, 1}} {
 		for _, variant := range []uint64{2 | 4, 1 | 2 | 4, 1 | 2 | 4 | 8} {
 			p := newProblem(s, variant)
@@ -569,6 +571,7 @@ func (r results) expanded(n int, at []int) results {
 
 // A masked call gives the bits of the tensor without its padding, in every mode.
 func TestMask(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		ways := waysOfModes()
 		ways = append(ways[:1:1], ways[1+variant%(len(ways)-1)], ways[1+(variant+3)%(len(ways)-1)])
@@ -628,6 +631,7 @@ func (p problem) checkMasked(t *testing.T, mask batchnorm.Mask, r results) {
 
 // With KeepPadding the outputs stay as they are where there is padding.
 func TestKeepPadding(t *testing.T) {
+	t.Parallel()
 	const before = 12345
 	for _, s := range []batchnorm.Shape{{3, 4, 6}, {5, 1, 7}, {33, 3, 1}, {3, 2, 300}} {
 		for name, mask := range masksFor(s, 3) {
@@ -689,6 +693,7 @@ func TestAllPadding(t *testing.T) {
 
 // One part is the whole by the bits; several are close to it.
 func TestSplit(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, uint64(variant))
 		whole := plain(batchnorm.Mask{}).once(t, p)
@@ -810,6 +815,7 @@ func TestMergeMoments(t *testing.T) {
 
 // A GhostPlan gives the bits of a plan for every sub-batch.
 func TestGhost(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		for _, g := range []batchnorm.GhostBatches{{s.Outer, 1}, {s.Outer, 2}, {s.Outer, 5}, {s.Outer, s.Outer}, {s.Outer / 3, 4}, {1, 1}} {
 			if g.Samples == 0 || s.Outer%g.Samples != 0 || g.Size > g.Samples || s.Outer/g.Size > 1000 {
@@ -877,6 +883,7 @@ var invertible = []batchnorm.Activation{batchnorm.Identity, batchnorm.LeakyReLU(
 
 // The gradients from y are those from x, within the bound stated.
 func TestBackwardFromY(t *testing.T) {
+	t.Parallel()
 	worst := 0.0
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, uint64(variant)&^9)
@@ -989,6 +996,7 @@ func TestAccuracyFromY(t *testing.T) {
 
 // With limits that leave nothing to correct it is Forward and Backward.
 func TestRenorm(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, uint64(variant))
 		alloc := placements(t, variant)[variant%3]

@@ -1,6 +1,9 @@
 package batchnorm
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // Momentum is the weight with which a batch enters the running statistics.
 // Frameworks disagree on which side their "momentum" weighs, so it can only be
@@ -47,7 +50,7 @@ func (m Momentum) after(batches int) Momentum {
 	if !m.cumulative {
 		return m
 	}
-	return Cumulative(m.number + batches)
+	return Cumulative(m.number + min(batches, math.MaxInt-m.number))
 }
 
 // or returns m, or the default where m is the zero value.

@@ -82,19 +82,35 @@ func WithActivation(act Activation) Option {
 // With [WithExecutor] it says how many tasks the executor is likely to run at
 // a time, which decides only how finely the work is cut; there the default is
 // GOMAXPROCS.
+//
+// More than 65,536 are refused ([ErrOption]).
 func WithWorkers(n int) Option {
 	return func(o *options) error {
-		if n < 1 {
-			return fail(ErrOption, "workers is %d, must be at least 1", n)
+		if n < 1 || n > maxWorkers {
+			return fail(ErrOption, "workers is %d, must be from 1 to %d", n, maxWorkers)
 		}
 		o.workers = n
 		return nil
 	}
 }
 
+// maxWorkers is more than any machine has processors.
+const maxWorkers = 1 << 16
+
+// boundWorkers leaves out the workers who would find nothing to do in a tensor, as
+// each takes memory.
+func (o *options) boundWorkers(s Shape) {
+	o.workers = min(o.workers, max(1, s.Len()/o.limits.share))
+}
+
 // An Executor runs task(0), task(1), ..., task(n-1), each exactly once, in any
 // order and on any goroutines, and returns when all have returned. It may be
 // called several times, one after the other, for one operation.
+//
+// An executor that leaves out a task, or runs one twice, gives wrong outputs, and no
+// error. Its panic reaches the caller of the operation, whose outputs are then
+// undefined; no task may be running any more. In either case the plan serves later
+// calls as before.
 type Executor func(n int, task func(i int))
 
 // WithExecutor hands the work to the caller's own parallel for instead of

@@ -16,8 +16,8 @@ type Plan struct {
 	gathered []*workspace // those of calls on some positions
 }
 
-// NewPlan validates the shape and the options, decides how the work is cut, and
-// allocates the scratch memory of one call.
+// NewPlan validates the shape and the options. Scratch memory is allocated by the
+// first call that needs it.
 func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 	if err := s.Valid(); err != nil {
 		return nil, err
@@ -27,21 +27,29 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 		return nil, err
 	}
 	p := &Plan{options: o, shape: s, geo: newGeometry(s)}
-	p.free = append(p.free, newWorkspace(p, false))
+	p.boundWorkers(s)
 	return p, nil
 }
 
 // Shape returns the shape that the plan was made for.
-func (p *Plan) Shape() Shape { return p.shape }
+func (p *Plan) Shape() Shape { return p.orNone().shape }
 
 // Epsilon returns what is added to the variance.
-func (p *Plan) Epsilon() float64 { return p.epsilon }
+func (p *Plan) Epsilon() float64 { return p.orNone().epsilon }
 
 // Activation returns the fused activation.
-func (p *Plan) Activation() Activation { return p.act }
+func (p *Plan) Activation() Activation { return p.orNone().act }
 
 // Path returns the implementation that the plan uses.
-func (p *Plan) Path() Path { return p.path }
+func (p *Plan) Path() Path { return p.orNone().path }
+
+// orNone returns the zero plan in place of nil.
+func (p *Plan) orNone() *Plan {
+	if p == nil {
+		return &Plan{}
+	}
+	return p
+}
 
 // ready reports ErrNilPlan for a plan that NewPlan did not make.
 func (p *Plan) ready() error {

@@ -51,6 +51,7 @@ var races = func() map[string]race {
 // TestRaceIsCaught checks that the race detector sees what the kernels read and
 // write, those in assembly among them.
 func TestRaceIsCaught(t *testing.T) {
+	needThorough(t)
 	binary := raceBinary(t)
 	for name := range races {
 		t.Run(name, func(t *testing.T) {

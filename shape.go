@@ -15,6 +15,8 @@ import (
 // axis k puts the dimensions before k in Outer and those behind it in Inner.
 //
 // Outer may be 0, which is an empty batch; Channels and Inner are at least 1.
+// Channels are 2,147,483,647 at most, and 2,097,151 where an int has 32 bits,
+// since there is memory for each of them besides the tensor.
 type Shape struct {
 	Outer, Channels, Inner int
 }
@@ -50,6 +52,9 @@ func Axis(axis int, dims ...int) (Shape, error) { return Axes([]int{axis}, dims.
 // maxLen is the largest number of elements whose size in bytes is an int.
 const maxLen = math.MaxInt / 4
 
+// maxChannels leaves a kilobyte for each channel.
+const maxChannels = min(math.MaxInt32, math.MaxInt>>10)
+
 // Len returns the number of elements.
 func (s Shape) Len() int { return s.Outer * s.Channels * s.Inner }
 
@@ -61,6 +66,9 @@ func (s Shape) PerChannel() int { return s.Outer * s.Inner }
 func (s Shape) Valid() error {
 	if s.Outer < 0 || s.Channels < 1 || s.Inner < 1 {
 		return fail(ErrShape, "shape %v: outer must be at least 0, channels and inner at least 1", s)
+	}
+	if s.Channels > maxChannels {
+		return fail(ErrShape, "shape %v has %d channels, at most %d are possible", s, s.Channels, maxChannels)
 	}
 	hi, lo := bits.Mul64(uint64(s.Channels), uint64(s.Inner))
 	if hi == 0 && s.Outer > 0 {

@@ -12,6 +12,9 @@ import (
 
 const maxLen = math.MaxInt / 4 // elements whose bytes an int can count
 
+// maxChannels leaves a kilobyte of memory for each channel.
+const maxChannels = min(math.MaxInt32, math.MaxInt/1024)
+
 // axis adapts Axis to the form of NCHW and NHWC.
 func axis(k int) func(dims ...int) (batchnorm.Shape, error) {
 	return func(dims ...int) (batchnorm.Shape, error) { return batchnorm.Axis(k, dims...) }
@@ -49,7 +52,7 @@ func TestShape(t *testing.T) {
 		{"NHWC", nhwc, []int{0, 4, 5, 3}, batchnorm.Shape{0, 3, 1}},
 		// As large as can be.
 		{"NCHW", nchw, []int{maxLen, 1}, batchnorm.Shape{maxLen, 1, 1}},
-		{"NHWC", nhwc, []int{1, 1, maxLen}, batchnorm.Shape{1, maxLen, 1}},
+		{"NHWC", nhwc, []int{maxLen / maxChannels, maxChannels}, batchnorm.Shape{maxLen / maxChannels, maxChannels, 1}},
 		{"NCHW", nchw, []int{1, 2, maxLen / 2}, batchnorm.Shape{1, 2, maxLen / 2}},
 	} {
 		s, err := c.make(c.dims...)
@@ -103,6 +106,8 @@ func TestShapeErrors(t *testing.T) {
 		{"NCHW", nchw, []int{math.MaxInt, math.MaxInt, math.MaxInt}, []string{strconv.Itoa(maxLen)}},
 		{"NHWC", nhwc, []int{1 << 16, 1 << 16, 1 << 16, 1 << 16}, []string{strconv.Itoa(maxLen)}}, // 0 when wrapped
 		{"NHWC", nhwc, []int{0, math.MaxInt, 2}, []string{strconv.Itoa(maxLen)}},
+		{"NHWC", nhwc, []int{0, maxChannels + 1}, []string{strconv.Itoa(maxChannels)}},
+		{"NCHW", nchw, []int{1, maxChannels + 1, 2}, []string{strconv.Itoa(maxChannels)}},
 	} {
 		s, err := c.make(c.dims...)
 		if !errors.Is(err, batchnorm.ErrShape) || s != (batchnorm.Shape{}) {

@@ -31,7 +31,7 @@ func (amd64) detect() string {
 	return `import "golang.org/x/sys/cpu"
 
 func detectSIMD() []Path {
-	if cpu.X86.HasAVX2 {
+	if cpu.X86.HasAVX && cpu.X86.HasAVX2 {
 		return []Path{PathAVX2}
 	}
 	return nil

@@ -274,7 +274,7 @@ var architectures = map[string]rules{
 			"VXORPS":       "AVX",
 			"VZEROUPPER":   "AVX",
 		},
-		guard:   "cpu.X86.HasAVX2", // which implies AVX
+		guard:   "cpu.X86.HasAVX && cpu.X86.HasAVX2",
 		granted: []string{base, "AVX", "AVX2"},
 		end:     []string{"VZEROUPPER", "RET"},
 	},

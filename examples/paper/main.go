@@ -36,6 +36,17 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "paper: %v (-h lists the flags)\n", err)
 		return exitUsage
 	}
+	if cfg.hash {
+		err := cfg.load()
+		if err == nil {
+			err = cfg.lab.printHash(stdout, stderr)
+		}
+		if err != nil {
+			fmt.Fprintf(stderr, "paper: %v\n", err)
+			return exitFailed
+		}
+		return exitOK
+	}
 	if cfg.report != "" { // before the work: it would be a pity afterwards
 		if err := os.MkdirAll(cfg.report, 0o755); err != nil {
 			fmt.Fprintf(stderr, "paper: -report: %v\n", err)
@@ -65,6 +76,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 // config is the flags.
 type config struct {
 	lab      lab
+	hash     bool   // nothing but the hash of a trained network
 	dir      string // of the original files; empty: the images built in
 	report   string
 	sections []section
@@ -92,6 +104,7 @@ func parse(args []string, w io.Writer) (*config, error) {
 	f.StringVar(&path, "path", batchnorm.DefaultPath().String(), "the `implementation` of batch norm, of "+strings.Join(pathNames(), ", "))
 	f.IntVar(&c.lab.workers, "workers", runtime.GOMAXPROCS(0), "`trainings` at a time")
 	f.StringVar(&c.report, "report", "", "write a page, index.html, and all plots as PNG and SVG to this `folder`")
+	f.BoolVar(&c.hash, "hash", false, "train the network of Figure 1 with batch norm, print the SHA-256 of its parameters, and do nothing else")
 	f.Usage = func() {}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -201,6 +214,11 @@ func (l *lab) investigate(sections []section, w io.Writer) (*report, error) {
 		return nil, err
 	}
 	r := &report{Settings: l.settings()}
+	for _, norm := range both {
+		if t := traces[paperName(norm)]; t != nil {
+			r.Settings = append(r.Settings, fmt.Sprintf("The network of Figure 1 %s has the SHA-256 %s after %d steps, on every machine.", withName(norm), t.net.hash(), t.steps))
+		}
+	}
 	for _, s := range sections {
 		res, err := s.measure(l, traces)
 		if err != nil {
@@ -209,6 +227,21 @@ func (l *lab) investigate(sections []section, w io.Writer) (*report, error) {
 		r.add(s, res)
 	}
 	return r, nil
+}
+
+// printHash trains the network of Figure 1 with batch norm, and prints its hash, which
+// is the same on every machine.
+func (l *lab) printHash(stdout, stderr io.Writer) error {
+	r := l.recipe(sigmoid, true, l.steps)
+	r.points, r.probe, r.final = 1, probeBatch, probeBatch
+	bar := newProgress(stderr, r.cost(), "training")
+	t, err := r.run(func(n int) { bar.Add(n) })
+	bar.Finish()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintln(stdout, t.net.hash())
+	return err
 }
 
 // settings says what decides the numbers.

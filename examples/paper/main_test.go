@@ -70,7 +70,7 @@ func TestHelp(t *testing.T) {
 	if code := run([]string{"-h"}, &stdout, &stderr); code != exitOK || stderr.Len() > 0 {
 		t.Errorf("exit status %d, message %q", code, stderr.String())
 	}
-	for _, name := range []string{"-data", "-seed", "-steps", "-claim-steps", "-batch", "-rate", "-only", "-path", "-workers", "-report"} {
+	for _, name := range []string{"-data", "-seed", "-steps", "-claim-steps", "-batch", "-rate", "-only", "-path", "-workers", "-report", "-hash"} {
 		if !strings.Contains(stdout.String(), name) {
 			t.Errorf("help lacks %s", name)
 		}

@@ -1,13 +1,15 @@
 package main
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
 	"fmt"
+	"math"
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
 	"github.com/fusedbn/batchnorm/internal/gen"
-	"gonum.org/v1/gonum/blas"
-	"gonum.org/v1/gonum/blas/blas32"
 )
 
 // design is what a network is made from. Two of the same design are equal bit
@@ -116,8 +118,28 @@ func ones(n int) []float32 {
 // step moves all parameters against their gradients.
 func (net *network) step(rate float32) {
 	for _, p := range net.params {
-		blas32.Axpy(-rate, vector(p.grad), vector(p.value))
+		addScaled(p.value, -rate, p.grad)
 	}
+}
+
+// hash is the SHA-256 of all parameters and running statistics, each number as 4 bytes,
+// the lowest first: of weight, bias, gamma and beta of every layer in turn, as far as
+// there are such, and then of running mean and variance of every layer.
+func (net *network) hash() string {
+	h := sha256.New()
+	add := func(values []float32) {
+		for _, v := range values {
+			h.Write(binary.LittleEndian.AppendUint32(nil, math.Float32bits(v)))
+		}
+	}
+	for _, p := range net.params {
+		add(p.value)
+	}
+	for _, l := range net.layers {
+		add(l.runningMean)
+		add(l.runningVar)
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 // A pass is the memory of n images on their way through a network. Several
@@ -240,7 +262,7 @@ const (
 func (p *pass) forward(m mode) (loss float64, err error) {
 	for i, l := range p.net.layers {
 		lp := &p.layers[i]
-		blas32.Gemm(blas.NoTrans, blas.NoTrans, 1, matrix(p.n, l.in, p.input(i)), matrix(l.in, l.out, l.weight), 0, matrix(p.n, l.out, lp.z))
+		multiply(lp.z, p.input(i), l.weight, p.n, l.in, l.out)
 		addRows(lp.z, l.bias)
 		if l.hidden {
 			p.clock.begin()
@@ -295,12 +317,12 @@ func (p *pass) backward() error {
 		if l.bias != nil {
 			sumRows(l.dbias, lp.dz)
 		}
-		blas32.Gemm(blas.Trans, blas.NoTrans, 1, matrix(p.n, l.in, p.input(i)), matrix(p.n, l.out, lp.dz), 0, matrix(l.in, l.out, l.dweight))
+		multiplyTransposed(l.dweight, p.input(i), lp.dz, p.n, l.in, l.out)
 		if i > 0 {
 			// Times a transposed copy: gonum's product with a transposed right
 			// matrix sums in an order that depends on the machine.
 			transpose(l.transposed, l.weight, l.out)
-			blas32.Gemm(blas.NoTrans, blas.NoTrans, 1, matrix(p.n, l.out, lp.dz), matrix(l.out, l.in, l.transposed), 0, matrix(p.n, l.in, p.layers[i-1].dy))
+			multiply(p.layers[i-1].dy, lp.dz, l.transposed, p.n, l.out, l.in)
 		}
 	}
 	return nil
@@ -343,14 +365,6 @@ func (p *pass) correct() int {
 		}
 	}
 	return right
-}
-
-func matrix(rows, cols int, data []float32) blas32.General {
-	return blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: data}
-}
-
-func vector(data []float32) blas32.Vector {
-	return blas32.Vector{N: len(data), Inc: 1, Data: data}
 }
 
 // addRows adds v, if there is one, to every row of m.

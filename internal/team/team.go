@@ -24,13 +24,22 @@ type Team struct {
 	waiting  atomic.Bool   // the caller sleeps until the last task is finished
 	last     chan struct{} // wakes it up
 	body     func()        // help, bound once, because binding allocates
+	bubbled  bool          // made in a bubble of testing/synctest
 }
 
 // New returns a team that has no helpers yet.
 func New() *Team {
-	t := &Team{last: make(chan struct{}, 1)}
+	t := &Team{last: make(chan struct{}, 1), bubbled: bubbled()}
 	t.body = t.help
 	return t
+}
+
+// bubbled reports whether the caller is in a bubble of testing/synctest, whose
+// times have no monotonic reading. Its clock stands still while a goroutine of it
+// runs, and its channels and goroutines are nothing to callers outside.
+func bubbled() bool {
+	now := time.Now()
+	return now == now.Round(0)
 }
 
 // free are the teams that are not in use, by the number of their helpers.
@@ -41,8 +50,11 @@ var free struct {
 
 // Acquire returns a team for loops with up to so many helpers, for which its helpers
 // were started as well: the one that was released last, whose helpers may still be
-// there.
+// there. In a bubble it is a new one, since goroutines may not cross its border.
 func Acquire(helpers int) *Team {
+	if bubbled() {
+		return New()
+	}
 	free.Lock()
 	defer free.Unlock()
 	teams := free.teams[helpers]
@@ -54,8 +66,12 @@ func Acquire(helpers int) *Team {
 	return t
 }
 
-// Release takes back a team that was acquired for so many helpers.
+// Release takes back a team that was acquired for so many helpers. One whose Run
+// panicked is not released.
 func Release(t *Team, helpers int) {
+	if t.bubbled {
+		return
+	}
 	t.task = nil // nobody looks at it before the next loop, and it may hold on to much
 	free.Lock()
 	defer free.Unlock()
@@ -69,7 +85,8 @@ const (
 	indexBits = 31
 	indexMask = 1<<indexBits - 1
 	linger    = 50 * time.Microsecond
-	looks     = 100 // at the state, before it looks at the clock
+	looks     = 100  // at the state, before it looks at the clock
+	rounds    = 5000 // of looks at most, should the clock stand still
 )
 
 // claim returns a task that nobody else has, and the number of tasks.
@@ -104,20 +121,52 @@ func (t *Team) drain() (some, last bool) {
 // help is a helper.
 func (t *Team) help() {
 	defer t.helpers.Add(-1)
-	for idle := time.Now(); ; {
+	idle, round := time.Now(), 0
+	for {
 		for range looks {
 			if some, last := t.drain(); some {
-				if last && t.waiting.CompareAndSwap(true, false) {
-					t.last <- struct{}{}
+				if last {
+					t.wake()
 				}
-				idle = time.Now()
+				idle, round = time.Now(), 0
 			}
 		}
-		if time.Since(idle) > linger {
+		if round++; round >= rounds || time.Since(idle) > linger {
 			return
 		}
 		runtime.Gosched()
 	}
+}
+
+// wake wakes the caller, if it sleeps. All tasks are finished.
+func (t *Team) wake() {
+	if t.waiting.CompareAndSwap(true, false) {
+		t.last <- struct{}{}
+	}
+}
+
+// wait returns when n tasks are finished.
+func (t *Team) wait(n int64) {
+	begin, round := time.Now(), 0
+	for t.finished.Load() < n {
+		if round++; round < rounds && time.Since(begin) < linger {
+			runtime.Gosched()
+			continue
+		}
+		t.sleep(n)
+		return
+	}
+}
+
+// sleep is wait without a look at the clock. Whoever finishes the last task looks
+// at waiting afterwards, and the caller looks at finished after it has set waiting:
+// one of them sees the other.
+func (t *Team) sleep(n int64) {
+	t.waiting.Store(true)
+	if t.finished.Load() == n && t.waiting.CompareAndSwap(true, false) {
+		return
+	}
+	<-t.last
 }
 
 // MaxTasks is how many tasks there may be in a loop.
@@ -125,6 +174,10 @@ const MaxTasks = indexMask
 
 // Run runs task(0) to task(n-1) with so many helpers. It allocates nothing but what
 // a goroutine takes that it starts.
+//
+// Where a task panics on the caller's goroutine, the tasks that nobody has begun are
+// left out, and the panic goes on when helpers have finished theirs. One on a
+// helper ends the process, as on any goroutine that nobody recovers.
 func (t *Team) Run(n, helpers int, task func(int)) {
 	t.task = task
 	t.finished.Store(0)
@@ -133,16 +186,21 @@ func (t *Team) Run(n, helpers int, task func(int)) {
 		t.helpers.Add(1)
 		go t.body()
 	}
+	done := false
+	defer func() {
+		if !done {
+			t.abandon()
+		}
+	}()
 	t.drain()
-	for begin := time.Now(); t.finished.Load() < int64(n); {
-		if time.Since(begin) < linger {
-			runtime.Gosched()
-			continue
-		}
-		t.waiting.Store(true)
-		if t.finished.Load() == int64(n) && t.waiting.CompareAndSwap(true, false) {
-			break
-		}
-		<-t.last
+	t.wait(int64(n))
+	done = true
+}
+
+// abandon ends a loop of which a task of the caller's panicked.
+func (t *Team) abandon() {
+	begun := int64(t.state.Swap(0) & indexMask)
+	for t.finished.Load() < begun-1 { // all but that task
+		runtime.Gosched()
 	}
 }

@@ -2,9 +2,12 @@ package team
 
 import (
 	"runtime"
+	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
+	"weak"
 )
 
 // TestRun checks that every task of every loop runs once, before Run returns, with
@@ -110,4 +113,176 @@ func TestEnds(t *testing.T) {
 			t.Fatalf("there are %d goroutines, before there were %d; the team counts %d helpers", goroutines, before, helpers)
 		}
 	}
+}
+
+// within fails the test when f takes longer than so many seconds of real time.
+func within(t *testing.T, seconds int, what string, f func()) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	select {
+	case <-done:
+	case <-time.After(time.Duration(seconds) * time.Second):
+		t.Fatalf("%s does not return", what)
+	}
+}
+
+// TestNoLostWakeUp takes the steps of the caller, who goes to sleep, and of the
+// helper, which finishes the last task, in each order that there is.
+func TestNoLostWakeUp(t *testing.T) {
+	const tasks = 3
+	started := func() *Team {
+		team := New()
+		team.task = func(int) {}
+		team.state.Store(tasks << indexBits)
+		return team
+	}
+	t.Run("finished before the caller says that it sleeps", func(t *testing.T) {
+		team := started()
+		if _, last := team.drain(); !last {
+			t.Fatal("drain does not say that it finished the last task")
+		}
+		team.wake() // finds nobody
+		within(t, 10, "sleep", func() { team.sleep(tasks) })
+	})
+	t.Run("finished before, and the helper looks afterwards", func(t *testing.T) {
+		team := started()
+		team.drain()
+		within(t, 10, "sleep", func() { team.sleep(tasks) })
+		team.wake()
+		if n := len(team.last); n != 0 {
+			t.Errorf("%d signals are left for the next loop, which would return too early", n)
+		}
+	})
+	t.Run("finished while the caller sleeps", func(t *testing.T) {
+		team := started()
+		go func() {
+			for !team.waiting.Load() {
+				runtime.Gosched()
+			}
+			team.help()
+		}()
+		within(t, 10, "sleep", func() { team.sleep(tasks) })
+		if team.waiting.Load() || team.finished.Load() != tasks {
+			t.Errorf("the caller is awake with %d of %d tasks finished, waiting is %t", team.finished.Load(), tasks, team.waiting.Load())
+		}
+	})
+	t.Run("finished by the caller itself", func(t *testing.T) {
+		within(t, 10, "Run", func() { New().Run(tasks, 0, func(int) {}) })
+	})
+}
+
+// TestBubble: in a bubble of testing/synctest, whose clock stands still while
+// anybody runs, helpers end, a caller waits for a task that sleeps, and no team
+// crosses the border.
+func TestBubble(t *testing.T) {
+	const helpers = 4321 // which nobody else asks for
+	if bubbled() {
+		t.Fatal("a goroutine is taken for one in a bubble")
+	}
+	outside := New()
+	Release(outside, helpers)
+	var inside *Team
+	within(t, 60, "the bubble", func() {
+		synctest.Test(t, func(t *testing.T) {
+			if !bubbled() {
+				t.Fatal("the bubble is not seen")
+			}
+			inside = Acquire(helpers)
+			if inside == outside {
+				t.Error("a team from outside comes into the bubble")
+			}
+			for range 3 {
+				var runs atomic.Int32
+				inside.Run(100, 3, func(int) { runs.Add(1) })
+				if n := runs.Load(); n != 100 {
+					t.Errorf("%d of 100 tasks ran", n)
+				}
+				time.Sleep(time.Hour) // returns when helpers are gone
+				if n := inside.helpers.Load(); n != 0 {
+					t.Errorf("%d helpers outlast an hour", n)
+				}
+			}
+			// A caller that looked on without end would keep the helper from waking up.
+			caller := goroutine()
+			var asleep atomic.Bool
+			inside.Run(2, 1, func(int) {
+				if goroutine() != caller {
+					asleep.Store(true)
+					time.Sleep(time.Minute)
+				}
+				for !asleep.Load() {
+					runtime.Gosched()
+				}
+			})
+			Release(inside, helpers)
+		})
+	})
+	if Acquire(helpers) != outside || Acquire(helpers) == inside {
+		t.Error("a team from the bubble comes outside")
+	}
+}
+
+// TestPanic: the panic of a task comes to the caller when no helper runs any more,
+// and tasks that nobody has begun are left out.
+func TestPanic(t *testing.T) {
+	const tasks = 1000
+	var begun, ended atomic.Int32
+	caller := make(chan struct{})
+	helping := make(chan struct{})
+	within(t, 30, "Run", func() {
+		defer func() {
+			if r := recover(); r != "on the caller's goroutine" {
+				t.Errorf("recovered %v", r)
+			}
+			if b, e := begun.Load(), ended.Load(); b != e+1 || b == tasks {
+				t.Errorf("%d of %d tasks were begun, and %d had ended when the panic came", b, tasks, e)
+			}
+		}()
+		var helper atomic.Bool
+		team := New()
+		mine := goroutine()
+		team.Run(tasks, 1, func(i int) {
+			begun.Add(1)
+			if goroutine() != mine {
+				if helper.CompareAndSwap(false, true) {
+					close(helping)
+					<-caller
+					time.Sleep(20 * time.Millisecond)
+				}
+				ended.Add(1)
+				return
+			}
+			<-helping
+			close(caller)
+			panic("on the caller's goroutine")
+		})
+	})
+}
+
+// goroutine returns the number of the goroutine.
+func goroutine() string {
+	var b [64]byte
+	return strings.Fields(string(b[:runtime.Stack(b[:], false)]))[1]
+}
+
+// TestRelease: a team that is not in use keeps nothing of its last loop alive.
+func TestRelease(t *testing.T) {
+	const helpers = 2345 // which nobody else asks for
+	team := Acquire(helpers)
+	left := func() weak.Pointer[int] {
+		data := make([]int, 1000)
+		team.Run(10, 0, func(i int) { data[i]++ })
+		return weak.Make(&data[0])
+	}()
+	Release(team, helpers)
+	runtime.GC()
+	runtime.GC()
+	if left.Value() != nil {
+		t.Error("what the tasks used is kept alive")
+	}
+	runtime.KeepAlive(team)
 }
