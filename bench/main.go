@@ -142,6 +142,7 @@ func (c config) writeReport(r *report, stdout, stderr io.Writer) int {
 // config is the flags.
 type config struct {
 	shapes  string
+	listed  caseSet // the tensors of shapes, when that is a list
 	only    string
 	ops     []op
 	json    string
@@ -200,7 +201,8 @@ func parse(args []string, w io.Writer) (config, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // run prints errors
 	f.StringVar(&c.shapes, "shapes", shapesImages, "`set` of tensors: images (2,000 real ones, built in), resnet50 (generated),\n"+
-		"goal (resnet50 and others, each with its batch; only with -bound, -peers and -report, and the default of these two)")
+		"goal (resnet50 and others, each with its batch; only with -bound, -peers and -report, and the default of these two),\n"+
+		"or a list like "+shapesExample+": NxCxHxW in either layout of images, and NxC")
 	f.StringVar(&c.only, "only", "", "of these only the tensors whose layout and shape, like nchw 64x56x56, contain this `text`")
 	f.StringVar(&opNames, "ops", "", "`names` of operations, separated by commas: "+strings.Join(names(ops), ", ")+";\n"+
 		"with -peers "+strings.Join(names(peerOps), ", ")+" (default all)")
@@ -236,7 +238,7 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	c.setDefaults(given, &workers)
 	several := c.bound || c.withPeers || c.withActivations || c.report != ""
-	if c.withActivations && !given["only"] {
+	if c.withActivations && !given["only"] && !isShapeList(c.shapes) {
 		c.only = activationsOnly
 	}
 	switch {
@@ -258,8 +260,8 @@ func parse(args []string, w io.Writer) (config, error) {
 		return c, fmt.Errorf("-membw is %v, must be more than 0", c.memoryBandwidth)
 	case f.NArg() > 0:
 		return c, fmt.Errorf("argument %q is not a flag", f.Arg(0))
-	case c.shapes != shapesImages && c.shapes != shapesResNet50 && c.shapes != shapesGoal:
-		return c, fmt.Errorf("-shapes is %q, must be %s, %s or %s", c.shapes, shapesImages, shapesResNet50, shapesGoal)
+	case !slices.Contains([]string{shapesImages, shapesResNet50, shapesGoal}, c.shapes) && !isShapeList(c.shapes):
+		return c, fmt.Errorf("-shapes is %q, must be %s, %s, %s or a list like %s", c.shapes, shapesImages, shapesResNet50, shapesGoal, shapesExample)
 	case given["batch"] && c.shapes != shapesResNet50:
 		return c, fmt.Errorf("-batch is for -shapes %s only: the others have their own", shapesResNet50)
 	case c.batch < 1 || c.batch > maxBatch:
@@ -270,6 +272,16 @@ func parse(args []string, w io.Writer) (config, error) {
 		return c, fmt.Errorf("-mintime is %v, must not be negative", c.effort.minTime)
 	case c.effort.maxTime < 0:
 		return c, fmt.Errorf("-maxtime is %v, must not be negative", c.effort.maxTime)
+	}
+	if isShapeList(c.shapes) {
+		most := mostValues
+		if !several {
+			most = mostChecked
+		}
+		var err error
+		if c.listed, err = listedSet(c.shapes, most); err != nil {
+			return c, err
+		}
 	}
 	for field := range strings.SplitSeq(workers, ",") {
 		n, err := strconv.Atoi(field)
@@ -372,10 +384,12 @@ func names[T fmt.Stringer](list []T) []string {
 // load returns the tensors that the flags select.
 func (c config) load() (caseSet, error) {
 	var set caseSet
-	switch c.shapes {
-	case shapesResNet50:
+	switch {
+	case isShapeList(c.shapes):
+		set = c.listed
+	case c.shapes == shapesResNet50:
 		set = resnet50Set(c.batch)
-	case shapesGoal:
+	case c.shapes == shapesGoal:
 		set = goalSet()
 	default:
 		var err error
