@@ -30,6 +30,9 @@ type report struct {
 	// Activations, with -activations.
 	Activations []activationRow `json:"activations,omitempty"`
 
+	// Kinds of data, with -data.
+	Kinds []kindRow `json:"kinds,omitempty"`
+
 	// A report also has these.
 	Command string     `json:"command,omitempty"`
 	Sweep   []boundRow `json:"sweep,omitempty"`
@@ -64,7 +67,7 @@ func newReport(set caseSet, c config) *report {
 		Batch: set.batch,
 	}
 	switch {
-	case c.bound, c.report != "":
+	case c.bound, c.withData, c.report != "":
 		r.Data = "generated data in the shapes of " + c.shapes
 		if set.batch > 0 {
 			r.Data += fmt.Sprintf(", batch %d", set.batch)
