@@ -160,7 +160,8 @@ const (
 	kernelInputGrad
 )
 
-// Variants of a kernel.
+// Variants of a kernel. One that calls an activation's function has none: it looks at
+// its operands.
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
@@ -203,6 +204,9 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 
 // id returns the number of the kernel that is there for the operands.
 func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
+	if act.variant() == actCalled { // one kernel, which looks at the operands
+		return kernelID(kernel, l, actCalled, 0)
+	}
 	flags := 0
 	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize) {
 		flags |= withResidual

@@ -249,6 +249,7 @@ var architectures = map[string]rules{
 			"JNE":          base,
 			"LEAQ":         base,
 			"MOVQ":         base,
+			"MOVBQZX":      base,
 			"PREFETCHT0":   base, // SSE, as SFENCE
 			"PREFETCHT1":   base,
 			"RET":          base,
