@@ -119,8 +119,8 @@ const (
 	// channelMerge is sumA, sumB = mergeMoment(sumA, sumB, otherA, otherB, weight, cross).
 	channelMerge
 
-	// channelAddParts is sumA += otherA, sumB += otherB.
-	channelAddParts
+	// channelAddSums is sumA += otherA, sumB += otherB.
+	channelAddSums
 
 	// channelForward goes from moments of count values, in sumA and sumB, to mean,
 	// variance, invstd, scale and the constants neg (minus m), a and b, as affine.set
@@ -176,7 +176,8 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:], count: count, weight: weight, cross: cross}
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],
+			count: count, weight: weight, cross: cross}
 		k.run(channelFold)
 	}
 	for c := v; c < n; c++ {
@@ -212,7 +213,8 @@ func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, c
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: s[c:], otherB: q[c:], shift: shift[c:], count: count, weight: weight, cross: cross}
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: s[c:], otherB: q[c:], shift: shift[c:],
+			count: count, weight: weight, cross: cross}
 		k.run(channelFoldReduced)
 	}
 	for c := v; c < n; c++ {
@@ -261,13 +263,13 @@ func (p Path) mergeMoments(sumA, sumB, otherA, otherB []float64, weight, cross f
 	}
 }
 
-// addParts adds sums to others.
-func (p Path) addParts(sumA, sumB, otherA, otherB []float64) {
+// addSums adds sums to others.
+func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	n := len(sumA)
 	v := p.whole(n)
 	for c := 0; c < v; c += callChannels {
 		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:]}
-		k.run(channelAddParts)
+		k.run(channelAddSums)
 	}
 	for c := v; c < n; c++ {
 		sumA[c] += otherA[c]
@@ -310,7 +312,7 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 			copy(sumA, a)
 			copy(sumB, b)
 		case w.backward:
-			w.plan.path.addParts(sumA, sumB, a, b)
+			w.plan.path.addSums(sumA, sumB, a, b)
 		default:
 			w.plan.path.mergeMoments(sumA, sumB, a, b, weight, cross)
 		}

@@ -72,12 +72,13 @@ func channelCases() map[string]channelCase {
 			a.sumA[c], a.sumB[c] = mergeMoment(a.sumA[c], a.sumB[c], a.otherA[c], a.otherB[c], a.weight, a.cross)
 			return true
 		}},
-		"add parts": {channelAddParts, "otherA otherB", "sumA sumB", false, func(a *channelArgs, c int) bool {
+		"add parts": {channelAddSums, "otherA otherB", "sumA sumB", false, func(a *channelArgs, c int) bool {
 			a.sumA[c] += a.otherA[c]
 			a.sumB[c] += a.otherB[c]
 			return true
 		}},
-		"forward":               {channelForward, "sumA sumB gamma beta running runningVar", "mean variance invstd savedMean savedInvStd scale neg a b running runningVar", true, forwardCase},
+		"forward": {channelForward, "sumA sumB gamma beta running runningVar",
+			"mean variance invstd savedMean savedInvStd scale neg a b running runningVar", true, forwardCase},
 		"forward without saved": {channelForward, "sumA sumB gamma beta", "mean variance invstd scale neg a b", true, forwardCase},
 		"running": {channelRunning, "running runningVar", "mean invstd", false, func(a *channelArgs, c int) bool {
 			a.mean[c], a.invstd[c] = float64(a.running[c]), invStd(float64(a.runningVar[c]), a.epsilon)

@@ -22903,8 +22903,8 @@ channels1:
 	VZEROUPPER
 	RET
 
-// func addPartsChannels(id int, a *channelArgs)
-TEXT ·addPartsChannels<>(SB), NOSPLIT, $0-16
+// func addSumsChannels(id int, a *channelArgs)
+TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ channelArgs_sumA(R14), AX
 	MOVQ channelArgs_sumB(R14), BX
@@ -23737,7 +23737,7 @@ DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
 DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
 DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·addPartsChannels<>(SB)
+DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
 DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
 DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
 DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)

@@ -24,7 +24,7 @@ var channelKernels = []channelKernel{
 	{"Probe", probeChannels},
 	{"Add", addChannels},
 	{"Merge", mergeChannels},
-	{"AddParts", addPartsChannels},
+	{"AddSums", addSumsChannels},
 	{"Forward", forwardChannels},
 	{"Running", runningChannels},
 	{"Affine", affineChannels},
@@ -349,7 +349,7 @@ func addChannels(c *chans) {
 	})
 }
 
-func addPartsChannels(c *chans) {
+func addSumsChannels(c *chans) {
 	sums := [2]array{c.float64s("sumA"), c.float64s("sumB")}
 	others := [2]array{c.float64s("otherA"), c.float64s("otherB")}
 	a, v := c.pair(), c.pair()
