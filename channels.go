@@ -735,7 +735,15 @@ func (w *workspace) wide(c int) bool {
 // anyWide reports whether one of the channels c0 to c1-1 is wide, anyWideColumn whether
 // one of n columns from column j on is of such a channel.
 func (w *workspace) anyWide(c0, c1 int) bool {
-	for c := c0; c < c1; c++ {
+	list := w.channels.wide
+	if w.backward {
+		list = w.channels.gradWide
+	}
+	first := slices.Index(list[c0:c1], true)
+	if first < 0 {
+		return false
+	}
+	for c := c0 + first; c < c1; c++ {
 		if w.wide(c) {
 			return true
 		}
