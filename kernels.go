@@ -262,7 +262,7 @@ func (a *kernelArgs) begin(at, images int) {
 	a.partial = laneSums{}
 }
 
-func tail(s []float32, i int) []float32 {
+func tail[T float32 | float64](s []T, i int) []T {
 	if s == nil {
 		return nil
 	}

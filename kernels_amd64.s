@@ -15268,81 +15268,329 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA deviationChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
-// func deviationChannels(id int, a *channelArgs)
-TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
+// func addSumsChannels(id int, a *channelArgs)
+TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_sumB(R14), AX
-	MOVQ channelArgs_variance(R14), BX
-	MOVQ channelArgs_invstd(R14), CX
-	LEAQ channelArgs_count(R14), DX
-	VBROADCASTSD (DX), Y0
-	LEAQ channelArgs_epsilon(R14), DX
-	VBROADCASTSD (DX), Y1
-	LEAQ channelArgs_usual(R14), DX
-	VMOVUPS (DX), Y8
-	MOVQ channelArgs_n(R14), DX
+	MOVQ channelArgs_sumA(R14), AX
+	MOVQ channelArgs_sumB(R14), BX
+	MOVQ channelArgs_otherA(R14), CX
+	MOVQ channelArgs_otherB(R14), DX
+	MOVQ channelArgs_n(R14), SI
 
 channels1:
-	VMOVUPS (AX), Y2
-	VMOVUPS 32(AX), Y3
-	VDIVPD Y0, Y2, Y2
-	VDIVPD Y0, Y3, Y3
-	VADDPD Y1, Y2, Y4
-	VADDPD Y1, Y3, Y5
-	VMOVUPS deviationChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y4, Y6
-	VMOVUPS deviationChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y4, Y14, Y7
-	VANDPS Y6, Y8, Y8
-	VANDPS Y7, Y8, Y8
-	VMOVUPS deviationChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y2, Y6
-	VANDPS Y6, Y2, Y2
-	VMOVUPS deviationChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y5, Y6
-	VMOVUPS deviationChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y5, Y14, Y7
-	VANDPS Y6, Y8, Y8
-	VANDPS Y7, Y8, Y8
-	VMOVUPS deviationChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y3, Y6
-	VANDPS Y6, Y3, Y3
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VADDPD Y1, Y2, Y4
-	VADDPD Y1, Y3, Y5
-	VSQRTPD Y4, Y4
-	VSQRTPD Y5, Y5
-	VMOVUPS deviationChannelsTable<>+96(SB), Y14
-	VDIVPD Y4, Y14, Y4
-	VDIVPD Y5, Y14, Y5
-	VMOVUPS Y4, (CX)
-	VMOVUPS Y5, 32(CX)
+	VMOVUPS (CX), Y2
+	VMOVUPS 32(CX), Y3
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS (BX), Y0
+	VMOVUPS 32(BX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (BX)
+	VMOVUPS Y1, 32(BX)
 	ADDQ $64, AX
 	ADDQ $64, BX
 	ADDQ $64, CX
-	SUBQ $8, DX
+	ADDQ $64, DX
+	SUBQ $8, SI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), DX
-	VMOVUPS Y8, (DX)
+	VZEROUPPER
+	RET
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $224
+
+// func forwardChannels(id int, a *channelArgs)
+TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y0
+	LEAQ channelArgs_epsilon(R14), DI
+	VBROADCASTSD (DI), Y1
+	LEAQ channelArgs_weight(R14), DI
+	VBROADCASTSD (DI), Y2
+	LEAQ channelArgs_cross(R14), DI
+	VBROADCASTSD (DI), Y3
+	LEAQ channelArgs_correction(R14), DI
+	VBROADCASTSD (DI), Y4
+	MOVQ channelArgs_n(R14), DI
+
+channels1:
+	VMOVUPS forwardChannelsTable<>+0(SB), Y13
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y7
+	VMOVUPS 32(SI), Y8
+	VDIVPD Y0, Y7, Y7
+	VDIVPD Y0, Y8, Y8
+	VADDPD Y1, Y7, Y11
+	VADDPD Y1, Y8, Y12
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y5
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y6
+	VANDPS Y5, Y13, Y13
+	VANDPS Y6, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y5
+	VANDPS Y5, Y7, Y7
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y12, Y5
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y12, Y14, Y6
+	VANDPS Y5, Y13, Y13
+	VANDPS Y6, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y8, Y5
+	VANDPS Y5, Y8, Y8
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y7, (SI)
+	VMOVUPS Y8, 32(SI)
+	VADDPD Y1, Y7, Y9
+	VADDPD Y1, Y8, Y10
+	VSQRTPD Y9, Y9
+	VSQRTPD Y10, Y10
+	VMOVUPS forwardChannelsTable<>+128(SB), Y14
+	VDIVPD Y9, Y14, Y9
+	VDIVPD Y10, Y14, Y10
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y9, (SI)
+	VMOVUPS Y10, 32(SI)
+	MOVQ channelArgs_savedInvStd(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	MOVQ channelArgs_savedInvStd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y9, (SI)
+	VMOVUPS Y10, 32(SI)
+
+unwanted3:
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y5
+	VMOVUPS 32(SI), Y6
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y5, (SI)
+	VMOVUPS Y6, 32(SI)
+	MOVQ channelArgs_savedMean(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	MOVQ channelArgs_savedMean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y5, (SI)
+	VMOVUPS Y6, 32(SI)
+
+unwanted4:
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y5, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y6, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y9, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VANDPS Y7, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VORPS Y7, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y10, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VANDPS Y7, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VORPS Y7, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y9, Y7, Y7
+	VMULPD Y10, Y8, Y8
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y7, (SI)
+	VMOVUPS Y8, 32(SI)
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y7, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VANDPS Y9, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y8, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VANDPS Y9, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVAPS Y5, Y11
+	VMOVAPS Y6, Y12
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VMOVAPS Y11, Y12
+	VCVTPS2PD X12, Y11
+	VEXTRACTF128 $1, Y12, X12
+	VCVTPS2PD X12, Y12
+	VSUBPD Y11, Y5, Y5
+	VSUBPD Y12, Y6, Y6
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VXORPS forwardChannelsTable<>+192(SB), Y11, Y11
+	VMOVUPS Y11, (SI)
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	MOVQ channelArgs_beta(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y12
+	VCVTPS2PD X12, Y11
+	VEXTRACTF128 $1, Y12, X12
+	VCVTPS2PD X12, Y12
+	VSUBPD Y5, Y11, Y11
+	VSUBPD Y6, Y12, Y12
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VMOVUPS Y11, (SI)
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+	VMOVUPS forwardChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JNE unusual2
+	MOVQ channelArgs_running(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted5
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y11
+	VMOVUPS 32(SI), Y12
+	MOVQ channelArgs_running(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y2, Y11, Y11
+	VMULPD Y2, Y12, Y12
+	VMULPD Y3, Y7, Y7
+	VMULPD Y3, Y8, Y8
+	VADDPD Y11, Y7, Y7
+	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+
+unwanted5:
+	MOVQ channelArgs_runningVar(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted6
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y11
+	VMOVUPS 32(SI), Y12
+	VMULPD Y4, Y11, Y11
+	VMULPD Y4, Y12, Y12
+	MOVQ channelArgs_runningVar(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y2, Y11, Y11
+	VMULPD Y2, Y12, Y12
+	VMULPD Y3, Y7, Y7
+	VMULPD Y3, Y8, Y8
+	VADDPD Y11, Y7, Y7
+	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+
+unwanted6:
+	ADDQ $32, AX
+	ADDQ $64, BX
+	ADDQ DX, CX
+	SUBQ $8, DI
+	JNE channels1
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
 DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
@@ -15408,253 +15656,280 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_mean(R14), AX
-	MOVQ channelArgs_invstd(R14), BX
-	MOVQ channelArgs_gamma(R14), CX
-	MOVQ channelArgs_beta(R14), DX
-	MOVQ channelArgs_scale(R14), SI
-	MOVQ channelArgs_neg(R14), DI
-	MOVQ channelArgs_a(R14), R8
-	MOVQ channelArgs_b(R14), R9
-	LEAQ channelArgs_usual(R14), R10
-	VMOVUPS (R10), Y9
-	MOVQ channelArgs_n(R14), R10
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y0
-	VMOVUPS 32(AX), Y1
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VMOVUPS affineChannelsTable<>+0(SB), Y8
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y0, Y14, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDPS Y6, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y1, Y14, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y9, Y9
-	VMOVUPS (BX), Y4
-	VMOVUPS 32(BX), Y5
-	VMOVUPS (CX), Y3
+	VANDPS Y6, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VANDPS Y2, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VORPS Y2, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y5, Y14, Y6
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VANDPS Y2, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VORPS Y2, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y3
 	VCVTPS2PD X3, Y2
 	VEXTRACTF128 $1, Y3, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VANDNPS Y5, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
 	VANDNPS Y2, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
 	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VANDPS Y4, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VORPS Y4, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y3, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
 	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVAPS Y0, Y4
-	VMOVAPS Y1, Y5
-	VCVTPD2PSY Y4, X4
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y4, Y4
-	VMOVAPS Y4, Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
-	VSUBPD Y4, Y0, Y0
-	VSUBPD Y5, Y1, Y1
-	VCVTPD2PSY Y4, X4
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y4, Y4
-	VXORPS affineChannelsTable<>+128(SB), Y4, Y4
-	VMOVUPS Y4, (DI)
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VANDPS Y4, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VORPS Y4, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	VMOVAPS Y0, Y6
+	VMOVAPS Y1, Y7
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVAPS Y6, Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VSUBPD Y6, Y0, Y0
+	VSUBPD Y7, Y1, Y1
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VXORPS affineChannelsTable<>+160(SB), Y6, Y6
+	VMOVUPS Y6, (SI)
 	VMULPD Y2, Y0, Y0
 	VMULPD Y3, Y1, Y1
-	VMOVUPS (DX), Y7
+	MOVQ channelArgs_beta(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y7
 	VCVTPS2PD X7, Y6
 	VEXTRACTF128 $1, Y7, X7
 	VCVTPS2PD X7, Y7
 	VSUBPD Y0, Y6, Y6
 	VSUBPD Y1, Y7, Y7
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (R9)
+	VMOVUPS Y6, (SI)
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (R8)
-	ADDQ $64, AX
+	VMOVUPS Y2, (SI)
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE unusual2
+	ADDQ $32, AX
 	ADDQ $64, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $64, SI
-	ADDQ $32, DI
-	ADDQ $32, R8
-	ADDQ $32, R9
-	SUBQ $8, R10
+	ADDQ DX, CX
+	SUBQ $8, DI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), R10
-	VMOVUPS Y9, (R10)
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+96(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+104(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+112(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+120(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+152(SB)/8, $0x0000000000000000
-GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
 
-// func gradientChannels(id int, a *channelArgs)
-TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
+// func backwardChannels(id int, a *channelArgs)
+TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_sumA(R14), AX
-	MOVQ channelArgs_sumB(R14), BX
-	MOVQ channelArgs_mean(R14), CX
-	MOVQ channelArgs_invstd(R14), DX
-	MOVQ channelArgs_dgamma(R14), SI
-	MOVQ channelArgs_k1(R14), DI
-	MOVQ channelArgs_k2(R14), R8
-	LEAQ channelArgs_count(R14), R9
-	VBROADCASTSD (R9), Y0
-	LEAQ channelArgs_weight(R14), R9
-	VBROADCASTSD (R9), Y1
-	LEAQ channelArgs_usual(R14), R9
-	VMOVUPS (R9), Y13
-	MOVQ channelArgs_n(R14), R9
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y0
+	LEAQ channelArgs_weight(R14), DI
+	VBROADCASTSD (DI), Y1
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y2
-	VMOVUPS 32(AX), Y3
-	VMOVUPS (BX), Y4
-	VMOVUPS 32(BX), Y5
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
+	VMOVUPS backwardChannelsTable<>+0(SB), Y12
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
 	VMULPD Y6, Y0, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
 	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y8
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y0, Y11
 	VCMPPD $0x1d, Y11, Y8, Y11
 	VORPS Y11, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
 	VADDPD Y8, Y11, Y11
 	VCMPPD $0x1d, Y11, Y1, Y11
 	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y13, Y13
+	VANDPS Y10, Y12, Y12
 	VMULPD Y7, Y0, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
 	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y8
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y0, Y11
 	VCMPPD $0x1d, Y11, Y8, Y11
 	VORPS Y11, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
 	VADDPD Y8, Y11, Y11
 	VCMPPD $0x1d, Y11, Y1, Y11
 	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y13, Y13
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y9
+	VANDPS Y10, Y12, Y12
+	MOVQ channelArgs_dbeta(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
 	VMOVAPS Y8, Y10
 	VMOVAPS Y9, Y11
 	VCVTPD2PSY Y10, X10
@@ -15672,8 +15947,36 @@ channels1:
 	VSUBPD Y11, Y5, Y5
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
+	MOVQ channelArgs_dgamma(R14), SI
+	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
+	MOVQ channelArgs_gammaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	VMOVAPS Y4, Y10
+	VMOVAPS Y5, Y11
+	MOVQ channelArgs_gammaGrad(R14), SI
+	ADDQ AX, SI
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVUPS Y10, (SI)
+
+unwanted3:
+	MOVQ channelArgs_betaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	VMOVAPS Y2, Y10
+	VMOVAPS Y3, Y11
+	MOVQ channelArgs_betaGrad(R14), SI
+	ADDQ AX, SI
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVUPS Y10, (SI)
+
+unwanted4:
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
 	VDIVPD Y0, Y4, Y4
@@ -15684,69 +15987,74 @@ channels1:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (DI)
+	VMOVUPS Y2, (SI)
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VMOVUPS Y4, (R8)
-	ADDQ $64, AX
+	VMOVUPS Y4, (SI)
+	VMOVUPS backwardChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y12, Y12
+	VTESTPS Y12, Y12
+	JNE unusual2
+	ADDQ $32, AX
 	ADDQ $64, BX
-	ADDQ $64, CX
-	ADDQ $64, DX
-	ADDQ $64, SI
-	ADDQ $32, DI
-	ADDQ $32, R8
-	SUBQ $8, R9
+	ADDQ DX, CX
+	SUBQ $8, DI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), R9
-	VMOVUPS Y13, (R9)
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
 
@@ -15795,17 +16103,18 @@ DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
 DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
 DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·deviationChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·gradientChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $11
+	CMPQ AX, $12
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

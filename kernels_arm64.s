@@ -11528,84 +11528,314 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA deviationChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
-// func deviationChannels(id int, a *channelArgs)
-TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
+// func addSumsChannels(id int, a *channelArgs)
+TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_sumB(R23), R0
-	MOVD channelArgs_variance(R23), R1
-	MOVD channelArgs_invstd(R23), R2
-	ADD $channelArgs_count, R23, R3
-	ADD $0, R3, R24
-	LD1R4D(24, 0)
-	ADD $channelArgs_epsilon, R23, R3
-	ADD $0, R3, R24
-	LD1R4D(24, 1)
-	ADD $channelArgs_usual, R23, R3
-	FLDPQ (R3), (F16, F17)
-	MOVD channelArgs_n(R23), R3
-	MOVD $deviationChannelsTable<>(SB), R24
+	MOVD channelArgs_sumA(R23), R0
+	MOVD channelArgs_sumB(R23), R1
+	MOVD channelArgs_otherA(R23), R2
+	MOVD channelArgs_otherB(R23), R3
+	MOVD channelArgs_n(R23), R4
 
 channels1:
-	FLDPQ (R0), (F4, F5)
-	FLDPQ 32(R0), (F6, F7)
-	FDIV4D(0, 2, 2)
-	FDIV4D(0, 3, 3)
-	FADD4D(1, 2, 4)
-	FADD4D(1, 3, 5)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 4, 6)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(4, 14, 7)
-	AND8(6, 8, 8)
-	AND8(7, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 2, 6)
-	AND8(6, 2, 2)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 5, 6)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(5, 14, 7)
-	AND8(6, 8, 8)
-	AND8(7, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 3, 6)
-	AND8(6, 3, 3)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FADD4D(1, 2, 4)
-	FADD4D(1, 3, 5)
-	FSQRT4D(4, 4)
-	FSQRT4D(5, 5)
-	FLDPQ 96(R24), (F28, F29)
-	FDIV4D(4, 14, 4)
-	FDIV4D(5, 14, 5)
-	FSTPQ (F8, F9), (R2)
-	FSTPQ (F10, F11), 32(R2)
+	FLDPQ (R2), (F4, F5)
+	FLDPQ 32(R2), (F6, F7)
+	FLDPQ (R0), (F0, F1)
+	FLDPQ 32(R0), (F2, F3)
+	FADD4D(2, 0, 0)
+	FADD4D(3, 1, 1)
+	FSTPQ (F0, F1), (R0)
+	FSTPQ (F2, F3), 32(R0)
+	FLDPQ (R3), (F4, F5)
+	FLDPQ 32(R3), (F6, F7)
+	FLDPQ (R1), (F0, F1)
+	FLDPQ 32(R1), (F2, F3)
+	FADD4D(2, 0, 0)
+	FADD4D(3, 1, 1)
+	FSTPQ (F0, F1), (R1)
+	FSTPQ (F2, F3), 32(R1)
 	ADD $64, R0
 	ADD $64, R1
 	ADD $64, R2
-	SUBS $8, R3
+	ADD $64, R3
+	SUBS $8, R4
 	BNE channels1
-	ADD $channelArgs_usual, R23, R3
-	FSTPQ (F16, F17), (R3)
+	RET
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $224
+
+// func forwardChannels(id int, a *channelArgs)
+TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	ADD $channelArgs_count, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 0)
+	ADD $channelArgs_epsilon, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 1)
+	ADD $channelArgs_weight, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 2)
+	ADD $channelArgs_cross, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 3)
+	ADD $channelArgs_correction, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 4)
+	MOVD channelArgs_n(R23), R5
+	MOVD $forwardChannelsTable<>(SB), R24
+
+channels1:
+	FLDPQ (R24), (F26, F27)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F14, F15)
+	FLDPQ 32(R4), (F16, F17)
+	FDIV4D(0, 7, 7)
+	FDIV4D(0, 8, 8)
+	FADD4D(1, 7, 11)
+	FADD4D(1, 8, 12)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 6)
+	AND8(5, 13, 13)
+	AND8(6, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 7, 5)
+	AND8(5, 7, 7)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 12, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(12, 14, 6)
+	AND8(5, 13, 13)
+	AND8(6, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 8, 5)
+	AND8(5, 8, 8)
+	MOVD channelArgs_variance(R23), R4
+	ADD R1, R4
+	FSTPQ (F14, F15), (R4)
+	FSTPQ (F16, F17), 32(R4)
+	FADD4D(1, 7, 9)
+	FADD4D(1, 8, 10)
+	FSQRT4D(9, 9)
+	FSQRT4D(10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FDIV4D(9, 14, 9)
+	FDIV4D(10, 14, 10)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FSTPQ (F18, F19), (R4)
+	FSTPQ (F20, F21), 32(R4)
+	MOVD channelArgs_savedInvStd(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	MOVD channelArgs_savedInvStd(R23), R4
+	ADD R1, R4
+	FSTPQ (F18, F19), (R4)
+	FSTPQ (F20, F21), 32(R4)
+
+unwanted3:
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F10, F11)
+	FLDPQ 32(R4), (F12, F13)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FSTPQ (F10, F11), (R4)
+	FSTPQ (F12, F13), 32(R4)
+	MOVD channelArgs_savedMean(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	MOVD channelArgs_savedMean(R23), R4
+	ADD R1, R4
+	FSTPQ (F10, F11), (R4)
+	FSTPQ (F12, F13), 32(R4)
+
+unwanted4:
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 5, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 6, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 9, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	AND8(7, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	ORR8(7, 12, 12)
+	AND8(12, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 10, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	AND8(7, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	ORR8(7, 12, 12)
+	AND8(12, 13, 13)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(9, 7, 7)
+	FMUL4D(10, 8, 8)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FSTPQ (F14, F15), (R4)
+	FSTPQ (F16, F17), 32(R4)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 7, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	AND8(9, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 12, 12)
+	AND8(12, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 8, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	AND8(9, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 12, 12)
+	AND8(12, 13, 13)
+	MOV8(5, 11)
+	MOV8(6, 12)
+	NARROW(11, 12, 11)
+	MOV8(11, 12)
+	WIDEN(12, 11, 12)
+	FSUB4D(11, 5, 5)
+	FSUB4D(12, 6, 6)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	NARROW(11, 12, 11)
+	FLDPQ 192(R24), (F28, F29)
+	EOR8(14, 11, 11)
+	FSTPQ (F22, F23), (R4)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	MOVD channelArgs_beta(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F24, F25)
+	WIDEN(12, 11, 12)
+	FSUB4D(5, 11, 11)
+	FSUB4D(6, 12, 12)
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
+	NARROW(11, 12, 11)
+	FSTPQ (F22, F23), (R4)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBNZ R15, unusual2
+	MOVD channelArgs_running(R23), R4
+	SUBS $0, R4
+	BEQ unwanted5
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F22, F23)
+	FLDPQ 32(R4), (F24, F25)
+	MOVD channelArgs_running(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(2, 11, 11)
+	FMUL4D(2, 12, 12)
+	FMUL4D(3, 7, 7)
+	FMUL4D(3, 8, 8)
+	FADD4D(11, 7, 7)
+	FADD4D(12, 8, 8)
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+
+unwanted5:
+	MOVD channelArgs_runningVar(R23), R4
+	SUBS $0, R4
+	BEQ unwanted6
+	MOVD channelArgs_variance(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F22, F23)
+	FLDPQ 32(R4), (F24, F25)
+	FMUL4D(4, 11, 11)
+	FMUL4D(4, 12, 12)
+	MOVD channelArgs_runningVar(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(2, 11, 11)
+	FMUL4D(2, 12, 12)
+	FMUL4D(3, 7, 7)
+	FMUL4D(3, 8, 8)
+	FADD4D(11, 7, 7)
+	FADD4D(12, 8, 8)
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+
+unwanted6:
+	ADD $32, R0
+	ADD $64, R1
+	ADD R3, R2
+	SUBS $8, R5
+	BNE channels1
+
+unusual2:
+	MOVD R5, channelArgs_n(R23)
 	RET
 DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
 DATA runningChannelsTable<>+8(SB)/8, $0x8000000000000000
@@ -11667,243 +11897,271 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_mean(R23), R0
-	MOVD channelArgs_invstd(R23), R1
-	MOVD channelArgs_gamma(R23), R2
-	MOVD channelArgs_beta(R23), R3
-	MOVD channelArgs_scale(R23), R4
-	MOVD channelArgs_neg(R23), R5
-	MOVD channelArgs_a(R23), R6
-	MOVD channelArgs_b(R23), R7
-	ADD $channelArgs_usual, R23, R8
-	FLDPQ (R8), (F18, F19)
-	MOVD channelArgs_n(R23), R8
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	MOVD channelArgs_n(R23), R5
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F0, F1)
-	FLDPQ 32(R0), (F2, F3)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ (R24), (F16, F17)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F0, F1)
+	FLDPQ 32(R4), (F2, F3)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 0, 6)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
-	AND8(6, 9, 9)
-	FLDPQ (R24), (F28, F29)
+	AND8(6, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 1, 6)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
-	AND8(6, 9, 9)
-	FLDPQ (R1), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FLDPQ (R2), (F6, F7)
+	AND8(6, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	AND8(2, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	ORR8(2, 7, 7)
+	AND8(7, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 5, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	AND8(2, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	ORR8(2, 7, 7)
+	AND8(7, 8, 8)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F6, F7)
 	WIDEN(3, 2, 3)
 	FMUL4D(4, 2, 2)
 	FMUL4D(5, 3, 3)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
 	FSTPQ (F6, F7), 32(R4)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 5, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
 	BIC8(14, 2, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 3, 6)
-	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	MOV8(0, 4)
-	MOV8(1, 5)
-	NARROW(4, 5, 4)
-	MOV8(4, 5)
-	WIDEN(5, 4, 5)
-	FSUB4D(4, 0, 0)
-	FSUB4D(5, 1, 1)
-	NARROW(4, 5, 4)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	AND8(4, 7, 7)
 	FLDPQ 128(R24), (F28, F29)
-	EOR8(14, 4, 4)
-	FSTPQ (F8, F9), (R5)
+	FCMGE4D(6, 14, 4)
+	ORR8(4, 7, 7)
+	AND8(7, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 3, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	AND8(4, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	ORR8(4, 7, 7)
+	AND8(7, 8, 8)
+	MOV8(0, 6)
+	MOV8(1, 7)
+	NARROW(6, 7, 6)
+	MOV8(6, 7)
+	WIDEN(7, 6, 7)
+	FSUB4D(6, 0, 0)
+	FSUB4D(7, 1, 1)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	NARROW(6, 7, 6)
+	FLDPQ 160(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	FSTPQ (F12, F13), (R4)
 	FMUL4D(2, 0, 0)
 	FMUL4D(3, 1, 1)
-	FLDPQ (R3), (F14, F15)
+	MOVD channelArgs_beta(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F14, F15)
 	WIDEN(7, 6, 7)
 	FSUB4D(0, 6, 6)
 	FSUB4D(1, 7, 7)
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
 	NARROW(6, 7, 6)
-	FSTPQ (F12, F13), (R7)
+	FSTPQ (F12, F13), (R4)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
 	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R6)
-	ADD $64, R0
+	FSTPQ (F4, F5), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, unusual2
+	ADD $32, R0
 	ADD $64, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $64, R4
-	ADD $32, R5
-	ADD $32, R6
-	ADD $32, R7
-	SUBS $8, R8
+	ADD R3, R2
+	SUBS $8, R5
 	BNE channels1
-	ADD $channelArgs_usual, R23, R8
-	FSTPQ (F18, F19), (R8)
-	RET
-DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+96(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+104(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+112(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+120(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+152(SB)/8, $0x0000000000000000
-GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
 
-// func gradientChannels(id int, a *channelArgs)
-TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
+unusual2:
+	MOVD R5, channelArgs_n(R23)
+	RET
+DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+
+// func backwardChannels(id int, a *channelArgs)
+TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_sumA(R23), R0
-	MOVD channelArgs_sumB(R23), R1
-	MOVD channelArgs_mean(R23), R2
-	MOVD channelArgs_invstd(R23), R3
-	MOVD channelArgs_dgamma(R23), R4
-	MOVD channelArgs_k1(R23), R5
-	MOVD channelArgs_k2(R23), R6
-	ADD $channelArgs_count, R23, R7
-	ADD $0, R7, R24
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	ADD $channelArgs_count, R23, R5
+	ADD $0, R5, R24
 	LD1R4D(24, 0)
-	ADD $channelArgs_weight, R23, R7
-	ADD $0, R7, R24
+	ADD $channelArgs_weight, R23, R5
+	ADD $0, R5, R24
 	LD1R4D(24, 1)
-	ADD $channelArgs_usual, R23, R7
-	FLDPQ (R7), (F26, F27)
-	MOVD channelArgs_n(R23), R7
-	MOVD $gradientChannelsTable<>(SB), R24
+	MOVD channelArgs_n(R23), R5
+	MOVD $backwardChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F4, F5)
-	FLDPQ 32(R0), (F6, F7)
-	FLDPQ (R1), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
+	FLDPQ (R24), (F24, F25)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
 	FMUL4D(6, 0, 10)
-	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
 	FCMGE4D(10, 11, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 8)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(8, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ (R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 0, 11)
 	FCMGE4D(11, 8, 11)
 	ORR8(11, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
 	FADD4D(8, 11, 11)
 	FCMGE4D(11, 1, 11)
 	ORR8(11, 10, 10)
-	AND8(10, 13, 13)
+	AND8(10, 12, 12)
 	FMUL4D(7, 0, 10)
-	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
 	FCMGE4D(10, 11, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 8)
+	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 8)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(8, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ (R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 0, 11)
 	FCMGE4D(11, 8, 11)
 	ORR8(11, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
 	FADD4D(8, 11, 11)
 	FCMGE4D(11, 1, 11)
 	ORR8(11, 10, 10)
-	AND8(10, 13, 13)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F18, F19)
+	AND8(10, 12, 12)
+	MOVD channelArgs_dbeta(R23), R4
+	ADD R1, R4
+	FSTPQ (F4, F5), (R4)
+	FSTPQ (F6, F7), 32(R4)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
 	MOV8(8, 10)
 	MOV8(9, 11)
 	NARROW(10, 11, 10)
@@ -11917,8 +12175,32 @@ channels1:
 	FSUB4D(11, 5, 5)
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
+	MOVD channelArgs_dgamma(R23), R4
+	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
+	MOVD channelArgs_gammaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	MOV8(4, 10)
+	MOV8(5, 11)
+	MOVD channelArgs_gammaGrad(R23), R4
+	ADD R0, R4
+	NARROW(10, 11, 10)
+	FSTPQ (F20, F21), (R4)
+
+unwanted3:
+	MOVD channelArgs_betaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	MOV8(2, 10)
+	MOV8(3, 11)
+	MOVD channelArgs_betaGrad(R23), R4
+	ADD R0, R4
+	NARROW(10, 11, 10)
+	FSTPQ (F20, F21), (R4)
+
+unwanted4:
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
 	FDIV4D(0, 4, 4)
@@ -11929,65 +12211,71 @@ channels1:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ (R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 10)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
 	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R5)
+	FSTPQ (F4, F5), (R4)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
 	NARROW(4, 5, 4)
-	FSTPQ (F8, F9), (R6)
-	ADD $64, R0
+	FSTPQ (F8, F9), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, unusual2
+	ADD $32, R0
 	ADD $64, R1
-	ADD $64, R2
-	ADD $64, R3
-	ADD $64, R4
-	ADD $32, R5
-	ADD $32, R6
-	SUBS $8, R7
+	ADD R3, R2
+	SUBS $8, R5
 	BNE channels1
-	ADD $channelArgs_usual, R23, R7
-	FSTPQ (F26, F27), (R7)
+
+unusual2:
+	MOVD R5, channelArgs_n(R23)
 	RET
 
 // func trackChannels(id int, a *channelArgs)
@@ -12033,17 +12321,18 @@ DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
 DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
 DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·deviationChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·gradientChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $11, R0
+	CMP $12, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
