@@ -168,7 +168,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			for seg := range g.segments {
 				w.sumGroup(&w.again, s, c, c+1, seg, &s.next, k)
 			}
-			w.rowScratch.give(s)
+			w.giveRows(s)
 		}
 		w.total(c, c+1)
 		x, gp := ch.powerX[c], ch.powerG[c]

@@ -22,6 +22,12 @@ func newRowScratch(channels int) *rowScratch {
 		a: make([]float64, n), b: make([]float64, n)}
 }
 
+// giveRows gives scratch back, which forgets the caller's memory.
+func (w *workspace) giveRows(s *rowScratch) {
+	s.args, s.next = kernelArgs{}, kernelArgs{}
+	w.rowScratch.give(s)
+}
+
 // fusedRows does both phases for the channels of a task.
 func (w *workspace) fusedRows(t int) {
 	defer w.fence()
@@ -49,7 +55,7 @@ func (w *workspace) fusedRows(t int) {
 		}
 	}
 	w.writeAll(pending)
-	w.rowScratch.give(s)
+	w.giveRows(s)
 }
 
 // groupArgs returns the arguments of the kernel that writes the outputs of the
@@ -91,7 +97,7 @@ func (w *workspace) sumRows(t int) {
 	for c := c0; c < end; c += w.way.group {
 		w.sumGroup(&w.sums, s, c, min(c+w.way.group, end), seg, &s.next, nil)
 	}
-	w.rowScratch.give(s)
+	w.giveRows(s)
 	w.fence() // of stored gradients
 }
 
