@@ -15327,11 +15327,19 @@ DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $224
+DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -15467,9 +15475,9 @@ unwanted4:
 	VMOVUPS Y8, 32(SI)
 	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VANDNPS Y7, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y9
 	VANDPS Y9, Y12, Y12
 	VMOVUPS forwardChannelsTable<>+96(SB), Y14
@@ -15478,9 +15486,9 @@ unwanted4:
 	VANDPS Y12, Y13, Y13
 	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VANDNPS Y8, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y9
 	VANDPS Y9, Y12, Y12
 	VMOVUPS forwardChannelsTable<>+96(SB), Y14
@@ -15503,7 +15511,7 @@ unwanted4:
 	VCVTPD2PSY Y11, X11
 	VCVTPD2PSY Y12, X12
 	VINSERTF128 $1, X12, Y11, Y11
-	VXORPS forwardChannelsTable<>+192(SB), Y11, Y11
+	VXORPS forwardChannelsTable<>+256(SB), Y11, Y11
 	VMOVUPS Y11, (SI)
 	VMULPD Y7, Y5, Y5
 	VMULPD Y8, Y6, Y6
@@ -15676,11 +15684,19 @@ DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -15747,9 +15763,9 @@ channels1:
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y2, Y14, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VMOVUPS affineChannelsTable<>+192(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y4
 	VANDPS Y4, Y7, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
@@ -15758,9 +15774,9 @@ channels1:
 	VANDPS Y7, Y8, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y3, Y14, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VMOVUPS affineChannelsTable<>+192(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y4
 	VANDPS Y4, Y7, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
@@ -15783,7 +15799,7 @@ channels1:
 	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
-	VXORPS affineChannelsTable<>+160(SB), Y6, Y6
+	VXORPS affineChannelsTable<>+224(SB), Y6, Y6
 	VMOVUPS Y6, (SI)
 	VMULPD Y2, Y0, Y0
 	VMULPD Y3, Y1, Y1

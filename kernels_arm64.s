@@ -11586,11 +11586,19 @@ DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
 DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $224
+DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -11730,9 +11738,9 @@ unwanted4:
 	FSTPQ (F16, F17), 32(R4)
 	FLDPQ 160(R24), (F28, F29)
 	BIC8(14, 7, 11)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	AND8(9, 12, 12)
 	FLDPQ 96(R24), (F28, F29)
@@ -11741,9 +11749,9 @@ unwanted4:
 	AND8(12, 13, 13)
 	FLDPQ 160(R24), (F28, F29)
 	BIC8(14, 8, 11)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	AND8(9, 12, 12)
 	FLDPQ 96(R24), (F28, F29)
@@ -11760,7 +11768,7 @@ unwanted4:
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	NARROW(11, 12, 11)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 11, 11)
 	FSTPQ (F22, F23), (R4)
 	FMUL4D(7, 5, 5)
@@ -11917,11 +11925,19 @@ DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+168(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+176(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+184(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -11987,9 +12003,9 @@ channels1:
 	FSTPQ (F6, F7), 32(R4)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 2, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	AND8(4, 7, 7)
 	FLDPQ 128(R24), (F28, F29)
@@ -11998,9 +12014,9 @@ channels1:
 	AND8(7, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 3, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	AND8(4, 7, 7)
 	FLDPQ 128(R24), (F28, F29)
@@ -12017,7 +12033,7 @@ channels1:
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	NARROW(6, 7, 6)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	EOR8(14, 6, 6)
 	FSTPQ (F12, F13), (R4)
 	FMUL4D(2, 0, 0)

@@ -251,8 +251,10 @@ func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
 
 // Limits, as in ../stats.go.
 const (
-	sureMin = 0x1p-100
-	sureMax = 0x1p+100
+	sureMin   = 0x1p-100
+	sureMax   = 0x1p+100
+	factorMin = 0x1p-120
+	factorMax = 0x1p+120
 )
 
 // ---- the kernels
@@ -488,7 +490,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.loadWide(s, c.find32("gamma"), 0)
 	c.mul64(s, s, i)
 	c.store64(s, c.find64("scale"))
-	c.needTame(s, sureMin, sureMax, [3]vec{t[0], t[1], i[0]})
+	c.needTame(s, factorMin, factorMax, [3]vec{t[0], t[1], i[0]})
 	c.low(m, t)
 	c.storeNegative(t, c.findConst("neg"))
 	c.mul64(m, m, s)
