@@ -193,7 +193,7 @@ var mutations = []mutation{
 		old: "	if k.dres != nil {\n		at |= uintptr(unsafe.Pointer(&k.dres[0]))\n	}\n", new: ""},
 	{name: "schedule: outputs lie alike wherever dresidual lies", file: "schedule.go", pkg: ".", tests: "TestEachOperandMisaligned",
 		old: "offset(k.dres) == offset(k.y)", new: "offset(k.dres) < lanes"},
-	{name: "schedule: g is read where no sums stored it", file: "schedule.go", pkg: ".", tests: "TestSplit$",
+	{name: "schedule: g is read where no sums stored it", file: "schedule.go", pkg: ".", tests: "TestAliases",
 		old: "w.stores = s.do == bothPhases && s.costly", new: "w.stores = s.costly"},
 	{name: "call: g is stored in dx, and dresidual forgotten", file: "call.go", pkg: ".", tests: "TestBits$",
 		old: "	if s.dres != nil {\n		return s.dres\n	}\n", new: ""},
