@@ -137,7 +137,7 @@ var mutations = []mutation{
 
 	// the generator
 	{name: "generator: a part stores a whole vector", file: "kernels/asm.go", pkg: ".", tests: "TestKernelsSameBits|TestSweepLengths",
-		old: "	case part:\n		a.storePart(src, m)", new: "	case false:\n		a.storePart(src, m)"},
+		old: "		each(a.storePart)()\n		return", new: "		each(a.store)()\n		return"},
 	{name: "generator: a part loads a whole vector", file: "kernels/asm.go", pkg: ".", tests: "TestKernelsSameBits|TestSweepLengths",
 		old: "	if part {\n		a.loadPart(dst, m)\n	} else {\n		a.load(dst, m)\n	}", new: "	a.load(dst, m)"},
 	{name: "generator: addMem adds a part with what lies behind", file: "kernels/asm.go", pkg: ".", tests: "TestKernelsSameBits|TestSweepLengths|TestBits",
