@@ -195,7 +195,7 @@ var mutations = []mutation{
 		old: "offset(k.dres) == offset(k.y)", new: "offset(k.dres) < lanes"},
 	{name: "schedule: g is read where no sums stored it", file: "schedule.go", pkg: ".", tests: "TestAliases",
 		old: "w.stores = s.do == bothPhases && s.costly", new: "w.stores = s.costly"},
-	{name: "call: g is stored in dx, and dresidual forgotten", file: "call.go", pkg: ".", tests: "TestBits$",
+	{name: "call: g is stored in dx, and dresidual forgotten", file: "call.go", pkg: ".", tests: "TestSweepLengths",
 		old: "	if s.dres != nil {\n		return s.dres\n	}\n", new: ""},
 	{name: "call: a stored g has the derivative twice", file: "call.go", pkg: ".", tests: "TestBits$",
 		old: "c.apply.dy, c.apply.res, c.apply.act = out, nil, Identity", new: "c.apply.dy = out"},
