@@ -197,7 +197,7 @@ var mutations = []mutation{
 		old: "w.stores = s.do == bothPhases && s.costly", new: "w.stores = s.costly"},
 	{name: "call: g is stored in dx, and dresidual forgotten", file: "call.go", pkg: ".", tests: "TestSweepLengths",
 		old: "	if s.dres != nil {\n		return s.dres\n	}\n", new: ""},
-	{name: "call: a stored g has the derivative twice", file: "call.go", pkg: ".", tests: "TestBits$",
+	{name: "call: a stored g has the derivative twice", file: "call.go", pkg: ".", tests: "TestSweepLengths",
 		old: "c.apply.dy, c.apply.res, c.apply.act = out, nil, Identity", new: "c.apply.dy = out"},
 	{name: "call: sums are taken again of what g overwrote", file: "call.go", pkg: ".", tests: "TestCancellingSumsInPlace",
 		old: "	c.again = stage{kernel: kernelGradSums, x: c.sums.x, dy: out}\n", new: ""},
