@@ -164,7 +164,7 @@ const (
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
-	withStream                // outputs are stored past the caches
+	withStream                // outputs take non-temporal stores
 	numFlags      = 1 << iota
 )
 

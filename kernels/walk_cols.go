@@ -135,7 +135,7 @@ func walkCols(a *asm, b body) {
 	}
 
 	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	// What is stored past the caches goes in the order of memory: row by row.
+	// Non-temporal stores go in the order of memory: row by row.
 	if !a.stream {
 		a.subImm(rows, groupSize)
 		a.branch(ifLess, rest)

@@ -179,7 +179,7 @@ var mutations = []mutation{
 	a.printf("JEQ %s", label)`},
 	{name: "generator, AVX2: assembly is used without AVX", file: "kernels/amd64.go", pkg: ".", tests: "TestGODEBUG",
 		old: "cpu.X86.HasAVX && cpu.X86.HasAVX2", new: "cpu.X86.HasAVX2"},
-	{name: "generator, AVX2: stored past the caches without a fence", file: "kernels/amd64.go", pkg: ".", tests: "TestBits|TestSweepLengths|TestKernelsSameBits",
+	{name: "generator, AVX2: non-temporal stores without a fence", file: "kernels/amd64.go", pkg: ".", tests: "TestBits|TestSweepLengths|TestKernelsSameBits",
 		old: `{ a.printf("SFENCE") }`, new: `{}`,
 		reason: "an x86 processor orders these stores before the next locked instruction, and every hand-over between goroutines has one"},
 
