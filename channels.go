@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// channels is what a call knows of the channels: an array for each number, so that
-// vectors hold eight channels.
+// channels holds the numbers of a call per channel: an array for each number, so that
+// a vector holds eight channels.
 type channels struct {
 	mean, variance, invstd []float64
 	scale, shift           []float64          // gamma*invstd, and beta where the channel is wide
@@ -21,9 +21,9 @@ type channels struct {
 	fields                 [coefLen][]float32 // the constants of the kernels, of as many columns as there are
 	ones, zeros            []float32          // stand for gamma and beta that were not given
 
-	// The results of the statistics phase, of one segment after the other: mean
-	// and m2 of a moment, or the sums P and R; and their totals, which are the
-	// same where there is one for each channel.
+	// The results of the statistics phase: forward the mean and m2 of a moment,
+	// backward the sums P and R. partA and partB have them for each segment, one
+	// after the other; sumA and sumB are the merged totals per channel.
 	partA, partB []float64
 	sumA, sumB   []float64
 }
@@ -66,9 +66,9 @@ type channelArgs struct {
 	usual                 [lanes]uint64 // by lane: all ones when no channel is unusual
 }
 
-// The kernels that compute with channels, in float64. What they compute is what
-// the functions of stats.go do, for channels whose numbers are usual; when one is
-// not, they report so, and all they have written is to be computed again.
+// The kernels that compute with channels, in float64. They do the same as the
+// functions of stats.go, for channels whose numbers are usual. When a channel is not,
+// they report it, and their caller computes all results again by those functions.
 const (
 	// channelFold merges the sums of a block into the moments of its segment:
 	//
@@ -474,7 +474,7 @@ func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	return d.scaled(&f, ch.powerX[c], ch.powerG[c])
 }
 
-// constantStatistics takes out of dx what it owes to the statistics.
+// constantStatistics removes the share of the statistics from dx.
 func (ch *channels) constantStatistics(c0, c1 int) {
 	clear(ch.k1[c0:c1])
 	clear(ch.k2[c0:c1])

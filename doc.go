@@ -57,7 +57,7 @@
 // variance that normalizes is the population's (divided by n). The running
 // variance is updated by the unbiased variance (divided by n-1), unless
 // [WithRunningVariance] says otherwise. Saved statistics are float64, because a
-// float32 mean of data far from zero would lose what the accuracy rests on.
+// float32 mean of data far from zero has too few digits for the accuracy above.
 //
 // With epsilon 0 a channel of variance 0 gets invstd 0: its output is
 // act(beta + residual), its dx and dgamma are 0. The variance of a channel whose
