@@ -89,10 +89,10 @@ func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, tot
 	default:
 		w.setRunning(o.batchMean, o.batchVar)
 	}
-	w.runBackward(o)
-	if totals == nil {
-		w.saveGrads(o)
+	if totals != nil {
+		w.gammaGrad, w.betaGrad = nil, nil
 	}
+	w.runBackward(o)
 	for c := range totals {
 		totals[c] = gradTotal{w.channels.dgamma[c], w.channels.dbeta[c]}
 	}
@@ -112,16 +112,6 @@ func (w *workspace) runBackward(o *operands) {
 		w.noSums()
 	}
 	w.run(do)
-}
-
-// saveGrads writes the gradients by gamma and beta, where they are wanted.
-func (w *workspace) saveGrads(o *operands) {
-	for c := range o.dgamma {
-		o.dgamma[c] = float32(w.dgamma(c))
-	}
-	for c := range o.dbeta {
-		o.dbeta[c] = float32(w.channels.dbeta[c])
-	}
 }
 
 // dgamma returns the gradient by gamma: that by what xhat is multiplied with, or
@@ -220,6 +210,5 @@ func (p *Plan) frozenBackward(o *operands, m *Mask, n int) {
 	w.backwardCall(p.act, o)
 	w.setRunning(o.runningMean, o.runningVar)
 	w.runBackward(o)
-	w.saveGrads(o)
 	p.release(w)
 }

@@ -41,8 +41,10 @@ type call struct {
 	trust bool
 
 	// Outputs of the statistics phase, nil when not wanted.
-	m2          []float64
-	sumG, sumGD []float64
+	saved               savedStatistics
+	m2                  []float64
+	sumG, sumGD         []float64
+	gammaGrad, betaGrad []float32
 }
 
 // workspace is the memory of a call. A plan keeps workspaces for as many calls as
@@ -89,6 +91,9 @@ func newWorkspace(p *Plan, masked bool) *workspace {
 	} else {
 		wide := roundUp(width, lanes)
 		w.coef = make([]float32, wide*coefLen)
+		if !masked && width == g.channels { // each column is a channel
+			w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
+		}
 		w.shift = make([]float32, segments*wide)
 		w.acc = make([]float32, segments*wide*2)
 		w.sumsTask, w.applyTask = w.sumCols, w.applyCols
@@ -112,6 +117,7 @@ func (c *call) forwardCall(act Activation, o *operands) {
 func (c *call) backwardCall(act Activation, o *operands) {
 	c.backward = true
 	c.gamma, c.beta = o.gamma, o.beta
+	c.gammaGrad, c.betaGrad = o.dgamma, o.dbeta
 	y, dres := o.y, o.dresidual
 	if y == nil { // kernels write dx, and then g over it
 		y = dres

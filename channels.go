@@ -9,17 +9,17 @@ import (
 // a vector holds eight channels.
 type channels struct {
 	mean, variance, invstd []float64
-	scale, shift           []float64          // gamma*invstd, and beta where the channel is wide
-	wide                   []bool             // see affine
-	power                  []int              // of x, where wide is set
-	dgamma, dbeta          []float64          //
-	k1, k2                 []float64          // where gradWide is set
-	gradWide               []bool             // dx needs scaled values
-	powerX, powerG         []int              // of these
-	flag                   []bool             // the channel's sums are looked at
-	extent                 []uint32           // of a flagged channel: the bits of the largest magnitude
-	fields                 [coefLen][]float32 // the constants of the kernels, of as many columns as there are
-	ones, zeros            []float32          // stand for gamma and beta that were not given
+	scale, shift           []float64 // gamma*invstd, and beta where the channel is wide
+	wide                   []bool    // see affine
+	power                  []int     // of x, where wide is set
+	dgamma, dbeta          []float64 //
+	k1, k2                 []float64 // where gradWide is set
+	gradWide               []bool    // dx needs scaled values
+	powerX, powerG         []int     // of these
+	flag                   []bool    // the channel's sums are looked at
+	extent                 []uint32  // of a flagged channel: the bits of the largest magnitude
+	fields                 fields
+	ones, zeros            []float32 // stand for gamma and beta that were not given
 
 	// The results of the statistics phase: forward the mean and m2 of a moment,
 	// backward the sums P and R. partA and partB have them for each segment, one
@@ -42,33 +42,55 @@ func newChannels(n, columns, parts int) channels {
 		partA: float64s(parts * columns), partB: float64s(parts * columns),
 		sumA: float64s(n), sumB: float64s(n),
 	}
-	for f := range ch.fields {
-		ch.fields[f] = make([]float32, roundUp(columns, lanes))
-	}
+	each := roundUp(columns, lanes)
+	ch.fields = fields{make([]float32, coefLen*each), each, lanes}
 	return ch
 }
+
+// fields are the constants of the kernels, by channel: an array for each of them, of as
+// many columns as there are, or, where every column is a channel, the records of cols.
+type fields struct {
+	all         []float32
+	next, group int // from one field to the next, and from 8 channels to the next
+}
+
+// at returns the place of a field of a channel.
+func (f *fields) at(field, c int) *float32 { return &f.all[f.index(field, c)] }
+
+func (f *fields) index(field, c int) int { return field*f.next + c/lanes*f.group + c%lanes }
+
+// from returns the fields from that of a channel on, in arrays or in records, where
+// the channel is the first of 8.
+func (f *fields) from(field, c int) []float32 { return f.all[f.index(field, c):] }
+
+// of returns the array of a field. There are arrays.
+func (f *fields) of(field int) []float32 { return f.all[field*f.next:][:f.next] }
 
 // channelArgs are the arguments of the kernels that compute with channels, a
 // multiple of 8 of them; each uses the arrays that its description names.
 type channelArgs struct {
-	n                     int
-	count, weight, cross  float64
-	epsilon               float64
-	acc, shift            []float32
-	sums                  []float64
-	gamma, beta           []float32
-	neg, a, b, k1, k2     []float32
-	running, runningVar   []float32
-	mean, variance        []float64
-	invstd, scale, dgamma []float64
-	sumA, sumB            []float64
-	otherA, otherB        []float64
-	usual                 [lanes]uint64 // by lane: all ones when no channel is unusual
+	n                    int // [Path.usual]: left, when a channel is not usual
+	step                 int // bytes from the constants of 8 channels to the next
+	count, weight, cross float64
+	epsilon, correction  float64
+	acc, shift           []float32
+	sums                 []float64
+	gamma, beta          []float32
+	neg, a, b, k1, k2    []float32
+	running, runningVar  []float32 // channelForward: nil where not wanted, and so are the following
+	savedMean            []float64
+	savedInvStd          []float64
+	gammaGrad, betaGrad  []float32
+	mean, variance       []float64
+	invstd, scale        []float64
+	dgamma, dbeta        []float64
+	sumA, sumB           []float64
+	otherA, otherB       []float64
 }
 
-// The kernels that compute with channels, in float64. They do the same as the
-// functions of stats.go, for channels whose numbers are usual. When a channel is not,
-// they report it, and their caller computes all results again by those functions.
+// The kernels that compute with channels, in float64. What they compute is what
+// the functions of stats.go do, for channels whose numbers are usual. Some of them end in
+// front of 8 channels of which one is not, and leave in n how many channels are left.
 const (
 	// channelFold merges the sums of a block into the moments of its segment:
 	//
@@ -97,29 +119,41 @@ const (
 	// channelMerge is sumA, sumB = mergeMoment(sumA, sumB, otherA, otherB, weight, cross).
 	channelMerge
 
-	// channelDeviation turns sumB, a sum of squared deviations of count values,
-	// into variance and invstd. A variance that can't be relied on is unusual.
-	channelDeviation
+	// channelAddSums is sumA += otherA, sumB += otherB.
+	channelAddSums
+
+	// channelForward goes from moments of count values, in sumA and sumB, to mean,
+	// variance, invstd, scale and the constants neg (minus m), a and b, as affine.set
+	// does. It writes mean and invstd once more where they are saved, and updates running
+	// values as channelTrack does: by the mean, and by the variance times correction. A
+	// variance that can't be relied on is unusual, and what is wide.
+	channelForward
 
 	// channelRunning sets mean and invstd from running and runningVar.
 	channelRunning
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg (minus m), a and b. What is wide is unusual.
+	// the constants neg, a and b. What is wide is unusual.
 	channelAffine
 
-	// channelGradient is gradient.set, from sumA, sumB, mean, invstd and count to
-	// dgamma, k1 and k2. What is wide is unusual, and sums that can't be relied on.
-	channelGradient
+	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
+	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. What
+	// is wide is unusual, and sums that can't be relied on, unless |sumA|+|sumB| is at
+	// most weight.
+	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
 	// weight below 1.
 	channelTrack
 )
 
-// mostChannels is how many channels go through the steps together. An unusual one sends
-// all of them through the slower functions.
+// mostChannels is how many channels go through the slower functions together, when one
+// of them is unusual.
 const mostChannels = 128
+
+// callChannels is how many channels a call of a kernel handles at most: microseconds,
+// so that a goroutine in assembly is soon preempted.
+const callChannels = 4096
 
 // whole returns how many of n channels vectors hold, if there are vectors.
 func (p Path) whole(n int) int {
@@ -129,18 +163,8 @@ func (p Path) whole(n int) int {
 	return n &^ (lanes - 1)
 }
 
-// run runs a kernel on the channels, and reports whether all are usual.
-func (a *channelArgs) run(kernel int) bool {
-	for i := range a.usual {
-		a.usual[i] = math.MaxUint64
-	}
-	simdChannels(kernel, a)
-	all := a.usual[0]
-	for _, u := range a.usual[1:] {
-		all &= u
-	}
-	return all == math.MaxUint64
-}
+// run runs a kernel on the channels.
+func (a *channelArgs) run(kernel int) { simdChannels(kernel, a) }
 
 // ---- the statistics phase
 
@@ -151,8 +175,9 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 	cross := before * weight
 	n := len(sumA)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, sumA: sumA, sumB: sumB, acc: acc, shift: shift, count: count, weight: weight, cross: cross}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],
+			count: count, weight: weight, cross: cross}
 		k.run(channelFold)
 	}
 	for c := v; c < n; c++ {
@@ -165,8 +190,8 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 func (p Path) reduceLanes(a, b, sums []float64) {
 	n := len(a)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, sums: sums, otherA: a, otherB: b}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sums: sums[c*sumLen:], otherA: a[c:], otherB: b[c:]}
 		k.run(channelReduce)
 	}
 	for c := v; c < n; c++ {
@@ -187,8 +212,9 @@ func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, c
 	cross := before * weight
 	n := len(sumA)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, sumA: sumA, sumB: sumB, otherA: s, otherB: q, shift: shift, count: count, weight: weight, cross: cross}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: s[c:], otherB: q[c:], shift: shift[c:],
+			count: count, weight: weight, cross: cross}
 		k.run(channelFoldReduced)
 	}
 	for c := v; c < n; c++ {
@@ -200,8 +226,8 @@ func (p Path) foldReduced(sumA, sumB, s, q []float64, shift []float32, before, c
 func (p Path) probeColumns(acc, shift []float32, count float64) {
 	n := len(shift)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, acc: acc, shift: shift, count: count}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), acc: acc[2*c:], shift: shift[c:], count: count}
 		k.run(channelProbe)
 	}
 	for c := v; c < n; c++ {
@@ -213,8 +239,8 @@ func (p Path) probeColumns(acc, shift []float32, count float64) {
 func (p Path) addColumns(sumA, sumB []float64, acc []float32) {
 	n := len(sumA)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, sumA: sumA, sumB: sumB, acc: acc}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:]}
 		k.run(channelAdd)
 	}
 	for c := v; c < n; c++ {
@@ -228,14 +254,31 @@ func (p Path) addColumns(sumA, sumB []float64, acc []float32) {
 func (p Path) mergeMoments(sumA, sumB, otherA, otherB []float64, weight, cross float64) {
 	n := len(sumA)
 	v := p.whole(n)
-	if v > 0 {
-		k := channelArgs{n: v, sumA: sumA, sumB: sumB, otherA: otherA, otherB: otherB, weight: weight, cross: cross}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:], weight: weight, cross: cross}
 		k.run(channelMerge)
 	}
 	for c := v; c < n; c++ {
 		sumA[c], sumB[c] = mergeMoment(sumA[c], sumB[c], otherA[c], otherB[c], weight, cross)
 	}
 }
+
+// addSums adds sums to others.
+func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
+	n := len(sumA)
+	v := p.whole(n)
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], otherA: otherA[c:], otherB: otherB[c:]}
+		k.run(channelAddSums)
+	}
+	for c := v; c < n; c++ {
+		sumA[c] += otherA[c]
+		sumB[c] += otherB[c]
+	}
+}
+
+// single reports whether the parts are the totals: there is one for each channel.
+func (g *geometry) single() bool { return g.segments == 1 && g.columns() == g.channels }
 
 // total puts the parts of the channels c0 to c1-1 together, in their fixed order.
 func (w *workspace) total(c0, c1 int) {
@@ -262,8 +305,17 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 	ch, unit := &w.channels, w.geo.unit
 	weight := n / (seen + n)
 	cross := seen * weight
-	if unit == 1 && !w.backward && seen > 0 {
-		w.plan.path.mergeMoments(sumA, sumB, ch.partA[at:at+len(sumA)], ch.partB[at:at+len(sumB)], weight, cross)
+	if unit == 1 {
+		a, b := ch.partA[at:at+len(sumA)], ch.partB[at:at+len(sumB)]
+		switch {
+		case seen == 0:
+			copy(sumA, a)
+			copy(sumB, b)
+		case w.backward:
+			w.plan.path.addSums(sumA, sumB, a, b)
+		default:
+			w.plan.path.mergeMoments(sumA, sumB, a, b, weight, cross)
+		}
 		return
 	}
 	for c := range sumA {
@@ -283,87 +335,176 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 // ---- channels
 
 // finish turns the results of the segments of the channels c0 to c1-1 into their
-// constants.
+// constants and the call's outputs by channel.
 func (w *workspace) finish(c0, c1 int) {
-	w.total(c0, c1)
-	for c := c0; c < c1; c += mostChannels {
-		last := min(c+mostChannels, c1)
-		if w.backward {
-			w.setGrads(c, last, true)
-		} else {
-			w.finishMoments(c, last)
-			w.setAffines(c, last)
-		}
+	sums := totals{w.channels.sumA, w.channels.sumB, false}
+	if w.geo.single() {
+		sums = totals{w.channels.partA, w.channels.partB, true}
+	} else {
+		w.total(c0, c1)
 	}
 	if w.backward {
+		w.setGrads(c0, c1, true, sums)
 		w.spread(c0, c1, fieldK1, fieldK2)
 	} else {
+		w.setMoments(c0, c1, sums)
 		w.spread(c0, c1, fieldN, fieldB)
 	}
 }
 
-// finishMoments sets the statistics of channels from their moments.
-func (w *workspace) finishMoments(c0, c1 int) {
-	ch := &w.channels
-	v := w.plan.path.whole(c1 - c0)
-	if v > 0 {
-		k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, sumB: ch.sumB[c0:], variance: ch.variance[c0:], invstd: ch.invstd[c0:]}
-		if !k.run(channelDeviation) {
-			v = 0
+// totals are the results of the statistics phase of all channels: sumA and sumB of
+// channels, or what these are still to be set to.
+type totals struct {
+	a, b  []float64
+	parts bool
+}
+
+// slower returns the end of the channels that go through the slower functions, when
+// channel c of those from c0 to c1-1 has to.
+func slower(c0, c, c1 int) int { return min(c+mostChannels-(c-c0)%mostChannels, c1) }
+
+// setMoments sets the statistics of channels from their moments, and the constants of z
+// from these.
+func (w *workspace) setMoments(c0, c1 int, sums totals) {
+	for c := c0; c < c1; {
+		next := w.setUsualMoments(c, c1, sums)
+		m2 := sums.b
+		if next == c {
+			next = slower(c0, c, c1)
+			if sums.parts {
+				w.total(c, next)
+			}
+			w.setMomentsSlowly(c, next)
+			m2 = w.channels.sumB
 		}
+		if w.m2 != nil {
+			copy(w.m2[c:next], m2[c:])
+		}
+		c = next
 	}
-	if c0+v < c1 {
-		w.momentsAgain(c0+v, c1)
+}
+
+// setUsualMoments is setMoments for channels from c to c1-1 as long as they are usual.
+// It returns the first that is left.
+func (w *workspace) setUsualMoments(c, c1 int, sums totals) int {
+	v := w.plan.path.whole(min(c1-c, callChannels))
+	if v == 0 || w.renorm.r != nil {
+		return c
 	}
-	for c := c0 + v; c < c1; c++ {
+	ch, o := &w.channels, &w.saved
+	weight := o.momentum.value()
+	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
+		savedMean: tail(o.mean, c), savedInvStd: tail(o.invstd, c)}
+	w.setAffineArgs(&k, c)
+	if weight != 0 && weight != 1 {
+		k.running, k.runningVar = tail(o.running, c), tail(o.runningVar, c)
+	}
+	k.run(channelForward)
+	next := c + v - k.n
+	clear(ch.wide[c:next])
+	if weight == 1 { // what was is forgotten, were it NaN
+		o.track(ch, c, next)
+	}
+	return next
+}
+
+// setMomentsSlowly is setMoments for channels of which some are unusual.
+func (w *workspace) setMomentsSlowly(c0, c1 int) {
+	ch, o := &w.channels, &w.saved
+	w.momentsAgain(c0, c1)
+	for c := c0; c < c1; c++ {
+		ch.mean[c] = ch.sumA[c]
 		ch.variance[c] = populationVariance(ch.sumB[c], w.values)
 		ch.invstd[c] = invStd(ch.variance[c], w.plan.epsilon)
-	}
-	copy(ch.mean[c0:c1], ch.sumA[c0:])
-	if w.m2 != nil {
-		copy(w.m2[c0:c1], ch.sumB[c0:])
-	}
-}
-
-// setAll sets the constants of z of all channels from mean and invstd.
-func (w *workspace) setAll() {
-	n := w.geo.channels
-	for c := 0; c < n; c += mostChannels {
-		w.setAffines(c, min(c+mostChannels, n))
-	}
-	w.spread(0, n, fieldN, fieldB)
-}
-
-// setAffines derives the constants of z from the statistics of channels.
-func (w *workspace) setAffines(c0, c1 int) {
-	ch := &w.channels
-	v := w.plan.path.whole(c1 - c0)
-	if w.renorm.r != nil {
-		v = 0
-	}
-	if v > 0 {
-		gamma, beta := w.gamma, w.beta
-		if gamma == nil {
-			gamma = ch.ones
-		}
-		if beta == nil {
-			beta = ch.zeros
-		}
-		f := &ch.fields
-		k := channelArgs{n: v, mean: ch.mean[c0:], invstd: ch.invstd[c0:], gamma: gamma[c0:], beta: beta[c0:],
-			scale: ch.scale[c0:], neg: f[fieldN][c0:], a: f[fieldA][c0:], b: f[fieldB][c0:]}
-		if k.run(channelAffine) {
-			clear(ch.wide[c0 : c0+v])
-		} else {
-			v = 0
-		}
-	}
-	for c := c0 + v; c < c1; c++ {
 		if w.renorm.rmax != 0 {
 			w.renorm.set(c, ch.mean[c], ch.variance[c], w.plan.epsilon)
 		}
 		w.setAffine(c)
 	}
+	if o.mean != nil {
+		copy(o.mean[c0:c1], ch.mean[c0:])
+	}
+	if o.invstd != nil {
+		copy(o.invstd[c0:c1], ch.invstd[c0:])
+	}
+	o.track(ch, c0, c1)
+}
+
+// savedStatistics are the outputs by channel of a forward pass, nil where not wanted.
+type savedStatistics struct {
+	mean, invstd        []float64
+	running, runningVar []float32 // updated
+	momentum            Momentum
+	correction          float64 // of the variance that is tracked
+}
+
+// track updates the running values of the channels c0 to c1-1.
+func (o *savedStatistics) track(ch *channels, c0, c1 int) {
+	if o.momentum.value() == 0 {
+		return // and 0 times NaN is not added
+	}
+	if o.running != nil {
+		for c := c0; c < c1; c++ {
+			o.running[c] = o.momentum.update(o.running[c], ch.mean[c])
+		}
+	}
+	if o.runningVar != nil {
+		for c := c0; c < c1; c++ {
+			o.runningVar[c] = o.momentum.update(o.runningVar[c], ch.variance[c]*o.correction)
+		}
+	}
+}
+
+// setAll sets the constants of z of all channels from mean and invstd.
+func (w *workspace) setAll() {
+	w.setAffines(0, w.geo.channels)
+	w.spread(0, w.geo.channels, fieldN, fieldB)
+}
+
+// setAffines derives the constants of z from the statistics of channels.
+func (w *workspace) setAffines(c0, c1 int) {
+	for c := c0; c < c1; {
+		next := w.setUsualAffines(c, c1)
+		if next == c {
+			for next = slower(c0, c, c1); c < next; c++ {
+				w.setAffine(c)
+			}
+		}
+		c = next
+	}
+}
+
+// setUsualAffines is setAffines for channels from c to c1-1 as long as they are usual.
+// It returns the first that is left.
+func (w *workspace) setUsualAffines(c, c1 int) int {
+	v := w.plan.path.whole(min(c1-c, callChannels))
+	if v == 0 || w.renorm.r != nil {
+		return c
+	}
+	ch := &w.channels
+	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:]}
+	w.setAffineArgs(&k, c)
+	k.run(channelAffine)
+	next := c + v - k.n
+	clear(ch.wide[c:next])
+	return next
+}
+
+// setAffineArgs sets what a kernel that computes the constants of z needs beside the
+// statistics.
+func (w *workspace) setAffineArgs(k *channelArgs, c int) {
+	ch := &w.channels
+	gamma, beta := w.gamma, w.beta
+	if gamma == nil {
+		gamma = ch.ones
+	}
+	if beta == nil {
+		beta = ch.zeros
+	}
+	f := &ch.fields
+	k.gamma, k.beta, k.scale = gamma[c:], beta[c:], ch.scale[c:]
+	k.neg, k.a, k.b, k.step = f.from(fieldN, c), f.from(fieldA, c), f.from(fieldB, c), 4*f.group
 }
 
 // setAffine derives the constants of z of a channel from its statistics.
@@ -389,57 +530,98 @@ func (w *workspace) setAffine(c int) {
 
 func (ch *channels) setAffine(c int, f *affine) {
 	ch.scale[c], ch.shift[c], ch.wide[c], ch.power[c] = f.scale, f.beta, f.wide, f.power
-	ch.fields[fieldN][c], ch.fields[fieldA][c], ch.fields[fieldB][c] = -f.m, f.a, f.b
+	*ch.fields.at(fieldN, c), *ch.fields.at(fieldA, c), *ch.fields.at(fieldB, c) = -f.m, f.a, f.b
 }
 
 // affine returns what setAffine was given, but for beta where the channel is not
 // wide.
 func (ch *channels) affine(c int) affine {
 	f := affine{mean: ch.mean[c], scale: ch.scale[c],
-		m: -ch.fields[fieldN][c], a: ch.fields[fieldA][c], b: ch.fields[fieldB][c], wide: ch.wide[c]}
+		m: -*ch.fields.at(fieldN, c), a: *ch.fields.at(fieldA, c), b: *ch.fields.at(fieldB, c), wide: ch.wide[c]}
 	if f.wide {
 		f.beta, f.power = ch.shift[c], ch.power[c]
 	}
 	return f
 }
 
-// setGrads derives the constants of dx from the sums of g and of g*(x-m) in sumA
-// and sumB. Of sums that are to be checked, those that can't be relied on are
-// taken again.
-func (w *workspace) setGrads(c0, c1 int, check bool) {
-	ch := &w.channels
-	v := w.plan.path.whole(c1 - c0)
-	if v > 0 && slices.Contains(ch.wide[c0:c0+v], true) {
-		v = 0
-	}
-	if v > 0 {
-		k := channelArgs{n: v, count: w.values, sumA: ch.sumA[c0:], sumB: ch.sumB[c0:], mean: ch.mean[c0:], invstd: ch.invstd[c0:],
-			dgamma: ch.dgamma[c0:], k1: ch.fields[fieldK1][c0:], k2: ch.fields[fieldK2][c0:], weight: w.trusted()}
-		if k.run(channelGradient) {
-			copy(ch.dbeta[c0:c0+v], ch.sumA[c0:])
-			clear(ch.gradWide[c0 : c0+v])
-		} else {
-			v = 0
+// setGrads derives the constants of dx from the sums of g and of g*(x-m), and writes
+// the gradients by gamma and beta, where they are wanted. Of sums that are to be checked,
+// those that can't be relied on are taken again.
+func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
+	for c := c0; c < c1; {
+		next := w.setUsualGrads(c, c1, sums)
+		from := sums
+		if next == c {
+			next = slower(c0, c, c1)
+			if sums.parts {
+				w.total(c, next)
+			}
+			w.setGradsSlowly(c, next, check)
+			from.a, from.b = w.channels.sumA, w.channels.sumB
 		}
+		if w.sumG != nil {
+			copy(w.sumG[c:next], from.a[c:])
+			copy(w.sumGD[c:next], from.b[c:])
+		}
+		c = next
 	}
-	if c0+v < c1 {
-		w.gradientsAgain(c0+v, c1, check)
+	if w.frozen {
+		w.channels.constantStatistics(c0, c1)
 	}
-	for c := c0 + v; c < c1; c++ {
+}
+
+// setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
+// returns the first that is left.
+func (w *workspace) setUsualGrads(c, c1 int, sums totals) int {
+	ch, f := &w.channels, &w.channels.fields
+	end := min(c1, c+callChannels)
+	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
+		end = c + i
+	}
+	v := w.plan.path.whole(end - c)
+	if v == 0 {
+		return c
+	}
+	k := channelArgs{n: v, count: w.values, weight: w.trusted(), sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
+		betaGrad: tail(w.betaGrad, c)}
+	if w.renorm.r == nil {
+		k.gammaGrad = tail(w.gammaGrad, c)
+	}
+	k.run(channelBackward)
+	next := c + v - k.n
+	clear(ch.gradWide[c:next])
+	if w.renorm.r != nil && w.gammaGrad != nil {
+		w.saveGammaGrad(c, next)
+	}
+	return next
+}
+
+// setGradsSlowly is setGrads for channels of which some are unusual.
+func (w *workspace) setGradsSlowly(c0, c1 int, check bool) {
+	ch := &w.channels
+	w.gradientsAgain(c0, c1, check)
+	for c := c0; c < c1; c++ {
 		f := ch.affine(c)
 		var d gradient
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
 		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
-		ch.fields[fieldK1][c], ch.fields[fieldK2][c] = float32(d.k1), float32(d.k2)
+		*ch.fields.at(fieldK1, c), *ch.fields.at(fieldK2, c) = float32(d.k1), float32(d.k2)
+		if w.betaGrad != nil {
+			w.betaGrad[c] = float32(d.dbeta)
+		}
 	}
-	if w.sumG != nil {
-		copy(w.sumG[c0:c1], ch.sumA[c0:])
-		copy(w.sumGD[c0:c1], ch.sumB[c0:])
+	if w.gammaGrad != nil {
+		w.saveGammaGrad(c0, c1)
 	}
-	if w.frozen {
-		ch.constantStatistics(c0, c1)
+}
+
+// saveGammaGrad writes the gradients by gamma of some channels.
+func (w *workspace) saveGammaGrad(c0, c1 int) {
+	for c := c0; c < c1; c++ {
+		w.gammaGrad[c] = float32(w.dgamma(c))
 	}
 }
 
@@ -467,7 +649,8 @@ func (ch *channels) needsCare(c int) bool {
 // scaled.
 func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	if !ch.gradWide[c] {
-		return scaledGradient{m: -ch.fields[fieldN][c], a: ch.fields[fieldA][c], k1: ch.fields[fieldK1][c], k2: ch.fields[fieldK2][c]}
+		return scaledGradient{m: -*ch.fields.at(fieldN, c), a: *ch.fields.at(fieldA, c),
+			k1: *ch.fields.at(fieldK1, c), k2: *ch.fields.at(fieldK2, c)}
 	}
 	f := ch.affine(c)
 	d := gradient{k1: ch.k1[c], k2: ch.k2[c]}
@@ -478,8 +661,9 @@ func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 func (ch *channels) constantStatistics(c0, c1 int) {
 	clear(ch.k1[c0:c1])
 	clear(ch.k2[c0:c1])
-	clear(ch.fields[fieldK1][c0:c1])
-	clear(ch.fields[fieldK2][c0:c1])
+	for c := c0; c < c1; c++ {
+		*ch.fields.at(fieldK1, c), *ch.fields.at(fieldK2, c) = 0, 0
+	}
 	copy(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }
 
@@ -491,35 +675,35 @@ func (w *workspace) noSums() {
 }
 
 // spread copies the fields from first to last of the channels c0 to c1-1 to where
-// the kernels find them; in cols of all channels.
+// the kernels find them, if they are elsewhere; in cols of all channels.
 func (w *workspace) spread(c0, c1, first, last int) {
-	g, fields := w.geo, w.channels.fields[first:last+1]
-	if g.layout == rows {
-		for f, field := range fields {
+	g, fields := w.geo, &w.channels.fields
+	switch {
+	case fields.group != lanes: // they are records
+	case g.layout == rows:
+		for f := first; f <= last; f++ {
+			field := fields.of(f)
 			for c := c0; c < c1; c++ {
-				w.coef[c*coefLen+first+f] = field[c]
+				w.coef[c*coefLen+f] = field[c]
 			}
 		}
-		return
-	}
-	if g.unit > 1 {
-		for f, field := range fields {
+	case g.unit > 1:
+		for f := first; f <= last; f++ {
+			field := fields.of(f)
 			for j := range g.width {
-				w.coef[j/lanes*lanes*coefLen+(first+f)*lanes+j%lanes] = field[w.channelOf(j)]
+				w.coef[j/lanes*lanes*coefLen+f*lanes+j%lanes] = field[w.channelOf(j)]
 			}
 		}
-		return
-	}
-	for _, field := range fields {
-		for j := g.channels; j < g.width; j += g.channels {
-			copy(field[j:g.width], field[:g.channels])
-		}
-	}
-	for j := 0; j < g.width; j += lanes {
-		r := (*record)(w.coef[j*coefLen:])[first*lanes:]
-		for f, field := range fields {
-			v := *(*[lanes]float32)(field[j:]) // by way of which there is no call, as for what may overlap
-			*(*[lanes]float32)(r[f*lanes:]) = v
+	default:
+		for f := first; f <= last; f++ {
+			field := fields.of(f)
+			for j := g.channels; j < g.width; j += g.channels {
+				copy(field[j:g.width], field[:g.channels])
+			}
+			for j := 0; j < g.width; j += lanes {
+				v := *(*[lanes]float32)(field[j:]) // by way of which there is no call, as for what may overlap
+				*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = v
+			}
 		}
 	}
 }
@@ -528,8 +712,9 @@ func (w *workspace) spread(c0, c1, first, last int) {
 func (w *workspace) setRunning(mean, variance []float32) {
 	ch := &w.channels
 	v := w.plan.path.whole(len(mean))
-	if v > 0 {
-		k := channelArgs{n: v, epsilon: w.plan.epsilon, running: mean, runningVar: variance, mean: ch.mean, invstd: ch.invstd}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), epsilon: w.plan.epsilon,
+			running: mean[c:], runningVar: variance[c:], mean: ch.mean[c:], invstd: ch.invstd[c:]}
 		k.run(channelRunning)
 	}
 	for c := v; c < len(mean); c++ {
@@ -553,7 +738,15 @@ func (w *workspace) wide(c int) bool {
 // anyWide reports whether one of the channels c0 to c1-1 is wide, anyWideColumn whether
 // one of n columns from column j on is of such a channel.
 func (w *workspace) anyWide(c0, c1 int) bool {
-	for c := c0; c < c1; c++ {
+	list := w.channels.wide
+	if w.backward {
+		list = w.channels.gradWide
+	}
+	first := slices.Index(list[c0:c1], true)
+	if first < 0 {
+		return false
+	}
+	for c := c0 + first; c < c1; c++ {
 		if w.wide(c) {
 			return true
 		}
@@ -590,8 +783,8 @@ func (p Path) track(running []float32, batch []float64, factor float64, m Moment
 	if w == 1 {
 		v = 0
 	}
-	if v > 0 {
-		k := channelArgs{n: v, running: running, mean: batch, weight: w, cross: 1 - w, count: factor}
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), running: running[c:], mean: batch[c:], weight: w, cross: 1 - w, count: factor}
 		k.run(channelTrack)
 	}
 	for c := v; c < len(running); c++ {

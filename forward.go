@@ -100,13 +100,10 @@ func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm re
 	w := p.acquire(m, n, false)
 	w.renorm = renorm
 	w.forwardCall(p.act, o)
+	w.saved = savedStatistics{o.mean, o.invstd, o.runningMean, o.runningVar, momentum, p.variance.correction(n)}
 	w.run(bothPhases)
-	copy(o.mean, w.channels.mean)
-	copy(o.invstd, w.channels.invstd)
 	copy(o.variance, w.channels.variance)
 	saveBatch(o.batchMean, o.batchVar, w.channels.mean, w.channels.variance)
-	p.path.track(o.runningMean, w.channels.mean, 1, momentum)
-	p.path.track(o.runningVar, w.channels.variance, p.variance.correction(n), momentum)
 	p.release(w)
 }
 

@@ -106,7 +106,6 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	}
 	w.spread(0, len(a.InvStd), fieldN, fieldB)
 	w.runBackward(&o)
-	w.saveGrads(&o)
 	p.release(w)
 	return nil
 }

@@ -16,7 +16,8 @@ import (
 
 // fuzzed makes a problem out of a fuzzer's arguments: the shape, bits that
 // choose the options, a seed for the bulk of the data with its mean and
-// deviation, and raw values that take the place of the first ones.
+// deviation, and raw values that take the place of the first ones. The upper half of
+// the seed makes channels of several kinds.
 func fuzzed(outer, channels, inner uint16, options uint32, seed uint64, mean, deviation float32, raw []byte) problem {
 	s := batchnorm.Shape{Outer: 1 + int(outer)%300, Channels: 1 + int(channels)%70, Inner: 1 + int(inner)%300}
 	if options&1 != 0 {
@@ -80,7 +81,73 @@ func fuzzed(outer, channels, inner uint16, options uint32, seed uint64, mean, de
 	for i, v := range p.vari {
 		p.vari[i] = max(v, -v)
 	}
+	if kinds := seed >> 32; kinds != 0 {
+		p.unusual(kinds)
+	}
 	return p
+}
+
+// unusual makes channels of several kinds, which choice says: of other scales, dead,
+// constant, without gradients or with such as cancel out.
+func (p *problem) unusual(choice uint64) {
+	const one = 0x9e3779b97f4a7c15
+	s := p.shape
+	for c := range s.Channels {
+		bits := (choice + uint64(c)*(choice&3)) * one // with 0 all channels are of a kind
+		power := int(bits>>40%96) - 48
+		scale := func(v []float32, power int) {
+			for k := range s.PerChannel() {
+				i := s.Inner*(k/s.Inner*s.Channels+c) + k%s.Inner
+				v[i] = float32(math.Ldexp(float64(v[i]), power))
+			}
+		}
+		switch bits >> 32 % 12 {
+		case 0:
+			scale(p.x, 2*power)
+		case 1:
+			scale(p.dy, 2*power)
+		case 2:
+			scale(p.x, -130) // subnormal
+		case 3:
+			scale(p.dy, -130)
+		case 4: // no gradient
+			scale(p.dy, -300)
+		case 5: // constant
+			scale(p.x, -300)
+		case 6: // no scale
+			p.setGamma(c, 0)
+		case 7: // dead behind ReLU
+			p.setBeta(c, -20)
+		case 8:
+			p.setGamma(c, float32(math.Ldexp(1, 2*power)))
+		case 9: // the second half takes back the first
+			for k := range s.PerChannel() / 2 {
+				j := s.PerChannel() - 1 - k
+				a, b := s.Inner*(k/s.Inner*s.Channels+c)+k%s.Inner, s.Inner*(j/s.Inner*s.Channels+c)+j%s.Inner
+				p.x[b], p.dy[b] = p.x[a], -p.dy[a]
+				if p.residual != nil {
+					p.residual[b] = p.residual[a]
+				}
+			}
+		case 10:
+			scale(p.x, power)
+			scale(p.dy, -power)
+		}
+	}
+}
+
+func (p *problem) setGamma(c int, v float32) {
+	if p.gamma == nil {
+		p.gamma = slices.Repeat([]float32{1}, p.shape.Channels)
+	}
+	p.gamma[c] = v
+}
+
+func (p *problem) setBeta(c int, v float32) {
+	if p.beta == nil {
+		p.beta = make([]float32, p.shape.Channels)
+	}
+	p.beta[c] = v
 }
 
 // addSeeds adds the seeds of the differential targets: NaN, infinities,
@@ -109,6 +176,9 @@ func addSeeds(f *testing.F) {
 		for j, s := range scales {
 			options := uint32(i*len(scales)+j) * 0x9e3779b1
 			f.Add(uint16(2+3*i), uint16(7*j), uint16(1+i*j*5), options, uint64(i+j), s[0], s[1], v)
+			if i < 2 || j < 2 {
+				f.Add(uint16(2+3*i), uint16(3+7*j), uint16(1+i*j*5), options, uint64(i+j)+uint64(options|1)<<32, s[0], s[1], v)
+			}
 		}
 	}
 }

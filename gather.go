@@ -39,6 +39,7 @@ type buffers struct {
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
 	constants  constants
+	largest    [mostSpan]uint32 // magnitudes, as bits, by column
 }
 
 // init makes a source for any number of valid positions.

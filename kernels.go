@@ -161,7 +161,8 @@ const (
 	kernelInputGrad
 )
 
-// Variants of a kernel.
+// Variants of a kernel. One that calls an activation's function has none: it looks at
+// its operands.
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
@@ -204,6 +205,9 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 
 // id returns the number of the kernel that is there for the operands.
 func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
+	if act.variant() == actCalled { // one kernel, which looks at the operands
+		return kernelID(kernel, l, actCalled, 0)
+	}
 	flags := 0
 	if a.res != nil && kernel != kernelMoments && (act.kind != actIdentity || kernel == kernelNormalize) {
 		flags |= withResidual
@@ -259,7 +263,7 @@ func (a *kernelArgs) begin(at, images int) {
 	a.partial = laneSums{}
 }
 
-func tail(s []float32, i int) []float32 {
+func tail[T float32 | float64](s []T, i int) []T {
 	if s == nil {
 		return nil
 	}

@@ -2357,209 +2357,14 @@ save7:
 	RET
 
 // func normalizeRowsCalled(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
-	SHLQ $2, R8
-	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
-	ADDQ $-1, DI
-	ARG(kernelArgs_n, R8)
-	SUBQ SI, R8
-	SUBQ $0, R8
-	JNE row2
-	ARG(kernelArgs_rows, R8)
-	SUBQ DX, R8
-	SUBQ $0, R8
-	JNE row2
-
-image1:
-
-row2:
-	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $-32, DI
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
-	ADDQ SI, R8
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y6
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(CX), Y7
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(CX), Y8
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ R8, SI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, R8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R8
-	SUBQ R8, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
-	SHLQ $2, SI
-	ADDQ SI, CX
-	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	SUBQ $0, R8
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, CX
-	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func normalizeRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVBQZX kernelArgs_stream(AX), BX
+	MOVQ BX, 312(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -2593,450 +2398,8 @@ TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $328-16
 	JNE row2
 
 image1:
-
-row2:
-	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VMOVUPS Y4, 64(BX)
-	VMOVUPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $-32, R8
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
-	ADDQ DI, R9
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y6
-	VBROADCASTSS (DX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(DX), Y7
-	VBROADCASTSS 4(DX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(DX), Y8
-	VBROADCASTSS 8(DX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R9, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	ARG(kernelArgs_images, R9)
-	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
-	SHLQ $2, DI
-	ADDQ DI, DX
-	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	SUBQ $0, R9
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_x, R9)
-	SUBQ R9, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
-	SUBQ R9, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func normalizeRowsCalledStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_at, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, R8)
-	SHLQ $2, R8
-	ADDQ R8, CX
-	ARG(kernelArgs_rowsLeft, DX)
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_budget, DI)
-	ADDQ $-1, DI
-	ARG(kernelArgs_n, R8)
-	SUBQ SI, R8
-	SUBQ $0, R8
-	JNE row2
-	ARG(kernelArgs_rows, R8)
-	SUBQ DX, R8
-	SUBQ $0, R8
-	JNE row2
-
-image1:
-	MOVQ BX, R8
-	NEGQ R8
-	SARQ $2, R8
-	ANDQ $7, R8
-	JEQ row2
-	CMPQ SI, R8
-	CMOVQLT SI, R8
-	SUBQ R8, SI
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R8
-	SUBQ R8, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_piece, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-
-row2:
-	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
-
-group3:
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
-	JGE group3
-
-rest4:
-	ADDQ $-32, DI
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT border6
-
-single5:
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single5
-
-border6:
-	SUBQ $1, DX
-	JEQ last9
-	ADDQ $20, CX
-	ARG(kernelArgs_n, R8)
-	ADDQ SI, R8
-	ANDQ $7, SI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y6
-	VBROADCASTSS (CX), Y10
-	VBLENDVPS Y15, Y6, Y10, Y6
-	VBROADCASTSS -16(CX), Y7
-	VBROADCASTSS 4(CX), Y10
-	VBLENDVPS Y15, Y7, Y10, Y7
-	VBROADCASTSS -12(CX), Y8
-	VBROADCASTSS 8(CX), Y10
-	VBLENDVPS Y15, Y8, Y10, Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	MOVQ R8, SI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, SI)
-	JMP row2
-
-last9:
-	ANDQ $7, SI
-	JEQ end10
-	MOVQ SI, R8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R8
-	SUBQ R8, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y6
-	VBROADCASTSS 4(CX), Y7
-	VBROADCASTSS 8(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	ARG(kernelArgs_imageGap, SI)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-	ARG(kernelArgs_coefImage, SI)
-	SHLQ $2, SI
-	ADDQ SI, CX
-	ADDQ $20, CX
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_n, SI)
-	SUBQ $0, R8
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_left(R9)
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_x, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, CX
-	SARQ $2, CX
-	MOVQ a+8(FP), R9
-	MOVQ CX, kernelArgs_coefAt(R9)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func normalizeRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
-	SHLQ $2, R9
-	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
-	ADDQ $-1, R8
-	ARG(kernelArgs_n, R9)
-	SUBQ DI, R9
-	SUBQ $0, R9
-	JNE row2
-	ARG(kernelArgs_rows, R9)
-	SUBQ SI, R9
-	SUBQ $0, R9
-	JNE row2
-
-image1:
+	CMPQ 312(R14), $0
+	JEQ without8
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
@@ -3058,8 +2421,12 @@ image1:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without9
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
+
+without9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -3071,6 +2438,8 @@ image1:
 	ADDQ R9, AX
 	ADDQ R9, BX
 	ADDQ R9, CX
+
+without8:
 
 row2:
 	SUBQ $0, R8
@@ -3085,25 +2454,40 @@ group3:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS 32(AX), Y6, Y3
 	VMULPS Y7, Y3, Y3
 	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(AX), Y6, Y4
 	VMULPS Y7, Y4, Y4
 	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without10
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
+
+without10:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
+	CMPQ 312(R14), $0
+	JEQ without11
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
+	JMP chosen12
+
+without11:
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, 32(BX)
+	VMOVUPS Y4, 64(BX)
+	VMOVUPS Y5, 96(BX)
+
+chosen12:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -3125,13 +2509,25 @@ single5:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without13
 	VADDPS (CX), Y2, Y2
+
+without13:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
+	CMPQ 312(R14), $0
+	JEQ without14
 	VMOVNTPS Y2, (BX)
+	JMP chosen15
+
+without14:
+	VMOVUPS Y2, (BX)
+
+chosen15:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -3140,12 +2536,12 @@ single5:
 
 border6:
 	SUBQ $1, SI
-	JEQ last9
+	JEQ last17
 	ADDQ $20, DX
 	ARG(kernelArgs_n, R9)
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next16
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -3162,26 +2558,38 @@ border6:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without19
 	VADDPS (CX), Y2, Y2
+
+without19:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
+	CMPQ 312(R14), $0
+	JEQ without20
 	VMOVNTPS Y2, (BX)
+	JMP chosen21
+
+without20:
+	VMOVUPS Y2, (BX)
+
+chosen21:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
 	JMP row2
 
-next8:
+next16:
 	ARG(kernelArgs_n, DI)
 	JMP row2
 
-last9:
+last17:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end18
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -3194,8 +2602,12 @@ last9:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without22
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
+
+without22:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -3207,7 +2619,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
+end18:
 	ARG(kernelArgs_images, R9)
 	ADDQ $-1, R9
 	MOVQ a+8(FP), R10
@@ -4416,510 +3828,14 @@ done4:
 	RET
 
 // func normalizeColsCalled(id int, a *kernelArgs)
-TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_n, SI)
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R9
-	SHLQ $2, SI
-	SUBQ SI, R9
-	VMOVDQU (R9), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $4, DX
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
-	SUBQ $8, SI
-	JLT part6
-
-column5:
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (AX)(DI*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS (AX)(DI*2), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS (AX)(R8*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, (BX)(DI*1)
-	VMOVUPS Y4, (BX)(DI*2)
-	VMOVUPS Y5, (BX)(R8*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-part6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (AX)(DI*1), Y15, Y3
-	VADDPS Y3, Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VMASKMOVPS (AX)(DI*2), Y15, Y4
-	VADDPS Y4, Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VMASKMOVPS (AX)(R8*1), Y15, Y5
-	VADDPS Y5, Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VMASKMOVPS Y3, Y15, (BX)(DI*1)
-	VMASKMOVPS Y4, Y15, (BX)(DI*2)
-	VMASKMOVPS Y5, Y15, (BX)(R8*1)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	ARG(kernelArgs_n, SI)
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	SUBQ $4, DX
-	JGE groups1
-
-rest2:
-	ADDQ $4, DX
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
-	SUBQ $8, SI
-	JLT part9
-
-column8:
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column8
-
-part9:
-	ANDQ $7, SI
-	JEQ next10
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next10:
-	ARG(kernelArgs_n, SI)
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $4, SI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part6
-
-column5:
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
-	VMOVUPS 64(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (AX)(R8*1), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VADDPS (CX)(R8*1), Y3, Y3
-	VADDPS (AX)(R8*2), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VADDPS (CX)(R8*2), Y4, Y4
-	VADDPS (AX)(R9*1), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VADDPS (CX)(R9*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, (BX)(R8*1)
-	VMOVUPS Y4, (BX)(R8*2)
-	VMOVUPS Y5, (BX)(R9*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-part6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
-	VMOVUPS 64(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (AX)(R8*1), Y15, Y3
-	VADDPS Y3, Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VMASKMOVPS (CX)(R8*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (AX)(R8*2), Y15, Y4
-	VADDPS Y4, Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VMASKMOVPS (CX)(R8*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (AX)(R9*1), Y15, Y5
-	VADDPS Y5, Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	VMASKMOVPS (CX)(R9*1), Y15, Y9
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	VMASKMOVPS Y3, Y15, (BX)(R8*1)
-	VMASKMOVPS Y4, Y15, (BX)(R8*2)
-	VMASKMOVPS Y5, Y15, (BX)(R9*1)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	SUBQ $4, SI
-	JGE groups1
-
-rest2:
-	ADDQ $4, SI
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part9
-
-column8:
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
-	VMOVUPS 64(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column8
-
-part9:
-	ANDQ $7, DI
-	JEQ next10
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
-	VMOVUPS 64(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next10:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsCalledStream(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_x, AX)
-	ARG(kernelArgs_y, BX)
-	ARG(kernelArgs_rows, DX)
-	ARG(kernelArgs_stride, DI)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, SI)
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_n, SI)
-	SUBQ $32, SI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVUPS 160(CX), Y6
-	VMOVUPS 192(CX), Y7
-	VMOVUPS 224(CX), Y8
-	VADDPS 32(AX), Y6, Y3
-	VMULPS Y7, Y3, Y3
-	VADDPS Y8, Y3, Y3
-	VMOVUPS 320(CX), Y6
-	VMOVUPS 352(CX), Y7
-	VMOVUPS 384(CX), Y8
-	VADDPS 64(AX), Y6, Y4
-	VMULPS Y7, Y4, Y4
-	VADDPS Y8, Y4, Y4
-	VMOVUPS 480(CX), Y6
-	VMOVUPS 512(CX), Y7
-	VMOVUPS 544(CX), Y8
-	VADDPS 96(AX), Y6, Y5
-	VMULPS Y7, Y5, Y5
-	VADDPS Y8, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $640, CX
-	SUBQ $32, SI
-	JGE many8
-
-few9:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT part6
-
-column5:
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-part6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y6
-	VMOVUPS 32(CX), Y7
-	VMOVUPS 64(CX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	ARG(kernelArgs_n, SI)
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVBQZX kernelArgs_stream(AX), BX
+	MOVQ BX, 312(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -4943,90 +3859,57 @@ TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
+	CMPQ 312(R14), $0
+	JNE with5
+	SUBQ $4, SI
+	JLT rest2
 
-single3:
+groups1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT few9
+	SUBQ $8, DI
+	JLT part7
 
-many8:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
+column6:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVUPS 160(DX), Y6
-	VMOVUPS 192(DX), Y7
-	VMOVUPS 224(DX), Y8
-	VADDPS 32(AX), Y6, Y3
+	VADDPS (AX)(R8*1), Y6, Y3
 	VMULPS Y7, Y3, Y3
 	VADDPS Y8, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VMOVUPS 320(DX), Y6
-	VMOVUPS 352(DX), Y7
-	VMOVUPS 384(DX), Y8
-	VADDPS 64(AX), Y6, Y4
+	VADDPS (AX)(R8*2), Y6, Y4
 	VMULPS Y7, Y4, Y4
 	VADDPS Y8, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVUPS 480(DX), Y6
-	VMOVUPS 512(DX), Y7
-	VMOVUPS 544(DX), Y8
-	VADDPS 96(AX), Y6, Y5
+	VADDPS (AX)(R9*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without9
+	VADDPS (CX), Y2, Y2
+	VADDPS (CX)(R8*1), Y3, Y3
+	VADDPS (CX)(R8*2), Y4, Y4
+	VADDPS (CX)(R9*1), Y5, Y5
+
+without9:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
-	VMOVNTPS Y3, 32(BX)
-	VMOVNTPS Y4, 64(BX)
-	VMOVNTPS Y5, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part6
-
-column5:
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
-	VMOVUPS 64(DX), Y8
-	VADDPS (AX), Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVNTPS Y2, (BX)
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, (BX)(R8*1)
+	VMOVUPS Y4, (BX)(R8*2)
+	VMOVUPS Y5, (BX)(R9*1)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column6
 
-part6:
+part7:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next8
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -5034,8 +3917,188 @@ part6:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
+	VMASKMOVPS (AX)(R8*1), Y15, Y3
+	VADDPS Y3, Y6, Y3
+	VMULPS Y7, Y3, Y3
+	VADDPS Y8, Y3, Y3
+	VMASKMOVPS (AX)(R8*2), Y15, Y4
+	VADDPS Y4, Y6, Y4
+	VMULPS Y7, Y4, Y4
+	VADDPS Y8, Y4, Y4
+	VMASKMOVPS (AX)(R9*1), Y15, Y5
+	VADDPS Y5, Y6, Y5
+	VMULPS Y7, Y5, Y5
+	VADDPS Y8, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without10
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX)(R8*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (CX)(R8*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (CX)(R9*1), Y15, Y9
+	VADDPS Y9, Y5, Y5
+
+without10:
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VMASKMOVPS Y2, Y15, (BX)
+	VMASKMOVPS Y3, Y15, (BX)(R8*1)
+	VMASKMOVPS Y4, Y15, (BX)(R8*2)
+	VMASKMOVPS Y5, Y15, (BX)(R9*1)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next8:
+	ARG(kernelArgs_n, DI)
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	SUBQ $4, SI
+	JGE groups1
+
+rest2:
+	ADDQ $4, SI
+
+with5:
+	SUBQ $1, SI
+	JLT done4
+
+single3:
+	ARG(kernelArgs_coef, DX)
+	ARG(kernelArgs_n, DI)
+	SUBQ $32, DI
+	JLT few15
+
+many14:
+	PREFETCHT0 (AX)(R10*1)
+	PREFETCHT0 64(AX)(R10*1)
+	CMPQ 296(R14), $0
+	JEQ without16
+	PREFETCHT0 (CX)(R10*1)
+	PREFETCHT0 64(CX)(R10*1)
+
+without16:
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS 64(DX), Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	VMOVUPS 160(DX), Y6
+	VMOVUPS 192(DX), Y7
+	VMOVUPS 224(DX), Y8
+	VADDPS 32(AX), Y6, Y3
+	VMULPS Y7, Y3, Y3
+	VADDPS Y8, Y3, Y3
+	VMOVUPS 320(DX), Y6
+	VMOVUPS 352(DX), Y7
+	VMOVUPS 384(DX), Y8
+	VADDPS 64(AX), Y6, Y4
+	VMULPS Y7, Y4, Y4
+	VADDPS Y8, Y4, Y4
+	VMOVUPS 480(DX), Y6
+	VMOVUPS 512(DX), Y7
+	VMOVUPS 544(DX), Y8
+	VADDPS 96(AX), Y6, Y5
+	VMULPS Y7, Y5, Y5
+	VADDPS Y8, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without17
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
+	VADDPS 96(CX), Y5, Y5
+
+without17:
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	CMPQ 312(R14), $0
+	JEQ without18
+	VMOVNTPS Y2, (BX)
+	VMOVNTPS Y3, 32(BX)
+	VMOVNTPS Y4, 64(BX)
+	VMOVNTPS Y5, 96(BX)
+	JMP chosen19
+
+without18:
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, 32(BX)
+	VMOVUPS Y4, 64(BX)
+	VMOVUPS Y5, 96(BX)
+
+chosen19:
+	ADDQ $128, AX
+	ADDQ $128, BX
+	ADDQ $128, CX
+	ADDQ $640, DX
+	SUBQ $32, DI
+	JGE many14
+
+few15:
+	ADDQ $32, DI
+	SUBQ $8, DI
+	JLT part12
+
+column11:
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS 64(DX), Y8
+	VADDPS (AX), Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without20
+	VADDPS (CX), Y2, Y2
+
+without20:
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	CMPQ 312(R14), $0
+	JEQ without21
+	VMOVNTPS Y2, (BX)
+	JMP chosen22
+
+without21:
+	VMOVUPS Y2, (BX)
+
+chosen22:
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column11
+
+part12:
+	ANDQ $7, DI
+	JEQ next13
+	VMOVUPS (DX), Y6
+	VMOVUPS 32(DX), Y7
+	VMOVUPS 64(DX), Y8
+	VMASKMOVPS (AX), Y15, Y2
+	VADDPS Y2, Y6, Y2
+	VMULPS Y7, Y2, Y2
+	VADDPS Y8, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without23
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+
+without23:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -5047,7 +4110,7 @@ part6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next13:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -7038,2328 +6101,14 @@ save22:
 	RET
 
 // func gradSumsRowsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_at, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_coefAt, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_accAt, DI)
-	SHLQ $3, DI
-	ADDQ DI, DX
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
-	VMOVUPS (DI), Y0
-	VMOVUPS 32(DI), Y1
-	ARG(kernelArgs_images, DI)
-	SUBQ $4, DI
-	JLT singles1
-	ARG(kernelArgs_budget, DI)
-	SARQ $2, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	ARG(kernelArgs_stride, R9)
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	ARG(kernelArgs_n, DI)
-	SUBQ $129, DI
-	JGE long2
-
-row3:
-	ARG(kernelArgs_n, SI)
-	ARG(kernelArgs_budget, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	SUBQ $8, SI
-	JLT part8
-
-four7:
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R9*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R9*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R10*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R9*1), Y8, Y12
-	VMOVUPS (AX)(R9*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R9*2), Y8, Y12
-	VMOVUPS (AX)(R9*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R10*1), Y8, Y14
-	VMOVUPS (AX)(R10*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE four7
-
-part8:
-	ANDQ $7, SI
-	JEQ summed9
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R9*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R9*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R10*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R10*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-summed9:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (DX), Y9, Y9
-	VMOVUPS Y9, (DX)
-	VADDPD 32(DX), Y10, Y10
-	VMOVUPS Y10, 32(DX)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(DX), Y9, Y9
-	VMOVUPS Y9, 64(DX)
-	VADDPD 96(DX), Y10, Y10
-	VMOVUPS Y10, 96(DX)
-	VXORPS Y1, Y1, Y1
-	ARG(kernelArgs_rowGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
-	SUBQ $1, DI
-	JEQ again4
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_budget, DI)
-	SUBQ $1, DI
-	JGE row3
-	JMP save6
-
-again4:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_images, DI)
-	ADDQ $-4, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
-	SUBQ $4, DI
-	JLT ended5
-	ARG(kernelArgs_budget, DI)
-	SUBQ $1, DI
-	JGE row3
-	JMP save6
-
-ended5:
-	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-
-save6:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
-	VMOVUPS Y0, (DI)
-	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
-	SUBQ DI, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
-	SUBQ DI, CX
-	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
-	SUBQ DI, DX
-	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
-	VZEROUPPER
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	SUBQ $0, SI
-	JEQ save14
-	ARG(kernelArgs_left, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
-	SUBQ SI, DI
-	ANDQ $-8, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	SUBQ $8, SI
-	JLT part16
-
-four15:
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R9*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R9*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R10*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R9*1), Y8, Y12
-	VMOVUPS (AX)(R9*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R9*2), Y8, Y12
-	VMOVUPS (AX)(R9*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R10*1), Y8, Y14
-	VMOVUPS (AX)(R10*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE four15
-
-part16:
-	ANDQ $7, SI
-	JEQ summed17
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R9*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R9*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R10*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R10*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-summed17:
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JEQ flush11
-	ARG(kernelArgs_piece, DI)
-	SUBQ $0, DI
-	JNE next10
-
-flush11:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (DX), Y9, Y9
-	VMOVUPS Y9, (DX)
-	VADDPD 32(DX), Y10, Y10
-	VMOVUPS Y10, 32(DX)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(DX), Y9, Y9
-	VMOVUPS Y9, 64(DX)
-	VADDPD 96(DX), Y10, Y10
-	VMOVUPS Y10, 96(DX)
-	VXORPS Y1, Y1, Y1
-	MOVQ $512, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JNE next10
-
-row12:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
-	SUBQ $1, DI
-	JEQ again13
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	JMP next10
-
-again13:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_stride, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_images, DI)
-	ADDQ $-4, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
-	SUBQ $4, DI
-	JGE next10
-	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-
-save14:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
-	VMOVUPS Y0, (DI)
-	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
-	SUBQ DI, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
-	SUBQ DI, CX
-	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
-	SUBQ DI, DX
-	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
-	VZEROUPPER
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, SI)
-	ARG(kernelArgs_piece, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	ARG(kernelArgs_budget, DI)
-	CMPQ DI, SI
-	CMOVQLT DI, SI
-	SUBQ $0, SI
-	JEQ save22
-	ARG(kernelArgs_left, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_piece, DI)
-	SUBQ SI, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_budget, DI)
-	SUBQ SI, DI
-	ANDQ $-32, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_budget(R8)
-	SUBQ $32, SI
-	JLT rest24
-
-group23:
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS 32(BX), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS 64(BX), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS 96(BX), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX), Y8, Y12
-	VMOVUPS 32(AX), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX), Y8, Y12
-	VMOVUPS 64(AX), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX), Y8, Y14
-	VMOVUPS 96(AX), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	SUBQ $32, SI
-	JGE group23
-
-rest24:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT part26
-
-single25:
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	SUBQ $8, SI
-	JGE single25
-
-part26:
-	ANDQ $7, SI
-	JEQ summed27
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (CX), Y8
-	VBROADCASTSS 4(CX), Y6
-	VBROADCASTSS 8(CX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (CX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-summed27:
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JEQ flush19
-	ARG(kernelArgs_piece, DI)
-	SUBQ $0, DI
-	JNE next18
-
-flush19:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (DX), Y9, Y9
-	VMOVUPS Y9, (DX)
-	VADDPD 32(DX), Y10, Y10
-	VMOVUPS Y10, 32(DX)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(DX), Y9, Y9
-	VMOVUPS Y9, 64(DX)
-	VADDPD 96(DX), Y10, Y10
-	VMOVUPS Y10, 96(DX)
-	VXORPS Y1, Y1, Y1
-	MOVQ $2048, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_piece(R8)
-	ARG(kernelArgs_left, DI)
-	SUBQ $0, DI
-	JNE next18
-
-row20:
-	ARG(kernelArgs_n, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_left(R8)
-	ARG(kernelArgs_rowGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_coefStep, DI)
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ADDQ $128, DX
-	ARG(kernelArgs_rowsLeft, DI)
-	SUBQ $1, DI
-	JEQ again21
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	JMP next18
-
-again21:
-	ARG(kernelArgs_rows, DI)
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_rowsLeft(R8)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_sums, DX)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ARG(kernelArgs_images, DI)
-	ADDQ $-1, DI
-	MOVQ a+8(FP), R8
-	MOVQ DI, kernelArgs_images(R8)
-	SUBQ $0, DI
-	JNE next18
-
-save22:
-	MOVQ a+8(FP), DI
-	ADDQ $kernelArgs_partial, DI
-	VMOVUPS Y0, (DI)
-	VMOVUPS Y1, 32(DI)
-	ARG(kernelArgs_dy, DI)
-	SUBQ DI, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R8
-	MOVQ AX, kernelArgs_at(R8)
-	ARG(kernelArgs_coef, DI)
-	SUBQ DI, CX
-	SARQ $2, CX
-	MOVQ a+8(FP), R8
-	MOVQ CX, kernelArgs_coefAt(R8)
-	ARG(kernelArgs_sums, DI)
-	SUBQ DI, DX
-	SARQ $3, DX
-	MOVQ a+8(FP), R8
-	MOVQ DX, kernelArgs_accAt(R8)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func gradSumsRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_at, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_accAt, R8)
-	SHLQ $3, R8
-	ADDQ R8, SI
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_images, R8)
-	SUBQ $4, R8
-	JLT singles1
-	ARG(kernelArgs_budget, R8)
-	SARQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	ARG(kernelArgs_stride, R10)
-	SHLQ $2, R10
-	MOVQ R10, R11
-	ADDQ R10, R11
-	ADDQ R10, R11
-	ARG(kernelArgs_n, R8)
-	SUBQ $129, R8
-	JGE long2
-
-row3:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $8, DI
-	JLT part8
-
-four7:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (BX)(R10*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R10*1), Y3, Y3
-	VADDPS (BX)(R10*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R10*2), Y4, Y4
-	VADDPS (BX)(R11*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VADDPS (CX)(R11*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R10*1), Y8, Y12
-	VMOVUPS (AX)(R10*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R10*2), Y8, Y12
-	VMOVUPS (AX)(R10*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R11*1), Y8, Y14
-	VMOVUPS (AX)(R11*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE four7
-
-part8:
-	ANDQ $7, DI
-	JEQ summed9
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (BX)(R10*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R10*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (BX)(R10*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R10*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (BX)(R11*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VMASKMOVPS (CX)(R11*1), Y15, Y9
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R10*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R10*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R11*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R11*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed9:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again4
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ $1, R8
-	JGE row3
-	JMP save6
-
-again4:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-4, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $4, R8
-	JLT ended5
-	ARG(kernelArgs_budget, R8)
-	SUBQ $1, R8
-	JGE row3
-	JMP save6
-
-ended5:
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-
-save6:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save14
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	ANDQ $-8, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $8, DI
-	JLT part16
-
-four15:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (BX)(R10*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R10*1), Y3, Y3
-	VADDPS (BX)(R10*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R10*2), Y4, Y4
-	VADDPS (BX)(R11*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VADDPS (CX)(R11*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R10*1), Y8, Y12
-	VMOVUPS (AX)(R10*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R10*2), Y8, Y12
-	VMOVUPS (AX)(R10*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R11*1), Y8, Y14
-	VMOVUPS (AX)(R11*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE four15
-
-part16:
-	ANDQ $7, DI
-	JEQ summed17
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (BX)(R10*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R10*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (BX)(R10*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R10*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (BX)(R11*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VMASKMOVPS (CX)(R11*1), Y15, Y9
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R10*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R10*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R11*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R11*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed17:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush11
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next10
-
-flush11:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	MOVQ $512, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next10
-
-row12:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again13
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next10
-
-again13:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-4, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $4, R8
-	JGE next10
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-
-save14:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save22
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	ANDQ $-32, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $32, DI
-	JLT rest24
-
-group23:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX), Y8, Y12
-	VMOVUPS 32(AX), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX), Y8, Y12
-	VMOVUPS 64(AX), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX), Y8, Y14
-	VMOVUPS 96(AX), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group23
-
-rest24:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part26
-
-single25:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single25
-
-part26:
-	ANDQ $7, DI
-	JEQ summed27
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed27:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush19
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next18
-
-flush19:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next18
-
-row20:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again21
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next18
-
-again21:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $0, R8
-	JNE next18
-
-save22:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func gradSumsRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_dres, CX)
-	ARG(kernelArgs_at, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_accAt, R8)
-	SHLQ $3, R8
-	ADDQ R8, SI
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
-	ARG(kernelArgs_images, R8)
-	SUBQ $4, R8
-	JLT singles1
-	ARG(kernelArgs_budget, R8)
-	SARQ $2, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	ARG(kernelArgs_stride, R10)
-	SHLQ $2, R10
-	MOVQ R10, R11
-	ADDQ R10, R11
-	ADDQ R10, R11
-	ARG(kernelArgs_n, R8)
-	SUBQ $129, R8
-	JGE long2
-
-row3:
-	ARG(kernelArgs_n, DI)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $8, DI
-	JLT part8
-
-four7:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R10*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R10*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R11*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R10*1), Y8, Y12
-	VMOVUPS (AX)(R10*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (CX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R10*2), Y8, Y12
-	VMOVUPS (AX)(R10*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (CX)(R10*2)
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R11*1), Y8, Y14
-	VMOVUPS (AX)(R11*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (CX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE four7
-
-part8:
-	ANDQ $7, DI
-	JEQ summed9
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R10*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R10*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R11*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R10*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R10*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R10*2)
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R11*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R11*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed9:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again4
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ $1, R8
-	JGE row3
-	JMP save6
-
-again4:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-4, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $4, R8
-	JLT ended5
-	ARG(kernelArgs_budget, R8)
-	SUBQ $1, R8
-	JGE row3
-	JMP save6
-
-ended5:
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-
-save6:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save14
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	ANDQ $-8, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $8, DI
-	JLT part16
-
-four15:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R10*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R10*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R11*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R10*1), Y8, Y12
-	VMOVUPS (AX)(R10*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (CX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R10*2), Y8, Y12
-	VMOVUPS (AX)(R10*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (CX)(R10*2)
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R11*1), Y8, Y14
-	VMOVUPS (AX)(R11*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (CX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE four15
-
-part16:
-	ANDQ $7, DI
-	JEQ summed17
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R10*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R10*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R11*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R10*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R10*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R10*2)
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R11*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R11*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed17:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush11
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next10
-
-flush11:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	MOVQ $512, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next10
-
-row12:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again13
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next10
-
-again13:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_stride, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-4, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $4, R8
-	JGE next10
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-
-save14:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_piece, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	ARG(kernelArgs_budget, R8)
-	CMPQ R8, DI
-	CMOVQLT R8, DI
-	SUBQ $0, DI
-	JEQ save22
-	ARG(kernelArgs_left, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_piece, R8)
-	SUBQ DI, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_budget, R8)
-	SUBQ DI, R8
-	ANDQ $-32, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_budget(R9)
-	SUBQ $32, DI
-	JLT rest24
-
-group23:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS 32(BX), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS 64(BX), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS 96(BX), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS 32(BX), Y8, Y12
-	VMOVUPS 32(AX), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, 32(CX)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS 64(BX), Y8, Y12
-	VMOVUPS 64(AX), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, 64(CX)
-	VMULPS Y12, Y11, Y12
-	VADDPS 96(BX), Y8, Y14
-	VMOVUPS 96(AX), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, 96(CX)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, DI
-	JGE group23
-
-rest24:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part26
-
-single25:
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single25
-
-part26:
-	ANDQ $7, DI
-	JEQ summed27
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (DX), Y8
-	VBROADCASTSS 4(DX), Y6
-	VBROADCASTSS 8(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
-	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-summed27:
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JEQ flush19
-	ARG(kernelArgs_piece, R8)
-	SUBQ $0, R8
-	JNE next18
-
-flush19:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (SI), Y9, Y9
-	VMOVUPS Y9, (SI)
-	VADDPD 32(SI), Y10, Y10
-	VMOVUPS Y10, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(SI), Y9, Y9
-	VMOVUPS Y9, 64(SI)
-	VADDPD 96(SI), Y10, Y10
-	VMOVUPS Y10, 96(SI)
-	VXORPS Y1, Y1, Y1
-	MOVQ $2048, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_piece(R9)
-	ARG(kernelArgs_left, R8)
-	SUBQ $0, R8
-	JNE next18
-
-row20:
-	ARG(kernelArgs_n, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_left(R9)
-	ARG(kernelArgs_rowGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_coefStep, R8)
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	ARG(kernelArgs_rowsLeft, R8)
-	SUBQ $1, R8
-	JEQ again21
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	JMP next18
-
-again21:
-	ARG(kernelArgs_rows, R8)
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_rowsLeft(R9)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_sums, SI)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ARG(kernelArgs_images, R8)
-	ADDQ $-1, R8
-	MOVQ a+8(FP), R9
-	MOVQ R8, kernelArgs_images(R9)
-	SUBQ $0, R8
-	JNE next18
-
-save22:
-	MOVQ a+8(FP), R8
-	ADDQ $kernelArgs_partial, R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
-	ARG(kernelArgs_dy, R8)
-	SUBQ R8, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R9
-	MOVQ AX, kernelArgs_at(R9)
-	ARG(kernelArgs_coef, R8)
-	SUBQ R8, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R9
-	MOVQ DX, kernelArgs_coefAt(R9)
-	ARG(kernelArgs_sums, R8)
-	SUBQ R8, SI
-	SARQ $3, SI
-	MOVQ a+8(FP), R9
-	MOVQ SI, kernelArgs_accAt(R9)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func gradSumsRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVQ kernelArgs_dres(AX), BX
+	MOVQ BX, 304(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -9421,49 +6170,53 @@ four7:
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS (BX)(R11*1), Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (BX)(R11*2), Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (BX)(R12*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without10
+	VADDPS (CX), Y2, Y2
+	VADDPS (CX)(R11*1), Y3, Y3
+	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
+
+without10:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	VMULPS (AX)(R11*1), Y3, Y3
+	VMULPS (AX)(R11*2), Y4, Y4
+	VMULPS (AX)(R12*1), Y5, Y5
+	CMPQ 304(R14), $0
+	JEQ without11
+	VMOVUPS Y2, (DX)
+	VMOVUPS Y3, (DX)(R11*1)
+	VMOVUPS Y4, (DX)(R11*2)
+	VMOVUPS Y5, (DX)(R12*1)
+
+without11:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R11*1), Y8, Y12
-	VMOVUPS (AX)(R11*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (DX)(R11*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VADDPS (BX)(R11*2), Y8, Y12
-	VMOVUPS (AX)(R11*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (DX)(R11*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VADDPS (BX)(R12*1), Y8, Y14
-	VMOVUPS (AX)(R12*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (DX)(R12*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -9487,62 +6240,70 @@ part8:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (BX)(R11*1), Y15, Y3
 	VADDPS Y3, Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R11*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
 	VMASKMOVPS (BX)(R11*2), Y15, Y4
 	VADDPS Y4, Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R11*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (BX)(R12*1), Y15, Y5
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without12
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (CX)(R11*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
+
+without12:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y2
+	VMASKMOVPS (AX)(R11*1), Y15, Y9
+	VMULPS Y3, Y9, Y3
+	VMASKMOVPS (AX)(R11*2), Y15, Y9
+	VMULPS Y4, Y9, Y4
+	VMASKMOVPS (AX)(R12*1), Y15, Y9
+	VMULPS Y5, Y9, Y5
+	CMPQ 304(R14), $0
+	JEQ without13
+	VMASKMOVPS Y2, Y15, (DX)
+	VMASKMOVPS Y3, Y15, (DX)(R11*1)
+	VMASKMOVPS Y4, Y15, (DX)(R11*2)
+	VMASKMOVPS Y5, Y15, (DX)(R12*1)
+
+without13:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VMASKMOVPS (BX)(R11*1), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R11*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R11*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VMASKMOVPS (BX)(R11*2), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R11*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R11*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VMASKMOVPS (BX)(R12*1), Y15, Y14
 	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R12*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R12*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y2, Y2
 	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -9658,7 +6419,7 @@ save6:
 
 long2:
 
-next10:
+next14:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMPQ R9, R8
@@ -9667,7 +6428,7 @@ next10:
 	CMPQ R9, R8
 	CMOVQLT R9, R8
 	SUBQ $0, R8
-	JEQ save14
+	JEQ save18
 	ARG(kernelArgs_left, R9)
 	SUBQ R8, R9
 	MOVQ a+8(FP), R10
@@ -9682,69 +6443,73 @@ next10:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
-	JLT part16
+	JLT part20
 
-four15:
+four19:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS (BX)(R11*1), Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (BX)(R11*2), Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (BX)(R12*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without22
+	VADDPS (CX), Y2, Y2
+	VADDPS (CX)(R11*1), Y3, Y3
+	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
+
+without22:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	VMULPS (AX)(R11*1), Y3, Y3
+	VMULPS (AX)(R11*2), Y4, Y4
+	VMULPS (AX)(R12*1), Y5, Y5
+	CMPQ 304(R14), $0
+	JEQ without23
+	VMOVUPS Y2, (DX)
+	VMOVUPS Y3, (DX)(R11*1)
+	VMOVUPS Y4, (DX)(R11*2)
+	VMOVUPS Y5, (DX)(R12*1)
+
+without23:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R11*1), Y8, Y12
-	VMOVUPS (AX)(R11*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (DX)(R11*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VADDPS (BX)(R11*2), Y8, Y12
-	VMOVUPS (AX)(R11*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (DX)(R11*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VADDPS (BX)(R12*1), Y8, Y14
-	VMOVUPS (AX)(R12*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (DX)(R12*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE four15
+	JGE four19
 
-part16:
+part20:
 	ANDQ $7, R8
-	JEQ summed17
+	JEQ summed21
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -9757,62 +6522,70 @@ part16:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (BX)(R11*1), Y15, Y3
 	VADDPS Y3, Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R11*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
 	VMASKMOVPS (BX)(R11*2), Y15, Y4
 	VADDPS Y4, Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R11*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (BX)(R12*1), Y15, Y5
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without24
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX)(R11*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (CX)(R11*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
+
+without24:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y2
+	VMASKMOVPS (AX)(R11*1), Y15, Y9
+	VMULPS Y3, Y9, Y3
+	VMASKMOVPS (AX)(R11*2), Y15, Y9
+	VMULPS Y4, Y9, Y4
+	VMASKMOVPS (AX)(R12*1), Y15, Y9
+	VMULPS Y5, Y9, Y5
+	CMPQ 304(R14), $0
+	JEQ without25
+	VMASKMOVPS Y2, Y15, (DX)
+	VMASKMOVPS Y3, Y15, (DX)(R11*1)
+	VMASKMOVPS Y4, Y15, (DX)(R11*2)
+	VMASKMOVPS Y5, Y15, (DX)(R12*1)
+
+without25:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VMASKMOVPS (BX)(R11*1), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R11*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R11*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VMASKMOVPS (BX)(R11*2), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R11*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R11*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VMASKMOVPS (BX)(R12*1), Y15, Y14
 	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R12*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R12*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VANDPS Y15, Y9, Y9
+	VANDPS Y15, Y2, Y2
 	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -9820,15 +6593,15 @@ part16:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-summed17:
+summed21:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JEQ flush11
+	JEQ flush15
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
-	JNE next10
+	JNE next14
 
-flush11:
+flush15:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -9850,9 +6623,9 @@ flush11:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JNE next10
+	JNE next14
 
-row12:
+row16:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_left(R10)
@@ -9868,12 +6641,12 @@ row12:
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again13
+	JEQ again17
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next10
+	JMP next14
 
-again13:
+again17:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -9908,12 +6681,12 @@ again13:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $4, R9
-	JGE next10
+	JGE next14
 	MOVQ $2048, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_piece(R10)
 
-save14:
+save18:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS Y0, (R9)
@@ -9938,7 +6711,7 @@ save14:
 
 singles1:
 
-next18:
+next26:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMPQ R9, R8
@@ -9947,7 +6720,7 @@ next18:
 	CMPQ R9, R8
 	CMOVQLT R9, R8
 	SUBQ $0, R8
-	JEQ save22
+	JEQ save30
 	ARG(kernelArgs_left, R9)
 	SUBQ R8, R9
 	MOVQ a+8(FP), R10
@@ -9962,102 +6735,113 @@ next18:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $32, R8
-	JLT rest24
+	JLT rest32
 
-group23:
+group31:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS 32(BX), Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(BX), Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(BX), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without36
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
+
+without36:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	VMULPS 32(AX), Y3, Y3
+	VMULPS 64(AX), Y4, Y4
+	VMULPS 96(AX), Y5, Y5
+	CMPQ 304(R14), $0
+	JEQ without37
+	VMOVUPS Y2, (DX)
+	VMOVUPS Y3, 32(DX)
+	VMOVUPS Y4, 64(DX)
+	VMOVUPS Y5, 96(DX)
+
+without37:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VADDPS 32(BX), Y8, Y12
-	VMOVUPS 32(AX), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, 32(DX)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VADDPS 64(BX), Y8, Y12
-	VMOVUPS 64(AX), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, 64(DX)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VADDPS 96(BX), Y8, Y14
-	VMOVUPS 96(AX), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, 96(DX)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R8
-	JGE group23
+	JGE group31
 
-rest24:
+rest32:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part26
+	JLT part34
 
-single25:
+single33:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without38
 	VADDPS (CX), Y2, Y2
+
+without38:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	CMPQ 304(R14), $0
+	JEQ without39
+	VMOVUPS Y2, (DX)
+
+without39:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
+	VMULPS Y10, Y2, Y10
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE single25
+	JGE single33
 
-part26:
+part34:
 	ANDQ $7, R8
-	JEQ summed27
+	JEQ summed35
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -10070,23 +6854,31 @@ part26:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without40
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
+
+without40:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y2
+	CMPQ 304(R14), $0
+	JEQ without41
+	VMASKMOVPS Y2, Y15, (DX)
+
+without41:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMULPS Y10, Y9, Y10
-	VANDPS Y15, Y9, Y9
+	VMULPS Y10, Y2, Y10
+	VANDPS Y15, Y2, Y2
 	VANDPS Y15, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -10094,15 +6886,15 @@ part26:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-summed27:
+summed35:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JEQ flush19
+	JEQ flush27
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
-	JNE next18
+	JNE next26
 
-flush19:
+flush27:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -10124,9 +6916,9 @@ flush19:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JNE next18
+	JNE next26
 
-row20:
+row28:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_left(R10)
@@ -10142,12 +6934,12 @@ row20:
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again21
+	JEQ again29
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next18
+	JMP next26
 
-again21:
+again29:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -10164,9 +6956,9 @@ again21:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $0, R9
-	JNE next18
+	JNE next26
 
-save22:
+save30:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS Y0, (R9)
@@ -10863,825 +7655,14 @@ done4:
 	RET
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $4, SI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part6
-
-column5:
-	PREFETCHT1 (BX)(R10*1)
-	PREFETCHT1 64(BX)(R10*1)
-	PREFETCHT1 (AX)(R10*1)
-	PREFETCHT1 64(AX)(R10*1)
-	ADDQ $96, R10
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y6
-	VMOVUPS 64(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R8*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R8*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R9*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R8*1), Y8, Y12
-	VMOVUPS (AX)(R8*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R8*2), Y8, Y12
-	VMOVUPS (AX)(R8*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R9*1), Y8, Y14
-	VMOVUPS (AX)(R9*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	ADDQ $64, DX
-	SUBQ $8, DI
-	JGE column5
-
-part6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y6
-	VMOVUPS 64(CX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R8*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R8*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R9*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (CX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R8*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R8*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R8*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R8*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R9*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R9*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next7:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	SUBQ $4, SI
-	JGE groups1
-
-rest2:
-	ADDQ $4, SI
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, CX)
-	ARG(kernelArgs_acc, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part9
-
-column8:
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y6
-	VMOVUPS 64(CX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (CX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	ADDQ $64, DX
-	SUBQ $8, DI
-	JGE column8
-
-part9:
-	ANDQ $7, DI
-	JEQ next10
-	VMOVUPS (DX), Y0
-	VMOVUPS 32(DX), Y1
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y6
-	VMOVUPS 64(CX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (CX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (DX)
-	VMOVUPS Y1, 32(DX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-
-next10:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func gradSumsColsCalledResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $4, DI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	PREFETCHT1 (CX)(R11*1)
-	PREFETCHT1 64(CX)(R11*1)
-	ADDQ $96, R11
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (BX)(R9*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R9*1), Y3, Y3
-	VADDPS (BX)(R9*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R9*2), Y4, Y4
-	VADDPS (BX)(R10*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VADDPS (CX)(R10*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R9*1), Y8, Y12
-	VMOVUPS (AX)(R9*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R9*2), Y8, Y12
-	VMOVUPS (AX)(R9*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R10*1), Y8, Y14
-	VMOVUPS (AX)(R10*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	ADDQ $64, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R9*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R9*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	VMASKMOVPS (CX)(R10*1), Y15, Y9
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R9*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R9*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R10*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R10*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	SUBQ $4, DI
-	JGE groups1
-
-rest2:
-	ADDQ $4, DI
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part9
-
-column8:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	ADDQ $64, SI
-	SUBQ $8, R8
-	JGE column8
-
-part9:
-	ANDQ $7, R8
-	JEQ next10
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next10:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func gradSumsColsCalledDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_dres, CX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $4, DI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	PREFETCHT1 (BX)(R11*1)
-	PREFETCHT1 64(BX)(R11*1)
-	PREFETCHT1 (AX)(R11*1)
-	PREFETCHT1 64(AX)(R11*1)
-	ADDQ $96, R11
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VADDPS (BX)(R9*1), Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VADDPS (BX)(R9*2), Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VADDPS (BX)(R10*1), Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS (BX)(R9*1), Y8, Y12
-	VMOVUPS (AX)(R9*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (CX)(R9*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS (BX)(R9*2), Y8, Y12
-	VMOVUPS (AX)(R9*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (CX)(R9*2)
-	VMULPS Y12, Y11, Y12
-	VADDPS (BX)(R10*1), Y8, Y14
-	VMOVUPS (AX)(R10*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (CX)(R10*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	ADDQ $64, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y8, Y3
-	VMULPS Y6, Y3, Y3
-	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y8, Y4
-	VMULPS Y6, Y4, Y4
-	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y8, Y5
-	VMULPS Y6, Y5, Y5
-	VADDPS Y7, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMULPS Y10, Y9, Y10
-	VMASKMOVPS (BX)(R9*1), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R9*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VMASKMOVPS (BX)(R9*2), Y15, Y12
-	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R9*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (CX)(R9*2)
-	VMULPS Y12, Y11, Y12
-	VMASKMOVPS (BX)(R10*1), Y15, Y14
-	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R10*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R10*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
-	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
-	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	SUBQ $4, DI
-	JGE groups1
-
-rest2:
-	ADDQ $4, DI
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_acc, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part9
-
-column8:
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VADDPS (BX), Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	ADDQ $64, SI
-	SUBQ $8, R8
-	JGE column8
-
-part9:
-	ANDQ $7, R8
-	JEQ next10
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
-	VMOVUPS (DX), Y8
-	VMOVUPS 32(DX), Y6
-	VMOVUPS 64(DX), Y7
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y8, Y2
-	VMULPS Y6, Y2, Y2
-	VADDPS Y7, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y8
-	VMASKMOVPS (BX), Y15, Y10
-	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (CX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
-	VADDPS Y10, Y1, Y1
-	VMOVUPS Y0, (SI)
-	VMOVUPS Y1, 32(SI)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-
-next10:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func gradSumsColsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVQ kernelArgs_dres(AX), BX
+	MOVQ BX, 304(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -11721,8 +7702,12 @@ column5:
 	PREFETCHT1 64(BX)(R12*1)
 	PREFETCHT1 (AX)(R12*1)
 	PREFETCHT1 64(AX)(R12*1)
+	CMPQ 296(R14), $0
+	JEQ without8
 	PREFETCHT1 (CX)(R12*1)
 	PREFETCHT1 64(CX)(R12*1)
+
+without8:
 	ADDQ $96, R12
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
@@ -11732,49 +7717,53 @@ column5:
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS (BX)(R10*1), Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (BX)(R10*2), Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (BX)(R11*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without9
+	VADDPS (CX), Y2, Y2
+	VADDPS (CX)(R10*1), Y3, Y3
+	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
+
+without9:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	VMULPS (AX)(R10*1), Y3, Y3
+	VMULPS (AX)(R10*2), Y4, Y4
+	VMULPS (AX)(R11*1), Y5, Y5
+	CMPQ 304(R14), $0
+	JEQ without10
+	VMOVUPS Y2, (DX)
+	VMOVUPS Y3, (DX)(R10*1)
+	VMOVUPS Y4, (DX)(R10*2)
+	VMOVUPS Y5, (DX)(R11*1)
+
+without10:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R10*1), Y8, Y12
-	VMOVUPS (AX)(R10*1), Y11
-	VMULPS Y3, Y11, Y11
-	VMOVUPS Y11, (DX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VADDPS (BX)(R10*2), Y8, Y12
-	VMOVUPS (AX)(R10*2), Y11
-	VMULPS Y4, Y11, Y11
-	VMOVUPS Y11, (DX)(R10*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VADDPS (BX)(R11*1), Y8, Y14
-	VMOVUPS (AX)(R11*1), Y13
-	VMULPS Y5, Y13, Y13
-	VMOVUPS Y13, (DX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -11799,60 +7788,68 @@ part6:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (BX)(R10*1), Y15, Y3
 	VADDPS Y3, Y8, Y3
 	VMULPS Y6, Y3, Y3
 	VADDPS Y7, Y3, Y3
-	VMASKMOVPS (CX)(R10*1), Y15, Y9
-	VADDPS Y9, Y3, Y3
 	VMASKMOVPS (BX)(R10*2), Y15, Y4
 	VADDPS Y4, Y8, Y4
 	VMULPS Y6, Y4, Y4
 	VADDPS Y7, Y4, Y4
-	VMASKMOVPS (CX)(R10*2), Y15, Y9
-	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (BX)(R11*1), Y15, Y5
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without11
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (CX)(R10*1), Y15, Y9
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (CX)(R10*2), Y15, Y9
+	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
+
+without11:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y2
+	VMASKMOVPS (AX)(R10*1), Y15, Y9
+	VMULPS Y3, Y9, Y3
+	VMASKMOVPS (AX)(R10*2), Y15, Y9
+	VMULPS Y4, Y9, Y4
+	VMASKMOVPS (AX)(R11*1), Y15, Y9
+	VMULPS Y5, Y9, Y5
+	CMPQ 304(R14), $0
+	JEQ without12
+	VMASKMOVPS Y2, Y15, (DX)
+	VMASKMOVPS Y3, Y15, (DX)(R10*1)
+	VMASKMOVPS Y4, Y15, (DX)(R10*2)
+	VMASKMOVPS Y5, Y15, (DX)(R11*1)
+
+without12:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMULPS Y10, Y9, Y10
+	VMULPS Y10, Y2, Y10
 	VMASKMOVPS (BX)(R10*1), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*1), Y15, Y11
-	VMULPS Y3, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R10*1)
-	VMULPS Y12, Y11, Y12
-	VADDPS Y11, Y9, Y9
+	VMULPS Y12, Y3, Y12
+	VADDPS Y3, Y2, Y2
 	VADDPS Y12, Y10, Y10
 	VMASKMOVPS (BX)(R10*2), Y15, Y12
 	VADDPS Y12, Y8, Y12
-	VMASKMOVPS (AX)(R10*2), Y15, Y11
-	VMULPS Y4, Y11, Y11
-	VMASKMOVPS Y11, Y15, (DX)(R10*2)
-	VMULPS Y12, Y11, Y12
+	VMULPS Y12, Y4, Y12
 	VMASKMOVPS (BX)(R11*1), Y15, Y14
 	VADDPS Y14, Y8, Y14
-	VMASKMOVPS (AX)(R11*1), Y15, Y13
-	VMULPS Y5, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R11*1)
-	VMULPS Y14, Y13, Y14
-	VADDPS Y13, Y11, Y11
+	VMULPS Y14, Y5, Y14
+	VADDPS Y5, Y4, Y4
 	VADDPS Y14, Y12, Y12
-	VADDPS Y11, Y9, Y9
+	VADDPS Y4, Y2, Y2
 	VADDPS Y12, Y10, Y10
-	VADDPS Y9, Y0, Y0
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -11890,9 +7887,9 @@ single3:
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT part9
+	JLT part14
 
-column8:
+column13:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS (SI), Y8
@@ -11901,19 +7898,26 @@ column8:
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without16
 	VADDPS (CX), Y2, Y2
+
+without16:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
+	VMULPS (AX), Y2, Y2
+	CMPQ 304(R14), $0
+	JEQ without17
+	VMOVUPS Y2, (DX)
+
+without17:
 	VADDPS (BX), Y8, Y10
-	VMOVUPS (AX), Y9
-	VMULPS Y2, Y9, Y9
-	VMOVUPS Y9, (DX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
+	VMULPS Y10, Y2, Y10
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -11924,11 +7928,11 @@ column8:
 	ADDQ $160, SI
 	ADDQ $64, DI
 	SUBQ $8, R9
-	JGE column8
+	JGE column13
 
-part9:
+part14:
 	ANDQ $7, R9
-	JEQ next10
+	JEQ next15
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS (SI), Y8
@@ -11938,21 +7942,29 @@ part9:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without18
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
+
+without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
+	VMASKMOVPS (AX), Y15, Y9
+	VMULPS Y2, Y9, Y2
+	CMPQ 304(R14), $0
+	JEQ without19
+	VMASKMOVPS Y2, Y15, (DX)
+
+without19:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
-	VMASKMOVPS (AX), Y15, Y9
-	VMULPS Y2, Y9, Y9
-	VMASKMOVPS Y9, Y15, (DX)
-	VMULPS Y10, Y9, Y10
-	VADDPS Y9, Y0, Y0
+	VMULPS Y10, Y2, Y10
+	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -11962,7 +7974,7 @@ part9:
 	ADDQ R9, CX
 	ADDQ R9, DX
 
-next10:
+next15:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -15233,879 +11245,16 @@ save7:
 	RET
 
 // func inputGradRowsCalled(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
-	SHLQ $2, R9
-	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
-	ADDQ $-1, R8
-	ARG(kernelArgs_n, R9)
-	SUBQ DI, R9
-	SUBQ $0, R9
-	JNE row2
-	ARG(kernelArgs_rows, R9)
-	SUBQ SI, R9
-	SUBQ $0, R9
-	JNE row2
-
-image1:
-
-row2:
-	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(CX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(CX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $-32, R8
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
-	ADDQ DI, R9
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DX), Y9
-	VBROADCASTSS 8(DX), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DX), Y6
-	VBROADCASTSS 12(DX), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DX), Y7
-	VBROADCASTSS 16(DX), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R9, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	ARG(kernelArgs_images, R9)
-	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
-	SHLQ $2, DI
-	ADDQ DI, DX
-	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	SUBQ $0, R9
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
-	SUBQ R9, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
-	SUBQ R9, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_at, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
-	SHLQ $2, R10
-	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
-	ADDQ $-1, R9
-	ARG(kernelArgs_n, R10)
-	SUBQ R8, R10
-	SUBQ $0, R10
-	JNE row2
-	ARG(kernelArgs_rows, R10)
-	SUBQ DI, R10
-	SUBQ $0, R10
-	JNE row2
-
-image1:
-
-row2:
-	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $-32, R9
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
-	ADDQ R8, R10
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R10, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	ARG(kernelArgs_images, R10)
-	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
-	SHLQ $2, R8
-	ADDQ R8, SI
-	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $0, R10
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
-	SUBQ R10, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
-	SUBQ R10, SI
-	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
-	SHLQ $2, R10
-	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
-	ADDQ $-1, R9
-	ARG(kernelArgs_n, R10)
-	SUBQ R8, R10
-	SUBQ $0, R10
-	JNE row2
-	ARG(kernelArgs_rows, R10)
-	SUBQ DI, R10
-	SUBQ $0, R10
-	JNE row2
-
-image1:
-
-row2:
-	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(CX)
-	VMOVUPS Y12, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(CX)
-	VMOVUPS Y12, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(CX)
-	VMOVUPS Y12, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $-32, R9
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
-	ADDQ R8, R10
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R10, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	ARG(kernelArgs_images, R10)
-	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
-	SHLQ $2, R8
-	ADDQ R8, SI
-	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $0, R10
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
-	SUBQ R10, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
-	SUBQ R10, SI
-	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVQ kernelArgs_dres(AX), BX
+	MOVQ BX, 304(R14)
+	MOVBQZX kernelArgs_stream(AX), BX
+	MOVQ BX, 312(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -16143,1321 +11292,8 @@ TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
 	JNE row2
 
 image1:
-
-row2:
-	SUBQ $0, R10
-	JLT save7
-	SUBQ $32, R9
-	JLT rest4
-
-group3:
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 32(DX)
-	VMOVUPS Y12, 32(SI)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 64(DX)
-	VMOVUPS Y12, 64(SI)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, 96(DX)
-	VMOVUPS Y12, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	SUBQ $32, R10
-	JLT save7
-	SUBQ $32, R9
-	JGE group3
-
-rest4:
-	ADDQ $-32, R10
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT border6
-
-single5:
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	SUBQ $8, R9
-	JGE single5
-
-border6:
-	SUBQ $1, R8
-	JEQ last9
-	ADDQ $20, DI
-	ARG(kernelArgs_n, R11)
-	ADDQ R9, R11
-	ANDQ $7, R9
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DI), Y9
-	VBROADCASTSS 8(DI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS (DI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS 4(DI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DI), Y6
-	VBROADCASTSS 12(DI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DI), Y7
-	VBROADCASTSS 16(DI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	MOVQ R11, R9
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R9)
-	JMP row2
-
-last9:
-	ANDQ $7, R9
-	JEQ end10
-	MOVQ R9, R11
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R11
-	SUBQ R11, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end10:
-	ARG(kernelArgs_images, R11)
-	ADDQ $-1, R11
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_images(R12)
-	ARG(kernelArgs_imageGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-	ARG(kernelArgs_coefImage, R9)
-	SHLQ $2, R9
-	ADDQ R9, DI
-	ADDQ $20, DI
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_n, R9)
-	SUBQ $0, R11
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R12
-	MOVQ R9, kernelArgs_left(R12)
-	MOVQ a+8(FP), R12
-	MOVQ R8, kernelArgs_rowsLeft(R12)
-	ARG(kernelArgs_dy, R11)
-	SUBQ R11, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R12
-	MOVQ AX, kernelArgs_at(R12)
-	ARG(kernelArgs_coef, R11)
-	SUBQ R11, DI
-	SARQ $2, DI
-	MOVQ a+8(FP), R12
-	MOVQ DI, kernelArgs_coefAt(R12)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_at, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_coefAt, R9)
-	SHLQ $2, R9
-	ADDQ R9, DX
-	ARG(kernelArgs_rowsLeft, SI)
-	ARG(kernelArgs_left, DI)
-	ARG(kernelArgs_budget, R8)
-	ADDQ $-1, R8
-	ARG(kernelArgs_n, R9)
-	SUBQ DI, R9
-	SUBQ $0, R9
-	JNE row2
-	ARG(kernelArgs_rows, R9)
-	SUBQ SI, R9
-	SUBQ $0, R9
-	JNE row2
-
-image1:
-	MOVQ CX, R9
-	NEGQ R9
-	SARQ $2, R9
-	ANDQ $7, R9
-	JEQ row2
-	CMPQ DI, R9
-	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	ARG(kernelArgs_piece, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-
-row2:
-	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
-
-group3:
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
-	JGE group3
-
-rest4:
-	ADDQ $-32, R8
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT border6
-
-single5:
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	SUBQ $8, DI
-	JGE single5
-
-border6:
-	SUBQ $1, SI
-	JEQ last9
-	ADDQ $20, DX
-	ARG(kernelArgs_n, R9)
-	ADDQ DI, R9
-	ANDQ $7, DI
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(DX), Y9
-	VBROADCASTSS 8(DX), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(DX), Y10
-	VBROADCASTSS (DX), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(DX), Y8
-	VBROADCASTSS 4(DX), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(DX), Y6
-	VBROADCASTSS 12(DX), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(DX), Y7
-	VBROADCASTSS 16(DX), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	MOVQ R9, DI
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, DI)
-	JMP row2
-
-last9:
-	ANDQ $7, DI
-	JEQ end10
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 8(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (DX), Y10
-	VBROADCASTSS 4(DX), Y8
-	VBROADCASTSS 12(DX), Y6
-	VBROADCASTSS 16(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end10:
-	ARG(kernelArgs_images, R9)
-	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
-	ARG(kernelArgs_imageGap, DI)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-	ARG(kernelArgs_coefImage, DI)
-	SHLQ $2, DI
-	ADDQ DI, DX
-	ADDQ $20, DX
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_n, DI)
-	SUBQ $0, R9
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R10
-	MOVQ DI, kernelArgs_left(R10)
-	MOVQ a+8(FP), R10
-	MOVQ SI, kernelArgs_rowsLeft(R10)
-	ARG(kernelArgs_dy, R9)
-	SUBQ R9, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R10
-	MOVQ AX, kernelArgs_at(R10)
-	ARG(kernelArgs_coef, R9)
-	SUBQ R9, DX
-	SARQ $2, DX
-	MOVQ a+8(FP), R10
-	MOVQ DX, kernelArgs_coefAt(R10)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_at, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
-	SHLQ $2, R10
-	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
-	ADDQ $-1, R9
-	ARG(kernelArgs_n, R10)
-	SUBQ R8, R10
-	SUBQ $0, R10
-	JNE row2
-	ARG(kernelArgs_rows, R10)
-	SUBQ DI, R10
-	SUBQ $0, R10
-	JNE row2
-
-image1:
-	MOVQ DX, R10
-	NEGQ R10
-	SARQ $2, R10
-	ANDQ $7, R10
-	JEQ row2
-	CMPQ R8, R10
-	CMOVQLT R8, R10
-	SUBQ R10, R8
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_piece(R11)
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	ARG(kernelArgs_piece, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-row2:
-	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $-32, R9
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
-	ADDQ R8, R10
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R10, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	ARG(kernelArgs_images, R10)
-	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
-	SHLQ $2, R8
-	ADDQ R8, SI
-	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $0, R10
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
-	SUBQ R10, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
-	SUBQ R10, SI
-	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_at, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_coefAt, R10)
-	SHLQ $2, R10
-	ADDQ R10, SI
-	ARG(kernelArgs_rowsLeft, DI)
-	ARG(kernelArgs_left, R8)
-	ARG(kernelArgs_budget, R9)
-	ADDQ $-1, R9
-	ARG(kernelArgs_n, R10)
-	SUBQ R8, R10
-	SUBQ $0, R10
-	JNE row2
-	ARG(kernelArgs_rows, R10)
-	SUBQ DI, R10
-	SUBQ $0, R10
-	JNE row2
-
-image1:
-	MOVQ CX, R10
-	NEGQ R10
-	SARQ $2, R10
-	ANDQ $7, R10
-	JEQ row2
-	CMPQ R8, R10
-	CMOVQLT R8, R10
-	SUBQ R10, R8
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_piece(R11)
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	ARG(kernelArgs_piece, R10)
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-
-row2:
-	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
-
-group3:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VMOVNTPS Y12, 32(DX)
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VMOVNTPS Y12, 64(DX)
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	VMOVNTPS Y12, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
-	JGE group3
-
-rest4:
-	ADDQ $-32, R9
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT border6
-
-single5:
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	SUBQ $8, R8
-	JGE single5
-
-border6:
-	SUBQ $1, DI
-	JEQ last9
-	ADDQ $20, SI
-	ARG(kernelArgs_n, R10)
-	ADDQ R8, R10
-	ANDQ $7, R8
-	JEQ next8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -12(SI), Y9
-	VBROADCASTSS 8(SI), Y14
-	VBLENDVPS Y15, Y9, Y14, Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS -20(SI), Y10
-	VBROADCASTSS (SI), Y14
-	VBLENDVPS Y15, Y10, Y14, Y10
-	VBROADCASTSS -16(SI), Y8
-	VBROADCASTSS 4(SI), Y14
-	VBLENDVPS Y15, Y8, Y14, Y8
-	VBROADCASTSS -8(SI), Y6
-	VBROADCASTSS 12(SI), Y14
-	VBLENDVPS Y15, Y6, Y14, Y6
-	VBROADCASTSS -4(SI), Y7
-	VBROADCASTSS 16(SI), Y14
-	VBLENDVPS Y15, Y7, Y14, Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	MOVQ R10, R8
-	JMP row2
-
-next8:
-	ARG(kernelArgs_n, R8)
-	JMP row2
-
-last9:
-	ANDQ $7, R8
-	JEQ end10
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 8(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VBROADCASTSS (SI), Y10
-	VBROADCASTSS 4(SI), Y8
-	VBROADCASTSS 12(SI), Y6
-	VBROADCASTSS 16(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-end10:
-	ARG(kernelArgs_images, R10)
-	ADDQ $-1, R10
-	MOVQ a+8(FP), R11
-	MOVQ R10, kernelArgs_images(R11)
-	ARG(kernelArgs_imageGap, R8)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-	ARG(kernelArgs_coefImage, R8)
-	SHLQ $2, R8
-	ADDQ R8, SI
-	ADDQ $20, SI
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $0, R10
-	JEQ save7
-	JMP image1
-
-save7:
-	MOVQ a+8(FP), R11
-	MOVQ R8, kernelArgs_left(R11)
-	MOVQ a+8(FP), R11
-	MOVQ DI, kernelArgs_rowsLeft(R11)
-	ARG(kernelArgs_dy, R10)
-	SUBQ R10, AX
-	SARQ $2, AX
-	MOVQ a+8(FP), R11
-	MOVQ AX, kernelArgs_at(R11)
-	ARG(kernelArgs_coef, R10)
-	SUBQ R10, SI
-	SARQ $2, SI
-	MOVQ a+8(FP), R11
-	MOVQ SI, kernelArgs_coefAt(R11)
-	VZEROUPPER
-	RET
-	VZEROUPPER
-	RET
-
-// func inputGradRowsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_at, R11)
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_coefAt, R11)
-	SHLQ $2, R11
-	ADDQ R11, DI
-	ARG(kernelArgs_rowsLeft, R8)
-	ARG(kernelArgs_left, R9)
-	ARG(kernelArgs_budget, R10)
-	ADDQ $-1, R10
-	ARG(kernelArgs_n, R11)
-	SUBQ R9, R11
-	SUBQ $0, R11
-	JNE row2
-	ARG(kernelArgs_rows, R11)
-	SUBQ R8, R11
-	SUBQ $0, R11
-	JNE row2
-
-image1:
+	CMPQ 312(R14), $0
+	JEQ without8
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
@@ -17479,8 +11315,12 @@ image1:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without9
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
+
+without9:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -17490,16 +11330,20 @@ image1:
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
 	VBROADCASTSS 16(DI), Y7
+	VMASKMOVPS (AX), Y15, Y11
+	VMULPS Y2, Y11, Y2
 	VMASKMOVPS (BX), Y15, Y11
 	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMASKMOVPS Y0, Y15, (DX)
+	CMPQ 304(R14), $0
+	JEQ without10
+	VMASKMOVPS Y2, Y15, (SI)
+
+without10:
 	ARG(kernelArgs_piece, R11)
 	SHLQ $2, R11
 	ADDQ R11, AX
@@ -17507,6 +11351,8 @@ image1:
 	ADDQ R11, CX
 	ADDQ R11, DX
 	ADDQ R11, SI
+
+without8:
 
 row2:
 	SUBQ $0, R10
@@ -17521,61 +11367,87 @@ group3:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
 	VADDPS 32(BX), Y10, Y3
 	VMULPS Y8, Y3, Y3
 	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(BX), Y10, Y4
 	VMULPS Y8, Y4, Y4
 	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without11
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
+
+without11:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
 	VBROADCASTSS 16(DI), Y7
+	VMULPS (AX), Y2, Y2
+	VMULPS 32(AX), Y3, Y3
+	VMULPS 64(AX), Y4, Y4
+	VMULPS 96(AX), Y5, Y5
 	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
 	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y3, Y1
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VMOVNTPS Y12, 32(SI)
+	VSUBPS Y11, Y1, Y1
+	VMULPS Y8, Y1, Y1
 	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y4, Y12
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VMOVNTPS Y12, 64(SI)
+	VSUBPS Y11, Y12, Y12
+	VMULPS Y8, Y12, Y12
 	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y5, Y13
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
+	CMPQ 312(R14), $0
+	JEQ without12
+	VMOVNTPS Y0, (DX)
+	VMOVNTPS Y1, 32(DX)
+	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	VMOVNTPS Y12, 96(SI)
+	JMP chosen13
+
+without12:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y12, 64(DX)
+	VMOVUPS Y13, 96(DX)
+
+chosen13:
+	CMPQ 304(R14), $0
+	JEQ without14
+	CMPQ 312(R14), $0
+	JEQ without15
+	VMOVNTPS Y2, (SI)
+	VMOVNTPS Y3, 32(SI)
+	VMOVNTPS Y4, 64(SI)
+	VMOVNTPS Y5, 96(SI)
+	JMP chosen16
+
+without15:
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	VMOVUPS Y4, 64(SI)
+	VMOVUPS Y5, 96(SI)
+
+chosen16:
+
+without14:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -17599,7 +11471,11 @@ single5:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without17
 	VADDPS (CX), Y2, Y2
+
+without17:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -17609,15 +11485,34 @@ single5:
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
 	VBROADCASTSS 16(DI), Y7
+	VMULPS (AX), Y2, Y2
 	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	CMPQ 312(R14), $0
+	JEQ without18
+	VMOVNTPS Y0, (DX)
+	JMP chosen19
+
+without18:
+	VMOVUPS Y0, (DX)
+
+chosen19:
+	CMPQ 304(R14), $0
+	JEQ without20
+	CMPQ 312(R14), $0
+	JEQ without21
+	VMOVNTPS Y2, (SI)
+	JMP chosen22
+
+without21:
+	VMOVUPS Y2, (SI)
+
+chosen22:
+
+without20:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -17628,12 +11523,12 @@ single5:
 
 border6:
 	SUBQ $1, R8
-	JEQ last9
+	JEQ last24
 	ADDQ $20, DI
 	ARG(kernelArgs_n, R11)
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next8
+	JEQ next23
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -17650,7 +11545,11 @@ border6:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without26
 	VADDPS (CX), Y2, Y2
+
+without26:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -17668,15 +11567,34 @@ border6:
 	VBROADCASTSS -4(DI), Y7
 	VBROADCASTSS 16(DI), Y14
 	VBLENDVPS Y15, Y7, Y14, Y7
+	VMULPS (AX), Y2, Y2
 	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	CMPQ 312(R14), $0
+	JEQ without27
+	VMOVNTPS Y0, (DX)
+	JMP chosen28
+
+without27:
+	VMOVUPS Y0, (DX)
+
+chosen28:
+	CMPQ 304(R14), $0
+	JEQ without29
+	CMPQ 312(R14), $0
+	JEQ without30
+	VMOVNTPS Y2, (SI)
+	JMP chosen31
+
+without30:
+	VMOVUPS Y2, (SI)
+
+chosen31:
+
+without29:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -17685,13 +11603,13 @@ border6:
 	MOVQ R11, R9
 	JMP row2
 
-next8:
+next23:
 	ARG(kernelArgs_n, R9)
 	JMP row2
 
-last9:
+last24:
 	ANDQ $7, R9
-	JEQ end10
+	JEQ end25
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
@@ -17704,8 +11622,12 @@ last9:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without32
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
+
+without32:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -17715,16 +11637,20 @@ last9:
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
 	VBROADCASTSS 16(DI), Y7
+	VMASKMOVPS (AX), Y15, Y11
+	VMULPS Y2, Y11, Y2
 	VMASKMOVPS (BX), Y15, Y11
 	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMASKMOVPS Y0, Y15, (DX)
+	CMPQ 304(R14), $0
+	JEQ without33
+	VMASKMOVPS Y2, Y15, (SI)
+
+without33:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -17732,7 +11658,7 @@ last9:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end10:
+end25:
 	ARG(kernelArgs_images, R11)
 	ADDQ $-1, R11
 	MOVQ a+8(FP), R12
@@ -20195,1839 +14121,16 @@ done4:
 	RET
 
 // func inputGradColsCalled(id int, a *kernelArgs)
-TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $328-16
+TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, DI)
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, DI
-	SUBQ DI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $4, SI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part6
-
-column5:
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (BX)(R8*1), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS (BX)(R8*2), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS (BX)(R9*1), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VADDPS (BX)(R8*1), Y10, Y11
-	VMOVUPS (AX)(R8*1), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R8*1)
-	VADDPS (BX)(R8*2), Y10, Y11
-	VMOVUPS (AX)(R8*2), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R8*2)
-	VADDPS (BX)(R9*1), Y10, Y11
-	VMOVUPS (AX)(R9*1), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R9*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-part6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (BX)(R8*1), Y15, Y3
-	VADDPS Y3, Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (BX)(R8*2), Y15, Y4
-	VADDPS Y4, Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (BX)(R9*1), Y15, Y5
-	VADDPS Y5, Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS (BX)(R8*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R8*1), Y15, Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R8*1)
-	VMASKMOVPS (BX)(R8*2), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R8*2), Y15, Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R8*2)
-	VMASKMOVPS (BX)(R9*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R9*1), Y15, Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R9*1)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	SUBQ $4, SI
-	JGE groups1
-
-rest2:
-	ADDQ $4, SI
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $8, DI
-	JLT part9
-
-column8:
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column8
-
-part9:
-	ANDQ $7, DI
-	JEQ next10
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next10:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $4, DI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (BX)(R9*1), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS (CX)(R9*1), Y3, Y3
-	VADDPS (BX)(R9*2), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS (CX)(R9*2), Y4, Y4
-	VADDPS (BX)(R10*1), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS (CX)(R10*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VADDPS (BX)(R9*1), Y10, Y11
-	VMOVUPS (AX)(R9*1), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R9*1)
-	VADDPS (BX)(R9*2), Y10, Y11
-	VMOVUPS (AX)(R9*2), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R9*2)
-	VADDPS (BX)(R10*1), Y10, Y11
-	VMOVUPS (AX)(R10*1), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R10*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (CX)(R9*1), Y15, Y11
-	VADDPS Y11, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (CX)(R9*2), Y15, Y11
-	VADDPS Y11, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VMASKMOVPS (CX)(R10*1), Y15, Y11
-	VADDPS Y11, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS (BX)(R9*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R9*1), Y15, Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R9*1)
-	VMASKMOVPS (BX)(R9*2), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R9*2), Y15, Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R9*2)
-	VMASKMOVPS (BX)(R10*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R10*1), Y15, Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R10*1)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	SUBQ $4, DI
-	JGE groups1
-
-rest2:
-	ADDQ $4, DI
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part9
-
-column8:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column8
-
-part9:
-	ANDQ $7, R8
-	JEQ next10
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next10:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R8
-	SUBQ R8, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $4, DI
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (BX)(R9*1), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS (BX)(R9*2), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS (BX)(R10*1), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	VADDPS (BX)(R9*1), Y10, Y11
-	VMOVUPS (AX)(R9*1), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R9*1)
-	VMOVUPS Y12, (DX)(R9*1)
-	VADDPS (BX)(R9*2), Y10, Y11
-	VMOVUPS (AX)(R9*2), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R9*2)
-	VMOVUPS Y12, (DX)(R9*2)
-	VADDPS (BX)(R10*1), Y10, Y11
-	VMOVUPS (AX)(R10*1), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)(R10*1)
-	VMOVUPS Y12, (DX)(R10*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (BX)(R9*1), Y15, Y3
-	VADDPS Y3, Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (BX)(R9*2), Y15, Y4
-	VADDPS Y4, Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (BX)(R10*1), Y15, Y5
-	VADDPS Y5, Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	VMASKMOVPS (BX)(R9*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R9*1), Y15, Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R9*1)
-	VMASKMOVPS Y12, Y15, (DX)(R9*1)
-	VMASKMOVPS (BX)(R9*2), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R9*2), Y15, Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R9*2)
-	VMASKMOVPS Y12, Y15, (DX)(R9*2)
-	VMASKMOVPS (BX)(R10*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R10*1), Y15, Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)(R10*1)
-	VMASKMOVPS Y12, Y15, (DX)(R10*1)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	SUBQ $4, DI
-	JGE groups1
-
-rest2:
-	ADDQ $4, DI
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $8, R8
-	JLT part9
-
-column8:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (CX)
-	VMOVUPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column8
-
-part9:
-	ANDQ $7, R8
-	JEQ next10
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next10:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualDResidual<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_dres, SI)
-	ARG(kernelArgs_rows, R8)
-	ARG(kernelArgs_stride, R10)
-	ARG(kernelArgs_n, R9)
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R9
-	SUBQ R9, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R10
-	MOVQ R10, R11
-	ADDQ R10, R11
-	ADDQ R10, R11
-	SUBQ $4, R8
-	JLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_n, R9)
-	SUBQ $8, R9
-	JLT part6
-
-column5:
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 64(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VADDPS (BX)(R10*1), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS (CX)(R10*1), Y3, Y3
-	VADDPS (BX)(R10*2), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS (CX)(R10*2), Y4, Y4
-	VADDPS (BX)(R11*1), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS (CX)(R11*1), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 96(DI), Y6
-	VMOVUPS 128(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	VADDPS (BX)(R10*1), Y10, Y11
-	VMOVUPS (AX)(R10*1), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R10*1)
-	VMOVUPS Y12, (SI)(R10*1)
-	VADDPS (BX)(R10*2), Y10, Y11
-	VMOVUPS (AX)(R10*2), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R10*2)
-	VMOVUPS Y12, (SI)(R10*2)
-	VADDPS (BX)(R11*1), Y10, Y11
-	VMOVUPS (AX)(R11*1), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)(R11*1)
-	VMOVUPS Y12, (SI)(R11*1)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	ADDQ $160, DI
-	SUBQ $8, R9
-	JGE column5
-
-part6:
-	ANDQ $7, R9
-	JEQ next7
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 64(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMASKMOVPS (BX)(R10*1), Y15, Y3
-	VADDPS Y3, Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMASKMOVPS (CX)(R10*1), Y15, Y11
-	VADDPS Y11, Y3, Y3
-	VMASKMOVPS (BX)(R10*2), Y15, Y4
-	VADDPS Y4, Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMASKMOVPS (CX)(R10*2), Y15, Y11
-	VADDPS Y11, Y4, Y4
-	VMASKMOVPS (BX)(R11*1), Y15, Y5
-	VADDPS Y5, Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VMASKMOVPS (CX)(R11*1), Y15, Y11
-	VADDPS Y11, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 96(DI), Y6
-	VMOVUPS 128(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	VMASKMOVPS (BX)(R10*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R10*1), Y15, Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R10*1)
-	VMASKMOVPS Y12, Y15, (SI)(R10*1)
-	VMASKMOVPS (BX)(R10*2), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R10*2), Y15, Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R10*2)
-	VMASKMOVPS Y12, Y15, (SI)(R10*2)
-	VMASKMOVPS (BX)(R11*1), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX)(R11*1), Y15, Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)(R11*1)
-	VMASKMOVPS Y12, Y15, (SI)(R11*1)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-next7:
-	ARG(kernelArgs_n, R9)
-	SHLQ $2, R9
-	SUBQ R9, AX
-	SUBQ R9, BX
-	SUBQ R9, CX
-	SUBQ R9, DX
-	SUBQ R9, SI
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
-	SUBQ $4, R8
-	JGE groups1
-
-rest2:
-	ADDQ $4, R8
-	SUBQ $1, R8
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DI)
-	ARG(kernelArgs_n, R9)
-	SUBQ $8, R9
-	JLT part9
-
-column8:
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 64(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 96(DI), Y6
-	VMOVUPS 128(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVUPS Y13, (DX)
-	VMOVUPS Y12, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	ADDQ $160, DI
-	SUBQ $8, R9
-	JGE column8
-
-part9:
-	ANDQ $7, R9
-	JEQ next10
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 64(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 96(DI), Y6
-	VMOVUPS 128(DI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-next10:
-	ARG(kernelArgs_n, R9)
-	SHLQ $2, R9
-	SUBQ R9, AX
-	SUBQ R9, BX
-	SUBQ R9, CX
-	SUBQ R9, DX
-	SUBQ R9, SI
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R8
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_rows, SI)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, DI)
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, DX)
-	ARG(kernelArgs_n, DI)
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R10*1)
-	PREFETCHT0 64(BX)(R10*1)
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVUPS 160(DX), Y10
-	VMOVUPS 192(DX), Y8
-	VMOVUPS 224(DX), Y9
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMOVUPS 320(DX), Y10
-	VMOVUPS 352(DX), Y8
-	VMOVUPS 384(DX), Y9
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMOVUPS 480(DX), Y10
-	VMOVUPS 512(DX), Y8
-	VMOVUPS 544(DX), Y9
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVUPS 160(DX), Y10
-	VMOVUPS 192(DX), Y8
-	VMOVUPS 256(DX), Y6
-	VMOVUPS 288(DX), Y7
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VMOVUPS 320(DX), Y10
-	VMOVUPS 352(DX), Y8
-	VMOVUPS 416(DX), Y6
-	VMOVUPS 448(DX), Y7
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VMOVUPS 480(DX), Y10
-	VMOVUPS 512(DX), Y8
-	VMOVUPS 576(DX), Y6
-	VMOVUPS 608(DX), Y7
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT part6
-
-column5:
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-part6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 64(DX), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DX), Y10
-	VMOVUPS 32(DX), Y8
-	VMOVUPS 96(DX), Y6
-	VMOVUPS 128(DX), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	ARG(kernelArgs_n, DI)
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_res, CX)
-	ARG(kernelArgs_y, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVUPS 160(SI), Y10
-	VMOVUPS 192(SI), Y8
-	VMOVUPS 224(SI), Y9
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VMOVUPS 320(SI), Y10
-	VMOVUPS 352(SI), Y8
-	VMOVUPS 384(SI), Y9
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVUPS 480(SI), Y10
-	VMOVUPS 512(SI), Y8
-	VMOVUPS 544(SI), Y9
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVUPS 160(SI), Y10
-	VMOVUPS 192(SI), Y8
-	VMOVUPS 256(SI), Y6
-	VMOVUPS 288(SI), Y7
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VMOVUPS 320(SI), Y10
-	VMOVUPS 352(SI), Y8
-	VMOVUPS 416(SI), Y6
-	VMOVUPS 448(SI), Y7
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VMOVUPS 480(SI), Y10
-	VMOVUPS 512(SI), Y8
-	VMOVUPS 576(SI), Y6
-	VMOVUPS 608(SI), Y7
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
-	MOVQ kernelArgs_act(AX), AX
-	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
-	MOVQ BX, 272(R14)
-	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
-	ARG(kernelArgs_dy, AX)
-	ARG(kernelArgs_x, BX)
-	ARG(kernelArgs_y, CX)
-	ARG(kernelArgs_dres, DX)
-	ARG(kernelArgs_rows, DI)
-	ARG(kernelArgs_stride, R9)
-	ARG(kernelArgs_fetch, R11)
-	ARG(kernelArgs_n, R8)
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_n, R8)
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVUPS 160(SI), Y10
-	VMOVUPS 192(SI), Y8
-	VMOVUPS 224(SI), Y9
-	VADDPS 32(BX), Y10, Y3
-	VMULPS Y8, Y3, Y3
-	VADDPS Y9, Y3, Y3
-	VMOVUPS 320(SI), Y10
-	VMOVUPS 352(SI), Y8
-	VMOVUPS 384(SI), Y9
-	VADDPS 64(BX), Y10, Y4
-	VMULPS Y8, Y4, Y4
-	VADDPS Y9, Y4, Y4
-	VMOVUPS 480(SI), Y10
-	VMOVUPS 512(SI), Y8
-	VMOVUPS 544(SI), Y9
-	VADDPS 96(BX), Y10, Y5
-	VMULPS Y8, Y5, Y5
-	VADDPS Y9, Y5, Y5
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	VMOVUPS 160(SI), Y10
-	VMOVUPS 192(SI), Y8
-	VMOVUPS 256(SI), Y6
-	VMOVUPS 288(SI), Y7
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(CX)
-	VMOVNTPS Y12, 32(DX)
-	VMOVUPS 320(SI), Y10
-	VMOVUPS 352(SI), Y8
-	VMOVUPS 416(SI), Y6
-	VMOVUPS 448(SI), Y7
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(CX)
-	VMOVNTPS Y12, 64(DX)
-	VMOVUPS 480(SI), Y10
-	VMOVUPS 512(SI), Y8
-	VMOVUPS 576(SI), Y6
-	VMOVUPS 608(SI), Y7
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(CX)
-	VMOVNTPS Y12, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT part6
-
-column5:
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (CX)
-	VMOVNTPS Y12, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-part6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 64(SI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y8
-	VMOVUPS 96(SI), Y6
-	VMOVUPS 128(SI), Y7
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (CX)
-	VMASKMOVPS Y12, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	ARG(kernelArgs_n, R8)
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
-	LEAQ 31(SP), R14
-	ANDQ $~31, R14
-	MOVQ a+8(FP), AX
+	MOVQ kernelArgs_res(AX), BX
+	MOVQ BX, 296(R14)
+	MOVQ kernelArgs_dres(AX), BX
+	MOVQ BX, 304(R14)
+	MOVBQZX kernelArgs_stream(AX), BX
+	MOVQ BX, 312(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
@@ -22053,144 +14156,83 @@ TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $328-16
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
-	SUBQ $1, R8
-	JLT done4
+	CMPQ 312(R14), $0
+	JNE with5
+	SUBQ $4, R8
+	JLT rest2
 
-single3:
+groups1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
-	SUBQ $32, R9
-	JLT few9
+	SUBQ $8, R9
+	JLT part7
 
-many8:
-	PREFETCHT0 (BX)(R12*1)
-	PREFETCHT0 64(BX)(R12*1)
-	PREFETCHT0 (AX)(R12*1)
-	PREFETCHT0 64(AX)(R12*1)
-	PREFETCHT0 (CX)(R12*1)
-	PREFETCHT0 64(CX)(R12*1)
+column6:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVUPS 160(DI), Y10
-	VMOVUPS 192(DI), Y8
-	VMOVUPS 224(DI), Y9
-	VADDPS 32(BX), Y10, Y3
+	VADDPS (BX)(R10*1), Y10, Y3
 	VMULPS Y8, Y3, Y3
 	VADDPS Y9, Y3, Y3
-	VADDPS 32(CX), Y3, Y3
-	VMOVUPS 320(DI), Y10
-	VMOVUPS 352(DI), Y8
-	VMOVUPS 384(DI), Y9
-	VADDPS 64(BX), Y10, Y4
+	VADDPS (BX)(R10*2), Y10, Y4
 	VMULPS Y8, Y4, Y4
 	VADDPS Y9, Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVUPS 480(DI), Y10
-	VMOVUPS 512(DI), Y8
-	VMOVUPS 544(DI), Y9
-	VADDPS 96(BX), Y10, Y5
+	VADDPS (BX)(R11*1), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	VADDPS 96(CX), Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without9
+	VADDPS (CX), Y2, Y2
+	VADDPS (CX)(R10*1), Y3, Y3
+	VADDPS (CX)(R10*2), Y4, Y4
+	VADDPS (CX)(R11*1), Y5, Y5
+
+without9:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
 	VMOVUPS 128(DI), Y7
+	VMULPS (AX), Y2, Y2
+	VMULPS (AX)(R10*1), Y3, Y3
+	VMULPS (AX)(R10*2), Y4, Y4
+	VMULPS (AX)(R11*1), Y5, Y5
 	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VADDPS (BX)(R10*1), Y10, Y11
+	VSUBPS Y6, Y3, Y1
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y1, Y1
+	VMULPS Y8, Y1, Y1
+	VADDPS (BX)(R10*2), Y10, Y11
+	VSUBPS Y6, Y4, Y12
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y12, Y12
+	VMULPS Y8, Y12, Y12
+	VADDPS (BX)(R11*1), Y10, Y11
+	VSUBPS Y6, Y5, Y13
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
-	VMOVUPS 160(DI), Y10
-	VMOVUPS 192(DI), Y8
-	VMOVUPS 256(DI), Y6
-	VMOVUPS 288(DI), Y7
-	VADDPS 32(BX), Y10, Y11
-	VMOVUPS 32(AX), Y12
-	VMULPS Y3, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 32(DX)
-	VMOVNTPS Y12, 32(SI)
-	VMOVUPS 320(DI), Y10
-	VMOVUPS 352(DI), Y8
-	VMOVUPS 416(DI), Y6
-	VMOVUPS 448(DI), Y7
-	VADDPS 64(BX), Y10, Y11
-	VMOVUPS 64(AX), Y12
-	VMULPS Y4, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 64(DX)
-	VMOVNTPS Y12, 64(SI)
-	VMOVUPS 480(DI), Y10
-	VMOVUPS 512(DI), Y8
-	VMOVUPS 576(DI), Y6
-	VMOVUPS 608(DI), Y7
-	VADDPS 96(BX), Y10, Y11
-	VMOVUPS 96(AX), Y12
-	VMULPS Y5, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, 96(DX)
-	VMOVNTPS Y12, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	ADDQ $640, DI
-	SUBQ $32, R9
-	JGE many8
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, (DX)(R10*1)
+	VMOVUPS Y12, (DX)(R10*2)
+	VMOVUPS Y13, (DX)(R11*1)
+	CMPQ 304(R14), $0
+	JEQ without10
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, (SI)(R10*1)
+	VMOVUPS Y4, (SI)(R10*2)
+	VMOVUPS Y5, (SI)(R11*1)
 
-few9:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT part6
-
-column5:
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 64(DI), Y9
-	VADDPS (BX), Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	VADDPS (CX), Y2, Y2
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	VMOVUPS (DI), Y10
-	VMOVUPS 32(DI), Y8
-	VMOVUPS 96(DI), Y6
-	VMOVUPS 128(DI), Y7
-	VADDPS (BX), Y10, Y11
-	VMOVUPS (AX), Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMOVNTPS Y13, (DX)
-	VMOVNTPS Y12, (SI)
+without10:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -22198,11 +14240,11 @@ column5:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column5
+	JGE column6
 
-part6:
+part7:
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next8
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -22210,8 +14252,266 @@ part6:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
+	VMASKMOVPS (BX)(R10*1), Y15, Y3
+	VADDPS Y3, Y10, Y3
+	VMULPS Y8, Y3, Y3
+	VADDPS Y9, Y3, Y3
+	VMASKMOVPS (BX)(R10*2), Y15, Y4
+	VADDPS Y4, Y10, Y4
+	VMULPS Y8, Y4, Y4
+	VADDPS Y9, Y4, Y4
+	VMASKMOVPS (BX)(R11*1), Y15, Y5
+	VADDPS Y5, Y10, Y5
+	VMULPS Y8, Y5, Y5
+	VADDPS Y9, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without11
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
+	VMASKMOVPS (CX)(R10*1), Y15, Y11
+	VADDPS Y11, Y3, Y3
+	VMASKMOVPS (CX)(R10*2), Y15, Y11
+	VADDPS Y11, Y4, Y4
+	VMASKMOVPS (CX)(R11*1), Y15, Y11
+	VADDPS Y11, Y5, Y5
+
+without11:
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 128(DI), Y7
+	VMASKMOVPS (AX), Y15, Y11
+	VMULPS Y2, Y11, Y2
+	VMASKMOVPS (AX)(R10*1), Y15, Y11
+	VMULPS Y3, Y11, Y3
+	VMASKMOVPS (AX)(R10*2), Y15, Y11
+	VMULPS Y4, Y11, Y4
+	VMASKMOVPS (AX)(R11*1), Y15, Y11
+	VMULPS Y5, Y11, Y5
+	VMASKMOVPS (BX), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMASKMOVPS (BX)(R10*1), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VSUBPS Y6, Y3, Y1
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y1, Y1
+	VMULPS Y8, Y1, Y1
+	VMASKMOVPS (BX)(R10*2), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VSUBPS Y6, Y4, Y12
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y12, Y12
+	VMULPS Y8, Y12, Y12
+	VMASKMOVPS (BX)(R11*1), Y15, Y11
+	VADDPS Y11, Y10, Y11
+	VSUBPS Y6, Y5, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	VMASKMOVPS Y0, Y15, (DX)
+	VMASKMOVPS Y1, Y15, (DX)(R10*1)
+	VMASKMOVPS Y12, Y15, (DX)(R10*2)
+	VMASKMOVPS Y13, Y15, (DX)(R11*1)
+	CMPQ 304(R14), $0
+	JEQ without12
+	VMASKMOVPS Y2, Y15, (SI)
+	VMASKMOVPS Y3, Y15, (SI)(R10*1)
+	VMASKMOVPS Y4, Y15, (SI)(R10*2)
+	VMASKMOVPS Y5, Y15, (SI)(R11*1)
+
+without12:
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+
+next8:
+	ARG(kernelArgs_n, R9)
+	SHLQ $2, R9
+	SUBQ R9, AX
+	SUBQ R9, BX
+	SUBQ R9, CX
+	SUBQ R9, DX
+	SUBQ R9, SI
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	ADDQ R10, SI
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	ADDQ R11, SI
+	SUBQ $4, R8
+	JGE groups1
+
+rest2:
+	ADDQ $4, R8
+
+with5:
+	SUBQ $1, R8
+	JLT done4
+
+single3:
+	ARG(kernelArgs_coef, DI)
+	ARG(kernelArgs_n, R9)
+	SUBQ $32, R9
+	JLT few17
+
+many16:
+	PREFETCHT0 (BX)(R12*1)
+	PREFETCHT0 64(BX)(R12*1)
+	PREFETCHT0 (AX)(R12*1)
+	PREFETCHT0 64(AX)(R12*1)
+	CMPQ 296(R14), $0
+	JEQ without18
+	PREFETCHT0 (CX)(R12*1)
+	PREFETCHT0 64(CX)(R12*1)
+
+without18:
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 64(DI), Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	VMOVUPS 160(DI), Y10
+	VMOVUPS 192(DI), Y8
+	VMOVUPS 224(DI), Y9
+	VADDPS 32(BX), Y10, Y3
+	VMULPS Y8, Y3, Y3
+	VADDPS Y9, Y3, Y3
+	VMOVUPS 320(DI), Y10
+	VMOVUPS 352(DI), Y8
+	VMOVUPS 384(DI), Y9
+	VADDPS 64(BX), Y10, Y4
+	VMULPS Y8, Y4, Y4
+	VADDPS Y9, Y4, Y4
+	VMOVUPS 480(DI), Y10
+	VMOVUPS 512(DI), Y8
+	VMOVUPS 544(DI), Y9
+	VADDPS 96(BX), Y10, Y5
+	VMULPS Y8, Y5, Y5
+	VADDPS Y9, Y5, Y5
+	CMPQ 296(R14), $0
+	JEQ without19
+	VADDPS (CX), Y2, Y2
+	VADDPS 32(CX), Y3, Y3
+	VADDPS 64(CX), Y4, Y4
+	VADDPS 96(CX), Y5, Y5
+
+without19:
+	MOVQ $128, 280(R14)
+	CALL 256(R14)
+	VMULPS (AX), Y2, Y2
+	VMULPS 32(AX), Y3, Y3
+	VMULPS 64(AX), Y4, Y4
+	VMULPS 96(AX), Y5, Y5
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 128(DI), Y7
+	VADDPS (BX), Y10, Y11
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMOVUPS 160(DI), Y10
+	VMOVUPS 192(DI), Y8
+	VMOVUPS 256(DI), Y6
+	VMOVUPS 288(DI), Y7
+	VADDPS 32(BX), Y10, Y11
+	VSUBPS Y6, Y3, Y1
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y1, Y1
+	VMULPS Y8, Y1, Y1
+	VMOVUPS 320(DI), Y10
+	VMOVUPS 352(DI), Y8
+	VMOVUPS 416(DI), Y6
+	VMOVUPS 448(DI), Y7
+	VADDPS 64(BX), Y10, Y11
+	VSUBPS Y6, Y4, Y12
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y12, Y12
+	VMULPS Y8, Y12, Y12
+	VMOVUPS 480(DI), Y10
+	VMOVUPS 512(DI), Y8
+	VMOVUPS 576(DI), Y6
+	VMOVUPS 608(DI), Y7
+	VADDPS 96(BX), Y10, Y11
+	VSUBPS Y6, Y5, Y13
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y13, Y13
+	VMULPS Y8, Y13, Y13
+	CMPQ 312(R14), $0
+	JEQ without20
+	VMOVNTPS Y0, (DX)
+	VMOVNTPS Y1, 32(DX)
+	VMOVNTPS Y12, 64(DX)
+	VMOVNTPS Y13, 96(DX)
+	JMP chosen21
+
+without20:
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	VMOVUPS Y12, 64(DX)
+	VMOVUPS Y13, 96(DX)
+
+chosen21:
+	CMPQ 304(R14), $0
+	JEQ without22
+	CMPQ 312(R14), $0
+	JEQ without23
+	VMOVNTPS Y2, (SI)
+	VMOVNTPS Y3, 32(SI)
+	VMOVNTPS Y4, 64(SI)
+	VMOVNTPS Y5, 96(SI)
+	JMP chosen24
+
+without23:
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	VMOVUPS Y4, 64(SI)
+	VMOVUPS Y5, 96(SI)
+
+chosen24:
+
+without22:
+	ADDQ $128, AX
+	ADDQ $128, BX
+	ADDQ $128, CX
+	ADDQ $128, DX
+	ADDQ $128, SI
+	ADDQ $640, DI
+	SUBQ $32, R9
+	JGE many16
+
+few17:
+	ADDQ $32, R9
+	SUBQ $8, R9
+	JLT part14
+
+column13:
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 64(DI), Y9
+	VADDPS (BX), Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without25
+	VADDPS (CX), Y2, Y2
+
+without25:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -22221,16 +14521,82 @@ part6:
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
 	VMOVUPS 128(DI), Y7
+	VMULPS (AX), Y2, Y2
+	VADDPS (BX), Y10, Y11
+	VSUBPS Y6, Y2, Y0
+	VMULPS Y7, Y11, Y11
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	CMPQ 312(R14), $0
+	JEQ without26
+	VMOVNTPS Y0, (DX)
+	JMP chosen27
+
+without26:
+	VMOVUPS Y0, (DX)
+
+chosen27:
+	CMPQ 304(R14), $0
+	JEQ without28
+	CMPQ 312(R14), $0
+	JEQ without29
+	VMOVNTPS Y2, (SI)
+	JMP chosen30
+
+without29:
+	VMOVUPS Y2, (SI)
+
+chosen30:
+
+without28:
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	ADDQ $160, DI
+	SUBQ $8, R9
+	JGE column13
+
+part14:
+	ANDQ $7, R9
+	JEQ next15
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 64(DI), Y9
+	VMASKMOVPS (BX), Y15, Y2
+	VADDPS Y2, Y10, Y2
+	VMULPS Y8, Y2, Y2
+	VADDPS Y9, Y2, Y2
+	CMPQ 296(R14), $0
+	JEQ without31
+	VMASKMOVPS (CX), Y15, Y11
+	VADDPS Y11, Y2, Y2
+
+without31:
+	VMOVAPS Y2, Y3
+	VMOVAPS Y2, Y4
+	VMOVAPS Y2, Y5
+	MOVQ $32, 280(R14)
+	CALL 256(R14)
+	VMOVUPS (DI), Y10
+	VMOVUPS 32(DI), Y8
+	VMOVUPS 96(DI), Y6
+	VMOVUPS 128(DI), Y7
+	VMASKMOVPS (AX), Y15, Y11
+	VMULPS Y2, Y11, Y2
 	VMASKMOVPS (BX), Y15, Y11
 	VADDPS Y11, Y10, Y11
-	VMASKMOVPS (AX), Y15, Y12
-	VMULPS Y2, Y12, Y12
-	VSUBPS Y6, Y12, Y13
+	VSUBPS Y6, Y2, Y0
 	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y13, Y13
-	VMULPS Y8, Y13, Y13
-	VMASKMOVPS Y13, Y15, (DX)
-	VMASKMOVPS Y12, Y15, (SI)
+	VSUBPS Y11, Y0, Y0
+	VMULPS Y8, Y0, Y0
+	VMASKMOVPS Y0, Y15, (DX)
+	CMPQ 304(R14), $0
+	JEQ without32
+	VMASKMOVPS Y2, Y15, (SI)
+
+without32:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -22238,7 +14604,7 @@ part6:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next7:
+next15:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -22323,11 +14689,11 @@ DATA simdKernelTable<>+488(SB)/8, $·normalizeRowsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+496(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+512(SB)/8, $·normalizeRowsCalled<>(SB)
-DATA simdKernelTable<>+520(SB)/8, $·normalizeRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+528(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+544(SB)/8, $·normalizeRowsCalledStream<>(SB)
-DATA simdKernelTable<>+552(SB)/8, $·normalizeRowsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+552(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+560(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+568(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
@@ -22347,11 +14713,11 @@ DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
-DATA simdKernelTable<>+712(SB)/8, $·normalizeColsCalledResidual<>(SB)
+DATA simdKernelTable<>+712(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+720(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+736(SB)/8, $·normalizeColsCalledStream<>(SB)
-DATA simdKernelTable<>+744(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+744(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+752(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+760(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+768(SB)/8, $·gradSumsRowsIdentity<>(SB)
@@ -22371,9 +14737,9 @@ DATA simdKernelTable<>+872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+880(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+888(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+896(SB)/8, $·gradSumsRowsCalled<>(SB)
-DATA simdKernelTable<>+904(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+912(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+920(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+912(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+920(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+928(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+936(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+944(SB)/8, $·absent<>(SB)
@@ -22395,9 +14761,9 @@ DATA simdKernelTable<>+1064(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1072(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1080(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1088(SB)/8, $·gradSumsColsCalled<>(SB)
-DATA simdKernelTable<>+1096(SB)/8, $·gradSumsColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1104(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1112(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1112(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1120(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1128(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1136(SB)/8, $·absent<>(SB)
@@ -22419,13 +14785,13 @@ DATA simdKernelTable<>+1256(SB)/8, $·inputGradRowsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+1264(SB)/8, $·inputGradRowsReLUDResidualStream<>(SB)
 DATA simdKernelTable<>+1272(SB)/8, $·inputGradRowsReLUResidualDResidualStream<>(SB)
 DATA simdKernelTable<>+1280(SB)/8, $·inputGradRowsCalled<>(SB)
-DATA simdKernelTable<>+1288(SB)/8, $·inputGradRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1296(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1304(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1312(SB)/8, $·inputGradRowsCalledStream<>(SB)
-DATA simdKernelTable<>+1320(SB)/8, $·inputGradRowsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+1328(SB)/8, $·inputGradRowsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+1336(SB)/8, $·inputGradRowsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1288(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1296(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1304(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1312(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1320(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1328(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1336(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
@@ -22443,13 +14809,13 @@ DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
 DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
 DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
-DATA simdKernelTable<>+1480(SB)/8, $·inputGradColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1488(SB)/8, $·inputGradColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1496(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1504(SB)/8, $·inputGradColsCalledStream<>(SB)
-DATA simdKernelTable<>+1512(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+1520(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+1528(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1496(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
 GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
 
 // func simdKernel(id int, a *kernelArgs)
@@ -22902,81 +15268,337 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA deviationChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
-// func deviationChannels(id int, a *channelArgs)
-TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
+// func addSumsChannels(id int, a *channelArgs)
+TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_sumB(R14), AX
-	MOVQ channelArgs_variance(R14), BX
-	MOVQ channelArgs_invstd(R14), CX
-	LEAQ channelArgs_count(R14), DX
-	VBROADCASTSD (DX), Y0
-	LEAQ channelArgs_epsilon(R14), DX
-	VBROADCASTSD (DX), Y1
-	LEAQ channelArgs_usual(R14), DX
-	VMOVUPS (DX), Y8
-	MOVQ channelArgs_n(R14), DX
+	MOVQ channelArgs_sumA(R14), AX
+	MOVQ channelArgs_sumB(R14), BX
+	MOVQ channelArgs_otherA(R14), CX
+	MOVQ channelArgs_otherB(R14), DX
+	MOVQ channelArgs_n(R14), SI
 
 channels1:
-	VMOVUPS (AX), Y2
-	VMOVUPS 32(AX), Y3
-	VDIVPD Y0, Y2, Y2
-	VDIVPD Y0, Y3, Y3
-	VADDPD Y1, Y2, Y4
-	VADDPD Y1, Y3, Y5
-	VMOVUPS deviationChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y4, Y6
-	VMOVUPS deviationChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y4, Y14, Y7
-	VANDPS Y6, Y8, Y8
-	VANDPS Y7, Y8, Y8
-	VMOVUPS deviationChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y2, Y6
-	VANDPS Y6, Y2, Y2
-	VMOVUPS deviationChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y5, Y6
-	VMOVUPS deviationChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y5, Y14, Y7
-	VANDPS Y6, Y8, Y8
-	VANDPS Y7, Y8, Y8
-	VMOVUPS deviationChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y3, Y6
-	VANDPS Y6, Y3, Y3
-	VMOVUPS Y2, (BX)
-	VMOVUPS Y3, 32(BX)
-	VADDPD Y1, Y2, Y4
-	VADDPD Y1, Y3, Y5
-	VSQRTPD Y4, Y4
-	VSQRTPD Y5, Y5
-	VMOVUPS deviationChannelsTable<>+96(SB), Y14
-	VDIVPD Y4, Y14, Y4
-	VDIVPD Y5, Y14, Y5
-	VMOVUPS Y4, (CX)
-	VMOVUPS Y5, 32(CX)
+	VMOVUPS (CX), Y2
+	VMOVUPS 32(CX), Y3
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y1, 32(AX)
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS (BX), Y0
+	VMOVUPS 32(BX), Y1
+	VADDPD Y2, Y0, Y0
+	VADDPD Y3, Y1, Y1
+	VMOVUPS Y0, (BX)
+	VMOVUPS Y1, 32(BX)
 	ADDQ $64, AX
 	ADDQ $64, BX
 	ADDQ $64, CX
-	SUBQ $8, DX
+	ADDQ $64, DX
+	SUBQ $8, SI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), DX
-	VMOVUPS Y8, (DX)
+	VZEROUPPER
+	RET
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
+
+// func forwardChannels(id int, a *channelArgs)
+TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y0
+	LEAQ channelArgs_epsilon(R14), DI
+	VBROADCASTSD (DI), Y1
+	LEAQ channelArgs_weight(R14), DI
+	VBROADCASTSD (DI), Y2
+	LEAQ channelArgs_cross(R14), DI
+	VBROADCASTSD (DI), Y3
+	LEAQ channelArgs_correction(R14), DI
+	VBROADCASTSD (DI), Y4
+	MOVQ channelArgs_n(R14), DI
+
+channels1:
+	VMOVUPS forwardChannelsTable<>+0(SB), Y13
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y7
+	VMOVUPS 32(SI), Y8
+	VDIVPD Y0, Y7, Y7
+	VDIVPD Y0, Y8, Y8
+	VADDPD Y1, Y7, Y11
+	VADDPD Y1, Y8, Y12
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y5
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y6
+	VANDPS Y5, Y13, Y13
+	VANDPS Y6, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y5
+	VANDPS Y5, Y7, Y7
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y12, Y5
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y12, Y14, Y6
+	VANDPS Y5, Y13, Y13
+	VANDPS Y6, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y8, Y5
+	VANDPS Y5, Y8, Y8
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y7, (SI)
+	VMOVUPS Y8, 32(SI)
+	VADDPD Y1, Y7, Y9
+	VADDPD Y1, Y8, Y10
+	VSQRTPD Y9, Y9
+	VSQRTPD Y10, Y10
+	VMOVUPS forwardChannelsTable<>+128(SB), Y14
+	VDIVPD Y9, Y14, Y9
+	VDIVPD Y10, Y14, Y10
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y9, (SI)
+	VMOVUPS Y10, 32(SI)
+	MOVQ channelArgs_savedInvStd(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	MOVQ channelArgs_savedInvStd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y9, (SI)
+	VMOVUPS Y10, 32(SI)
+
+unwanted3:
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y5
+	VMOVUPS 32(SI), Y6
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y5, (SI)
+	VMOVUPS Y6, 32(SI)
+	MOVQ channelArgs_savedMean(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	MOVQ channelArgs_savedMean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y5, (SI)
+	VMOVUPS Y6, 32(SI)
+
+unwanted4:
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y5, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y6, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y9, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VANDPS Y7, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VORPS Y7, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y10, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VANDPS Y7, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y7
+	VORPS Y7, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y9, Y7, Y7
+	VMULPD Y10, Y8, Y8
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y7, (SI)
+	VMOVUPS Y8, 32(SI)
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y7, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VANDPS Y9, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y8, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VANDPS Y9, Y12, Y12
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y12, Y12
+	VANDPS Y12, Y13, Y13
+	VMOVAPS Y5, Y11
+	VMOVAPS Y6, Y12
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VMOVAPS Y11, Y12
+	VCVTPS2PD X12, Y11
+	VEXTRACTF128 $1, Y12, X12
+	VCVTPS2PD X12, Y12
+	VSUBPD Y11, Y5, Y5
+	VSUBPD Y12, Y6, Y6
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VXORPS forwardChannelsTable<>+256(SB), Y11, Y11
+	VMOVUPS Y11, (SI)
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y6, Y6
+	MOVQ channelArgs_beta(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y12
+	VCVTPS2PD X12, Y11
+	VEXTRACTF128 $1, Y12, X12
+	VCVTPS2PD X12, Y12
+	VSUBPD Y5, Y11, Y11
+	VSUBPD Y6, Y12, Y12
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y11, Y11
+	VMOVUPS Y11, (SI)
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+	VMOVUPS forwardChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JNE unusual2
+	MOVQ channelArgs_running(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted5
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y11
+	VMOVUPS 32(SI), Y12
+	MOVQ channelArgs_running(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y2, Y11, Y11
+	VMULPD Y2, Y12, Y12
+	VMULPD Y3, Y7, Y7
+	VMULPD Y3, Y8, Y8
+	VADDPD Y11, Y7, Y7
+	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+
+unwanted5:
+	MOVQ channelArgs_runningVar(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted6
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y11
+	VMOVUPS 32(SI), Y12
+	VMULPD Y4, Y11, Y11
+	VMULPD Y4, Y12, Y12
+	MOVQ channelArgs_runningVar(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
+	VMULPD Y2, Y11, Y11
+	VMULPD Y2, Y12, Y12
+	VMULPD Y3, Y7, Y7
+	VMULPD Y3, Y8, Y8
+	VADDPD Y11, Y7, Y7
+	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
+
+unwanted6:
+	ADDQ $32, AX
+	ADDQ $64, BX
+	ADDQ DX, CX
+	SUBQ $8, DI
+	JNE channels1
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
 DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
@@ -23042,253 +15664,288 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_mean(R14), AX
-	MOVQ channelArgs_invstd(R14), BX
-	MOVQ channelArgs_gamma(R14), CX
-	MOVQ channelArgs_beta(R14), DX
-	MOVQ channelArgs_scale(R14), SI
-	MOVQ channelArgs_neg(R14), DI
-	MOVQ channelArgs_a(R14), R8
-	MOVQ channelArgs_b(R14), R9
-	LEAQ channelArgs_usual(R14), R10
-	VMOVUPS (R10), Y9
-	MOVQ channelArgs_n(R14), R10
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y0
-	VMOVUPS 32(AX), Y1
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VMOVUPS affineChannelsTable<>+0(SB), Y8
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y0, Y14, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VANDPS Y6, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y1, Y14, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y9, Y9
-	VMOVUPS (BX), Y4
-	VMOVUPS 32(BX), Y5
-	VMOVUPS (CX), Y3
+	VANDPS Y6, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VANDPS Y2, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VORPS Y2, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y5, Y14, Y6
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VANDPS Y2, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y2
+	VORPS Y2, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y3
 	VCVTPS2PD X3, Y2
 	VEXTRACTF128 $1, Y3, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VANDNPS Y5, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
 	VANDNPS Y2, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
+	VMOVUPS affineChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VANDPS Y4, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VORPS Y4, Y7, Y7
+	VANDPS Y7, Y8, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
 	VANDNPS Y3, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VORPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
-	VMOVAPS Y0, Y4
-	VMOVAPS Y1, Y5
-	VCVTPD2PSY Y4, X4
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y4, Y4
-	VMOVAPS Y4, Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
-	VSUBPD Y4, Y0, Y0
-	VSUBPD Y5, Y1, Y1
-	VCVTPD2PSY Y4, X4
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y4, Y4
-	VXORPS affineChannelsTable<>+128(SB), Y4, Y4
-	VMOVUPS Y4, (DI)
+	VMOVUPS affineChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VANDPS Y4, Y7, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VORPS Y4, Y7, Y7
+	VANDPS Y7, Y8, Y8
+	VMOVAPS Y0, Y6
+	VMOVAPS Y1, Y7
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVAPS Y6, Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VSUBPD Y6, Y0, Y0
+	VSUBPD Y7, Y1, Y1
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VXORPS affineChannelsTable<>+224(SB), Y6, Y6
+	VMOVUPS Y6, (SI)
 	VMULPD Y2, Y0, Y0
 	VMULPD Y3, Y1, Y1
-	VMOVUPS (DX), Y7
+	MOVQ channelArgs_beta(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y7
 	VCVTPS2PD X7, Y6
 	VEXTRACTF128 $1, Y7, X7
 	VCVTPS2PD X7, Y7
 	VSUBPD Y0, Y6, Y6
 	VSUBPD Y1, Y7, Y7
+	MOVQ channelArgs_b(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (R9)
+	VMOVUPS Y6, (SI)
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (R8)
-	ADDQ $64, AX
+	VMOVUPS Y2, (SI)
+	VMOVUPS affineChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE unusual2
+	ADDQ $32, AX
 	ADDQ $64, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $64, SI
-	ADDQ $32, DI
-	ADDQ $32, R8
-	ADDQ $32, R9
-	SUBQ $8, R10
+	ADDQ DX, CX
+	SUBQ $8, DI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), R10
-	VMOVUPS Y9, (R10)
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+96(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+104(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+112(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+120(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+152(SB)/8, $0x0000000000000000
-GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
 
-// func gradientChannels(id int, a *channelArgs)
-TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
+// func backwardChannels(id int, a *channelArgs)
+TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ channelArgs_sumA(R14), AX
-	MOVQ channelArgs_sumB(R14), BX
-	MOVQ channelArgs_mean(R14), CX
-	MOVQ channelArgs_invstd(R14), DX
-	MOVQ channelArgs_dgamma(R14), SI
-	MOVQ channelArgs_k1(R14), DI
-	MOVQ channelArgs_k2(R14), R8
-	LEAQ channelArgs_count(R14), R9
-	VBROADCASTSD (R9), Y0
-	LEAQ channelArgs_weight(R14), R9
-	VBROADCASTSD (R9), Y1
-	LEAQ channelArgs_usual(R14), R9
-	VMOVUPS (R9), Y13
-	MOVQ channelArgs_n(R14), R9
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y0
+	LEAQ channelArgs_weight(R14), DI
+	VBROADCASTSD (DI), Y1
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y2
-	VMOVUPS 32(AX), Y3
-	VMOVUPS (BX), Y4
-	VMOVUPS 32(BX), Y5
-	VMOVUPS (DX), Y6
-	VMOVUPS 32(DX), Y7
+	VMOVUPS backwardChannelsTable<>+0(SB), Y12
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
 	VMULPD Y6, Y0, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
 	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y8
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y0, Y11
 	VCMPPD $0x1d, Y11, Y8, Y11
 	VORPS Y11, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
 	VADDPD Y8, Y11, Y11
 	VCMPPD $0x1d, Y11, Y1, Y11
 	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y13, Y13
+	VANDPS Y10, Y12, Y12
 	VMULPD Y7, Y0, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
 	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y8
-	VMOVUPS gradientChannelsTable<>+64(SB), Y14
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y0, Y11
 	VCMPPD $0x1d, Y11, Y8, Y11
 	VORPS Y11, Y10, Y10
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
 	VADDPD Y8, Y11, Y11
 	VCMPPD $0x1d, Y11, Y1, Y11
 	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y13, Y13
-	VMOVUPS (CX), Y8
-	VMOVUPS 32(CX), Y9
+	VANDPS Y10, Y12, Y12
+	MOVQ channelArgs_dbeta(R14), SI
+	ADDQ BX, SI
+	VMOVUPS Y2, (SI)
+	VMOVUPS Y3, 32(SI)
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
 	VMOVAPS Y8, Y10
 	VMOVAPS Y9, Y11
 	VCVTPD2PSY Y10, X10
@@ -23306,8 +15963,36 @@ channels1:
 	VSUBPD Y11, Y5, Y5
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
+	MOVQ channelArgs_dgamma(R14), SI
+	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
+	MOVQ channelArgs_gammaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	VMOVAPS Y4, Y10
+	VMOVAPS Y5, Y11
+	MOVQ channelArgs_gammaGrad(R14), SI
+	ADDQ AX, SI
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVUPS Y10, (SI)
+
+unwanted3:
+	MOVQ channelArgs_betaGrad(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	VMOVAPS Y2, Y10
+	VMOVAPS Y3, Y11
+	MOVQ channelArgs_betaGrad(R14), SI
+	ADDQ AX, SI
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVUPS Y10, (SI)
+
+unwanted4:
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
 	VDIVPD Y0, Y4, Y4
@@ -23318,69 +16003,74 @@ channels1:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS gradientChannelsTable<>+32(SB), Y14
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y10
-	VMOVUPS gradientChannelsTable<>+0(SB), Y14
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS gradientChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VANDPS Y12, Y11, Y11
-	VMOVUPS gradientChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y12
-	VORPS Y12, Y11, Y11
-	VANDPS Y11, Y13, Y13
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VANDPS Y6, Y11, Y11
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y6
+	VORPS Y6, Y11, Y11
+	VANDPS Y11, Y12, Y12
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (DI)
+	VMOVUPS Y2, (SI)
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VMOVUPS Y4, (R8)
-	ADDQ $64, AX
+	VMOVUPS Y4, (SI)
+	VMOVUPS backwardChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y12, Y12
+	VTESTPS Y12, Y12
+	JNE unusual2
+	ADDQ $32, AX
 	ADDQ $64, BX
-	ADDQ $64, CX
-	ADDQ $64, DX
-	ADDQ $64, SI
-	ADDQ $32, DI
-	ADDQ $32, R8
-	SUBQ $8, R9
+	ADDQ DX, CX
+	SUBQ $8, DI
 	JNE channels1
-	LEAQ channelArgs_usual(R14), R9
-	VMOVUPS Y13, (R9)
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
 
@@ -23429,17 +16119,18 @@ DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
 DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
 DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·deviationChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·gradientChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $11
+	CMPQ AX, $12
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

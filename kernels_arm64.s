@@ -1238,448 +1238,6 @@ save7:
 	RET
 	RET
 
-// func normalizeRowsIdentityStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_at(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_coefAt(R23), R6
-	LSL $2, R6
-	ADD R6, R2
-	MOVD kernelArgs_rowsLeft(R23), R3
-	MOVD kernelArgs_left(R23), R4
-	MOVD kernelArgs_budget(R23), R5
-	ADD $-1, R5
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	MOVD kernelArgs_n(R23), R6
-	SUB R4, R6
-	SUBS $0, R6
-	BNE row2
-	MOVD kernelArgs_rows(R23), R6
-	SUB R3, R6
-	SUBS $0, R6
-	BNE row2
-
-image1:
-	MOVD R1, R6
-	NEG R6, R6
-	ASR $2, R6
-	ANDS $7, R6
-	BEQ row2
-	CMP R4, R6
-	CSEL LT, R6, R4, R6
-	SUB R6, R4
-	MOVD R6, kernelArgs_piece(R23)
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	MOVD kernelArgs_piece(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-
-row2:
-	SUBS $0, R5
-	BLT save7
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $-32, R5
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	MOVD kernelArgs_n(R23), R6
-	ADD R4, R6
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	LD1R8(2, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 2, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 2, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R6, R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	MOVD kernelArgs_images(R23), R6
-	ADD $-1, R6
-	MOVD R6, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R4
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	MOVD kernelArgs_coefImage(R23), R4
-	LSL $2, R4
-	ADD R4, R2
-	ADD $20, R2
-	MOVD kernelArgs_rows(R23), R3
-	MOVD kernelArgs_n(R23), R4
-	SUBS $0, R6
-	BEQ save7
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B image1
-
-save7:
-	MOVD R4, kernelArgs_left(R23)
-	MOVD R3, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_x(R23), R6
-	SUB R6, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R6
-	SUB R6, R2
-	ASR $2, R2
-	MOVD R2, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func normalizeRowsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_at(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_coefAt(R23), R7
-	LSL $2, R7
-	ADD R7, R3
-	MOVD kernelArgs_rowsLeft(R23), R4
-	MOVD kernelArgs_left(R23), R5
-	MOVD kernelArgs_budget(R23), R6
-	ADD $-1, R6
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R1, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD R7, kernelArgs_piece(R23)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	MOVD kernelArgs_piece(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	MOVD kernelArgs_n(R23), R7
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	LD1R8(3, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 3, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 3, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	MOVD kernelArgs_coefImage(R23), R5
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B image1
-
-save7:
-	MOVD R5, kernelArgs_left(R23)
-	MOVD R4, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_x(R23), R7
-	SUB R7, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R7
-	SUB R7, R3
-	ASR $2, R3
-	MOVD R3, kernelArgs_coefAt(R23)
-	RET
-	RET
-
 // func normalizeRowsReLU(id int, a *kernelArgs)
 TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
@@ -2091,1384 +1649,237 @@ save7:
 	RET
 	RET
 
-// func normalizeRowsReLUStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_at(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_coefAt(R23), R6
-	LSL $2, R6
-	ADD R6, R2
-	MOVD kernelArgs_rowsLeft(R23), R3
-	MOVD kernelArgs_left(R23), R4
-	MOVD kernelArgs_budget(R23), R5
-	ADD $-1, R5
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	MOVD kernelArgs_n(R23), R6
-	SUB R4, R6
-	SUBS $0, R6
-	BNE row2
-	MOVD kernelArgs_rows(R23), R6
-	SUB R3, R6
-	SUBS $0, R6
-	BNE row2
-
-image1:
-	MOVD R1, R6
-	NEG R6, R6
-	ASR $2, R6
-	ANDS $7, R6
-	BEQ row2
-	CMP R4, R6
-	CSEL LT, R6, R4, R6
-	SUB R6, R4
-	MOVD R6, kernelArgs_piece(R23)
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	MOVD kernelArgs_piece(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-
-row2:
-	SUBS $0, R5
-	BLT save7
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $-32, R5
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	MOVD kernelArgs_n(R23), R6
-	ADD R4, R6
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	LD1R8(2, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 2, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 2, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R6, R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	MOVD kernelArgs_images(R23), R6
-	ADD $-1, R6
-	MOVD R6, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R4
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	MOVD kernelArgs_coefImage(R23), R4
-	LSL $2, R4
-	ADD R4, R2
-	ADD $20, R2
-	MOVD kernelArgs_rows(R23), R3
-	MOVD kernelArgs_n(R23), R4
-	SUBS $0, R6
-	BEQ save7
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B image1
-
-save7:
-	MOVD R4, kernelArgs_left(R23)
-	MOVD R3, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_x(R23), R6
-	SUB R6, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R6
-	SUB R6, R2
-	ASR $2, R2
-	MOVD R2, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func normalizeRowsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_at(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_coefAt(R23), R7
-	LSL $2, R7
-	ADD R7, R3
-	MOVD kernelArgs_rowsLeft(R23), R4
-	MOVD kernelArgs_left(R23), R5
-	MOVD kernelArgs_budget(R23), R6
-	ADD $-1, R6
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R1, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD R7, kernelArgs_piece(R23)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	MOVD kernelArgs_piece(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	MOVD kernelArgs_n(R23), R7
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	LD1R8(3, 6)
-	BIF8(15, 6, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(4, 3, 6)
-	BIF8(15, 6, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(8, 3, 6)
-	BIF8(15, 6, 2)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FMUL8(1, 4, 4)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	MOVD kernelArgs_coefImage(R23), R5
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B image1
-
-save7:
-	MOVD R5, kernelArgs_left(R23)
-	MOVD R4, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_x(R23), R7
-	SUB R7, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R7
-	SUB R7, R3
-	ASR $2, R3
-	MOVD R3, kernelArgs_coefAt(R23)
-	RET
-	RET
-
 // func normalizeRowsCalled(id int, a *kernelArgs)
 TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
-	LSL $2, R6
-	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
-	ADD $-1, R5
-	ARG(kernelArgs_n, R6)
-	SUB R4, R6
-	SUBS $0, R6
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_res, R3)
+	ARG(kernelArgs_at, R8)
+	LSL $2, R8
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_coefAt, R8)
+	LSL $2, R8
+	ADD R8, R4
+	ARG(kernelArgs_rowsLeft, R5)
+	ARG(kernelArgs_left, R6)
+	ARG(kernelArgs_budget, R7)
+	ADD $-1, R7
+	ARG(kernelArgs_n, R8)
+	SUB R6, R8
+	SUBS $0, R8
 	BNE row2
-	ARG(kernelArgs_rows, R6)
-	SUB R3, R6
-	SUBS $0, R6
+	ARG(kernelArgs_rows, R8)
+	SUB R5, R8
+	SUBS $0, R8
 	BNE row2
 
 image1:
 
 row2:
-	SUBS $0, R5
+	SUBS $0, R7
 	BLT save7
-	SUBS $32, R4
+	SUBS $32, R6
 	BLT rest4
 
 group3:
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
+	LD1R8(4, 6)
+	LD1R8AT(4, 4, 7)
+	LD1R8AT(8, 4, 8)
+	FLDPQ (R1), (F4, F5)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
+	FLDPQ 32(R1), (F6, F7)
 	FADD8(3, 6, 3)
 	FMUL8(7, 3, 3)
 	FADD8(8, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
+	FLDPQ 64(R1), (F8, F9)
 	FADD8(4, 6, 4)
 	FMUL8(7, 4, 4)
 	FADD8(8, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
+	FLDPQ 96(R1), (F10, F11)
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $-32, R5
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
-
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
-	ARG(kernelArgs_n, R6)
-	ADD R4, R6
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 6)
-	LD1R8(2, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R2, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 2, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R2, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 2, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R6, R4
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R4)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	ARG(kernelArgs_images, R6)
-	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
-	LSL $2, R4
-	ADD R4, R2
-	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
-	SUBS $0, R6
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R2
-	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func normalizeRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
-	LSL $2, R7
-	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
-	ADD $-1, R6
-	ARG(kernelArgs_n, R7)
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	ARG(kernelArgs_rows, R7)
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without8
+	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
+	FLDPQ 32(R3), (F18, F19)
 	FADD8(9, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
+	FLDPQ 64(R3), (F18, F19)
 	FADD8(9, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
+	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
+
+without8:
 	MOVD $4, R19
 	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
+	FSTPQ (F4, F5), (R2)
+	FSTPQ (F6, F7), 32(R2)
+	FSTPQ (F8, F9), 64(R2)
+	FSTPQ (F10, F11), 96(R2)
 	ADD $128, R1
 	ADD $128, R2
-	SUBS $32, R6
+	ADD $128, R3
+	SUBS $32, R7
 	BLT save7
-	SUBS $32, R5
+	SUBS $32, R6
 	BGE group3
 
 rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
+	ADD $-32, R7
+	ADD $32, R6
+	SUBS $8, R6
 	BLT border6
 
 single5:
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
+	LD1R8(4, 6)
+	LD1R8AT(4, 4, 7)
+	LD1R8AT(8, 4, 8)
+	FLDPQ (R1), (F4, F5)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without9
+	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
+
+without9:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
+	FSTPQ (F4, F5), (R2)
 	ADD $32, R1
 	ADD $32, R2
-	SUBS $8, R5
+	ADD $32, R3
+	SUBS $8, R6
 	BGE single5
 
 border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R7)
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 6)
-	LD1R8(3, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 3, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 3, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	ARG(kernelArgs_images, R7)
-	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	SUBS $0, R7
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func normalizeRowsCalledStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_at, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R6)
-	LSL $2, R6
-	ADD R6, R2
-	ARG(kernelArgs_rowsLeft, R3)
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_budget, R5)
-	ADD $-1, R5
-	ARG(kernelArgs_n, R6)
-	SUB R4, R6
-	SUBS $0, R6
-	BNE row2
-	ARG(kernelArgs_rows, R6)
-	SUB R3, R6
-	SUBS $0, R6
-	BNE row2
-
-image1:
-	MOVD R1, R6
-	NEG R6, R6
-	ASR $2, R6
+	SUBS $1, R5
+	BEQ last11
+	ADD $20, R4
+	ARG(kernelArgs_n, R8)
+	ADD R6, R8
 	ANDS $7, R6
-	BEQ row2
-	CMP R4, R6
-	CSEL LT, R6, R4, R6
-	SUB R6, R4
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
+	BEQ next10
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	PART(·loadPart2<>, 0, R0)
+	ADD $-20, R4, R24
+	LD1R8(24, 6)
+	LD1R8(4, 10)
+	BIF8(15, 10, 6)
+	ADD $-16, R4, R24
+	LD1R8(24, 7)
+	LD1R8AT(4, 4, 10)
+	BIF8(15, 10, 7)
+	ADD $-12, R4, R24
+	LD1R8(24, 8)
+	LD1R8AT(8, 4, 10)
+	BIF8(15, 10, 8)
+	FLDPQ (R1), (F4, F5)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
+	CBZ R0, without13
+	FLDPQ (R3), (F18, F19)
+	FADD8(9, 2, 2)
+
+without13:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ARG(kernelArgs_piece, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-
-row2:
-	SUBS $0, R5
-	BLT save7
-	SUBS $32, R4
-	BLT rest4
-
-group3:
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
-	BGE group3
-
-rest4:
-	ADD $-32, R5
-	ADD $32, R4
-	SUBS $8, R4
-	BLT border6
-
-single5:
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
+	FSTPQ (F4, F5), (R2)
 	ADD $32, R1
-	SUBS $8, R4
-	BGE single5
+	ADD $32, R2
+	ADD $32, R3
+	MOVD R8, R6
+	B row2
 
-border6:
-	SUBS $1, R3
-	BEQ last9
-	ADD $20, R2
+next10:
 	ARG(kernelArgs_n, R6)
-	ADD R4, R6
-	ANDS $7, R4
-	BEQ next8
-	MOVD R4, R25
+	B row2
+
+last11:
+	ANDS $7, R6
+	BEQ end12
+	MOVD R6, R8
+	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 6)
-	LD1R8(2, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R2, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 2, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R2, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 2, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
+	LD1R8(4, 6)
+	LD1R8AT(4, 4, 7)
+	LD1R8AT(8, 4, 8)
+	PART(·loadPart2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
+	CBZ R0, without14
+	PART(·loadPart9<>, 0, R3)
+	FADD8(9, 2, 2)
+
+without14:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	MOVD R6, R4
-	B row2
+	PART(·storePart2<>, 0, R2)
+	LSL $2, R6
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
 
-next8:
-	ARG(kernelArgs_n, R4)
-	B row2
-
-last9:
-	ANDS $7, R4
-	BEQ end10
-	MOVD R4, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 6)
-	LD1R8AT(4, 2, 7)
-	LD1R8AT(8, 2, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-end10:
-	ARG(kernelArgs_images, R6)
-	ADD $-1, R6
+end12:
+	ARG(kernelArgs_images, R8)
+	ADD $-1, R8
 	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R4)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-	ARG(kernelArgs_coefImage, R4)
-	LSL $2, R4
-	ADD R4, R2
-	ADD $20, R2
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_n, R4)
-	SUBS $0, R6
+	MOVD R8, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R6)
+	LSL $2, R6
+	ADD R6, R1
+	ADD R6, R2
+	ADD R6, R3
+	ARG(kernelArgs_coefImage, R6)
+	LSL $2, R6
+	ADD R6, R4
+	ADD $20, R4
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_n, R6)
+	SUBS $0, R8
 	BEQ save7
 	B image1
 
 save7:
 	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_left(R24)
+	MOVD R6, kernelArgs_left(R24)
 	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R6)
-	SUB R6, R0
-	ASR $2, R0
+	MOVD R5, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_x, R8)
+	SUB R8, R1
+	ASR $2, R1
 	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R2
-	ASR $2, R2
+	MOVD R1, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R8)
+	SUB R8, R4
+	ASR $2, R4
 	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func normalizeRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalledResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
-	LSL $2, R7
-	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
-	ADD $-1, R6
-	ARG(kernelArgs_n, R7)
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	ARG(kernelArgs_rows, R7)
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R1, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ARG(kernelArgs_piece, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R7)
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 6)
-	LD1R8(3, 10)
-	BIF8(15, 10, 6)
-	ADD $-16, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(4, 3, 10)
-	BIF8(15, 10, 7)
-	ADD $-12, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(8, 3, 10)
-	BIF8(15, 10, 8)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 6)
-	LD1R8AT(4, 3, 7)
-	LD1R8AT(8, 3, 8)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	ARG(kernelArgs_images, R7)
-	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	SUBS $0, R7
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_x, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
+	MOVD R4, kernelArgs_coefAt(R24)
 	RET
 	RET
 
@@ -3822,264 +2233,6 @@ part9:
 	ADD R5, R2
 
 next10:
-	MOVD kernelArgs_n(R23), R5
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsIdentityStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_rows(R23), R3
-	MOVD kernelArgs_stride(R23), R5
-	MOVD kernelArgs_fetch(R23), R7
-	MOVD kernelArgs_n(R23), R4
-	ANDS $7, R4
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R5
-	MOVD R5, R6
-	ADD R5, R6
-	ADD R5, R6
-	SUBS $1, R3
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_n(R23), R4
-	SUBS $32, R4
-	BLT few9
-
-many8:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R2), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 160(R2), (F0, F1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 192(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 224(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 320(R2), (F0, F1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 352(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 384(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 480(R2), (F0, F1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 512(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 544(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $640, R2
-	SUBS $32, R4
-	BGE many8
-
-few9:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT part6
-
-column5:
-	FLDPQ (R2), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	SUBS $8, R4
-	BGE column5
-
-part6:
-	ANDS $7, R4
-	BEQ next7
-	FLDPQ (R2), (F0, F1)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-next7:
-	MOVD kernelArgs_n(R23), R4
-	LSL $2, R4
-	SUB R4, R0
-	SUB R4, R1
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R3
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_fetch(R23), R8
-	MOVD kernelArgs_n(R23), R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_n(R23), R5
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 160(R3), (F0, F1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 192(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 224(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 320(R3), (F0, F1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 352(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 384(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 480(R3), (F0, F1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 512(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 544(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F0, F1)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -4498,969 +2651,231 @@ next10:
 done4:
 	RET
 
-// func normalizeColsReLUStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_rows(R23), R3
-	MOVD kernelArgs_stride(R23), R5
-	MOVD kernelArgs_fetch(R23), R7
-	MOVD kernelArgs_n(R23), R4
-	ANDS $7, R4
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R5
-	MOVD R5, R6
-	ADD R5, R6
-	ADD R5, R6
-	SUBS $1, R3
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_n(R23), R4
-	SUBS $32, R4
-	BLT few9
-
-many8:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R2), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 160(R2), (F0, F1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 192(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 224(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 320(R2), (F0, F1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 352(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 384(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 480(R2), (F0, F1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 512(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 544(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $640, R2
-	SUBS $32, R4
-	BGE many8
-
-few9:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT part6
-
-column5:
-	FLDPQ (R2), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	SUBS $8, R4
-	BGE column5
-
-part6:
-	ANDS $7, R4
-	BEQ next7
-	FLDPQ (R2), (F0, F1)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R2), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R2), (F4, F5)
-	FADD8(2, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-next7:
-	MOVD kernelArgs_n(R23), R4
-	LSL $2, R4
-	SUB R4, R0
-	SUB R4, R1
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R3
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_x(R23), R0
-	MOVD kernelArgs_y(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_fetch(R23), R8
-	MOVD kernelArgs_n(R23), R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_n(R23), R5
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	FLDPQ 160(R3), (F0, F1)
-	FLDPQ 32(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 192(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 224(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 32(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 32(R1)
-	FLDPQ 320(R3), (F0, F1)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 352(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 384(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 64(R1)
-	FLDPQ 480(R3), (F0, F1)
-	FLDPQ 96(R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 512(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 544(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ 96(R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F0, F1)
-	FLDPQ (R0), (F8, F9)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	FSTPQ (F8, F9), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F0, F1)
-	PART(·loadPart4<>, 0, R0)
-	FADD8(4, 0, 4)
-	FLDPQ 32(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FLDPQ 64(R3), (F4, F5)
-	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
-	FADD8(5, 4, 4)
-	FCMLEZERO8(4, 5)
-	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	MOVD kernelArgs_n(R23), R5
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
 // func normalizeColsCalled(id int, a *kernelArgs)
 TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_n, R4)
-	ANDS $7, R4
-	MOVD R4, R25
+	ARG(kernelArgs_x, R1)
+	ARG(kernelArgs_y, R2)
+	ARG(kernelArgs_res, R3)
+	ARG(kernelArgs_rows, R5)
+	ARG(kernelArgs_stride, R7)
+	ARG(kernelArgs_n, R6)
+	ANDS $7, R6
+	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LSL $2, R5
-	MOVD R5, R6
-	ADD R5, R6
-	ADD R5, R6
-	SUBS $4, R3
+	LSL $2, R7
+	MOVD R7, R8
+	ADD R7, R8
+	ADD R7, R8
+	SUBS $4, R5
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
-	SUBS $8, R4
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_n, R6)
+	SUBS $8, R6
 	BLT part6
 
 column5:
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	FLDPQ (R0), (F4, F5)
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	FLDPQ (R1), (F4, F5)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	ADD R5<<0, R0, R24
+	ADD R7<<0, R1, R24
 	FLDPQ (R24), (F6, F7)
 	FADD8(3, 6, 3)
 	FMUL8(7, 3, 3)
 	FADD8(8, 3, 3)
-	ADD R5<<1, R0, R24
+	ADD R7<<1, R1, R24
 	FLDPQ (R24), (F8, F9)
 	FADD8(4, 6, 4)
 	FMUL8(7, 4, 4)
 	FADD8(8, 4, 4)
-	ADD R6<<0, R0, R24
+	ADD R8<<0, R1, R24
 	FLDPQ (R24), (F10, F11)
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD R5<<0, R1, R24
-	FSTPQ (F6, F7), (R24)
-	ADD R5<<1, R1, R24
-	FSTPQ (F8, F9), (R24)
-	ADD R6<<0, R1, R24
-	FSTPQ (F10, F11), (R24)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	SUBS $8, R4
-	BGE column5
-
-part6:
-	ANDS $7, R4
-	BEQ next7
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	ADD R5<<0, R0, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R5<<1, R0, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ADD R5<<0, R1, R24
-	CALL ·storePart3<>(SB)
-	ADD R5<<1, R1, R24
-	CALL ·storePart4<>(SB)
-	ADD R6<<0, R1, R24
-	CALL ·storePart5<>(SB)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-next7:
-	ARG(kernelArgs_n, R4)
-	LSL $2, R4
-	SUB R4, R0
-	SUB R4, R1
-	ADD R5, R0
-	ADD R5, R1
-	ADD R6, R0
-	ADD R6, R1
-	SUBS $4, R3
-	BGE groups1
-
-rest2:
-	ADD $4, R3
-	SUBS $1, R3
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
-	SUBS $8, R4
-	BLT part9
-
-column8:
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	SUBS $8, R4
-	BGE column8
-
-part9:
-	ANDS $7, R4
-	BEQ next10
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-next10:
-	ARG(kernelArgs_n, R4)
-	LSL $2, R4
-	SUB R4, R0
-	SUB R4, R1
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R3
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsCalledResidual(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $4, R4
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without8
+	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
-	ADD R6<<0, R0, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	ADD R6<<0, R2, R24
+	ADD R7<<0, R3, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 3, 3)
-	ADD R6<<1, R0, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	ADD R6<<1, R2, R24
+	ADD R7<<1, R3, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 4, 4)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	ADD R7<<0, R2, R24
+	ADD R8<<0, R3, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
+
+without8:
 	MOVD $4, R19
 	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD R6<<0, R1, R24
+	FSTPQ (F4, F5), (R2)
+	ADD R7<<0, R2, R24
 	FSTPQ (F6, F7), (R24)
-	ADD R6<<1, R1, R24
+	ADD R7<<1, R2, R24
 	FSTPQ (F8, F9), (R24)
-	ADD R7<<0, R1, R24
+	ADD R8<<0, R2, R24
 	FSTPQ (F10, F11), (R24)
-	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
+	ADD $32, R3
+	ADD $160, R4
+	SUBS $8, R6
 	BGE column5
 
 part6:
-	ANDS $7, R5
+	ANDS $7, R6
 	BEQ next7
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	PART(·loadPart2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R6<<0, R0, R24
+	ADD R7<<0, R1, R24
 	CALL ·loadPart3<>(SB)
 	FADD8(3, 6, 3)
 	FMUL8(7, 3, 3)
 	FADD8(8, 3, 3)
-	ADD R6<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R6<<1, R0, R24
+	ADD R7<<1, R1, R24
 	CALL ·loadPart4<>(SB)
 	FADD8(4, 6, 4)
 	FMUL8(7, 4, 4)
 	FADD8(8, 4, 4)
-	ADD R6<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R7<<0, R0, R24
+	ADD R8<<0, R1, R24
 	CALL ·loadPart5<>(SB)
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	ADD R7<<0, R2, R24
+	CBZ R0, without9
+	PART(·loadPart9<>, 0, R3)
+	FADD8(9, 2, 2)
+	ADD R7<<0, R3, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R7<<1, R3, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R8<<0, R3, R24
 	CALL ·loadPart9<>(SB)
 	FADD8(9, 5, 5)
+
+without9:
 	MOVD $4, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	ADD R6<<0, R1, R24
+	PART(·storePart2<>, 0, R2)
+	ADD R7<<0, R2, R24
 	CALL ·storePart3<>(SB)
-	ADD R6<<1, R1, R24
+	ADD R7<<1, R2, R24
 	CALL ·storePart4<>(SB)
-	ADD R7<<0, R1, R24
+	ADD R8<<0, R2, R24
 	CALL ·storePart5<>(SB)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
+	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
-	ADD R7, R0
+	ADD R6, R3
+
+next7:
+	ARG(kernelArgs_n, R6)
+	LSL $2, R6
+	SUB R6, R1
+	SUB R6, R2
+	SUB R6, R3
 	ADD R7, R1
 	ADD R7, R2
-	SUBS $4, R4
+	ADD R7, R3
+	ADD R8, R1
+	ADD R8, R2
+	ADD R8, R3
+	SUBS $4, R5
 	BGE groups1
 
 rest2:
-	ADD $4, R4
-	SUBS $1, R4
+	ADD $4, R5
+	SUBS $1, R5
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
-	BLT part9
+	ARG(kernelArgs_coef, R4)
+	ARG(kernelArgs_n, R6)
+	SUBS $8, R6
+	BLT part11
 
-column8:
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	FLDPQ (R0), (F4, F5)
+column10:
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	FLDPQ (R1), (F4, F5)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without13
+	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
+
+without13:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
+	FSTPQ (F4, F5), (R2)
 	ADD $32, R1
 	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column8
+	ADD $32, R3
+	ADD $160, R4
+	SUBS $8, R6
+	BGE column10
 
-part9:
-	ANDS $7, R5
-	BEQ next10
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
+part11:
+	ANDS $7, R6
+	BEQ next12
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	PART(·loadPart2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
+	CBZ R0, without14
+	PART(·loadPart9<>, 0, R3)
 	FADD8(9, 2, 2)
+
+without14:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next10:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsCalledStream(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_rows, R3)
-	ARG(kernelArgs_stride, R5)
-	ARG(kernelArgs_fetch, R7)
-	ARG(kernelArgs_n, R4)
-	ANDS $7, R4
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R5
-	MOVD R5, R6
-	ADD R5, R6
-	ADD R5, R6
-	SUBS $1, R3
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_n, R4)
-	SUBS $32, R4
-	BLT few9
-
-many8:
-	ADD R7<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R7<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ 160(R2), (F12, F13)
-	FLDPQ 192(R2), (F14, F15)
-	FLDPQ 224(R2), (F16, F17)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 320(R2), (F12, F13)
-	FLDPQ 352(R2), (F14, F15)
-	FLDPQ 384(R2), (F16, F17)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 480(R2), (F12, F13)
-	FLDPQ 512(R2), (F14, F15)
-	FLDPQ 544(R2), (F16, F17)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $640, R2
-	SUBS $32, R4
-	BGE many8
-
-few9:
-	ADD $32, R4
-	SUBS $8, R4
-	BLT part6
-
-column5:
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	SUBS $8, R4
-	BGE column5
-
-part6:
-	ANDS $7, R4
-	BEQ next7
-	FLDPQ (R2), (F12, F13)
-	FLDPQ 32(R2), (F14, F15)
-	FLDPQ 64(R2), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-next7:
-	ARG(kernelArgs_n, R4)
-	LSL $2, R4
-	SUB R4, R0
-	SUB R4, R1
-	ADD R5, R0
-	ADD R5, R1
-	SUBS $1, R3
-	BGE single3
-
-done4:
-	RET
-
-// func normalizeColsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsCalledResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_value(R21), R22
-	ARG(kernelArgs_x, R0)
-	ARG(kernelArgs_y, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	PART(·storePart2<>, 0, R2)
 	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 160(R3), (F12, F13)
-	FLDPQ 192(R3), (F14, F15)
-	FLDPQ 224(R3), (F16, F17)
-	FLDPQ 32(R0), (F6, F7)
-	FADD8(3, 6, 3)
-	FMUL8(7, 3, 3)
-	FADD8(8, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 320(R3), (F12, F13)
-	FLDPQ 352(R3), (F14, F15)
-	FLDPQ 384(R3), (F16, F17)
-	FLDPQ 64(R0), (F8, F9)
-	FADD8(4, 6, 4)
-	FMUL8(7, 4, 4)
-	FADD8(8, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 480(R3), (F12, F13)
-	FLDPQ 512(R3), (F14, F15)
-	FLDPQ 544(R3), (F16, F17)
-	FLDPQ 96(R0), (F10, F11)
-	FADD8(5, 6, 5)
-	FMUL8(7, 5, 5)
-	FADD8(8, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FSTPQ (F8, F9), 64(R1)
-	FSTPQ (F10, F11), 96(R1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	FLDPQ (R0), (F4, F5)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FSTPQ (F4, F5), (R1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
-	FLDPQ 64(R3), (F16, F17)
-	PART(·loadPart2<>, 0, R0)
-	FADD8(2, 6, 2)
-	FMUL8(7, 2, 2)
-	FADD8(8, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	PART(·storePart2<>, 0, R1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	SUBS $1, R4
+	ADD R6, R3
+
+next12:
+	ARG(kernelArgs_n, R6)
+	LSL $2, R6
+	SUB R6, R1
+	SUB R6, R2
+	SUB R6, R3
+	ADD R7, R1
+	ADD R7, R2
+	ADD R7, R3
+	SUBS $1, R5
 	BGE single3
 
 done4:
@@ -7524,3435 +4939,968 @@ save22:
 TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
+	MOVD kernelArgs_dres(R21), R1
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_at, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_coefAt, R5)
-	LSL $2, R5
-	ADD R5, R2
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_accAt, R5)
-	LSL $3, R5
-	ADD R5, R3
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
-	ARG(kernelArgs_images, R5)
-	SUBS $4, R5
+	ARG(kernelArgs_dy, R2)
+	ARG(kernelArgs_x, R3)
+	ARG(kernelArgs_res, R4)
+	ARG(kernelArgs_dres, R5)
+	ARG(kernelArgs_at, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_coef, R6)
+	ARG(kernelArgs_coefAt, R9)
+	LSL $2, R9
+	ADD R9, R6
+	ARG(kernelArgs_sums, R7)
+	ARG(kernelArgs_accAt, R9)
+	LSL $3, R9
+	ADD R9, R7
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FLDPQ (R9), (F0, F1)
+	FLDPQ 32(R9), (F2, F3)
+	ARG(kernelArgs_images, R9)
+	SUBS $4, R9
 	BLT singles1
-	ARG(kernelArgs_budget, R5)
-	ASR $2, R5
+	ARG(kernelArgs_budget, R9)
+	ASR $2, R9
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	ARG(kernelArgs_n, R5)
-	SUBS $129, R5
+	MOVD R9, kernelArgs_budget(R24)
+	ARG(kernelArgs_stride, R11)
+	LSL $2, R11
+	MOVD R11, R12
+	ADD R11, R12
+	ADD R11, R12
+	ARG(kernelArgs_n, R9)
+	SUBS $129, R9
 	BGE long2
 
 row3:
-	ARG(kernelArgs_n, R4)
-	ARG(kernelArgs_budget, R5)
-	SUB R4, R5
+	ARG(kernelArgs_n, R8)
+	ARG(kernelArgs_budget, R9)
+	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	SUBS $8, R4
+	MOVD R9, kernelArgs_budget(R24)
+	SUBS $8, R8
 	BLT part8
 
 four7:
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	FLDPQ (R1), (F4, F5)
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F6, F7)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
+	ADD R11<<1, R3, R24
 	FLDPQ (R24), (F8, F9)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
+	ADD R12<<0, R3, R24
 	FLDPQ (R24), (F10, F11)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
+	CBZ R0, without10
+	FLDPQ (R4), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R11<<0, R4, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R11<<1, R4, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R12<<0, R4, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 5, 5)
+
+without10:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(2, 8)
-	FLDPQ (R1), (F20, F21)
+	LD1R8(6, 8)
+	FLDPQ (R2), (F18, F19)
+	FMUL8(9, 2, 2)
+	ADD R11<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 3, 3)
+	ADD R11<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 4, 4)
+	ADD R12<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 5, 5)
+	CBZ R1, without11
+	FSTPQ (F4, F5), (R5)
+	ADD R11<<0, R5, R24
+	FSTPQ (F6, F7), (R24)
+	ADD R11<<1, R5, R24
+	FSTPQ (F8, F9), (R24)
+	ADD R12<<0, R5, R24
+	FSTPQ (F10, F11), (R24)
+
+without11:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
+	ADD R11<<1, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R12<<0, R3, R24
 	FLDPQ (R24), (F28, F29)
 	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE four7
-
-part8:
-	ANDS $7, R4
-	BEQ summed9
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-summed9:
-	WIDEN(0, 9, 10)
-	FLDPQ (R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FLDPQ 32(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R3)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R3)
-	FLDPQ 96(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R3)
-	EOR8(1, 1, 1)
-	ARG(kernelArgs_rowGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
-	SUBS $1, R5
-	BEQ again4
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_budget, R5)
-	SUBS $1, R5
-	BGE row3
-	B save6
-
-again4:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_images, R5)
-	ADD $-4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
-	SUBS $4, R5
-	BLT ended5
-	ARG(kernelArgs_budget, R5)
-	SUBS $1, R5
-	BGE row3
-	B save6
-
-ended5:
-	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-
-save6:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
-	SUB R5, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
-	SUB R5, R2
-	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
-	SUB R5, R3
-	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	SUBS $0, R4
-	BEQ save14
-	ARG(kernelArgs_left, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
-	SUB R4, R5
-	ANDS $-8, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	SUBS $8, R4
-	BLT part16
-
-four15:
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE four15
-
-part16:
-	ANDS $7, R4
-	BEQ summed17
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-summed17:
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BEQ flush11
-	ARG(kernelArgs_piece, R5)
-	SUBS $0, R5
-	BNE next10
-
-flush11:
-	WIDEN(0, 9, 10)
-	FLDPQ (R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FLDPQ 32(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R3)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R3)
-	FLDPQ 96(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R3)
-	EOR8(1, 1, 1)
-	MOVD $512, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BNE next10
-
-row12:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
-	SUBS $1, R5
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	B next10
-
-again13:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_stride, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_images, R5)
-	ADD $-4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
-	SUBS $4, R5
-	BGE next10
-	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-
-save14:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
-	SUB R5, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
-	SUB R5, R2
-	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
-	SUB R5, R3
-	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, R4)
-	ARG(kernelArgs_piece, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	ARG(kernelArgs_budget, R5)
-	CMP R5, R4
-	CSEL LT, R4, R5, R4
-	SUBS $0, R4
-	BEQ save22
-	ARG(kernelArgs_left, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R5)
-	SUB R4, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R5)
-	SUB R4, R5
-	ANDS $-32, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_budget(R24)
-	SUBS $32, R4
-	BLT rest24
-
-group23:
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FLDPQ 32(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 32(R0), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FLDPQ 64(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 64(R0), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	FLDPQ 96(R1), (F28, F29)
-	FADD8(14, 8, 14)
-	FLDPQ 96(R0), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	SUBS $32, R4
-	BGE group23
-
-rest24:
+	ADD $32, R2
+	ADD $32, R3
 	ADD $32, R4
-	SUBS $8, R4
-	BLT part26
-
-single25:
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	SUBS $8, R4
-	BGE single25
-
-part26:
-	ANDS $7, R4
-	BEQ summed27
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 8)
-	LD1R8AT(4, 2, 6)
-	LD1R8AT(8, 2, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(2, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
-
-summed27:
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BEQ flush19
-	ARG(kernelArgs_piece, R5)
-	SUBS $0, R5
-	BNE next18
-
-flush19:
-	WIDEN(0, 9, 10)
-	FLDPQ (R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FLDPQ 32(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R3)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R3), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R3)
-	FLDPQ 96(R3), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R3)
-	EOR8(1, 1, 1)
-	MOVD $2048, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R5)
-	SUBS $0, R5
-	BNE next18
-
-row20:
-	ARG(kernelArgs_n, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_coefStep, R5)
-	LSL $2, R5
-	ADD R5, R2
-	ADD $128, R3
-	ARG(kernelArgs_rowsLeft, R5)
-	SUBS $1, R5
-	BEQ again21
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	B next18
-
-again21:
-	ARG(kernelArgs_rows, R5)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_sums, R3)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ARG(kernelArgs_images, R5)
-	ADD $-1, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_images(R24)
-	SUBS $0, R5
-	BNE next18
-
-save22:
-	MOVD a+8(FP), R5
-	ADD $kernelArgs_partial, R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	ARG(kernelArgs_dy, R5)
-	SUB R5, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R5)
-	SUB R5, R2
-	ASR $2, R2
-	MOVD a+8(FP), R24
-	MOVD R2, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R5)
-	SUB R5, R3
-	ASR $3, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_accAt(R24)
-	RET
-	RET
-
-// func gradSumsRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_at, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_accAt, R6)
-	LSL $3, R6
-	ADD R6, R4
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_images, R6)
-	SUBS $4, R6
-	BLT singles1
-	ARG(kernelArgs_budget, R6)
-	ASR $2, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R8)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	ARG(kernelArgs_n, R6)
-	SUBS $129, R6
-	BGE long2
-
-row3:
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $8, R5
-	BLT part8
-
-four7:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
+	ADD $32, R5
+	SUBS $8, R8
 	BGE four7
 
 part8:
-	ANDS $7, R5
+	ANDS $7, R8
 	BEQ summed9
-	MOVD R5, R6
-	MOVD R6, R25
+	MOVD R8, R9
+	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
+	ADD R11<<0, R3, R24
 	CALL ·loadPart3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
+	ADD R11<<1, R3, R24
 	CALL ·loadPart4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
+	ADD R12<<0, R3, R24
 	CALL ·loadPart5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
+	CBZ R0, without12
+	PART(·loadPart9<>, 0, R4)
+	FADD8(9, 2, 2)
+	ADD R11<<0, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R11<<1, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R12<<0, R4, R24
 	CALL ·loadPart9<>(SB)
 	FADD8(9, 5, 5)
+
+without12:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
+	LD1R8(6, 8)
+	PART(·loadPart9<>, 0, R2)
+	FMUL8(2, 9, 2)
+	ADD R11<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(3, 9, 3)
+	ADD R11<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(4, 9, 4)
+	ADD R12<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(5, 9, 5)
+	CBZ R1, without13
+	PART(·storePart2<>, 0, R5)
+	ADD R11<<0, R5, R24
+	CALL ·storePart3<>(SB)
+	ADD R11<<1, R5, R24
+	CALL ·storePart4<>(SB)
+	ADD R12<<0, R5, R24
+	CALL ·storePart5<>(SB)
+
+without13:
+	PART(·loadPart10<>, 0, R3)
 	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R11<<0, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
+	ADD R11<<1, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R12<<0, R3, R24
 	CALL ·loadPart14<>(SB)
 	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
+	AND8(15, 2, 2)
 	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
+	LSL $2, R8
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+	ADD R8, R5
 
 summed9:
 	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
+	FLDPQ (R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
+	FSTPQ (F18, F19), (R7)
+	FLDPQ 32(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
+	FSTPQ (F20, F21), 32(R7)
 	EOR8(0, 0, 0)
 	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
+	FLDPQ 64(R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
+	FSTPQ (F18, F19), 64(R7)
+	FLDPQ 96(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
+	FSTPQ (F20, F21), 96(R7)
 	EOR8(1, 1, 1)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
+	ARG(kernelArgs_rowGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_coefStep, R9)
+	LSL $2, R9
+	ADD R9, R6
+	ADD $128, R7
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBS $1, R9
 	BEQ again4
 	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_budget, R6)
-	SUBS $1, R6
+	MOVD R9, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_budget, R9)
+	SUBS $1, R9
 	BGE row3
 	B save6
 
 again4:
-	ARG(kernelArgs_rows, R6)
+	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-4, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $4, R6
-	BLT ended5
-	ARG(kernelArgs_budget, R6)
-	SUBS $1, R6
-	BGE row3
-	B save6
-
-ended5:
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-
-save6:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
+	MOVD R9, kernelArgs_rowsLeft(R24)
 	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save14
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	ANDS $-8, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $8, R5
-	BLT part16
-
-four15:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE four15
-
-part16:
-	ANDS $7, R5
-	BEQ summed17
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-summed17:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush11
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next10
-
-flush11:
-	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
-	EOR8(1, 1, 1)
-	MOVD $512, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next10
-
-row12:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next10
-
-again13:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-4, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $4, R6
-	BGE next10
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-
-save14:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save22
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	ANDS $-32, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $32, R5
-	BLT rest24
-
-group23:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FLDPQ 32(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 32(R0), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FLDPQ 64(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 64(R0), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	FLDPQ 96(R1), (F28, F29)
-	FADD8(14, 8, 14)
-	FLDPQ 96(R0), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group23
-
-rest24:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part26
-
-single25:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single25
-
-part26:
-	ANDS $7, R5
-	BEQ summed27
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-summed27:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush19
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next18
-
-flush19:
-	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
-	EOR8(1, 1, 1)
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next18
-
-row20:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
-	BEQ again21
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next18
-
-again21:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $0, R6
-	BNE next18
-
-save22:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-	RET
-
-// func gradSumsRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_dres, R2)
-	ARG(kernelArgs_at, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_accAt, R6)
-	LSL $3, R6
-	ADD R6, R4
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
-	ARG(kernelArgs_images, R6)
-	SUBS $4, R6
-	BLT singles1
-	ARG(kernelArgs_budget, R6)
-	ASR $2, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	ARG(kernelArgs_stride, R8)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	ARG(kernelArgs_n, R6)
-	SUBS $129, R6
-	BGE long2
-
-row3:
-	ARG(kernelArgs_n, R5)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $8, R5
-	BLT part8
-
-four7:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE four7
-
-part8:
-	ANDS $7, R5
-	BEQ summed9
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-summed9:
-	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
-	EOR8(1, 1, 1)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
-	BEQ again4
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_budget, R6)
-	SUBS $1, R6
-	BGE row3
-	B save6
-
-again4:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-4, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $4, R6
-	BLT ended5
-	ARG(kernelArgs_budget, R6)
-	SUBS $1, R6
-	BGE row3
-	B save6
-
-ended5:
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-
-save6:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-
-long2:
-
-next10:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save14
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	ANDS $-8, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $8, R5
-	BLT part16
-
-four15:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE four15
-
-part16:
-	ANDS $7, R5
-	BEQ summed17
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-summed17:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush11
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next10
-
-flush11:
-	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
-	EOR8(1, 1, 1)
-	MOVD $512, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next10
-
-row12:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
-	BEQ again13
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next10
-
-again13:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_stride, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-4, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $4, R6
-	BGE next10
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-
-save14:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-
-singles1:
-
-next18:
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_piece, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	ARG(kernelArgs_budget, R6)
-	CMP R6, R5
-	CSEL LT, R5, R6, R5
-	SUBS $0, R5
-	BEQ save22
-	ARG(kernelArgs_left, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R6)
-	SUB R5, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R6)
-	SUB R5, R6
-	ANDS $-32, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_budget(R24)
-	SUBS $32, R5
-	BLT rest24
-
-group23:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	FLDPQ 32(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 32(R0), (F22, F23)
-	FMUL8(3, 11, 11)
-	FSTPQ (F22, F23), 32(R2)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FLDPQ 64(R1), (F24, F25)
-	FADD8(12, 8, 12)
-	FLDPQ 64(R0), (F22, F23)
-	FMUL8(4, 11, 11)
-	FSTPQ (F22, F23), 64(R2)
-	FMUL8(12, 11, 12)
-	FLDPQ 96(R1), (F28, F29)
-	FADD8(14, 8, 14)
-	FLDPQ 96(R0), (F26, F27)
-	FMUL8(5, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R5
-	BGE group23
-
-rest24:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part26
-
-single25:
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single25
-
-part26:
-	ANDS $7, R5
-	BEQ summed27
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 8)
-	LD1R8AT(4, 3, 6)
-	LD1R8AT(8, 3, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-summed27:
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BEQ flush19
-	ARG(kernelArgs_piece, R6)
-	SUBS $0, R6
-	BNE next18
-
-flush19:
-	WIDEN(0, 9, 10)
-	FLDPQ (R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R4)
-	FLDPQ 32(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R4), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R4)
-	FLDPQ 96(R4), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R4)
-	EOR8(1, 1, 1)
-	MOVD $2048, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R6)
-	SUBS $0, R6
-	BNE next18
-
-row20:
-	ARG(kernelArgs_n, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_coefStep, R6)
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	ARG(kernelArgs_rowsLeft, R6)
-	SUBS $1, R6
-	BEQ again21
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	B next18
-
-again21:
-	ARG(kernelArgs_rows, R6)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_sums, R4)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ARG(kernelArgs_images, R6)
-	ADD $-1, R6
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_images(R24)
-	SUBS $0, R6
-	BNE next18
-
-save22:
-	MOVD a+8(FP), R6
-	ADD $kernelArgs_partial, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
-	ARG(kernelArgs_dy, R6)
-	SUB R6, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R6)
-	SUB R6, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R6)
-	SUB R6, R4
-	ASR $3, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_accAt(R24)
-	RET
-	RET
-
-// func gradSumsRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R7)
-	LSL $2, R7
-	ADD R7, R4
-	ARG(kernelArgs_sums, R5)
-	ARG(kernelArgs_accAt, R7)
-	LSL $3, R7
-	ADD R7, R5
-	MOVD a+8(FP), R7
-	ADD $kernelArgs_partial, R7
-	FLDPQ (R7), (F0, F1)
-	FLDPQ 32(R7), (F2, F3)
-	ARG(kernelArgs_images, R7)
-	SUBS $4, R7
-	BLT singles1
-	ARG(kernelArgs_budget, R7)
-	ASR $2, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_budget(R24)
+	ARG(kernelArgs_sums, R7)
+	ARG(kernelArgs_imageGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
 	ARG(kernelArgs_stride, R9)
 	LSL $2, R9
-	MOVD R9, R10
-	ADD R9, R10
-	ADD R9, R10
-	ARG(kernelArgs_n, R7)
-	SUBS $129, R7
-	BGE long2
-
-row3:
-	ARG(kernelArgs_n, R6)
-	ARG(kernelArgs_budget, R7)
-	SUB R6, R7
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_images, R9)
+	ADD $-4, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_budget(R24)
-	SUBS $8, R6
-	BLT part8
-
-four7:
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R9<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R9<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<1, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R10<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R10<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 8)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R9<<0, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R9<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R9<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R9<<1, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R10<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R10<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R10<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE four7
-
-part8:
-	ANDS $7, R6
-	BEQ summed9
-	MOVD R6, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R9<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R9<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R9<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R10<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R10<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 8)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	FMUL8(10, 9, 10)
-	ADD R9<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R9<<0, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R9<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R9<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R9<<1, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R10<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R10<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R10<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
-	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-summed9:
-	WIDEN(0, 9, 10)
-	FLDPQ (R5), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R5)
-	FLDPQ 32(R5), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R5)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R5), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R5)
-	FLDPQ 96(R5), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R5)
-	EOR8(1, 1, 1)
-	ARG(kernelArgs_rowGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	ADD $128, R5
-	ARG(kernelArgs_rowsLeft, R7)
-	SUBS $1, R7
-	BEQ again4
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_budget, R7)
-	SUBS $1, R7
-	BGE row3
-	B save6
-
-again4:
-	ARG(kernelArgs_rows, R7)
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_sums, R5)
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_images, R7)
-	ADD $-4, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	SUBS $4, R7
+	MOVD R9, kernelArgs_images(R24)
+	SUBS $4, R9
 	BLT ended5
-	ARG(kernelArgs_budget, R7)
-	SUBS $1, R7
+	ARG(kernelArgs_budget, R9)
+	SUBS $1, R9
 	BGE row3
 	B save6
 
 ended5:
-	MOVD $2048, R7
+	MOVD $2048, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
+	MOVD R9, kernelArgs_piece(R24)
 
 save6:
-	MOVD a+8(FP), R7
-	ADD $kernelArgs_partial, R7
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_dy, R7)
-	SUB R7, R0
-	ASR $2, R0
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FSTPQ (F0, F1), (R9)
+	FSTPQ (F2, F3), 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R2
+	ASR $2, R2
 	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R4
-	ASR $2, R4
+	MOVD R2, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R6
+	ASR $2, R6
 	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R7)
-	SUB R7, R5
-	ASR $3, R5
+	MOVD R6, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R9)
+	SUB R9, R7
+	ASR $3, R7
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_accAt(R24)
+	MOVD R7, kernelArgs_accAt(R24)
 	RET
 
 long2:
 
-next10:
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_piece, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	ARG(kernelArgs_budget, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	SUBS $0, R6
-	BEQ save14
-	ARG(kernelArgs_left, R7)
-	SUB R6, R7
+next14:
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_piece, R9)
+	CMP R9, R8
+	CSEL LT, R8, R9, R8
+	ARG(kernelArgs_budget, R9)
+	CMP R9, R8
+	CSEL LT, R8, R9, R8
+	SUBS $0, R8
+	BEQ save18
+	ARG(kernelArgs_left, R9)
+	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R7)
-	SUB R6, R7
+	MOVD R9, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R9)
+	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R7)
-	SUB R6, R7
-	ANDS $-8, R7
+	MOVD R9, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R9)
+	SUB R8, R9
+	ANDS $-8, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_budget(R24)
-	SUBS $8, R6
-	BLT part16
+	MOVD R9, kernelArgs_budget(R24)
+	SUBS $8, R8
+	BLT part20
 
-four15:
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	FLDPQ (R1), (F4, F5)
+four19:
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R9<<0, R1, R24
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F6, F7)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R9<<0, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R9<<1, R1, R24
+	ADD R11<<1, R3, R24
 	FLDPQ (R24), (F8, F9)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R9<<1, R2, R24
-	FLDPQ (R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R10<<0, R1, R24
+	ADD R12<<0, R3, R24
 	FLDPQ (R24), (F10, F11)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	ADD R10<<0, R2, R24
+	CBZ R0, without22
+	FLDPQ (R4), (F18, F19)
+	FADD8(9, 2, 2)
+	ADD R11<<0, R4, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 3, 3)
+	ADD R11<<1, R4, R24
+	FLDPQ (R24), (F18, F19)
+	FADD8(9, 4, 4)
+	ADD R12<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
+
+without22:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(4, 8)
-	FLDPQ (R1), (F20, F21)
+	LD1R8(6, 8)
+	FLDPQ (R2), (F18, F19)
+	FMUL8(9, 2, 2)
+	ADD R11<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 3, 3)
+	ADD R11<<1, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 4, 4)
+	ADD R12<<0, R2, R24
+	FLDPQ (R24), (F18, F19)
+	FMUL8(9, 5, 5)
+	CBZ R1, without23
+	FSTPQ (F4, F5), (R5)
+	ADD R11<<0, R5, R24
+	FSTPQ (F6, F7), (R24)
+	ADD R11<<1, R5, R24
+	FSTPQ (F8, F9), (R24)
+	ADD R12<<0, R5, R24
+	FSTPQ (F10, F11), (R24)
+
+without23:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	ADD R9<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R9<<0, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R9<<1, R1, R24
+	ADD R11<<1, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R9<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R9<<1, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R10<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R12<<0, R3, R24
 	FLDPQ (R24), (F28, F29)
 	FADD8(14, 8, 14)
-	ADD R10<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R10<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R6
-	BGE four15
+	ADD $32, R4
+	ADD $32, R5
+	SUBS $8, R8
+	BGE four19
 
-part16:
-	ANDS $7, R6
-	BEQ summed17
-	MOVD R6, R7
-	MOVD R7, R25
+part20:
+	ANDS $7, R8
+	BEQ summed21
+	MOVD R8, R9
+	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	PART(·loadPart2<>, 0, R1)
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R9<<0, R1, R24
+	ADD R11<<0, R3, R24
 	CALL ·loadPart3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R9<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R9<<1, R1, R24
+	ADD R11<<1, R3, R24
 	CALL ·loadPart4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R9<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R10<<0, R1, R24
+	ADD R12<<0, R3, R24
 	CALL ·loadPart5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	ADD R10<<0, R2, R24
+	CBZ R0, without24
+	PART(·loadPart9<>, 0, R4)
+	FADD8(9, 2, 2)
+	ADD R11<<0, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R11<<1, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R12<<0, R4, R24
 	CALL ·loadPart9<>(SB)
 	FADD8(9, 5, 5)
+
+without24:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(4, 8)
-	PART(·loadPart10<>, 0, R1)
+	LD1R8(6, 8)
+	PART(·loadPart9<>, 0, R2)
+	FMUL8(2, 9, 2)
+	ADD R11<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(3, 9, 3)
+	ADD R11<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(4, 9, 4)
+	ADD R12<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(5, 9, 5)
+	CBZ R1, without25
+	PART(·storePart2<>, 0, R5)
+	ADD R11<<0, R5, R24
+	CALL ·storePart3<>(SB)
+	ADD R11<<1, R5, R24
+	CALL ·storePart4<>(SB)
+	ADD R12<<0, R5, R24
+	CALL ·storePart5<>(SB)
+
+without25:
+	PART(·loadPart10<>, 0, R3)
 	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	FMUL8(10, 9, 10)
-	ADD R9<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R11<<0, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R9<<0, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R9<<1, R1, R24
+	ADD R11<<1, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R9<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R9<<1, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R10<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R12<<0, R3, R24
 	CALL ·loadPart14<>(SB)
 	FADD8(14, 8, 14)
-	ADD R10<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R10<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	AND8(15, 9, 9)
+	AND8(15, 2, 2)
 	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
+	LSL $2, R8
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+	ADD R8, R5
 
-summed17:
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BEQ flush11
-	ARG(kernelArgs_piece, R7)
-	SUBS $0, R7
-	BNE next10
+summed21:
+	ARG(kernelArgs_left, R9)
+	SUBS $0, R9
+	BEQ flush15
+	ARG(kernelArgs_piece, R9)
+	SUBS $0, R9
+	BNE next14
 
-flush11:
+flush15:
 	WIDEN(0, 9, 10)
-	FLDPQ (R5), (F22, F23)
+	FLDPQ (R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R5)
-	FLDPQ 32(R5), (F22, F23)
+	FSTPQ (F18, F19), (R7)
+	FLDPQ 32(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R5)
+	FSTPQ (F20, F21), 32(R7)
 	EOR8(0, 0, 0)
 	WIDEN(1, 9, 10)
-	FLDPQ 64(R5), (F22, F23)
+	FLDPQ 64(R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R5)
-	FLDPQ 96(R5), (F22, F23)
+	FSTPQ (F18, F19), 64(R7)
+	FLDPQ 96(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R5)
+	FSTPQ (F20, F21), 96(R7)
 	EOR8(1, 1, 1)
-	MOVD $512, R7
+	MOVD $512, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BNE next10
+	MOVD R9, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R9)
+	SUBS $0, R9
+	BNE next14
 
-row12:
-	ARG(kernelArgs_n, R7)
+row16:
+	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	ADD $128, R5
-	ARG(kernelArgs_rowsLeft, R7)
-	SUBS $1, R7
-	BEQ again13
+	MOVD R9, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_coefStep, R9)
+	LSL $2, R9
+	ADD R9, R6
+	ADD $128, R7
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBS $1, R9
+	BEQ again17
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	B next10
+	MOVD R9, kernelArgs_rowsLeft(R24)
+	B next14
 
-again13:
-	ARG(kernelArgs_rows, R7)
+again17:
+	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_sums, R5)
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_stride, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_images, R7)
-	ADD $-4, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	SUBS $4, R7
-	BGE next10
-	MOVD $2048, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-
-save14:
-	MOVD a+8(FP), R7
-	ADD $kernelArgs_partial, R7
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_dy, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R9, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_sums, R7)
-	SUB R7, R5
-	ASR $3, R5
+	ARG(kernelArgs_imageGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_stride, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_images, R9)
+	ADD $-4, R9
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_accAt(R24)
+	MOVD R9, kernelArgs_images(R24)
+	SUBS $4, R9
+	BGE next14
+	MOVD $2048, R9
+	MOVD a+8(FP), R24
+	MOVD R9, kernelArgs_piece(R24)
+
+save18:
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FSTPQ (F0, F1), (R9)
+	FSTPQ (F2, F3), 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R6
+	ASR $2, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R9)
+	SUB R9, R7
+	ASR $3, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_accAt(R24)
 	RET
 
 singles1:
 
-next18:
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_piece, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	ARG(kernelArgs_budget, R7)
-	CMP R7, R6
-	CSEL LT, R6, R7, R6
-	SUBS $0, R6
-	BEQ save22
-	ARG(kernelArgs_left, R7)
-	SUB R6, R7
+next26:
+	ARG(kernelArgs_left, R8)
+	ARG(kernelArgs_piece, R9)
+	CMP R9, R8
+	CSEL LT, R8, R9, R8
+	ARG(kernelArgs_budget, R9)
+	CMP R9, R8
+	CSEL LT, R8, R9, R8
+	SUBS $0, R8
+	BEQ save30
+	ARG(kernelArgs_left, R9)
+	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	ARG(kernelArgs_piece, R7)
-	SUB R6, R7
+	MOVD R9, kernelArgs_left(R24)
+	ARG(kernelArgs_piece, R9)
+	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	ARG(kernelArgs_budget, R7)
-	SUB R6, R7
-	ANDS $-32, R7
+	MOVD R9, kernelArgs_piece(R24)
+	ARG(kernelArgs_budget, R9)
+	SUB R8, R9
+	ANDS $-32, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_budget(R24)
-	SUBS $32, R6
-	BLT rest24
+	MOVD R9, kernelArgs_budget(R24)
+	SUBS $32, R8
+	BLT rest32
 
-group23:
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	FLDPQ (R1), (F4, F5)
+group31:
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
+	FLDPQ 32(R3), (F6, F7)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
+	FLDPQ 64(R3), (F8, F9)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
+	FLDPQ 96(R3), (F10, F11)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	FLDPQ 96(R2), (F18, F19)
+	CBZ R0, without36
+	FLDPQ (R4), (F18, F19)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R4), (F18, F19)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R4), (F18, F19)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R4), (F18, F19)
 	FADD8(9, 5, 5)
+
+without36:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(4, 8)
-	FLDPQ (R1), (F20, F21)
+	LD1R8(6, 8)
+	FLDPQ (R2), (F18, F19)
+	FMUL8(9, 2, 2)
+	FLDPQ 32(R2), (F18, F19)
+	FMUL8(9, 3, 3)
+	FLDPQ 64(R2), (F18, F19)
+	FMUL8(9, 4, 4)
+	FLDPQ 96(R2), (F18, F19)
+	FMUL8(9, 5, 5)
+	CBZ R1, without37
+	FSTPQ (F4, F5), (R5)
+	FSTPQ (F6, F7), 32(R5)
+	FSTPQ (F8, F9), 64(R5)
+	FSTPQ (F10, F11), 96(R5)
+
+without37:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	FLDPQ 32(R1), (F24, F25)
+	FMUL8(10, 2, 10)
+	FLDPQ 32(R3), (F24, F25)
 	FADD8(12, 8, 12)
-	FLDPQ 32(R0), (F22, F23)
-	FMUL8(3, 11, 11)
-	FSTPQ (F22, F23), 32(R3)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	FLDPQ 64(R1), (F24, F25)
+	FLDPQ 64(R3), (F24, F25)
 	FADD8(12, 8, 12)
-	FLDPQ 64(R0), (F22, F23)
-	FMUL8(4, 11, 11)
-	FSTPQ (F22, F23), 64(R3)
-	FMUL8(12, 11, 12)
-	FLDPQ 96(R1), (F28, F29)
+	FMUL8(12, 4, 12)
+	FLDPQ 96(R3), (F28, F29)
 	FADD8(14, 8, 14)
-	FLDPQ 96(R0), (F26, F27)
-	FMUL8(5, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	ADD $128, R0
-	ADD $128, R1
 	ADD $128, R2
 	ADD $128, R3
-	SUBS $32, R6
-	BGE group23
+	ADD $128, R4
+	ADD $128, R5
+	SUBS $32, R8
+	BGE group31
 
-rest24:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part26
+rest32:
+	ADD $32, R8
+	SUBS $8, R8
+	BLT part34
 
-single25:
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	FLDPQ (R1), (F4, F5)
+single33:
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without38
+	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
+
+without38:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	LD1R8(4, 8)
-	FLDPQ (R1), (F20, F21)
+	LD1R8(6, 8)
+	FLDPQ (R2), (F18, F19)
+	FMUL8(9, 2, 2)
+	CBZ R1, without39
+	FSTPQ (F4, F5), (R5)
+
+without39:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
+	FMUL8(10, 2, 10)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	ADD $32, R0
-	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
-	SUBS $8, R6
-	BGE single25
+	ADD $32, R4
+	ADD $32, R5
+	SUBS $8, R8
+	BGE single33
 
-part26:
-	ANDS $7, R6
-	BEQ summed27
-	MOVD R6, R7
-	MOVD R7, R25
+part34:
+	ANDS $7, R8
+	BEQ summed35
+	MOVD R8, R9
+	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 8)
-	LD1R8AT(4, 4, 6)
-	LD1R8AT(8, 4, 7)
-	PART(·loadPart2<>, 0, R1)
+	LD1R8(6, 8)
+	LD1R8AT(4, 6, 6)
+	LD1R8AT(8, 6, 7)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
+	CBZ R0, without40
+	PART(·loadPart9<>, 0, R4)
 	FADD8(9, 2, 2)
+
+without40:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	LD1R8(4, 8)
-	PART(·loadPart10<>, 0, R1)
+	LD1R8(6, 8)
+	PART(·loadPart9<>, 0, R2)
+	FMUL8(2, 9, 2)
+	CBZ R1, without41
+	PART(·storePart2<>, 0, R5)
+
+without41:
+	PART(·loadPart10<>, 0, R3)
 	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	FMUL8(10, 9, 10)
-	AND8(15, 9, 9)
+	FMUL8(10, 2, 10)
+	AND8(15, 2, 2)
 	AND8(15, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
+	LSL $2, R8
+	ADD R8, R2
+	ADD R8, R3
+	ADD R8, R4
+	ADD R8, R5
 
-summed27:
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BEQ flush19
-	ARG(kernelArgs_piece, R7)
-	SUBS $0, R7
-	BNE next18
+summed35:
+	ARG(kernelArgs_left, R9)
+	SUBS $0, R9
+	BEQ flush27
+	ARG(kernelArgs_piece, R9)
+	SUBS $0, R9
+	BNE next26
 
-flush19:
+flush27:
 	WIDEN(0, 9, 10)
-	FLDPQ (R5), (F22, F23)
+	FLDPQ (R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R5)
-	FLDPQ 32(R5), (F22, F23)
+	FSTPQ (F18, F19), (R7)
+	FLDPQ 32(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R5)
+	FSTPQ (F20, F21), 32(R7)
 	EOR8(0, 0, 0)
 	WIDEN(1, 9, 10)
-	FLDPQ 64(R5), (F22, F23)
+	FLDPQ 64(R7), (F22, F23)
 	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R5)
-	FLDPQ 96(R5), (F22, F23)
+	FSTPQ (F18, F19), 64(R7)
+	FLDPQ 96(R7), (F22, F23)
 	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R5)
+	FSTPQ (F20, F21), 96(R7)
 	EOR8(1, 1, 1)
-	MOVD $2048, R7
+	MOVD $2048, R9
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	ARG(kernelArgs_left, R7)
-	SUBS $0, R7
-	BNE next18
+	MOVD R9, kernelArgs_piece(R24)
+	ARG(kernelArgs_left, R9)
+	SUBS $0, R9
+	BNE next26
 
-row20:
-	ARG(kernelArgs_n, R7)
+row28:
+	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	ARG(kernelArgs_rowGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_coefStep, R7)
-	LSL $2, R7
-	ADD R7, R4
-	ADD $128, R5
-	ARG(kernelArgs_rowsLeft, R7)
-	SUBS $1, R7
-	BEQ again21
+	MOVD R9, kernelArgs_left(R24)
+	ARG(kernelArgs_rowGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_coefStep, R9)
+	LSL $2, R9
+	ADD R9, R6
+	ADD $128, R7
+	ARG(kernelArgs_rowsLeft, R9)
+	SUBS $1, R9
+	BEQ again29
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	B next18
+	MOVD R9, kernelArgs_rowsLeft(R24)
+	B next26
 
-again21:
-	ARG(kernelArgs_rows, R7)
+again29:
+	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_sums, R5)
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ARG(kernelArgs_images, R7)
-	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	SUBS $0, R7
-	BNE next18
-
-save22:
-	MOVD a+8(FP), R7
-	ADD $kernelArgs_partial, R7
-	FSTPQ (F0, F1), (R7)
-	FSTPQ (F2, F3), 32(R7)
-	ARG(kernelArgs_dy, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
+	MOVD R9, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_sums, R7)
-	SUB R7, R5
-	ASR $3, R5
+	ARG(kernelArgs_imageGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ARG(kernelArgs_images, R9)
+	ADD $-1, R9
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_accAt(R24)
+	MOVD R9, kernelArgs_images(R24)
+	SUBS $0, R9
+	BNE next26
+
+save30:
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FSTPQ (F0, F1), (R9)
+	FSTPQ (F2, F3), 32(R9)
+	ARG(kernelArgs_dy, R9)
+	SUB R9, R2
+	ASR $2, R2
+	MOVD a+8(FP), R24
+	MOVD R2, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R9)
+	SUB R9, R6
+	ASR $2, R6
+	MOVD a+8(FP), R24
+	MOVD R6, kernelArgs_coefAt(R24)
+	ARG(kernelArgs_sums, R9)
+	SUB R9, R7
+	ASR $3, R7
+	MOVD a+8(FP), R24
+	MOVD R7, kernelArgs_accAt(R24)
 	RET
 	RET
 
@@ -11684,1253 +6632,373 @@ done4:
 TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
+	MOVD kernelArgs_dres(R21), R1
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
-	ANDS $7, R5
-	MOVD R5, R25
+	ARG(kernelArgs_dy, R2)
+	ARG(kernelArgs_x, R3)
+	ARG(kernelArgs_res, R4)
+	ARG(kernelArgs_dres, R5)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_n, R9)
+	ANDS $7, R9
+	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $4, R4
+	LSL $2, R10
+	MOVD R10, R11
+	ADD R10, R11
+	ADD R10, R11
+	SUBS $4, R8
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
+	ARG(kernelArgs_fetch, R12)
+	ARG(kernelArgs_coef, R6)
+	ARG(kernelArgs_acc, R7)
+	ARG(kernelArgs_n, R9)
+	SUBS $8, R9
 	BLT part6
 
 column5:
-	ADD R8<<0, R1, R24
+	ADD R12<<0, R3, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
+	ADD R12<<0, R3, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R12<<0, R2, R24
 	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
+	ADD R12<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	ADD $96, R8
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F12, F13)
-	FLDPQ 64(R2), (F14, F15)
-	FLDPQ (R1), (F4, F5)
+	CBZ R0, without8
+	ADD R12<<0, R4, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R12<<0, R4, R24
+	PRFM 64(R24), PLDL1KEEP
+
+without8:
+	ADD $96, R12
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	FLDPQ (R6), (F16, F17)
+	FLDPQ 32(R6), (F12, F13)
+	FLDPQ 64(R6), (F14, F15)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	ADD R6<<0, R1, R24
+	ADD R10<<0, R3, R24
 	FLDPQ (R24), (F6, F7)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R6<<1, R1, R24
+	ADD R10<<1, R3, R24
 	FLDPQ (R24), (F8, F9)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R7<<0, R1, R24
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F10, F11)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R6<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R6<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R6<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R6<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	ADD $64, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F12, F13)
-	FLDPQ 64(R2), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R6<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R6<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R2), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R6<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R6<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R6<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R6<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-next7:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	ADD R6, R0
-	ADD R6, R1
-	ADD R7, R0
-	ADD R7, R1
-	SUBS $4, R4
-	BGE groups1
-
-rest2:
-	ADD $4, R4
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R2)
-	ARG(kernelArgs_acc, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
-	BLT part9
-
-column8:
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F12, F13)
-	FLDPQ 64(R2), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $160, R2
-	ADD $64, R3
-	SUBS $8, R5
-	BGE column8
-
-part9:
-	ANDS $7, R5
-	BEQ next10
-	FLDPQ (R3), (F0, F1)
-	FLDPQ 32(R3), (F2, F3)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F12, F13)
-	FLDPQ 64(R2), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R2), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R3)
-	FSTPQ (F2, F3), 32(R3)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-
-next10:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	ADD R6, R0
-	ADD R6, R1
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func gradSumsColsCalledResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $4, R5
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD $96, R9
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without9
+	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<0, R2, R24
+	ADD R10<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 3, 3)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R7<<1, R2, R24
+	ADD R10<<1, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 4, 4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R8<<0, R2, R24
+	ADD R11<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
+
+without9:
 	MOVD $4, R19
 	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	ADD $64, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R7<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	SUBS $4, R5
-	BGE groups1
-
-rest2:
-	ADD $4, R5
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part9
-
-column8:
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
+	FLDPQ (R6), (F16, F17)
 	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	ADD $64, R4
-	SUBS $8, R6
-	BGE column8
-
-part9:
-	ANDS $7, R6
-	BEQ next10
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next10:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func gradSumsColsCalledDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_dres, R2)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $4, R5
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD $96, R9
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R7<<0, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F24, F25)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R7<<1, R2, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F28, F29)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R8<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	ADD $64, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	FMUL8(10, 9, 10)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R7<<0, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart12<>(SB)
-	FADD8(12, 8, 12)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R7<<1, R2, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart14<>(SB)
-	FADD8(14, 8, 14)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R8<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
-	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
-	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	SUBS $4, R5
-	BGE groups1
-
-rest2:
-	ADD $4, R5
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_acc, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part9
-
-column8:
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ (R1), (F20, F21)
-	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R2)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	ADD $64, R4
-	SUBS $8, R6
-	BGE column8
-
-part9:
-	ANDS $7, R6
-	BEQ next10
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
-	FLDPQ (R3), (F16, F17)
-	FLDPQ 32(R3), (F12, F13)
-	FLDPQ 64(R3), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R2)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R4)
-	FSTPQ (F2, F3), 32(R4)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-
-next10:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func gradSumsColsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, R7)
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	SUBS $4, R6
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_acc, R5)
-	ARG(kernelArgs_n, R7)
-	SUBS $8, R7
-	BLT part6
-
-column5:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
+	FMUL8(9, 2, 2)
 	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD $96, R10
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 64(R4), (F14, F15)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 8, 2)
-	FMUL8(6, 2, 2)
-	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 8, 3)
-	FMUL8(6, 3, 3)
-	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 8, 4)
-	FMUL8(6, 4, 4)
-	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
+	FMUL8(9, 3, 3)
+	ADD R10<<1, R2, R24
 	FLDPQ (R24), (F18, F19)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 8, 5)
-	FMUL8(6, 5, 5)
-	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
+	FMUL8(9, 4, 4)
+	ADD R11<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ (R1), (F20, F21)
+	FMUL8(9, 5, 5)
+	CBZ R1, without10
+	FSTPQ (F4, F5), (R5)
+	ADD R10<<0, R5, R24
+	FSTPQ (F6, F7), (R24)
+	ADD R10<<1, R5, R24
+	FSTPQ (F8, F9), (R24)
+	ADD R11<<0, R5, R24
+	FSTPQ (F10, F11), (R24)
+
+without10:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R10<<0, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
+	ADD R10<<1, R3, R24
 	FLDPQ (R24), (F24, F25)
 	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F22, F23)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R3, R24
-	FSTPQ (F22, F23), (R24)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F28, F29)
 	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F26, F27)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	ADD $32, R0
-	ADD $32, R1
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
 	ADD $32, R2
 	ADD $32, R3
-	ADD $160, R4
-	ADD $64, R5
-	SUBS $8, R7
+	ADD $32, R4
+	ADD $32, R5
+	ADD $160, R6
+	ADD $64, R7
+	SUBS $8, R9
 	BGE column5
 
 part6:
-	ANDS $7, R7
+	ANDS $7, R9
 	BEQ next7
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 64(R4), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	FLDPQ (R6), (F16, F17)
+	FLDPQ 32(R6), (F12, F13)
+	FLDPQ 64(R6), (F14, F15)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 2, 2)
-	ADD R8<<0, R1, R24
+	ADD R10<<0, R3, R24
 	CALL ·loadPart3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 3, 3)
-	ADD R8<<1, R1, R24
+	ADD R10<<1, R3, R24
 	CALL ·loadPart4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
-	ADD R8<<1, R2, R24
-	CALL ·loadPart9<>(SB)
-	FADD8(9, 4, 4)
-	ADD R9<<0, R1, R24
+	ADD R11<<0, R3, R24
 	CALL ·loadPart5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	ADD R9<<0, R2, R24
+	CBZ R0, without11
+	PART(·loadPart9<>, 0, R4)
+	FADD8(9, 2, 2)
+	ADD R10<<0, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 3, 3)
+	ADD R10<<1, R4, R24
+	CALL ·loadPart9<>(SB)
+	FADD8(9, 4, 4)
+	ADD R11<<0, R4, R24
 	CALL ·loadPart9<>(SB)
 	FADD8(9, 5, 5)
+
+without11:
 	MOVD $4, R19
 	CALL (R22)
-	FLDPQ (R4), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
+	FLDPQ (R6), (F16, F17)
+	PART(·loadPart9<>, 0, R2)
+	FMUL8(2, 9, 2)
+	ADD R10<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(3, 9, 3)
+	ADD R10<<1, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(4, 9, 4)
+	ADD R11<<0, R2, R24
+	CALL ·loadPart9<>(SB)
+	FMUL8(5, 9, 5)
+	CBZ R1, without12
+	PART(·storePart2<>, 0, R5)
+	ADD R10<<0, R5, R24
+	CALL ·storePart3<>(SB)
+	ADD R10<<1, R5, R24
+	CALL ·storePart4<>(SB)
+	ADD R11<<0, R5, R24
+	CALL ·storePart5<>(SB)
+
+without12:
+	PART(·loadPart10<>, 0, R3)
 	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	FMUL8(10, 9, 10)
-	ADD R8<<0, R1, R24
+	FMUL8(10, 2, 10)
+	ADD R10<<0, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(3, 11, 11)
-	ADD R8<<0, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	FADD8(11, 9, 9)
+	FMUL8(12, 3, 12)
+	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
-	ADD R8<<1, R1, R24
+	ADD R10<<1, R3, R24
 	CALL ·loadPart12<>(SB)
 	FADD8(12, 8, 12)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart11<>(SB)
-	FMUL8(4, 11, 11)
-	ADD R8<<1, R3, R24
-	CALL ·storePart11<>(SB)
-	FMUL8(12, 11, 12)
-	ADD R9<<0, R1, R24
+	FMUL8(12, 4, 12)
+	ADD R11<<0, R3, R24
 	CALL ·loadPart14<>(SB)
 	FADD8(14, 8, 14)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart13<>(SB)
-	FMUL8(5, 13, 13)
-	ADD R9<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	FMUL8(14, 13, 14)
-	FADD8(13, 11, 11)
+	FMUL8(14, 5, 14)
+	FADD8(5, 4, 4)
 	FADD8(14, 12, 12)
-	FADD8(11, 9, 9)
+	FADD8(4, 2, 2)
 	FADD8(12, 10, 10)
-	FADD8(9, 0, 0)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-
-next7:
-	ARG(kernelArgs_n, R7)
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R9, R0
-	ADD R9, R1
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
-	SUBS $4, R6
+	ADD R9, R4
+	ADD R9, R5
+
+next7:
+	ARG(kernelArgs_n, R9)
+	LSL $2, R9
+	SUB R9, R2
+	SUB R9, R3
+	SUB R9, R4
+	SUB R9, R5
+	ADD R10, R2
+	ADD R10, R3
+	ADD R10, R4
+	ADD R10, R5
+	ADD R11, R2
+	ADD R11, R3
+	ADD R11, R4
+	ADD R11, R5
+	SUBS $4, R8
 	BGE groups1
 
 rest2:
-	ADD $4, R6
-	SUBS $1, R6
+	ADD $4, R8
+	SUBS $1, R8
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_acc, R5)
-	ARG(kernelArgs_n, R7)
-	SUBS $8, R7
-	BLT part9
+	ARG(kernelArgs_coef, R6)
+	ARG(kernelArgs_acc, R7)
+	ARG(kernelArgs_n, R9)
+	SUBS $8, R9
+	BLT part14
 
-column8:
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 64(R4), (F14, F15)
-	FLDPQ (R1), (F4, F5)
+column13:
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	FLDPQ (R6), (F16, F17)
+	FLDPQ 32(R6), (F12, F13)
+	FLDPQ 64(R6), (F14, F15)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	FLDPQ (R2), (F18, F19)
+	CBZ R0, without16
+	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
+
+without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ (R1), (F20, F21)
+	FLDPQ (R6), (F16, F17)
+	FLDPQ (R2), (F18, F19)
+	FMUL8(9, 2, 2)
+	CBZ R1, without17
+	FSTPQ (F4, F5), (R5)
+
+without17:
+	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
-	FLDPQ (R0), (F18, F19)
-	FMUL8(2, 9, 9)
-	FSTPQ (F18, F19), (R3)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
+	FMUL8(10, 2, 10)
+	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	ADD $32, R0
-	ADD $32, R1
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
 	ADD $32, R2
 	ADD $32, R3
-	ADD $160, R4
-	ADD $64, R5
-	SUBS $8, R7
-	BGE column8
+	ADD $32, R4
+	ADD $32, R5
+	ADD $160, R6
+	ADD $64, R7
+	SUBS $8, R9
+	BGE column13
 
-part9:
-	ANDS $7, R7
-	BEQ next10
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
-	FLDPQ (R4), (F16, F17)
-	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 64(R4), (F14, F15)
-	PART(·loadPart2<>, 0, R1)
+part14:
+	ANDS $7, R9
+	BEQ next15
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
+	FLDPQ (R6), (F16, F17)
+	FLDPQ 32(R6), (F12, F13)
+	FLDPQ 64(R6), (F14, F15)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	PART(·loadPart9<>, 0, R2)
+	CBZ R0, without18
+	PART(·loadPart9<>, 0, R4)
 	FADD8(9, 2, 2)
+
+without18:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FLDPQ (R4), (F16, F17)
-	PART(·loadPart10<>, 0, R1)
-	FADD8(10, 8, 10)
-	PART(·loadPart9<>, 0, R0)
-	FMUL8(2, 9, 9)
-	PART(·storePart9<>, 0, R3)
-	FMUL8(10, 9, 10)
-	FADD8(9, 0, 0)
-	FADD8(10, 1, 1)
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
+	FLDPQ (R6), (F16, F17)
+	PART(·loadPart9<>, 0, R2)
+	FMUL8(2, 9, 2)
+	CBZ R1, without19
+	PART(·storePart2<>, 0, R5)
 
-next10:
-	ARG(kernelArgs_n, R7)
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	SUBS $1, R6
+without19:
+	PART(·loadPart10<>, 0, R3)
+	FADD8(10, 8, 10)
+	FMUL8(10, 2, 10)
+	FADD8(2, 0, 0)
+	FADD8(10, 1, 1)
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+
+next15:
+	ARG(kernelArgs_n, R9)
+	LSL $2, R9
+	SUB R9, R2
+	SUB R9, R3
+	SUB R9, R4
+	SUB R9, R5
+	ADD R10, R2
+	ADD R10, R3
+	ADD R10, R4
+	ADD R10, R5
+	SUBS $1, R8
 	BGE single3
 
 done4:
@@ -13189,526 +7257,6 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	BNE row2
 
 image1:
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FSTPQ (F10, F11), 32(R3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FSTPQ (F10, F11), 64(R3)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	FSTPQ (F10, F11), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	MOVD kernelArgs_n(R23), R8
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 2)
-	LD1R8(4, 9)
-	BIF8(15, 9, 2)
-	ADD $-16, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 4, 9)
-	BIF8(15, 9, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 9)
-	BIF8(15, 9, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 9)
-	BIF8(15, 9, 1)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	MOVD kernelArgs_coefImage(R23), R6
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B image1
-
-save7:
-	MOVD R6, kernelArgs_left(R23)
-	MOVD R5, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R8
-	SUB R8, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R8
-	SUB R8, R4
-	ASR $2, R4
-	MOVD R4, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func inputGradRowsIdentityStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_at(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_coefAt(R23), R7
-	LSL $2, R7
-	ADD R7, R3
-	MOVD kernelArgs_rowsLeft(R23), R4
-	MOVD kernelArgs_left(R23), R5
-	MOVD kernelArgs_budget(R23), R6
-	ADD $-1, R6
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R2, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD R7, kernelArgs_piece(R23)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	MOVD kernelArgs_piece(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	MOVD kernelArgs_n(R23), R7
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 2)
-	LD1R8(3, 9)
-	BIF8(15, 9, 2)
-	ADD $-16, R3, R24
-	LD1R8(24, 3)
-	LD1R8AT(4, 3, 9)
-	BIF8(15, 9, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 3, 9)
-	BIF8(15, 9, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 3, 9)
-	BIF8(15, 9, 1)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	MOVD kernelArgs_coefImage(R23), R5
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B image1
-
-save7:
-	MOVD R5, kernelArgs_left(R23)
-	MOVD R4, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R7
-	SUB R7, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R7
-	SUB R7, R3
-	ASR $2, R3
-	MOVD R3, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func inputGradRowsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_dres(R23), R3
-	MOVD kernelArgs_at(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_coefAt(R23), R8
-	LSL $2, R8
-	ADD R8, R4
-	MOVD kernelArgs_rowsLeft(R23), R5
-	MOVD kernelArgs_left(R23), R6
-	MOVD kernelArgs_budget(R23), R7
-	ADD $-1, R7
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-	MOVD R2, R8
-	NEG R8, R8
-	ASR $2, R8
-	ANDS $7, R8
-	BEQ row2
-	CMP R6, R8
-	CSEL LT, R8, R6, R8
-	SUB R8, R6
-	MOVD R8, kernelArgs_piece(R23)
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FSUB8(0, 5, 6)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
-	MOVD kernelArgs_piece(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
 
 row2:
 	SUBS $0, R7
@@ -14996,3917 +8544,355 @@ save7:
 	RET
 	RET
 
-// func inputGradRowsReLUStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_at(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_coefAt(R23), R7
-	LSL $2, R7
-	ADD R7, R3
-	MOVD kernelArgs_rowsLeft(R23), R4
-	MOVD kernelArgs_left(R23), R5
-	MOVD kernelArgs_budget(R23), R6
-	ADD $-1, R6
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R2, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD R7, kernelArgs_piece(R23)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	MOVD kernelArgs_piece(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	MOVD kernelArgs_n(R23), R7
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 4)
-	LD1R8(3, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R3, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 3, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R3, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 3, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 3, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 3, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	MOVD kernelArgs_coefImage(R23), R5
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B image1
-
-save7:
-	MOVD R5, kernelArgs_left(R23)
-	MOVD R4, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R7
-	SUB R7, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R7
-	SUB R7, R3
-	ASR $2, R3
-	MOVD R3, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func inputGradRowsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_y(R23), R3
-	MOVD kernelArgs_at(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_coefAt(R23), R8
-	LSL $2, R8
-	ADD R8, R4
-	MOVD kernelArgs_rowsLeft(R23), R5
-	MOVD kernelArgs_left(R23), R6
-	MOVD kernelArgs_budget(R23), R7
-	ADD $-1, R7
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-	MOVD R3, R8
-	NEG R8, R8
-	ASR $2, R8
-	ANDS $7, R8
-	BEQ row2
-	CMP R6, R8
-	CSEL LT, R8, R6, R8
-	SUB R8, R6
-	MOVD R8, kernelArgs_piece(R23)
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	MOVD kernelArgs_piece(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	MOVD kernelArgs_n(R23), R8
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	LD1R8(4, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 4, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 4, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	MOVD kernelArgs_coefImage(R23), R6
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B image1
-
-save7:
-	MOVD R6, kernelArgs_left(R23)
-	MOVD R5, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R8
-	SUB R8, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R8
-	SUB R8, R4
-	ASR $2, R4
-	MOVD R4, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func inputGradRowsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_dres(R23), R3
-	MOVD kernelArgs_at(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_coefAt(R23), R8
-	LSL $2, R8
-	ADD R8, R4
-	MOVD kernelArgs_rowsLeft(R23), R5
-	MOVD kernelArgs_left(R23), R6
-	MOVD kernelArgs_budget(R23), R7
-	ADD $-1, R7
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-	MOVD R2, R8
-	NEG R8, R8
-	ASR $2, R8
-	ANDS $7, R8
-	BEQ row2
-	CMP R6, R8
-	CSEL LT, R8, R6, R8
-	SUB R8, R6
-	MOVD R8, kernelArgs_piece(R23)
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
-	MOVD kernelArgs_piece(R23), R8
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FSTPQ (F12, F13), 32(R3)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FSTPQ (F12, F13), 64(R3)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	FSTPQ (F12, F13), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	MOVD kernelArgs_n(R23), R8
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	LD1R8(4, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 4, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 4, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 4, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 4, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	MOVD kernelArgs_coefImage(R23), R6
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B image1
-
-save7:
-	MOVD R6, kernelArgs_left(R23)
-	MOVD R5, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R8
-	SUB R8, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R8
-	SUB R8, R4
-	ASR $2, R4
-	MOVD R4, kernelArgs_coefAt(R23)
-	RET
-	RET
-
-// func inputGradRowsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_y(R23), R3
-	MOVD kernelArgs_dres(R23), R4
-	MOVD kernelArgs_at(R23), R9
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-	MOVD kernelArgs_coef(R23), R5
-	MOVD kernelArgs_coefAt(R23), R9
-	LSL $2, R9
-	ADD R9, R5
-	MOVD kernelArgs_rowsLeft(R23), R6
-	MOVD kernelArgs_left(R23), R7
-	MOVD kernelArgs_budget(R23), R8
-	ADD $-1, R8
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	MOVD kernelArgs_n(R23), R9
-	SUB R7, R9
-	SUBS $0, R9
-	BNE row2
-	MOVD kernelArgs_rows(R23), R9
-	SUB R6, R9
-	SUBS $0, R9
-	BNE row2
-
-image1:
-	MOVD R3, R9
-	NEG R9, R9
-	ASR $2, R9
-	ANDS $7, R9
-	BEQ row2
-	CMP R7, R9
-	CSEL LT, R9, R7, R9
-	SUB R9, R7
-	MOVD R9, kernelArgs_piece(R23)
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
-	MOVD kernelArgs_piece(R23), R9
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-
-row2:
-	SUBS $0, R8
-	BLT save7
-	SUBS $32, R7
-	BLT rest4
-
-group3:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FSTPQ (F12, F13), 32(R4)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FSTPQ (F12, F13), 64(R4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	FSTPQ (F12, F13), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R8
-	BLT save7
-	SUBS $32, R7
-	BGE group3
-
-rest4:
-	ADD $-32, R8
-	ADD $32, R7
-	SUBS $8, R7
-	BLT border6
-
-single5:
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R7
-	BGE single5
-
-border6:
-	SUBS $1, R6
-	BEQ last9
-	ADD $20, R5
-	MOVD kernelArgs_n(R23), R9
-	ADD R7, R9
-	ANDS $7, R7
-	BEQ next8
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 4)
-	LD1R8(5, 10)
-	BIF8(15, 10, 4)
-	ADD $-16, R5, R24
-	LD1R8(24, 2)
-	LD1R8AT(4, 5, 10)
-	BIF8(15, 10, 2)
-	ADD $-12, R5, R24
-	LD1R8(24, 3)
-	LD1R8AT(8, 5, 10)
-	BIF8(15, 10, 3)
-	ADD $-8, R5, R24
-	LD1R8(24, 0)
-	LD1R8AT(12, 5, 10)
-	BIF8(15, 10, 0)
-	ADD $-4, R5, R24
-	LD1R8(24, 1)
-	LD1R8AT(16, 5, 10)
-	BIF8(15, 10, 1)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	MOVD R9, R7
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B row2
-
-next8:
-	MOVD kernelArgs_n(R23), R7
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B row2
-
-last9:
-	ANDS $7, R7
-	BEQ end10
-	MOVD R7, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FMUL8(2, 5, 8)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FSUB8(0, 6, 7)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-end10:
-	MOVD kernelArgs_images(R23), R9
-	ADD $-1, R9
-	MOVD R9, kernelArgs_images(R23)
-	MOVD kernelArgs_imageGap(R23), R7
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-	MOVD kernelArgs_coefImage(R23), R7
-	LSL $2, R7
-	ADD R7, R5
-	ADD $20, R5
-	MOVD kernelArgs_rows(R23), R6
-	MOVD kernelArgs_n(R23), R7
-	SUBS $0, R9
-	BEQ save7
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B image1
-
-save7:
-	MOVD R7, kernelArgs_left(R23)
-	MOVD R6, kernelArgs_rowsLeft(R23)
-	MOVD kernelArgs_dy(R23), R9
-	SUB R9, R0
-	ASR $2, R0
-	MOVD R0, kernelArgs_at(R23)
-	MOVD kernelArgs_coef(R23), R9
-	SUB R9, R5
-	ASR $2, R5
-	MOVD R5, kernelArgs_coefAt(R23)
-	RET
-	RET
-
 // func inputGradRowsCalled(id int, a *kernelArgs)
 TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
+	MOVD kernelArgs_dres(R21), R1
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
-	LSL $2, R7
-	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
-	ADD $-1, R6
-	ARG(kernelArgs_n, R7)
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	ARG(kernelArgs_rows, R7)
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
-	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R7)
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R3, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 3, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R3, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 3, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 3, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	ARG(kernelArgs_images, R7)
-	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	SUBS $0, R7
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
+	ARG(kernelArgs_dy, R2)
+	ARG(kernelArgs_x, R3)
+	ARG(kernelArgs_res, R4)
+	ARG(kernelArgs_y, R5)
+	ARG(kernelArgs_dres, R6)
+	ARG(kernelArgs_at, R11)
+	LSL $2, R11
+	ADD R11, R2
+	ADD R11, R3
+	ADD R11, R4
+	ADD R11, R5
+	ADD R11, R6
 	ARG(kernelArgs_coef, R7)
-	SUB R7, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_at, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
-	LSL $2, R8
-	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
-	ADD $-1, R7
-	ARG(kernelArgs_n, R8)
-	SUB R6, R8
-	SUBS $0, R8
+	ARG(kernelArgs_coefAt, R11)
+	LSL $2, R11
+	ADD R11, R7
+	ARG(kernelArgs_rowsLeft, R8)
+	ARG(kernelArgs_left, R9)
+	ARG(kernelArgs_budget, R10)
+	ADD $-1, R10
+	ARG(kernelArgs_n, R11)
+	SUB R9, R11
+	SUBS $0, R11
 	BNE row2
-	ARG(kernelArgs_rows, R8)
-	SUB R5, R8
-	SUBS $0, R8
+	ARG(kernelArgs_rows, R11)
+	SUB R8, R11
+	SUBS $0, R11
 	BNE row2
 
 image1:
 
 row2:
-	SUBS $0, R7
+	SUBS $0, R10
 	BLT save7
-	SUBS $32, R6
+	SUBS $32, R9
 	BLT rest4
 
 group3:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(8, 7, 9)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
+	FLDPQ 32(R3), (F6, F7)
 	FADD8(3, 10, 3)
 	FMUL8(8, 3, 3)
 	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
+	FLDPQ 64(R3), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R3), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	CBZ R0, without8
+	FLDPQ (R4), (F22, F23)
+	FADD8(11, 2, 2)
+	FLDPQ 32(R4), (F22, F23)
 	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
+	FLDPQ 64(R4), (F22, F23)
 	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
+	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
+
+without8:
 	MOVD $4, R19
 	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(12, 7, 6)
+	LD1R8AT(16, 7, 7)
 	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R8)
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	SUBS $0, R8
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
-	SUB R8, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
-	SUB R8, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
-	LSL $2, R8
-	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
-	ADD $-1, R7
-	ARG(kernelArgs_n, R8)
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	ARG(kernelArgs_rows, R8)
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FSTPQ (F24, F25), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FSTPQ (F24, F25), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	FSTPQ (F24, F25), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R8)
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	SUBS $0, R8
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
-	SUB R8, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
-	SUB R8, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_at, R9)
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_coefAt, R9)
-	LSL $2, R9
-	ADD R9, R5
-	ARG(kernelArgs_rowsLeft, R6)
-	ARG(kernelArgs_left, R7)
-	ARG(kernelArgs_budget, R8)
-	ADD $-1, R8
-	ARG(kernelArgs_n, R9)
-	SUB R7, R9
-	SUBS $0, R9
-	BNE row2
-	ARG(kernelArgs_rows, R9)
-	SUB R6, R9
-	SUBS $0, R9
-	BNE row2
-
-image1:
-
-row2:
-	SUBS $0, R8
-	BLT save7
-	SUBS $32, R7
-	BLT rest4
-
-group3:
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
+	FMUL8(11, 2, 2)
 	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
+	FMUL8(11, 3, 3)
 	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
+	FMUL8(11, 4, 4)
 	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
+	FMUL8(11, 5, 5)
+	FLDPQ (R3), (F22, F23)
 	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FLDPQ 32(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 3, 1)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 1, 1)
+	FMUL8(8, 1, 1)
+	FLDPQ 64(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 4, 12)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 12, 12)
+	FMUL8(8, 12, 12)
+	FLDPQ 96(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 5, 13)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FSTPQ (F24, F25), 32(R4)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FSTPQ (F24, F25), 64(R4)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	FSTPQ (F24, F25), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	FSTPQ (F24, F25), 64(R5)
+	FSTPQ (F26, F27), 96(R5)
+	CBZ R1, without9
+	FSTPQ (F4, F5), (R6)
+	FSTPQ (F6, F7), 32(R6)
+	FSTPQ (F8, F9), 64(R6)
+	FSTPQ (F10, F11), 96(R6)
+
+without9:
 	ADD $128, R2
 	ADD $128, R3
 	ADD $128, R4
-	SUBS $32, R8
+	ADD $128, R5
+	ADD $128, R6
+	SUBS $32, R10
 	BLT save7
-	SUBS $32, R7
+	SUBS $32, R9
 	BGE group3
 
 rest4:
-	ADD $-32, R8
-	ADD $32, R7
-	SUBS $8, R7
+	ADD $-32, R10
+	ADD $32, R9
+	SUBS $8, R9
 	BLT border6
 
 single5:
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(8, 7, 9)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
+	CBZ R0, without10
+	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
+
+without10:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(12, 7, 6)
+	LD1R8AT(16, 7, 7)
+	FLDPQ (R2), (F22, F23)
+	FMUL8(11, 2, 2)
+	FLDPQ (R3), (F22, F23)
 	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FSTPQ (F0, F1), (R5)
+	CBZ R1, without11
+	FSTPQ (F4, F5), (R6)
+
+without11:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
-	SUBS $8, R7
-	BGE single5
-
-border6:
-	SUBS $1, R6
-	BEQ last9
-	ADD $20, R5
-	ARG(kernelArgs_n, R9)
-	ADD R7, R9
-	ANDS $7, R7
-	BEQ next8
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R5, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 5, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R5, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 5, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R5, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 5, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	MOVD R9, R7
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R7)
-	B row2
-
-last9:
-	ANDS $7, R7
-	BEQ end10
-	MOVD R7, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-end10:
-	ARG(kernelArgs_images, R9)
-	ADD $-1, R9
-	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-	ARG(kernelArgs_coefImage, R7)
-	LSL $2, R7
-	ADD R7, R5
-	ADD $20, R5
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	SUBS $0, R9
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R9)
-	SUB R9, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R9)
-	SUB R9, R5
-	ASR $2, R5
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_at, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_coefAt, R7)
-	LSL $2, R7
-	ADD R7, R3
-	ARG(kernelArgs_rowsLeft, R4)
-	ARG(kernelArgs_left, R5)
-	ARG(kernelArgs_budget, R6)
-	ADD $-1, R6
-	ARG(kernelArgs_n, R7)
-	SUB R5, R7
-	SUBS $0, R7
-	BNE row2
-	ARG(kernelArgs_rows, R7)
-	SUB R4, R7
-	SUBS $0, R7
-	BNE row2
-
-image1:
-	MOVD R2, R7
-	NEG R7, R7
-	ASR $2, R7
-	ANDS $7, R7
-	BEQ row2
-	CMP R5, R7
-	CSEL LT, R7, R5, R7
-	SUB R7, R5
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_piece(R24)
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	ARG(kernelArgs_piece, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-
-row2:
-	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
-
-group3:
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
-	BGE group3
-
-rest4:
-	ADD $-32, R6
 	ADD $32, R5
-	SUBS $8, R5
-	BLT border6
-
-single5:
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	SUBS $8, R5
-	BGE single5
-
-border6:
-	SUBS $1, R4
-	BEQ last9
-	ADD $20, R3
-	ARG(kernelArgs_n, R7)
-	ADD R5, R7
-	ANDS $7, R5
-	BEQ next8
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R3, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 3, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R3, R24
-	LD1R8(24, 10)
-	LD1R8(3, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R3, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 3, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R3, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 3, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R3, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 3, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	MOVD R7, R5
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R5)
-	B row2
-
-last9:
-	ANDS $7, R5
-	BEQ end10
-	MOVD R5, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(8, 3, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(3, 10)
-	LD1R8AT(4, 3, 8)
-	LD1R8AT(12, 3, 6)
-	LD1R8AT(16, 3, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-end10:
-	ARG(kernelArgs_images, R7)
-	ADD $-1, R7
-	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R5)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-	ARG(kernelArgs_coefImage, R5)
-	LSL $2, R5
-	ADD R5, R3
-	ADD $20, R3
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_n, R5)
-	SUBS $0, R7
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R7)
-	SUB R7, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R7)
-	SUB R7, R3
-	ASR $2, R3
-	MOVD a+8(FP), R24
-	MOVD R3, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_at, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
-	LSL $2, R8
-	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
-	ADD $-1, R7
-	ARG(kernelArgs_n, R8)
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	ARG(kernelArgs_rows, R8)
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-	MOVD R3, R8
-	NEG R8, R8
-	ASR $2, R8
-	ANDS $7, R8
-	BEQ row2
-	CMP R6, R8
-	CSEL LT, R8, R6, R8
-	SUB R8, R6
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_piece(R24)
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	ARG(kernelArgs_piece, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
 	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
+	SUBS $8, R9
 	BGE single5
 
 border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R8)
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	SUBS $0, R8
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
-	SUB R8, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
-	SUB R8, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledDResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_at, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_coefAt, R8)
-	LSL $2, R8
-	ADD R8, R4
-	ARG(kernelArgs_rowsLeft, R5)
-	ARG(kernelArgs_left, R6)
-	ARG(kernelArgs_budget, R7)
-	ADD $-1, R7
-	ARG(kernelArgs_n, R8)
-	SUB R6, R8
-	SUBS $0, R8
-	BNE row2
-	ARG(kernelArgs_rows, R8)
-	SUB R5, R8
-	SUBS $0, R8
-	BNE row2
-
-image1:
-	MOVD R2, R8
-	NEG R8, R8
-	ASR $2, R8
-	ANDS $7, R8
-	BEQ row2
-	CMP R6, R8
-	CSEL LT, R8, R6, R8
-	SUB R8, R6
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_piece(R24)
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	ARG(kernelArgs_piece, R8)
-	LSL $2, R8
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-
-row2:
-	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
-
-group3:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FSTPQ (F24, F25), 32(R3)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FSTPQ (F24, F25), 64(R3)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	FSTPQ (F24, F25), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
-	BGE group3
-
-rest4:
-	ADD $-32, R7
-	ADD $32, R6
-	SUBS $8, R6
-	BLT border6
-
-single5:
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	SUBS $8, R6
-	BGE single5
-
-border6:
-	SUBS $1, R5
-	BEQ last9
-	ADD $20, R4
-	ARG(kernelArgs_n, R8)
-	ADD R6, R8
-	ANDS $7, R6
-	BEQ next8
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R4, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 4, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R4, R24
-	LD1R8(24, 10)
-	LD1R8(4, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R4, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 4, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R4, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 4, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R4, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 4, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	MOVD R8, R6
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R6)
-	B row2
-
-last9:
-	ANDS $7, R6
-	BEQ end10
-	MOVD R6, R8
-	MOVD R8, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(8, 4, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(4, 10)
-	LD1R8AT(4, 4, 8)
-	LD1R8AT(12, 4, 6)
-	LD1R8AT(16, 4, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-end10:
-	ARG(kernelArgs_images, R8)
-	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R6)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-	ARG(kernelArgs_coefImage, R6)
-	LSL $2, R6
-	ADD R6, R4
-	ADD $20, R4
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_n, R6)
-	SUBS $0, R8
-	BEQ save7
-	B image1
-
-save7:
-	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_left(R24)
-	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R8)
-	SUB R8, R0
-	ASR $2, R0
-	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R8)
-	SUB R8, R4
-	ASR $2, R4
-	MOVD a+8(FP), R24
-	MOVD R4, kernelArgs_coefAt(R24)
-	RET
-	RET
-
-// func inputGradRowsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalledResidualDResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_at, R9)
-	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_coefAt, R9)
-	LSL $2, R9
-	ADD R9, R5
-	ARG(kernelArgs_rowsLeft, R6)
-	ARG(kernelArgs_left, R7)
-	ARG(kernelArgs_budget, R8)
-	ADD $-1, R8
-	ARG(kernelArgs_n, R9)
-	SUB R7, R9
-	SUBS $0, R9
-	BNE row2
-	ARG(kernelArgs_rows, R9)
-	SUB R6, R9
-	SUBS $0, R9
-	BNE row2
-
-image1:
-	MOVD R3, R9
-	NEG R9, R9
-	ASR $2, R9
+	SUBS $1, R8
+	BEQ last13
+	ADD $20, R7
+	ARG(kernelArgs_n, R11)
+	ADD R9, R11
 	ANDS $7, R9
-	BEQ row2
-	CMP R7, R9
-	CSEL LT, R9, R7, R9
-	SUB R9, R7
-	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_piece(R24)
+	BEQ next12
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	PART(·loadPart2<>, 0, R1)
+	ADD $-20, R7, R24
+	LD1R8(24, 10)
+	LD1R8(7, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R7, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 7, 14)
+	BIF8(15, 14, 8)
+	ADD $-12, R7, R24
+	LD1R8(24, 9)
+	LD1R8AT(8, 7, 14)
+	BIF8(15, 14, 9)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
+	CBZ R0, without15
+	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
+
+without15:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	PART(·loadPart11<>, 0, R1)
+	ADD $-20, R7, R24
+	LD1R8(24, 10)
+	LD1R8(7, 14)
+	BIF8(15, 14, 10)
+	ADD $-16, R7, R24
+	LD1R8(24, 8)
+	LD1R8AT(4, 7, 14)
+	BIF8(15, 14, 8)
+	ADD $-8, R7, R24
+	LD1R8(24, 6)
+	LD1R8AT(12, 7, 14)
+	BIF8(15, 14, 6)
+	ADD $-4, R7, R24
+	LD1R8(24, 7)
+	LD1R8AT(16, 7, 14)
+	BIF8(15, 14, 7)
+	FLDPQ (R2), (F22, F23)
+	FMUL8(11, 2, 2)
+	FLDPQ (R3), (F22, F23)
 	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	ARG(kernelArgs_piece, R9)
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FSTPQ (F0, F1), (R5)
+	CBZ R1, without16
+	FSTPQ (F4, F5), (R6)
+
+without16:
+	ADD $32, R2
+	ADD $32, R3
+	ADD $32, R4
+	ADD $32, R5
+	ADD $32, R6
+	MOVD R11, R9
+	B row2
+
+next12:
+	ARG(kernelArgs_n, R9)
+	B row2
+
+last13:
+	ANDS $7, R9
+	BEQ end14
+	MOVD R9, R11
+	MOVD R11, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(8, 7, 9)
+	PART(·loadPart2<>, 0, R3)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	CBZ R0, without17
+	PART(·loadPart11<>, 0, R4)
+	FADD8(11, 2, 2)
+
+without17:
+	MOV8(2, 3)
+	MOV8(2, 4)
+	MOV8(2, 5)
+	MOVD $1, R19
+	CALL (R22)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(12, 7, 6)
+	LD1R8AT(16, 7, 7)
+	PART(·loadPart11<>, 0, R2)
+	FMUL8(2, 11, 2)
+	PART(·loadPart11<>, 0, R3)
+	FADD8(11, 10, 11)
+	FSUB8(6, 2, 0)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	PART(·storePart0<>, 0, R5)
+	CBZ R1, without18
+	PART(·storePart2<>, 0, R6)
+
+without18:
 	LSL $2, R9
-	ADD R9, R0
-	ADD R9, R1
 	ADD R9, R2
 	ADD R9, R3
 	ADD R9, R4
+	ADD R9, R5
+	ADD R9, R6
 
-row2:
-	SUBS $0, R8
-	BLT save7
-	SUBS $32, R7
-	BLT rest4
-
-group3:
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FSTPQ (F24, F25), 32(R4)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FSTPQ (F24, F25), 64(R4)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	FSTPQ (F24, F25), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	SUBS $32, R8
-	BLT save7
-	SUBS $32, R7
-	BGE group3
-
-rest4:
-	ADD $-32, R8
-	ADD $32, R7
-	SUBS $8, R7
-	BLT border6
-
-single5:
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	SUBS $8, R7
-	BGE single5
-
-border6:
-	SUBS $1, R6
-	BEQ last9
-	ADD $20, R5
-	ARG(kernelArgs_n, R9)
-	ADD R7, R9
-	ANDS $7, R7
-	BEQ next8
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-12, R5, R24
-	LD1R8(24, 9)
-	LD1R8AT(8, 5, 14)
-	BIF8(15, 14, 9)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	ADD $-20, R5, R24
-	LD1R8(24, 10)
-	LD1R8(5, 14)
-	BIF8(15, 14, 10)
-	ADD $-16, R5, R24
-	LD1R8(24, 8)
-	LD1R8AT(4, 5, 14)
-	BIF8(15, 14, 8)
-	ADD $-8, R5, R24
-	LD1R8(24, 6)
-	LD1R8AT(12, 5, 14)
-	BIF8(15, 14, 6)
-	ADD $-4, R5, R24
-	LD1R8(24, 7)
-	LD1R8AT(16, 5, 14)
-	BIF8(15, 14, 7)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	MOVD R9, R7
-	B row2
-
-next8:
-	ARG(kernelArgs_n, R7)
-	B row2
-
-last9:
-	ANDS $7, R7
-	BEQ end10
-	MOVD R7, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(8, 5, 9)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	LD1R8(5, 10)
-	LD1R8AT(4, 5, 8)
-	LD1R8AT(12, 5, 6)
-	LD1R8AT(16, 5, 7)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-end10:
-	ARG(kernelArgs_images, R9)
-	ADD $-1, R9
+end14:
+	ARG(kernelArgs_images, R11)
+	ADD $-1, R11
 	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_images(R24)
-	ARG(kernelArgs_imageGap, R7)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-	ARG(kernelArgs_coefImage, R7)
-	LSL $2, R7
-	ADD R7, R5
-	ADD $20, R5
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_n, R7)
-	SUBS $0, R9
+	MOVD R11, kernelArgs_images(R24)
+	ARG(kernelArgs_imageGap, R9)
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ADD R9, R6
+	ARG(kernelArgs_coefImage, R9)
+	LSL $2, R9
+	ADD R9, R7
+	ADD $20, R7
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_n, R9)
+	SUBS $0, R11
 	BEQ save7
 	B image1
 
 save7:
 	MOVD a+8(FP), R24
-	MOVD R7, kernelArgs_left(R24)
+	MOVD R9, kernelArgs_left(R24)
 	MOVD a+8(FP), R24
-	MOVD R6, kernelArgs_rowsLeft(R24)
-	ARG(kernelArgs_dy, R9)
-	SUB R9, R0
-	ASR $2, R0
+	MOVD R8, kernelArgs_rowsLeft(R24)
+	ARG(kernelArgs_dy, R11)
+	SUB R11, R2
+	ASR $2, R2
 	MOVD a+8(FP), R24
-	MOVD R0, kernelArgs_at(R24)
-	ARG(kernelArgs_coef, R9)
-	SUB R9, R5
-	ASR $2, R5
+	MOVD R2, kernelArgs_at(R24)
+	ARG(kernelArgs_coef, R11)
+	SUB R11, R7
+	ASR $2, R7
 	MOVD a+8(FP), R24
-	MOVD R5, kernelArgs_coefAt(R24)
+	MOVD R7, kernelArgs_coefAt(R24)
 	RET
 	RET
 
@@ -19348,322 +9334,6 @@ part9:
 	ADD R6, R3
 
 next10:
-	MOVD kernelArgs_n(R23), R6
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsIdentityStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_fetch(R23), R8
-	MOVD kernelArgs_n(R23), R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_n(R23), R5
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F4, F5)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FLDPQ 160(R3), (F4, F5)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FLDPQ 256(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 288(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 192(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FLDPQ 320(R3), (F4, F5)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FLDPQ 416(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 448(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 352(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FLDPQ 480(R3), (F4, F5)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FLDPQ 576(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 608(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 512(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F4, F5)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F4, F5)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R3), (F6, F7)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	MOVD kernelArgs_n(R23), R5
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_dres(R23), R3
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_stride(R23), R7
-	MOVD kernelArgs_fetch(R23), R9
-	MOVD kernelArgs_n(R23), R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_n(R23), R6
-	SUBS $32, R6
-	BLT few9
-
-many8:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R4), (F4, F5)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	FLDPQ 160(R4), (F4, F5)
-	FLDPQ 32(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 32(R0), (F10, F11)
-	FLDPQ 256(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 288(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 192(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 32(R2)
-	FSTPQ (F10, F11), 32(R3)
-	FLDPQ 320(R4), (F4, F5)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 64(R0), (F10, F11)
-	FLDPQ 416(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 448(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 352(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 64(R2)
-	FSTPQ (F10, F11), 64(R3)
-	FLDPQ 480(R4), (F4, F5)
-	FLDPQ 96(R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ 96(R0), (F10, F11)
-	FLDPQ 576(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 608(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 512(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), 96(R2)
-	FSTPQ (F10, F11), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $640, R4
-	SUBS $32, R6
-	BGE many8
-
-few9:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F4, F5)
-	FLDPQ (R1), (F8, F9)
-	FADD8(4, 2, 4)
-	FLDPQ (R0), (F10, F11)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	FSTPQ (F12, F13), (R2)
-	FSTPQ (F10, F11), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F4, F5)
-	PART(·loadPart4<>, 0, R1)
-	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 5, 6)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 4, 4)
-	FSUB8(4, 6, 6)
-	FLDPQ 32(R4), (F6, F7)
-	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -20836,3069 +10506,388 @@ next10:
 done4:
 	RET
 
-// func inputGradColsReLUStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_rows(R23), R4
-	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_fetch(R23), R8
-	MOVD kernelArgs_n(R23), R5
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_n(R23), R5
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FLDPQ 160(R3), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FLDPQ 192(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 224(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 256(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 288(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 192(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FLDPQ 320(R3), (F8, F9)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FLDPQ 352(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 384(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 416(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 448(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 352(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FLDPQ 480(R3), (F8, F9)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FLDPQ 512(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 544(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 576(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 608(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 512(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
-	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F8, F9)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R3), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R3), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R3), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R3), (F4, F5)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	MOVD kernelArgs_n(R23), R5
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_y(R23), R3
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_stride(R23), R7
-	MOVD kernelArgs_fetch(R23), R9
-	MOVD kernelArgs_n(R23), R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_n(R23), R6
-	SUBS $32, R6
-	BLT few9
-
-many8:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R4), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FLDPQ 160(R4), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FLDPQ 192(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 224(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 256(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 288(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 192(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FLDPQ 320(R4), (F8, F9)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FLDPQ 352(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 384(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 416(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 448(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 352(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FLDPQ 480(R4), (F8, F9)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FLDPQ 512(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 544(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 576(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 608(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 512(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $640, R4
-	SUBS $32, R6
-	BGE many8
-
-few9:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F8, F9)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
-	MOVD kernelArgs_n(R23), R6
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_dres(R23), R3
-	MOVD kernelArgs_rows(R23), R5
-	MOVD kernelArgs_stride(R23), R7
-	MOVD kernelArgs_fetch(R23), R9
-	MOVD kernelArgs_n(R23), R6
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R4
-	MOVD kernelArgs_n(R23), R6
-	SUBS $32, R6
-	BLT few9
-
-many8:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R4), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	FLDPQ 160(R4), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FLDPQ 192(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 224(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 256(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 288(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 192(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R2)
-	FSTPQ (F12, F13), 32(R3)
-	FLDPQ 320(R4), (F8, F9)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FLDPQ 352(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 384(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 416(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 448(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 352(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R2)
-	FSTPQ (F12, F13), 64(R3)
-	FLDPQ 480(R4), (F8, F9)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FLDPQ 512(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 544(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 576(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 608(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 512(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R2)
-	FSTPQ (F12, F13), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $640, R4
-	SUBS $32, R6
-	BGE many8
-
-few9:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F12, F13), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F8, F9)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R4), (F6, F7)
-	FADD8(3, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R4), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R4), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R4), (F4, F5)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
-	MOVD kernelArgs_n(R23), R6
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD kernelArgs_dy(R23), R0
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_res(R23), R2
-	MOVD kernelArgs_y(R23), R3
-	MOVD kernelArgs_dres(R23), R4
-	MOVD kernelArgs_rows(R23), R6
-	MOVD kernelArgs_stride(R23), R8
-	MOVD kernelArgs_fetch(R23), R10
-	MOVD kernelArgs_n(R23), R7
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	SUBS $1, R6
-	BLT done4
-
-single3:
-	MOVD kernelArgs_coef(R23), R5
-	MOVD kernelArgs_n(R23), R7
-	SUBS $32, R7
-	BLT few9
-
-many8:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R5), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	FLDPQ 160(R5), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 32(R0), (F12, F13)
-	FLDPQ 192(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 224(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 32(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 256(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 288(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 192(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 32(R3)
-	FSTPQ (F12, F13), 32(R4)
-	FLDPQ 320(R5), (F8, F9)
-	FLDPQ 64(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 64(R0), (F12, F13)
-	FLDPQ 352(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 384(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 64(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 416(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 448(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 352(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 64(R3)
-	FSTPQ (F12, F13), 64(R4)
-	FLDPQ 480(R5), (F8, F9)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ 96(R0), (F12, F13)
-	FLDPQ 512(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 544(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ 96(R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 576(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 608(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 512(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), 96(R3)
-	FSTPQ (F12, F13), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	ADD $640, R5
-	SUBS $32, R7
-	BGE many8
-
-few9:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part6
-
-column5:
-	FLDPQ (R5), (F8, F9)
-	FLDPQ (R1), (F10, F11)
-	FADD8(5, 4, 5)
-	FLDPQ (R0), (F12, F13)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	FLDPQ (R2), (F18, F19)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	FSTPQ (F14, F15), (R3)
-	FSTPQ (F12, F13), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	ADD $160, R5
-	SUBS $8, R7
-	BGE column5
-
-part6:
-	ANDS $7, R7
-	BEQ next7
-	FLDPQ (R5), (F8, F9)
-	PART(·loadPart5<>, 0, R1)
-	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 5, 8)
-	FLDPQ 64(R5), (F6, F7)
-	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
-	FADD8(9, 8, 8)
-	FCMGTZERO8(8, 9)
-	AND8(6, 9, 6)
-	FLDPQ 96(R5), (F0, F1)
-	FSUB8(0, 6, 7)
-	FLDPQ 128(R5), (F2, F3)
-	FMUL8(1, 5, 5)
-	FSUB8(5, 7, 7)
-	FLDPQ 32(R5), (F4, F5)
-	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-next7:
-	MOVD kernelArgs_n(R23), R7
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	SUB R7, R4
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	SUBS $1, R6
-	BGE single3
-
-done4:
-	RET
-
 // func inputGradColsCalled(id int, a *kernelArgs)
 TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD $area-288(SP), R23
 	MOVD a+8(FP), R21
+	MOVD kernelArgs_res(R21), R0
+	MOVD kernelArgs_dres(R21), R1
 	MOVD kernelArgs_act(R21), R21
 	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_n, R5)
-	ANDS $7, R5
-	MOVD R5, R25
+	ARG(kernelArgs_dy, R2)
+	ARG(kernelArgs_x, R3)
+	ARG(kernelArgs_res, R4)
+	ARG(kernelArgs_y, R5)
+	ARG(kernelArgs_dres, R6)
+	ARG(kernelArgs_rows, R8)
+	ARG(kernelArgs_stride, R10)
+	ARG(kernelArgs_n, R9)
+	ANDS $7, R9
+	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $4, R4
+	LSL $2, R10
+	MOVD R10, R11
+	ADD R10, R11
+	ADD R10, R11
+	SUBS $4, R8
 	BLT rest2
 
 groups1:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
+	ARG(kernelArgs_coef, R7)
+	ARG(kernelArgs_n, R9)
+	SUBS $8, R9
 	BLT part6
 
 column5:
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	FLDPQ (R1), (F4, F5)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	ADD R6<<0, R1, R24
+	ADD R10<<0, R3, R24
 	FLDPQ (R24), (F6, F7)
 	FADD8(3, 10, 3)
 	FMUL8(8, 3, 3)
 	FADD8(9, 3, 3)
-	ADD R6<<1, R1, R24
+	ADD R10<<1, R3, R24
 	FLDPQ (R24), (F8, F9)
 	FADD8(4, 10, 4)
 	FMUL8(8, 4, 4)
 	FADD8(9, 4, 4)
-	ADD R7<<0, R1, R24
+	ADD R11<<0, R3, R24
 	FLDPQ (R24), (F10, F11)
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD R6<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R6<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R6<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R6<<1, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R6<<1, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R6<<1, R2, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	ADD R6<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R6<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	ADD R6<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R6<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R6<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	ADD R6<<1, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R6<<1, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R6<<1, R2, R24
-	CALL ·storePart13<>(SB)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	SUBS $4, R4
-	BGE groups1
-
-rest2:
-	ADD $4, R4
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $8, R5
-	BLT part9
-
-column8:
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column8
-
-part9:
-	ANDS $7, R5
-	BEQ next10
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next10:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $4, R5
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
+	CBZ R0, without8
+	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R7<<0, R2, R24
+	ADD R10<<0, R4, R24
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 3, 3)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R7<<1, R2, R24
+	ADD R10<<1, R4, R24
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 4, 4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	ADD R8<<0, R2, R24
+	ADD R11<<0, R4, R24
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 5, 5)
+
+without8:
 	MOVD $4, R19
 	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<1, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R7<<0, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R7<<1, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<1, R3, R24
-	CALL ·storePart13<>(SB)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	SUBS $4, R5
-	BGE groups1
-
-rest2:
-	ADD $4, R5
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part9
-
-column8:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
 	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
+	FMUL8(11, 2, 2)
+	ADD R10<<0, R2, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(11, 3, 3)
+	ADD R10<<1, R2, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(11, 4, 4)
+	ADD R11<<0, R2, R24
+	FLDPQ (R24), (F22, F23)
+	FMUL8(11, 5, 5)
+	FLDPQ (R3), (F22, F23)
 	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column8
-
-part9:
-	ANDS $7, R6
-	BEQ next10
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next10:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledDResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $4, R5
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	ADD R7<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD R7<<0, R1, R24
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	ADD R10<<0, R3, R24
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 3, 1)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 1, 1)
+	FMUL8(8, 1, 1)
+	ADD R10<<1, R3, R24
+	FLDPQ (R24), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 4, 12)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 12, 12)
+	FMUL8(8, 12, 12)
+	ADD R11<<0, R3, R24
+	FLDPQ (R24), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 5, 13)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
-	ADD R7<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R7<<0, R3, R24
+	FSTPQ (F0, F1), (R5)
+	ADD R10<<0, R5, R24
+	FSTPQ (F2, F3), (R24)
+	ADD R10<<1, R5, R24
 	FSTPQ (F24, F25), (R24)
-	ADD R7<<1, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R7<<1, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<1, R2, R24
+	ADD R11<<0, R5, R24
 	FSTPQ (F26, F27), (R24)
-	ADD R7<<1, R3, R24
-	FSTPQ (F24, F25), (R24)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R2, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R8<<0, R3, R24
-	FSTPQ (F24, F25), (R24)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
+	CBZ R1, without9
+	FSTPQ (F4, F5), (R6)
+	ADD R10<<0, R6, R24
+	FSTPQ (F6, F7), (R24)
+	ADD R10<<1, R6, R24
+	FSTPQ (F8, F9), (R24)
+	ADD R11<<0, R6, R24
+	FSTPQ (F10, F11), (R24)
 
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	ADD R7<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R7<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	ADD R7<<0, R3, R24
-	CALL ·storePart12<>(SB)
-	ADD R7<<1, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R7<<1, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R7<<1, R2, R24
-	CALL ·storePart13<>(SB)
-	ADD R7<<1, R3, R24
-	CALL ·storePart12<>(SB)
-	ADD R8<<0, R1, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R2, R24
-	CALL ·storePart13<>(SB)
-	ADD R8<<0, R3, R24
-	CALL ·storePart12<>(SB)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	SUBS $4, R5
-	BGE groups1
-
-rest2:
-	ADD $4, R5
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $8, R6
-	BLT part9
-
-column8:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column8
-
-part9:
-	ANDS $7, R6
-	BEQ next10
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next10:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledResidualDResidual(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualDResidual<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_n, R7)
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	SUBS $4, R6
-	BLT rest2
-
-groups1:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
-	SUBS $8, R7
-	BLT part6
-
-column5:
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	ADD R8<<0, R2, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 3, 3)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	ADD R8<<1, R2, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 4, 4)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	ADD R9<<0, R2, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD R8<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R8<<0, R4, R24
-	FSTPQ (F24, F25), (R24)
-	ADD R8<<1, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R8<<1, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<1, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R8<<1, R4, R24
-	FSTPQ (F24, F25), (R24)
-	ADD R9<<0, R1, R24
-	FLDPQ (R24), (F22, F23)
-	FADD8(11, 10, 11)
-	ADD R9<<0, R0, R24
-	FLDPQ (R24), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R9<<0, R3, R24
-	FSTPQ (F26, F27), (R24)
-	ADD R9<<0, R4, R24
-	FSTPQ (F24, F25), (R24)
-	ADD $32, R0
-	ADD $32, R1
+without9:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
-	ADD $160, R5
-	SUBS $8, R7
+	ADD $32, R5
+	ADD $32, R6
+	ADD $160, R7
+	SUBS $8, R9
 	BGE column5
 
 part6:
-	ANDS $7, R7
+	ANDS $7, R9
 	BEQ next7
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	ADD R8<<0, R1, R24
+	ADD R10<<0, R3, R24
 	CALL ·loadPart3<>(SB)
 	FADD8(3, 10, 3)
 	FMUL8(8, 3, 3)
 	FADD8(9, 3, 3)
-	ADD R8<<0, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 3, 3)
-	ADD R8<<1, R1, R24
+	ADD R10<<1, R3, R24
 	CALL ·loadPart4<>(SB)
 	FADD8(4, 10, 4)
 	FMUL8(8, 4, 4)
 	FADD8(9, 4, 4)
-	ADD R8<<1, R2, R24
-	CALL ·loadPart11<>(SB)
-	FADD8(11, 4, 4)
-	ADD R9<<0, R1, R24
+	ADD R11<<0, R3, R24
 	CALL ·loadPart5<>(SB)
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	ADD R9<<0, R2, R24
+	CBZ R0, without10
+	PART(·loadPart11<>, 0, R4)
+	FADD8(11, 2, 2)
+	ADD R10<<0, R4, R24
+	CALL ·loadPart11<>(SB)
+	FADD8(11, 3, 3)
+	ADD R10<<1, R4, R24
+	CALL ·loadPart11<>(SB)
+	FADD8(11, 4, 4)
+	ADD R11<<0, R4, R24
 	CALL ·loadPart11<>(SB)
 	FADD8(11, 5, 5)
+
+without10:
 	MOVD $4, R19
 	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
+	PART(·loadPart11<>, 0, R2)
+	FMUL8(2, 11, 2)
+	ADD R10<<0, R2, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(3, 11, 3)
+	ADD R10<<1, R2, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(4, 11, 4)
+	ADD R11<<0, R2, R24
+	CALL ·loadPart11<>(SB)
+	FMUL8(5, 11, 5)
+	PART(·loadPart11<>, 0, R3)
 	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	ADD R8<<0, R1, R24
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	ADD R10<<0, R3, R24
 	CALL ·loadPart11<>(SB)
 	FADD8(11, 10, 11)
-	ADD R8<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 3, 1)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	ADD R8<<0, R4, R24
-	CALL ·storePart12<>(SB)
-	ADD R8<<1, R1, R24
+	FSUB8(11, 1, 1)
+	FMUL8(8, 1, 1)
+	ADD R10<<1, R3, R24
 	CALL ·loadPart11<>(SB)
 	FADD8(11, 10, 11)
-	ADD R8<<1, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 4, 12)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	ADD R8<<1, R3, R24
-	CALL ·storePart13<>(SB)
-	ADD R8<<1, R4, R24
-	CALL ·storePart12<>(SB)
-	ADD R9<<0, R1, R24
+	FSUB8(11, 12, 12)
+	FMUL8(8, 12, 12)
+	ADD R11<<0, R3, R24
 	CALL ·loadPart11<>(SB)
 	FADD8(11, 10, 11)
-	ADD R9<<0, R0, R24
-	CALL ·loadPart12<>(SB)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 5, 13)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
-	ADD R9<<0, R3, R24
-	CALL ·storePart13<>(SB)
-	ADD R9<<0, R4, R24
+	PART(·storePart0<>, 0, R5)
+	ADD R10<<0, R5, R24
+	CALL ·storePart1<>(SB)
+	ADD R10<<1, R5, R24
 	CALL ·storePart12<>(SB)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
+	ADD R11<<0, R5, R24
+	CALL ·storePart13<>(SB)
+	CBZ R1, without11
+	PART(·storePart2<>, 0, R6)
+	ADD R10<<0, R6, R24
+	CALL ·storePart3<>(SB)
+	ADD R10<<1, R6, R24
+	CALL ·storePart4<>(SB)
+	ADD R11<<0, R6, R24
+	CALL ·storePart5<>(SB)
 
-next7:
-	ARG(kernelArgs_n, R7)
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	SUB R7, R4
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	ADD R9, R0
-	ADD R9, R1
+without11:
+	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
 	ADD R9, R4
-	SUBS $4, R6
+	ADD R9, R5
+	ADD R9, R6
+
+next7:
+	ARG(kernelArgs_n, R9)
+	LSL $2, R9
+	SUB R9, R2
+	SUB R9, R3
+	SUB R9, R4
+	SUB R9, R5
+	SUB R9, R6
+	ADD R10, R2
+	ADD R10, R3
+	ADD R10, R4
+	ADD R10, R5
+	ADD R10, R6
+	ADD R11, R2
+	ADD R11, R3
+	ADD R11, R4
+	ADD R11, R5
+	ADD R11, R6
+	SUBS $4, R8
 	BGE groups1
 
 rest2:
-	ADD $4, R6
-	SUBS $1, R6
+	ADD $4, R8
+	SUBS $1, R8
 	BLT done4
 
 single3:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
-	SUBS $8, R7
-	BLT part9
+	ARG(kernelArgs_coef, R7)
+	ARG(kernelArgs_n, R9)
+	SUBS $8, R9
+	BLT part13
 
-column8:
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	FLDPQ (R1), (F4, F5)
+column12:
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	FLDPQ (R3), (F4, F5)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
+	CBZ R0, without15
+	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
+
+without15:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	FLDPQ (R1), (F22, F23)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
+	FLDPQ (R2), (F22, F23)
+	FMUL8(11, 2, 2)
+	FLDPQ (R3), (F22, F23)
 	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FSTPQ (F0, F1), (R5)
+	CBZ R1, without16
+	FSTPQ (F4, F5), (R6)
+
+without16:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
-	ADD $160, R5
-	SUBS $8, R7
-	BGE column8
-
-part9:
-	ANDS $7, R7
-	BEQ next10
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-next10:
-	ARG(kernelArgs_n, R7)
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	SUB R7, R4
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	SUBS $1, R6
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_rows, R4)
-	ARG(kernelArgs_stride, R6)
-	ARG(kernelArgs_fetch, R8)
-	ARG(kernelArgs_n, R5)
-	ANDS $7, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R6
-	MOVD R6, R7
-	ADD R6, R7
-	ADD R6, R7
-	SUBS $1, R4
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R3)
-	ARG(kernelArgs_n, R5)
-	SUBS $32, R5
-	BLT few9
-
-many8:
-	ADD R8<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R8<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 160(R3), (F20, F21)
-	FLDPQ 192(R3), (F16, F17)
-	FLDPQ 224(R3), (F18, F19)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 320(R3), (F20, F21)
-	FLDPQ 352(R3), (F16, F17)
-	FLDPQ 384(R3), (F18, F19)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 480(R3), (F20, F21)
-	FLDPQ 512(R3), (F16, F17)
-	FLDPQ 544(R3), (F18, F19)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FLDPQ 160(R3), (F20, F21)
-	FLDPQ 192(R3), (F16, F17)
-	FLDPQ 256(R3), (F12, F13)
-	FLDPQ 288(R3), (F14, F15)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FLDPQ 320(R3), (F20, F21)
-	FLDPQ 352(R3), (F16, F17)
-	FLDPQ 416(R3), (F12, F13)
-	FLDPQ 448(R3), (F14, F15)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FLDPQ 480(R3), (F20, F21)
-	FLDPQ 512(R3), (F16, F17)
-	FLDPQ 576(R3), (F12, F13)
-	FLDPQ 608(R3), (F14, F15)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $640, R3
-	SUBS $32, R5
-	BGE many8
-
-few9:
 	ADD $32, R5
-	SUBS $8, R5
-	BLT part6
-
-column5:
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $160, R3
-	SUBS $8, R5
-	BGE column5
-
-part6:
-	ANDS $7, R5
-	BEQ next7
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 64(R3), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R3), (F20, F21)
-	FLDPQ 32(R3), (F16, F17)
-	FLDPQ 96(R3), (F12, F13)
-	FLDPQ 128(R3), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
-
-next7:
-	ARG(kernelArgs_n, R5)
-	LSL $2, R5
-	SUB R5, R0
-	SUB R5, R1
-	SUB R5, R2
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	SUBS $1, R4
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT few9
-
-many8:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 160(R4), (F20, F21)
-	FLDPQ 192(R4), (F16, F17)
-	FLDPQ 224(R4), (F18, F19)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 320(R4), (F20, F21)
-	FLDPQ 352(R4), (F16, F17)
-	FLDPQ 384(R4), (F18, F19)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 480(R4), (F20, F21)
-	FLDPQ 512(R4), (F16, F17)
-	FLDPQ 544(R4), (F18, F19)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FLDPQ 160(R4), (F20, F21)
-	FLDPQ 192(R4), (F16, F17)
-	FLDPQ 256(R4), (F12, F13)
-	FLDPQ 288(R4), (F14, F15)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FLDPQ 320(R4), (F20, F21)
-	FLDPQ 352(R4), (F16, F17)
-	FLDPQ 416(R4), (F12, F13)
-	FLDPQ 448(R4), (F14, F15)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FLDPQ 480(R4), (F20, F21)
-	FLDPQ 512(R4), (F16, F17)
-	FLDPQ 576(R4), (F12, F13)
-	FLDPQ 608(R4), (F14, F15)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $640, R4
-	SUBS $32, R6
-	BGE many8
-
-few9:
 	ADD $32, R6
-	SUBS $8, R6
-	BLT part6
+	ADD $160, R7
+	SUBS $8, R9
+	BGE column12
 
-column5:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
+part13:
+	ANDS $7, R9
+	BEQ next14
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	PART(·loadPart2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
+	CBZ R0, without17
+	PART(·loadPart11<>, 0, R4)
 	FADD8(11, 2, 2)
+
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
 	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
+	FMUL8(2, 11, 2)
+	PART(·loadPart11<>, 0, R3)
 	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
+	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	PART(·storePart0<>, 0, R5)
+	CBZ R1, without18
+	PART(·storePart2<>, 0, R6)
 
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
+without18:
+	LSL $2, R9
+	ADD R9, R2
+	ADD R9, R3
+	ADD R9, R4
+	ADD R9, R5
+	ADD R9, R6
 
-done4:
-	RET
-
-// func inputGradColsCalledDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledDResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_y, R2)
-	ARG(kernelArgs_dres, R3)
-	ARG(kernelArgs_rows, R5)
-	ARG(kernelArgs_stride, R7)
-	ARG(kernelArgs_fetch, R9)
-	ARG(kernelArgs_n, R6)
-	ANDS $7, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R7
-	MOVD R7, R8
-	ADD R7, R8
-	ADD R7, R8
-	SUBS $1, R5
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R4)
-	ARG(kernelArgs_n, R6)
-	SUBS $32, R6
-	BLT few9
-
-many8:
-	ADD R9<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R9<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ 160(R4), (F20, F21)
-	FLDPQ 192(R4), (F16, F17)
-	FLDPQ 224(R4), (F18, F19)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 320(R4), (F20, F21)
-	FLDPQ 352(R4), (F16, F17)
-	FLDPQ 384(R4), (F18, F19)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 480(R4), (F20, F21)
-	FLDPQ 512(R4), (F16, F17)
-	FLDPQ 544(R4), (F18, F19)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	FLDPQ 160(R4), (F20, F21)
-	FLDPQ 192(R4), (F16, F17)
-	FLDPQ 256(R4), (F12, F13)
-	FLDPQ 288(R4), (F14, F15)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R2)
-	FSTPQ (F24, F25), 32(R3)
-	FLDPQ 320(R4), (F20, F21)
-	FLDPQ 352(R4), (F16, F17)
-	FLDPQ 416(R4), (F12, F13)
-	FLDPQ 448(R4), (F14, F15)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R2)
-	FSTPQ (F24, F25), 64(R3)
-	FLDPQ 480(R4), (F20, F21)
-	FLDPQ 512(R4), (F16, F17)
-	FLDPQ 576(R4), (F12, F13)
-	FLDPQ 608(R4), (F14, F15)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R2)
-	FSTPQ (F24, F25), 96(R3)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $640, R4
-	SUBS $32, R6
-	BGE many8
-
-few9:
-	ADD $32, R6
-	SUBS $8, R6
-	BLT part6
-
-column5:
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R2)
-	FSTPQ (F24, F25), (R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $160, R4
-	SUBS $8, R6
-	BGE column5
-
-part6:
-	ANDS $7, R6
-	BEQ next7
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 64(R4), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F16, F17)
-	FLDPQ 96(R4), (F12, F13)
-	FLDPQ 128(R4), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R2)
-	PART(·storePart12<>, 0, R3)
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	ADD R6, R3
-
-next7:
-	ARG(kernelArgs_n, R6)
-	LSL $2, R6
-	SUB R6, R0
-	SUB R6, R1
-	SUB R6, R2
-	SUB R6, R3
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	SUBS $1, R5
-	BGE single3
-
-done4:
-	RET
-
-// func inputGradColsCalledResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsCalledResidualDResidualStream<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
-	MOVD a+8(FP), R21
-	MOVD kernelArgs_act(R21), R21
-	MOVD actCode_derivative(R21), R22
-	ARG(kernelArgs_dy, R0)
-	ARG(kernelArgs_x, R1)
-	ARG(kernelArgs_res, R2)
-	ARG(kernelArgs_y, R3)
-	ARG(kernelArgs_dres, R4)
-	ARG(kernelArgs_rows, R6)
-	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
-	ARG(kernelArgs_n, R7)
-	ANDS $7, R7
-	MOVD R7, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
-	LSL $2, R8
-	MOVD R8, R9
-	ADD R8, R9
-	ADD R8, R9
-	SUBS $1, R6
-	BLT done4
-
-single3:
-	ARG(kernelArgs_coef, R5)
-	ARG(kernelArgs_n, R7)
-	SUBS $32, R7
-	BLT few9
-
-many8:
-	ADD R10<<0, R1, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R1, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R0, R24
-	PRFM 64(R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM (R24), PLDL1KEEP
-	ADD R10<<0, R2, R24
-	PRFM 64(R24), PLDL1KEEP
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	FLDPQ 160(R5), (F20, F21)
-	FLDPQ 192(R5), (F16, F17)
-	FLDPQ 224(R5), (F18, F19)
-	FLDPQ 32(R1), (F6, F7)
-	FADD8(3, 10, 3)
-	FMUL8(8, 3, 3)
-	FADD8(9, 3, 3)
-	FLDPQ 32(R2), (F22, F23)
-	FADD8(11, 3, 3)
-	FLDPQ 320(R5), (F20, F21)
-	FLDPQ 352(R5), (F16, F17)
-	FLDPQ 384(R5), (F18, F19)
-	FLDPQ 64(R1), (F8, F9)
-	FADD8(4, 10, 4)
-	FMUL8(8, 4, 4)
-	FADD8(9, 4, 4)
-	FLDPQ 64(R2), (F22, F23)
-	FADD8(11, 4, 4)
-	FLDPQ 480(R5), (F20, F21)
-	FLDPQ 512(R5), (F16, F17)
-	FLDPQ 544(R5), (F18, F19)
-	FLDPQ 96(R1), (F10, F11)
-	FADD8(5, 10, 5)
-	FMUL8(8, 5, 5)
-	FADD8(9, 5, 5)
-	FLDPQ 96(R2), (F22, F23)
-	FADD8(11, 5, 5)
-	MOVD $4, R19
-	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	FLDPQ 160(R5), (F20, F21)
-	FLDPQ 192(R5), (F16, F17)
-	FLDPQ 256(R5), (F12, F13)
-	FLDPQ 288(R5), (F14, F15)
-	FLDPQ 32(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 32(R0), (F24, F25)
-	FMUL8(3, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 32(R3)
-	FSTPQ (F24, F25), 32(R4)
-	FLDPQ 320(R5), (F20, F21)
-	FLDPQ 352(R5), (F16, F17)
-	FLDPQ 416(R5), (F12, F13)
-	FLDPQ 448(R5), (F14, F15)
-	FLDPQ 64(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 64(R0), (F24, F25)
-	FMUL8(4, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 64(R3)
-	FSTPQ (F24, F25), 64(R4)
-	FLDPQ 480(R5), (F20, F21)
-	FLDPQ 512(R5), (F16, F17)
-	FLDPQ 576(R5), (F12, F13)
-	FLDPQ 608(R5), (F14, F15)
-	FLDPQ 96(R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ 96(R0), (F24, F25)
-	FMUL8(5, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), 96(R3)
-	FSTPQ (F24, F25), 96(R4)
-	ADD $128, R0
-	ADD $128, R1
-	ADD $128, R2
-	ADD $128, R3
-	ADD $128, R4
-	ADD $640, R5
-	SUBS $32, R7
-	BGE many8
-
-few9:
-	ADD $32, R7
-	SUBS $8, R7
-	BLT part6
-
-column5:
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	FLDPQ (R1), (F4, F5)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	FLDPQ (R2), (F22, F23)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	FLDPQ (R1), (F22, F23)
-	FADD8(11, 10, 11)
-	FLDPQ (R0), (F24, F25)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	FSTPQ (F26, F27), (R3)
-	FSTPQ (F24, F25), (R4)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $32, R4
-	ADD $160, R5
-	SUBS $8, R7
-	BGE column5
-
-part6:
-	ANDS $7, R7
-	BEQ next7
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 64(R5), (F18, F19)
-	PART(·loadPart2<>, 0, R1)
-	FADD8(2, 10, 2)
-	FMUL8(8, 2, 2)
-	FADD8(9, 2, 2)
-	PART(·loadPart11<>, 0, R2)
-	FADD8(11, 2, 2)
-	MOV8(2, 3)
-	MOV8(2, 4)
-	MOV8(2, 5)
-	MOVD $1, R19
-	CALL (R22)
-	FLDPQ (R5), (F20, F21)
-	FLDPQ 32(R5), (F16, F17)
-	FLDPQ 96(R5), (F12, F13)
-	FLDPQ 128(R5), (F14, F15)
-	PART(·loadPart11<>, 0, R1)
-	FADD8(11, 10, 11)
-	PART(·loadPart12<>, 0, R0)
-	FMUL8(2, 12, 12)
-	FSUB8(6, 12, 13)
-	FMUL8(7, 11, 11)
-	FSUB8(11, 13, 13)
-	FMUL8(8, 13, 13)
-	PART(·storePart13<>, 0, R3)
-	PART(·storePart12<>, 0, R4)
-	LSL $2, R7
-	ADD R7, R0
-	ADD R7, R1
-	ADD R7, R2
-	ADD R7, R3
-	ADD R7, R4
-
-next7:
-	ARG(kernelArgs_n, R7)
-	LSL $2, R7
-	SUB R7, R0
-	SUB R7, R1
-	SUB R7, R2
-	SUB R7, R3
-	SUB R7, R4
-	ADD R8, R0
-	ADD R8, R1
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	SUBS $1, R6
+next14:
+	ARG(kernelArgs_n, R9)
+	LSL $2, R9
+	SUB R9, R2
+	SUB R9, R3
+	SUB R9, R4
+	SUB R9, R5
+	SUB R9, R6
+	ADD R10, R2
+	ADD R10, R3
+	ADD R10, R4
+	ADD R10, R5
+	ADD R10, R6
+	SUBS $1, R8
 	BGE single3
 
 done4:
@@ -23956,48 +10945,48 @@ DATA simdKernelTable<>+384(SB)/8, $·normalizeRowsIdentity<>(SB)
 DATA simdKernelTable<>+392(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
 DATA simdKernelTable<>+400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+408(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+416(SB)/8, $·normalizeRowsIdentityStream<>(SB)
-DATA simdKernelTable<>+424(SB)/8, $·normalizeRowsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+416(SB)/8, $·normalizeRowsIdentity<>(SB)
+DATA simdKernelTable<>+424(SB)/8, $·normalizeRowsIdentityResidual<>(SB)
 DATA simdKernelTable<>+432(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+440(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+448(SB)/8, $·normalizeRowsReLU<>(SB)
 DATA simdKernelTable<>+456(SB)/8, $·normalizeRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+472(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+480(SB)/8, $·normalizeRowsReLUStream<>(SB)
-DATA simdKernelTable<>+488(SB)/8, $·normalizeRowsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+480(SB)/8, $·normalizeRowsReLU<>(SB)
+DATA simdKernelTable<>+488(SB)/8, $·normalizeRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+496(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+512(SB)/8, $·normalizeRowsCalled<>(SB)
-DATA simdKernelTable<>+520(SB)/8, $·normalizeRowsCalledResidual<>(SB)
+DATA simdKernelTable<>+520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+528(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+536(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+544(SB)/8, $·normalizeRowsCalledStream<>(SB)
-DATA simdKernelTable<>+552(SB)/8, $·normalizeRowsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+552(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+560(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+568(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
 DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentityStream<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentity<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
 DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLUStream<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLU<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
-DATA simdKernelTable<>+712(SB)/8, $·normalizeColsCalledResidual<>(SB)
+DATA simdKernelTable<>+712(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+720(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+728(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+736(SB)/8, $·normalizeColsCalledStream<>(SB)
-DATA simdKernelTable<>+744(SB)/8, $·normalizeColsCalledResidualStream<>(SB)
+DATA simdKernelTable<>+736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+744(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+752(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+760(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+768(SB)/8, $·gradSumsRowsIdentity<>(SB)
@@ -24017,9 +11006,9 @@ DATA simdKernelTable<>+872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+880(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+888(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+896(SB)/8, $·gradSumsRowsCalled<>(SB)
-DATA simdKernelTable<>+904(SB)/8, $·gradSumsRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+912(SB)/8, $·gradSumsRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+920(SB)/8, $·gradSumsRowsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+912(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+920(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+928(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+936(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+944(SB)/8, $·absent<>(SB)
@@ -24041,9 +11030,9 @@ DATA simdKernelTable<>+1064(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1072(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1080(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1088(SB)/8, $·gradSumsColsCalled<>(SB)
-DATA simdKernelTable<>+1096(SB)/8, $·gradSumsColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1104(SB)/8, $·gradSumsColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1112(SB)/8, $·gradSumsColsCalledResidualDResidual<>(SB)
+DATA simdKernelTable<>+1096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1112(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1120(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1128(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1136(SB)/8, $·absent<>(SB)
@@ -24052,50 +11041,50 @@ DATA simdKernelTable<>+1152(SB)/8, $·inputGradRowsIdentity<>(SB)
 DATA simdKernelTable<>+1160(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1168(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1176(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1184(SB)/8, $·inputGradRowsIdentityStream<>(SB)
+DATA simdKernelTable<>+1184(SB)/8, $·inputGradRowsIdentity<>(SB)
 DATA simdKernelTable<>+1192(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1200(SB)/8, $·inputGradRowsIdentityDResidualStream<>(SB)
+DATA simdKernelTable<>+1200(SB)/8, $·inputGradRowsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1208(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1216(SB)/8, $·inputGradRowsReLU<>(SB)
 DATA simdKernelTable<>+1224(SB)/8, $·inputGradRowsReLUResidual<>(SB)
 DATA simdKernelTable<>+1232(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1240(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1248(SB)/8, $·inputGradRowsReLUStream<>(SB)
-DATA simdKernelTable<>+1256(SB)/8, $·inputGradRowsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+1264(SB)/8, $·inputGradRowsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+1272(SB)/8, $·inputGradRowsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1248(SB)/8, $·inputGradRowsReLU<>(SB)
+DATA simdKernelTable<>+1256(SB)/8, $·inputGradRowsReLUResidual<>(SB)
+DATA simdKernelTable<>+1264(SB)/8, $·inputGradRowsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1272(SB)/8, $·inputGradRowsReLUResidualDResidual<>(SB)
 DATA simdKernelTable<>+1280(SB)/8, $·inputGradRowsCalled<>(SB)
-DATA simdKernelTable<>+1288(SB)/8, $·inputGradRowsCalledResidual<>(SB)
-DATA simdKernelTable<>+1296(SB)/8, $·inputGradRowsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1304(SB)/8, $·inputGradRowsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1312(SB)/8, $·inputGradRowsCalledStream<>(SB)
-DATA simdKernelTable<>+1320(SB)/8, $·inputGradRowsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+1328(SB)/8, $·inputGradRowsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+1336(SB)/8, $·inputGradRowsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1288(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1296(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1304(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1312(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1320(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1328(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1336(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentityStream<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
 DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLUStream<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLU<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidual<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidual<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
-DATA simdKernelTable<>+1480(SB)/8, $·inputGradColsCalledResidual<>(SB)
-DATA simdKernelTable<>+1488(SB)/8, $·inputGradColsCalledDResidual<>(SB)
-DATA simdKernelTable<>+1496(SB)/8, $·inputGradColsCalledResidualDResidual<>(SB)
-DATA simdKernelTable<>+1504(SB)/8, $·inputGradColsCalledStream<>(SB)
-DATA simdKernelTable<>+1512(SB)/8, $·inputGradColsCalledResidualStream<>(SB)
-DATA simdKernelTable<>+1520(SB)/8, $·inputGradColsCalledDResidualStream<>(SB)
-DATA simdKernelTable<>+1528(SB)/8, $·inputGradColsCalledResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1496(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
 GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
 
 // func simdKernel(id int, a *kernelArgs)
@@ -24539,84 +11528,322 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA deviationChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA deviationChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA deviationChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA deviationChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA deviationChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-GLOBL deviationChannelsTable<>(SB), RODATA|NOPTR, $128
 
-// func deviationChannels(id int, a *channelArgs)
-TEXT ·deviationChannels<>(SB), NOSPLIT, $0-16
+// func addSumsChannels(id int, a *channelArgs)
+TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_sumB(R23), R0
-	MOVD channelArgs_variance(R23), R1
-	MOVD channelArgs_invstd(R23), R2
-	ADD $channelArgs_count, R23, R3
-	ADD $0, R3, R24
-	LD1R4D(24, 0)
-	ADD $channelArgs_epsilon, R23, R3
-	ADD $0, R3, R24
-	LD1R4D(24, 1)
-	ADD $channelArgs_usual, R23, R3
-	FLDPQ (R3), (F16, F17)
-	MOVD channelArgs_n(R23), R3
-	MOVD $deviationChannelsTable<>(SB), R24
+	MOVD channelArgs_sumA(R23), R0
+	MOVD channelArgs_sumB(R23), R1
+	MOVD channelArgs_otherA(R23), R2
+	MOVD channelArgs_otherB(R23), R3
+	MOVD channelArgs_n(R23), R4
 
 channels1:
-	FLDPQ (R0), (F4, F5)
-	FLDPQ 32(R0), (F6, F7)
-	FDIV4D(0, 2, 2)
-	FDIV4D(0, 3, 3)
-	FADD4D(1, 2, 4)
-	FADD4D(1, 3, 5)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 4, 6)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(4, 14, 7)
-	AND8(6, 8, 8)
-	AND8(7, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 2, 6)
-	AND8(6, 2, 2)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 5, 6)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(5, 14, 7)
-	AND8(6, 8, 8)
-	AND8(7, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 3, 6)
-	AND8(6, 3, 3)
-	FSTPQ (F4, F5), (R1)
-	FSTPQ (F6, F7), 32(R1)
-	FADD4D(1, 2, 4)
-	FADD4D(1, 3, 5)
-	FSQRT4D(4, 4)
-	FSQRT4D(5, 5)
-	FLDPQ 96(R24), (F28, F29)
-	FDIV4D(4, 14, 4)
-	FDIV4D(5, 14, 5)
-	FSTPQ (F8, F9), (R2)
-	FSTPQ (F10, F11), 32(R2)
+	FLDPQ (R2), (F4, F5)
+	FLDPQ 32(R2), (F6, F7)
+	FLDPQ (R0), (F0, F1)
+	FLDPQ 32(R0), (F2, F3)
+	FADD4D(2, 0, 0)
+	FADD4D(3, 1, 1)
+	FSTPQ (F0, F1), (R0)
+	FSTPQ (F2, F3), 32(R0)
+	FLDPQ (R3), (F4, F5)
+	FLDPQ 32(R3), (F6, F7)
+	FLDPQ (R1), (F0, F1)
+	FLDPQ 32(R1), (F2, F3)
+	FADD4D(2, 0, 0)
+	FADD4D(3, 1, 1)
+	FSTPQ (F0, F1), (R1)
+	FSTPQ (F2, F3), 32(R1)
 	ADD $64, R0
 	ADD $64, R1
 	ADD $64, R2
-	SUBS $8, R3
+	ADD $64, R3
+	SUBS $8, R4
 	BNE channels1
-	ADD $channelArgs_usual, R23, R3
-	FSTPQ (F16, F17), (R3)
+	RET
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
+
+// func forwardChannels(id int, a *channelArgs)
+TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	ADD $channelArgs_count, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 0)
+	ADD $channelArgs_epsilon, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 1)
+	ADD $channelArgs_weight, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 2)
+	ADD $channelArgs_cross, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 3)
+	ADD $channelArgs_correction, R23, R5
+	ADD $0, R5, R24
+	LD1R4D(24, 4)
+	MOVD channelArgs_n(R23), R5
+	MOVD $forwardChannelsTable<>(SB), R24
+
+channels1:
+	FLDPQ (R24), (F26, F27)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F14, F15)
+	FLDPQ 32(R4), (F16, F17)
+	FDIV4D(0, 7, 7)
+	FDIV4D(0, 8, 8)
+	FADD4D(1, 7, 11)
+	FADD4D(1, 8, 12)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 6)
+	AND8(5, 13, 13)
+	AND8(6, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 7, 5)
+	AND8(5, 7, 7)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 12, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(12, 14, 6)
+	AND8(5, 13, 13)
+	AND8(6, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 8, 5)
+	AND8(5, 8, 8)
+	MOVD channelArgs_variance(R23), R4
+	ADD R1, R4
+	FSTPQ (F14, F15), (R4)
+	FSTPQ (F16, F17), 32(R4)
+	FADD4D(1, 7, 9)
+	FADD4D(1, 8, 10)
+	FSQRT4D(9, 9)
+	FSQRT4D(10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FDIV4D(9, 14, 9)
+	FDIV4D(10, 14, 10)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FSTPQ (F18, F19), (R4)
+	FSTPQ (F20, F21), 32(R4)
+	MOVD channelArgs_savedInvStd(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	MOVD channelArgs_savedInvStd(R23), R4
+	ADD R1, R4
+	FSTPQ (F18, F19), (R4)
+	FSTPQ (F20, F21), 32(R4)
+
+unwanted3:
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F10, F11)
+	FLDPQ 32(R4), (F12, F13)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FSTPQ (F10, F11), (R4)
+	FSTPQ (F12, F13), 32(R4)
+	MOVD channelArgs_savedMean(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	MOVD channelArgs_savedMean(R23), R4
+	ADD R1, R4
+	FSTPQ (F10, F11), (R4)
+	FSTPQ (F12, F13), 32(R4)
+
+unwanted4:
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 5, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 6, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 9, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	AND8(7, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	ORR8(7, 12, 12)
+	AND8(12, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 10, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	AND8(7, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 7)
+	ORR8(7, 12, 12)
+	AND8(12, 13, 13)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(9, 7, 7)
+	FMUL4D(10, 8, 8)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FSTPQ (F14, F15), (R4)
+	FSTPQ (F16, F17), 32(R4)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 7, 11)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	AND8(9, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 12, 12)
+	AND8(12, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	BIC8(14, 8, 11)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(14, 11, 12)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	AND8(9, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 12, 12)
+	AND8(12, 13, 13)
+	MOV8(5, 11)
+	MOV8(6, 12)
+	NARROW(11, 12, 11)
+	MOV8(11, 12)
+	WIDEN(12, 11, 12)
+	FSUB4D(11, 5, 5)
+	FSUB4D(12, 6, 6)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	NARROW(11, 12, 11)
+	FLDPQ 256(R24), (F28, F29)
+	EOR8(14, 11, 11)
+	FSTPQ (F22, F23), (R4)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 6, 6)
+	MOVD channelArgs_beta(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F24, F25)
+	WIDEN(12, 11, 12)
+	FSUB4D(5, 11, 11)
+	FSUB4D(6, 12, 12)
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
+	NARROW(11, 12, 11)
+	FSTPQ (F22, F23), (R4)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBNZ R15, unusual2
+	MOVD channelArgs_running(R23), R4
+	SUBS $0, R4
+	BEQ unwanted5
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F22, F23)
+	FLDPQ 32(R4), (F24, F25)
+	MOVD channelArgs_running(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(2, 11, 11)
+	FMUL4D(2, 12, 12)
+	FMUL4D(3, 7, 7)
+	FMUL4D(3, 8, 8)
+	FADD4D(11, 7, 7)
+	FADD4D(12, 8, 8)
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+
+unwanted5:
+	MOVD channelArgs_runningVar(R23), R4
+	SUBS $0, R4
+	BEQ unwanted6
+	MOVD channelArgs_variance(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F22, F23)
+	FLDPQ 32(R4), (F24, F25)
+	FMUL4D(4, 11, 11)
+	FMUL4D(4, 12, 12)
+	MOVD channelArgs_runningVar(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
+	FMUL4D(2, 11, 11)
+	FMUL4D(2, 12, 12)
+	FMUL4D(3, 7, 7)
+	FMUL4D(3, 8, 8)
+	FADD4D(11, 7, 7)
+	FADD4D(12, 8, 8)
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
+
+unwanted6:
+	ADD $32, R0
+	ADD $64, R1
+	ADD R3, R2
+	SUBS $8, R5
+	BNE channels1
+
+unusual2:
+	MOVD R5, channelArgs_n(R23)
 	RET
 DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
 DATA runningChannelsTable<>+8(SB)/8, $0x8000000000000000
@@ -24678,243 +11905,279 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+32(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+136(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+144(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+152(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $160
+DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_mean(R23), R0
-	MOVD channelArgs_invstd(R23), R1
-	MOVD channelArgs_gamma(R23), R2
-	MOVD channelArgs_beta(R23), R3
-	MOVD channelArgs_scale(R23), R4
-	MOVD channelArgs_neg(R23), R5
-	MOVD channelArgs_a(R23), R6
-	MOVD channelArgs_b(R23), R7
-	ADD $channelArgs_usual, R23, R8
-	FLDPQ (R8), (F18, F19)
-	MOVD channelArgs_n(R23), R8
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	MOVD channelArgs_n(R23), R5
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F0, F1)
-	FLDPQ 32(R0), (F2, F3)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ (R24), (F16, F17)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F0, F1)
+	FLDPQ 32(R4), (F2, F3)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 0, 6)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
-	AND8(6, 9, 9)
-	FLDPQ (R24), (F28, F29)
+	AND8(6, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 1, 6)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
-	AND8(6, 9, 9)
-	FLDPQ (R1), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FLDPQ (R2), (F6, F7)
+	AND8(6, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	AND8(2, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	ORR8(2, 7, 7)
+	AND8(7, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 5, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	AND8(2, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 2)
+	ORR8(2, 7, 7)
+	AND8(7, 8, 8)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F6, F7)
 	WIDEN(3, 2, 3)
 	FMUL4D(4, 2, 2)
 	FMUL4D(5, 3, 3)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
 	FSTPQ (F6, F7), 32(R4)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 5, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
 	BIC8(14, 2, 6)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 3, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	AND8(8, 7, 7)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 8)
-	ORR8(8, 7, 7)
-	AND8(7, 9, 9)
-	MOV8(0, 4)
-	MOV8(1, 5)
-	NARROW(4, 5, 4)
-	MOV8(4, 5)
-	WIDEN(5, 4, 5)
-	FSUB4D(4, 0, 0)
-	FSUB4D(5, 1, 1)
-	NARROW(4, 5, 4)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	AND8(4, 7, 7)
 	FLDPQ 128(R24), (F28, F29)
-	EOR8(14, 4, 4)
-	FSTPQ (F8, F9), (R5)
+	FCMGE4D(6, 14, 4)
+	ORR8(4, 7, 7)
+	AND8(7, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 3, 6)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(14, 6, 7)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	AND8(4, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(6, 14, 4)
+	ORR8(4, 7, 7)
+	AND8(7, 8, 8)
+	MOV8(0, 6)
+	MOV8(1, 7)
+	NARROW(6, 7, 6)
+	MOV8(6, 7)
+	WIDEN(7, 6, 7)
+	FSUB4D(6, 0, 0)
+	FSUB4D(7, 1, 1)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	NARROW(6, 7, 6)
+	FLDPQ 224(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	FSTPQ (F12, F13), (R4)
 	FMUL4D(2, 0, 0)
 	FMUL4D(3, 1, 1)
-	FLDPQ (R3), (F14, F15)
+	MOVD channelArgs_beta(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F14, F15)
 	WIDEN(7, 6, 7)
 	FSUB4D(0, 6, 6)
 	FSUB4D(1, 7, 7)
+	MOVD channelArgs_b(R23), R4
+	ADD R2, R4
 	NARROW(6, 7, 6)
-	FSTPQ (F12, F13), (R7)
+	FSTPQ (F12, F13), (R4)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
 	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R6)
-	ADD $64, R0
+	FSTPQ (F4, F5), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, unusual2
+	ADD $32, R0
 	ADD $64, R1
-	ADD $32, R2
-	ADD $32, R3
-	ADD $64, R4
-	ADD $32, R5
-	ADD $32, R6
-	ADD $32, R7
-	SUBS $8, R8
+	ADD R3, R2
+	SUBS $8, R5
 	BNE channels1
-	ADD $channelArgs_usual, R23, R8
-	FSTPQ (F18, F19), (R8)
-	RET
-DATA gradientChannelsTable<>+0(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+8(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+16(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+24(SB)/8, $0x39b0000000000000
-DATA gradientChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA gradientChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA gradientChannelsTable<>+96(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+104(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+112(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+120(SB)/8, $0x4630000000000000
-DATA gradientChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA gradientChannelsTable<>+152(SB)/8, $0x0000000000000000
-GLOBL gradientChannelsTable<>(SB), RODATA|NOPTR, $160
 
-// func gradientChannels(id int, a *channelArgs)
-TEXT ·gradientChannels<>(SB), NOSPLIT, $0-16
+unusual2:
+	MOVD R5, channelArgs_n(R23)
+	RET
+DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+
+// func backwardChannels(id int, a *channelArgs)
+TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD channelArgs_sumA(R23), R0
-	MOVD channelArgs_sumB(R23), R1
-	MOVD channelArgs_mean(R23), R2
-	MOVD channelArgs_invstd(R23), R3
-	MOVD channelArgs_dgamma(R23), R4
-	MOVD channelArgs_k1(R23), R5
-	MOVD channelArgs_k2(R23), R6
-	ADD $channelArgs_count, R23, R7
-	ADD $0, R7, R24
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	ADD $channelArgs_count, R23, R5
+	ADD $0, R5, R24
 	LD1R4D(24, 0)
-	ADD $channelArgs_weight, R23, R7
-	ADD $0, R7, R24
+	ADD $channelArgs_weight, R23, R5
+	ADD $0, R5, R24
 	LD1R4D(24, 1)
-	ADD $channelArgs_usual, R23, R7
-	FLDPQ (R7), (F26, F27)
-	MOVD channelArgs_n(R23), R7
-	MOVD $gradientChannelsTable<>(SB), R24
+	MOVD channelArgs_n(R23), R5
+	MOVD $backwardChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F4, F5)
-	FLDPQ 32(R0), (F6, F7)
-	FLDPQ (R1), (F8, F9)
-	FLDPQ 32(R1), (F10, F11)
-	FLDPQ (R3), (F12, F13)
-	FLDPQ 32(R3), (F14, F15)
+	FLDPQ (R24), (F24, F25)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F4, F5)
+	FLDPQ 32(R4), (F6, F7)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
 	FMUL4D(6, 0, 10)
-	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
 	FCMGE4D(10, 11, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 8)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(8, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ (R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 0, 11)
 	FCMGE4D(11, 8, 11)
 	ORR8(11, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
 	FADD4D(8, 11, 11)
 	FCMGE4D(11, 1, 11)
 	ORR8(11, 10, 10)
-	AND8(10, 13, 13)
+	AND8(10, 12, 12)
 	FMUL4D(7, 0, 10)
-	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
 	FCMGE4D(10, 11, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 8)
+	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 8)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(8, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ (R24), (F28, F29)
+	AND8(11, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 0, 11)
 	FCMGE4D(11, 8, 11)
 	ORR8(11, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
 	FADD4D(8, 11, 11)
 	FCMGE4D(11, 1, 11)
 	ORR8(11, 10, 10)
-	AND8(10, 13, 13)
-	FLDPQ (R2), (F16, F17)
-	FLDPQ 32(R2), (F18, F19)
+	AND8(10, 12, 12)
+	MOVD channelArgs_dbeta(R23), R4
+	ADD R1, R4
+	FSTPQ (F4, F5), (R4)
+	FSTPQ (F6, F7), 32(R4)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
 	MOV8(8, 10)
 	MOV8(9, 11)
 	NARROW(10, 11, 10)
@@ -24928,8 +12191,32 @@ channels1:
 	FSUB4D(11, 5, 5)
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
+	MOVD channelArgs_dgamma(R23), R4
+	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
+	MOVD channelArgs_gammaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	MOV8(4, 10)
+	MOV8(5, 11)
+	MOVD channelArgs_gammaGrad(R23), R4
+	ADD R0, R4
+	NARROW(10, 11, 10)
+	FSTPQ (F20, F21), (R4)
+
+unwanted3:
+	MOVD channelArgs_betaGrad(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	MOV8(2, 10)
+	MOV8(3, 11)
+	MOVD channelArgs_betaGrad(R23), R4
+	ADD R0, R4
+	NARROW(10, 11, 10)
+	FSTPQ (F20, F21), (R4)
+
+unwanted4:
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
 	FDIV4D(0, 4, 4)
@@ -24940,65 +12227,71 @@ channels1:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ (R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	AND8(12, 11, 11)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 12)
-	ORR8(12, 11, 11)
-	AND8(11, 13, 13)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 10)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	AND8(6, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(10, 14, 6)
+	ORR8(6, 11, 11)
+	AND8(11, 12, 12)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
 	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R5)
+	FSTPQ (F4, F5), (R4)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
 	NARROW(4, 5, 4)
-	FSTPQ (F8, F9), (R6)
-	ADD $64, R0
+	FSTPQ (F8, F9), (R4)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, unusual2
+	ADD $32, R0
 	ADD $64, R1
-	ADD $64, R2
-	ADD $64, R3
-	ADD $64, R4
-	ADD $32, R5
-	ADD $32, R6
-	SUBS $8, R7
+	ADD R3, R2
+	SUBS $8, R5
 	BNE channels1
-	ADD $channelArgs_usual, R23, R7
-	FSTPQ (F26, F27), (R7)
+
+unusual2:
+	MOVD R5, channelArgs_n(R23)
 	RET
 
 // func trackChannels(id int, a *channelArgs)
@@ -25044,17 +12337,18 @@ DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
 DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
 DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·deviationChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·gradientChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $11, R0
+	CMP $12, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -31457,6 +18751,66 @@ TEXT ·simdFence(SB), NOSPLIT, $0-0
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF
 
+TEXT ·storePart0<>(SB), NOSPLIT|NOFRAME, $0-0
+	TBZ $2, R25, low1
+	FMOVQ.P F0, 16(R24)
+	TBZ $1, R25, odd2
+	VST1.P V1.D[0], 8(R24)
+	TBZ $0, R25, done3
+	VST1 V1.S[2], (R24)
+	RET
+
+odd2:
+	TBZ $0, R25, done3
+	VST1 V1.S[0], (R24)
+
+done3:
+	RET
+
+low1:
+	TBZ $1, R25, odd4
+	VST1.P V0.D[0], 8(R24)
+	TBZ $0, R25, done5
+	VST1 V0.S[2], (R24)
+	RET
+
+odd4:
+	TBZ $0, R25, done5
+	VST1 V0.S[0], (R24)
+
+done5:
+	RET
+
+TEXT ·storePart1<>(SB), NOSPLIT|NOFRAME, $0-0
+	TBZ $2, R25, low1
+	FMOVQ.P F2, 16(R24)
+	TBZ $1, R25, odd2
+	VST1.P V3.D[0], 8(R24)
+	TBZ $0, R25, done3
+	VST1 V3.S[2], (R24)
+	RET
+
+odd2:
+	TBZ $0, R25, done3
+	VST1 V3.S[0], (R24)
+
+done3:
+	RET
+
+low1:
+	TBZ $1, R25, odd4
+	VST1.P V2.D[0], 8(R24)
+	TBZ $0, R25, done5
+	VST1 V2.S[2], (R24)
+	RET
+
+odd4:
+	TBZ $0, R25, done5
+	VST1 V2.S[0], (R24)
+
+done5:
+	RET
+
 TEXT ·loadPart2<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(2, 2, 2)
 	TBZ $2, R25, low1
@@ -31885,36 +19239,6 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart9<>(SB), NOSPLIT|NOFRAME, $0-0
-	TBZ $2, R25, low1
-	FMOVQ.P F18, 16(R24)
-	TBZ $1, R25, odd2
-	VST1.P V19.D[0], 8(R24)
-	TBZ $0, R25, done3
-	VST1 V19.S[2], (R24)
-	RET
-
-odd2:
-	TBZ $0, R25, done3
-	VST1 V19.S[0], (R24)
-
-done3:
-	RET
-
-low1:
-	TBZ $1, R25, odd4
-	VST1.P V18.D[0], 8(R24)
-	TBZ $0, R25, done5
-	VST1 V18.S[2], (R24)
-	RET
-
-odd4:
-	TBZ $0, R25, done5
-	VST1 V18.S[0], (R24)
-
-done5:
-	RET
-
 TEXT ·loadPart10<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(10, 10, 10)
 	TBZ $2, R25, low1
@@ -31977,36 +19301,6 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart11<>(SB), NOSPLIT|NOFRAME, $0-0
-	TBZ $2, R25, low1
-	FMOVQ.P F22, 16(R24)
-	TBZ $1, R25, odd2
-	VST1.P V23.D[0], 8(R24)
-	TBZ $0, R25, done3
-	VST1 V23.S[2], (R24)
-	RET
-
-odd2:
-	TBZ $0, R25, done3
-	VST1 V23.S[0], (R24)
-
-done3:
-	RET
-
-low1:
-	TBZ $1, R25, odd4
-	VST1.P V22.D[0], 8(R24)
-	TBZ $0, R25, done5
-	VST1 V22.S[2], (R24)
-	RET
-
-odd4:
-	TBZ $0, R25, done5
-	VST1 V22.S[0], (R24)
-
-done5:
-	RET
-
 TEXT ·loadPart12<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(12, 12, 12)
 	TBZ $2, R25, low1
@@ -32064,37 +19358,6 @@ low1:
 odd4:
 	TBZ $0, R25, done5
 	VST1 V24.S[0], (R24)
-
-done5:
-	RET
-
-TEXT ·loadPart13<>(SB), NOSPLIT|NOFRAME, $0-0
-	EOR8(13, 13, 13)
-	TBZ $2, R25, low1
-	FMOVQ.P 16(R24), F26
-	TBZ $1, R25, odd2
-	VLD1.P 8(R24), V27.D[0]
-	TBZ $0, R25, done3
-	VLD1 (R24), V27.S[2]
-	RET
-
-odd2:
-	TBZ $0, R25, done3
-	VLD1 (R24), V27.S[0]
-
-done3:
-	RET
-
-low1:
-	TBZ $1, R25, odd4
-	VLD1.P 8(R24), V26.D[0]
-	TBZ $0, R25, done5
-	VLD1 (R24), V26.S[2]
-	RET
-
-odd4:
-	TBZ $0, R25, done5
-	VLD1 (R24), V26.S[0]
 
 done5:
 	RET

@@ -258,3 +258,32 @@ func TestKernelsSameBits(t *testing.T) {
 		}
 	}
 }
+
+// TestKernelsStop: a call of a kernel on rows handles no more than its budget, but for
+// the end of a row.
+func TestKernelsStop(t *testing.T) {
+	for _, p := range simdPaths(t) {
+		for _, k := range kernelCases() {
+			if k.layout == cols {
+				continue
+			}
+			heap := func(n int) []float32 { return make([]float32, n) }
+			for _, s := range []kernelSize{{rows: 1, n: 50 * turn, images: 1}, {rows: 300, n: 49, images: 8}, {rows: 3, n: 5 * turn, images: 5}} {
+				a := k.args(heap, heap, s, false)
+				a.act = newActCode(k.act)
+				for calls := 0; a.images > 0; calls++ {
+					images, at := a.images, a.at
+					a.budget = turn
+					p.run(k.kernel, rows, k.act, &a)
+					// Four images side by side move on by a fourth each.
+					if a.images == images && a.at-at > turn+s.n && s.n < turn || s.n > turn && a.images == images && a.at-at > turn+pieceFour {
+						t.Fatalf("%v, %s, %+v: call %d goes from %d to %d, its budget is %d", p, k, s, calls, at, a.at, turn)
+					}
+					if calls > s.images*s.rows*s.n/8 {
+						t.Fatalf("%v, %s, %+v: no end", p, k, s)
+					}
+				}
+			}
+		}
+	}
+}

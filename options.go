@@ -115,6 +115,12 @@ type Executor func(n int, task func(i int))
 
 // WithExecutor hands the work to the caller's own parallel for instead of
 // goroutines of the package.
+//
+// A panic of the executor passes through the call. So does a panic of a task, if the
+// executor hands it on: none is expected. The outputs of such a call are undefined, as
+// they are when the executor leaves out a task or runs one twice. The plan is as good
+// as before, and its next call has memory of its own. An executor that returns before
+// all tasks have returned breaks the plan: what they still do goes into other calls.
 func WithExecutor(e Executor) Option {
 	return func(o *options) error {
 		if e == nil {

@@ -393,7 +393,6 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	if o.y != nil || o.dresidual != nil {
 		w.run(applyThem)
 	}
-	w.saveGrads(&o)
 	p.release(w)
 	return nil
 }
@@ -404,9 +403,7 @@ func (w *workspace) setSums(sums *GradSums) {
 	copy(w.channels.sumA, sums.G)
 	copy(w.channels.sumB, sums.GD)
 	n := w.geo.channels
-	for c := 0; c < n; c += mostChannels {
-		w.setGrads(c, min(c+mostChannels, n), false)
-	}
+	w.setGrads(0, n, false, totals{a: w.channels.sumA, b: w.channels.sumB})
 	w.spread(0, n, fieldK1, fieldK2)
 }
 

@@ -52,13 +52,7 @@ func (w *workspace) measure(c0, c1 int) {
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
 			w.setSpan(k, j, n)
-			most := bufferLen / n
-			for r := 0; r < g.height; r += most {
-				w.measureBlock(buf, k, j, r*g.width+j, min(most, g.height-r), n)
-			}
-			if n := min(n, g.rest-j); n > 0 {
-				w.measureBlock(buf, k, j, g.height*g.width+j, 1, n)
-			}
+			w.measureSpan(buf, k, j, n)
 		}
 		return
 	}
@@ -83,14 +77,42 @@ func (w *workspace) measureRow(buf *buffers, k *constants, c int) {
 	}
 }
 
-func (w *workspace) measureBlock(buf *buffers, k *constants, c, i, rows, n int) {
+// measureSpan measures n columns from column j on.
+func (w *workspace) measureSpan(buf *buffers, k *constants, j, n int) {
+	g, largest := w.geo, buf.largest[:n]
+	clear(largest)
+	most := bufferLen / n
+	for r := 0; r < g.height && !w.nothingToSave(largest, j); r += most {
+		w.measureBlock(buf, k, largest, r*g.width+j, min(most, g.height-r))
+	}
+	if rest := min(n, g.rest-j); rest > 0 {
+		w.measureBlock(buf, k, largest[:rest], g.height*g.width+j, 1)
+	}
+	for i, v := range largest {
+		e := &w.channels.extent[w.channelOf(j+i)]
+		*e = max(*e, v)
+	}
+}
+
+// nothingToSave reports whether all flagged columns from column j on hold values that
+// are no numbers, so that no others need be looked at.
+func (w *workspace) nothingToSave(largest []uint32, j int) bool {
+	for i, v := range largest {
+		if v < infinite && w.channels.flag[w.channelOf(j+i)] {
+			return false
+		}
+	}
+	return true
+}
+
+// measureBlock measures rows of columns, from element i of the geometry's tensor on.
+func (w *workspace) measureBlock(buf *buffers, k *constants, largest []uint32, i, rows int) {
+	n := len(largest)
 	b := w.packCols(&w.again, buf, i, rows, n)
 	v := w.measured(buf, k, &b)
-	extents := w.channels.extent
 	for r := range rows {
 		for j, v := range v[r*n : (r+1)*n] {
-			e := &extents[w.channelOf(c+j)]
-			*e = max(*e, math.Float32bits(v)&^signBit)
+			largest[j] = max(largest[j], math.Float32bits(v)&^signBit)
 		}
 	}
 }
@@ -240,21 +262,32 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 
 // ---- which channels
 
+// overflowPower is the power of two for values whose squares overflow.
+const overflowPower = -100
+
 // momentsAgain takes the moments of channels again whose variance float32 can't tell:
 // the squares overflowed, or vanished beside the variance and epsilon.
 func (w *workspace) momentsAgain(c0, c1 int) {
 	ch := &w.channels
 	any := false
+	// Where only the squares overflowed, all values are numbers, and a power that brings
+	// the largest of all back does for the least whose square overflows.
+	overflowed := func(c int) bool { return math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0 }
 	for c := c0; c < c1; c++ {
 		v := ch.sumB[c] / w.values
-		ch.flag[c] = !sumsAreSafe(v, w.plan.epsilon)
-		any = any || ch.flag[c]
+		unsafe := !sumsAreSafe(v, w.plan.epsilon)
+		any = any || unsafe
+		ch.flag[c] = unsafe && !overflowed(c)
 	}
 	if !any {
 		return
 	}
 	w.measure(c0, c1)
 	for c := c0; c < c1; c++ {
+		if overflowed(c) {
+			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
+			continue
+		}
 		if !ch.flag[c] {
 			continue
 		}

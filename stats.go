@@ -63,6 +63,9 @@ const (
 	tameMax = 0x1p+60
 	sureMin = 0x1p-100
 	sureMax = 0x1p+100
+	// Of what only multiplies, whose products may leave the range where they must.
+	factorMin = 0x1p-120
+	factorMax = 0x1p+120
 )
 
 // wild reports whether v can't be trusted to float32 arithmetic. Zero can, and
@@ -109,10 +112,10 @@ type affine struct {
 
 func (f *affine) set(mean, invstd, gamma, beta float64) {
 	*f = affine{mean: mean, scale: gamma * invstd, beta: beta}
-	f.wide = !math.IsNaN(f.scale) && (wild(f.scale, sureMin, sureMax) || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
+	f.wide = !math.IsNaN(f.scale) && (wild(f.scale, factorMin, factorMax) || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
 	switch {
 	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
-	case wild(f.scale, sureMin, sureMax) && invstd != 0:
+	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
 	case math.Abs(mean) > sureMax || invstd < sureMin:
 		f.power = -largeMeanPower // so that x-m does not overflow

@@ -2,12 +2,16 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/kinds"
 )
 
 // BenchmarkBatchNorm runs what the program times. The tensors of a case are
@@ -76,6 +80,50 @@ func BenchmarkActivation(b *testing.B) {
 						}
 					}
 				})
+			}
+		}
+	}
+}
+
+// BenchmarkData runs forward and backward on every kind of data, in turn with usual
+// data: times-usual is the ratio of their least times.
+func BenchmarkData(b *testing.B) {
+	for _, c := range kindsSet().cases {
+		usual := sync.OnceValue(func() *kindData { return newKindData(c.dims) })
+		for _, k := range kinds.List() {
+			data := sync.OnceValue(func() *kindData {
+				d := newKindData(c.dims)
+				d.apply(k)
+				return d
+			})
+			for _, act := range kindActivations {
+				for _, o := range kindOps {
+					if k.Backward && o.kind == forward {
+						continue
+					}
+					kind := strings.ReplaceAll(strings.ReplaceAll(k.Name, ", ", "_"), " ", "")
+					b.Run(fmt.Sprintf("op=%s/layout=%s/act=%v/kind=%s", o.name, c.layout, act, kind), func(b *testing.B) {
+						plan, err := batchnorm.NewPlan(c.dims, batchnorm.WithActivation(act), batchnorm.WithWorkers(1))
+						if err != nil {
+							b.Fatal(err)
+						}
+						runs, err := kindRuns(plan, o, usual(), data())
+						if err != nil {
+							b.Fatal(err)
+						}
+						least := [2]time.Duration{math.MaxInt64, math.MaxInt64}
+						for b.Loop() {
+							for i, run := range runs {
+								start := time.Now()
+								if err := run(); err != nil {
+									b.Fatal(err)
+								}
+								least[i] = min(least[i], max(time.Since(start), 1))
+							}
+						}
+						b.ReportMetric(float64(least[1])/float64(least[0]), "times-usual")
+					})
+				}
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"math"
@@ -21,7 +22,8 @@ a copy (forward, inference), a triad (backward; forward or inference with residu
 residual and its gradient three reads and two writes (backward). Where they don't (nhwc, nc)
 the statistics have to read everything before that, but for inference. The bound's stores are
 the faster ones. Operation and bound alternate; each counts with its least time.
-fraction = bound / op. Results are not checked here: without -bound they are.`
+fraction = bound / op. how is what Plan.Explain says of the operation, which is nothing of
+inference. Results are not checked here: without -bound they are.`
 
 // boundRow is one operation on one tensor with a number of workers.
 type boundRow struct {
@@ -35,7 +37,8 @@ type boundRow struct {
 	BoundNanoseconds float64 `json:"bound_ns"`
 	Fraction         float64 `json:"fraction"`
 	Stores           string  `json:"bound_stores"`
-	Rounds           int     `json:"rounds"` // how often the two alternated
+	Rounds           int     `json:"rounds"`        // how often the two alternated
+	How              string  `json:"how,omitempty"` // how the operation is carried out, as the package says
 
 	// Samples are the least times of op in successive parts of the rounds.
 	Samples []float64 `json:"samples_ns,omitempty"`
@@ -47,8 +50,8 @@ func (r boundRow) bytes() int { return opNamed(r.Operation).bytes * r.Elements }
 
 // bounds measures everything, and prints each row when it is known.
 func (c config) bounds(set caseSet, w io.Writer, p *progress) ([]boundRow, error) {
-	fmt.Fprintf(w, "%-22s  %-6s  %14s  %7s  %11s  %11s  %8s  %-12s  %6s\n",
-		"operation", "layout", "shape", "workers", "op us", "bound us", "fraction", "bound stores", "rounds")
+	fmt.Fprintf(w, "%-22s  %-6s  %14s  %7s  %11s  %11s  %8s  %-12s  %6s  %s\n",
+		"operation", "layout", "shape", "workers", "op us", "bound us", "fraction", "bound stores", "rounds", "how")
 	var rows []boundRow
 	for _, t := range set.cases {
 		runtime.GC() // the last case's tensors, rather than during the measurement
@@ -60,9 +63,9 @@ func (c config) bounds(set caseSet, w io.Writer, p *progress) ([]boundRow, error
 				if err != nil {
 					return nil, fmt.Errorf("%s %s: %s: %w", t.layout, t.shape, o.name, err)
 				}
-				fmt.Fprintf(w, "%-22s  %-6s  %14s  %7d  %11.2f  %11.2f  %8.3f  %-12s  %6d\n",
+				fmt.Fprintf(w, "%-22s  %-6s  %14s  %7d  %11.2f  %11.2f  %8.3f  %-12s  %6d  %s\n",
 					r.Operation, r.Layout, r.Shape, r.Workers,
-					r.Nanoseconds/1e3, r.BoundNanoseconds/1e3, r.Fraction, r.Stores, r.Rounds)
+					r.Nanoseconds/1e3, r.BoundNanoseconds/1e3, r.Fraction, r.Stores, r.Rounds, cmp.Or(r.How, "-"))
 				rows = append(rows, r)
 				p.add(c.effort.work(t.dims.Len()))
 			}
@@ -102,6 +105,9 @@ func (c config) measureBound(t testCase, o op, workers int, in *inputs, out *out
 	}
 	if err := o.run(plan, in, out); err != nil {
 		return r, err // and no other run can fail
+	}
+	if o.kind != inference { // whose single pass Explain does not describe
+		r.How = plan.Explain(o.kind == backward, o.residual)
 	}
 	team := bound.NewTeam(workers)
 	var bounds []func()

@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"slices"
+	"strconv"
+	"strings"
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/bench/images"
@@ -160,17 +162,9 @@ func resnet50Set(batch int) caseSet {
 // in the batch, which is in the names.
 func goalSet() caseSet {
 	set := caseSet{data: "generated data"}
-	add := func(layout, name string, s batchnorm.Shape, image [4]int) {
-		seed := uint64(len(set.cases)+1) << 32 // apart from those of the other inputs
-		set.cases = append(set.cases, testCase{layout, name, s, image, func() []float32 { return generated(seed, s) }})
-	}
 	image := func(n, c, h, w int) {
-		name := fmt.Sprintf("%dx%s", n, chw(c, h, w))
-		add("nchw", name, batchnorm.Shape{Outer: n, Channels: c, Inner: h * w}, [4]int{n, c, h, w})
-		add("nhwc", name, batchnorm.Shape{Outer: n * h * w, Channels: c, Inner: 1}, [4]int{n, c, h, w})
-	}
-	matrix := func(n, c int) {
-		add("nc", fmt.Sprintf("%dx%d", n, c), batchnorm.Shape{Outer: n, Channels: c, Inner: 1}, [4]int{n, c, 1, 1})
+		set.add("nchw", n, c, h, w)
+		set.add("nhwc", n, c, h, w)
 	}
 	for _, s := range resnet50Shapes {
 		image(32, s.channels, s.size, s.size)
@@ -178,10 +172,27 @@ func goalSet() caseSet {
 	image(96, 192, 17, 17)
 	image(1, 64, 112, 112)
 	image(8, 64, 16, 16)
-	matrix(256, 1024)
-	matrix(60, 100)
+	set.add("nc", 256, 1024)
+	set.add("nc", 60, 100)
 	image(256, 64, 112, 112)
 	return set
+}
+
+// add adds a tensor of generated data: of N, C, H and W in nchw and nhwc, and of N and
+// C in nc. All sizes are in its name.
+func (set *caseSet) add(layout string, sizes ...int) {
+	image := [4]int{1, 1, 1, 1}
+	copy(image[:], sizes)
+	var name []string
+	for _, n := range sizes {
+		name = append(name, strconv.Itoa(n))
+	}
+	s := batchnorm.Shape{Outer: image[0], Channels: image[1], Inner: image[2] * image[3]}
+	if layout != "nchw" {
+		s.Outer, s.Inner = s.Outer*s.Inner, 1
+	}
+	seed := uint64(len(set.cases)+1) << 32 // apart from those of the other inputs
+	set.cases = append(set.cases, testCase{layout, strings.Join(name, "x"), s, image, func() []float32 { return generated(seed, s) }})
 }
 
 func chw(c, h, w int) string { return fmt.Sprintf("%dx%dx%d", c, h, w) }

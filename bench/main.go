@@ -95,6 +95,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 		p := startProgress(stderr, len(set.cases)*len(cfg.workers)*len(activationList))
 		r.Activations, err = cfg.activations(set, stdout, p, startPeer)
 		p.stop()
+	case cfg.withData:
+		p := startProgress(stderr, cfg.kindsWork(set))
+		r.Kinds, err = cfg.kinds(set, stdout, p)
+		p.stop()
+		if err == nil {
+			fmt.Fprintln(stdout)
+			kindsSummary(stdout, r.Kinds)
+		}
 	case cfg.withPeers:
 		p := startProgress(stderr, cfg.peersWork(set))
 		r.Peers, err = cfg.peers(set, stdout, p, startPeer)
@@ -142,6 +150,7 @@ func (c config) writeReport(r *report, stdout, stderr io.Writer) int {
 // config is the flags.
 type config struct {
 	shapes  string
+	listed  caseSet // the tensors of shapes, when that is a list
 	only    string
 	ops     []op
 	json    string
@@ -150,9 +159,10 @@ type config struct {
 	path    batchnorm.Path // of bound and peers
 	effort  effort
 
-	bound, withPeers, withActivations bool   // at most one of them and report
-	report                            string // a folder
-	from                              string // a file
+	bound, withPeers, withActivations, withData bool // at most one of them and report
+
+	report string // a folder
+	from   string // a file
 
 	peerOps         []op
 	peerEffort      effort
@@ -166,6 +176,7 @@ const (
 	shapesImages   = "images"
 	shapesResNet50 = "resnet50"
 	shapesGoal     = "goal"
+	shapesData     = "data"
 )
 
 // maxBatch keeps everything within 8 GB of memory.
@@ -173,6 +184,9 @@ const maxBatch = 128
 
 // boundReps is the default of -reps with -bound.
 const boundReps = 15
+
+// dataMaxTime is the default of -maxtime with -data.
+const dataMaxTime = 200 * time.Millisecond
 
 // reportMaxTime is the default of -maxtime for the bounds of a report: there are
 // many, some of large tensors.
@@ -200,7 +214,9 @@ func parse(args []string, w io.Writer) (config, error) {
 	f := flag.NewFlagSet("bench", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // run prints errors
 	f.StringVar(&c.shapes, "shapes", shapesImages, "`set` of tensors: images (2,000 real ones, built in), resnet50 (generated),\n"+
-		"goal (resnet50 and others, each with its batch; only with -bound, -peers and -report, and the default of these two)")
+		"goal (resnet50 and others, each with its batch; only with -bound, -peers and -report, and the default of these two),\n"+
+		"data (three of about 8 MB and less, the default of -data),\n"+
+		"or a list like "+shapesExample+": NxCxHxW in either layout of images, and NxC")
 	f.StringVar(&c.only, "only", "", "of these only the tensors whose layout and shape, like nchw 64x56x56, contain this `text`")
 	f.StringVar(&opNames, "ops", "", "`names` of operations, separated by commas: "+strings.Join(names(ops), ", ")+";\n"+
 		"with -peers "+strings.Join(names(peerOps), ", ")+" (default all)")
@@ -210,11 +226,12 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.IntVar(&c.batch, "batch", 32, fmt.Sprintf("batch size of resnet50, at most %d", maxBatch))
 	f.IntVar(&c.effort.reps, "reps", 5, fmt.Sprintf("time every path at least so many times (alternate so often with -bound, %d by default, and with -peers, %d)", boundReps, peerReps))
 	f.DurationVar(&c.effort.minTime, "mintime", 100*time.Millisecond, fmt.Sprintf("and at least so long (with -peers by default %v)", peerMinTime))
-	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, fmt.Sprintf("with -bound, -peers, -activations and -report: stop after so long, even before -reps and -mintime\n"+
-		"(by default %v for peers, and %v for the bounds of a report)", peerMaxTime, reportMaxTime))
+	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, fmt.Sprintf("with -bound, -peers, -activations, -data and -report: stop after so long, even before -reps and -mintime\n"+
+		"(by default %v for peers, %v for kinds of data, and %v for the bounds of a report)", peerMaxTime, dataMaxTime, reportMaxTime))
 	f.BoolVar(&c.bound, "bound", false, "compare with the time of the memory traffic that can't be avoided; check nothing")
 	f.BoolVar(&c.withPeers, "peers", false, "compare with other implementations, in turn with their calls")
 	f.BoolVar(&c.withActivations, "activations", false, "compare every activation with the identity, and with PyTorch")
+	f.BoolVar(&c.withData, "data", false, "compare every kind of data, like dead channels, zero gradients or NaN, with usual data")
 	f.StringVar(&with, "with", "", "with -peers: `names` of peers, separated by commas: "+contestNames()+" (default all)")
 	f.IntVar(&c.maxMB, "maxmb", peerMB, "with -peers: leave out tensors of more than so many `MB`")
 	f.StringVar(&c.report, "report", "", "measure bounds, tensors of all sizes and peers, and write a page to this `folder`, with results.json\n"+
@@ -222,7 +239,7 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.StringVar(&c.from, "from", "", "with -report: measure nothing, take the results from this `file`, which -report or -json wrote")
 	f.IntVar(&c.sweepMB, "sweepmb", sweepMax>>20, "with -report: go up to tensors of so many `MB`")
 	f.Float64Var(&c.memoryBandwidth, "membw", defaultBandwidth, "with -bound and -report: the `GB/s` of memory that the prediction for many workers assumes")
-	f.StringVar(&path, "path", batchnorm.DefaultPath().String(), "with -bound, -peers, -activations and -report: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
+	f.StringVar(&path, "path", batchnorm.DefaultPath().String(), "with -bound, -peers, -activations, -data and -report: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
 	f.Usage = func() {}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -235,13 +252,15 @@ func parse(args []string, w io.Writer) (config, error) {
 	given := map[string]bool{}
 	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	c.setDefaults(given, &workers)
-	several := c.bound || c.withPeers || c.withActivations || c.report != ""
-	if c.withActivations && !given["only"] {
+	several := c.bound || c.withPeers || c.withActivations || c.withData || c.report != ""
+	if c.withActivations && !given["only"] && !isShapeList(c.shapes) {
 		c.only = activationsOnly
 	}
 	switch {
-	case btoi(c.bound)+btoi(c.withPeers)+btoi(c.withActivations)+btoi(c.report != "") > 1:
-		return c, errors.New("-bound, -peers, -activations and -report are runs of their own")
+	case btoi(c.bound)+btoi(c.withPeers)+btoi(c.withActivations)+btoi(c.withData)+btoi(c.report != "") > 1:
+		return c, errors.New("-bound, -peers, -activations, -data and -report are runs of their own")
+	case c.withData && given["ops"]:
+		return c, errors.New("-ops is not for -data")
 	case !c.withPeers && c.report == "" && (given["with"] || given["maxmb"]):
 		return c, errors.New("-with and -maxmb are for -peers and -report only")
 	case c.report == "" && (given["from"] || given["sweepmb"]):
@@ -258,8 +277,9 @@ func parse(args []string, w io.Writer) (config, error) {
 		return c, fmt.Errorf("-membw is %v, must be more than 0", c.memoryBandwidth)
 	case f.NArg() > 0:
 		return c, fmt.Errorf("argument %q is not a flag", f.Arg(0))
-	case c.shapes != shapesImages && c.shapes != shapesResNet50 && c.shapes != shapesGoal:
-		return c, fmt.Errorf("-shapes is %q, must be %s, %s or %s", c.shapes, shapesImages, shapesResNet50, shapesGoal)
+	case !slices.Contains([]string{shapesImages, shapesResNet50, shapesGoal, shapesData}, c.shapes) && !isShapeList(c.shapes):
+		return c, fmt.Errorf("-shapes is %q, must be %s, %s, %s, %s or a list like %s",
+			c.shapes, shapesImages, shapesResNet50, shapesGoal, shapesData, shapesExample)
 	case given["batch"] && c.shapes != shapesResNet50:
 		return c, fmt.Errorf("-batch is for -shapes %s only: the others have their own", shapesResNet50)
 	case c.batch < 1 || c.batch > maxBatch:
@@ -270,6 +290,16 @@ func parse(args []string, w io.Writer) (config, error) {
 		return c, fmt.Errorf("-mintime is %v, must not be negative", c.effort.minTime)
 	case c.effort.maxTime < 0:
 		return c, fmt.Errorf("-maxtime is %v, must not be negative", c.effort.maxTime)
+	}
+	if isShapeList(c.shapes) {
+		most := mostValues
+		if !several {
+			most = mostChecked
+		}
+		var err error
+		if c.listed, err = listedSet(c.shapes, most); err != nil {
+			return c, err
+		}
 	}
 	for field := range strings.SplitSeq(workers, ",") {
 		n, err := strconv.Atoi(field)
@@ -288,7 +318,7 @@ func parse(args []string, w io.Writer) (config, error) {
 		case len(c.workers) > 1:
 			return c, errors.New("-workers is a list, which is for -bound, -peers and -report only")
 		case given["path"], given["maxtime"]:
-			return c, errors.New("-path and -maxtime are for -bound, -peers, -activations and -report only")
+			return c, errors.New("-path and -maxtime are for -bound, -peers, -activations, -data and -report only")
 		}
 	}
 	var err error
@@ -319,12 +349,18 @@ func (c *config) setDefaults(given map[string]bool, workers *string) {
 	c.peerEffort = c.effort
 	if !given["reps"] {
 		c.peerEffort.reps = peerReps
-		if c.bound || c.report != "" {
+		if c.bound || c.withData || c.report != "" {
 			c.effort.reps = boundReps
 		}
 	}
 	if c.report != "" && !given["maxtime"] {
 		c.effort.maxTime = reportMaxTime
+	}
+	if c.withData && !given["maxtime"] {
+		c.effort.maxTime = dataMaxTime
+	}
+	if c.withData && !given["shapes"] {
+		c.shapes = shapesData
 	}
 	if !given["mintime"] {
 		c.peerEffort.minTime = peerMinTime
@@ -372,11 +408,15 @@ func names[T fmt.Stringer](list []T) []string {
 // load returns the tensors that the flags select.
 func (c config) load() (caseSet, error) {
 	var set caseSet
-	switch c.shapes {
-	case shapesResNet50:
+	switch {
+	case isShapeList(c.shapes):
+		set = c.listed
+	case c.shapes == shapesResNet50:
 		set = resnet50Set(c.batch)
-	case shapesGoal:
+	case c.shapes == shapesGoal:
 		set = goalSet()
+	case c.shapes == shapesData:
+		set = kindsSet()
 	default:
 		var err error
 		if set, err = imageSet(); err != nil {

@@ -19,7 +19,22 @@ func TestFlagErrors(t *testing.T) {
 	}{
 		{"-nosuch", "-nosuch"},
 		{"more", `argument "more"`},
-		{"-shapes vgg", `-shapes is "vgg", must be images, resnet50 or goal`},
+		{"-shapes vgg", `-shapes is "vgg", must be images, resnet50, goal, data or a list like nchw:`},
+		{"-shapes nchw:2x3x4x5,ncw:2x3x4", `-shapes has "ncw:2x3x4": layout is "ncw", must be nchw, nhwc or nc`},
+		{"-shapes nc:2x3,", `-shapes has "": a layout and sizes are wanted`},
+		{"-shapes nc:2x3,goal", `-shapes has "goal": a layout and sizes are wanted`},
+		{"-shapes nchw:2x3x4", `-shapes has "nchw:2x3x4": nchw has 4 sizes, NxCxHxW, not 3`},
+		{"-bound -shapes nc:2x3x4", `-shapes has "nc:2x3x4": nc has 2 sizes, NxC, not 3`},
+		{"-peers -shapes nhwc:2x3x0x5", `-shapes has "nhwc:2x3x0x5": H is "0", must be a number of at least 1`},
+		{"-shapes nhwc:2x3x4x5p", `W is "5p", must be a number`},
+		{"-shapes nhwc:2x3x4x", `W is "", must be a number`},
+		{"-activations -shapes nc:-2x3", `N is "-2", must be a number`},
+		{"-shapes nc:1x1000", `-shapes has "nc:1x1000": a channel has one value, must have at least 2`},
+		{"-shapes nc:2x3,nc:2x3", `-shapes has "nc:2x3" twice`},
+		{"-shapes nchw:99999x99999x99999x99999", "the tensor has more than 134217728 values"},
+		{"-bound -shapes nc:2x134217729", "the tensor has more than 268435456 values"},
+		{"-shapes nc:2x3 -batch 8", "-batch is for -shapes resnet50 only"},
+		{"-shapes nc:2x3 -only 4x5", `-only is "4x5", which no layout and shape of -shapes nc:2x3 has`},
 		{"-batch 8", "-batch is for -shapes resnet50 only"},
 		{"-shapes resnet50 -batch 0", "-batch is 0, must be from 1 to"},
 		{"-shapes resnet50 -batch 1000000000", "must be from 1 to"},
@@ -29,15 +44,18 @@ func TestFlagErrors(t *testing.T) {
 		{"-workers 1,2", "-workers is a list, which is for -bound, -peers and -report only"},
 		{"-bound -workers 1,", `-workers is "1,"`},
 		{"-bound -path vfp", `-path is "vfp", must be of`},
-		{"-path generic", "-path and -maxtime are for -bound, -peers, -activations and -report only"},
-		{"-maxtime 1s", "-path and -maxtime are for -bound, -peers, -activations and -report only"},
+		{"-path generic", "-path and -maxtime are for -bound, -peers, -activations, -data and -report only"},
+		{"-maxtime 1s", "-path and -maxtime are for -bound, -peers, -activations, -data and -report only"},
 		{"-bound -maxtime -1s", "-maxtime is -1s"},
 		{"-shapes goal", "-shapes goal is for -bound, -peers and -report only"},
-		{"-bound -peers", "-bound, -peers, -activations and -report are runs of their own"},
+		{"-bound -peers", "-bound, -peers, -activations, -data and -report are runs of their own"},
+		{"-data -bound", "-bound, -peers, -activations, -data and -report are runs of their own"},
+		{"-data -ops forward", "-ops is not for -data"},
+		{"-data -membw 5", "-membw is for -bound and -report only"},
 		{"-with plain", "-with and -maxmb are for -peers and -report only"},
 		{"-bound -maxmb 5", "-with and -maxmb are for -peers and -report only"},
 		{"-peers -maxmb 0", "-maxmb is 0"},
-		{"-peers -report r", "-bound, -peers, -activations and -report are runs of their own"},
+		{"-peers -report r", "-bound, -peers, -activations, -data and -report are runs of their own"},
 		{"-from results.json", "-from and -sweepmb are for -report only"},
 		{"-report r -from nosuch.json", "-from: open nosuch.json"},
 		{"-report r -from main.go", "-from: main.go: invalid character"},
@@ -74,7 +92,7 @@ func TestHelp(t *testing.T) {
 		t.Errorf("exit status %d, message %q", code, stderr.String())
 	}
 	for _, name := range []string{"-shapes", "-json", "-workers", "-batch", "-reps", "-mintime",
-		"-maxtime", "-bound", "-path", "-ops", "-only", "-peers", "-with", "-maxmb", "-report", "-from", "-sweepmb", "-membw"} {
+		"-maxtime", "-bound", "-data", "-path", "-ops", "-only", "-peers", "-with", "-maxmb", "-report", "-from", "-sweepmb", "-membw"} {
 		if !strings.Contains(stdout.String(), name) {
 			t.Errorf("help lacks %s", name)
 		}

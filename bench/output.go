@@ -30,6 +30,9 @@ type report struct {
 	// Activations, with -activations.
 	Activations []activationRow `json:"activations,omitempty"`
 
+	// Kinds of data, with -data.
+	Kinds []kindRow `json:"kinds,omitempty"`
+
 	// A report also has these.
 	Command string     `json:"command,omitempty"`
 	Sweep   []boundRow `json:"sweep,omitempty"`
@@ -64,7 +67,7 @@ func newReport(set caseSet, c config) *report {
 		Batch: set.batch,
 	}
 	switch {
-	case c.bound, c.report != "":
+	case c.bound, c.withData, c.report != "":
 		r.Data = "generated data in the shapes of " + c.shapes
 		if set.batch > 0 {
 			r.Data += fmt.Sprintf(", batch %d", set.batch)
@@ -103,10 +106,10 @@ func (r *report) header(w io.Writer) {
 
 // table prints all rows and what has failed.
 func (r *report) table(w io.Writer) {
-	fmt.Fprintf(w, "%-22s  %-6s  %11s  %-7s  %6s  %13s  %13s\n",
+	fmt.Fprintf(w, "%-22s  %-6s  %14s  %-7s  %6s  %13s  %13s\n",
 		"operation", "layout", "shape", "path", "GB/s", "times pure Go", "largest error")
 	for _, r := range r.Rows {
-		fmt.Fprintf(w, "%-22s  %-6s  %11s  %-7s  %6.2f  %13.2f  %13.1e\n",
+		fmt.Fprintf(w, "%-22s  %-6s  %14s  %-7s  %6.2f  %13.2f  %13.1e\n",
 			r.Operation, r.Layout, r.Shape, r.Path, r.GBPerSecond, r.TimesGo, r.Error)
 	}
 	fmt.Fprintf(w, "\n%s\n%s\n\n", bytesNote, errorNote)

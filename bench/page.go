@@ -23,7 +23,12 @@ const (
 // get in the way of the progress.
 func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start func(string) (rival, string, error)) error {
 	sweep, sweepSet := c.sweepConfig(), sweepSet(c.sweepMB<<20)
-	total := c.boundsWork(set) + sweep.boundsWork(sweepSet)
+	data := c.dataConfig()
+	dataSet := kindsSet()
+	if isShapeList(c.shapes) {
+		dataSet = c.listed
+	}
+	total := c.boundsWork(set) + sweep.boundsWork(sweepSet) + data.kindsWork(dataSet)
 	if len(c.contests) > 0 {
 		total += c.peersWork(set)
 	}
@@ -38,6 +43,9 @@ func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start
 	if r.Sweep, err = sweep.bounds(sweepSet, io.Discard, p); err != nil {
 		return err
 	}
+	if r.Kinds, err = data.kinds(dataSet, io.Discard, p); err != nil {
+		return err
+	}
 	if len(c.contests) > 0 {
 		if r.Peers, err = c.peers(set, io.Discard, p, start); err != nil {
 			return err
@@ -45,6 +53,8 @@ func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start
 	}
 	p.stop()
 	scalingTable(w, r.Bounds, c.memoryBandwidth)
+	fmt.Fprintln(w)
+	kindsSummary(w, r.Kinds)
 	if r.Peers != nil {
 		r.Peers.summary(w)
 	}
@@ -61,8 +71,8 @@ func readReport(name string) (*report, error) {
 	if err := json.Unmarshal(text, r); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	if len(r.Bounds) == 0 && len(r.Sweep) == 0 && r.Peers == nil {
-		return nil, fmt.Errorf("%s has no bounds, no sweep and no peers", name)
+	if len(r.Bounds) == 0 && len(r.Sweep) == 0 && len(r.Kinds) == 0 && r.Peers == nil {
+		return nil, fmt.Errorf("%s has no bounds, no sweep, no kinds of data and no peers", name)
 	}
 	return r, nil
 }
@@ -190,6 +200,15 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 		Read:  "Read: a solid line is an operation and the dashed one of its colour its bound; both fall where the tensors leave a cache.",
 		Notes: []string{cacheNote},
 	}, swept, err); err != nil {
+		return err
+	}
+	if err := add(section{
+		Title: "Kinds of data",
+		Read: "Read: at 1 an operation takes as long on this kind of data as on usual data, in turn with it; a number over the limit " +
+			"is marked by !.",
+		Table: kindLines(r.Kinds),
+		Notes: []string{strings.ReplaceAll(kindsNote, "\n", " ")},
+	}, nil, nil); err != nil {
 		return err
 	}
 	return pageTemplate.Execute(w, map[string]any{"Report": r, "Sections": sections, "Paths": strings.Join(r.Paths, ", ")})

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/fusedbn/batchnorm/internal/kinds"
 )
 
 // someReport has a bit of everything.
@@ -49,6 +51,10 @@ func someReport() *report {
 	r.Peers = &peerResults{
 		Names: map[string]string{"onednn": "oneDNN 0.1"}, Refused: map[string]int{"spago": 3},
 		Missing: []string{"torch: not on this machine: apt-get install python3-torch"}, LeftOut: []string{"nchw 1x1: 900 MB"},
+	}
+	for _, k := range kinds.List() {
+		r.Kinds = append(r.Kinds, kindRow{Kind: k.Name, Layout: "nc", Shape: "8x1000", Workers: 1, Path: "avx2", Activation: "silu", Operation: "backward",
+			Nanoseconds: 5, UsualNanoseconds: 4, Ratio: 1.25, Limit: k.Limit, Rounds: 2})
 	}
 	for i, k := range contests {
 		for j, t := range goalSet().cases {
@@ -105,15 +111,15 @@ func TestReportPage(t *testing.T) {
 		"Scaling: marks are measured", "204.8 GB/s", "64, model",
 		"Speed by the size of a tensor: NCHW, 1 worker", "Speed by the size of a tensor: NHWC, 1 worker", "L1, 32 KB", "256 MB",
 		"oneDNN 0.1", "Left out: torch: not on this machine: apt-get install python3-torch.", "Left out: nchw 1x1: 900 MB.",
-		"256x64x112x112", "&gt;= 2.5: yes",
+		"256x64x112x112", "&gt;= 2.5: yes", "10 % dead channels", "1.25!", "Kinds of data",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
 	}
 	// Each section says how it is read, in a sentence.
-	if n := strings.Count(page, "<p>Read: "); n != 5 {
-		t.Errorf("%d sections say how to read them, want 5", n)
+	if n := strings.Count(page, "<p>Read: "); n != 6 {
+		t.Errorf("%d sections say how to read them, want 6", n)
 	}
 	drawings := svgPattern.FindAllString(page, -1)
 	large := 0
@@ -162,6 +168,7 @@ func TestReportOfLess(t *testing.T) {
 	for name, r := range map[string]*report{
 		"peers":  {CPU: "c", Peers: full.Peers},
 		"bounds": {CPU: "c", Bounds: full.Bounds[:2]},
+		"kinds":  {CPU: "c", Kinds: full.Kinds[:3]},
 		"sweep":  {CPU: "c", Sweep: full.Sweep[:3]},
 		"none":   {CPU: "c", Peers: &peerResults{Missing: []string{"all"}}},
 	} {
@@ -198,6 +205,9 @@ func TestReportMeasures(t *testing.T) {
 	sizes := 7 // 16 KB to 1 MB
 	if len(r.Bounds) != len(ops)*2 || len(r.Sweep) != sizes*2*3 || r.Peers == nil || r.Peak <= 0 {
 		t.Errorf("%d bounds, %d in the sweep, peers %v, peak %v", len(r.Bounds), len(r.Sweep), r.Peers, r.Peak)
+	}
+	if want := 3 * (len(kinds.List())*6 - 3*3); len(r.Kinds) != want { // three of which are of gradients alone
+		t.Errorf("%d rows of kinds of data, want %d", len(r.Kinds), want)
 	}
 	if !strings.HasPrefix(r.Command, "bench -only 60x100") {
 		t.Errorf("the command is %q", r.Command)

@@ -116,6 +116,7 @@ func (l amd64) store(src vec, m mem)       { l.printf("VMOVUPS Y%d, %s", src, l.
 func (l amd64) loadPart(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
 func (l amd64) storePart(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
 func (l amd64) storeStream(src vec, m mem) { l.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
+func (amd64) streams() bool                { return true }
 func (l amd64) fence()                     { l.printf("SFENCE") }
 func (l amd64) keepPart(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
@@ -226,26 +227,33 @@ func (l amd64) returnFromTable(table string, n int) {
 // The frame of a kernel that calls. R14 points to the area, at a multiple of a
 // vector, where a function keeps the 4 vectors, and then what it makes of those
 // that are far; behind them there are the function's address, the two parameters,
-// the first of them as a float64, how many bytes of the area the call is for, and
-// whether there is something far. BP remains the frame pointer, by which tools walk
-// the stack.
+// the first of them as a float64, how many bytes of the area the call is for, whether
+// there is something far, and for each flag whether it is set. BP remains the frame
+// pointer, by which tools walk the stack.
 const (
 	amd64Function = 8*vecBytes + 8*iota
 	amd64Params
 	amd64WideParam
 	amd64Count
 	amd64Far
-	amd64AreaLen
+	amd64Flags
 
+	amd64AreaLen    = amd64Flags + 8*len(flagNames)
 	amd64FarResults = 4 * vecBytes
 )
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
 
-func (l amd64) area(field string) {
+func (l amd64) area(field string, flags flags) {
 	l.printf("LEAQ %d(SP), R14", vecBytes-1)
 	l.printf("ANDQ $~%d, R14", vecBytes-1)
 	l.printf("MOVQ a+8(FP), AX")
+	for i, field := range flagFields {
+		if flags&(1<<i) != 0 {
+			l.printf("%s kernelArgs_%s(AX), BX", map[bool]string{false: "MOVQ", true: "MOVBQZX"}[withStream == 1<<i], field)
+			l.printf("MOVQ BX, %d(R14)", amd64Flags+8*i)
+		}
+	}
 	l.printf("MOVQ kernelArgs_act(AX), AX")
 	for _, copied := range []struct {
 		field string
@@ -254,6 +262,11 @@ func (l amd64) area(field string) {
 		l.printf("MOVQ actCode_%s(AX), BX", copied.field)
 		l.printf("MOVQ BX, %d(R14)", copied.to)
 	}
+}
+
+func (l amd64) ifFlag(f flags, set bool, label string) {
+	l.printf("CMPQ %d(R14), $0", amd64Flags+8*f.index())
+	l.branch(map[bool]cond{false: ifZero, true: ifNotZero}[set], label)
 }
 
 func (l amd64) call(count int) {

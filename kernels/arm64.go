@@ -162,9 +162,10 @@ func (l arm64) store(src vec, m mem) {
 	l.printf("FSTPQ (F%d, F%d), %s", 2*src, 2*src+1, offset(off, base))
 }
 
-// storeStream is a store like others: no model of a processor tells whether a
+// There is no store past the caches: no model of a processor tells whether a
 // non-temporal pair (STNP) would gain anything.
-func (l arm64) storeStream(src vec, m mem) { l.store(src, m) }
+func (arm64) streams() bool            { return false }
+func (arm64) storeStream(_ vec, _ mem) { panic("there is no such store") }
 
 func (l arm64) fence() {}
 
@@ -383,11 +384,22 @@ const (
 
 func (arm64) frame() int { return arm64AreaLen + 16 }
 
-func (l arm64) area(field string) {
+// A kernel keeps its flags in registers.
+func (l arm64) area(field string, flags flags) {
 	l.printf("MOVD $area-%d(SP), %s", arm64AreaLen, arm64Area)
 	l.printf("MOVD a+8(FP), %s", arm64ActCode)
+	for i, name := range flagFields {
+		if flags&(1<<i) != 0 {
+			l.flagRegs[i] = l.newReg()
+			l.printf("MOVD kernelArgs_%s(%s), %s", name, arm64ActCode, l.r(l.flagRegs[i]))
+		}
+	}
 	l.printf("MOVD kernelArgs_act(%s), %s", arm64ActCode, arm64ActCode)
 	l.printf("MOVD actCode_%s(%s), %s", field, arm64ActCode, arm64Function)
+}
+
+func (l arm64) ifFlag(f flags, set bool, label string) {
+	l.printf("%s %s, %s", map[bool]string{false: "CBZ", true: "CBNZ"}[set], l.r(l.flagRegs[f.index()]), label)
 }
 
 func (l arm64) call(count int) {

@@ -109,8 +109,10 @@ type lowering interface {
 	loadPart(dst vec, m mem) // the other lanes become 0; nothing behind the part is read
 	store(src vec, m mem)
 	storePart(src vec, m mem)
-	// storeStream is a non-temporal store; the address is a multiple of vecBytes.
+	// storeStream is a non-temporal store; the address is a multiple of vecBytes. It is
+	// used where streams says that there is such a store.
 	storeStream(src vec, m mem)
+	streams() bool
 	fence()               // what storeStream stored is seen by other cores before what is stored after
 	prefetch(m mem)       // into the first-level cache if the kernel is near
 	keepPart(v vec)       // the other lanes become 0
@@ -142,7 +144,10 @@ type lowering interface {
 
 	frame() int // bytes of the frame of a kernel that calls
 	// area prepares calls of the function whose address is in a field of actCode.
-	area(field string)
+	// It also makes flags ready to be looked at.
+	area(field string, flags flags)
+	// ifFlag goes to label if a flag of the call is set, or if it is not.
+	ifFlag(f flags, set bool, label string)
 	call(count int) // for count vectors
 	back()          // returns from a function
 	// tableFirst makes the table of constants ready in front of all that is there; before,
@@ -198,7 +203,8 @@ var targets = []target{newAMD64, newARM64}
 type asm struct {
 	lowering
 	*printer
-	stream    bool // non-temporal stores
+	flags     flags // those that are set
+	asked     flags // those that the kernel looks at in every call
 	layout    layout
 	columns   bool // vectors that are prepared together are of different columns: of column, now
 	column    int
@@ -243,15 +249,53 @@ func (a *asm) read(dst vec, m mem, part bool) {
 	}
 }
 
-// write stores a vector of an output, or a part of it.
-func (a *asm) write(src vec, m mem, part bool) {
+// write stores vectors of an output, or parts of them; at gives their addresses.
+func (a *asm) write(src []vec, at func(j int) mem, part bool) {
+	each := func(store func(src vec, m mem)) func() {
+		return func() {
+			for j, v := range src {
+				store(v, at(j))
+			}
+		}
+	}
+	if part {
+		each(a.storePart)()
+		return
+	}
+	a.choose(withStream, each(a.storeStream), each(a.store))
+}
+
+// choose prints what a kernel does where a flag is set, and otherwise. Where it asks
+// in every call, it has both. One of them may be nil.
+func (a *asm) choose(f flags, set, otherwise func()) {
+	print := func(f func()) {
+		if f != nil {
+			f()
+		}
+	}
 	switch {
-	case part:
-		a.storePart(src, m)
-	case a.stream:
-		a.storeStream(src, m)
+	case a.flags&f != 0:
+		print(set)
+	case a.asked&f == 0:
+		print(otherwise)
+	case otherwise == nil:
+		done := a.newLabel("without")
+		a.ifFlag(f, false, done)
+		set()
+		a.label(done)
+	case set == nil:
+		done := a.newLabel("with")
+		a.ifFlag(f, true, done)
+		otherwise()
+		a.label(done)
 	default:
-		a.store(src, m)
+		other, done := a.newLabel("without"), a.newLabel("chosen")
+		a.ifFlag(f, false, other)
+		set()
+		a.jump(done)
+		a.label(other)
+		otherwise()
+		a.label(done)
 	}
 }
 

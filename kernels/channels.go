@@ -24,10 +24,11 @@ var channelKernels = []channelKernel{
 	{"Probe", probeChannels},
 	{"Add", addChannels},
 	{"Merge", mergeChannels},
-	{"Deviation", deviationChannels},
+	{"AddSums", addSumsChannels},
+	{"Forward", forwardChannels},
 	{"Running", runningChannels},
 	{"Affine", affineChannels},
-	{"Gradient", gradientChannels},
+	{"Backward", backwardChannels},
 	{"Track", trackChannels},
 }
 
@@ -39,7 +40,16 @@ func (k channelKernel) function() string {
 type chans struct {
 	*fn
 	arrays []array
-	usual  vec // all ones as long as all channels are
+	usual  vec // all ones where a channel is
+	far    *far
+}
+
+// far is how a kernel finds more arrays than there are registers: their addresses
+// are loaded when they are needed, and these count how far the loop has come.
+type far struct {
+	at32, at64 reg // bytes, of arrays of float32 and of float64
+	at, step   reg // bytes of constants, and of those of 8 channels
+	t          reg
 }
 
 // array is an argument: a pointer that moves along with the loop.
@@ -54,7 +64,7 @@ const (
 )
 
 func newChans(on target, name string) *chans {
-	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}, usual: unused}
+	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}}
 	c.holdArgs()
 	return c
 }
@@ -69,6 +79,68 @@ func (c *chans) array(field string, bytes int) array {
 func (c *chans) float32s(field string) array { return c.array(field, float32s) }
 func (c *chans) float64s(field string) array { return c.array(field, float64s) }
 
+// farArrays makes ready what find32, find64 and constants need.
+func (c *chans) farArrays() {
+	f := &far{c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()}
+	for _, r := range []reg{f.at32, f.at64, f.at} {
+		c.set(r, 0)
+	}
+	c.arg(f.step, "step")
+	c.far = f
+}
+
+func (c *chans) find(field string, at reg) array {
+	c.arg(c.far.t, field)
+	c.addReg(c.far.t, at)
+	return array{at: c.far.t}
+}
+
+// find32 and find64 return the place of 8 channels in an array, find of constants;
+// each until the next of them.
+func (c *chans) find32(field string) array    { return c.find(field, c.far.at32) }
+func (c *chans) find64(field string) array    { return c.find(field, c.far.at64) }
+func (c *chans) findConst(field string) array { return c.find(field, c.far.at) }
+
+// wanted does something if the caller has given an array.
+func (c *chans) wanted(field string, do func()) {
+	skip := c.newLabel("unwanted")
+	c.arg(c.far.t, field)
+	c.subImm(c.far.t, 0)
+	c.branch(ifZero, skip)
+	do()
+	c.label(skip)
+}
+
+// untilUnusual is loop for a kernel with far arrays that ends in front of 8 channels
+// of which one is unusual: body says by calling stop that it knows, and has changed
+// nothing yet that it reads. It leaves in the arguments how many channels are left.
+func (c *chans) untilUnusual(body func(stop func())) {
+	n := c.newArg("n")
+	before := c.buf.String()
+	c.buf.Reset()
+	again, end := c.newLabel("channels"), c.newLabel("unusual")
+	c.label(again)
+	f := c.far
+	c.constant(c.usual, c.entry64(math.MaxUint64))
+	body(func() {
+		c.op(opXor, c.usual, c.usual, c.const64(math.Float64frombits(math.MaxUint64)))
+		c.ifAny(c.usual, end)
+	})
+	c.addImm(f.at32, float32s)
+	c.addImm(f.at64, float64s)
+	c.addReg(f.at, f.step)
+	c.subImm(n, lanes)
+	c.branch(ifNotZero, again)
+	c.label(end)
+	c.storeArg(n, "n", f.t)
+	loop := c.buf.String()
+	c.buf.Reset()
+	c.buf.WriteString(before)
+	c.pointTable()
+	c.buf.WriteString(loop)
+	c.end()
+}
+
 // scalar returns copies of an argument.
 func (c *chans) scalar(field string) vec {
 	v, at := c.newVec(), c.newReg()
@@ -82,15 +154,6 @@ func (c *chans) scalar(field string) vec {
 func scalarPair(v vec) pair { return pair{v, v} }
 
 func (c *chans) pair() pair { return pair{c.newVec(), c.newVec()} }
-
-// watch makes the kernel report what is unusual.
-func (c *chans) watch() {
-	c.usual = c.newVec()
-	at := c.newReg()
-	c.argAddr(at, "usual")
-	c.load(c.usual, mem{base: at})
-	c.regs--
-}
 
 // loop repeats body for all channels, and ends the kernel.
 func (c *chans) loop(body func()) {
@@ -112,10 +175,6 @@ func (c *chans) loop(body func()) {
 		c.pointTable()
 	}
 	c.buf.WriteString(loop)
-	if c.usual != unused {
-		c.argAddr(n, "usual")
-		c.store(c.usual, mem{base: n})
-	}
 	c.end()
 }
 
@@ -192,8 +251,10 @@ func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
 
 // Limits, as in ../stats.go.
 const (
-	sureMin = 0x1p-100
-	sureMax = 0x1p+100
+	sureMin   = 0x1p-100
+	sureMax   = 0x1p+100
+	factorMin = 0x1p-120
+	factorMax = 0x1p+120
 )
 
 // ---- the kernels
@@ -290,6 +351,20 @@ func addChannels(c *chans) {
 	})
 }
 
+func addSumsChannels(c *chans) {
+	sums := [2]array{c.float64s("sumA"), c.float64s("sumB")}
+	others := [2]array{c.float64s("otherA"), c.float64s("otherB")}
+	a, v := c.pair(), c.pair()
+	c.loop(func() {
+		for i, sum := range sums {
+			c.load64(v, others[i])
+			c.load64(a, sum)
+			c.add64(a, a, v)
+			c.store64(a, sum)
+		}
+	})
+}
+
 func mergeChannels(c *chans) {
 	sumA, sumB, otherA, otherB := c.float64s("sumA"), c.float64s("sumB"), c.float64s("otherA"), c.float64s("otherB")
 	weight, cross := c.scalar("weight"), c.scalar("cross")
@@ -312,28 +387,61 @@ func (c *chans) reciprocalRoot(x pair) {
 	}
 }
 
-func deviationChannels(c *chans) {
-	sumB, variance, invstd := c.float64s("sumB"), c.float64s("variance"), c.float64s("invstd")
+// forwardChannels goes from moments to the constants of z.
+func forwardChannels(c *chans) {
+	c.farArrays()
 	count, epsilon := c.scalar("count"), c.scalar("epsilon")
-	v, t, m := c.pair(), c.pair(), c.pair()
-	c.watch()
-	c.loop(func() {
-		c.load64(v, sumB)
-		c.div64(v, v, scalarPair(count))
-		c.add64(t, v, scalarPair(epsilon))
+	weight, rest, correction := c.scalar("weight"), c.scalar("cross"), c.scalar("correction")
+	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
+	c.usual = c.newVec()
+	c.untilUnusual(func(stop func()) {
+		c.load64(s, c.find64("sumB"))
+		c.div64(s, s, scalarPair(count))
+		c.add64(t, s, scalarPair(epsilon))
 		for h := range t {
 			c.op(opGE64, m[0], t[h], c.const64(sureMin))
 			c.op(opGE64, m[1], c.const64(sureMax), t[h])
 			c.need(m[0])
 			c.need(m[1])
-			c.op(opGE64, m[0], v[h], c.const64(0))
-			c.op(opAnd, v[h], v[h], m[0])
+			c.op(opGE64, m[0], s[h], c.const64(0))
+			c.op(opAnd, s[h], s[h], m[0])
 		}
-		c.store64(v, variance)
-		c.add64(t, v, scalarPair(epsilon))
-		c.reciprocalRoot(t)
-		c.store64(t, invstd)
+		c.store64(s, c.find64("variance"))
+		c.add64(i, s, scalarPair(epsilon))
+		c.reciprocalRoot(i)
+		c.store64(i, c.find64("invstd"))
+		c.wanted("savedInvStd", func() { c.store64(i, c.find64("savedInvStd")) })
+
+		c.load64(m, c.find64("sumA"))
+		c.store64(m, c.find64("mean"))
+		c.wanted("savedMean", func() { c.store64(m, c.find64("savedMean")) })
+		c.affine(m, s, i, t)
+		stop()
+
+		c.track("running", "mean", nil, weight, rest, s, t)
+		c.track("runningVar", "variance", &correction, weight, rest, s, t)
 	})
+}
+
+// track updates running values, if there are some; r and b are temporaries.
+func (c *chans) track(running, batch string, factor *vec, weight, rest vec, r, b pair) {
+	c.wanted(running, func() {
+		c.load64(b, c.find64(batch))
+		if factor != nil {
+			c.mul64(b, b, scalarPair(*factor))
+		}
+		at := c.find32(running)
+		c.loadWide(r, at, 0)
+		c.update(r, b, weight, rest)
+		c.store32(r, at)
+	})
+}
+
+// update sets running to rest*running + weight*batch.
+func (c *chans) update(running, batch pair, weight, rest vec) {
+	c.mul64(batch, batch, scalarPair(weight))
+	c.mul64(running, running, scalarPair(rest))
+	c.add64(running, running, batch)
 }
 
 func runningChannels(c *chans) {
@@ -358,59 +466,61 @@ func runningChannels(c *chans) {
 	})
 }
 
+// affineChannels goes from statistics to the constants of z.
 func affineChannels(c *chans) {
-	mean, invstd, gamma, beta := c.float64s("mean"), c.float64s("invstd"), c.float32s("gamma"), c.float32s("beta")
-	scale, neg, a, b := c.float64s("scale"), c.float32s("neg"), c.float32s("a"), c.float32s("b")
+	c.farArrays()
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
-	temps := [3]vec{t[0], t[1], c.newVec()}
-	c.watch()
-	c.loop(func() {
-		c.load64(m, mean)
-		for _, v := range m {
-			c.abs64(t[0], v)
-			c.op(opGE64, t[0], c.const64(sureMax), t[0])
-			c.need(t[0])
-		}
-		c.load64(i, invstd)
-		c.loadWide(s, gamma, 0)
-		c.mul64(s, s, i)
-		c.store64(s, scale)
-		c.needTame(i, sureMin, sureMax, temps)
-		c.needTame(s, sureMin, sureMax, temps)
-		c.low(m, i, neg)
-		c.mul64(m, m, s)
-		c.loadWide(t, beta, 0)
-		c.sub64(t, t, m)
-		c.store32(t, b)
-		c.store32(s, a)
+	c.usual = c.newVec()
+	c.untilUnusual(func(stop func()) {
+		c.load64(m, c.find64("mean"))
+		c.load64(i, c.find64("invstd"))
+		c.affine(m, s, i, t)
+		stop()
 	})
 }
 
-// low leaves of a mean what float32 lacks, and stores minus the float32, if that
-// is wanted; t is lost.
-func (c *chans) low(mean, t pair, neg array) {
+// affine writes the constants of z from the mean in m and invstd in i; all are lost.
+func (c *chans) affine(m, s, i, t pair) {
+	for _, v := range m {
+		c.abs64(t[0], v)
+		c.op(opGE64, t[0], c.const64(sureMax), t[0])
+		c.need(t[0])
+	}
+	c.needTame(i, sureMin, sureMax, [3]vec{t[0], t[1], s[0]})
+	c.loadWide(s, c.find32("gamma"), 0)
+	c.mul64(s, s, i)
+	c.store64(s, c.find64("scale"))
+	c.needTame(s, factorMin, factorMax, [3]vec{t[0], t[1], i[0]})
+	c.low(m, t)
+	c.storeNegative(t, c.findConst("neg"))
+	c.mul64(m, m, s)
+	c.loadWide(t, c.find32("beta"), 0)
+	c.sub64(t, t, m)
+	c.store32(t, c.findConst("b"))
+	c.store32(s, c.findConst("a"))
+}
+
+// low leaves of a mean what float32 lacks, and the float32, widened, in t.
+func (c *chans) low(mean, t pair) {
 	c.move(t[0], mean[0])
 	c.move(t[1], mean[1])
 	c.round(t)
 	c.move(t[1], t[0])
 	c.widen(t, t[1])
 	c.sub64(mean, mean, t)
-	if neg.bytes != 0 {
-		c.storeNegative(t, neg)
-	}
 }
 
-func gradientChannels(c *chans) {
-	sumA, sumB, mean, invstd := c.float64s("sumA"), c.float64s("sumB"), c.float64s("mean"), c.float64s("invstd")
-	dgamma, k1, k2 := c.float64s("dgamma"), c.float32s("k1"), c.float32s("k2")
+// backwardChannels goes from sums to the constants of dx.
+func backwardChannels(c *chans) {
+	c.farArrays()
 	count, trusted := c.scalar("count"), c.scalar("weight")
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
-	temps := [3]vec{t[0], t[1], c.newVec()}
-	c.watch()
-	c.loop(func() {
-		c.load64(p, sumA)
-		c.load64(r, sumB)
-		c.load64(i, invstd)
+	temps := [3]vec{t[0], t[1], i[0]}
+	c.usual = c.newVec()
+	c.untilUnusual(func(stop func()) {
+		c.load64(p, c.find64("sumA"))
+		c.load64(r, c.find64("sumB"))
+		c.load64(i, c.find64("invstd"))
 		for h := range p { // gradSumsAreSafe
 			c.op(opMul64, t[0], count, i[h])
 			c.op(opMul64, t[0], t[0], c.const64(sureMin))
@@ -430,12 +540,24 @@ func gradientChannels(c *chans) {
 			c.op(opOr, t[0], t[0], t[1])
 			c.need(t[0])
 		}
-		c.load64(low, mean)
-		c.low(low, t, array{})
+		c.store64(p, c.find64("dbeta"))
+		c.load64(low, c.find64("mean"))
+		c.low(low, t)
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
 		c.mul64(r, r, i)
-		c.store64(r, dgamma)
+		c.store64(r, c.find64("dgamma"))
+		for _, out := range []struct {
+			field string
+			of    pair
+		}{{"gammaGrad", r}, {"betaGrad", p}} {
+			c.wanted(out.field, func() {
+				for h, v := range out.of {
+					c.move(t[h], v)
+				}
+				c.store32(t, c.find32(out.field))
+			})
+		}
 		c.mul64(r, r, i)
 		c.div64(r, r, scalarPair(count))
 		c.div64(p, p, scalarPair(count))
@@ -443,8 +565,9 @@ func gradientChannels(c *chans) {
 		c.sub64(p, p, low)
 		c.needTame(p, sureMin, sureMax, temps)
 		c.needTame(r, sureMin, sureMax, temps)
-		c.store32(p, k1)
-		c.store32(r, k2)
+		c.store32(p, c.findConst("k1"))
+		c.store32(r, c.findConst("k2"))
+		stop()
 	})
 }
 
@@ -456,9 +579,7 @@ func trackChannels(c *chans) {
 		c.loadWide(r, running, 0)
 		c.load64(b, mean)
 		c.mul64(b, b, scalarPair(factor))
-		c.mul64(b, b, scalarPair(weight))
-		c.mul64(r, r, scalarPair(rest))
-		c.add64(r, r, b)
+		c.update(r, b, weight, rest)
 		c.store32(r, running)
 	})
 }

@@ -29,15 +29,16 @@ const (
 
 // body is what a walk needs to know of a kernel.
 type body struct {
-	tensors []reg  // pointers, moved along together
-	first   string // the field with the first of them
-	output  reg    // one of the tensors that are written, if there is one
-	coef    []vec  // constants, fields 0, 1, ... of the record; unused: not loaded
-	record  int    // fields of the record
-	sums    []vec  // kept in acc; nil for a kernel without
-	fetch   []reg  // tensors to prefetch
-	temps   []vec  // sums: three that are free between two groups
-	calls   bool   // it calls the function of an activation
+	tensors  []reg  // pointers, moved along together
+	first    string // the field with the first of them
+	output   reg    // one of the tensors that are written, if there is one
+	coef     []vec  // constants, fields 0, 1, ... of the record; unused: not loaded
+	record   int    // fields of the record
+	sums     []vec  // kept in acc; nil for a kernel without
+	fetch    []reg  // tensors to prefetch
+	residual *reg   // one of them, which a call may be without
+	temps    []vec  // sums: three that are free between two groups
+	calls    bool   // it calls the function of an activation
 
 	// one handles a vector of each tensor; four handles 4 that go to the same
 	// sums. at gives the address of vector j in a tensor.
@@ -52,21 +53,18 @@ type address func(t reg, j int) mem
 // walk is a way through the tensors.
 type walk func(a *asm, b body)
 
-// apply handles a vector of every tensor; place is its number among those that
-// were prepared together.
+// apply handles a vector of every tensor; place is its number in the group.
 type apply func(m func(reg) mem, place int, part bool)
 
-// each makes the two functions of a kernel without sums.
-func each(prepare prepare, f apply) (one, four func(at address, part bool)) {
+// each makes the two functions of a kernel without sums that calls nothing.
+func each(f apply) (one, four func(at address, part bool)) {
 	get := func(at address, j int, part bool) {
 		f(func(t reg) mem { return at(t, j) }, j, part)
 	}
 	one = func(at address, part bool) {
-		prepare(at, 1, part)
 		get(at, 0, part)
 	}
 	four = func(at address, part bool) {
-		prepare(at, groupSize, part)
 		for j := range groupSize {
 			get(at, j, part)
 		}
@@ -105,12 +103,13 @@ type prepare func(at address, count int, part bool)
 
 func nothing(address, int, bool) {}
 
-// value computes what a vector adds to each sum; place is as for apply.
-type value func(m func(reg) mem, place int, part bool, v []vec)
+// value computes what a vector adds to each sum; place is as for apply. It may use v,
+// and returns where the results are.
+type value func(m func(reg) mem, place int, part bool, v []vec) []vec
 
 // treeSum makes the two functions of a kernel with sums out of value, which
-// computes what a vector adds to each sum, in registers of its own choice among
-// the three sets it is given.
+// computes what a vector adds to each sum, in the set that it is given or in
+// registers of its own.
 //
 // Before that it calls prepare, with the number of vectors.
 func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (one, four func(at address, part bool)) {
@@ -119,33 +118,29 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 			a.add(dst[i], dst[i], v[i])
 		}
 	}
-	get := func(at address, j int, part bool, v []vec) {
-		value(func(t reg) mem { return at(t, j) }, j, part, v)
+	get := func(at address, j int, part bool, v []vec) []vec {
+		return value(func(t reg) mem { return at(t, j) }, j, part, v)
 	}
-	keep := func(part bool) {
+	add := func(total []vec, part bool) {
 		if part && a.layout == inRows { // the other lanes have sums of their own
-			for _, v := range sets[0] {
+			for _, v := range total {
 				a.keepPart(v)
 			}
 		}
+		addTo(sums, total)
 	}
 	one = func(at address, part bool) {
 		prepare(at, 1, part)
-		get(at, 0, part, sets[0])
-		keep(part)
-		addTo(sums, sets[0])
+		add(get(at, 0, part, sets[0]), part)
 	}
 	four = func(at address, part bool) {
 		prepare(at, groupSize, part)
-		get(at, 0, part, sets[0])
-		get(at, 1, part, sets[1])
-		addTo(sets[0], sets[1])
-		get(at, 2, part, sets[1])
-		get(at, 3, part, sets[2])
-		addTo(sets[1], sets[2])
-		addTo(sets[0], sets[1])
-		keep(part)
-		addTo(sums, sets[0])
+		total := get(at, 0, part, sets[0])
+		addTo(total, get(at, 1, part, sets[1]))
+		half := get(at, 2, part, sets[1])
+		addTo(half, get(at, 3, part, sets[2]))
+		addTo(total, half)
+		add(total, part)
 	}
 	return one, four
 }
@@ -172,9 +167,10 @@ func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.ne
 
 // momentValue computes d = x-K and d*d; k is -K.
 func momentValue(a *asm, x reg, k vec) value {
-	return func(m func(reg) mem, _ int, part bool, v []vec) {
+	return func(m func(reg) mem, _ int, part bool, v []vec) []vec {
 		a.addMem(v[0], k, m(x), v[0], part)
 		a.mul(v[1], v[0], v[0])
+		return v
 	}
 }
 
@@ -189,7 +185,7 @@ type operands struct {
 	c         [coefLen]vec // constants
 	z, t      vec          // for the activation: z and a temporary, the first of temps
 	temps     []vec
-	called    []vec // where a called function has its arguments and results
+	called    []vec // where a called function has its arguments and results; backward, then g
 }
 
 // reserve hands out the sums, which a called function keeps because they are the
@@ -207,21 +203,26 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 // prefetch makes a kernel without sums prefetch what it reads, in cols with
 // non-temporal stores.
 func (o *operands) prefetch(a *asm, b *body) {
-	if a.stream && a.layout == inCols {
-		b.fetch = o.inputs()
+	if (a.flags|a.asked)&withStream != 0 && a.layout == inCols {
+		o.fetch(b)
 	}
 }
 
-// inputs returns what is read.
-func (o *operands) inputs() []reg {
-	in := []reg{o.x}
+// storeGradients stores g where it is wanted.
+func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, part bool) {
+	a.choose(withDResidual, func() { a.write(g, at, part) }, nil)
+}
+
+// fetch makes a kernel prefetch what it reads.
+func (o *operands) fetch(b *body) {
+	b.fetch = []reg{o.x}
 	if o.backward {
-		in = append(in, o.dy)
+		b.fetch = append(b.fetch, o.dy)
 	}
 	if o.res != nil {
-		in = append(in, *o.res)
+		b.fetch = append(b.fetch, *o.res)
 	}
-	return in
+	b.residual = o.res
 }
 
 // tensor returns a pointer from the arguments and lets the walk move it.
@@ -284,18 +285,23 @@ func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
 	a.op(op, dst, x, o.c[field])
 }
 
-// preActivation computes z from d = x-m; z may be d.
-func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
+// affine computes z from d = x-m, without the residual; z may be d.
+func (o *operands) affine(a *asm, z, d vec) {
 	o.withConst(a, opMul, z, d, fieldA)
 	o.withConst(a, opAdd, z, z, fieldB)
+}
+
+// preActivation computes z from d = x-m; z may be d.
+func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
+	o.affine(a, z, d)
 	if o.res != nil {
 		a.addMem(z, z, m(*o.res), o.t, part)
 	}
 }
 
 // prepare returns what comes before some vectors: the constants, where the
-// kernel loads them itself, and for a called activation z of all of them and the
-// call, which leaves none of the vectors of operands.
+// kernel loads them itself, and for a called activation z of all of them, the
+// call, which leaves none of the vectors of operands, and backward g.
 func (o *operands) prepare(a *asm, before, after []int) prepare {
 	return func(at address, count int, part bool) {
 		if !o.act.called {
@@ -304,19 +310,34 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 		if !a.columns {
 			o.load(a, before...)
 		}
-		for j, z := range o.called {
-			if j >= count { // quick functions don't look at how many there are
-				a.op(opOr, z, o.called[0], o.called[0])
-				continue
-			}
-			m := func(r reg) mem { return at(r, j) }
+		there := o.called[:count]
+		for j, z := range there {
 			o.loadColumn(a, j, before)
-			a.addMem(z, o.c[fieldN], m(o.x), z, part)
-			o.preActivation(a, z, z, m, part)
+			a.addMem(z, o.c[fieldN], at(o.x, j), z, part)
+			o.affine(a, z, z)
+		}
+		a.choose(withResidual, func() {
+			for j, z := range there {
+				a.addMem(z, z, at(*o.res, j), o.t, part)
+			}
+		}, nil)
+		for _, z := range o.called[count:] { // quick functions don't look at how many there are
+			a.op(opOr, z, o.called[0], o.called[0])
 		}
 		a.call(count)
 		if !a.columns {
 			o.load(a, after...)
+		}
+		if !o.backward {
+			return
+		}
+		for j, g := range there {
+			if part {
+				a.loadPart(o.t, at(o.dy, j))
+				a.mul(g, o.t, g)
+			} else {
+				a.opMem(opMul, g, g, at(o.dy, j), o.t)
+			}
 		}
 	}
 }
@@ -335,77 +356,113 @@ var affineFields = []int{fieldN, fieldA, fieldB}
 
 // normalizeOne computes a vector of y.
 func (o *operands) normalizeOne(a *asm) apply {
-	return func(m func(reg) mem, place int, part bool) {
-		if o.act.called {
-			a.write(o.called[place], m(o.y), part)
-			return
-		}
+	return func(m func(reg) mem, _ int, part bool) {
 		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
 		o.preActivation(a, o.z, o.z, m, part)
 		if !o.act.identity() {
 			o.act.forward(a, o.z, o.temps)
 		}
-		a.write(o.z, m(o.y), part)
+		a.write([]vec{o.z}, func(int) mem { return m(o.y) }, part)
 	}
 }
 
-// gradient computes d = x-m and g = dy*act'(z).
-func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, place int, part bool) {
+// together makes the two functions of a kernel without sums that calls a function:
+// finish handles vectors that were prepared together.
+func together(prepare prepare, finish func(at address, count int, part bool)) (one, four func(at address, part bool)) {
+	some := func(count int) func(at address, part bool) {
+		return func(at address, part bool) {
+			prepare(at, count, part)
+			finish(at, count, part)
+		}
+	}
+	return some(1), some(groupSize)
+}
+
+// normalizeCalled stores y.
+func (o *operands) normalizeCalled(a *asm) func(at address, count int, part bool) {
+	return func(at address, count int, part bool) {
+		a.write(o.called[:count], func(j int) mem { return at(o.y, j) }, part)
+	}
+}
+
+// gradient computes d = x-m and g = dy*act'(z), for an activation that is not called.
+func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, part bool) {
 	a.addMem(d, o.c[fieldN], m(o.x), d, part)
 	a.read(g, m(o.dy), part)
-	switch {
-	case o.act.called:
-		a.mul(g, g, o.called[place])
-	case !o.act.identity():
+	if !o.act.identity() {
 		o.preActivation(a, o.z, d, m, part)
 		o.act.backward(a, g, o.z, o.temps)
 	}
 }
 
-// gradValue computes g and g*(x-m), and stores g if asked to.
-func (o *operands) gradValue(a *asm, store bool) value {
-	return func(m func(reg) mem, place int, part bool, v []vec) {
-		o.gradient(a, v[1], v[0], m, place, part)
-		if store {
-			a.write(v[0], m(*o.dres), part)
+// gradValue computes g, unless that was done for several vectors, and g*(x-m).
+func (o *operands) gradValue(a *asm) value {
+	return func(m func(reg) mem, place int, part bool, v []vec) []vec {
+		g, d := v[0], v[1]
+		if o.act.called {
+			g = o.called[place]
+			a.addMem(d, o.c[fieldN], m(o.x), d, part)
+		} else {
+			o.gradient(a, d, g, m, part)
 		}
-		a.mul(v[1], v[0], v[1])
+		a.mul(d, g, d)
+		return []vec{g, d}
 	}
+}
+
+// dx computes a vector of it from g and d = x-m, which is lost.
+func (o *operands) dx(a *asm, dst, g, d vec) {
+	o.withConst(a, opSub, dst, g, fieldK1)
+	o.withConst(a, opMul, d, d, fieldK2)
+	a.sub(dst, dst, d)
+	o.withConst(a, opMul, dst, dst, fieldA)
 }
 
 // inputGradOne computes a vector of dx, and of dresidual; d, g and t are
 // temporaries.
 func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
-	return func(m func(reg) mem, place int, part bool) {
-		o.loadColumn(a, place, inputGradFields)
-		o.gradient(a, d, g, m, place, part)
-		o.withConst(a, opSub, t, g, fieldK1)
-		o.withConst(a, opMul, d, d, fieldK2)
-		a.sub(t, t, d)
-		o.withConst(a, opMul, t, t, fieldA)
-		a.write(t, m(o.y), part)
-		if o.dres != nil {
-			a.write(g, m(*o.dres), part)
+	return func(m func(reg) mem, _ int, part bool) {
+		o.gradient(a, d, g, m, part)
+		o.dx(a, t, g, d)
+		a.write([]vec{t}, func(int) mem { return m(o.y) }, part)
+		o.storeGradients(a, []vec{g}, func(int) mem { return m(*o.dres) }, part)
+	}
+}
+
+// inputGradCalled computes dx of some vectors in dst, and stores them and dresidual
+// once x, which each may be, has been read; d is a temporary.
+func (o *operands) inputGradCalled(a *asm, d vec, dst []vec) func(at address, count int, part bool) {
+	return func(at address, count int, part bool) {
+		for j, g := range o.called[:count] {
+			o.loadColumn(a, j, inputGradFields)
+			a.addMem(d, o.c[fieldN], at(o.x, j), d, part)
+			o.dx(a, dst[j], g, d)
 		}
+		a.write(dst[:count], func(j int) mem { return at(o.y, j) }, part)
+		o.storeGradients(a, o.called[:count], func(j int) mem { return at(*o.dres, j) }, part)
 	}
 }
 
 func normalize(a *asm, v variant) {
 	b := body{record: coefLen}
-	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.has(withResidual))}
+	o := operands{act: v.act, x: b.tensor(a, "x"), y: b.tensor(a, "y"), res: b.optional(a, "res", v.may(withResidual))}
 	b.output = o.y
 	b.calls = v.act.called
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a, a.newVec())
 	o.prefetch(a, &b)
-	b.one, b.four = each(o.prepare(a, affineFields, nil), o.normalizeOne(a))
+	if o.act.called {
+		b.one, b.four = together(o.prepare(a, affineFields, nil), o.normalizeCalled(a))
+	} else {
+		b.one, b.four = each(o.normalizeOne(a))
+	}
 	v.walk()(a, b)
 }
 
 // backwardOperands are the tensors that the backward kernels read.
 func backwardOperands(a *asm, b *body, v variant) operands {
-	return operands{act: v.act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", v.has(withResidual))}
+	return operands{act: v.act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", v.may(withResidual))}
 }
 
 // backwardFields are the constants of sums: without an activation nothing
@@ -420,14 +477,20 @@ func backwardFields(act activation, more ...int) []int {
 func gradSums(a *asm, v variant) {
 	b := body{record: coefLen}
 	o := backwardOperands(a, &b, v)
-	o.dres = b.optional(a, "dres", v.has(withDResidual))
-	b.fetch = o.inputs()
+	o.dres = b.optional(a, "dres", v.may(withDResidual))
+	o.fetch(&b)
 	b.sums = o.reserve(a, true)
 	b.coef = o.newConsts(a, backwardFields(v.act)...)
 	sets := newSets(a)
 	b.temps = slices.Concat(sets[:]...)
 	o.newTemps(a, sets[0][0])
-	b.one, b.four = treeSum(a, b.sums, sets, o.prepare(a, affineFields, []int{fieldN}), o.gradValue(a, v.has(withDResidual)))
+	prepare := o.prepare(a, affineFields, []int{fieldN})
+	b.one, b.four = treeSum(a, b.sums, sets, func(at address, count int, part bool) {
+		prepare(at, count, part)
+		if o.act.called { // dresidual may be dy, which has been read
+			o.storeGradients(a, o.called[:count], func(j int) mem { return at(*o.dres, j) }, part)
+		}
+	}, o.gradValue(a))
 	v.walk()(a, b)
 }
 
@@ -437,18 +500,22 @@ var inputGradFields = []int{fieldN, fieldA, fieldK1, fieldK2}
 func inputGrad(a *asm, v variant) {
 	b := body{record: coefLen}
 	o := backwardOperands(a, &b, v)
-	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.has(withDResidual))
+	o.y, o.dres = b.tensor(a, "y"), b.optional(a, "dres", v.may(withDResidual))
 	b.output = o.y
 	fields := backwardFields(v.act, fieldK1, fieldK2)
 	if v.act.identity() {
 		fields = append(fields, fieldA)
 	}
 	b.calls = v.act.called
-	o.reserve(a, false)
+	kept := o.reserve(a, false)
 	b.coef = o.newConsts(a, fields...)
 	d, g, t := a.newVec(), a.newVec(), a.newVec()
 	o.newTemps(a, d)
 	o.prefetch(a, &b)
-	b.one, b.four = each(o.prepare(a, affineFields, inputGradFields), o.inputGradOne(a, d, g, t))
+	if o.act.called {
+		b.one, b.four = together(o.prepare(a, affineFields, inputGradFields), o.inputGradCalled(a, d, append(kept, g, t)))
+	} else {
+		b.one, b.four = each(o.inputGradOne(a, d, g, t))
+	}
 	v.walk()(a, b)
 }

@@ -249,6 +249,7 @@ var architectures = map[string]rules{
 			"JNE":          base,
 			"LEAQ":         base,
 			"MOVQ":         base,
+			"MOVBQZX":      base,
 			"PREFETCHT0":   base, // SSE, as SFENCE
 			"PREFETCHT1":   base,
 			"RET":          base,
@@ -611,7 +612,7 @@ func TestConstants(t *testing.T) {
 // TestLimits compares the limits of what is usual with those in Go.
 func TestLimits(t *testing.T) {
 	scope, _ := typeCheck(t, "stats.go")
-	for name, want := range map[string]float64{"sureMin": sureMin, "sureMax": sureMax} {
+	for name, want := range map[string]float64{"sureMin": sureMin, "sureMax": sureMax, "factorMin": factorMin, "factorMax": factorMax} {
 		c, ok := scope.Lookup(name).(*types.Const)
 		if !ok {
 			t.Errorf("../stats.go has no constant %s", name)

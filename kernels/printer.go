@@ -18,9 +18,11 @@ type printer struct {
 	held    bool   // a register holds the address of the arguments
 	table   []row  // constants of a function
 	saved   bool   // arm64: the mask of a part is in the area
-	vecs    int
-	regs    int
-	labels  int
+	// arm64: what flags are looked at in
+	flagRegs [len(flagNames)]reg
+	vecs     int
+	regs     int
+	labels   int
 }
 
 func (p *printer) printf(format string, args ...any) {

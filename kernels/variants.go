@@ -1,6 +1,9 @@
 package main
 
-import "strings"
+import (
+	"math/bits"
+	"strings"
+)
 
 // kernel is the number of a kernel, as in ../kernels.go.
 type kernel int
@@ -40,13 +43,21 @@ const (
 
 var flagNames = [...]string{"Residual", "DResidual", "Stream"}
 
+// flagFields are the fields of kernelArgs that tell whether a flag is set: they are not 0.
+var flagFields = [len(flagNames)]string{"res", "dres", "stream"}
+
+// index is the number of a flag.
+func (f flags) index() int { return bits.TrailingZeros(uint(f)) }
+
 // family is a kernel for several layouts, activations and sets of operands.
 type family struct {
 	kernel  kernel
 	layouts []layout
 	acts    []activation
 	always  flags // every variant has these
-	// optional are those that it has or not.
+	// optional are those that it has or not. Of a kernel that calls a function there is
+	// one for all of them, which looks at the operands: what that takes is little beside
+	// the function.
 	optional func(act activation) flags
 	// calls is the field of actCode with the function for an activation that is called.
 	calls string
@@ -91,7 +102,8 @@ type variant struct {
 	family *family
 	layout layout
 	act    activation
-	flags  flags
+	flags  flags // that it has
+	asked  flags // that it looks at in every call
 }
 
 // variants lists every kernel that exists in assembly.
@@ -101,9 +113,14 @@ func variants() []variant {
 		f := &families[i]
 		for _, l := range f.layouts {
 			for _, act := range f.acts {
+				optional := f.optional(act)
+				if act.called {
+					list = append(list, variant{f, l, act, f.always, optional})
+					continue
+				}
 				for set := range numFlags {
-					if set&^f.optional(act) == 0 {
-						list = append(list, variant{f, l, act, set | f.always})
+					if set&^optional == 0 {
+						list = append(list, variant{f, l, act, set | f.always, 0})
 					}
 				}
 			}
@@ -113,6 +130,9 @@ func variants() []variant {
 }
 
 func (v variant) has(f flags) bool { return v.flags&f != 0 }
+
+// may reports whether a call may have the flag set.
+func (v variant) may(f flags) bool { return (v.flags|v.asked)&f != 0 }
 
 // walk is the way of the kernel through the tensors.
 func (v variant) walk() walk {
@@ -161,12 +181,15 @@ func (v variant) goID() string {
 
 // emit prints the kernel.
 func (v variant) emit(a *asm) {
-	a.stream, a.layout = v.has(withStream), v.layout
+	a.flags, a.asked, a.layout = v.flags, v.asked, v.layout
+	if !a.streams() {
+		a.flags, a.asked = a.flags&^withStream, a.asked&^withStream
+	}
 	// What is only to be written out again is prefetched as close as can be. Sums
 	// and what is done between them leave no room there for more.
 	a.near = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
 	if v.act.called {
-		a.area(v.family.calls)
+		a.area(v.family.calls, a.asked)
 	} else {
 		a.holdArgs()
 	}

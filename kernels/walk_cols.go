@@ -14,7 +14,10 @@ func walkCols(a *asm, b body) {
 	if b.fetch != nil {
 		ahead = a.newReg()
 	}
-	if a.stream {
+	// What is stored past the caches goes in the order of memory: row by row, in each 4
+	// vectors together.
+	inOrder := (a.flags|a.asked)&withStream != 0
+	if inOrder {
 		a.arg(ahead, "fetch")
 	}
 
@@ -27,6 +30,20 @@ func walkCols(a *asm, b body) {
 	a.addReg(stride3, stride)
 	at := func(t reg, j int) mem {
 		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+	}
+
+	fetchAll := func() {
+		lines := func(t reg) {
+			a.prefetch(mem{base: t, index: ahead, scale: 1})
+			a.prefetch(mem{base: t, index: ahead, scale: 1, off: cacheLine})
+		}
+		for _, t := range b.fetch {
+			if b.residual != nil && t == *b.residual {
+				a.choose(withResidual, func() { lines(t) }, nil)
+			} else {
+				lines(t)
+			}
+		}
 	}
 
 	// across handles some rows together, from the first column to the last.
@@ -43,7 +60,7 @@ func walkCols(a *asm, b body) {
 				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
 				switch {
 				case c == unused:
-				case a.stream && f != fieldN:
+				case inOrder && f != fieldN:
 					a.constants[f] = m
 				default:
 					a.load(c, m)
@@ -68,15 +85,12 @@ func walkCols(a *asm, b body) {
 			a.arg(acc, "acc")
 		}
 		a.arg(count, "n")
-		if a.stream {
+		if inOrder && len(height) == 1 {
 			many, few := a.newLabel("many"), a.newLabel("few")
 			a.subImm(count, groupValues)
 			a.branch(ifLess, few)
 			a.label(many)
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: cacheLine})
-			}
+			fetchAll()
 			if b.calls { // one call for all of them
 				a.columns = true
 				a.loadConst = func(dst vec, field int) {
@@ -101,10 +115,7 @@ func walkCols(a *asm, b body) {
 
 		a.label(column)
 		if fetch {
-			for _, t := range b.fetch {
-				a.prefetch(mem{base: t, index: ahead, scale: 1})
-				a.prefetch(mem{base: t, index: ahead, scale: 1, off: cacheLine})
-			}
+			fetchAll()
 			a.addImm(ahead, (groupSize-1)*vecBytes) // and the tensor moves by one
 		}
 		step(0, false)
@@ -135,8 +146,9 @@ func walkCols(a *asm, b body) {
 	}
 
 	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	// Non-temporal stores go in the order of memory: row by row.
-	if !a.stream {
+	a.choose(withStream, nil, func() {
+		asked := a.asked
+		a.asked &^= withStream
 		a.subImm(rows, groupSize)
 		a.branch(ifLess, rest)
 		a.label(groups)
@@ -145,7 +157,8 @@ func walkCols(a *asm, b body) {
 		a.branch(ifNotLess, groups)
 		a.label(rest)
 		a.addImm(rows, groupSize)
-	}
+		a.asked = asked
+	})
 	a.subImm(rows, 1)
 	a.branch(ifLess, done)
 	a.label(single)

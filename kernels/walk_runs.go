@@ -29,9 +29,7 @@ func walkRuns(a *asm, b body) {
 	a.branch(ifNotZero, row)
 
 	a.label(image)
-	if a.stream {
-		r.head(a, row)
-	}
+	a.choose(withStream, func() { r.head(a, row) }, nil)
 	a.label(row)
 	a.subImm(r.budget, 0)
 	a.branch(ifLess, save)

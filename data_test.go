@@ -1,0 +1,98 @@
+package batchnorm_test
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/kinds"
+)
+
+// How many channels have their sums taken again, of those that are of a kind.
+const (
+	takenOnce = iota
+	takenAgain
+	someAgain // those of one of the kinds in turn
+)
+
+// takenAgainOf says for every kind of data which channels take their sums again, forward
+// and backward. Sums of zeros are exact, and no second sum makes a number of a NaN;
+// squares of large values and products of tiny gradients leave float32's range.
+var takenAgainOf = map[string][2]int{
+	"usual":                     {takenOnce, takenOnce},
+	"1 % dead channels":         {takenOnce, takenOnce},
+	"10 % dead channels":        {takenOnce, takenOnce},
+	"100 % dead channels":       {takenOnce, takenOnce},
+	"dy = 0":                    {takenOnce, takenOnce},
+	"gamma = 0, beta = 0":       {takenOnce, takenOnce},
+	"constant channels":         {takenOnce, takenOnce},
+	"NaN in one channel":        {takenOnce, takenOnce},
+	"NaN in all channels":       {takenOnce, takenOnce},
+	"Inf in one channel":        {takenOnce, takenOnce},
+	"Inf in all channels":       {takenOnce, takenOnce},
+	"dy * 1e-30":                {takenOnce, takenAgain},
+	"dy * 1e-38":                {takenOnce, takenAgain},
+	"x * 1e20":                  {takenAgain, takenOnce},
+	"x * 1e20 in one channel":   {takenAgain, takenOnce},
+	"x * 1e-25":                 {takenOnce, takenOnce}, // nothing beside epsilon
+	"x subnormal":               {takenOnce, takenOnce},
+	"gamma = 1e30":              {takenOnce, takenOnce},
+	"mean 1e30, deviation 1e25": {takenAgain, takenOnce},
+	"kinds in turn":             {someAgain, someAgain},
+}
+
+// The sums of a channel are taken a second time where float32 can't hold them, and
+// nowhere else: it takes time, which no usual data may cost.
+func TestRescuedChannels(t *testing.T) {
+	const turns = 8 // kinds in turn
+	for _, s := range []batchnorm.Shape{
+		{Outer: 6, Channels: 24, Inner: 70},
+		{Outer: 420, Channels: 24, Inner: 1},
+		{Outer: 64, Channels: 104, Inner: 1},
+	} {
+		for _, k := range kinds.List() {
+			want, known := takenAgainOf[k.Name]
+			if !known {
+				t.Fatalf("nothing is known of %s", k.Name)
+			}
+			count := func(n int) int64 {
+				switch n {
+				case takenAgain:
+					return int64(k.Changes(s.Channels))
+				case someAgain:
+					return int64(s.Channels / turns)
+				}
+				return 0
+			}
+			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+				for _, path := range batchnorm.Paths() {
+					t.Run(fmt.Sprintf("%v/%s/%v/%v", s, k.Name, act, path), func(t *testing.T) {
+						forward, backward := rescuedOf(t, s, k, act, path)
+						if forward != count(want[0]) || backward != count(want[1]) {
+							t.Errorf("the sums of %d channels forward and %d backward are taken again, want %d and %d",
+								forward, backward, count(want[0]), count(want[1]))
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// rescuedOf returns how many channels of a kind of data have their sums taken again.
+func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (forward, backward int64) {
+	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
+	k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
+	p, err := batchnorm.NewPlan(s, batchnorm.WithActivation(act), batchnorm.WithPath(path))
+	noError(t, err)
+	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
+	out := make([]float32, s.Len())
+	before := batchnorm.Rescued()
+	noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: out, Mean: mean, InvStd: invstd}))
+	between := batchnorm.Rescued()
+	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: out,
+		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels)}))
+	return between - before, batchnorm.Rescued() - between
+}

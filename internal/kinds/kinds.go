@@ -1,0 +1,160 @@
+// Package kinds makes the kinds of data that the time of an operation must not depend
+// on: dead channels, zero gradients, NaN, values at the ends of float32's range. Tests
+// and measurements share them.
+package kinds
+
+import "math"
+
+// Kind is a kind of data, made out of usual data: values of about 1, gamma of about 1.
+type Kind struct {
+	Name string
+	// Limit is how many times as long an operation may take at most as on usual data.
+	Limit float64
+	// Far is the same with a smooth activation, of channels that are far from 0.
+	Far float64
+	// Backward says that only the gradients differ from usual data.
+	Backward bool
+
+	every   int      // one channel of so many is of the kind, all others are usual
+	changes []change // channels take them in turn
+}
+
+// change is what becomes of the usual data of a channel.
+type change struct {
+	x, dy func(float32) float32 // nil: none
+	first func(x []float32)     // changes a value of a channel
+	gamma func(float32) float32
+	beta  func(float32) float32
+	limit float64
+}
+
+func to(v float32) func(float32) float32 { return func(float32) float32 { return v } }
+
+// times multiplies in float64, as factors may be outside of float32's range.
+func times(factor float64) func(float32) float32 {
+	return func(v float32) float32 { return float32(float64(v) * factor) }
+}
+
+func one(v float64) func([]float32) { return func(x []float32) { x[0] = float32(v) } }
+
+var (
+	usual    = change{limit: 1}
+	dead     = change{beta: to(-20), limit: 1.05}
+	zeroDY   = change{dy: to(0), limit: 1.05}
+	zeros    = change{gamma: to(0), beta: to(0), limit: 1.05}
+	constant = change{x: to(0.7), limit: 1.1}
+	nan      = change{first: one(math.NaN()), limit: 1.1}
+	infinite = change{first: one(math.Inf(1)), limit: 1.1}
+	large    = change{x: times(1e20), limit: 2.5}
+	small    = change{x: times(1e-25), limit: 2.5}
+	tinyDY   = change{dy: times(1e-30), limit: 2.5}
+)
+
+func of(name string, every int, c change) Kind {
+	k := Kind{Name: name, Limit: c.limit, Far: c.limit, Backward: c.x == nil && c.first == nil && c.gamma == nil && c.beta == nil && c.dy != nil,
+		every: every, changes: []change{c}}
+	return k
+}
+
+// far is a kind whose pre-activations are far from 0.
+func far(k Kind) Kind {
+	k.Far = 1.5
+	return k
+}
+
+// inTurn returns the kind whose channels take changes in turn, with the mean of their
+// limits.
+func inTurn(name string, changes ...change) Kind {
+	k := Kind{Name: name, every: 1, changes: changes}
+	for _, c := range changes {
+		k.Limit += c.limit / float64(len(changes))
+	}
+	k.Far = k.Limit
+	return k
+}
+
+// all channels are of a kind.
+const all = 1
+
+// List returns all kinds, the usual one first.
+func List() []Kind {
+	return []Kind{
+		of("usual", all, usual),
+		far(of("1 % dead channels", 100, dead)),
+		far(of("10 % dead channels", 10, dead)),
+		far(of("100 % dead channels", all, dead)),
+		of("dy = 0", all, zeroDY),
+		of("gamma = 0, beta = 0", all, zeros),
+		of("constant channels", all, constant),
+		of("NaN in one channel", math.MaxInt, nan),
+		of("NaN in all channels", all, nan),
+		of("Inf in one channel", math.MaxInt, infinite),
+		of("Inf in all channels", all, infinite),
+		of("dy * 1e-30", all, tinyDY),
+		of("dy * 1e-38", all, change{dy: times(1e-38), limit: 2.5}),
+		of("x * 1e20", all, large),
+		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
+		of("x * 1e-25", all, small),
+		of("x subnormal", all, change{x: times(1e-39), limit: 2.5}),
+		of("gamma = 1e30", all, change{gamma: to(1e30), limit: 2.5}),
+		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
+		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
+	}
+}
+
+// Affects reports whether a channel, of so many, is of the kind; of kinds in turn all are.
+func (k Kind) Affects(c, channels int) bool {
+	every := min(k.every, channels)
+	return c%every == every/2
+}
+
+// Changes returns how many of the channels are of the kind.
+func (k Kind) Changes(channels int) int {
+	n := 0
+	for c := range channels {
+		if k.Affects(c, channels) {
+			n++
+		}
+	}
+	return n
+}
+
+// Apply makes usual data of shape outer x channels x inner the kind's.
+func (k Kind) Apply(outer, channels, inner int, x, dy, gamma, beta []float32) {
+	each := func(values []float32, c int, f func(float32) float32) {
+		if f == nil {
+			return
+		}
+		for o := range outer {
+			row := values[(o*channels+c)*inner:][:inner]
+			for i, v := range row {
+				row[i] = f(v)
+			}
+		}
+	}
+	for c := range channels {
+		if !k.Affects(c, channels) {
+			continue
+		}
+		change := k.changes[c%len(k.changes)]
+		each(x, c, change.x)
+		each(dy, c, change.dy)
+		if change.first != nil {
+			change.first(x[c*inner:])
+		}
+		if change.gamma != nil {
+			gamma[c] = change.gamma(gamma[c])
+		}
+		if change.beta != nil {
+			beta[c] = change.beta(beta[c])
+		}
+	}
+}
+
+// LimitOf returns the limit with an activation that is smooth, or is not.
+func (k Kind) LimitOf(smooth bool) float64 {
+	if smooth {
+		return k.Far
+	}
+	return k.Limit
+}

@@ -1,0 +1,273 @@
+package batchnorm
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// scheduled is a situation and the way that it gets.
+type scheduled struct {
+	why   string
+	shape Shape
+	in    string // words of scheduleOf
+	way   string // String of it
+
+	tasks, tile int // and what that leaves out
+}
+
+// scheduleMachines are machines with other caches, which decide about ways.
+var scheduleMachines = map[string]machine{
+	"usual": newMachine(512<<10, 32<<20, false),
+	"intel": newMachine(2<<20, 32<<20, true),
+	"small": newMachine(256<<10, 2<<20, false),
+}
+
+// scheduleOf reads a situation: the workers and the tensors that are read, and words
+// for the rest.
+func scheduleOf(t *testing.T, in string) (situation, limits) {
+	t.Helper()
+	s := situation{path: PathAVX2, workers: 1, do: bothPhases, reads: 1, writes: 1}
+	l := defaultLimits
+	l.machine, l.share = scheduleMachines["usual"], 8<<10
+	for _, word := range strings.Fields(in) {
+		name, n := word, 0
+		if k := strings.IndexByte(word, '='); k > 0 {
+			name = word[:k]
+			if _, err := fmt.Sscan(word[k+1:], &n); err != nil {
+				t.Fatalf("%q: %v", word, err)
+			}
+		}
+		switch name {
+		case "workers":
+			s.workers = n
+		case "reads":
+			s.reads = n
+		case "backward":
+			s.backward, s.reads = true, 2
+		case "costly": // backward, and an output may hold g
+			s.backward, s.reads, s.costly, s.storable = true, 2, true, true
+		case "unstorable":
+			s.storable = false
+		case "inPlace":
+			s.inPlace = true
+		case "masked":
+			s.masked = true
+		case "sums":
+			s.do = takeSums
+		case "apply":
+			s.do = applyThem
+		case "generic":
+			s.path = PathGeneric
+		case "neon":
+			s.path = PathNEON
+		default:
+			m, ok := scheduleMachines[name]
+			if !ok {
+				t.Fatalf("unknown word %q", name)
+			}
+			l.machine = m
+		}
+	}
+	return s, l
+}
+
+var schedules = []scheduled{
+	{"a channel fills the cache: it goes alone, in turns with the next one", Shape{32, 64, 3136}, "", "rows group 1 turns non-temporal", 64, 6422528},
+	{"the same with twice as much to read", Shape{32, 64, 3136}, "backward", "rows group 1 turns non-temporal", 64, 6422528},
+	{"where an output is an input, stores stay plain, without which turns gain nothing", Shape{32, 64, 3136}, "inPlace", "rows group 1 fused", 64, 6422528},
+	{"arm64 has no non-temporal stores", Shape{32, 64, 3136}, "neon", "rows group 1 fused", 64, 6422528},
+	{"pure Go has neither these nor groups", Shape{32, 64, 3136}, "generic", "rows group 1 fused", 64, 6422528},
+	{"each worker gets four tasks", Shape{32, 64, 3136}, "workers=4", "rows group 1 turns non-temporal", 4, 32768},
+	{"sums alone write nothing", Shape{32, 64, 3136}, "sums", "rows group 1", 64, 6422528},
+	{"outputs alone take no turns", Shape{32, 64, 3136}, "apply", "rows group 1 non-temporal", 64, 6422528},
+	{"outputs alone are cut for the workers", Shape{32, 64, 3136}, "apply workers=4", "rows group 1 non-temporal", 4, 32768},
+	{"a mask takes all sums first", Shape{32, 64, 3136}, "masked", "rows group 1 non-temporal", 64, 6422528},
+	{"a derivative that takes long is stored", Shape{32, 64, 3136}, "costly", "rows group 1 turns stores g non-temporal", 64, 6422528},
+	{"but not over x, which dx needs", Shape{32, 64, 3136}, "costly unstorable", "rows group 1 turns non-temporal", 64, 6422528},
+	{"nor where values are gathered", Shape{32, 64, 3136}, "costly masked", "rows group 1 non-temporal", 64, 6422528},
+	{"nor where there are no sums to store it from", Shape{32, 64, 3136}, "costly apply", "rows group 1 non-temporal", 64, 6422528},
+	{"nor where nothing is computed from it", Shape{32, 64, 3136}, "costly sums", "rows group 1", 64, 6422528},
+	{"where the third-level cache is far, smaller tensors take non-temporal stores", Shape{16, 64, 784}, "intel", "rows group 5 turns non-temporal", 64, 802816},
+	{"which a near one takes plain stores for", Shape{16, 64, 784}, "", "rows group 2 fused", 64, 802816},
+	{"and so does a far one in place", Shape{16, 64, 784}, "intel inPlace", "rows group 5 fused", 64, 802816},
+	{"a tensor one below the threshold", Shape{1, 3, 524287}, "", "rows group 1 fused", 3, 1572861},
+	{"and one at it", Shape{1, 3, 524288}, "", "rows group 1 turns non-temporal", 3, 1572864},
+	{"groups are of some values, in whole lines of rows", Shape{4, 512, 49}, "", "rows group 80 fused", 512, 100352},
+	{"and of a part of the second-level cache", Shape{32, 512, 49}, "", "rows group 16 fused", 512, 802816},
+	{"beyond which they go for whole lines of rows", Shape{32, 512, 49}, "reads=2", "rows group 16 fused", 512, 802816},
+	{"by twice at most", Shape{32, 512, 49}, "backward reads=3", "rows group 11 fused", 512, 802816},
+	{"a larger second-level cache has room for more", Shape{32, 512, 49}, "intel", "rows group 64 turns non-temporal", 512, 802816},
+	{"rows of whole lines stay within the part, in whole vectors of channels", Shape{32, 512, 64}, "", "rows group 8 fused", 512, 1048576},
+	{"a smaller cache has room for less than a vector of them", Shape{32, 512, 64}, "small", "rows group 6 fused", 512, 1048576},
+	{"a channel of which two fit, and four at most", Shape{256, 64, 49}, "", "rows group 4 fused", 64, 802816},
+	{"one of which none fits goes alone", Shape{1024, 64, 49}, "", "rows group 1 turns non-temporal", 64, 3211264},
+	{"whole lines of rows and whole vectors of channels", Shape{32, 100, 100}, "", "rows group 8 fused", 100, 320000},
+	{"a group of all channels, where these are few", Shape{32, 3, 49}, "", "rows group 3 fused", 3, 4704},
+	{"a channel is beyond half the third-level cache: nothing is left of it when outputs are written", Shape{64, 4, 131072}, "", "rows group 1 non-temporal", 4, 33554432},
+	{"pure Go is no faster otherwise", Shape{64, 4, 131072}, "generic", "rows group 1 fused", 4, 33554432},
+	{"one within half the third-level cache", Shape{16, 4, 131072}, "", "rows group 1 turns non-temporal", 4, 8388608},
+	{"which is beyond half a smaller one", Shape{16, 4, 65536}, "small", "rows group 1 non-temporal", 4, 4194304},
+	{"few channels of one segment can't be shared out otherwise", Shape{8, 4, 784}, "workers=4", "rows group 4 fused", 4, 1568},
+	{"few channels of several segments are shared out by these", Shape{8, 4, 131072}, "workers=4", "rows group 1 non-temporal", 1, 32768},
+	{"but not with one worker", Shape{8, 4, 131072}, "", "rows group 1 turns non-temporal", 4, 4194304},
+	{"channels for four tasks each are enough, which have no group to take turns with", Shape{8, 16, 131072}, "workers=4", "rows group 1 fused non-temporal", 1, 32768},
+	{"one fewer is not", Shape{8, 15, 131072}, "workers=4", "rows group 1 non-temporal", 1, 32768},
+	{"one channel is one row", Shape{4096, 1, 16}, "", "rows group 1 fused", 1, 65536},
+	{"of one segment, which one task takes", Shape{4096, 1, 16}, "workers=4", "rows group 1 fused", 1, 4096},
+	{"one of several segments", Shape{1, 1, 4000000}, "workers=2", "rows group 1 non-temporal", 1, 32768},
+	{"one group has none to take turns with", Shape{32, 1, 65536}, "", "rows group 1 fused non-temporal", 1, 2097152},
+	{"one image of short rows", Shape{1, 4096, 7}, "", "rows group 576 fused", 4096, 28672},
+	{"one that is large", Shape{1, 400000, 7}, "", "rows group 576 turns non-temporal", 400000, 2800000},
+	{"tasks are whole groups", Shape{32, 512, 49}, "workers=3", "rows group 16 fused", 48, 32768},
+	{"more workers than values", Shape{2, 2, 8}, "workers=16", "rows group 2 fused", 2, 1},
+	{"an empty batch", Shape{0, 8, 49}, "", "rows group 8 fused", 8, 0},
+	{"rows of one vector, of which two make a line", Shape{4096, 64, 8}, "", "rows group 1 turns non-temporal", 64, 2097152},
+	{"columns, two rows side by side", Shape{1000, 64, 1}, "", "cols", 128, 256},
+	{"those of a large tensor take non-temporal stores", Shape{100352, 64, 1}, "", "cols non-temporal", 128, 256},
+	{"but not in place", Shape{100352, 64, 1}, "inPlace", "cols", 128, 256},
+	{"nor on arm64", Shape{100352, 64, 1}, "neon", "cols", 128, 256},
+	{"columns are cut where segments are few", Shape{1000, 256, 1}, "workers=4", "cols", 128, 62},
+	{"many segments are enough for the workers", Shape{100352, 64, 1}, "workers=4", "cols non-temporal", 128, 256},
+	{"one segment is cut into pieces for all workers", Shape{100, 4096, 1}, "workers=4", "cols", 512, 6},
+	{"of 64 columns at least", Shape{32, 100, 1}, "workers=16", "cols", 64, 1},
+	{"a derivative that takes long is stored in columns", Shape{1000, 64, 1}, "costly", "cols stores g", 128, 256},
+	{"and by pure Go", Shape{1000, 64, 1}, "costly generic", "cols stores g", 128, 256},
+	{"of a large tensor it would come back from memory", Shape{100352, 64, 1}, "costly", "cols non-temporal", 128, 256},
+	{"for so many columns", Shape{8192, 512, 1}, "costly", "cols non-temporal", 512, 64},
+	{"but for more it is faster all the same", Shape{8192, 513, 1}, "costly", "cols stores g non-temporal", 513, 63},
+	{"and with plain stores, as in place", Shape{100352, 64, 1}, "costly inPlace", "cols stores g", 128, 256},
+	{"gathered columns store nothing", Shape{1000, 64, 1}, "costly masked", "cols", 128, 256},
+	{"more columns than a call takes", Shape{20, 40000, 1}, "", "cols", 40000, 1},
+	{"rows shorter than a vector are columns", Shape{64, 256, 7}, "", "cols", 1792, 18},
+	{"of which as many as are needed lie side by side", Shape{3000, 3, 2}, "", "cols", 132, 248},
+	{"outputs alone in columns", Shape{1000, 64, 1}, "apply workers=2", "cols", 64, 62},
+	{"sums alone in columns", Shape{1000, 64, 1}, "sums workers=2", "cols", 64, 62},
+	{"an empty batch of columns", Shape{0, 64, 1}, "workers=2", "cols", 64, 1},
+}
+
+// TestChoose holds the schedule to a way for every situation.
+func TestChoose(t *testing.T) {
+	for _, c := range schedules {
+		s, l := scheduleOf(t, c.in)
+		g := newGeometry(c.shape)
+		if s.masked { // as source.begin makes it
+			g = rowGeometry(1, c.shape.Channels, c.shape.PerChannel())
+			if c.shape.Inner == 1 && c.shape.Channels > 1 {
+				g = colGeometry(c.shape.PerChannel(), c.shape.Channels, 1)
+			}
+		}
+		w := choose(&g, s, l)
+		if w.String() != c.way || w.tasks != c.tasks || w.tile != c.tile {
+			t.Errorf("%v, %s (%s):\n got {%q, %d, %d}\nwant {%q, %d, %d}", c.shape, c.in, c.why, w, w.tasks, w.tile, c.way, c.tasks, c.tile)
+		}
+		if fused := strings.Contains(c.way, "fused") || strings.Contains(c.way, "turns"); w.fused != fused {
+			t.Errorf("%v, %s: fused is %t, want %t", c.shape, c.in, w.fused, fused)
+		}
+	}
+}
+
+// TestExplain: a plan explains its calls as they are carried out.
+func TestExplain(t *testing.T) {
+	explained := map[string]bool{}
+	for _, s := range []Shape{{Outer: 8, Channels: 24, Inner: 49}, {Outer: 3, Channels: 2, Inner: 5000}, {Outer: 900, Channels: 24, Inner: 1}, {Outer: 300, Channels: 600, Inner: 1}} {
+		for _, act := range []Activation{Identity, ReLU, SiLU, GELU} {
+			for name, option := range map[string]Option{"usual": WithEpsilon(1), "extreme": WithExtremeSchedule(false), "phases": WithExtremeSchedule(true)} {
+				for _, path := range Paths() {
+					for _, workers := range []int{1, 3} {
+						p, err := NewPlan(s, WithActivation(act), WithPath(path), WithWorkers(workers), option)
+						if err != nil {
+							t.Fatal(err)
+						}
+						for _, residual := range []bool{false, true} {
+							for _, backward := range []bool{false, true} {
+								got, want := p.carriedOut(backward, residual), p.Explain(backward, residual)
+								if got != want {
+									t.Errorf("%v, %v, %s, %v, %d workers, backward %t, residual %t: it is %q, explained as %q",
+										s, act, name, path, workers, backward, residual, got, want)
+								}
+								explained[got] = true
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+	if len(explained) < 8 {
+		t.Errorf("only %d ways were explained", len(explained))
+	}
+}
+
+// carriedOut returns the way that a call takes, with tensors of its own.
+func (p *Plan) carriedOut(backward, residual bool) string {
+	tensor := func(wanted bool) []float32 {
+		if !wanted {
+			return nil
+		}
+		return make([]float32, p.shape.Len())
+	}
+	o := operands{x: tensor(true), dy: tensor(backward), residual: tensor(residual), y: tensor(true), dresidual: tensor(backward && residual),
+		mean: make([]float64, p.shape.Channels), invstd: slices.Repeat([]float64{1}, p.shape.Channels)}
+	w := p.acquire(&Mask{}, p.shape.PerChannel(), false)
+	if backward {
+		w.backwardCall(p.act, &o)
+		w.setSaved(o.mean, o.invstd)
+	} else {
+		w.forwardCall(p.act, &o)
+	}
+	w.run(bothPhases)
+	way := w.way.String()
+	p.release(w)
+	return way
+}
+
+// TestSituation: what a schedule depends on is seen in a call, aliases and wide channels
+// among it.
+func TestSituation(t *testing.T) {
+	s := Shape{Outer: 4, Channels: 8, Inner: 9}
+	p, err := NewPlan(s, WithActivation(SiLU))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tensor := func() []float32 { return make([]float32, s.Len()) }
+	x, dy, res, y, dres := tensor(), tensor(), tensor(), tensor(), tensor()
+	backward := situation{path: p.path, workers: 1, backward: true, do: bothPhases, reads: 3, costly: true}
+	for _, c := range []struct {
+		why               string
+		dx, dres          []float32
+		wide              bool
+		writes            int
+		inPlace, storable bool
+	}{
+		{"both apart", y, dres, false, 2, false, true},
+		{"no dresidual: dx holds g", y, nil, false, 1, false, true},
+		{"no dx: dresidual holds g", nil, dres, false, 2, false, true},
+		{"dx in the place of x can't", x, nil, false, 1, true, false},
+		{"but dresidual can", x, dres, false, 2, true, true},
+		{"dresidual in the place of x can't, where dx is apart", y, x, false, 2, true, false},
+		{"in the place of dy both can", dy, nil, false, 1, true, true},
+		{"dresidual too", y, dy, false, 2, true, true},
+		{"and in that of the residual", y, res, false, 2, true, true},
+		{"a wide channel stores nothing", y, dres, true, 2, false, false},
+	} {
+		w := p.acquire(&Mask{}, s.PerChannel(), false)
+		w.backwardCall(p.act, &operands{x: x, dy: dy, residual: res, y: c.dx, dresidual: c.dres})
+		w.setSaved(make([]float64, s.Channels), slices.Repeat([]float64{1}, s.Channels))
+		w.channels.wide[5] = c.wide
+		want := backward
+		want.writes, want.inPlace, want.storable = c.writes, c.inPlace, c.storable
+		if got := w.situation(bothPhases); got != want {
+			t.Errorf("%s: %+v, want %+v", c.why, got, want)
+		}
+		w.channels.wide[5] = false
+		p.release(w)
+	}
+	w := p.acquire(&Mask{}, s.PerChannel(), false)
+	w.forwardCall(p.act, &operands{x: x, residual: res, y: res})
+	want := situation{path: p.path, workers: 1, do: bothPhases, reads: 2, writes: 1, inPlace: true}
+	if got := w.situation(bothPhases); got != want {
+		t.Errorf("forward: %+v, want %+v", got, want)
+	}
+}
