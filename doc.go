@@ -94,10 +94,11 @@
 //
 // A channel of which squares or products overflow or vanish in float32 is summed
 // again: its values are multiplied by a power of two, block by block, and go through
-// the same kernels. Where gamma*invstd or invstd leaves the range from 2^-100 to
-// 2^100, or the mean exceeds it, outputs are computed from scaled values, too. A power
-// of two changes no digit, so that data of any finite scale normalizes as well as data
-// of scale 1. The values of such a channel are read more often.
+// the same kernels. Outputs are computed from scaled values, too, where gamma*invstd
+// leaves the range from 2^-120 to 2^120, or invstd that from 2^-100 to 2^100, or where
+// the mean exceeds 2^100. A power of two changes no digit, so that data of any finite
+// scale normalizes as well as data of scale 1. The values of such a channel are read
+// more often.
 //
 // # Activations
 //
