@@ -99,7 +99,7 @@ func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, tot
 	p.release(w)
 }
 
-// runBackward does what is wanted of a backward pass, once the statistics are
+// runBackward computes the gradients that are wanted, once the statistics are
 // set.
 func (w *workspace) runBackward(o *operands) {
 	do := phases(0)

@@ -6,7 +6,7 @@ import (
 	"github.com/fusedbn/batchnorm/internal/team"
 )
 
-// stage is what the kernels of a phase read and write: whole tensors.
+// stage holds the kernel of a phase, and the whole tensors that it reads and writes.
 type stage struct {
 	kernel     int
 	act        Activation
@@ -15,7 +15,7 @@ type stage struct {
 	stream     bool
 }
 
-// kernelArgs returns the arguments of a kernel on the tensors from index i on.
+// args returns the arguments of a kernel on the tensors from index i on.
 func (s *stage) args(i int) kernelArgs {
 	return kernelArgs{x: tail(s.x, i), dy: tail(s.dy, i), res: tail(s.res, i), y: tail(s.y, i), dres: tail(s.dres, i)}
 }
@@ -151,7 +151,7 @@ func (s *stage) storage() []float32 {
 	return s.y
 }
 
-// situation says what the schedule depends on.
+// situation returns the situation of the call for a set of phases.
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,

@@ -114,7 +114,7 @@ func (w *workspace) scale(dst, src, by []float32, b *block) []float32 {
 	return dst
 }
 
-// scaledZ returns x as it is to be where z is computed.
+// scaledZ returns x scaled for the computation of z.
 func (w *workspace) scaledZ(buf *buffers, b *block, k *constants) []float32 {
 	x := b.x
 	if k.scalesZ {

@@ -5,8 +5,8 @@ import (
 	"slices"
 )
 
-// channels is what a call knows of the channels: an array for each number, so that
-// vectors hold eight channels.
+// channels holds the numbers of a call per channel: an array for each number, so that
+// a vector holds eight channels.
 type channels struct {
 	mean, variance, invstd []float64
 	scale, shift           []float64 // gamma*invstd, and beta where the channel is wide
@@ -21,9 +21,9 @@ type channels struct {
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
 
-	// The results of the statistics phase, of one segment after the other: mean
-	// and m2 of a moment, or the sums P and R; and their totals, which are the
-	// same where there is one for each channel.
+	// The results of the statistics phase: forward the mean and m2 of a moment,
+	// backward the sums P and R. partA and partB have them for each segment, one
+	// after the other; sumA and sumB are the merged totals per channel.
 	partA, partB []float64
 	sumA, sumB   []float64
 }
@@ -657,7 +657,7 @@ func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	return d.scaled(&f, ch.powerX[c], ch.powerG[c])
 }
 
-// constantStatistics takes out of dx what it owes to the statistics.
+// constantStatistics removes the share of the statistics from dx.
 func (ch *channels) constantStatistics(c0, c1 int) {
 	clear(ch.k1[c0:c1])
 	clear(ch.k2[c0:c1])

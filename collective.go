@@ -57,7 +57,7 @@ type LocalCollective struct {
 	splits int
 }
 
-// localGroup is what the ranks of a LocalCollective share.
+// localGroup is the state that the ranks of a LocalCollective share.
 type localGroup struct {
 	size    int
 	timeout time.Duration
@@ -353,7 +353,7 @@ func (g *SyncGroup) AllReduce(x []float32) error {
 	return nil
 }
 
-// exchangeKind is what an exchange is for.
+// exchangeKind is the purpose of an exchange.
 type exchangeKind int
 
 const (

@@ -2,22 +2,27 @@
 // arXiv 1502.03167) over flat float32 slices, forward, inference and backward,
 // fused with scale and shift, a residual and an activation.
 //
-// A [Plan] is made once for a [Shape] and options; its methods are called for
-// every batch. [Plans] keeps the plans of shapes that are known at run time only. A
-// [Layer] adds the parameters, running statistics and gradients,
-// and an [Affine] folds inference into the layers around it.
+// # Which type for whom
 //
-//	shape, err := batchnorm.NCHW(32, 64, 56, 56)
-//	plan, err := batchnorm.NewPlan(shape, batchnorm.WithActivation(batchnorm.ReLU))
-//	err = plan.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: y, Mean: mean, InvStd: invstd})
-//	err = plan.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd,
-//		DX: dx, DGamma: dgamma, DBeta: dbeta})
+//   - [Layer], for models written by hand: parameters, running statistics,
+//     gradients and a saved state. The example of the package is a training step.
+//   - [Plan], for frameworks with memory and workers of their own: made once for a
+//     [Shape] and options, called for every batch.
+//   - [Plans], where shapes are known at run time only: it makes and keeps plans.
+//   - [Affine], for serving: inference, folded into the layers around it.
+//   - [SyncPlan], for a batch in parts on several goroutines or processes;
+//     [Layer.Synchronize] does the same for a layer.
+//   - [AxesPlan], for statistics over any set of axes, and [GhostPlan], for
+//     statistics by sub-batch.
+//
+// docs/frameworks.md of the repository maps operations of ONNX, XLA, cuDNN and
+// PyTorch to calls.
 //
 // # What it promises
 //
-// Speed: the statistics of a channel are taken in one pass over memory, and
-// applied while its values are in the cache where they fit. Nothing but a mean
-// and an invstd per channel is kept from forward to backward.
+// Speed: the statistics of a channel are taken in one pass over memory, and are
+// applied while its values are in a cache, where they fit. Nothing but a mean and an
+// invstd per channel is kept from forward to backward.
 //
 // Same bits: AVX2, NEON and pure Go return identical bits, NaN payloads aside,
 // for any number of workers, any executor, any alignment, in place or not.
@@ -25,15 +30,19 @@
 // Accuracy: the error against exact arithmetic does not grow with the offset of
 // the data. For data N(mean, 1) with gamma 1 and beta 0, y is within 3e-7 of
 // max(1, |y|), and dx within 5e-7*|gamma|*invstd*max|g| of the channel, for means
-// from 0 to 1e6 and any number of values. From a hundred values on that is within
-// 1e-6 of the largest |dx|; with a few, whose dx all but cancels, dx can be smaller
-// than this error. The worst case, for data made to hurt, is some hundred units of
-// 2^-24 of the channel's standard deviation.
+// from 0 to 1e6 and any number of values. From a hundred values on the error of dx
+// is within 1e-6 of the largest |dx|; of a few values, dx all but cancels, and can be
+// smaller than this error. The worst case, for data made to hurt, is some hundred
+// units of 2^-24 of the channel's standard deviation.
 //
-// Manners: a call allocates nothing, starts no goroutine unless asked to, checks
-// its arguments before it writes anything, and writes nothing but its outputs.
-// It spends at most some tens of microseconds in assembly at a time, so that
-// the garbage collector is not held up.
+// Manners: a call allocates nothing after the first one, starts no goroutine unless
+// asked to, checks its arguments before it writes anything, and writes nothing but
+// its outputs. It spends at most some tens of microseconds in assembly at a time,
+// so that the garbage collector is not held up.
+//
+// No surprises: the time does not depend on the data, as far as float32 holds them
+// with room to spare: zeros, constant channels and dead channels take no longer. The
+// sections on arithmetic, activations and special values name the exceptions.
 //
 // # Layouts
 //
@@ -48,7 +57,7 @@
 // variance that normalizes is the population's (divided by n). The running
 // variance is updated by the unbiased variance (divided by n-1), unless
 // [WithRunningVariance] says otherwise. Saved statistics are float64, because a
-// float32 mean of data far from zero would lose what the accuracy rests on.
+// float32 mean of data far from zero has too few digits for the accuracy above.
 //
 // With epsilon 0 a channel of variance 0 gets invstd 0: its output is
 // act(beta + residual), its dx and dgamma are 0. The variance of a channel whose
@@ -59,8 +68,8 @@
 // variance from BatchMean and BatchVar. [Plan.Backward] takes the saved statistics,
 // these, or none: then it takes them anew from x, with the bits of Forward.
 //
-// What other systems do in every such detail, and the options that give it here,
-// is in the table of docs/semantics.md; [PyTorch], [Keras], [TensorFlow], [ONNX],
+// The table of docs/semantics.md says what other systems do in each of these
+// details, and which option gives it here; [PyTorch], [Keras], [TensorFlow], [ONNX],
 // [Flax] and [CuDNN] set a system's defaults.
 //
 // # Arithmetic
@@ -73,27 +82,36 @@
 // is ((g-k1) - (x-m)*k2)*a in the same way, where k1 and k2 hold the means over
 // the batch. Everything per channel is computed in float64.
 //
-// Sums are taken in an order that depends on the shape alone: in float32 over
-// blocks of at most 2048 values (128 rows in columns), shifted by the mean of
-// the values before, and in float64 over blocks and segments (Chan, Golub and
-// LeVeque 1979). A channel whose squares overflow or vanish in float32 is summed
-// again in float64, and one whose constants leave the range from 2^-60 to 2^60
-// is computed in float64 altogether, so that data of any finite scale
-// normalizes as well as data of scale 1. Such channels are slow.
+// Sums are taken in an order that depends on the shape alone. A channel's values
+// are cut into segments, and a segment into windows. A window is summed in float32,
+// of x-K and (x-K)^2, with one shift K: the mean of the segment so far, or for the
+// first window the mean of a probe of its first values. In rows windows grow, each
+// up to three times as long as all before it, and the values of four images side by
+// side, or four vectors of one image, are added as a tree before they join a sum. In
+// columns a window has 128 rows, and four rows are added as a tree. Windows are
+// merged in float64, and so are segments, in their order (Chan, Golub and LeVeque
+// 1979). A float32 sum has at most 64 such groups in rows, and 32 in columns.
+//
+// A channel of which squares or products overflow or vanish in float32 is summed
+// again: its values are multiplied by a power of two, block by block, and go through
+// the same kernels. Outputs are computed from scaled values, too, where gamma*invstd
+// leaves the range from 2^-120 to 2^120, or invstd that from 2^-100 to 2^100, or where
+// the mean exceeds 2^100. A power of two changes no digit, so that data of any finite
+// scale normalizes as well as data of scale 1. The values of such a channel are read
+// more often.
 //
 // # Activations
 //
 // An [Activation] is fused into forward, inference and backward. Sigmoid and tanh
 // are within 1 unit in the last place for every float32, in the subnormal tails as
-// well, and the other smooth ones within 2; the worst input of each is in
-// docs/activations.md. The backward pass computes z again and multiplies dy by the
-// derivative, which is within 4 units of its largest term. Where z is usual, which
-// is from -4.36 to 4.36 at least for all but [Mish], for which it is from -4.48 to
-// 3.48, smooth activations are quicker than far from there.
-// Where the derivative is costly, the statistics phase of the backward pass
-// leaves dy*act'(z) in DResidual, or else in DX, for the apply phase to read; it is
-// computed twice where that output is X too, and for up to 512 columns of 6 MB and
-// more.
+// well, and the other smooth ones within 2; docs/activations.md of the repository has
+// the worst input of each, and how they are computed. The backward pass computes z
+// again and multiplies dy by the derivative, which is within 4 units of its largest
+// term. Smooth activations take longer for arguments far from 0, where normalized
+// values seldom are, and for NaN.
+//
+// Where the derivative is costly, the sums of a backward pass may leave dy*act'(z) in
+// DResidual, where it stays, or in DX, which dx then replaces.
 //
 // # Modes
 //
@@ -119,16 +137,26 @@
 //
 // # Special values
 //
-// A NaN or an infinity among a channel's values makes all outputs of this
-// channel NaN in training, and stays in this channel. In inference it does to
-// its element what IEEE 754 says. ReLU(NaN) is NaN, ReLU(-0) is +0. The
-// derivative of ReLU is 1 where z > 0 and 0 elsewhere. Subnormal numbers are
-// neither flushed nor slowed down by the package.
+// Non-finite values stay in their channel. In a training forward pass a NaN, or
+// infinities of both signs, make its mean NaN; infinities of one sign make the mean
+// infinite. invstd and all outputs are NaN in each case. The backward pass of such a
+// channel makes dx and dgamma NaN; dbeta and dresidual are made of g = dy*act'(z)
+// with z NaN: dy itself for the identity, 0 for [ReLU], NaN for smooth activations.
+//
+// A NaN or an infinity in dy whose g is not finite makes all of dx of its channel
+// NaN, as well as dgamma; dbeta is the sum of g, infinite or NaN, and dresidual is g,
+// element by element. Where ReLU's derivative is 0, g is 0 whatever dy is.
+//
+// In inference a non-finite x does to its element what IEEE 754 says. ReLU(NaN) is
+// NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0 elsewhere.
+// Subnormal numbers are neither flushed nor slowed down by the package. A channel
+// with values that are not finite, or with variance + epsilon outside of 2^-100 to
+// 2^100, is read again.
 //
 // A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
 // statistics: Forward saves NaN and leaves the running statistics, Inference
-// does nothing, Backward sets dgamma and dbeta to 0; outputs at padding become 0. So
-// it is in every way to train. One value per channel in training is
+// does nothing, Backward sets dgamma and dbeta to 0; outputs at padding become 0.
+// All ways to train do the same. One value per channel in training is
 // [ErrTooFewValues], unless [WithSingleValue] allows it.
 //
 // A NaN or an infinity in a batch gets into the running statistics of its channel

@@ -89,7 +89,7 @@ func (f *Affine) Channels() int {
 	return len(f.mean)
 }
 
-// z returns what the batch norm makes of v in channel c.
+// z returns the batch norm of v in channel c.
 func (f *Affine) z(c int, v float64) float64 {
 	return float64((v-f.mean[c])*f.scale[c]) + f.beta[c]
 }

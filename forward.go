@@ -158,7 +158,7 @@ func (p *Plan) inference(o *operands, m *Mask, n int) {
 	p.release(w)
 }
 
-// clearAll is what is left to do with an output of which all is padding.
+// clearAll sets an output that is all padding to 0, unless the mask keeps padding.
 func (p *Plan) clearAll(m *Mask, t []float32) {
 	if !m.KeepPadding {
 		clearShort(t)

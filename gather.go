@@ -1,10 +1,10 @@
 package batchnorm
 
 // Calls on a part of the positions, or on operands that have to be computed
-// first. The geometry is that of the tensor without its padding. What the
-// kernels sum is pointed at where it lies in one piece, and is copied together
-// where it does not; what they apply, they apply run by run. Neither changes a
-// bit, so the result depends on the positions alone.
+// first. The geometry is that of the tensor without its padding. Sums read values
+// in place where they are adjacent, and a copy of them where they are not; outputs
+// are written run by run. Neither changes a bit, so the result depends on the
+// positions alone.
 
 // source says where the values of such a call come from.
 type source struct {

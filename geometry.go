@@ -120,8 +120,8 @@ func (s window) probe() window {
 	return window{s.o, 1, s.i, min(s.n, probeLen)}
 }
 
-// next returns the window of a segment behind w, of which the zero value stands
-// for nothing yet, and how many values are before it; ok is false when there is none.
+// next returns the window that follows w in a segment, and how many values come before
+// it. The zero value of w asks for the first window. ok is false after the last.
 //
 // Windows grow. The first ones are parts of rows where rows are long: of four images
 // side by side, or of one. All others are whole rows of some images.

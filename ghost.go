@@ -185,7 +185,7 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 	return nil
 }
 
-// batch returns the plan of sub-batch b and what part of the batch it is.
+// batch returns the plan of sub-batch b, and its part of the batch.
 func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
 	q := p.full
 	if b == p.batches-1 {

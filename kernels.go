@@ -63,7 +63,8 @@ type kernelArgs struct {
 // laneSums is 8 lanes of the first sum of a kernel and 8 of the second.
 type laneSums = [2 * lanes]float32
 
-// actCode is what a kernel that calls needs to know of its activation.
+// actCode holds the functions and parameters of an activation, for kernels that call
+// them.
 type actCode struct {
 	value, derivative uintptr // where the functions begin
 	// Parameters, and the first as a float64.
@@ -90,8 +91,8 @@ const (
 	fieldN    = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
 	fieldA    = 1        // gamma*invstd
 	fieldB    = 2        // beta - (mean-m)*a
-	fieldK1   = 3        // what backward subtracts from g
-	fieldK2   = 4        // what backward multiplies x-m by
+	fieldK1   = 3        // backward: subtracted from g
+	fieldK2   = 4        // backward: x-m is multiplied by it
 	coefLen   = 5        // fields of a record for normalize, gradSums and inputGrad
 	maxCall   = 32 << 10 // floats of one operand per call: tens of microseconds, so that a goroutine in assembly is soon preempted
 	groupSize = 4        // vectors or rows that are summed as a tree before they are added to a sum
@@ -165,7 +166,7 @@ const (
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
-	withStream                // outputs are stored past the caches
+	withStream                // outputs take non-temporal stores
 	numFlags      = 1 << iota
 )
 

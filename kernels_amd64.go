@@ -27,5 +27,5 @@ func simdChannels(id int, a *channelArgs)
 // simdActivation returns where the function with the given [functionID] begins.
 func simdActivation(id int) uintptr
 
-// simdFence orders what kernels have stored past the caches before all that follows.
+// simdFence orders the non-temporal stores of kernels before everything that follows.
 func simdFence()

@@ -27,7 +27,7 @@ type Layer struct {
 	BatchesTracked          int64     // how many batches are in them; it stops at its largest value
 
 	// Momentum is the weight of a batch in the running statistics. The zero
-	// value is what the layer's options say.
+	// value stands for the momentum of the layer's options.
 	Momentum Momentum
 	// Cumulative makes the running statistics the plain average of the batches
 	// tracked (PyTorch's momentum=None), whatever Momentum is.

@@ -34,7 +34,7 @@ func NewPlan(s Shape, opts ...Option) (*Plan, error) {
 // Shape returns the shape that the plan was made for.
 func (p *Plan) Shape() Shape { return p.orNone().shape }
 
-// Epsilon returns what is added to the variance.
+// Epsilon returns the number that is added to the variance.
 func (p *Plan) Epsilon() float64 { return p.orNone().epsilon }
 
 // Activation returns the fused activation.

@@ -23,7 +23,7 @@ type Precise struct {
 // preciseChannel is the sum of all values of a channel, and that of their squares.
 type preciseChannel struct{ sum, squares exactSum }
 
-// NewPrecise returns what gathers statistics of so many channels.
+// NewPrecise returns an empty Precise for so many channels.
 func NewPrecise(channels int) (*Precise, error) {
 	if channels < 1 {
 		return nil, fail(ErrShape, "there are %d channels, must be at least 1", channels)
@@ -118,7 +118,7 @@ func (p *Precise) grow(count int) error {
 	return nil
 }
 
-// Merge takes in what another has gathered.
+// Merge adds the statistics that another Precise has gathered.
 func (p *Precise) Merge(other *Precise) error {
 	if err := p.ready(); err != nil {
 		return err

@@ -176,8 +176,8 @@ func TestPlanForgets(t *testing.T) {
 }
 
 // TestEachOperandMisaligned: every operand in turn lies an odd number of floats from
-// a line of the cache while all others lie on one, also where outputs are stored past
-// the caches, which takes aligned ones.
+// a line of the cache while all others lie on one, also with non-temporal stores, which
+// take aligned ones.
 func TestEachOperandMisaligned(t *testing.T) {
 	t.Parallel()
 	names := []string{"none", "x", "residual", "dy", "y", "dx", "dresidual"}

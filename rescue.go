@@ -117,7 +117,8 @@ func (w *workspace) measureBlock(buf *buffers, k *constants, largest []uint32, i
 	}
 }
 
-// measured returns what is measured of a block.
+// measured returns the values of a block to take the largest magnitude of: x forward,
+// g backward.
 func (w *workspace) measured(buf *buffers, k *constants, b *block) []float32 {
 	if w.backward {
 		return w.gradients(w.again.act, buf, b, k)[:b.rows*b.n]
@@ -218,8 +219,8 @@ func xPower(mean, invstd float64) int {
 	return clampPower(p)
 }
 
-// setSumPowers sets the powers of a row or column, and what backward sums subtract
-// from x.
+// setSumPowers sets the powers of a row or column, and the mean that backward sums
+// subtract from x.
 func (w *workspace) setSumPowers(k *constants, j, c int) {
 	ch := &w.channels
 	x, g := 0, 0

@@ -6,7 +6,7 @@ package batchnorm
 // non-temporal stores, they are written in turns with the sums of the next group, so
 // that reads of the one overlap with writes of the other.
 
-// rowScratch is what a task that takes sums in rows needs, by channel of a group.
+// rowScratch is the memory of a task that takes sums in rows, by channel of a group.
 type rowScratch struct {
 	sums        []float64
 	shift, zero []float32
@@ -102,7 +102,7 @@ func (w *workspace) sumRows(t int) {
 }
 
 // sumGroup takes the sums of a segment of the channels c0 to c1-1, in turns with
-// what is pending. With constants to scale by, the values are scaled first.
+// the pending outputs. With constants to scale by, the values are scaled first.
 func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending *kernelArgs, scale *constants) {
 	n := c1 - c0
 	at := seg*w.geo.channels + c0
@@ -129,7 +129,7 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 }
 
 // sumWindow takes the sums of a window of n channels from channel c on, in turns
-// with what is pending.
+// with the pending outputs.
 func (w *workspace) sumWindow(st *stage, s *rowScratch, c, n int, win window, coef []float32, coefStep int, pending *kernelArgs, scale *constants) {
 	clear(s.sums[:n*sumLen])
 	if scale != nil {

@@ -8,7 +8,7 @@ import (
 	"github.com/klauspost/cpuid/v2"
 )
 
-// situation is what a schedule depends on, beside the shape.
+// situation holds everything but the shape that a schedule depends on.
 type situation struct {
 	path     Path
 	workers  int
@@ -22,7 +22,7 @@ type situation struct {
 	masked   bool // the values of a channel are gathered, or computed first
 }
 
-// phases is a set of what a call has to do.
+// phases is the set of phases that a call has.
 type phases uint8
 
 const (
@@ -44,7 +44,7 @@ type way struct {
 	tile  int // rows: values in a task that only applies; cols: rows
 }
 
-// machine is what a schedule knows of the machine.
+// machine holds the figures of the machine that a schedule depends on.
 type machine struct {
 	l2, l3 int // bytes of a core's second-level cache, and of the third-level cache
 	// stream is from how many bytes of an output on non-temporal stores are faster.

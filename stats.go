@@ -47,8 +47,8 @@ func reduce(v []float64) float64 {
 	return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
 }
 
-// shiftFor returns minus a mean, rounded, to be added to values; of a mean that is no
-// number 0, so that what an infinity does to the sums of a window tells what it is.
+// shiftFor returns minus a mean, rounded, which kernels add to values. For a NaN or an
+// infinity it returns 0: the sums of the window then become what a plain sum would be.
 func shiftFor(mean float64) float32 {
 	if v := -float32(mean); v-v == 0 {
 		return v
@@ -128,8 +128,8 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	f.b = float32(beta - float64((mean-float64(f.m))*scale))
 }
 
-// largeMeanPower is what x is divided by, as a power of two, where its mean is near
-// the end of float32's range.
+// largeMeanPower is the power of two that x is divided by where its mean is near the end
+// of float32's range.
 const largeMeanPower = 20
 
 // gradient is what the backward pass does to a channel:

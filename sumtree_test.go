@@ -254,7 +254,7 @@ func sumWays() (names []string, ways [][]batchnorm.Option) {
 		add("executor", batchnorm.WithWorkers(5), batchnorm.WithExecutor(backwards))
 		if thorough() {
 			add("8 workers", batchnorm.WithWorkers(8))
-			add("stored past the caches", batchnorm.WithExtremeSchedule(false))
+			add("non-temporal stores", batchnorm.WithExtremeSchedule(false))
 			add("groups of channels", batchnorm.WithExtremeSchedule(true), batchnorm.WithWorkers(2))
 		}
 	}

@@ -61,7 +61,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "bench: -only is %q, which no layout and shape of -shapes %s has\n", cfg.only, cfg.shapes)
 		return exitUsage
 	}
-	// Files are made before the work: it would be a pity afterwards.
+	// Files are made before the work, so that a wrong path costs no measurement.
 	if cfg.report != "" {
 		if err := os.MkdirAll(cfg.report, 0o777); err != nil {
 			fmt.Fprintf(stderr, "bench: -report: %v\n", err)

@@ -162,7 +162,7 @@ func (l arm64) store(src vec, m mem) {
 	l.printf("FSTPQ (F%d, F%d), %s", 2*src, 2*src+1, offset(off, base))
 }
 
-// There is no store past the caches: no model of a processor tells whether a
+// There is no non-temporal store: no model of a processor tells whether a
 // non-temporal pair (STNP) would gain anything.
 func (arm64) streams() bool            { return false }
 func (arm64) storeStream(_ vec, _ mem) { panic("there is no such store") }

@@ -109,7 +109,7 @@ type lowering interface {
 	loadPart(dst vec, m mem) // the other lanes become 0; nothing behind the part is read
 	store(src vec, m mem)
 	storePart(src vec, m mem)
-	// storeStream stores past the caches; the address is a multiple of vecBytes. It is
+	// storeStream is a non-temporal store; the address is a multiple of vecBytes. It is
 	// used where streams says that there is such a store.
 	storeStream(src vec, m mem)
 	streams() bool
@@ -415,7 +415,7 @@ func simdChannels(id int, a *channelArgs)
 // simdActivation returns where the function with the given [functionID] begins.
 func simdActivation(id int) uintptr
 
-// simdFence orders what kernels have stored past the caches before all that follows.
+// simdFence orders the non-temporal stores of kernels before everything that follows.
 func simdFence()
 `
 }

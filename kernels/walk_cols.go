@@ -14,8 +14,8 @@ func walkCols(a *asm, b body) {
 	if b.fetch != nil {
 		ahead = a.newReg()
 	}
-	// What is stored past the caches goes in the order of memory: row by row, in each 4
-	// vectors together.
+	// Non-temporal stores go in the order of memory: row by row, in each 4 vectors
+	// together.
 	inOrder := (a.flags|a.asked)&withStream != 0
 	if inOrder {
 		a.arg(ahead, "fetch")
