@@ -21,7 +21,8 @@ import (
 func TestFault(t *testing.T) {
 	page := unix.Getpagesize() / 4
 	for _, s := range []batchnorm.Shape{
-		{Outer: 6, Channels: 4, Inner: page}, {Outer: 40, Channels: page / 8, Inner: 7}, {Outer: 8 * page, Channels: 3, Inner: 1}, {Outer: 16, Channels: page, Inner: 1},
+		{Outer: 6, Channels: 4, Inner: page}, {Outer: 40, Channels: page / 8, Inner: 7}, {Outer: 8 * page, Channels: 3, Inner: 1}, {Outer: 16,
+			Channels: page, Inner: 1},
 	} {
 		size := (s.Len() + page - 1) / page * page * 4
 		mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_ANON|unix.MAP_PRIVATE)

@@ -474,7 +474,10 @@ func TestFoldErrors(t *testing.T) {
 		{"negative groups", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = -2 }, batchnorm.ErrShape, []string{"-2"}},
 		{"groups don't divide", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Groups = 2 },
 			batchnorm.ErrShape, []string{"2 groups", "3 outputs", "[3 4]"}},
-		{"groups don't divide, transposed", f.affine(t), false, func(a *batchnorm.FoldArgs) { a.Outputs, a.Inputs, a.Groups, a.Transposed = 1, 0, 2, true },
+		{"groups don't divide, transposed", f.affine(t), false, func(a *batchnorm.FoldArgs) {
+			a.Outputs, a.Inputs, a.Groups, a.Transposed = 1, 0, 2,
+				true
+		},
 			batchnorm.ErrShape, []string{"2 groups", "3 inputs", "[3 4]"}},
 		{"transposed, but not marked", f.affine(t), true, func(a *batchnorm.FoldArgs) { a.Dims, a.Outputs, a.Inputs = []int{3, 4, 2}, 1, 0 },
 			batchnorm.ErrShape, []string{"outputs are axis 1", "[3 4 2]", "transposed"}},

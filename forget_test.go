@@ -12,14 +12,18 @@ func (p problem) onPlan(t *testing.T, plan *batchnorm.Plan, mask batchnorm.Mask)
 	t.Helper()
 	n, c := p.shape.Len(), p.shape.Channels
 	tensor := func() []float32 { return make([]float32, n) }
-	r := results{y: tensor(), inferred: tensor(), mean: make([]float64, c), invstd: make([]float64, c), runMean: slices.Clone(p.mean), runVar: slices.Clone(p.vari),
-		dx: tensor(), dres: tensor(), dgamma: make([]float32, c), dbeta: make([]float32, c)}
-	noError(t, plan.Forward(batchnorm.ForwardArgs{X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask, Y: r.y, Mean: r.mean, InvStd: r.invstd,
+	r := results{y: tensor(), inferred: tensor(), mean: make([]float64, c), invstd: make([]float64, c), runMean: slices.Clone(p.mean),
+		runVar: slices.Clone(p.vari),
+		dx:     tensor(), dres: tensor(), dgamma: make([]float32, c), dbeta: make([]float32, c)}
+	noError(t, plan.Forward(batchnorm.ForwardArgs{X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask, Y: r.y, Mean: r.mean,
+		InvStd:      r.invstd,
 		RunningMean: r.runMean, RunningVar: r.runVar}))
-	noError(t, plan.Backward(batchnorm.BackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask, Mean: r.mean, InvStd: r.invstd,
+	noError(t, plan.Backward(batchnorm.BackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask,
+		Mean: r.mean, InvStd: r.invstd,
 		DX: r.dx, DResidual: r.dres, DGamma: r.dgamma, DBeta: r.dbeta}))
 	// Frozen gradients go in the place of what is compared less.
-	noError(t, plan.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask, Mean: p.mean, Var: p.vari,
+	noError(t, plan.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask,
+		Mean: p.mean, Var: p.vari,
 		DX: r.inferred, DBeta: r.runVar}))
 	return r
 }
@@ -30,7 +34,8 @@ func TestCallsAreForgotten(t *testing.T) {
 	if testing.Short() {
 		step = 3 // odd, so that usual ones are among them
 	}
-	for k, s := range []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000}, {Outer: 150, Channels: 37, Inner: 1}, {Outer: 9, Channels: 140, Inner: 1}, {Outer: 20, Channels: 11, Inner: 3}} {
+	for k, s := range []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000}, {Outer: 150, Channels: 37,
+		Inner: 1}, {Outer: 9, Channels: 140, Inner: 1}, {Outer: 20, Channels: 11, Inner: 3}} {
 		for m, mask := range []batchnorm.Mask{{}, {Valid: valid(masksFor(s, 1)["half"], s)}} {
 			for _, path := range batchnorm.Paths() {
 				for schedule := range 3 {

@@ -157,7 +157,8 @@ func FuzzLayer(f *testing.F) {
 		zeros := func() []float32 { return make([]float32, n) }
 		ones := func() []float32 { return slices.Repeat([]float32{1}, n) }
 		m := &layerModel{opts: opts, channels: n, gamma: ones(), beta: zeros(), dgamma: zeros(), dbeta: zeros(), mean: zeros(), variance: ones()}
-		shapes := []batchnorm.Shape{{Outer: 4, Channels: n, Inner: 1}, {Outer: 3, Channels: n, Inner: 7}, {Outer: 1, Channels: n, Inner: 40}, {Outer: 0, Channels: n, Inner: 2}, {Outer: 1, Channels: n, Inner: 1}}
+		shapes := []batchnorm.Shape{{Outer: 4, Channels: n, Inner: 1}, {Outer: 3, Channels: n, Inner: 7}, {Outer: 1, Channels: n, Inner: 40},
+			{Outer: 0, Channels: n, Inner: 2}, {Outer: 1, Channels: n, Inner: 1}}
 		var last batchnorm.Shape
 		for step := 0; len(steps) >= 2 && step < 60; step, steps = step+1, steps[2:] {
 			what, how := steps[0]%16, steps[1]
@@ -274,7 +275,8 @@ func FuzzLayer(f *testing.F) {
 				for i, s := range []struct {
 					layer, model *[]float32
 					fresh        func() []float32
-				}{{&l.Gamma, &m.gamma, ones}, {&l.Beta, &m.beta, zeros}, {&l.DGamma, &m.dgamma, zeros}, {&l.DBeta, &m.dbeta, zeros}, {&l.RunningMean, &m.mean, zeros}, {&l.RunningVar, &m.variance, ones}} {
+				}{{&l.Gamma, &m.gamma, ones}, {&l.Beta, &m.beta, zeros}, {&l.DGamma, &m.dgamma, zeros}, {&l.DBeta, &m.dbeta, zeros}, {&l.RunningMean,
+					&m.mean, zeros}, {&l.RunningVar, &m.variance, ones}} {
 					if i != int(how)%6 {
 						continue
 					}
@@ -292,7 +294,8 @@ func FuzzLayer(f *testing.F) {
 				noError(t, err)
 				noError(t, fresh.UnmarshalBinary(marshal(t, l)))
 				l = fresh
-				*m = layerModel{opts: opts, channels: n, gamma: m.gamma, beta: m.beta, mean: m.mean, variance: m.variance, batches: m.batches, dgamma: zeros(), dbeta: zeros()}
+				*m = layerModel{opts: opts, channels: n, gamma: m.gamma, beta: m.beta, mean: m.mean, variance: m.variance, batches: m.batches,
+					dgamma: zeros(), dbeta: zeros()}
 			case 14:
 				l.Reset()
 				for _, s := range [][]float32{m.gamma, m.variance} {

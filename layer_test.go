@@ -470,12 +470,14 @@ func TestLayerPlans(t *testing.T) {
 		use(3) // stays
 	}
 	shapes := l.PlannedShapes()
-	if len(shapes) != 7 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) || shapes[6] != (batchnorm.Shape{34, 2, 1}) {
+	if len(shapes) != 7 || shapes[0] != (batchnorm.Shape{3, 2, 1}) || shapes[1] != (batchnorm.Shape{39, 2, 1}) ||
+		shapes[6] != (batchnorm.Shape{34, 2, 1}) {
 		t.Errorf("the layer has plans for %v", shapes)
 	}
 	use(37)
 	use(34)
-	if again := l.PlannedShapes(); len(again) != 7 || !slices.Equal(slices.Sorted(slices.Values(outers(again))), slices.Sorted(slices.Values(outers(shapes)))) {
+	if again := l.PlannedShapes(); len(again) != 7 || !slices.Equal(slices.Sorted(slices.Values(outers(again))),
+		slices.Sorted(slices.Values(outers(shapes)))) {
 		t.Errorf("using plans that there are leaves %v", again)
 	}
 }

@@ -36,12 +36,14 @@ func train(t *testing.T, s batchnorm.Shape, x []float32, opts ...batchnorm.Optio
 // expectExact compares y with float64 arithmetic, relative to max(1, |y|).
 func expectExact(t *testing.T, what string, s batchnorm.Shape, x, y []float32, epsilon, tolerance float64) {
 	t.Helper()
-	want := reference.Forward(reference.Problem{Outer: s.Outer, Channels: s.Channels, Inner: s.Inner, Epsilon: epsilon, Activation: "identity", X: x}).Y
+	want := reference.Forward(reference.Problem{Outer: s.Outer, Channels: s.Channels, Inner: s.Inner, Epsilon: epsilon, Activation: "identity",
+		X: x}).Y
 	expectNear(t, what, y, want, func(i int) float64 { return tolerance * max(1, math.Abs(want[i])) })
 }
 
 func TestOthersLargeOffset(t *testing.T) {
-	for _, s := range []batchnorm.Shape{{Outer: 4096, Channels: 1, Inner: 1}, {Outer: 8, Channels: 3, Inner: 256}, {Outer: 512, Channels: 8, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 4096, Channels: 1, Inner: 1}, {Outer: 8, Channels: 3, Inner: 256}, {Outer: 512, Channels: 8,
+		Inner: 1}} {
 		for _, offset := range []float64{1e4, 1e5, 1e6, 1e7, 1e8} {
 			x := gen.Normal(1, s.Len(), offset, 1)
 			r := train(t, s, x)
@@ -92,7 +94,8 @@ func TestOthersNegativeVariance(t *testing.T) {
 }
 
 func TestOthersConstant(t *testing.T) {
-	for _, s := range []batchnorm.Shape{{Outer: 1, Channels: 1, Inner: 9}, {Outer: 256, Channels: 1, Inner: 1}, {Outer: 1, Channels: 5, Inner: 100}, {Outer: 300, Channels: 5, Inner: 30}} {
+	for _, s := range []batchnorm.Shape{{Outer: 1, Channels: 1, Inner: 9}, {Outer: 256, Channels: 1, Inner: 1}, {Outer: 1, Channels: 5,
+		Inner: 100}, {Outer: 300, Channels: 5, Inner: 30}} {
 		for _, v := range []float32{0.1, 100, 1234, 1e7, 9.87e9, 3e38} {
 			x := make([]float32, s.Len())
 			for i := range x {

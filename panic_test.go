@@ -77,7 +77,8 @@ func TestUnrulyExecutor(t *testing.T) {
 	if testing.Short() {
 		each = 1
 	}
-	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 40, Inner: 30}, {Outer: 1, Channels: 1, Inner: 70000}, {Outer: 300, Channels: 70, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 40, Inner: 30}, {Outer: 1, Channels: 1, Inner: 70000}, {Outer: 300, Channels: 70,
+		Inner: 1}} {
 		masks := map[string]batchnorm.Mask{"no mask": {}, "mask": {Valid: valid(masksFor(s, 1)["half"], s)}}
 		for _, path := range batchnorm.Paths() {
 			for schedule := range 3 {
@@ -110,7 +111,8 @@ func TestUnrulyExecutor(t *testing.T) {
 							u.behaviour = ""
 							got := newArgs()
 							noError(t, op.call(p, got))
-							expectSameArgs(t, fmt.Sprintf("%v, %v, schedule %d, %s with %s, behind an executor that %s", s, path, schedule, op.name, maskName, b), op, got, want)
+							expectSameArgs(t, fmt.Sprintf("%v, %v, schedule %d, %s with %s, behind an executor that %s", s, path, schedule, op.name, maskName, b),
+								op, got, want)
 							if t.Failed() {
 								return
 							}

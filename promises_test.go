@@ -113,7 +113,8 @@ func TestMaskOfEmptyBatch(t *testing.T) {
 
 // TestPlanForgets: after a call a plan does not keep the caller's memory alive.
 func TestPlanForgets(t *testing.T) {
-	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 8, Inner: 49}, {Outer: 4, Channels: 8, Inner: 3000}, {Outer: 600, Channels: 24, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 8, Inner: 49}, {Outer: 4, Channels: 8, Inner: 3000}, {Outer: 600, Channels: 24,
+		Inner: 1}} {
 		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.GELU} {
 			for _, masked := range []bool{false, true} {
 				for _, workers := range []int{1, 2} {
@@ -140,13 +141,17 @@ func TestPlanForgets(t *testing.T) {
 							}
 						}
 						x, res, gamma, beta, mean, invstd := tensor(n), tensor(n), tensor(c), tensor(c), double(), double()
-						noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: tensor(n), Mean: mean, InvStd: invstd,
+						noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: tensor(n), Mean: mean,
+							InvStd:      invstd,
 							RunningMean: tensor(c), RunningVar: tensor(c)}))
-						noError(t, p.Backward(batchnorm.BackwardArgs{DY: tensor(n), X: x, Residual: res, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Mask: mask,
-							DX: tensor(n), DResidual: tensor(n), DGamma: tensor(c), DBeta: tensor(c)}))
-						noError(t, p.Inference(batchnorm.InferenceArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: tensor(n), Mean: tensor(c), Var: slices.Repeat([]float32{1}, c)}))
+						noError(t, p.Backward(batchnorm.BackwardArgs{DY: tensor(n), X: x, Residual: res, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd,
+							Mask: mask,
+							DX:   tensor(n), DResidual: tensor(n), DGamma: tensor(c), DBeta: tensor(c)}))
+						noError(t, p.Inference(batchnorm.InferenceArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: tensor(n), Mean: tensor(c),
+							Var: slices.Repeat([]float32{1}, c)}))
 						noError(t, p.Moments(batchnorm.MomentsArgs{X: x, Mask: mask, Moments: &batchnorm.Moments{Mean: double(), M2: double()}}))
-						noError(t, p.GradSums(batchnorm.GradSumsArgs{DY: tensor(n), X: x, Residual: res, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Mask: mask,
+						noError(t, p.GradSums(batchnorm.GradSumsArgs{DY: tensor(n), X: x, Residual: res, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd,
+							Mask: mask,
 							Sums: &batchnorm.GradSums{G: double(), GD: double()}}))
 						noError(t, p.RenormForward(batchnorm.RenormForwardArgs{
 							ForwardArgs: batchnorm.ForwardArgs{X: x, Mask: mask, Y: tensor(n), RunningMean: tensor(c), RunningVar: slices.Repeat([]float32{1}, c)},
@@ -181,7 +186,8 @@ func TestPlanForgets(t *testing.T) {
 func TestEachOperandMisaligned(t *testing.T) {
 	t.Parallel()
 	names := []string{"none", "x", "residual", "dy", "y", "dx", "dresidual"}
-	for _, s := range []batchnorm.Shape{{Outer: 6, Channels: 4, Inner: 320}, {Outer: 30, Channels: 16, Inner: 49}, {Outer: 90, Channels: 32, Inner: 1}, {Outer: 90, Channels: 35, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 6, Channels: 4, Inner: 320}, {Outer: 30, Channels: 16, Inner: 49}, {Outer: 90, Channels: 32,
+		Inner: 1}, {Outer: 90, Channels: 35, Inner: 1}} {
 		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
 			for _, path := range batchnorm.Paths() {
 				for schedule := range 3 {

@@ -23,7 +23,8 @@ func lend[T any](m memory, name string, s []T) []T {
 // handed in, which can be freed while the plan waits for the next call.
 func TestRelease(t *testing.T) {
 	calls := 0
-	for _, s := range []Shape{{Outer: 6, Channels: 9, Inner: 50}, {Outer: 2, Channels: 3, Inner: 9000}, {Outer: 700, Channels: 20, Inner: 1}, {Outer: 1, Channels: 200, Inner: 3}} {
+	for _, s := range []Shape{{Outer: 6, Channels: 9, Inner: 50}, {Outer: 2, Channels: 3, Inner: 9000}, {Outer: 700, Channels: 20, Inner: 1},
+		{Outer: 1, Channels: 200, Inner: 3}} {
 		for _, path := range Paths() {
 			for name, option := range map[string]Option{"usual": nil, "extreme": WithExtremeSchedule(false), "phases": WithExtremeSchedule(true)} {
 				for _, scale := range []float64{1, 1e30} { // the other one has sums taken again
@@ -81,7 +82,8 @@ func releases(t *testing.T, name string, s Shape, scale float64, o []Option) (ca
 	axesMean, axesInvStd := axesList("mean"), axesList("invstd")
 
 	for _, mask := range []Mask{{}, {Valid: valid}} {
-		f := ForwardArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: y, Mean: mean[:c], InvStd: invstd[:c], RunningMean: runMean, RunningVar: runVar}
+		f := ForwardArgs{X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Y: y, Mean: mean[:c], InvStd: invstd[:c], RunningMean: runMean,
+			RunningVar: runVar}
 		b := BackwardArgs{DY: dy, X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Mean: mean[:c], InvStd: invstd[:c],
 			DX: dx, DResidual: dres, DGamma: dgamma, DBeta: dbeta}
 		moments := Moments{Mean: sums, M2: sumsD}
@@ -104,7 +106,8 @@ func releases(t *testing.T, name string, s Shape, scale float64, o []Option) (ca
 			"RenormBackward": func() error { return p.RenormBackward(RenormBackwardArgs{BackwardArgs: b, R: r, D: d}) },
 			"Moments":        func() error { return p.Moments(MomentsArgs{X: x, Mask: mask, Moments: &moments}) },
 			"GradSums": func() error {
-				return p.GradSums(GradSumsArgs{DY: dy, X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Mean: mean[:c], InvStd: invstd[:c], Sums: &gradSums})
+				return p.GradSums(GradSumsArgs{DY: dy, X: x, Residual: res, Gamma: gamma, Beta: beta, Mask: mask, Mean: mean[:c], InvStd: invstd[:c],
+					Sums: &gradSums})
 			},
 			"ghost Forward": func() error {
 				f := f

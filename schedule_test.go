@@ -76,7 +76,8 @@ func scheduleOf(t *testing.T, in string) (situation, limits) {
 var schedules = []scheduled{
 	{"a channel fills the cache: it goes alone, in turns with the next one", Shape{32, 64, 3136}, "", "rows group 1 turns non-temporal", 64, 6422528},
 	{"the same with twice as much to read", Shape{32, 64, 3136}, "backward", "rows group 1 turns non-temporal", 64, 6422528},
-	{"where an output is an input, stores stay plain, without which turns gain nothing", Shape{32, 64, 3136}, "inPlace", "rows group 1 fused", 64, 6422528},
+	{"where an output is an input, stores stay plain, without which turns gain nothing", Shape{32, 64, 3136}, "inPlace", "rows group 1 fused",
+		64, 6422528},
 	{"arm64 has no non-temporal stores", Shape{32, 64, 3136}, "neon", "rows group 1 fused", 64, 6422528},
 	{"pure Go has neither these nor groups", Shape{32, 64, 3136}, "generic", "rows group 1 fused", 64, 6422528},
 	{"each worker gets four tasks", Shape{32, 64, 3136}, "workers=4", "rows group 1 turns non-temporal", 4, 32768},
@@ -89,7 +90,8 @@ var schedules = []scheduled{
 	{"nor where values are gathered", Shape{32, 64, 3136}, "costly masked", "rows group 1 non-temporal", 64, 6422528},
 	{"nor where there are no sums to store it from", Shape{32, 64, 3136}, "costly apply", "rows group 1 non-temporal", 64, 6422528},
 	{"nor where nothing is computed from it", Shape{32, 64, 3136}, "costly sums", "rows group 1", 64, 6422528},
-	{"where the third-level cache is far, smaller tensors take non-temporal stores", Shape{16, 64, 784}, "intel", "rows group 5 turns non-temporal", 64, 802816},
+	{"where the third-level cache is far, smaller tensors take non-temporal stores", Shape{16, 64, 784}, "intel",
+		"rows group 5 turns non-temporal", 64, 802816},
 	{"which a near one takes plain stores for", Shape{16, 64, 784}, "", "rows group 2 fused", 64, 802816},
 	{"and so does a far one in place", Shape{16, 64, 784}, "intel inPlace", "rows group 5 fused", 64, 802816},
 	{"a tensor one below the threshold", Shape{1, 3, 524287}, "", "rows group 1 fused", 3, 1572861},
@@ -105,14 +107,16 @@ var schedules = []scheduled{
 	{"one of which none fits goes alone", Shape{1024, 64, 49}, "", "rows group 1 turns non-temporal", 64, 3211264},
 	{"whole lines of rows and whole vectors of channels", Shape{32, 100, 100}, "", "rows group 8 fused", 100, 320000},
 	{"a group of all channels, where these are few", Shape{32, 3, 49}, "", "rows group 3 fused", 3, 4704},
-	{"a channel is beyond half the third-level cache: nothing is left of it when outputs are written", Shape{64, 4, 131072}, "", "rows group 1 non-temporal", 4, 33554432},
+	{"a channel is beyond half the third-level cache: nothing is left of it when outputs are written", Shape{64, 4, 131072}, "",
+		"rows group 1 non-temporal", 4, 33554432},
 	{"pure Go is no faster otherwise", Shape{64, 4, 131072}, "generic", "rows group 1 fused", 4, 33554432},
 	{"one within half the third-level cache", Shape{16, 4, 131072}, "", "rows group 1 turns non-temporal", 4, 8388608},
 	{"which is beyond half a smaller one", Shape{16, 4, 65536}, "small", "rows group 1 non-temporal", 4, 4194304},
 	{"few channels of one segment can't be shared out otherwise", Shape{8, 4, 784}, "workers=4", "rows group 4 fused", 4, 1568},
 	{"few channels of several segments are shared out by these", Shape{8, 4, 131072}, "workers=4", "rows group 1 non-temporal", 1, 32768},
 	{"but not with one worker", Shape{8, 4, 131072}, "", "rows group 1 turns non-temporal", 4, 4194304},
-	{"channels for four tasks each are enough, which have no group to take turns with", Shape{8, 16, 131072}, "workers=4", "rows group 1 fused non-temporal", 1, 32768},
+	{"channels for four tasks each are enough, which have no group to take turns with", Shape{8, 16, 131072}, "workers=4",
+		"rows group 1 fused non-temporal", 1, 32768},
 	{"one fewer is not", Shape{8, 15, 131072}, "workers=4", "rows group 1 non-temporal", 1, 32768},
 	{"one channel is one row", Shape{4096, 1, 16}, "", "rows group 1 fused", 1, 65536},
 	{"of one segment, which one task takes", Shape{4096, 1, 16}, "workers=4", "rows group 1 fused", 1, 4096},
@@ -171,9 +175,11 @@ func TestChoose(t *testing.T) {
 // TestExplain: a plan explains its calls as they are carried out.
 func TestExplain(t *testing.T) {
 	explained := map[string]bool{}
-	for _, s := range []Shape{{Outer: 8, Channels: 24, Inner: 49}, {Outer: 3, Channels: 2, Inner: 5000}, {Outer: 900, Channels: 24, Inner: 1}, {Outer: 300, Channels: 600, Inner: 1}} {
+	for _, s := range []Shape{{Outer: 8, Channels: 24, Inner: 49}, {Outer: 3, Channels: 2, Inner: 5000}, {Outer: 900, Channels: 24, Inner: 1},
+		{Outer: 300, Channels: 600, Inner: 1}} {
 		for _, act := range []Activation{Identity, ReLU, SiLU, GELU} {
-			for name, option := range map[string]Option{"usual": WithEpsilon(1), "extreme": WithExtremeSchedule(false), "phases": WithExtremeSchedule(true)} {
+			for name, option := range map[string]Option{"usual": WithEpsilon(1), "extreme": WithExtremeSchedule(false),
+				"phases": WithExtremeSchedule(true)} {
 				for _, path := range Paths() {
 					for _, workers := range []int{1, 3} {
 						p, err := NewPlan(s, WithActivation(act), WithPath(path), WithWorkers(workers), option)

@@ -211,7 +211,8 @@ func TestInvStdAndVariance(t *testing.T) {
 		worst32 = max(worst32, math.Abs(batchnorm.InvStdToVariance(float64(float32(invstd)), epsilon)-variance)/(variance+epsilon))
 	}
 	if worst > 0x1p-50 || worst32 > 0x1p-22 {
-		t.Errorf("the variance comes back with an error of %.3g times variance + epsilon, from float32 %.3g; want at most 2^-50 and 2^-22", worst, worst32)
+		t.Errorf("the variance comes back with an error of %.3g times variance + epsilon, from float32 %.3g; want at most 2^-50 and 2^-22", worst,
+			worst32)
 	}
 }
 

@@ -191,7 +191,8 @@ func (u *summation) gradientSizes(p pairs, channel int, dgamma bool) ([]int, err
 		second = -huge / 2
 	}
 	err := u.each(p, channel, second, 2, func(pairOf []int) error {
-		if err := u.plan.Backward(batchnorm.BackwardArgs{DY: u.values, X: u.ones, Mean: u.zeros, InvStd: u.oneF64, Mask: u.mask, DGamma: a, DBeta: b}); err != nil {
+		if err := u.plan.Backward(batchnorm.BackwardArgs{DY: u.values, X: u.ones, Mean: u.zeros, InvStd: u.oneF64, Mask: u.mask, DGamma: a,
+			DBeta: b}); err != nil {
 			return err
 		}
 		for c, k := range pairOf {
@@ -234,7 +235,8 @@ func (u *summation) responses(p pairs, channel int) ([][2]uint64, error) {
 func sumShapes() []batchnorm.Shape {
 	list := []batchnorm.Shape{
 		{Outer: 1, Channels: 8, Inner: 5}, {Outer: 9, Channels: 6, Inner: 3}, {Outer: 20, Channels: 4, Inner: 49}, {Outer: 3, Channels: 3, Inner: 256},
-		{Outer: 3, Channels: 24, Inner: 1}, {Outer: 150, Channels: 3, Inner: 1}, {Outer: 300, Channels: 37, Inner: 1}, {Outer: 150, Channels: 300, Inner: 1},
+		{Outer: 3, Channels: 24, Inner: 1}, {Outer: 150, Channels: 3, Inner: 1}, {Outer: 300, Channels: 37, Inner: 1}, {Outer: 150, Channels: 300,
+			Inner: 1},
 	}
 	if thorough() {
 		list = append(list, batchnorm.Shape{Outer: 3, Channels: 3, Inner: 700}, batchnorm.Shape{Outer: 2, Channels: 3, Inner: 2500},

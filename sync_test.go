@@ -560,7 +560,8 @@ var syncFailures = []syncFailure{
 		if err != nil {
 			return err
 		}
-		return p.Backward(batchnorm.BackwardArgs{DY: make([]float32, s.Len()), X: make([]float32, s.Len()), Mean: make([]float64, 6), InvStd: make([]float64, 6)})
+		return p.Backward(batchnorm.BackwardArgs{DY: make([]float32, s.Len()), X: make([]float32, s.Len()), Mean: make([]float64, 6),
+			InvStd: make([]float64, 6)})
 	}},
 	{"another plan", batchnorm.ErrRanks, []string{"plan 2", "plan 1"}, func(g *batchnorm.SyncGroup) error {
 		if _, err := batchnorm.NewSyncPlan(g, batchnorm.Shape{Outer: 2, Channels: 6, Inner: 3}); err != nil {
@@ -676,7 +677,8 @@ func TestSyncLayerErrors(t *testing.T) {
 			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 3, Inner: 1}, X: x, Y: x})
 		},
 		"length": func(l *batchnorm.Layer) error {
-			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 3, Inner: 1}, X: make([]float32, 5), Y: make([]float32, 6)})
+			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 3, Inner: 1}, X: make([]float32, 5),
+				Y: make([]float32, 6)})
 		},
 	} {
 		begin := time.Now()
@@ -691,7 +693,8 @@ func TestSyncLayerErrors(t *testing.T) {
 			if g.Rank() == 1 {
 				return wrong(l)
 			}
-			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 3, Inner: 1}, X: make([]float32, 6), Y: make([]float32, 6)})
+			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 3, Inner: 1}, X: make([]float32, 6),
+				Y: make([]float32, 6)})
 		})
 		for rank, err := range errs {
 			if err == nil || rank != 1 && !errors.Is(err, batchnorm.ErrRanks) || rank == 1 && errors.Is(err, batchnorm.ErrRanks) {
@@ -729,7 +732,8 @@ func TestSyncLayer(t *testing.T) {
 		part := s
 		part.Outer = b - a
 		err = errors.Join(l.Synchronize(g),
-			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Residual: outerRows(s, p.residual, a, b), Y: outerRows(s, gotY, a, b)}),
+			l.Forward(batchnorm.LayerForwardArgs{Shape: part, X: outerRows(s, p.x, a, b), Residual: outerRows(s, p.residual, a, b), Y: outerRows(s,
+				gotY, a, b)}),
 			l.Backward(batchnorm.LayerBackwardArgs{DY: outerRows(s, p.dy, a, b), DX: outerRows(s, gotDX, a, b)}))
 		if err != nil || g.Rank() != 1 {
 			return err
@@ -790,7 +794,8 @@ func TestCollectiveErrors(t *testing.T) {
 	}
 	one := make([][]float64, 1)
 	self := [][]float64{{1}, nil}
-	for _, v := range [][2][][]float64{{one, make([][]float64, 2)}, {make([][]float64, 2), one}, {self, make([][]float64, 2)}, {make([][]float64, 2), self}} {
+	for _, v := range [][2][][]float64{{one, make([][]float64, 2)}, {make([][]float64, 2), one}, {self, make([][]float64, 2)}, {make([][]float64,
+		2), self}} {
 		if err := all[0].Exchange(v[0], v[1]); !errors.Is(err, batchnorm.ErrLength) {
 			t.Errorf("Exchange(%v, %v): %v", v[0], v[1], err)
 		}

@@ -127,8 +127,9 @@ func (c config) kindRows(t testCase, k kinds.Kind, workers int, usual, data *kin
 			if err != nil {
 				return nil, err // and no other run can fail
 			}
-			r := kindRow{Kind: k.Name, Layout: t.layout, Shape: t.shape, Workers: workers, Path: c.path.String(), Activation: act.String(), Operation: o.name,
-				Limit: k.LimitOf(act == batchnorm.SiLU)}
+			r := kindRow{Kind: k.Name, Layout: t.layout, Shape: t.shape, Workers: workers, Path: c.path.String(), Activation: act.String(),
+				Operation: o.name,
+				Limit:     k.LimitOf(act == batchnorm.SiLU)}
 			samples, all := c.effort.alternate(func() { _ = runs[0]() }, []func(){func() { _ = runs[1]() }})
 			r.UsualNanoseconds, r.Nanoseconds, r.Rounds = slices.Min(samples), all[0], len(samples)
 			r.Ratio = r.Nanoseconds / r.UsualNanoseconds

@@ -79,7 +79,8 @@ func TestKindLines(t *testing.T) {
 	}
 	var b bytes.Buffer
 	kindsSummary(&b, rows)
-	if got, want := b.String(), "over the limit: nc 8x9 1 worker, zero, relu backward: 1.06, limit 1.05\n1 of 4 numbers are over their limits.\n"; got != want {
+	if got, want := b.String(), "over the limit: nc 8x9 1 worker, zero, relu backward: 1.06, limit 1.05\n"+
+		"1 of 4 numbers are over their limits.\n"; got != want {
 		t.Errorf("the summary is %q, want %q", got, want)
 	}
 }

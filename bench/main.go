@@ -226,7 +226,8 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.IntVar(&c.batch, "batch", 32, fmt.Sprintf("batch size of resnet50, at most %d", maxBatch))
 	f.IntVar(&c.effort.reps, "reps", 5, fmt.Sprintf("time every path at least so many times (alternate so often with -bound, %d by default, and with -peers, %d)", boundReps, peerReps))
 	f.DurationVar(&c.effort.minTime, "mintime", 100*time.Millisecond, fmt.Sprintf("and at least so long (with -peers by default %v)", peerMinTime))
-	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, fmt.Sprintf("with -bound, -peers, -activations, -data and -report: stop after so long, even before -reps and -mintime\n"+
+	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, fmt.Sprintf("with -bound, -peers, -activations, -data and -report: "+
+		"stop after so long, even before -reps and -mintime\n"+
 		"(by default %v for peers, %v for kinds of data, and %v for the bounds of a report)", peerMaxTime, dataMaxTime, reportMaxTime))
 	f.BoolVar(&c.bound, "bound", false, "compare with the time of the memory traffic that can't be avoided; check nothing")
 	f.BoolVar(&c.withPeers, "peers", false, "compare with other implementations, in turn with their calls")
@@ -239,7 +240,8 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.StringVar(&c.from, "from", "", "with -report: measure nothing, take the results from this `file`, which -report or -json wrote")
 	f.IntVar(&c.sweepMB, "sweepmb", sweepMax>>20, "with -report: go up to tensors of so many `MB`")
 	f.Float64Var(&c.memoryBandwidth, "membw", defaultBandwidth, "with -bound and -report: the `GB/s` of memory that the prediction for many workers assumes")
-	f.StringVar(&path, "path", batchnorm.DefaultPath().String(), "with -bound, -peers, -activations, -data and -report: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
+	f.StringVar(&path, "path", batchnorm.DefaultPath().String(),
+		"with -bound, -peers, -activations, -data and -report: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
 	f.Usage = func() {}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -53,7 +53,8 @@ func someReport() *report {
 		Missing: []string{"torch: not on this machine: apt-get install python3-torch"}, LeftOut: []string{"nchw 1x1: 900 MB"},
 	}
 	for _, k := range kinds.List() {
-		r.Kinds = append(r.Kinds, kindRow{Kind: k.Name, Layout: "nc", Shape: "8x1000", Workers: 1, Path: "avx2", Activation: "silu", Operation: "backward",
+		r.Kinds = append(r.Kinds, kindRow{Kind: k.Name, Layout: "nc", Shape: "8x1000", Workers: 1, Path: "avx2", Activation: "silu",
+			Operation:   "backward",
 			Nanoseconds: 5, UsualNanoseconds: 4, Ratio: 1.25, Limit: k.Limit, Rounds: 2})
 	}
 	for i, k := range contests {

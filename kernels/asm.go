@@ -423,7 +423,8 @@ func simdFence()
 // listing returns the text of a Go file that tells tests which kernels there are.
 func listing() []byte {
 	var text strings.Builder
-	text.WriteString(generated + "package batchnorm\n\n// assembled has the kernels that exist in assembly, by their [kernelID].\nvar assembled = map[int]string{\n")
+	text.WriteString(generated + "package batchnorm\n\n// assembled has the kernels that exist in assembly, by their [kernelID].\n" +
+		"var assembled = map[int]string{\n")
 	for _, v := range variants() {
 		fmt.Fprintf(&text, "%s: %q,\n", v.goID(), v.name())
 	}

@@ -305,7 +305,8 @@ func reduceChannels(c *chans) {
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
 	c.loop(func() {
 		for i := range lanes {
-			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: sums.at, off: sumLen * float64Bytes * i}, t)
+			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: sums.at,
+				off: sumLen * float64Bytes * i}, t)
 		}
 	})
 }

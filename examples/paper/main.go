@@ -216,7 +216,8 @@ func (l *lab) investigate(sections []section, w io.Writer) (*report, error) {
 	r := &report{Settings: l.settings()}
 	for _, norm := range both {
 		if t := traces[paperName(norm)]; t != nil {
-			r.Settings = append(r.Settings, fmt.Sprintf("The network of Figure 1 %s has the SHA-256 %s after %d steps, on every machine.", withName(norm), t.net.hash(), t.steps))
+			r.Settings = append(r.Settings, fmt.Sprintf("The network of Figure 1 %s has the SHA-256 %s after %d steps, on every machine.",
+				withName(norm), t.net.hash(), t.steps))
 		}
 	}
 	for _, s := range sections {

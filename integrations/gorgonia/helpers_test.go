@@ -91,7 +91,8 @@ func dense(shape tensor.Shape, v []float32) *tensor.Dense {
 }
 
 func node(g *gorgonia.ExprGraph, name string, shape tensor.Shape, v []float32) *gorgonia.Node {
-	return gorgonia.NewTensor(g, tensor.Float32, len(shape), gorgonia.WithShape(shape...), gorgonia.WithName(name), gorgonia.WithValue(dense(shape, v)))
+	return gorgonia.NewTensor(g, tensor.Float32, len(shape), gorgonia.WithShape(shape...), gorgonia.WithName(name),
+		gorgonia.WithValue(dense(shape, v)))
 }
 
 // run builds the graph, and runs it forward and backward.

@@ -61,7 +61,8 @@ func run(args []string, out io.Writer) error {
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	if flags.NArg() > 0 || c.ranks < 1 || c.reps < 1 || c.samples < 1 || c.model.node < 1 || c.model.node&(c.model.node-1) != 0 || c.model.most < 2 || alpha <= 0 || near <= 0 || !(bandwidth > 0) {
+	if flags.NArg() > 0 || c.ranks < 1 || c.reps < 1 || c.samples < 1 || c.model.node < 1 || c.model.node&(c.model.node-1) != 0 ||
+		c.model.most < 2 || alpha <= 0 || near <= 0 || !(bandwidth > 0) {
 		return fmt.Errorf("a flag is out of range, or there are arguments: %q (-h lists the flags)", args)
 	}
 	if c.scale {
