@@ -47,62 +47,107 @@ type call struct {
 	gammaGrad, betaGrad []float32
 }
 
-// workspace is the memory of a call. A plan keeps workspaces for as many calls as
-// overlap.
+// workspace is the memory of a call: what does not depend on the plan, and slices that
+// fit the plan of the call.
 type workspace struct {
-	plan *Plan
-	geo  *geometry
+	plan    *Plan
+	masked  bool // it fits calls on some positions, or on values that are computed first
+	gathers bool // it did once
+	geo     *geometry
 	call
+
+	float32s slab[float32]
+	float64s slab[float64]
+	ints     slab[int]
+	bools    slab[bool]
+	bits     slab[uint32]
 
 	channels channels
 	coef     []float32 // the constants of all channels, as the kernels want them
 	acc      []float32 // cols: sums, [segment][column]
 	shift    []float32 // cols: minus the shift K, [segment][column]
 	act      *actCode
-	gathered source // for calls on some positions, or on values that are computed first
+	gathered source
 
-	rowScratch pool[rowScratch]
-	buffers    pool[buffers]
+	rowScratch share[*rowScratch]
+	buffers    share[*buffers]
 	someWide   bool // cols: there are channels whose outputs are computed from scaled values
 
-	// Tasks are bound once, because binding allocates.
-	fusedTask, sumsTask, applyTask func(int)
+	fusedTask, sumsTask, applyTask func(int) // some of tasks
+	tasks                          struct{ fusedRows, sumRows, applyRows, sumCols, applyCols, applyGathered func(int) }
 }
 
-func newWorkspace(p *Plan, masked bool) *workspace {
-	w := &workspace{plan: p, geo: &p.geo}
-	if p.path != PathGeneric {
+// newWorkspace returns a workspace that fits no plan yet.
+func newWorkspace() *workspace {
+	w := &workspace{}
+	t := &w.tasks // bound once, because binding allocates
+	t.fusedRows, t.sumRows, t.applyRows = w.fusedRows, w.sumRows, w.applyRows
+	t.sumCols, t.applyCols, t.applyGathered = w.sumCols, w.applyCols, w.applyGathered
+	return w
+}
+
+// fit makes the workspace one of a plan. Its memory grows where it is too small.
+func (w *workspace) fit(p *Plan, s *scratch, masked bool) {
+	if p.path == PathGeneric {
+		w.act = nil
+	} else if w.plan == nil || w.act == nil || w.plan.act != p.act {
 		w.act = newActCode(p.act)
 	}
+	w.plan, w.masked, w.gathers, w.geo = p, masked, w.gathers || masked, &p.geo
 	segments, width := p.geo.segments, p.geo.width
 	if masked {
 		w.gathered.init(p)
 		w.geo = &w.gathered.geo
 		segments, width = w.gathered.most()
 	}
-	g := w.geo
-	w.channels = newChannels(g.channels, max(width, g.channels), segments)
-	if g.layout == rows {
-		w.coef = make([]float32, g.channels*coefLen)
-		w.fusedTask, w.sumsTask, w.applyTask = w.fusedRows, w.sumRows, w.applyRows
-		n := p.limits.mostGroup(g, p.path)
-		// A task that takes sums again has two of each.
-		w.rowScratch = pool[rowScratch]{n: 2 * p.workers, make: func() *rowScratch { return newRowScratch(n) }}
+	for w.cut(segments, width); !w.grow(); {
+		w.cut(segments, width)
+	}
+	t, group := &w.tasks, 0
+	if w.geo.layout == rows {
+		w.fusedTask, w.sumsTask, w.applyTask = t.fusedRows, t.sumRows, t.applyRows
+		group = roundUp(p.limits.mostGroup(w.geo, p.path), lanes)
 	} else {
-		wide := roundUp(width, lanes)
-		w.coef = make([]float32, wide*coefLen)
-		if !masked && width == g.channels { // each column is a channel
-			w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
-		}
-		w.shift = make([]float32, segments*wide)
-		w.acc = make([]float32, segments*wide*2)
-		w.sumsTask, w.applyTask = w.sumCols, w.applyCols
+		w.fusedTask, w.sumsTask, w.applyTask = nil, t.sumCols, t.applyCols
 	}
 	if masked {
-		w.applyTask = w.applyGathered
+		w.applyTask = t.applyGathered
 	}
-	w.buffers = pool[buffers]{n: 2 * p.workers, make: func() *buffers { return new(buffers) }}
-	return w
+	n := 2 * p.workers * max(1, s.calls) // a task that takes sums again has two of each
+	w.rowScratch = share[*rowScratch]{pool: &s.rows, n: n, room: group, make: newRowScratch}
+	w.buffers = share[*buffers]{pool: &s.buffers, n: n, make: newBuffers}
+}
+
+// cut cuts the slices of the workspace from its slabs.
+func (w *workspace) cut(segments, width int) {
+	w.float32s.begin()
+	w.float64s.begin()
+	w.ints.begin()
+	w.bools.begin()
+	w.bits.begin()
+	g := w.geo
+	w.channels.cut(w, g.channels, max(width, g.channels), segments)
+	w.shift, w.acc = nil, nil
+	if g.layout == rows {
+		w.coef = w.float32s.cut(g.channels * coefLen)
+		return
+	}
+	wide := roundUp(width, lanes)
+	w.coef = w.float32s.cut(wide * coefLen)
+	if !w.masked && width == g.channels { // each column is a channel
+		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
+	}
+	w.shift = w.float32s.cut(segments * wide)
+	w.acc = w.float32s.cut(segments * wide * 2)
+}
+
+// grow reports whether the slabs had room for all slices, and makes room if not.
+func (w *workspace) grow() bool {
+	all := w.float32s.grow()
+	all = w.float64s.grow() && all
+	all = w.ints.grow() && all
+	all = w.bools.grow() && all
+	return w.bits.grow() && all
 }
 
 // forwardCall sets the stages of a forward pass.

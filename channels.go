@@ -28,23 +28,24 @@ type channels struct {
 	sumA, sumB   []float64
 }
 
-// newChannels makes room for n channels, in cols of some more columns, and for so
-// many parts of each.
-func newChannels(n, columns, parts int) channels {
-	float64s := func(n int) []float64 { return make([]float64, n) }
-	ch := channels{
-		mean: float64s(n), variance: float64s(n), invstd: float64s(n), scale: float64s(n), shift: float64s(n),
-		wide:   make([]bool, n),
-		dgamma: float64s(n), dbeta: float64s(n), k1: float64s(n), k2: float64s(n),
-		gradWide: make([]bool, n), power: make([]int, n), powerX: make([]int, n), powerG: make([]int, n),
-		flag: make([]bool, n), extent: make([]uint32, n),
-		ones: slices.Repeat([]float32{1}, n), zeros: make([]float32, n),
-		partA: float64s(parts * columns), partB: float64s(parts * columns),
-		sumA: float64s(n), sumB: float64s(n),
+// cut cuts the slices for n channels, in cols of some more columns, and for so many
+// parts of each, from the slabs of a workspace.
+func (ch *channels) cut(w *workspace, n, columns, parts int) {
+	for _, list := range []*[]float64{&ch.mean, &ch.variance, &ch.invstd, &ch.scale, &ch.shift,
+		&ch.dgamma, &ch.dbeta, &ch.k1, &ch.k2, &ch.sumA, &ch.sumB} {
+		*list = w.float64s.cut(n)
 	}
+	ch.partA, ch.partB = w.float64s.cut(parts*columns), w.float64s.cut(parts*columns)
+	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
+	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
+	ch.extent = w.bits.cut(n)
 	each := roundUp(columns, lanes)
-	ch.fields = fields{make([]float32, coefLen*each), each, lanes}
-	return ch
+	ch.fields = fields{w.float32s.cut(coefLen * each), each, lanes}
+	ch.ones, ch.zeros = w.float32s.cut(n), w.float32s.cut(n)
+	for i := range ch.ones {
+		ch.ones[i] = 1
+	}
+	clear(ch.zeros)
 }
 
 // fields are the constants of the kernels, by channel: an array for each of them, of as

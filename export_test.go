@@ -1,5 +1,10 @@
 package batchnorm
 
+import (
+	"math"
+	"unsafe"
+)
+
 // In tests small tensors are shared by all workers.
 func init() { defaultLimits.share = 1 }
 
@@ -32,3 +37,48 @@ func Rescued() int64 { return rescued.Load() }
 
 // ELUInverse is what BackwardFromY turns y = ELU(z) back with.
 func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }
+
+// SoilScratch fills the scratch memory that is not in use with numbers that show where
+// a call reads what it did not write.
+func (p *Plans) SoilScratch() {
+	for _, w := range p.scratch.workspaces {
+		if w.plan != nil {
+			w.plan = &Plan{} // it is divided anew
+		}
+		soil(w.float32s.all, float32(math.NaN()))
+		soil(w.float64s.all, math.NaN())
+		soil(w.ints.all, 7)
+		soil(w.bools.all, true)
+		soil(w.bits.all, 12345)
+	}
+	for _, s := range p.scratch.rows.free {
+		soil(s.sums, math.NaN())
+		soil(s.shift, float32(math.NaN()))
+		soil(s.a, math.NaN())
+		soil(s.b, math.NaN())
+	}
+	for _, s := range p.scratch.buffers.free {
+		for _, list := range [][]float32{s.x[:], s.dy[:], s.res[:], s.y[:], s.dres[:], s.scaled[:], s.g[:]} {
+			soil(list, float32(math.NaN()))
+		}
+		soil(s.sums[:], math.NaN())
+	}
+}
+
+func soil[T any](s []T, v T) {
+	for i := range s {
+		s[i] = v
+	}
+}
+
+// ScratchBytes returns how much scratch memory there is that is not in use.
+func (p *Plans) ScratchBytes() int {
+	n := 0
+	for _, w := range p.scratch.workspaces {
+		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all) + 4*len(w.bits.all)
+	}
+	for _, s := range p.scratch.rows.free {
+		n += 8*len(s.sums) + 8*len(s.shift) + 16*len(s.a)
+	}
+	return n + len(p.scratch.buffers.free)*int(unsafe.Sizeof(buffers{}))
+}

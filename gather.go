@@ -42,17 +42,34 @@ type buffers struct {
 	largest    [mostSpan]uint32 // magnitudes, as bits, by column
 }
 
+func newBuffers(int) *buffers { return new(buffers) }
+
+// room is for no channels: buffers are all alike.
+func (*buffers) room() int { return 0 }
+
 // init makes a source for any number of valid positions.
 func (g *source) init(p *Plan) {
 	s := p.shape
-	*g = source{shape: s, unit: 1, next: s.Inner, row: s.Inner}
+	*g = source{shape: s, unit: 1, next: s.Inner, row: adjacent(s), runs: g.runs[:0]}
 	g.geo.layout, g.geo.channels = rows, s.Channels
 	if s.Inner == 1 && s.Channels > 1 {
 		g.geo.layout, g.unit = cols, s.Channels
 	}
-	// A run ends where a row does, unless the next position is adjacent.
+}
+
+// adjacent returns how many positions of a shape follow each other before a run ends:
+// those of a row, unless the next row is adjacent.
+func adjacent(s Shape) int {
 	if s.Channels == 1 || s.Inner == 1 {
-		g.row = s.PerChannel()
+		return s.PerChannel()
+	}
+	return s.Inner
+}
+
+// reserve makes room for the runs of a mask like m.
+func (g *source) reserve(m *Mask, s Shape) {
+	if n := m.most(s, adjacent(s)); cap(g.runs) < n {
+		g.runs = make([]run, 0, n)
 	}
 }
 
@@ -69,9 +86,7 @@ func (g *source) most() (segments, width int) {
 // begin makes the source one of the n positions that a mask leaves.
 func (g *source) begin(m *Mask, n, workers int) {
 	s := g.shape
-	if most := m.most(s, g.row); cap(g.runs) < most {
-		g.runs = make([]run, 0, most)
-	}
+	g.reserve(m, s)
 	g.runs = m.runs(g.runs[:0], s, g.row)
 	if g.geo.layout == rows {
 		g.geo = rowGeometry(1, s.Channels, n)

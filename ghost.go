@@ -28,6 +28,7 @@ type GhostPlan struct {
 	beside     bool  // sub-batches are worked on beside each other, by one worker each
 	options    options
 	batches    int
+	scratch    scratch // of the sub-batches' calls
 
 	mu   sync.Mutex
 	free []*ghostCall // not in use
@@ -54,11 +55,15 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 	}
 	p.options.boundWorkers(s)
 	p.beside = p.options.workers > 1 && p.batches >= p.options.workers
+	if p.beside {
+		p.scratch.calls = p.options.workers
+	}
 	plan := func(samples int) (*Plan, error) {
 		part := s
 		part.Outer = p.rows * samples
 		sub, err := NewPlan(part, append(opts[:len(opts):len(opts)], func(o *options) error {
 			o.limits.stream /= p.batches // the whole batch decides about non-temporal stores
+			o.scratch = &p.scratch
 			if p.beside {
 				o.workers, o.executor = 1, nil
 			}
@@ -235,6 +240,9 @@ type gradTotal struct{ dgamma, dbeta float64 }
 func (c *ghostCall) run() {
 	p := c.plan
 	if p.beside {
+		_, part := p.batch(0)
+		mask := part.mask(c.mask)
+		p.scratch.reserve(p.full, &mask)
 		p.options.parallel(p.batches, p.shape.Len(), c.task)
 		return
 	}

@@ -103,6 +103,9 @@ func (m *Mask) runs(list []run, s Shape, row int) []run {
 	return list
 }
 
+// given reports whether there is a mask.
+func (m *Mask) given() bool { return m.Lengths != nil || m.Valid != nil }
+
 // most returns how many runs there can be at most.
 func (m *Mask) most(s Shape, row int) int {
 	rows := ceilDiv(s.PerChannel(), row)

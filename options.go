@@ -21,7 +21,8 @@ type options struct {
 	momentum    Momentum // of calls that name none
 	variance    Variance
 	limits      limits
-	capacity    int // of Plans
+	capacity    int      // of Plans
+	scratch     *scratch // shared with other plans; nil: the plan has its own
 }
 
 // newOptions returns the defaults, changed by the options.

@@ -1,7 +1,5 @@
 package batchnorm
 
-import "sync"
-
 // A Plan is made once for a shape and a set of options, and then called for
 // every batch of that shape. Its methods allocate nothing and may be called
 // from several goroutines at a time; each such call uses a workspace of its
@@ -11,9 +9,7 @@ type Plan struct {
 	shape Shape
 	geo   geometry
 
-	mu       sync.Mutex
-	free     []*workspace // not in use
-	gathered []*workspace // those of calls on some positions
+	own scratch // unless the options name one that is shared
 }
 
 // NewPlan validates the shape and the options. Scratch memory is allocated by the
@@ -63,16 +59,10 @@ func (p *Plan) ready() error {
 // that a mask leaves, or all. computed says that values are computed before kernels
 // see them.
 func (p *Plan) acquire(m *Mask, n int, computed bool) *workspace {
-	var w *workspace
-	if n == p.shape.PerChannel() && !computed {
-		if w = p.take(&p.free); w == nil {
-			w = newWorkspace(p, false)
-		}
-		w.call = call{}
-	} else {
-		if w = p.take(&p.gathered); w == nil {
-			w = newWorkspace(p, true)
-		}
+	masked := n != p.shape.PerChannel() || computed
+	w := p.memory().take(p, masked)
+	w.call = call{}
+	if masked {
 		w.call = call{source: &w.gathered}
 		w.gathered.begin(m, n, p.workers)
 		w.gathered.inverted, w.gathered.inverse = computed, p.act
@@ -81,30 +71,19 @@ func (p *Plan) acquire(m *Mask, n int, computed bool) *workspace {
 	return w
 }
 
-func (p *Plan) take(free *[]*workspace) *workspace {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := len(*free)
-	if n == 0 {
-		return nil
+// memory returns the scratch memory of the plan's calls.
+func (p *Plan) memory() *scratch {
+	if p.scratch != nil {
+		return p.scratch
 	}
-	w := (*free)[n-1]
-	*free = (*free)[:n-1]
-	return w
+	return &p.own
 }
 
 // release takes a workspace back. It forgets the caller's memory. The workspace of a
 // call that panicked is not given back: something in it may be half done.
 func (p *Plan) release(w *workspace) {
-	masked := w.source != nil
 	w.call = call{}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if masked {
-		p.gathered = append(p.gathered, w)
-	} else {
-		p.free = append(p.free, w)
-	}
+	p.memory().give(w)
 }
 
 // Explain says in short how a call of the plan is carried out: the layout that is

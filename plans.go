@@ -21,12 +21,17 @@ const DefaultCapacity = 64
 // no allocation; while no more than 1/4 of the capacity is in use, it writes nothing
 // either, so that goroutines don't hold up one another. A new plan is made under a
 // lock, and the time to find the plan that goes grows with the capacity.
+//
+// The plans share their scratch memory: it is as large as the largest shape so far
+// needs, for as many calls as overlapped. A call of another plan than the last one
+// divides it anew, which takes well under a microsecond for some hundred channels.
 type Plans struct {
 	opts     []Option
 	capacity int
 	slots    []atomic.Pointer[plansEntry] // an open hash table, at most half full
 	shift    uint8
-	recent   uint64 // a plan used so few ticks ago counts as the one used last
+	scratch  scratch // of the calls of all plans
+	recent   uint64  // a plan used so few ticks ago counts as the one used last
 
 	mu      sync.Mutex // held by those who write to slots and entries
 	entries []*plansEntry
@@ -50,7 +55,11 @@ func NewPlans(opts ...Option) (*Plans, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plans{opts: slices.Clone(opts), capacity: o.capacity, recent: max(1, uint64(o.capacity)/4)}
+	p := &Plans{capacity: o.capacity, recent: max(1, uint64(o.capacity)/4)}
+	p.opts = append(slices.Clone(opts), func(o *options) error {
+		o.scratch = &p.scratch
+		return nil
+	})
 	size := max(2, bits.Len(uint(2*p.capacity-1)))
 	p.slots = make([]atomic.Pointer[plansEntry], 1<<size)
 	p.shift = uint8(64 - size)

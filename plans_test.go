@@ -167,6 +167,121 @@ func TestPlansConcurrent(t *testing.T) {
 	}
 }
 
+// scratchShapes are walked in all ways, and need scratch memory of all kinds and sizes.
+var scratchShapes = []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000}, {Outer: 150, Channels: 37, Inner: 1},
+	{Outer: 9, Channels: 140, Inner: 1}, {Outer: 20, Channels: 11, Inner: 3}, {Outer: 40, Channels: 60, Inner: 9}, {Outer: 1, Channels: 2, Inner: 70000},
+	{Outer: 3000, Channels: 1, Inner: 1}, {Outer: 3, Channels: 900, Inner: 1}}
+
+// Plans share scratch memory, and a call does not see the calls of other plans before
+// it: results have the bits of a plan with memory of its own. In between, the memory
+// is filled with numbers that would show.
+func TestPlansShareScratch(t *testing.T) {
+	calls := 60
+	if testing.Short() {
+		calls = 24
+	}
+	for k, path := range batchnorm.Paths() {
+		for a, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.SiLU} {
+			for _, workers := range []int{1, 3} {
+				opts := []batchnorm.Option{batchnorm.WithPath(path), batchnorm.WithActivation(act), batchnorm.WithWorkers(workers)}
+				plans := newPlans(t, opts...)
+				r := rand.New(rand.NewPCG(uint64(k), uint64(a)))
+				for i := range calls {
+					s := scratchShapes[r.IntN(len(scratchShapes))]
+					p := newProblem(s, 4|2)
+					p.act = act
+					if i%3 > 0 {
+						p.unusual(uint64(i))
+					}
+					if i%4 == 0 {
+						p.gamma, p.beta = nil, nil
+					}
+					mask := batchnorm.Mask{}
+					if r.IntN(2) == 0 {
+						mask.Valid = valid(masksFor(s, 1)["half"], s)
+					}
+					plan, err := plans.Plan(s)
+					noError(t, err)
+					if d := p.onPlan(t, plan, mask).compare(p.onPlan(t, newPlan(t, s, opts...), mask)); d != "" {
+						t.Fatalf("%v, %v, %v, %d workers, call %d: with shared memory %s", s, path, act, workers, i, d)
+					}
+					plans.SoilScratch()
+				}
+			}
+		}
+	}
+}
+
+// Once every plan was called, calls of all in turn allocate nothing, and there is no
+// more memory than the largest shape needs.
+func TestPlansScratchSize(t *testing.T) {
+	if raceBuild {
+		t.Skip("the race detector allocates")
+	}
+	plans := newPlans(t, batchnorm.WithWorkers(3))
+	var cases []func() error
+	alone := 0
+	for _, s := range scratchShapes {
+		c := newAllocCase(s, 1)
+		masked := c.forward
+		masked.Mask.Valid = valid(masksFor(s, 1)["half"], s)
+		plan, err := plans.Plan(s)
+		noError(t, err)
+		own := newPlans(t, batchnorm.WithWorkers(3))
+		planOfOwn, err := own.Plan(s)
+		noError(t, err)
+		calls := func(p *batchnorm.Plan) []func() error {
+			return []func() error{func() error { return p.Forward(c.forward) }, func() error { return p.Inference(c.inference) },
+				func() error { return p.Backward(c.backward) }, func() error { return p.Forward(masked) }}
+		}
+		for _, call := range calls(planOfOwn) {
+			noError(t, call())
+		}
+		alone += own.ScratchBytes()
+		cases = append(cases, calls(plan)...)
+	}
+	all := func() error {
+		for _, call := range cases {
+			if err := call(); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	expectNoAllocations(t, 3, "all plans in turn", all)
+	if shared := plans.ScratchBytes(); shared > alone/3 {
+		t.Errorf("%d bytes are shared, %d plans would have %d of their own", shared, len(scratchShapes), alone)
+	}
+}
+
+// BenchmarkPlansScratch is the time of small forward passes by two plans in turn: with
+// memory of their own, and with shared memory, which each divides anew.
+func BenchmarkPlansScratch(b *testing.B) {
+	for _, channels := range []int{16, 256, 2048} {
+		for _, shared := range []bool{false, true} {
+			plans := newPlans(b)
+			var calls [2]func() error
+			for i := range calls {
+				s := batchnorm.Shape{Outer: 8 + i, Channels: channels, Inner: 1}
+				plan := newPlan(b, s)
+				if shared {
+					var err error
+					plan, err = plans.Plan(s)
+					noError(b, err)
+				}
+				c := newAllocCase(s, 1)
+				calls[i] = func() error { return plan.Forward(c.forward) }
+			}
+			b.Run(fmt.Sprintf("channels=%d/shared=%t", channels, shared), func(b *testing.B) {
+				b.ReportAllocs()
+				for i := range b.N {
+					noError(b, calls[i%2]())
+				}
+			})
+		}
+	}
+}
+
 // BenchmarkPlans is the time of a hit: of one shape, of several in turn, and of
 // these by all processors at a time.
 func BenchmarkPlans(b *testing.B) {

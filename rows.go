@@ -16,11 +16,13 @@ type rowScratch struct {
 	none        kernelArgs // of no kernel
 }
 
-func newRowScratch(channels int) *rowScratch {
-	n := roundUp(channels, lanes)
+// newRowScratch has room for as many channels in a group, a multiple of 8.
+func newRowScratch(n int) *rowScratch {
 	return &rowScratch{sums: make([]float64, n*sumLen), shift: make([]float32, n), zero: make([]float32, n),
 		a: make([]float64, n), b: make([]float64, n)}
 }
+
+func (s *rowScratch) room() int { return len(s.shift) }
 
 // giveRowScratch takes scratch memory back. It forgets the caller's memory.
 func (w *workspace) giveRowScratch(s *rowScratch) {

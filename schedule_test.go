@@ -201,7 +201,11 @@ func TestExplain(t *testing.T) {
 			}
 		}
 	}
-	if len(explained) < 8 {
+	least := 8
+	if len(Paths()) == 1 { // pure Go has one channel in a group, and takes no turns
+		least = 4
+	}
+	if len(explained) < least {
 		t.Errorf("only %d ways were explained", len(explained))
 	}
 }

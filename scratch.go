@@ -2,38 +2,158 @@ package batchnorm
 
 import "sync"
 
-// pool is scratch memory for the tasks of a call that run at a time. It is allocated
-// when it is first needed, for all of them, so that later calls allocate nothing.
-type pool[T any] struct {
-	n    int // how many are needed at a time
-	make func() *T
+// scratch is the memory that calls work in, of one plan, or of all those of a [Plans].
+// It grows with the first call of a plan, and with the first time that so many calls
+// overlap; other calls allocate nothing.
+type scratch struct {
+	calls int // how many overlap from the first call on: 0 stands for 1
 
-	mu   sync.Mutex
-	free []*T
-	made bool
+	mu         sync.Mutex
+	workspaces []*workspace // not in use
+
+	rows    pool[*rowScratch]
+	buffers pool[*buffers]
 }
 
-func (p *pool[T]) take() *T {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if !p.made {
-		p.made = true
-		p.free = make([]*T, 0, 2*p.n)
-		for range p.n {
-			p.free = append(p.free, p.make())
+// take returns a workspace that fits a plan and its geometry, or that of the positions
+// that a mask leaves. One that already fits is preferred.
+func (s *scratch) take(p *Plan, masked bool) *workspace {
+	w := s.find(p, masked)
+	if w == nil {
+		w = newWorkspace()
+	}
+	if w.plan != p || w.masked != masked {
+		w.fit(p, s, masked)
+	}
+	return w
+}
+
+// reserve makes workspaces for the calls that overlap from the first on. They have room
+// for calls of a plan, and of smaller ones, with a mask like m.
+func (s *scratch) reserve(p *Plan, m *Mask) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for len(s.workspaces) < s.calls {
+		s.workspaces = append(s.workspaces, newWorkspace())
+	}
+	for _, w := range s.workspaces {
+		if w.plan == nil {
+			w.fit(p, s, false)
+		}
+		if m.given() {
+			if !w.gathers {
+				w.fit(p, s, true)
+			}
+			w.gathered.reserve(m, p.shape)
 		}
 	}
-	n := len(p.free)
-	if n == 0 { // an executor runs more tasks at a time than it said
-		return p.make()
-	}
-	s := p.free[n-1]
-	p.free = p.free[:n-1]
-	return s
 }
 
-func (p *pool[T]) give(s *T) {
+func (s *scratch) find(p *Plan, masked bool) *workspace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := len(s.workspaces)
+	if n == 0 {
+		return nil
+	}
+	last := n - 1
+	for i := last; i >= 0; i-- {
+		if w := s.workspaces[i]; w.plan == p && w.masked == masked {
+			last = i
+			break
+		}
+	}
+	w := s.workspaces[last]
+	s.workspaces[last] = s.workspaces[n-1]
+	s.workspaces = s.workspaces[:n-1]
+	return w
+}
+
+// give takes a workspace back.
+func (s *scratch) give(w *workspace) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.workspaces = append(s.workspaces, w)
+}
+
+// pool is memory for the tasks that run at a time. What the largest call so far needs is
+// allocated by the first of its tasks, for all of them, so that later calls allocate
+// nothing.
+type pool[T interface{ room() int }] struct {
+	mu   sync.Mutex
+	free []T
+	made int // how many there are, in use or not
+	room int // of each, at least
+}
+
+// share is the part of a pool that a call uses: n at a time, with room for as many
+// channels.
+type share[T interface{ room() int }] struct {
+	pool    *pool[T]
+	n, room int
+	make    func(room int) T
+}
+
+func (s *share[T]) take() T {
+	p := s.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.free = append(p.free, s)
+	if p.room < s.room {
+		p.room = s.room
+		for i := range p.free {
+			p.free[i] = s.make(p.room)
+		}
+	}
+	if p.made < s.n && cap(p.free) < 2*s.n {
+		p.free = append(make([]T, 0, 2*s.n), p.free...)
+	}
+	for ; p.made < s.n; p.made++ {
+		p.free = append(p.free, s.make(p.room))
+	}
+	n := len(p.free)
+	if n == 0 { // calls overlap, or an executor runs more tasks at a time than it said
+		p.made++
+		return s.make(p.room)
+	}
+	v := p.free[n-1]
+	p.free = p.free[:n-1]
+	return v
+}
+
+func (s *share[T]) give(v T) {
+	p := s.pool
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v.room() < p.room { // another call has asked for more in the meantime
+		v = s.make(p.room)
+	}
+	p.free = append(p.free, v)
+}
+
+// slab is memory that slices are cut from, one after the other.
+type slab[T any] struct {
+	all  []T
+	used int
+}
+
+// begin forgets the slices that were cut.
+func (s *slab[T]) begin() { s.used = 0 }
+
+// cut returns the next n values, or nil if there are too few left.
+func (s *slab[T]) cut(n int) []T {
+	first := s.used
+	s.used += n
+	if s.used > len(s.all) {
+		return nil
+	}
+	return s.all[first:s.used:s.used]
+}
+
+// grow reports whether all slices were cut, and makes room for them if not.
+func (s *slab[T]) grow() bool {
+	if s.used <= len(s.all) {
+		return true
+	}
+	s.all = make([]T, s.used)
+	return false
 }
