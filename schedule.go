@@ -80,10 +80,11 @@ type limits struct {
 	fitPart   int // rows: sums and outputs are fused for channels up to 1/fitPart of the third-level cache
 	tile      int // values in a task that only applies, at most, for several workers
 	share     int // values of the tensor that each worker has at least
+	few       int // rows: values of a tensor whose tasks are two for each worker, since a task has costs of its own
 	recompute int // cols: up to so many columns computing g again is faster than storing it, for tensors with non-temporal stores
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupPart: 5, fitPart: 2, tile: maxCall, share: 8 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupPart: 5, fitPart: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -106,8 +107,14 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 	bytes := max(1, 4*g.outer*g.inner*s.reads) // of a channel
 	w.group = l.group(g, s.path, bytes)
 	tasks := g.channels
-	if s.workers > 1 {
-		tasks = min(g.channels, roundUp(max(1, g.channels/(4*s.workers)), w.group))
+	if s.workers > 1 { // some tasks for each, of whole cache lines
+		each := 4
+		if elements <= l.few {
+			each = 2
+		}
+		tasks = roundUp(ceilDiv(g.channels, each*s.workers), g.lines())
+		w.group = min(w.group, tasks, g.channels)
+		tasks = min(g.channels, roundUp(tasks, w.group))
 	}
 	w.tasks = tasks
 	enough := s.workers == 1 || g.segments == 1 || g.channels >= 4*s.workers
