@@ -1,8 +1,10 @@
 package batchnorm
 
 import (
+	"bytes"
 	"math"
 	"slices"
+	"unsafe"
 )
 
 // channels holds the numbers of a call per channel: an array for each number, so that
@@ -743,7 +745,7 @@ func (w *workspace) anyWide(c0, c1 int) bool {
 	if w.backward {
 		list = w.channels.gradWide
 	}
-	first := slices.Index(list[c0:c1], true)
+	first := indexTrue(list[c0:c1])
 	if first < 0 {
 		return false
 	}
@@ -753,6 +755,12 @@ func (w *workspace) anyWide(c0, c1 int) bool {
 		}
 	}
 	return false
+}
+
+// indexTrue returns the index of the first that is true, or -1. It looks at many at a
+// time: all channels are looked at in every call.
+func indexTrue(list []bool) int {
+	return bytes.IndexByte(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)), 1)
 }
 
 func (w *workspace) anyWideColumn(j, n int) bool {
