@@ -15841,10 +15841,10 @@ DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
 DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
@@ -15853,15 +15853,27 @@ DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+160(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+192(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -15895,49 +15907,49 @@ channels1:
 	VMULPD Y14, Y10, Y10
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y10, Y11, Y10
 	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y11
-	VCMPPD $0x1d, Y11, Y8, Y11
-	VORPS Y11, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y11
-	VADDPD Y8, Y11, Y11
-	VCMPPD $0x1d, Y11, Y1, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VMULPD Y14, Y0, Y9
+	VCMPPD $0x1d, Y9, Y8, Y9
+	VORPS Y9, Y10, Y10
+	VADDPD Y8, Y11, Y9
+	VCMPPD $0x1d, Y9, Y1, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y8
+	VANDPS Y8, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	VMULPD Y7, Y0, Y10
 	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y10, Y11, Y10
 	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y11
-	VCMPPD $0x1d, Y11, Y8, Y11
-	VORPS Y11, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
-	VADDPD Y8, Y11, Y11
-	VCMPPD $0x1d, Y11, Y1, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VMULPD Y14, Y0, Y9
+	VCMPPD $0x1d, Y9, Y8, Y9
+	VORPS Y9, Y10, Y10
+	VADDPD Y8, Y11, Y9
+	VCMPPD $0x1d, Y9, Y1, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y8
+	VANDPS Y8, Y10, Y10
+	VCMPPD $0x1d, Y7, Y7, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -16005,48 +16017,103 @@ unwanted4:
 	VSUBPD Y9, Y3, Y3
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
+	VANDNPS Y4, Y14, Y6
 	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
+	VCMPPD $0x1d, Y14, Y10, Y9
+	VANDNPS Y12, Y9, Y12
 	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y10, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y9
+	VORPS Y9, Y8, Y8
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VANDNPS Y3, Y14, Y11
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
+	VANDNPS Y5, Y14, Y7
 	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
+	VCMPPD $0x1d, Y14, Y11, Y9
+	VANDNPS Y12, Y9, Y12
 	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VORPS Y9, Y8, Y8
+	VTESTPS Y8, Y8
+	JEQ large5
+	MOVQ channelArgs_dgamma(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y8, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y9, Y14, Y9
+	VMULPD Y0, Y8, Y8
+	VMULPD Y0, Y9, Y9
+	MOVQ channelArgs_dbeta(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y6, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VMULPD Y14, Y6, Y6
+	VCMPPD $0x1d, Y8, Y6, Y8
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS Y6, Y8, Y8
+	VANDNPS Y4, Y8, Y4
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y10, Y8, Y10
+	VANDNPS Y12, Y10, Y12
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y6, Y8, Y6
+	VANDNPS Y12, Y6, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y7, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VMULPD Y14, Y7, Y7
+	VCMPPD $0x1d, Y9, Y7, Y9
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDPS Y7, Y9, Y9
+	VANDNPS Y5, Y9, Y5
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y11, Y9, Y11
+	VANDNPS Y12, Y11, Y12
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDNPS Y7, Y9, Y7
+	VANDNPS Y12, Y7, Y12
+
+large5:
 	MOVQ channelArgs_k1(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2

@@ -12070,10 +12070,10 @@ DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
 DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
@@ -12082,15 +12082,27 @@ DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+160(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+192(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -12127,49 +12139,49 @@ channels1:
 	FMUL4D(14, 10, 10)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
-	FCMGE4D(10, 11, 10)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(10, 11, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 11)
-	FCMGE4D(11, 8, 11)
-	ORR8(11, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 11)
-	FADD4D(8, 11, 11)
-	FCMGE4D(11, 1, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FMUL4D(14, 0, 9)
+	FCMGE4D(9, 8, 9)
+	ORR8(9, 10, 10)
+	FADD4D(8, 11, 9)
+	FCMGE4D(9, 1, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	AND8(8, 10, 10)
+	FCMGE4D(6, 6, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
 	FMUL4D(7, 0, 10)
 	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
-	FCMGE4D(10, 11, 10)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 5, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(10, 11, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 11)
-	FCMGE4D(11, 8, 11)
-	ORR8(11, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
-	FADD4D(8, 11, 11)
-	FCMGE4D(11, 1, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FMUL4D(14, 0, 9)
+	FCMGE4D(9, 8, 9)
+	ORR8(9, 10, 10)
+	FADD4D(8, 11, 9)
+	FCMGE4D(9, 1, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	AND8(8, 10, 10)
+	FCMGE4D(7, 7, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -12229,48 +12241,104 @@ unwanted4:
 	FSUB4D(9, 3, 3)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
+	BIC8(14, 4, 6)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
+	FCMGE4D(14, 10, 9)
+	BIC8(9, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(10, 14, 8)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(14, 6, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(6, 14, 9)
+	ORR8(9, 8, 8)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	BIC8(14, 3, 11)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
+	BIC8(14, 5, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
+	FCMGE4D(14, 11, 9)
+	BIC8(9, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 8, 8)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(14, 7, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	ORR8(9, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBZ R15, large5
+	MOVD channelArgs_dgamma(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 9, 9)
+	FMUL4D(0, 8, 8)
+	FMUL4D(0, 9, 9)
+	MOVD channelArgs_dbeta(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 6, 6)
+	FLDPQ 192(R24), (F28, F29)
+	FMUL4D(14, 6, 6)
+	FCMGE4D(8, 6, 8)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(6, 14, 6)
+	AND8(6, 8, 8)
+	BIC8(8, 4, 4)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(10, 14, 8)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(8, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(6, 14, 8)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(6, 14, 6)
+	BIC8(8, 6, 6)
+	BIC8(6, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 7, 7)
+	FLDPQ 192(R24), (F28, F29)
+	FMUL4D(14, 7, 7)
+	FCMGE4D(9, 7, 9)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	AND8(7, 9, 9)
+	BIC8(9, 5, 5)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(9, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(9, 7, 7)
+	BIC8(7, 12, 12)
+
+large5:
 	MOVD channelArgs_k1(R23), R4
 	ADD R2, R4
 	NARROW(2, 3, 2)

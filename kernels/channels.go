@@ -235,6 +235,9 @@ func (c *chans) abs64(dst, x vec) { c.op(opAndNot, dst, c.const64(math.Copysign(
 // need says that a channel is unusual unless its mask is set.
 func (c *chans) need(mask vec) { c.op(opAnd, c.usual, c.usual, mask) }
 
+// refuse says that a channel is unusual if its mask is set.
+func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
+
 // needTame says that a channel with an x that is wild is unusual, and with NaN;
 // t is a temporary.
 func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
@@ -253,8 +256,12 @@ func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
 const (
 	sureMin   = 0x1p-100
 	sureMax   = 0x1p+100
+	tameMin   = 0x1p-60
+	gradMin   = 0x1p-120
 	factorMin = 0x1p-120
 	factorMax = 0x1p+120
+
+	negligible = 0x1p-40
 )
 
 // ---- the kernels
@@ -516,30 +523,30 @@ func backwardChannels(c *chans) {
 	c.farArrays()
 	count, trusted := c.scalar("count"), c.scalar("weight")
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
-	temps := [3]vec{t[0], t[1], i[0]}
 	c.usual = c.newVec()
 	c.untilUnusual(func(stop func()) {
 		c.load64(p, c.find64("sumA"))
 		c.load64(r, c.find64("sumB"))
 		c.load64(i, c.find64("invstd"))
-		for h := range p { // gradSumsAreSafe
+		for h := range p { // gradSumsAreSafe, or invstd is NaN
 			c.op(opMul64, t[0], count, i[h])
-			c.op(opMul64, t[0], t[0], c.const64(sureMin))
+			c.op(opMul64, t[0], t[0], c.const64(gradMin))
 			c.abs64(t[1], p[h])
-			c.op(opGE64, t[0], t[1], t[0])
-			c.op(opGE64, t[1], c.const64(math.MaxFloat64), t[1])
-			c.need(t[1])
 			c.abs64(low[0], r[h])
-			c.op(opGE64, t[1], c.const64(math.MaxFloat64), low[0])
-			c.need(t[1])
-			c.op(opMul64, t[1], count, c.const64(sureMin))
-			c.op(opGE64, t[1], low[0], t[1])
-			c.op(opOr, t[0], t[0], t[1])
-			c.abs64(t[1], p[h])
-			c.op(opAdd64, t[1], t[1], low[0])
-			c.op(opGE64, t[1], trusted, t[1])
-			c.op(opOr, t[0], t[0], t[1])
-			c.need(t[0])
+			c.op(opGE64, t[0], t[1], t[0])
+			c.op(opMul64, low[1], count, c.const64(gradMin))
+			c.op(opGE64, low[1], low[0], low[1])
+			c.op(opOr, t[0], t[0], low[1])
+			c.op(opAdd64, low[1], t[1], low[0])
+			c.op(opGE64, low[1], trusted, low[1])
+			c.op(opOr, t[0], t[0], low[1])
+			for _, v := range []vec{t[1], low[0]} {
+				c.op(opGE64, v, c.const64(math.MaxFloat64), v)
+				c.op(opAnd, t[0], t[0], v)
+			}
+			c.op(opGE64, t[1], i[h], i[h])
+			c.op(opAndNot, t[0], t[0], t[1])
+			c.refuse(t[0])
 		}
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
@@ -564,13 +571,63 @@ func backwardChannels(c *chans) {
 		c.div64(p, p, scalarPair(count))
 		c.mul64(low, low, r)
 		c.sub64(p, p, low)
-		c.needTame(p, sureMin, sureMax, temps)
-		c.needTame(r, sureMin, sureMax, temps)
+		c.refuseWild(p, r, count, [3]pair{t, i, low})
 		c.store32(p, c.findConst("k1"))
 		c.store32(r, c.findConst("k2"))
 		stop()
 	})
 }
+
+// refuseWild says that channels are unusual whose k1 or k2 are wild, and leaves out what
+// is negligible of k2, as gradient.set does. Only small ones are looked at closely.
+func (c *chans) refuseWild(k1, k2 pair, count vec, t [3]pair) {
+	a, b, small := t[0], t[1], t[2][0]
+	for h := range k1 {
+		c.abs64(a[h], k1[h])
+		c.abs64(b[h], k2[h])
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][1], v, c.const64(above(sureMax)))
+			c.refuse(t[2][1])
+			dst := t[2][1]
+			if h == 0 && v == a[h] {
+				dst = small
+			}
+			c.op(opGE64, dst, c.const64(tameMin), v)
+			if dst != small {
+				c.op(opOr, small, small, dst)
+			}
+		}
+	}
+	usual := c.newLabel("large")
+	c.ifNone(small, usual)
+	c.load64(t[2], c.find64("dgamma"))
+	for h := range k2 {
+		c.abs64(t[2][h], t[2][h])
+	}
+	c.mul64(t[2], t[2], scalarPair(count))
+	c.load64(b, c.find64("dbeta"))
+	for h := range k2 {
+		c.abs64(b[h], b[h])
+		c.op(opMul64, b[h], b[h], c.const64(negligible))
+		c.op(opGE64, t[2][h], b[h], t[2][h])
+		c.abs64(b[h], k2[h])
+		c.op(opGE64, b[h], c.const64(tameMin), b[h])
+		c.op(opAnd, t[2][h], t[2][h], b[h])
+		c.op(opAndNot, k2[h], t[2][h], k2[h])
+		c.abs64(b[h], k2[h])
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][h], c.const64(0), v)
+			c.op(opGE64, v, c.const64(below(gradMin)), v)
+			c.op(opAndNot, v, t[2][h], v)
+			c.refuse(v)
+		}
+	}
+	c.label(usual)
+}
+
+// above and below are the next numbers, so that a comparison is false for NaN.
+func above(v float64) float64 { return math.Nextafter(v, math.Inf(1)) }
+func below(v float64) float64 { return math.Nextafter(v, math.Inf(-1)) }
 
 func trackChannels(c *chans) {
 	running, mean := c.float32s("running"), c.float64s("mean")
