@@ -1,6 +1,7 @@
 package batchnorm
 
 import (
+	"math"
 	"slices"
 
 	"github.com/fusedbn/batchnorm/internal/team"
@@ -36,9 +37,9 @@ type call struct {
 	again stage // takes the sums of a channel once more, when sums has overwritten what it read
 
 	source *source // where the values come from, if they don't lie as the geometry says
-	// trust says that sums of exactly 0 are those of zeros, and not of products that
-	// vanished: dy holds no values near the end of float32's range.
-	trust bool
+	// least is the least magnitude in dy. Where its products don't vanish, sums of exactly
+	// 0 are those of zeros.
+	least float64
 
 	// Outputs of the statistics phase, nil when not wanted.
 	saved               savedStatistics
@@ -231,7 +232,7 @@ func (w *workspace) run(do phases) {
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
-		w.trust = trustZeros(w.sums.dy)
+		w.least = leastOf(w.sums.dy)
 	}
 	if w.way.stores {
 		w.storeGradients()
@@ -311,19 +312,18 @@ func (w *workspace) fence() {
 	}
 }
 
-// trustSample is how many values of dy are looked at.
-const trustSample = 64
+// leastSample is how many values of dy are looked at.
+const leastSample = 64
 
-// trustZeros reports whether none of some values of dy is so small that its products
-// might vanish. Zeros are not: their products are exact.
-func trustZeros(dy []float32) bool {
-	step := max(1, len(dy)/trustSample)
+// leastOf returns the least magnitude of some values of dy that are not 0, and infinity
+// without such a value.
+func leastOf(dy []float32) float64 {
+	least := float32(math.Inf(1))
+	step := max(1, len(dy)/leastSample)
 	for i := 0; i < len(dy); i += step {
-		if v := dy[i]; v != 0 && v < trustLeast && v > -trustLeast {
-			return false
+		if v := abs(dy[i]); v < least && v != 0 {
+			least = v
 		}
 	}
-	return true
+	return float64(least)
 }
-
-const trustLeast = 0x1p-60

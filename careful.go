@@ -20,18 +20,28 @@ type constants struct {
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
 }
 
-// reset makes the constants those of a block in a layout, which change nothing yet.
-func (k *constants) reset(l layout) {
+// init makes the constants those of a layout.
+func (k *constants) init(l layout) {
 	k.layout = l
 	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
+	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} { // nothing else, not even the sign of a zero
+		for j := range mostSpan {
+			k.set(list, j, fieldN, negativeZero)
+			k.set(list, j, fieldB, negativeZero)
+			k.set(list, j, fieldA, 1)
+		}
+	}
+}
+
+// reset makes the constants those of a block, which change nothing yet.
+func (k *constants) reset() {
 	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
 }
 
 // set sets a field of the record of a row, or of column j.
 func (k *constants) set(list []float32, j, field int, v float32) {
 	if k.layout == cols {
-		field, j = field*lanes+j%lanes, j/lanes*lanes*coefLen
-		list[j+field] = v
+		list[j/lanes*lanes*coefLen+field*lanes+j%lanes] = v
 		return
 	}
 	list[field] = v
@@ -39,12 +49,10 @@ func (k *constants) set(list []float32, j, field int, v float32) {
 
 var negativeZero = float32(math.Copysign(0, -1))
 
-// setScale makes a record one that multiplies by a power of two, and changes nothing
-// else, not even the sign of a zero. It reports whether the power is not 0.
+// setScale makes a record one that multiplies by a power of two. It reports whether the
+// power is not 0.
 func (k *constants) setScale(list []float32, j, power int) bool {
-	k.set(list, j, fieldN, negativeZero)
-	k.set(list, j, fieldA, float32(math.Ldexp(1, power)))
-	k.set(list, j, fieldB, negativeZero)
+	k.set(list, j, fieldA, float32(ldexp(1, power)))
 	return power != 0
 }
 
@@ -192,7 +200,7 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 // c on.
 func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
 	k := &buf.constants
-	k.reset(w.geo.layout)
+	k.reset()
 	if w.geo.layout == rows {
 		w.setCareful(k, 0, c)
 	} else {
@@ -203,14 +211,21 @@ func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
 	w.writeScaled(buf, b, k)
 }
 
-// setCareful sets all constants of a channel.
+// setCareful sets what the outputs of a channel take.
 func (w *workspace) setCareful(k *constants, j, c int) {
-	f := w.channels.affine(c)
-	k.setZ(j, &f)
+	if !w.backward || w.apply.act.kind != actIdentity {
+		w.setZ(k, j, c)
+	}
 	if w.backward {
 		d := w.channels.scaledGradient(c, w.frozen)
 		k.setDX(j, &d)
 	}
+}
+
+// setZ sets the constants of z of a channel.
+func (w *workspace) setZ(k *constants, j, c int) {
+	f := w.channels.affine(c)
+	k.setZ(j, &f)
 }
 
 // writeCarefully writes the outputs of n adjacent values of a channel in rows, from
@@ -219,7 +234,7 @@ func (w *workspace) writeCarefully(c, i, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset(rows)
+	k.reset()
 	w.setCareful(k, 0, c)
 	for p := 0; p < n; p += bufferLen {
 		m := min(bufferLen, n-p)
@@ -239,7 +254,7 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset(cols)
+	k.reset()
 	for j := range n {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}

@@ -16,6 +16,17 @@ const (
 	someAgain // those of one of the kinds in turn
 )
 
+// lookedAt has the kinds of which values are looked at, forward and backward, as their
+// sums don't tell enough.
+var lookedAt = map[string][2]bool{
+	"NaN in one channel":  {true, false},
+	"NaN in all channels": {true, false},
+	"Inf in one channel":  {true, false},
+	"Inf in all channels": {true, false},
+	"dy * 1e-38":          {false, true},
+	"kinds in turn":       {true, false},
+}
+
 // takenAgainOf says for every kind of data which channels take their sums again, forward
 // and backward. Sums of zeros are exact, and no second sum makes a number of a NaN;
 // squares of large values and products of tiny gradients leave float32's range.
@@ -68,7 +79,16 @@ func TestRescuedChannels(t *testing.T) {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
 				for _, path := range batchnorm.Paths() {
 					t.Run(fmt.Sprintf("%v/%s/%v/%v", s, k.Name, act, path), func(t *testing.T) {
-						forward, backward := rescuedOf(t, s, k, act, path)
+						forward, backward, looked := rescuedOf(t, s, k, act, path)
+						for i, n := range looked {
+							most := 0
+							if lookedAt[k.Name][i] {
+								most = k.Changes(s.Channels)
+							}
+							if n > int64(most) {
+								t.Errorf("%s looks at %d channels, at most %d are wanted", [...]string{"forward", "backward"}[i], n, most)
+							}
+						}
 						if forward != count(want[0]) || backward != count(want[1]) {
 							t.Errorf("the sums of %d channels forward and %d backward are taken again, want %d and %d",
 								forward, backward, count(want[0]), count(want[1]))
@@ -80,8 +100,9 @@ func TestRescuedChannels(t *testing.T) {
 	}
 }
 
-// rescuedOf returns how many channels of a kind of data have their sums taken again.
-func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (forward, backward int64) {
+// rescuedOf returns how many channels of a kind of data have their sums taken again, and
+// how many are looked at.
+func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (forward, backward int64, looked [2]int64) {
 	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
 	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
 	k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
@@ -89,10 +110,10 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 	noError(t, err)
 	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
 	out := make([]float32, s.Len())
-	before := batchnorm.Rescued()
+	before, unseen := batchnorm.Rescued(), batchnorm.Looked()
 	noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: out, Mean: mean, InvStd: invstd}))
-	between := batchnorm.Rescued()
+	between, seen := batchnorm.Rescued(), batchnorm.Looked()
 	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: out,
 		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels)}))
-	return between - before, batchnorm.Rescued() - between
+	return between - before, batchnorm.Rescued() - between, [2]int64{seen - unseen, batchnorm.Looked() - seen}
 }

@@ -35,6 +35,9 @@ func WithExtremeSchedule(phases bool) Option {
 // Rescued returns how many channels had their sums taken again so far.
 func Rescued() int64 { return rescued.Load() }
 
+// Looked returns how many channels had their values looked at so far.
+func Looked() int64 { return looked.Load() }
+
 // ELUInverse is what BackwardFromY turns y = ELU(z) back with.
 func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }
 

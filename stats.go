@@ -125,7 +125,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	}
 	scale := f.scale
 	if f.power != 0 {
-		mean, scale = math.Ldexp(mean, f.power), math.Ldexp(scale, -f.power)
+		mean, scale = ldexp(mean, f.power), ldexp(scale, -f.power)
 	}
 	f.m, f.a = float32(mean), float32(scale)
 	f.b = float32(beta - float64((mean-float64(f.m))*scale))
@@ -191,14 +191,14 @@ func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
 		powerX = min(f.power, 0)
 	}
 	low := f.mean - float64(float32(f.mean))
-	mean := math.Ldexp(f.mean, powerX)
+	mean := ldexp(f.mean, powerX)
 	k1 := d.k1 + float64(low*d.k2)
 	if e := exponentOf(f.scale) - powerG; e > mostPower { // or a would be infinite, where dx need not be
 		powerG = clampPower(powerG + e - mostPower)
 	}
-	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(math.Ldexp(f.scale, -powerG))}
-	k2 := math.Ldexp(d.k2, -powerX)
+	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(ldexp(f.scale, -powerG))}
+	k2 := ldexp(d.k2, -powerX)
 	k1 -= float64((mean - float64(s.m)) * k2)
-	s.k1, s.k2 = float32(math.Ldexp(k1, powerG)), float32(math.Ldexp(k2, powerG))
+	s.k1, s.k2 = float32(ldexp(k1, powerG)), float32(ldexp(k2, powerG))
 	return s
 }
