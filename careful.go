@@ -10,6 +10,7 @@ import "math"
 // constants are what the kernels multiply a block by: a record for a row, or one for
 // every 8 columns, of up to mostSpan.
 type constants struct {
+	of     *buffers // that they are a part of
 	layout layout
 	memory [6][mostSpan * coefLen]float32
 	// toX and toG scale x and g; toZ scales x before z is computed, and again does so
@@ -18,11 +19,16 @@ type constants struct {
 	z, dx                []float32 // the constants of z, and of dx
 
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
+
+	// The block of columns whose x was scaled last, forward: a segment of few rows has it
+	// twice, as its probe and as its window.
+	first, rows, columns int
+	x                    []float32
 }
 
-// init makes the constants those of a layout.
-func (k *constants) init(l layout) {
-	k.layout = l
+// init makes the constants those of a layout, in buffers that they are a part of.
+func (k *constants) init(l layout, of *buffers) {
+	k.layout, k.of = l, of
 	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
 	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} { // nothing else, not even the sign of a zero
 		for j := range mostSpan {
@@ -36,6 +42,7 @@ func (k *constants) init(l layout) {
 // reset makes the constants those of a block, which change nothing yet.
 func (k *constants) reset() {
 	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+	k.x = nil
 }
 
 // set sets a field of the record of a row, or of column j.
@@ -49,33 +56,35 @@ func (k *constants) set(list []float32, j, field int, v float32) {
 
 var negativeZero = float32(math.Copysign(0, -1))
 
-// setScale makes a record one that multiplies by a power of two. It reports whether the
-// power is not 0.
-func (k *constants) setScale(list []float32, j, power int) bool {
-	k.set(list, j, fieldA, float32(ldexp(1, power)))
-	return power != 0
-}
+// setScale makes a record one that multiplies by a power of two.
+func (k *constants) setScale(list []float32, j int, scale float32) { k.set(list, j, fieldA, scale) }
+
+// powerOf32 returns 2^p for a clamped power.
+func powerOf32(p int) float32 { return math.Float32frombits(uint32(127+p) << 23) }
 
 // mostPower is the largest power of two that a record multiplies by.
 const mostPower = 126
 
 func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 
-// setX sets the power that x of a row or column is scaled by.
+// setX sets the power that x of a row or column is scaled by, which is clamped.
 func (k *constants) setX(j, power int) {
-	k.scalesX = k.setScale(k.toX, j, power) || k.scalesX
+	k.setScale(k.toX, j, powerOf32(power))
+	k.scalesX = k.scalesX || power != 0
 }
 
-// setG sets the power that g is scaled by.
+// setG sets the power that g is scaled by, which is clamped.
 func (k *constants) setG(j, power int) {
-	k.scalesG = k.setScale(k.toG, j, power) || k.scalesG
+	k.setScale(k.toG, j, powerOf32(power))
+	k.scalesG = k.scalesG || power != 0
 }
 
 // setZ sets the constants of z.
 func (k *constants) setZ(j int, f *affine) {
 	first := clampPower(f.power)
-	k.scalesZ = k.setScale(k.toZ, j, first) || k.scalesZ
-	k.scalesAgain = k.setScale(k.again, j, f.power-first) || k.scalesAgain
+	k.setScale(k.toZ, j, powerOf32(first))
+	k.setScale(k.again, j, float32(ldexp(1, f.power-first)))
+	k.scalesZ, k.scalesAgain = k.scalesZ || first != 0, k.scalesAgain || f.power != first
 	k.set(k.z, j, fieldN, -f.m)
 	k.set(k.z, j, fieldA, f.a)
 	k.set(k.z, j, fieldB, f.b)
@@ -144,12 +153,21 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 	return buf.g[:]
 }
 
-// sumScaled adds the sums of a block of columns.
-func (w *workspace) sumScaled(s *stage, buf *buffers, b *block, k *constants, acc, shift []float32) {
-	x, g := w.scaledOperands(s, buf, b, k)
-	args := kernelArgs{x: x, dy: g, coef: shift, acc: acc, rows: b.rows, n: b.n, stride: b.n}
-	if w.backward {
+// sumScaled adds the sums of some rows of n columns, from element i of the geometry's
+// tensor on.
+func (w *workspace) sumScaled(s *stage, buf *buffers, i, rows, n int, k *constants, acc, shift []float32) {
+	args := kernelArgs{coef: shift, acc: acc, rows: rows, n: n, stride: n}
+	switch {
+	case w.backward:
+		b := w.packCols(s, buf, i, rows, n)
+		args.x, args.dy = w.scaledOperands(s, buf, &b, k)
 		args.coef = k.dx
+	case k.x != nil && k.first == i && k.rows == rows && k.columns == n:
+		args.x = k.x
+	default:
+		b := w.packCols(s, buf, i, rows, n)
+		args.x, _ = w.scaledOperands(s, buf, &b, k)
+		k.x, k.first, k.rows, k.columns = args.x, i, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)
 }

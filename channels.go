@@ -384,7 +384,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 			looked = true
 			continue
 		}
-		w.momentsAgain(c, end)
+		w.momentsAgain(c, end, looked)
 		for c < end {
 			next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
 			if next == c {
@@ -771,7 +771,13 @@ func (w *workspace) setRunning(mean, variance []float32) {
 }
 
 // channelOf returns the channel of a column.
-func (w *workspace) channelOf(j int) int { return j / w.geo.unit % w.geo.channels }
+func (w *workspace) channelOf(j int) int {
+	g := w.geo
+	if g.width == g.channels {
+		return j
+	}
+	return j / g.unit % g.channels
+}
 
 // wide reports whether the outputs of a channel are computed from scaled values.
 func (w *workspace) wide(c int) bool {

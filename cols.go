@@ -64,7 +64,10 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 	g := w.geo
 	values := maxCall // per call at most
 	var buf *buffers
-	if w.source != nil || scale != nil {
+	switch {
+	case scale != nil:
+		buf, values = scale.of, bufferLen
+	case w.source != nil:
 		buf, values = w.buffers.take(), bufferLen
 		defer w.buffers.give(buf)
 	}
@@ -74,8 +77,7 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 		for r := r0; r < r1; r += most {
 			i, count := r*g.width+c+p, min(most, r1-r)
 			if scale != nil {
-				b := w.packCols(s, buf, i, count, m)
-				w.sumScaled(s, buf, &b, scale, acc, shift) // a span is no wider
+				w.sumScaled(s, buf, i, count, m, scale, acc, shift) // a span is no wider
 				continue
 			}
 			k := w.colArgs(s, buf, i, count, m)

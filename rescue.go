@@ -29,12 +29,15 @@ func exponentOf(v float64) int {
 	}
 }
 
+// powerOf returns 2^p, for p from -1022 to 1023.
+func powerOf(p int) float64 { return math.Float64frombits(uint64(1023+p) << 52) }
+
 // ldexp is math.Ldexp, by a product where that does.
 func ldexp(v float64, p int) float64 {
 	if p < -1022 || p > 1023 {
 		return math.Ldexp(v, p)
 	}
-	return v * math.Float64frombits(uint64(1023+p)<<52)
+	return v * powerOf(p)
 }
 
 // plainCols reports whether values lie as the geometry says, and every column is a channel.
@@ -242,7 +245,10 @@ func (w *workspace) setSpan(k *constants, j, n int) {
 // sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, of values
 // scaled by their powers, and takes the powers back.
 func (w *workspace) sumAgain(c0, c1 int) {
-	ch, g := &w.channels, w.geo
+	ch, g, computesG := &w.channels, w.geo, w.computesG()
+	if !slices.Contains(ch.flag[c0:c1], true) {
+		return
+	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
@@ -251,7 +257,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			k.reset()
 			for i := range n {
 				c := w.channelOf(j + i)
-				if w.computesG() {
+				if computesG {
 					w.setZ(k, i, c)
 				}
 				w.setSumPowers(k, i, c, c >= c0 && c < c1 && ch.flag[c])
@@ -261,7 +267,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			}
 		}
 	}
-	count := 0
+	count, single := 0, g.single()
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
 			continue
@@ -270,7 +276,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 		count++
 		if g.layout == rows {
 			k.reset()
-			if w.computesG() {
+			if computesG {
 				w.setZ(k, 0, c)
 			}
 			w.setSumPowers(k, 0, c, true)
@@ -281,14 +287,14 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			}
 			w.giveRowScratch(s)
 		}
-		if g.single() {
+		if single {
 			ch.sumA[c], ch.sumB[c] = ch.partA[c], ch.partB[c]
 		} else {
 			w.total(c, c+1)
 		}
 		x, gp := ch.powerX[c], ch.powerG[c]
 		if !w.backward {
-			ch.sumA[c], ch.sumB[c] = ldexp(ch.sumA[c], -x), ldexp(ch.sumB[c], -2*x)
+			ch.sumA[c], ch.sumB[c] = float64(ch.sumA[c]*powerOf(-x)), float64(ch.sumB[c]*powerOf(-2*x))
 			continue
 		}
 		p, r := ldexp(ch.sumA[c], -gp), ldexp(ch.sumB[c], -gp-x)
@@ -359,30 +365,41 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 const overflowPower = -100
 
 // momentsAgain takes the moments of channels again whose variance float32 can't tell:
-// the squares overflowed, or vanished beside the variance and epsilon.
-func (w *workspace) momentsAgain(c0, c1 int) {
+// the squares overflowed, or vanished beside the variance and epsilon. Extents may be
+// there, from a look at a part of the values.
+func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
 	n, epsilon := w.values, w.plan.epsilon
-	// Where only the squares overflowed, all values are numbers, and a power that brings
-	// the largest of all back does for the least whose square overflows.
-	overflowed := func(c int) bool { return math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0 }
+	// Sums that are surely safe need no division.
+	least, most := 2*sureMin*n, sureMax/2*n
+	if epsilon > 1 {
+		least = math.Inf(1)
+	}
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
-		unsafe := !sumsAreSafe(ch.sumB[c]/n, epsilon)
+		m2 := ch.sumB[c]
 		ch.flag[c] = false
 		switch {
-		case !unsafe:
-		case overflowed(c):
+		case m2 >= least && m2 <= most:
+		case m2 > math.MaxFloat64 && ch.sumA[c]-ch.sumA[c] == 0:
+			// Only the squares overflowed. All values are numbers, and a power that brings
+			// the largest of all back does for the least whose square overflows.
+			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
 			again++
-		default:
-			ch.flag[c] = true
+		case m2 != m2 && looked && !isNumber(ch.extent[c]):
+		case !sumsAreSafe(m2/n, epsilon):
+			ch.flag[c], ch.powerX[c] = true, unknownPower
 			looks++
 		}
 	}
 	if looks > 0 {
+		for c := c0; c < c1; c++ {
+			ch.flag[c] = ch.flag[c] && ch.powerX[c] == unknownPower
+		}
 		w.measure(c0, c1)
 		for c := c0; c < c1; c++ {
 			if !ch.flag[c] {
+				ch.flag[c] = again > 0 && math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0
 				continue
 			}
 			switch e := ch.extent[c]; {
@@ -392,20 +409,16 @@ func (w *workspace) momentsAgain(c0, c1 int) {
 				ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 			default:
 				ch.powerX[c], ch.powerG[c] = clampPower(-exponentOf(float64(e))), 0
-				again++
 			}
 		}
 	}
-	if again == 0 {
-		return
+	if looks+again > 0 {
+		w.sumAgain(c0, c1)
 	}
-	for c := c0; c < c1; c++ {
-		if !ch.flag[c] && overflowed(c) {
-			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
-		}
-	}
-	w.sumAgain(c0, c1)
 }
+
+// unknownPower stands for the power of a channel that is to be looked at.
+const unknownPower = mostPower + 1
 
 // gradientsAgain takes the gradients' sums of channels again that float32 can't tell,
 // if check says so, and decides which channels need care when dx is computed.
