@@ -70,7 +70,9 @@ func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 // setX sets the power that x of a row or column is scaled by, which is clamped.
 func (k *constants) setX(j, power int) {
 	k.setScale(k.toX, j, powerOf32(power))
-	k.scalesX = k.scalesX || power != 0
+	if power != 0 {
+		k.scalesX = true
+	}
 }
 
 // setG sets the power that g is scaled by, which is clamped.

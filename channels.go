@@ -380,7 +380,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 		if sums.parts {
 			w.total(c, end)
 		}
-		if !looked && ch.sumB[c] != ch.sumB[c] && w.firstRow(c, c1) {
+		if !looked && slices.ContainsFunc(ch.sumB[c:min(c+lanes, c1)], math.IsNaN) && w.firstRow(c, c1) {
 			looked = true
 			continue
 		}

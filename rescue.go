@@ -257,10 +257,19 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			k.reset()
 			for i := range n {
 				c := w.channelOf(j + i)
+				flagged := c >= c0 && c < c1 && ch.flag[c]
+				if !w.backward {
+					power := 0
+					if flagged {
+						power = ch.powerX[c]
+					}
+					k.setX(i, power)
+					continue
+				}
 				if computesG {
 					w.setZ(k, i, c)
 				}
-				w.setSumPowers(k, i, c, c >= c0 && c < c1 && ch.flag[c])
+				w.setSumPowers(k, i, c, flagged)
 			}
 			for seg := range g.segments {
 				w.sumSpan(&w.again, seg, j, n, k)
@@ -274,6 +283,11 @@ func (w *workspace) sumAgain(c0, c1 int) {
 		}
 		ch.flag[c] = false
 		count++
+		if single && g.layout == cols && !w.backward {
+			back := powerOf(-ch.powerX[c])
+			ch.sumA[c], ch.sumB[c] = float64(ch.partA[c]*back), float64(float64(ch.partB[c]*back)*back)
+			continue
+		}
 		if g.layout == rows {
 			k.reset()
 			if computesG {
