@@ -61,7 +61,6 @@ type workspace struct {
 	float64s slab[float64]
 	ints     slab[int]
 	bools    slab[bool]
-	bits     slab[uint32]
 
 	channels channels
 	coef     []float32 // the constants of all channels, as the kernels want them
@@ -125,7 +124,6 @@ func (w *workspace) cut(segments, width int) {
 	w.float64s.begin()
 	w.ints.begin()
 	w.bools.begin()
-	w.bits.begin()
 	g := w.geo
 	w.channels.cut(w, g.channels, max(width, g.channels), segments)
 	w.shift, w.acc = nil, nil
@@ -147,8 +145,7 @@ func (w *workspace) grow() bool {
 	all := w.float32s.grow()
 	all = w.float64s.grow() && all
 	all = w.ints.grow() && all
-	all = w.bools.grow() && all
-	return w.bits.grow() && all
+	return w.bools.grow() && all
 }
 
 // forwardCall sets the stages of a forward pass.

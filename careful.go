@@ -10,7 +10,6 @@ import "math"
 // constants are what the kernels multiply a block by: a record for a row, or one for
 // every 8 columns, of up to mostSpan.
 type constants struct {
-	of     *buffers // that they are a part of
 	layout layout
 	memory [6][mostSpan * coefLen]float32
 	// toX and toG scale x and g; toZ scales x before z is computed, and again does so
@@ -22,27 +21,31 @@ type constants struct {
 
 	// The block of columns whose x was scaled last, forward: a segment of few rows has it
 	// twice, as its probe and as its window.
-	first, rows, columns int
-	x                    []float32
+	first, height, width int
+	scaled               []float32
 }
 
-// init makes the constants those of a layout, in buffers that they are a part of.
-func (k *constants) init(l layout, of *buffers) {
-	k.layout, k.of = l, of
+// reset makes the constants those of a block in a layout, which change nothing yet.
+func (k *constants) reset(l layout) {
+	if k.toX == nil || k.layout != l {
+		k.init(l)
+	}
+	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+	k.scaled = nil
+}
+
+// init sets what is the same in all blocks of a layout: to multiply by a power changes
+// nothing else, not even the sign of a zero.
+func (k *constants) init(l layout) {
+	k.layout = l
 	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
-	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} { // nothing else, not even the sign of a zero
+	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} {
 		for j := range mostSpan {
 			k.set(list, j, fieldN, negativeZero)
 			k.set(list, j, fieldB, negativeZero)
 			k.set(list, j, fieldA, 1)
 		}
 	}
-}
-
-// reset makes the constants those of a block, which change nothing yet.
-func (k *constants) reset() {
-	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
-	k.x = nil
 }
 
 // set sets a field of the record of a row, or of column j.
@@ -157,19 +160,20 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 
 // sumScaled adds the sums of some rows of n columns, from element i of the geometry's
 // tensor on.
-func (w *workspace) sumScaled(s *stage, buf *buffers, i, rows, n int, k *constants, acc, shift []float32) {
+func (w *workspace) sumScaled(s *stage, buf *buffers, i, rows, n int, acc, shift []float32) {
+	k := &buf.constants
 	args := kernelArgs{coef: shift, acc: acc, rows: rows, n: n, stride: n}
 	switch {
 	case w.backward:
 		b := w.packCols(s, buf, i, rows, n)
 		args.x, args.dy = w.scaledOperands(s, buf, &b, k)
 		args.coef = k.dx
-	case k.x != nil && k.first == i && k.rows == rows && k.columns == n:
-		args.x = k.x
+	case k.scaled != nil && k.first == i && k.height == rows && k.width == n:
+		args.x = k.scaled
 	default:
 		b := w.packCols(s, buf, i, rows, n)
 		args.x, _ = w.scaledOperands(s, buf, &b, k)
-		k.x, k.first, k.rows, k.columns = args.x, i, rows, n
+		k.scaled, k.first, k.height, k.width = args.x, i, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)
 }
@@ -220,7 +224,7 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 // c on.
 func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
 	k := &buf.constants
-	k.reset()
+	k.reset(w.geo.layout)
 	if w.geo.layout == rows {
 		w.setCareful(k, 0, c)
 	} else {
@@ -254,7 +258,7 @@ func (w *workspace) writeCarefully(c, i, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset()
+	k.reset(w.geo.layout)
 	w.setCareful(k, 0, c)
 	for p := 0; p < n; p += bufferLen {
 		m := min(bufferLen, n-p)
@@ -274,7 +278,7 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset()
+	k.reset(w.geo.layout)
 	for j := range n {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}

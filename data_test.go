@@ -2,6 +2,7 @@ package batchnorm_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
@@ -116,4 +117,38 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: out,
 		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels)}))
 	return between - before, batchnorm.Rescued() - between, [2]int64{seen - unseen, batchnorm.Looked() - seen}
+}
+
+// Every kind of data has equal bits by every way, in every mode, and keeps the bounds
+// where all of it is numbers.
+func TestKindsSameBits(t *testing.T) {
+	ways := waysOfModes()
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}} {
+		for _, k := range kinds.List() {
+			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+				if testing.Short() && act == batchnorm.ReLU {
+					continue
+				}
+				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
+					p := problem{shape: s, act: act, epsilon: batchnorm.DefaultEpsilon, ops: forward | backward,
+						x: gen.Normal(1, s.Len(), 0.3, 1), dy: gen.Uniform(2, s.Len(), -1, 1),
+						gamma: gen.Uniform(3, s.Channels, 0.5, 1.5), beta: gen.Uniform(4, s.Channels, -1, 1),
+						mean: gen.Uniform(5, s.Channels, -1, 1), vari: gen.Uniform(6, s.Channels, 0.5, 1)}
+					k.Apply(s.Outer, s.Channels, s.Inner, p.x, p.dy, p.gamma, p.beta)
+					r := p.checkSame(t, ways, slices.Clone)
+					if p.finite() {
+						p.checkBounds(t, r)
+					}
+					expectSame(t, "split", split([]int{s.Outer}, batchnorm.Mask{}).same(t, p, ways, slices.Clone), plain(batchnorm.Mask{}).once(t, p))
+					frozen(batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: 3}, batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+					for i := range mask.Valid {
+						mask.Valid[i] = i%4 != 3
+					}
+					plain(mask).same(t, p, ways, slices.Clone)
+				})
+			}
+		}
+	}
 }

@@ -52,7 +52,6 @@ func (p *Plans) SoilScratch() {
 		soil(w.float64s.all, math.NaN())
 		soil(w.ints.all, 7)
 		soil(w.bools.all, true)
-		soil(w.bits.all, 12345)
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())
@@ -78,7 +77,7 @@ func soil[T any](s []T, v T) {
 func (p *Plans) ScratchBytes() int {
 	n := 0
 	for _, w := range p.scratch.workspaces {
-		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all) + 4*len(w.bits.all)
+		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all)
 	}
 	for _, s := range p.scratch.rows.free {
 		n += 8*len(s.sums) + 8*len(s.shift) + 16*len(s.a)

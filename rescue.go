@@ -102,7 +102,7 @@ func (w *workspace) measure(c0, c1 int) {
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
 			if w.computesG() {
-				k.reset()
+				k.reset(w.geo.layout)
 				w.setZ(k, 0, c)
 			}
 			ch.extent[c] = w.measureRow(buf, k, c)
@@ -236,7 +236,7 @@ func (w *workspace) nextSpan(j, c0, c1 int) (first, n int, ok bool) {
 
 // setSpan sets the constants of z of n columns from column j on.
 func (w *workspace) setSpan(k *constants, j, n int) {
-	k.reset()
+	k.reset(w.geo.layout)
 	for i := range n {
 		w.setZ(k, i, w.channelOf(j+i))
 	}
@@ -254,7 +254,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	k := &buf.constants
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-			k.reset()
+			k.reset(w.geo.layout)
 			for i := range n {
 				c := w.channelOf(j + i)
 				flagged := c >= c0 && c < c1 && ch.flag[c]
@@ -272,7 +272,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 				w.setSumPowers(k, i, c, flagged)
 			}
 			for seg := range g.segments {
-				w.sumSpan(&w.again, seg, j, n, k)
+				w.sumSpan(&w.again, seg, j, n, buf)
 			}
 		}
 	}
@@ -289,7 +289,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			continue
 		}
 		if g.layout == rows {
-			k.reset()
+			k.reset(w.geo.layout)
 			if computesG {
 				w.setZ(k, 0, c)
 			}
