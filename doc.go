@@ -108,7 +108,7 @@
 // the worst input of each, and how they are computed. The backward pass computes z
 // again and multiplies dy by the derivative, which is within 4 units of its largest
 // term. Smooth activations take longer for arguments far from 0, where normalized
-// values seldom are, and for NaN.
+// values seldom are.
 //
 // Where the derivative is costly, the sums of a backward pass may leave dy*act'(z) in
 // DResidual, where it stays, or in DX, which dx then replaces.
@@ -151,7 +151,7 @@
 // NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0 elsewhere.
 // Subnormal numbers are neither flushed nor slowed down by the package. A channel
 // with values that are not finite, or with variance + epsilon outside of 2^-100 to
-// 2^100, is read again.
+// 2^100, is read again, or up to the first values that are not.
 //
 // A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
 // statistics: Forward saves NaN and leaves the running statistics, Inference

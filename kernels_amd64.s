@@ -16292,6 +16292,33 @@ unwanted4:
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
 	JEQ large5
+	VXORPS Y8, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VTESTPS Y8, Y8
+	JEQ large5
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8

@@ -12,8 +12,9 @@ import (
 //
 // Where normalized values usually are, they compute in float32, by polynomials in
 // pieces (package coef). Far from there (the functions with Far in their name), and
-// for NaN, they compute in float64 and round to float32 at the end. Of float64 they
-// use what every instruction set has: sums, products, quotients and the bits.
+// for NaN (of which the polynomials of the kernels make NaN as well), they compute in
+// float64 and round to float32 at the end. Of float64 they use what every instruction
+// set has: sums, products, quotients and the bits.
 // Products are converted before they are added, so that nothing is fused.
 // Beside each stands its largest error over all float32, in units in the last place
 // (ULP) of the value, for a derivative of its largest term, and the input; ELU's are for

@@ -629,6 +629,17 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	}
 	usual := c.newLabel("large")
 	c.ifNone(small, usual)
+	// Zeros, as of dead channels, are everyday.
+	c.zero(small)
+	for h := range k1 {
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][1], c.const64(0), v)
+			c.op(opGE64, constVec, c.const64(tameMin), v)
+			c.op(opAndNot, t[2][1], t[2][1], constVec)
+			c.op(opOr, small, small, t[2][1])
+		}
+	}
+	c.ifNone(small, usual)
 	c.load64(t[2], c.find64("dgamma"))
 	for h := range k2 {
 		c.abs64(t[2][h], t[2][h])
