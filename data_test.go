@@ -123,8 +123,12 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 // where all of it is numbers.
 func TestKindsSameBits(t *testing.T) {
 	ways := waysOfModes()
-	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}} {
+	severalWindows := batchnorm.Shape{Outer: 300, Channels: 130, Inner: 1} // whose blocks are scaled one by one
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}, severalWindows} {
 		for _, k := range kinds.List() {
+			if s == severalWindows && k.Name != "x * 1e20" {
+				continue
+			}
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
 				if testing.Short() && act == batchnorm.ReLU {
 					continue
