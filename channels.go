@@ -637,7 +637,8 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled), sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
 		betaGrad: tail(w.betaGrad, c)}
 	if w.renorm.r == nil {
