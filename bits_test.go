@@ -32,6 +32,7 @@ const (
 )
 
 func TestBits(t *testing.T) {
+	t.Parallel()
 	runs := map[string]func(c config) results{}
 	for name, p := range bitsCases() {
 		runs[name] = func(c config) results {
@@ -47,6 +48,7 @@ func TestBits(t *testing.T) {
 
 // TestBitsOfModes is the same for all other ways to normalize.
 func TestBitsOfModes(t *testing.T) {
+	t.Parallel()
 	runs := map[string]func(c config) results{}
 	for i, s := range []batchnorm.Shape{
 		{Outer: 7, Channels: 3, Inner: 35}, {Outer: 4, Channels: 2, Inner: 2500}, {Outer: 40, Channels: 1, Inner: 9},

@@ -54,6 +54,7 @@ func (e *emptyBatch) expect(t *testing.T, what string, keep bool) {
 // A batch without values, empty or all padding, is no error in any way to train,
 // and all ways do the same with it.
 func TestNoValues(t *testing.T) {
+	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		for _, s := range []batchnorm.Shape{{0, 3, 1}, {0, 3, 5}, {0, 1, 5}, {4, 3, 5}, {6, 3, 1}, {6, 1, 1}, {2, 9, 4000}} {
 			lengths, valid := make([]int, s.Outer), make([]bool, s.PerChannel())

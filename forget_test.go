@@ -30,6 +30,7 @@ func (p problem) onPlan(t *testing.T, plan *batchnorm.Plan, mask batchnorm.Mask)
 
 // TestCallsAreForgotten: channels of which a plan took care leave no trace in its next calls.
 func TestCallsAreForgotten(t *testing.T) {
+	t.Parallel()
 	step := uint64(1)
 	if testing.Short() {
 		step = 3 // odd, so that usual ones are among them

@@ -733,6 +733,7 @@ func (p problem) checkParts(t *testing.T, r, whole results) {
 
 // Parts that are segments give the bits of the whole batch.
 func TestSplitSegments(t *testing.T) {
+	t.Parallel()
 	for _, s := range []struct {
 		batchnorm.Shape
 		segment int
@@ -962,6 +963,7 @@ func (p problem) checkFromY(t testing.TB, r results) (worst float64) {
 // N(mean, 1) and several ratios of beta to gamma, and holds it to the figures
 // in its documentation.
 func TestAccuracyFromY(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{{32, 8, 784}, {32 * 49, 40, 1}} {
 		for _, beta := range []float32{0, 1, 32, 1000} {
 			for _, mean := range []float64{0, 1e6} {
@@ -1087,6 +1089,7 @@ func TestELUInverse(t *testing.T) {
 // Channels whose constants only float64 holds go another way, and come to the
 // same: x times a power of two gives the same y, and dx divided by it.
 func TestBackwardFromYRange(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{{6, 3, 35}, {5, 2, 300}, {40, 5, 1}, {300, 3, 1}} {
 		for _, act := range invertible {
 			for variant := range uint64(2) {
@@ -1134,6 +1137,7 @@ func widen(s []float32) []float64 {
 // One plan with masks, and one of ghost batches, called from several goroutines,
 // and again and again, give the bits of the first call.
 func TestConcurrentModes(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{{7, 3, 35}, {60, 17, 1}} {
 		forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 			p := newProblem(s, 2|4)

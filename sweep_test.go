@@ -79,6 +79,7 @@ func sweep(t *testing.T, s batchnorm.Shape, variant int) {
 // TestSweepLengths: every length of a row and every number of rows and channels
 // up to 200, by way of guarded and unaligned buffers.
 func TestSweepLengths(t *testing.T) {
+	t.Parallel()
 	step := 1
 	if testing.Short() {
 		step = 13
@@ -102,6 +103,7 @@ func TestSweepLengths(t *testing.T) {
 
 // TestSweepBoundaries: around the ends of groups, blocks, segments and calls.
 func TestSweepBoundaries(t *testing.T) {
+	t.Parallel()
 	var shapes []batchnorm.Shape
 	for _, at := range []int{128, 256, 2048, 4096, 8192, 32 << 10, 64 << 10, 128 << 10} {
 		for d := -1; d <= 1; d++ {
@@ -130,6 +132,7 @@ func TestSweepBoundaries(t *testing.T) {
 
 // TestWorkers: the number of workers and the order of the tasks change nothing.
 func TestWorkers(t *testing.T) {
+	t.Parallel()
 	shapes := []batchnorm.Shape{
 		{Outer: 3, Channels: 70, Inner: 50}, {Outer: 4, Channels: 2, Inner: 20000}, {Outer: 30000, Channels: 3, Inner: 2},
 		{Outer: 2100, Channels: 64, Inner: 1}, {Outer: 9000, Channels: 3, Inner: 1}, {Outer: 60, Channels: 1000, Inner: 1},
@@ -153,6 +156,7 @@ func TestWorkers(t *testing.T) {
 // with the mean. y is within 3e-7 of max(1, |y|), dx within 1e-6 of the largest
 // |dx| of its channel. It prints the largest error of each layout.
 func TestAccuracy(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{
 		{Outer: 32, Channels: 8, Inner: 784}, {Outer: 32 * 784, Channels: 8, Inner: 1}, {Outer: 32, Channels: 8, Inner: 49},
 		{Outer: 32 * 49, Channels: 40, Inner: 1}, {Outer: 2048, Channels: 4, Inner: 2}, {Outer: 585, Channels: 4, Inner: 7},
@@ -208,6 +212,7 @@ func withChannel(s batchnorm.Shape, v []float32) problem {
 // TestRange: data of any finite scale normalizes as well as data of scale 1,
 // and so does its gradient.
 func TestRange(t *testing.T) {
+	t.Parallel()
 	base := gen.Normal(5, 700, 0.5, 1)
 	for _, s := range layouts(len(base)) {
 		for _, epsilon := range []float64{0, 1e-5} {
@@ -226,6 +231,7 @@ func TestRange(t *testing.T) {
 
 // TestGradientRange: the same for the scale of dy.
 func TestGradientRange(t *testing.T) {
+	t.Parallel()
 	for _, s := range layouts(500) {
 		for exponent := -120; exponent <= 100; exponent += 5 {
 			for _, scale := range []int{-40, 0, 40} { // of x
@@ -243,6 +249,7 @@ func TestGradientRange(t *testing.T) {
 
 // TestOutlier: one huge value, wherever it stands, does not spoil the variance.
 func TestOutlier(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{100, 5000, 70000} {
 		for _, s := range layouts(n) {
 			for _, at := range []int{0, n - 1} {
@@ -263,6 +270,7 @@ func TestOutlier(t *testing.T) {
 // TestConstant: a channel of one value has variance exactly 0; with epsilon 0
 // its invstd is 0, its output beta and its dx 0.
 func TestConstant(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{2, 3, 49, 100, 5000} {
 		for _, s := range layouts(n) {
 			for _, value := range []float32{0, 1, -0.1, 1e6 + 0.3, 1e-30, 3e38, 1e-44} {
@@ -292,6 +300,7 @@ func TestConstant(t *testing.T) {
 // TestNaN: NaN and infinity stay in their channel and reach all its outputs,
 // through ReLU too.
 func TestNaN(t *testing.T) {
+	t.Parallel()
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
 		for _, s := range layouts(300) {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU} {
