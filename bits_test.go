@@ -63,15 +63,18 @@ func TestBitsOfModes(t *testing.T) {
 			"renormalized":         renorm(3, 5, batchnorm.Mask{}),
 			"renormalized, narrow": renorm(1.25, 0.25, batchnorm.Mask{}),
 		}
-		relu, identity := newProblem(s, 2|4), newProblem(s, 2|4)
+		relu, identity := newProblem(s, hasResidual|hasGammaBeta), newProblem(s, hasResidual|hasGammaBeta)
 		relu.act = batchnorm.ReLU
 		for name, m := range modes {
 			runs[fmt.Sprintf("%v %s: relu with residual", s, name)] = func(c config) results { return m.run(t, stage{relu, c, slices.Clone[[]float32]}) }
-			runs[fmt.Sprintf("%v %s: identity with residual", s, name)] = func(c config) results { return m.run(t, stage{identity, c, slices.Clone[[]float32]}) }
+			runs[fmt.Sprintf("%v %s: identity with residual", s, name)] = func(c config) results {
+				return m.run(t, stage{identity, c, slices.Clone[[]float32]})
+			}
 		}
-		bare, leaky, elu := newProblem(s, 4), newProblem(s, 4), newProblem(s, 2|4)
+		simple, leaky, elu := newProblem(s, hasGammaBeta), newProblem(s, hasGammaBeta), newProblem(s, hasResidual|hasGammaBeta)
 		leaky.act, elu.act = batchnorm.LeakyReLU(0.01), batchnorm.ELU(1)
-		for name, p := range map[string]problem{"identity": bare, "identity with residual": newProblem(s, 2|4), "leaky ReLU": leaky, "ELU with residual": elu} {
+		for name, p := range map[string]problem{"identity": simple, "identity with residual": newProblem(s, hasResidual|hasGammaBeta),
+			"leaky ReLU": leaky, "ELU with residual": elu} {
 			for c, g := range p.gamma {
 				p.gamma[c] = g + float32(math.Copysign(0.25, float64(g)))
 			}

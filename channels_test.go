@@ -127,7 +127,8 @@ func backwardCase(a *channelArgs, c int) bool {
 
 // exotic holds what lies at the borders between what is usual and what is not.
 var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0, -1), -1, 1e300, -1e300, 1e-320,
-	sureMin, sureMin * 0.99, sureMax, sureMax * 1.01, tameMin, tameMin * 0.99, tameMax, tameMax * 1.01, -sureMin, math.MaxFloat64, 0x1p-149, 1e38, 1e39}
+	sureMin, sureMin * 0.99, sureMax, sureMax * 1.01, tameMin, tameMin * 0.99, tameMax, tameMax * 1.01, -sureMin, math.MaxFloat64,
+	0x1p-149, 1e38, 1e39}
 
 // TestChannelKernels compares every kernel that computes with channels with the
 // functions on one channel: by the bits where channels are usual, and in whether

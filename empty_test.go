@@ -161,7 +161,7 @@ func (p pieces) train(e *emptyBatch) error {
 func TestGhostSmallBatch(t *testing.T) {
 	for _, s := range []batchnorm.Shape{{3, 4, 6}, {30, 4, 1}} {
 		for _, size := range []int{3, 4, math.MaxInt} {
-			p := newProblem(s, 1|2|4)
+			p := newProblem(s, hasReLU|hasResidual|hasGammaBeta)
 			want := plain(batchnorm.Mask{}).once(t, p)
 			got := ghost(batchnorm.GhostBatches{Samples: 3, Size: size}, batchnorm.Mask{}).once(t, p)
 			got.inferred = want.inferred

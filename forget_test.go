@@ -47,7 +47,7 @@ func TestCallsAreForgotten(t *testing.T) {
 						}
 						used := newPlan(t, s, opts...)
 						for i := uint64(0); i < 12; i += step {
-							p := newProblem(s, 4|2)
+							p := newProblem(s, hasResidual|hasGammaBeta)
 							p.act = act
 							if i%2 == 0 {
 								p.unusual(i*64 + uint64(1+k+5*a+m)) // else usual ones follow

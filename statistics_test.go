@@ -80,7 +80,7 @@ func formOf(form statisticsForm, mask batchnorm.Mask, size int, renorm bool) mod
 func TestStatisticsForms(t *testing.T) {
 	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
-		p := newProblem(s, uint64(variant))
+		p := newProblem(s, features(variant))
 		if variant%3 == 0 {
 			for i := range p.x { // beyond what float32 squares
 				p.x[i] *= 1e30

@@ -8,59 +8,12 @@ import (
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/internal/gen"
-	"github.com/fusedbn/batchnorm/internal/guard"
 	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
-// activations are all kinds but the identity.
-var activations = []batchnorm.Activation{
-	batchnorm.ReLU, batchnorm.LeakyReLU(0.125), batchnorm.ReLU6, batchnorm.Clip(-1, 0.5), batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(0.5), batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU,
-	batchnorm.GELUTanh, batchnorm.LeakyReLU(-2), batchnorm.ELU(1), batchnorm.LeakyReLU(0),
-}
-
-// newProblem is a problem with everything that the variant's bits ask for.
-func newProblem(s batchnorm.Shape, variant uint64) problem {
-	n, c := s.Len(), s.Channels
-	p := problem{shape: s, epsilon: batchnorm.DefaultEpsilon,
-		x: gen.Normal(variant, n, 3, 2), dy: gen.Normal(variant+1, n, 0, 1),
-		mean: gen.Uniform(variant+2, c, -1, 1), vari: gen.Uniform(variant+3, c, 0.5, 2)}
-	if variant&1 != 0 {
-		p.act = batchnorm.ReLU
-	}
-	if variant&2 != 0 {
-		p.residual = gen.Normal(variant+4, n, 0, 1)
-	}
-	if variant&4 != 0 {
-		p.gamma, p.beta = gen.Uniform(variant+5, c, -2, 2), gen.Uniform(variant+6, c, -1, 1)
-	}
-	if variant&8 != 0 { // NaN, infinities, subnormals: no bounds, but the same bits
-		for i, v := range gen.Special(variant, n) {
-			if i%11 == 5 {
-				p.x[i] = v
-			}
-		}
-	}
-	return p
-}
-
-// placements are ways to lay a buffer: behind it or before it memory that can't
-// be touched, or sentinels all around and some offset from alignment.
-func placements(t *testing.T, offset int) []func([]float32) []float32 {
-	filled := func(s, contents []float32) []float32 {
-		copy(s, contents)
-		return s
-	}
-	return []func([]float32) []float32{
-		func(s []float32) []float32 { return filled(guard.AtEnd(t, len(s)), s) },
-		func(s []float32) []float32 { return filled(guard.AtStart(t, len(s)), s) },
-		func(s []float32) []float32 { return filled(guard.Sentinel(t, len(s), offset%16), s) },
-	}
-}
-
 func sweep(t *testing.T, s batchnorm.Shape, variant int) {
 	t.Helper()
-	p := newProblem(s, uint64(variant))
+	p := newProblem(s, features(variant))
 	if p.act == batchnorm.ReLU {
 		p.act = activations[variant/2%len(activations)]
 	}
@@ -146,7 +99,7 @@ func TestWorkers(t *testing.T) {
 					ways = append(ways, config{path: path, workers: workers}, config{path: path, workers: workers, shuffled: true})
 				}
 			}
-			p := newProblem(s, uint64(i))
+			p := newProblem(s, features(i))
 			p.checkBounds(t, p.checkSame(t, ways, slices.Clone))
 		})
 	}
@@ -196,7 +149,7 @@ func layouts(n int) []batchnorm.Shape {
 
 // withChannel is a problem of three channels, the middle one with the values v.
 func withChannel(s batchnorm.Shape, v []float32) problem {
-	p := newProblem(s, 0)
+	p := newProblem(s, bare)
 	for i := range v {
 		k := i
 		if s.Inner == 1 {
@@ -235,7 +188,7 @@ func TestGradientRange(t *testing.T) {
 	for _, s := range layouts(500) {
 		for exponent := -120; exponent <= 100; exponent += 5 {
 			for _, scale := range []int{-40, 0, 40} { // of x
-				p := newProblem(s, 1|4)
+				p := newProblem(s, hasReLU|hasGammaBeta)
 				p.epsilon = 0
 				for i := range p.dy {
 					p.dy[i] = float32(math.Ldexp(float64(p.dy[i]), exponent))

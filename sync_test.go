@@ -121,7 +121,7 @@ func unequal(rows, parts int, seed uint64) (ends []int) {
 func TestSyncPlan(t *testing.T) {
 	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
-		p := newProblem(s, uint64(variant))
+		p := newProblem(s, features(variant))
 		for _, ranks := range []int{1, 2, 3, 4, 7, 16, 64} {
 			ends := unequal(s.Outer, ranks, uint64(variant))
 			want := split(ends, batchnorm.Mask{}).once(t, p)
@@ -131,7 +131,7 @@ func TestSyncPlan(t *testing.T) {
 			}
 			got := synced(ends, variant%2 == 1).same(t, p, ways, slices.Clone)
 			expectSame(t, fmt.Sprintf("%v on %d ranks that end at %v", s, ranks, ends), got, want)
-			if variant&8 == 0 {
+			if features(variant)&hasSpecials == 0 {
 				p.checkBounds(t, got)
 			}
 		}
@@ -150,7 +150,7 @@ func TestSyncSegments(t *testing.T) {
 		{batchnorm.Shape{Outer: 1100, Channels: 128, Inner: 1}, 512},
 		{batchnorm.Shape{Outer: 300, Channels: 600, Inner: 1}, 128},
 	} {
-		p := newProblem(s.Shape, 1|2|4)
+		p := newProblem(s.Shape, hasReLU|hasResidual|hasGammaBeta)
 		var ends []int
 		for end := s.segment; end < s.Outer; end += s.segment {
 			ends = append(ends, end)
@@ -227,7 +227,7 @@ func TestSyncGradient(t *testing.T) {
 	t.Parallel()
 	for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.SiLU, batchnorm.Tanh} {
 		s := batchnorm.Shape{Outer: 7, Channels: 3, Inner: 4}
-		p := newProblem(s, 2|4)
+		p := newProblem(s, hasResidual|hasGammaBeta)
 		p.act = act
 		r := synced([]int{1, 1, 4, 7}, false).once(t, p)
 		loss := func(r reference.Problem) float64 {
@@ -269,7 +269,7 @@ func TestSyncGradient(t *testing.T) {
 // A NaN in one rank's part reaches its channel on every rank, and no other.
 func TestSyncNaN(t *testing.T) {
 	s := batchnorm.Shape{Outer: 6, Channels: 4, Inner: 5}
-	p := newProblem(s, 2|4)
+	p := newProblem(s, hasResidual|hasGammaBeta)
 	p.x[(1*s.Channels+2)*s.Inner+3] = float32(math.NaN()) // rank 0, channel 2
 	r := synced([]int{2, 3, 3, 6}, false).once(t, p)
 	for k := range r.y {
@@ -400,7 +400,7 @@ func TestSyncMask(t *testing.T) {
 // Groups of some of the ranks have statistics of their own.
 func TestSyncSplit(t *testing.T) {
 	s := batchnorm.Shape{Outer: 12, Channels: 5, Inner: 3}
-	p := newProblem(s, 4)
+	p := newProblem(s, hasGammaBeta)
 	all, err := batchnorm.NewLocalCollective(7, syncPatience)
 	noError(t, err)
 	color := func(rank int) int { return []int{1, 0, 1, 0, 0, -1, 1}[rank] }
@@ -724,7 +724,7 @@ func TestSyncLayerErrors(t *testing.T) {
 // Layers are synchronized in training, and in nothing else.
 func TestSyncLayer(t *testing.T) {
 	s := batchnorm.Shape{Outer: 8, Channels: 3, Inner: 5}
-	p := newProblem(s, 1|2|4)
+	p := newProblem(s, hasReLU|hasResidual|hasGammaBeta)
 	whole, err := batchnorm.NewLayer(3, batchnorm.WithActivation(batchnorm.ReLU))
 	noError(t, err)
 	y, dx := make([]float32, s.Len()), make([]float32, s.Len())
