@@ -37,7 +37,8 @@ type call struct {
 
 	source *source // where the values come from, if they don't lie as the geometry says
 	// trust says that sums of exactly 0 are those of zeros, and not of products that
-	// vanished: dy holds no values near the end of float32's range.
+	// vanished: dy holds no values near the end of float32's range. That goes for
+	// channels whose deviation is not there either (trustMost).
 	trust bool
 
 	// Outputs of the statistics phase, nil when not wanted.
@@ -326,4 +327,7 @@ func trustZeros(dy []float32) bool {
 	return true
 }
 
-const trustLeast = 0x1p-60
+const (
+	trustLeast = 0x1p-60
+	trustMost  = 0x1p20 // invstd, so that g*(x-m) is no less than 2^-149 for slopes from 2^-69 on
+)

@@ -585,7 +585,8 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals) int {
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: w.trusted(), sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+	k := channelArgs{n: v, count: w.values, weight: w.trusted(ch.invstd[c : c+v]), sumA: sums.a[c:], sumB: sums.b[c:],
+		mean: ch.mean[c:], invstd: ch.invstd[c:],
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
 		betaGrad: tail(w.betaGrad, c)}
 	if w.renorm.r == nil {
@@ -628,12 +629,13 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 	}
 }
 
-// trusted is up to which magnitude sums of g are taken to be exact: 0, or none at all.
-func (w *workspace) trusted() float64 {
-	if w.trust {
-		return 0
+// trusted is up to which magnitude sums of g are taken to be exact, for channels with
+// these invstd: 0, or none at all.
+func (w *workspace) trusted(invstd []float64) float64 {
+	if !w.trust || slices.ContainsFunc(invstd, func(v float64) bool { return v > trustMost }) {
+		return -1
 	}
-	return -1
+	return 0
 }
 
 // needsCare reports whether dx of a channel that is not wide needs scaled values, whose

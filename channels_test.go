@@ -244,6 +244,8 @@ func channelValues(name string, n int, seed uint64, mean float64) []float64 {
 	for i, v := range raw {
 		values[i] = float64(v)
 		switch name {
+		case "lanes": // so far apart that another order of sums has other bits
+			values[i] = math.Ldexp(values[i], int(math.Float32bits(v)>>9%64)-32)
 		case "mean", "otherA":
 			values[i] = mean + float64(v)/3
 		case "shift":

@@ -344,7 +344,7 @@ func (w *workspace) suspicious(c int) bool {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]
-	if invstd != invstd || p == 0 && r == 0 && w.trust {
+	if invstd != invstd || p == 0 && r == 0 && w.trust && invstd <= trustMost {
 		return false
 	}
 	return !gradSumsAreSafe(p, r, w.values, invstd)

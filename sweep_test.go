@@ -200,6 +200,43 @@ func TestGradientRange(t *testing.T) {
 	}
 }
 
+// TestCancellingGradients: gradients of both signs whose sum is exactly 0, and whose
+// products with x vanish, count as much as others. An activation that is all but
+// saturated makes them small where dy is not.
+func TestCancellingGradients(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 1, Channels: 11, Inner: 100}, {Outer: 100, Channels: 11, Inner: 1}} {
+		gap := 1 // from a value of a channel to the next
+		if s.Inner == 1 {
+			gap = s.Channels
+		}
+		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.Sigmoid} {
+			for exponent := -30; exponent >= -95; exponent -= 13 { // of dy
+				for scale := -100; scale <= 60; scale += 20 { // of x
+					p := newProblem(s, hasGammaBeta)
+					p.act, p.epsilon = act, 0
+					for c := range p.gamma {
+						p.gamma[c], p.beta[c] = 1e-9, -20 // one slope for all values
+					}
+					for i, v := range gen.Normal(3, s.Len(), 0, 1) {
+						sign := float64(1 - 2*(i/gap%2))
+						p.x[i] = float32(math.Copysign(math.Ldexp(float64(v), scale), sign))
+						p.dy[i] = float32(math.Copysign(math.Ldexp(1, exponent), sign))
+					}
+					r, want := p.checkSame(t, configs(), slices.Clone), reference.Backward(p.reference())
+					largest := 0.0
+					for _, v := range want.DX {
+						largest = max(largest, math.Abs(v))
+					}
+					name := fmt.Sprintf("%v, %v, dy of 2^%d, x of 2^%d: ", s, act, exponent, scale)
+					expectNear(t, name+"dgamma", r.dgamma, want.DGamma, func(c int) float64 { return 1e-5*math.Abs(want.DGamma[c]) + 0x1p-148 })
+					expectNear(t, name+"dx", r.dx, want.DX, func(int) float64 { return 1e-5*largest + 0x1p-148 })
+				}
+			}
+		}
+	}
+}
+
 // TestOutlier: one huge value, wherever it stands, does not spoil the variance.
 func TestOutlier(t *testing.T) {
 	t.Parallel()
