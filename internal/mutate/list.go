@@ -181,9 +181,13 @@ var mutations = []mutation{
 	{name: "parts: one without values has a part in the mean", file: "parts.go", pkg: ".", tests: "TestMergeOrder|TestSplitEmptyPart",
 		old: "			if p := &parts[i]; p.Count > 0 {", new: "			if p := &parts[i]; true {"},
 	{name: "plan: the caller's tensors are kept alive", file: "plan.go", pkg: ".", tests: "TestPlanForgets",
-		old: "	masked := w.source != nil\n	w.call = call{}\n", new: "	masked := w.source != nil\n"},
-	{name: "plan: two calls have one workspace", file: "plan.go", pkg: ".", tests: "TestConcurrentCalls",
-		old: "	*free = (*free)[:n-1]\n", new: ""},
+		old: "	w.call = call{}\n	p.memory().give(w)", new: "	p.memory().give(w)"},
+	{name: "scratch: two calls have one workspace", file: "scratch.go", pkg: ".", tests: "TestConcurrentCalls",
+		old: "	s.workspaces = s.workspaces[:n-1]\n", new: ""},
+	{name: "scratch: a workspace fits every plan", file: "scratch.go", pkg: ".", tests: "TestPlansShareScratch",
+		old: "if w.plan != p || w.masked != masked {", new: "if w.plan == nil || w.masked != masked {"},
+	{name: "scratch: a workspace is not given back", file: "scratch.go", pkg: ".", tests: "TestNoAllocations",
+		old: "	s.workspaces = append(s.workspaces, w)\n}", new: "}"},
 
 	// operands
 	{name: "operands: a part of another may be overlapped", file: "operands.go", pkg: ".", tests: "TestOverlap",
@@ -256,9 +260,9 @@ var mutations = []mutation{
 	{name: "scratch: two tasks have the same", file: "scratch.go", pkg: ".", tests: "TestRange",
 		old: "	p.free = p.free[:n-1]\n", new: ""},
 	{name: "scratch: none for more tasks than were said", file: "scratch.go", pkg: ".", tests: "TestUnfitExecutors",
-		old: "		return p.make()\n", new: "		return nil\n"},
+		old: "		return s.make(p.room)\n", new: "		var none T\n		return none\n"},
 	{name: "scratch: it is not given back", file: "scratch.go", pkg: ".", tests: "TestNoAllocations",
-		old: "	p.free = append(p.free, s)\n", new: "	_ = s\n"},
+		old: "	p.free = append(p.free, v)\n}", new: "}"},
 
 	// walks
 	{name: "walk of sums: a budget ends within a group", file: "kernels/walk_rows.go", pkg: ".", tests: "TestKernelsSameBits",
