@@ -237,6 +237,17 @@ var mutations = []mutation{
 	{name: "geometry: a window ends within a group of images", file: "geometry.go", pkg: ".", tests: "TestBits$",
 		old: "images = images / side * side", new: "images = images / side * side - 1"},
 
+	// calls that hold up the collector
+	{name: "channels: all in one call of a kernel", file: "channels.go", pkg: ".", tests: "TestCallsAreShort",
+		old: "k := channelArgs{n: min(callChannels, v-c), sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],",
+		new: "k := channelArgs{n: v - c, sumA: sumA[c:], sumB: sumB[c:], acc: acc[2*c:], shift: shift[c:],"},
+	{name: "cut: a clear goes on to the end", file: "cut.go", pkg: ".", tests: "TestCallsAreShort",
+		old: "		end := min(len(t), i+maxCall)\n", new: "		end := len(t)\n"},
+	{name: "cut: a copy goes on to the end", file: "cut.go", pkg: ".", tests: "TestCallsAreShort",
+		old: "		end := min(n, i+maxCall)\n", new: "		end := n\n"},
+	{name: "cols: a call takes twice the values", file: "cols.go", pkg: ".", tests: "TestCallsAreShort",
+		old: "values := maxCall // per", new: "values := 2 * maxCall // per"},
+
 	// what float32 can't hold
 	{name: "careful: one power of float32 is always enough", file: "careful.go", pkg: ".", tests: "TestRange",
 		old: "k.setScale(k.again, j, f.power-first)", new: "k.setScale(k.again, j, 0)"},
