@@ -105,8 +105,8 @@ func TestCallsAreShort(t *testing.T) {
 		}
 	}
 	// Copies of long runs, and of short ones.
-	for _, c := range []struct{ keep, dims []int }{{[]int{1, 3}, []int{2, 2, 2, long}}, {[]int{0, 3}, []int{2, 2, 2, long}}, {[]int{1, 3}, []int{2, 2, long, 2}},
-		{[]int{0, 2, 4}, []int{2, 2, 2, 2, long}}} {
+	for _, c := range []struct{ keep, dims []int }{{[]int{1, 3}, []int{2, 2, 2, long}}, {[]int{0, 3}, []int{2, 2, 2, long}},
+		{[]int{1, 3}, []int{2, 2, long, 2}}, {[]int{0, 2, 4}, []int{2, 2, 2, 2, long}}} {
 		n := 1
 		for _, d := range c.dims {
 			n *= d

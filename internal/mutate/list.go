@@ -135,7 +135,7 @@ var mutations = []mutation{
 	{name: "fold: over an activation", file: "fold.go", pkg: ".", tests: "TestFold",
 		old: "	if f.act != Identity {", new: "	if false {"},
 	{name: "fold: the bias gradient of a batch's statistics", file: "fold.go", pkg: ".", tests: "TestBiasGradient",
-		old: "	if !a.Frozen {\n		clear(a.DBias)\n		return nil\n	}\n", new: ""},
+		old: "	if !a.Frozen {\n		clearCut(a.DBias)\n		return nil\n	}\n", new: ""},
 	{name: "fold: an absorbed bias stays", file: "fold.go", pkg: ".", tests: "TestAbsorbBias",
 		old: "float32(float64(mean[c])-float64(bias[c])), 0", new: "float32(float64(mean[c])-float64(bias[c])), bias[c]"},
 
