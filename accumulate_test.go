@@ -37,6 +37,7 @@ func tiles(s batchnorm.Shape, x []float32, channels, positions int, add func(bat
 
 // Tiles of every size give the statistics of the batch.
 func TestAccumulator(t *testing.T) {
+	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		s := batchnorm.Shape{Outer: 5, Channels: 10, Inner: 70}
 		for _, mean := range []float64{0, 1e5} {
@@ -69,6 +70,7 @@ func TestAccumulator(t *testing.T) {
 // Tiles of different channels, in any order, that find channels of different
 // counts.
 func TestAccumulatorIrregularTiles(t *testing.T) {
+	t.Parallel()
 	s := batchnorm.Shape{Outer: 1, Channels: 12, Inner: 90}
 	x := gen.Normal(1, s.Len(), 50, 1)
 	ref := reference.Forward(problem{shape: s, epsilon: batchnorm.DefaultEpsilon, x: x}.reference())

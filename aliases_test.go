@@ -20,6 +20,7 @@ import (
 // workers, schedules and which of dgamma and dbeta are wanted go round. On every path
 // each level of every factor meets each of every other, which [aliasCover] proves.
 func TestAliases(t *testing.T) {
+	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		cover := newAliasCover()
 		t.Run("modes", func(t *testing.T) {
@@ -48,6 +49,7 @@ const (
 // TestMergedAliases: parts are merged into any of them, and statistics take the
 // place of moments, with the bits that they have apart.
 func TestMergedAliases(t *testing.T) {
+	t.Parallel()
 	const channels, parts = 5, 3
 	float64s := func(seed int) []float64 { return widen(gen.Normal(uint64(seed), channels, 1, 2)) }
 	moments := func() (list []batchnorm.Moments) {

@@ -208,6 +208,7 @@ func subsets(n int) [][]int {
 // paths and numbers of workers and in place, and the bits of an ordinary plan
 // where the axes make a shape.
 func TestAxesPlan(t *testing.T) {
+	t.Parallel()
 	calls, copies := map[bool]int{}, map[bool]int{}
 	for _, dims := range axesDims {
 		for _, keep := range subsets(len(dims)) {
@@ -348,6 +349,7 @@ var axesKinds = []axesCase{
 }
 
 func TestAxesPlanBadArguments(t *testing.T) {
+	t.Parallel()
 	for _, c := range axesKinds {
 		p := c.plan(t, batchnorm.DefaultPath(), 1)
 		for _, op := range overAxes() {
@@ -493,6 +495,7 @@ func TestAxesPlanNoAllocations(t *testing.T) {
 
 // Several goroutines on one plan get what one alone gets.
 func TestAxesPlanConcurrent(t *testing.T) {
+	t.Parallel()
 	c := newAxesCase([]int{1, 3}, []int{3, 4, 2, 5})
 	p := c.plan(t, batchnorm.DefaultPath(), 1)
 	want := c.newArgs(operations[2])

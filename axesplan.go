@@ -401,9 +401,9 @@ func (a *AxesPlan) copyRuns(packed, tensor []float32, repeat []stridedAxis, toTe
 		return packed
 	}
 	if toTensor {
-		copy(tensor[:a.run], packed)
+		copyCut(tensor[:a.run], packed)
 	} else {
-		copy(packed[:a.run], tensor)
+		copyCut(packed[:a.run], tensor)
 	}
 	return packed[a.run:]
 }

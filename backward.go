@@ -70,8 +70,8 @@ func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, tot
 	if n == 0 {
 		p.clearAll(m, o.y)
 		p.clearAll(m, o.dresidual)
-		clear(o.dgamma)
-		clear(o.dbeta)
+		clearCut(o.dgamma)
+		clearCut(o.dbeta)
 		return
 	}
 	w := p.acquire(m, n, false)
@@ -201,8 +201,8 @@ func (p *Plan) frozenBackward(o *operands, m *Mask, n int) {
 	if n == 0 {
 		p.clearAll(m, o.y)
 		p.clearAll(m, o.dresidual)
-		clear(o.dgamma)
-		clear(o.dbeta)
+		clearCut(o.dgamma)
+		clearCut(o.dbeta)
 		return
 	}
 	w := p.acquire(m, n, false)

@@ -32,6 +32,7 @@ const (
 )
 
 func TestBits(t *testing.T) {
+	t.Parallel()
 	runs := map[string]func(c config) results{}
 	for name, p := range bitsCases() {
 		runs[name] = func(c config) results {
@@ -47,6 +48,7 @@ func TestBits(t *testing.T) {
 
 // TestBitsOfModes is the same for all other ways to normalize.
 func TestBitsOfModes(t *testing.T) {
+	t.Parallel()
 	runs := map[string]func(c config) results{}
 	for i, s := range []batchnorm.Shape{
 		{Outer: 7, Channels: 3, Inner: 35}, {Outer: 4, Channels: 2, Inner: 2500}, {Outer: 40, Channels: 1, Inner: 9},
@@ -61,15 +63,18 @@ func TestBitsOfModes(t *testing.T) {
 			"renormalized":         renorm(3, 5, batchnorm.Mask{}),
 			"renormalized, narrow": renorm(1.25, 0.25, batchnorm.Mask{}),
 		}
-		relu, identity := newProblem(s, 2|4), newProblem(s, 2|4)
+		relu, identity := newProblem(s, hasResidual|hasGammaBeta), newProblem(s, hasResidual|hasGammaBeta)
 		relu.act = batchnorm.ReLU
 		for name, m := range modes {
 			runs[fmt.Sprintf("%v %s: relu with residual", s, name)] = func(c config) results { return m.run(t, stage{relu, c, slices.Clone[[]float32]}) }
-			runs[fmt.Sprintf("%v %s: identity with residual", s, name)] = func(c config) results { return m.run(t, stage{identity, c, slices.Clone[[]float32]}) }
+			runs[fmt.Sprintf("%v %s: identity with residual", s, name)] = func(c config) results {
+				return m.run(t, stage{identity, c, slices.Clone[[]float32]})
+			}
 		}
-		bare, leaky, elu := newProblem(s, 4), newProblem(s, 4), newProblem(s, 2|4)
+		simple, leaky, elu := newProblem(s, hasGammaBeta), newProblem(s, hasGammaBeta), newProblem(s, hasResidual|hasGammaBeta)
 		leaky.act, elu.act = batchnorm.LeakyReLU(0.01), batchnorm.ELU(1)
-		for name, p := range map[string]problem{"identity": bare, "identity with residual": newProblem(s, 2|4), "leaky ReLU": leaky, "ELU with residual": elu} {
+		for name, p := range map[string]problem{"identity": simple, "identity with residual": newProblem(s, hasResidual|hasGammaBeta),
+			"leaky ReLU": leaky, "ELU with residual": elu} {
 			for c, g := range p.gamma {
 				p.gamma[c] = g + float32(math.Copysign(0.25, float64(g)))
 			}
@@ -164,6 +169,11 @@ func bitsCases() map[string]problem {
 		{Outer: 70001, Channels: 3, Inner: 1},
 		{Outer: 5000, Channels: 33, Inner: 1},
 	}
+	costly := []batchnorm.Shape{
+		{Outer: 3, Channels: 4, Inner: 31}, {Outer: 8, Channels: 3, Inner: 784}, {Outer: 1, Channels: 2, Inner: 70003},
+		{Outer: 37, Channels: 3, Inner: 1}, {Outer: 300, Channels: 100, Inner: 1}, {Outer: 1030, Channels: 50, Inner: 1},
+		{Outer: 6, Channels: 5, Inner: 45}, {Outer: 90, Channels: 35, Inner: 1},
+	}
 	cases := map[string]problem{}
 	add := func(s batchnorm.Shape, kind string, x []float32) {
 		identity := problem{
@@ -177,6 +187,11 @@ func bitsCases() map[string]problem {
 		relu.residual = gen.Normal(7, s.Len(), 0, 1)
 		for name, p := range map[string]problem{"identity": identity, "relu with residual": relu} {
 			cases[fmt.Sprintf("%v %s: %s", s, kind, name)] = p
+		}
+		if slices.Contains(costly, s) {
+			silu := relu // whose gradients by z are stored between the phases
+			silu.act = batchnorm.SiLU
+			cases[fmt.Sprintf("%v %s: silu with residual", s, kind)] = silu
 		}
 	}
 	for _, s := range shapes {
@@ -230,11 +245,8 @@ func checkReference(t *testing.T, name string, p problem, r results) {
 	forward := reference.Forward(ref)
 	// On which side of 0 a pre-activation is, float32 and float64 need not
 	// agree.
-	ref.Activation, ref.Residual, ref.DY = "identity", nil, slices.Clone(p.dy)
-	for i, y := range r.y {
-		if p.act == batchnorm.ReLU && y <= 0 {
-			ref.DY[i] = 0
-		}
+	if p.piecewise() {
+		ref.Activation, ref.Residual, ref.DY = "identity", nil, p.slopes(r.y)
 	}
 	backward := reference.Backward(ref)
 	for _, output := range []struct {

@@ -37,8 +37,8 @@ type call struct {
 	again stage // takes the sums of a channel once more, when sums has overwritten what it read
 
 	source *source // where the values come from, if they don't lie as the geometry says
-	// least is the least magnitude in dy. Where its products don't vanish, sums of exactly
-	// 0 are those of zeros.
+	// least is the least magnitude in dy, times a tiny derivative where there are some.
+	// Where its products don't vanish, sums of exactly 0 are those of zeros.
 	least float64
 
 	// Outputs of the statistics phase, nil when not wanted.
@@ -230,6 +230,9 @@ func (w *workspace) run(do phases) {
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
 		w.least = leastOf(w.sums.dy)
+		if w.plan.act.kind > actReLU { // whose slopes may be tiny
+			w.least *= tinySlope
+		}
 	}
 	if w.way.stores {
 		w.storeGradients()
@@ -308,6 +311,9 @@ func (w *workspace) fence() {
 		simdFence()
 	}
 }
+
+// tinySlope is a derivative that is taken to be the least.
+const tinySlope = 0x1p-40
 
 // leastSample is how many values of dy are looked at.
 const leastSample = 64

@@ -169,7 +169,12 @@ func (p Path) whole(n int) int {
 }
 
 // run runs a kernel on the channels.
-func (a *channelArgs) run(kernel int) { simdChannels(kernel, a) }
+func (a *channelArgs) run(kernel int) {
+	if watched != nil {
+		watched(watchChannels, a.n)
+	}
+	simdChannels(kernel, a)
+}
 
 // ---- the statistics phase
 
@@ -314,8 +319,8 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 		a, b := ch.partA[at:at+len(sumA)], ch.partB[at:at+len(sumB)]
 		switch {
 		case seen == 0:
-			copy(sumA, a)
-			copy(sumB, b)
+			copyCut(sumA, a)
+			copyCut(sumB, b)
 		case w.backward:
 			w.plan.path.addSums(sumA, sumB, a, b)
 		default:
@@ -465,10 +470,10 @@ func (w *workspace) setMomentsSlowly(c0, c1 int) {
 		w.setAffine(c)
 	}
 	if o.mean != nil {
-		copy(o.mean[c0:c1], ch.mean[c0:])
+		copyCut(o.mean[c0:c1], ch.mean[c0:])
 	}
 	if o.invstd != nil {
-		copy(o.invstd[c0:c1], ch.invstd[c0:])
+		copyCut(o.invstd[c0:c1], ch.invstd[c0:])
 	}
 	o.track(ch, c0, c1)
 }
@@ -706,12 +711,12 @@ func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 
 // constantStatistics removes the share of the statistics from dx.
 func (ch *channels) constantStatistics(c0, c1 int) {
-	clear(ch.k1[c0:c1])
-	clear(ch.k2[c0:c1])
+	clearCut(ch.k1[c0:c1])
+	clearCut(ch.k2[c0:c1])
 	for c := c0; c < c1; c++ {
 		*ch.fields.at(fieldK1, c), *ch.fields.at(fieldK2, c) = 0, 0
 	}
-	copy(ch.gradWide[c0:c1], ch.wide[c0:c1])
+	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }
 
 // noSums is for a backward pass whose sums nobody wants.
@@ -745,7 +750,7 @@ func (w *workspace) spread(c0, c1, first, last int) {
 		for f := first; f <= last; f++ {
 			field := fields.of(f)
 			for j := g.channels; j < g.width; j += g.channels {
-				copy(field[j:g.width], field[:g.channels])
+				copyCut(field[j:g.width], field[:g.channels])
 			}
 			for j := 0; j < g.width; j += lanes {
 				v := *(*[lanes]float32)(field[j:]) // by way of which there is no call, as for what may overlap
@@ -827,8 +832,8 @@ func (w *workspace) anyWideColumn(j, n int) bool {
 
 // setSaved sets the statistics of all channels to those of a forward pass.
 func (w *workspace) setSaved(mean, invstd []float64) {
-	copy(w.channels.mean, mean)
-	copy(w.channels.invstd, invstd)
+	copyCut(w.channels.mean, mean)
+	copyCut(w.channels.invstd, invstd)
 	w.setAll()
 }
 

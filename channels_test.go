@@ -28,7 +28,7 @@ type field struct {
 	per int // elements per channel
 }
 
-func (a *channelArgs) field(name string) field {
+func (a *channelArgs) fields() map[string]field {
 	return map[string]field{
 		"acc": {f32: &a.acc, per: 2}, "lanes": {f64: &a.sums, per: sumLen}, "shift": {f32: &a.shift, per: 1},
 		"gamma": {f32: &a.gamma, per: 1}, "beta": {f32: &a.beta, per: 1},
@@ -39,7 +39,7 @@ func (a *channelArgs) field(name string) field {
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
-	}[name]
+	}
 }
 
 func channelCases() map[string]channelCase {
@@ -122,7 +122,9 @@ func backwardCase(a *channelArgs, c int) bool {
 		a.gammaGrad[c], a.betaGrad[c] = float32(d.dgamma), float32(d.dbeta)
 	}
 	p, r := a.sumA[c], a.sumB[c]
-	return !d.wide && (a.invstd[c] != a.invstd[c] || gradSumsAreSafe(p, r, a.count, a.invstd[c]) || math.Abs(p)+math.Abs(r) <= a.weight)
+	invstd := a.invstd[c]
+	exact := p == 0 && r == 0 && a.count*invstd*gradMin <= a.weight
+	return !d.wide && (invstd != invstd || gradSumsAreSafe(p, r, a.count, invstd) || exact)
 }
 
 // exotic holds what lies at the borders between what is usual and what is not.
@@ -134,88 +136,115 @@ var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0
 // functions on one channel: by the bits where channels are usual, and in whether
 // they are. Each array lies where the kernel can't leave it unnoticed.
 func TestChannelKernels(t *testing.T) {
+	t.Parallel()
 	simdPaths(t)
 	for name, k := range channelCases() {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			unusual := 0
 			for n := lanes; n <= 5*lanes; n += lanes {
-				t.Run(fmt.Sprint(n), func(t *testing.T) { // whose guarded memory is given back
-					for seed := range uint64(600) {
-						mean := []float64{0, 100, -1e6}[seed%3]
-						where := -1 // of an exotic number: in which array, and for which channel
-						if seed >= 20 {
-							where = int(seed)
-						}
-						make := func(guarded bool) channelArgs {
-							a := channelArgs{n: n, count: float64(1 + seed*7), weight: 0.1 + float64(seed%7)/10, epsilon: 1e-5,
-								correction: 1.25, step: 4 * lanes}
-							if seed%5 == 0 {
-								a.epsilon = 0
-							}
-							a.cross = 1 - a.weight
-							inputs := strings.Fields(k.in)
-							for i, name := range append(inputs, strings.Fields(k.out)...) {
-								f := a.field(name)
-								if i >= len(inputs) && slices.Contains(inputs, name) { // both
-									continue
-								}
-								values := channelValues(name, n*f.per, seed+uint64(i), mean)
-								if k.kernel == channelBackward && seed%11 == 0 { // x has next to no part in dx
-									for c, v := range values {
-										switch name {
-										case "mean":
-											values[c] = float64(float32(v))
-										case "sumB":
-											values[c] = v * []float64{1e-25, 1e-28, 1e-40}[c%3]
-										}
-									}
-								}
-								if where >= 0 && where%3 == i%3 && i < len(inputs) {
-									values[where%len(values)] = exotic[(where/3+i)%len(exotic)]
-								}
-								f.fill(t, values, guarded)
-							}
-							return a
-						}
-						before, want, got := make(false), make(false), make(true)
-						first := n // unusual channel
-						for c := range n {
-							if !k.compute(&want, c) {
-								first = min(first, c)
-							}
-						}
-						got.run(k.kernel)
-						done := n
-						if k.ends {
-							done = n - got.n
-						}
-						switch {
-						case done < 0 || done > n || done%lanes != 0:
-							t.Fatalf("%d channels, seed %d: %d are left", n, seed, got.n)
-						case done > first:
-							t.Fatalf("%d channels, seed %d: channel %d is unusual, and the first %d were said to be done", n, seed, first, done)
-						case done < first/lanes*lanes && !hasNaN(&want):
-							t.Fatalf("%d channels, seed %d: channel %d is the first unusual one, and only %d were done", n, seed, first, done)
-						}
-						if first < n {
-							unusual++
-						}
-						for _, name := range strings.Fields(k.out) {
-							f := got.field(name)
-							w, g, b := want.field(name).bits(), f.bits(), before.field(name).bits()
-							if end := done * f.per; !slices.Equal(w[:end], g[:end]) {
-								t.Fatalf("%d channels, seed %d: %s is %v, want %v", n, seed, name, f, want.field(name))
-							} else if strings.HasPrefix(name, "running") && !slices.Equal(b[end:], g[end:]) {
-								t.Fatalf("%d channels, seed %d: %s was updated behind the first %d channels, which are done", n, seed, name, done)
-							}
+				before, want, got := newChannelSet(t, k, n, false), newChannelSet(t, k, n, false), newChannelSet(t, k, n, true)
+				for seed := range uint64(600) {
+					for _, s := range []*channelSet{before, want, got} {
+						s.set(seed)
+					}
+					first := n // unusual channel
+					for c := range n {
+						if !k.compute(&want.args, c) {
+							first = min(first, c)
 						}
 					}
-				})
+					got.args.run(k.kernel)
+					done := n
+					if k.ends {
+						done = n - got.args.n
+					}
+					switch {
+					case done < 0 || done > n || done%lanes != 0:
+						t.Fatalf("%d channels, seed %d: %d are left", n, seed, got.args.n)
+					case done > first:
+						t.Fatalf("%d channels, seed %d: channel %d is unusual, and the first %d were said to be done", n, seed, first, done)
+					case done < first/lanes*lanes && !want.hasNaN():
+						t.Fatalf("%d channels, seed %d: channel %d is the first unusual one, and only %d were done", n, seed, first, done)
+					}
+					if first < n {
+						unusual++
+					}
+					for _, name := range strings.Fields(k.out) {
+						f := got.fields[name]
+						w, g, b := want.fields[name].bits(), f.bits(), before.fields[name].bits()
+						if end := done * f.per; !slices.Equal(w[:end], g[:end]) {
+							t.Fatalf("%d channels, seed %d: %s is %v, want %v", n, seed, name, f, want.fields[name])
+						} else if strings.HasPrefix(name, "running") && !slices.Equal(b[end:], g[end:]) {
+							t.Fatalf("%d channels, seed %d: %s was updated behind the first %d channels, which are done", n, seed, name, done)
+						}
+					}
+				}
 			}
 			if k.ends != (unusual > 0) {
 				t.Errorf("in %d cases a channel was unusual", unusual)
 			}
 		})
+	}
+}
+
+// channelSet is the arguments of a kernel for n channels, with its arrays.
+type channelSet struct {
+	channelCase
+	channels int
+	args     channelArgs
+	memory   channelArgs // the arrays, whatever a kernel makes of args
+	fields   map[string]field
+}
+
+// newChannelSet makes the arrays, guarded ones in memory that notices when something
+// reaches outside.
+func newChannelSet(t *testing.T, k channelCase, n int, guarded bool) *channelSet {
+	s := &channelSet{channelCase: k, channels: n}
+	s.fields = s.args.fields()
+	for _, name := range strings.Fields(k.in + " " + k.out) {
+		s.fields[name].allocate(t, n, guarded)
+	}
+	s.memory = s.args
+	return s
+}
+
+// set fills the arrays and sets the other arguments, the same for the same seed.
+func (s *channelSet) set(seed uint64) {
+	where := -1 // of an exotic number: in which array, and for which channel
+	if seed >= 20 {
+		where = int(seed)
+	}
+	s.args = s.memory
+	a := &s.args
+	a.n, a.count, a.weight, a.epsilon = s.channels, float64(1+seed*7), 0.1+float64(seed%7)/10, 1e-5
+	a.correction, a.step = 1.25, 4*lanes
+	if seed%5 == 0 {
+		a.epsilon = 0
+	}
+	a.cross = 1 - a.weight
+	mean := []float64{0, 100, -1e6}[seed%3]
+	inputs := strings.Fields(s.in)
+	for i, name := range append(inputs, strings.Fields(s.out)...) {
+		f := s.fields[name]
+		if i >= len(inputs) && slices.Contains(inputs, name) { // both
+			continue
+		}
+		values := channelValues(name, s.channels*f.per, seed+uint64(i), mean)
+		if s.kernel == channelBackward && seed%11 == 0 { // x has next to no part in dx
+			for c, v := range values {
+				switch name {
+				case "mean":
+					values[c] = float64(float32(v))
+				case "sumB":
+					values[c] = v * []float64{1e-25, 1e-28, 1e-40}[c%3]
+				}
+			}
+		}
+		if where >= 0 && where%3 == i%3 && i < len(inputs) {
+			values[where%len(values)] = exotic[(where/3+i)%len(exotic)]
+		}
+		f.fill(values)
 	}
 }
 
@@ -227,6 +256,8 @@ func channelValues(name string, n int, seed uint64, mean float64) []float64 {
 	for i, v := range raw {
 		values[i] = float64(v)
 		switch name {
+		case "lanes": // so far apart that another order of sums has other bits
+			values[i] = math.Ldexp(values[i], int(math.Float32bits(v)>>9%64)-32)
 		case "mean", "otherA":
 			values[i] = mean + float64(v)/3
 		case "shift":
@@ -240,10 +271,9 @@ func channelValues(name string, n int, seed uint64, mean float64) []float64 {
 	return values
 }
 
-// fill makes the array hold the values, in memory that notices when something
-// reaches outside, or on the heap.
-func (f field) fill(t *testing.T, values []float64, guarded bool) {
-	n := len(values)
+// allocate makes the array for n channels.
+func (f field) allocate(t *testing.T, n int, guarded bool) {
+	n *= f.per
 	size := n
 	if f.f64 != nil {
 		size *= 2
@@ -254,12 +284,19 @@ func (f field) fill(t *testing.T, values []float64, guarded bool) {
 	}
 	if f.f64 != nil {
 		*f.f64 = unsafe.Slice((*float64)(unsafe.Pointer(unsafe.SliceData(memory))), n)
+	} else {
+		*f.f32 = memory
+	}
+}
+
+// fill makes the array hold the values.
+func (f field) fill(values []float64) {
+	if f.f64 != nil {
 		copy(*f.f64, values)
 		return
 	}
-	*f.f32 = memory
 	for i, v := range values {
-		memory[i] = float32(v)
+		(*f.f32)[i] = float32(v)
 	}
 }
 
@@ -291,9 +328,9 @@ func (f field) String() string {
 	return fmt.Sprint(*f.f32)
 }
 
-func hasNaN(a *channelArgs) bool {
+func (s *channelSet) hasNaN() bool {
 	for _, name := range strings.Fields("gamma beta running runningVar mean variance invstd scale dgamma sumA sumB neg a b k1 k2") {
-		if f := a.field(name); slices.Contains(f.bits(), math.Float64bits(math.NaN())) {
+		if slices.Contains(s.fields[name].bits(), math.Float64bits(math.NaN())) {
 			return true
 		}
 	}

@@ -54,6 +54,7 @@ func (e *emptyBatch) expect(t *testing.T, what string, keep bool) {
 // A batch without values, empty or all padding, is no error in any way to train,
 // and all ways do the same with it.
 func TestNoValues(t *testing.T) {
+	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		for _, s := range []batchnorm.Shape{{0, 3, 1}, {0, 3, 5}, {0, 1, 5}, {4, 3, 5}, {6, 3, 1}, {6, 1, 1}, {2, 9, 4000}} {
 			lengths, valid := make([]int, s.Outer), make([]bool, s.PerChannel())
@@ -160,7 +161,7 @@ func (p pieces) train(e *emptyBatch) error {
 func TestGhostSmallBatch(t *testing.T) {
 	for _, s := range []batchnorm.Shape{{3, 4, 6}, {30, 4, 1}} {
 		for _, size := range []int{3, 4, math.MaxInt} {
-			p := newProblem(s, 1|2|4)
+			p := newProblem(s, hasReLU|hasResidual|hasGammaBeta)
 			want := plain(batchnorm.Mask{}).once(t, p)
 			got := ghost(batchnorm.GhostBatches{Samples: 3, Size: size}, batchnorm.Mask{}).once(t, p)
 			got.inferred = want.inferred

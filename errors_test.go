@@ -243,9 +243,10 @@ func (op operation) args(s batchnorm.Shape) any {
 	args := op.newArgs()
 	for i, name := range op.names() {
 		v, data := field(args, name), gen.Uniform(uint64(i), need(s, name), 0.5, 1.5)
-		v.Set(reflect.MakeSlice(v.Type(), len(data), len(data)))
-		for k, x := range data {
-			v.Index(k).SetFloat(float64(x))
+		if _, double := v.Interface().([]float64); double {
+			v.Set(reflect.ValueOf(widen(data)))
+		} else {
+			v.Set(reflect.ValueOf(data))
 		}
 	}
 	return args
@@ -330,6 +331,7 @@ func TestNilPlan(t *testing.T) {
 // at either end, or begin at the same place. Inputs may overlap at will;
 // outputs must be apart from all else, but for the exact aliases allowed.
 func TestOverlap(t *testing.T) {
+	t.Parallel()
 	p := newPlan(t, someShape)
 	arena := make([]float64, 4*someShape.Len())
 	forEachOperation(t, func(t *testing.T, op operation) {

@@ -398,7 +398,7 @@ func (p *Plan) BiasGradient(a BiasGradientArgs) error {
 		return err
 	}
 	if !a.Frozen {
-		clear(a.DBias)
+		clearCut(a.DBias)
 		return nil
 	}
 	for c := range a.DBias {

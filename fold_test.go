@@ -73,6 +73,7 @@ func linear(weight, bias, x []float64, outputs int, outputsLast bool) (y, size [
 // The layer before: all that leads to a channel is scaled, in any layout of the
 // weights, and the folded layer gives what layer and batch norm give.
 func TestFoldIntoPrevious(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		args   batchnorm.FoldArgs
@@ -233,6 +234,7 @@ func (c convolution) apply(weight, bias, x []float64, length int) (y []float64) 
 // Every kind of convolution, folded into as the previous and as the next layer,
 // against the convolution by its definition.
 func TestFoldIntoConvolutions(t *testing.T) {
+	t.Parallel()
 	const length = 7
 	for _, c := range convolutions {
 		outputs, inputs, places := c.sizes()

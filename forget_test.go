@@ -30,6 +30,7 @@ func (p problem) onPlan(t *testing.T, plan *batchnorm.Plan, mask batchnorm.Mask)
 
 // TestCallsAreForgotten: channels of which a plan took care leave no trace in its next calls.
 func TestCallsAreForgotten(t *testing.T) {
+	t.Parallel()
 	step := uint64(1)
 	if testing.Short() {
 		step = 3 // odd, so that usual ones are among them
@@ -46,7 +47,7 @@ func TestCallsAreForgotten(t *testing.T) {
 						}
 						used := newPlan(t, s, opts...)
 						for i := uint64(0); i < 12; i += step {
-							p := newProblem(s, 4|2)
+							p := newProblem(s, hasResidual|hasGammaBeta)
 							p.act = act
 							if i%2 == 0 {
 								p.unusual(i*64 + uint64(1+k+5*a+m)) // else usual ones follow

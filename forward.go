@@ -102,7 +102,7 @@ func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm re
 	w.forwardCall(p.act, o)
 	w.saved = savedStatistics{o.mean, o.invstd, o.runningMean, o.runningVar, momentum, p.variance.correction(n)}
 	w.run(bothPhases)
-	copy(o.variance, w.channels.variance)
+	copyCut(o.variance, w.channels.variance)
 	saveBatch(o.batchMean, o.batchVar, w.channels.mean, w.channels.variance)
 	p.release(w)
 }
@@ -161,7 +161,7 @@ func (p *Plan) inference(o *operands, m *Mask, n int) {
 // clearAll sets an output that is all padding to 0, unless the mask keeps padding.
 func (p *Plan) clearAll(m *Mask, t []float32) {
 	if !m.KeepPadding {
-		clearShort(t)
+		clearCut(t)
 	}
 }
 

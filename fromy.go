@@ -93,8 +93,8 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	if n == 0 {
 		p.clearAll(&a.Mask, a.DX)
 		p.clearAll(&a.Mask, a.DResidual)
-		clear(a.DGamma)
-		clear(a.DBeta)
+		clearCut(a.DGamma)
+		clearCut(a.DBeta)
 		return nil
 	}
 	w := p.acquire(&a.Mask, n, p.act.kind != actIdentity || a.Residual != nil)

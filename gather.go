@@ -367,15 +367,10 @@ func (s Shape) clear(t []float32, from, end, row int) {
 	}
 }
 
-// clearShort is clear without a call for a few elements, and in pieces for many, so
-// that the garbage collector is not held up.
+// clearShort is clear without a call for a few elements.
 func clearShort(t []float32) {
-	for len(t) > maxCall {
-		clear(t[:maxCall])
-		t = t[maxCall:]
-	}
 	if len(t) > 8 {
-		clear(t)
+		clearCut(t)
 		return
 	}
 	for k := range t {

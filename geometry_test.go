@@ -49,6 +49,7 @@ func geometries(t *testing.T, test func(t *testing.T, s Shape, g *geometry)) {
 
 // TestSegments: segments have every value once, in order, and there are not too many.
 func TestSegments(t *testing.T) {
+	t.Parallel()
 	geometries(t, func(t *testing.T, s Shape, g *geometry) {
 		if g.segments > maxSegments {
 			t.Errorf("%d segments, at most %d are allowed", g.segments, maxSegments)
@@ -132,6 +133,7 @@ func colSegmentsCover(t *testing.T, g *geometry) {
 // TestWindows: the windows of a segment have every value once, in order. They grow, but
 // none is much larger than all before it, and none cuts what kernels sum in float32.
 func TestWindows(t *testing.T) {
+	t.Parallel()
 	geometries(t, func(t *testing.T, _ Shape, g *geometry) {
 		if g.layout == cols {
 			return
@@ -248,6 +250,7 @@ func TestSegmentsOfMerge(t *testing.T) {
 // TestGatheredFits: whatever a mask leaves, its walk needs no more memory than a source
 // asks for, nor more constants than kernels read.
 func TestGatheredFits(t *testing.T) {
+	t.Parallel()
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 3000 {
 		s := Shape{Outer: 1 << r.IntN(18), Channels: 1 + r.IntN(1<<r.IntN(10)), Inner: 1 + r.IntN(1<<r.IntN(8))}

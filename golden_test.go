@@ -23,6 +23,7 @@ var goldenActivations = map[string]batchnorm.Activation{
 }
 
 func TestGolden(t *testing.T) {
+	t.Parallel()
 	cases, err := reference.Goldens("testdata/golden")
 	noError(t, err)
 	files := 0
@@ -203,6 +204,7 @@ func perChannel(s batchnorm.Shape, fold func(old float64, k int) float64) []floa
 // TestGoldenModes compares masks, ghost batches and renormalization with
 // PyTorch's autograd.
 func TestGoldenModes(t *testing.T) {
+	t.Parallel()
 	cases, err := reference.Goldens("testdata/modes")
 	noError(t, err)
 	if len(cases) < 10 {

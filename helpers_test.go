@@ -143,3 +143,13 @@ func within(t *testing.T, what string, f func()) {
 		t.Fatalf("%s does not return", what)
 	}
 }
+
+func abs(v float32) float32 { return float32(math.Abs(float64(v))) }
+
+func widen(s []float32) []float64 {
+	w := make([]float64, len(s))
+	for i, v := range s {
+		w[i] = float64(v)
+	}
+	return w
+}

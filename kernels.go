@@ -201,6 +201,7 @@ func takesSums(kernel int) bool {
 
 // run calls a kernel on a path.
 func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
+	a.watch(l)
 	if raceEnabled {
 		a.race(kernel, l)
 	}
@@ -209,6 +210,21 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 		return
 	}
 	simdKernel(a.id(kernel, l, act), a)
+}
+
+// watch tells a test how many values a kernel is about to handle.
+func (a *kernelArgs) watch(l layout) {
+	if watched != nil {
+		watched(watchKernel, a.values(l))
+	}
+}
+
+// values returns how many values a call of a kernel handles at most.
+func (a *kernelArgs) values(l layout) int {
+	if l == rows {
+		return a.budget
+	}
+	return a.rows * a.n
 }
 
 // id returns the number of the kernel that is there for the operands.
@@ -251,11 +267,14 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 	id, idB := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct)
 	for a.images > 0 && b.images > 0 {
 		a.budget, b.budget = turn, turn
+		a.watch(rows)
 		simdKernel(id, a)
+		b.watch(rows)
 		simdKernel(idB, b)
 	}
 	for a.images > 0 {
 		a.budget = maxCall
+		a.watch(rows)
 		simdKernel(id, a)
 	}
 }

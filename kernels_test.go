@@ -185,6 +185,7 @@ func simdPaths(t *testing.T) []Path {
 // TestKernelsSameBits compares every kernel with its form in pure Go, on every
 // length up to 40 and many up to 200, in buffers that notice when it reaches outside.
 func TestKernelsSameBits(t *testing.T) {
+	t.Parallel()
 	for _, p := range simdPaths(t) {
 		for _, k := range kernelCases() {
 			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
@@ -272,6 +273,7 @@ func TestKernelsSameBits(t *testing.T) {
 // TestKernelsStop: a call of a kernel on rows handles no more than its budget, but for
 // the end of a row.
 func TestKernelsStop(t *testing.T) {
+	t.Parallel()
 	for _, p := range simdPaths(t) {
 		for _, k := range kernelCases() {
 			if k.layout == cols {

@@ -376,8 +376,8 @@ func (l *Layer) Backward(a LayerBackwardArgs) error {
 		dbeta = l.DBeta
 	}
 	if l.Accumulate {
-		copy(l.oldDGamma, dgamma)
-		copy(l.oldDBeta, dbeta)
+		copyCut(l.oldDGamma, dgamma)
+		copyCut(l.oldDBeta, dbeta)
 	}
 	var err error
 	if k.frozen {

@@ -63,6 +63,7 @@ func clone(t testing.TB, l *batchnorm.Layer) *batchnorm.Layer {
 // A layer over batches of changing shapes does what a plan for each of these
 // does, on every path and with several workers.
 func TestLayerIsPlan(t *testing.T) {
+	t.Parallel()
 	const channels = 5
 	shapes := []batchnorm.Shape{{4, channels, 9}, {3, channels, 9}, {40, channels, 1}, {1, channels, 4100}, {4, channels, 9}, {0, channels, 9}}
 	for _, accumulate := range []bool{false, true} {
@@ -631,6 +632,7 @@ func withChecksum(b []byte) []byte {
 // Every truncation, every single flipped bit and every appended byte is found,
 // and leaves the layer as it was.
 func TestLayerStateDamaged(t *testing.T) {
+	t.Parallel()
 	state, err := trainedLayer(t, 3).MarshalBinary()
 	noError(t, err)
 	l := newLayer(t, 3)

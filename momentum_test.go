@@ -7,6 +7,7 @@ import (
 
 // TestMomentum: the same update in the words of each convention.
 func TestMomentum(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		m    Momentum
 		want float32

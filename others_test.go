@@ -189,6 +189,7 @@ func TestOthersReLUHidesNaN(t *testing.T) {
 }
 
 func TestOthersThreads(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{{Outer: 56, Channels: 444, Inner: 1}, {Outer: 16, Channels: 24, Inner: 784}} {
 		x := gen.Normal(1, s.Len(), 1, 3)
 		want := train(t, s, x)

@@ -68,6 +68,7 @@ func (u *unruly) try(t *testing.T, call func() error) (panicked bool) {
 // TestUnrulyExecutor: whatever an executor does, the calls behind it have the bits that
 // they have on a new plan.
 func TestUnrulyExecutor(t *testing.T) {
+	t.Parallel()
 	behaviours := []string{
 		"panics before the first task", "panics in the middle", "panics in the second loop", "panics behind the last task",
 		"leaves out the first task", "leaves out the last task", "leaves out all tasks", "runs every task twice",

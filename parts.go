@@ -47,15 +47,15 @@ func (p *Plan) Moments(a MomentsArgs) error {
 	}
 	out.Count = n
 	if n == 0 {
-		clear(out.Mean)
-		clear(out.M2)
+		clearCut(out.Mean)
+		clearCut(out.M2)
 		return nil
 	}
 	w := p.acquire(&a.Mask, n, false)
 	w.forwardCall(p.act, &operands{x: a.X})
 	w.m2 = out.M2
 	w.run(takeSums)
-	copy(out.Mean, w.channels.mean)
+	copyCut(out.Mean, w.channels.mean)
 	p.release(w)
 	return nil
 }
@@ -278,8 +278,8 @@ func (p *Plan) GradSums(a GradSumsArgs) error {
 	}
 	out.Count = n
 	if n == 0 {
-		clear(out.G)
-		clear(out.GD)
+		clearCut(out.G)
+		clearCut(out.GD)
 		return nil
 	}
 	w := p.acquire(&a.Mask, n, false)
@@ -374,8 +374,8 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	if total == 0 { // as Backward of an empty batch
 		p.clearAll(&a.Mask, a.DX)
 		p.clearAll(&a.Mask, a.DResidual)
-		clear(a.DGamma)
-		clear(a.DBeta)
+		clearCut(a.DGamma)
+		clearCut(a.DBeta)
 		return nil
 	}
 	o := operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
@@ -400,8 +400,8 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 // setSums sets the constants of dx from the sums over a whole batch.
 func (w *workspace) setSums(sums *GradSums) {
 	w.values = float64(sums.Count)
-	copy(w.channels.sumA, sums.G)
-	copy(w.channels.sumB, sums.GD)
+	copyCut(w.channels.sumA, sums.G)
+	copyCut(w.channels.sumB, sums.GD)
 	n := w.geo.channels
 	w.setGrads(0, n, false, totals{a: w.channels.sumA, b: w.channels.sumB})
 	w.spread(0, n, fieldK1, fieldK2)

@@ -18,7 +18,7 @@ import (
 // How long that is depends on what else the machine does, so that it is shown
 // and not judged; collections have to end while a normalization runs, that is
 // all. What bounds a pause is the length of a kernel's call, which
-// TestCallsAreShort proves with the race detector.
+// TestCallsAreShort proves.
 func TestPauses(t *testing.T) {
 	if testing.Short() || raceBuild {
 		t.Skip("takes 1 GB and seconds; runs without -short and without the race detector")

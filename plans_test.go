@@ -188,7 +188,7 @@ func TestPlansShareScratch(t *testing.T) {
 				r := rand.New(rand.NewPCG(uint64(k), uint64(a)))
 				for i := range calls {
 					s := scratchShapes[r.IntN(len(scratchShapes))]
-					p := newProblem(s, 4|2)
+					p := newProblem(s, hasResidual|hasGammaBeta)
 					p.act = act
 					if i%3 > 0 {
 						p.unusual(uint64(i))

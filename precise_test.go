@@ -39,6 +39,7 @@ func someBatches(t *testing.T, channels, n int) []batchnorm.Moments {
 // The statistics of many batches are the same bits in every order and however
 // they are divided among several; and they are the exact ones, rounded once.
 func TestPrecise(t *testing.T) {
+	t.Parallel()
 	const channels = 3
 	batches := someBatches(t, channels, 60)
 	var want batchnorm.Moments

@@ -19,6 +19,7 @@ import (
 // TestMergeOrder: parts are merged from the first to the last, so that the bits are
 // those of one part after the other. For these parts any other order has others.
 func TestMergeOrder(t *testing.T) {
+	t.Parallel()
 	nan := math.NaN()
 	sums := []batchnorm.GradSums{
 		{Count: 3, G: []float64{1e16, 1}, GD: []float64{1, -1e16}},

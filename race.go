@@ -5,31 +5,17 @@ package batchnorm
 import (
 	"fmt"
 	"runtime"
-	"sync/atomic"
 	"unsafe"
 )
 
 const raceEnabled = true
 
-// longestCall is the largest number of values that a kernel was asked for.
-var longestCall atomic.Int64
-
 // race tells the race detector what the kernel is about to read and write,
 // since it can't see into assembly. Tests with the detector also see to it that no
 // call is so long that it holds up the garbage collector.
 func (a *kernelArgs) race(kernel int, l layout) {
-	n := a.rows * a.n
-	if l == rows {
-		n = a.budget
-	}
-	if n > maxCall {
+	if n := a.values(l); n > maxCall {
 		panic(fmt.Sprintf("batchnorm: a kernel was asked for %d values at a time, at most %d are allowed", n, maxCall))
-	}
-	for {
-		longest := longestCall.Load()
-		if int64(n) <= longest || longestCall.CompareAndSwap(longest, int64(n)) {
-			break
-		}
 	}
 	touch := func(p int) {
 		for _, s := range [...][]float32{a.x, a.dy, a.res} {

@@ -88,6 +88,7 @@ func raceBinary(t *testing.T) string {
 // their own, and expects the bits of calls that are alone. In a race build it
 // also checks that the calls have no memory in common.
 func TestConcurrentCalls(t *testing.T) {
+	t.Parallel()
 	const callers = 8
 	rounds := 3
 	if testing.Short() {

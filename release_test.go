@@ -22,6 +22,7 @@ func lend[T any](m memory, name string, s []T) []T {
 // TestRelease: once a call is over, a plan refers to none of the memory that the caller
 // handed in, which can be freed while the plan waits for the next call.
 func TestRelease(t *testing.T) {
+	t.Parallel()
 	calls := 0
 	for _, s := range []Shape{{Outer: 6, Channels: 9, Inner: 50}, {Outer: 2, Channels: 3, Inner: 9000}, {Outer: 700, Channels: 20, Inner: 1},
 		{Outer: 1, Channels: 200, Inner: 3}} {
@@ -130,15 +131,15 @@ func releases(t *testing.T, name string, s Shape, scale float64, o []Option) (ca
 				t.Fatalf("%s: %s: %v", name, what, err)
 			}
 			calls++
-			owner, plan := "plan", any(p)
+			plan := any(p)
 			switch {
 			case strings.HasPrefix(what, "ghost"):
-				owner, plan = "ghost plan", ghost
+				plan = ghost
 			case strings.HasPrefix(what, "axes"):
-				owner, plan = "axes plan", axes
+				plan = axes
 			}
 			v := visitor{memory: m, seen: map[visit]bool{}}
-			v.walk(reflect.ValueOf(plan), owner)
+			v.walk(reflect.ValueOf(plan))
 			if v.found != "" {
 				t.Fatalf("%s: after %s with mask %t, %s", name, what, mask.Valid != nil, v.found)
 			}
@@ -155,8 +156,16 @@ func releases(t *testing.T, name string, s Shape, scale float64, o []Option) (ca
 type visitor struct {
 	memory  memory
 	seen    map[visit]bool
+	path    []step // to where it is
 	visited int
 	found   string
+}
+
+// step leads from a value to one of its elements: to a field, or without a name to
+// the element at an index.
+type step struct {
+	field string
+	index int
 }
 
 type visit struct {
@@ -165,10 +174,18 @@ type visit struct {
 }
 
 // refer looks at a pointer, and reports whether what it points at is new.
-func (v *visitor) refer(at uintptr, typ reflect.Type, path string) bool {
+func (v *visitor) refer(at uintptr, typ reflect.Type) bool {
 	for name, m := range v.memory {
 		if at >= m[0] && at < m[1] {
-			v.found = fmt.Sprintf("%s refers to %s", path, name)
+			v.found = "the plan"
+			for _, s := range v.path {
+				if s.field != "" {
+					v.found += "." + s.field
+				} else {
+					v.found += fmt.Sprintf("[%d]", s.index)
+				}
+			}
+			v.found += " refers to " + name
 		}
 	}
 	k := visit{at, typ}
@@ -177,21 +194,28 @@ func (v *visitor) refer(at uintptr, typ reflect.Type, path string) bool {
 	return !old && v.found == ""
 }
 
-func (v *visitor) walk(r reflect.Value, path string) {
+// into walks an element.
+func (v *visitor) into(r reflect.Value, s step) {
+	v.path = append(v.path, s)
+	v.walk(r)
+	v.path = v.path[:len(v.path)-1]
+}
+
+func (v *visitor) walk(r reflect.Value) {
 	v.visited++
 	switch r.Kind() {
 	case reflect.Pointer:
-		if !r.IsNil() && v.refer(r.Pointer(), r.Type(), path) {
-			v.walk(r.Elem(), path)
+		if !r.IsNil() && v.refer(r.Pointer(), r.Type()) {
+			v.walk(r.Elem())
 		}
 	case reflect.UnsafePointer:
-		v.refer(r.Pointer(), r.Type(), path)
+		v.refer(r.Pointer(), r.Type())
 	case reflect.Interface:
 		if !r.IsNil() {
-			v.walk(r.Elem(), path)
+			v.walk(r.Elem())
 		}
 	case reflect.Slice:
-		if r.IsNil() || !v.refer(r.Pointer(), r.Type(), path) {
+		if r.IsNil() || !v.refer(r.Pointer(), r.Type()) {
 			return
 		}
 		switch r.Type().Elem().Kind() {
@@ -202,7 +226,7 @@ func (v *visitor) walk(r reflect.Value, path string) {
 		// What an append has not overwritten yet counts as well.
 		all := r.Slice(0, r.Cap())
 		for i := range all.Len() {
-			v.walk(all.Index(i), fmt.Sprintf("%s[%d]", path, i))
+			v.into(all.Index(i), step{index: i})
 		}
 	case reflect.Array:
 		switch r.Type().Elem().Kind() {
@@ -210,11 +234,11 @@ func (v *visitor) walk(r reflect.Value, path string) {
 			return
 		}
 		for i := range r.Len() {
-			v.walk(r.Index(i), fmt.Sprintf("%s[%d]", path, i))
+			v.into(r.Index(i), step{index: i})
 		}
 	case reflect.Struct:
 		for i := range r.NumField() {
-			v.walk(r.Field(i), path+"."+r.Type().Field(i).Name)
+			v.into(r.Field(i), step{field: r.Type().Field(i).Name})
 		}
 	}
 }

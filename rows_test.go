@@ -11,6 +11,7 @@ import (
 // A row of a batch has the same bits in inference whatever batch it is in: of any
 // size from 1 to 2048, at any place, in any layout, with any number of workers.
 func TestAnyRowOfAnyBatch(t *testing.T) {
+	t.Parallel()
 	const most = 2048
 	sizes := []int{}
 	for n := 1; n <= most; n++ {

@@ -177,6 +177,7 @@ func TestChoose(t *testing.T) {
 
 // TestExplain: a plan explains its calls as they are carried out.
 func TestExplain(t *testing.T) {
+	t.Parallel()
 	explained := map[string]bool{}
 	for _, s := range []Shape{{Outer: 8, Channels: 24, Inner: 49}, {Outer: 3, Channels: 2, Inner: 5000}, {Outer: 900, Channels: 24, Inner: 1},
 		{Outer: 300, Channels: 600, Inner: 1}} {

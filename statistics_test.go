@@ -78,8 +78,9 @@ func formOf(form statisticsForm, mask batchnorm.Mask, size int, renorm bool) mod
 // Forward saved, in every way to run it; and with float32 ones the bits that it
 // gives with their values in float64.
 func TestStatisticsForms(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
-		p := newProblem(s, uint64(variant))
+		p := newProblem(s, features(variant))
 		if variant%3 == 0 {
 			for i := range p.x { // beyond what float32 squares
 				p.x[i] *= 1e30
@@ -117,6 +118,7 @@ func TestStatisticsForms(t *testing.T) {
 
 // What Forward and Statistics save as float32 is the moments, rounded once.
 func TestBatchMeanAndVariance(t *testing.T) {
+	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
 		for _, s := range modeShapes() {
 			c := s.Channels
@@ -181,6 +183,7 @@ func TestTwoFormsOfStatistics(t *testing.T) {
 }
 
 func TestInvStdAndVariance(t *testing.T) {
+	t.Parallel()
 	inf, nan := math.Inf(1), math.NaN()
 	for _, c := range []struct{ variance, epsilon, invstd, back float64 }{
 		{0, 0, 0, 0}, {4, 0, 0.5, 4}, {3, 1, 0.5, 3}, {0, 0.25, 2, 0}, {inf, 1e-5, 0, inf}, {nan, 1e-5, nan, nan},
@@ -223,6 +226,7 @@ var updateStatistics = flag.Bool("update-statistics", false, "write the table of
 //
 //	go test -run TestFloat32Statistics -update-statistics .
 func TestFloat32Statistics(t *testing.T) {
+	t.Parallel()
 	const begin = "| mean / standard deviation | dx, saved | dx, float32 | dgamma, saved | dgamma, float32 |\n|---|---|---|---|---|\n"
 	table := begin
 	for _, offset := range []float64{0, 1, 10, 100, 1e3, 1e4, 1e5, 1e6} {

@@ -380,6 +380,7 @@ func TestSumResponse(t *testing.T) {
 
 // TestRecoverTree recovers trees that are known, by sums taken here.
 func TestRecoverTree(t *testing.T) {
+	t.Parallel()
 	sums := map[string]func(v []float32) float32{
 		"one after the other": func(v []float32) float32 {
 			s := float32(0)

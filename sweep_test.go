@@ -8,59 +8,12 @@ import (
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/internal/gen"
-	"github.com/fusedbn/batchnorm/internal/guard"
 	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
-// activations are all kinds but the identity.
-var activations = []batchnorm.Activation{
-	batchnorm.ReLU, batchnorm.LeakyReLU(0.125), batchnorm.ReLU6, batchnorm.Clip(-1, 0.5), batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(0.5), batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU,
-	batchnorm.GELUTanh, batchnorm.LeakyReLU(-2), batchnorm.ELU(1), batchnorm.LeakyReLU(0),
-}
-
-// newProblem is a problem with everything that the variant's bits ask for.
-func newProblem(s batchnorm.Shape, variant uint64) problem {
-	n, c := s.Len(), s.Channels
-	p := problem{shape: s, epsilon: batchnorm.DefaultEpsilon,
-		x: gen.Normal(variant, n, 3, 2), dy: gen.Normal(variant+1, n, 0, 1),
-		mean: gen.Uniform(variant+2, c, -1, 1), vari: gen.Uniform(variant+3, c, 0.5, 2)}
-	if variant&1 != 0 {
-		p.act = batchnorm.ReLU
-	}
-	if variant&2 != 0 {
-		p.residual = gen.Normal(variant+4, n, 0, 1)
-	}
-	if variant&4 != 0 {
-		p.gamma, p.beta = gen.Uniform(variant+5, c, -2, 2), gen.Uniform(variant+6, c, -1, 1)
-	}
-	if variant&8 != 0 { // NaN, infinities, subnormals: no bounds, but the same bits
-		for i, v := range gen.Special(variant, n) {
-			if i%11 == 5 {
-				p.x[i] = v
-			}
-		}
-	}
-	return p
-}
-
-// placements are ways to lay a buffer: behind it or before it memory that can't
-// be touched, or sentinels all around and some offset from alignment.
-func placements(t *testing.T, offset int) []func([]float32) []float32 {
-	filled := func(s, contents []float32) []float32 {
-		copy(s, contents)
-		return s
-	}
-	return []func([]float32) []float32{
-		func(s []float32) []float32 { return filled(guard.AtEnd(t, len(s)), s) },
-		func(s []float32) []float32 { return filled(guard.AtStart(t, len(s)), s) },
-		func(s []float32) []float32 { return filled(guard.Sentinel(t, len(s), offset%16), s) },
-	}
-}
-
 func sweep(t *testing.T, s batchnorm.Shape, variant int) {
 	t.Helper()
-	p := newProblem(s, uint64(variant))
+	p := newProblem(s, features(variant))
 	if p.act == batchnorm.ReLU {
 		p.act = activations[variant/2%len(activations)]
 	}
@@ -79,6 +32,7 @@ func sweep(t *testing.T, s batchnorm.Shape, variant int) {
 // TestSweepLengths: every length of a row and every number of rows and channels
 // up to 200, by way of guarded and unaligned buffers.
 func TestSweepLengths(t *testing.T) {
+	t.Parallel()
 	step := 1
 	if testing.Short() {
 		step = 13
@@ -102,6 +56,7 @@ func TestSweepLengths(t *testing.T) {
 
 // TestSweepBoundaries: around the ends of groups, blocks, segments and calls.
 func TestSweepBoundaries(t *testing.T) {
+	t.Parallel()
 	var shapes []batchnorm.Shape
 	for _, at := range []int{128, 256, 2048, 4096, 8192, 32 << 10, 64 << 10, 128 << 10} {
 		for d := -1; d <= 1; d++ {
@@ -130,6 +85,7 @@ func TestSweepBoundaries(t *testing.T) {
 
 // TestWorkers: the number of workers and the order of the tasks change nothing.
 func TestWorkers(t *testing.T) {
+	t.Parallel()
 	shapes := []batchnorm.Shape{
 		{Outer: 3, Channels: 70, Inner: 50}, {Outer: 4, Channels: 2, Inner: 20000}, {Outer: 30000, Channels: 3, Inner: 2},
 		{Outer: 2100, Channels: 64, Inner: 1}, {Outer: 9000, Channels: 3, Inner: 1}, {Outer: 60, Channels: 1000, Inner: 1},
@@ -143,7 +99,7 @@ func TestWorkers(t *testing.T) {
 					ways = append(ways, config{path: path, workers: workers}, config{path: path, workers: workers, shuffled: true})
 				}
 			}
-			p := newProblem(s, uint64(i))
+			p := newProblem(s, features(i))
 			p.checkBounds(t, p.checkSame(t, ways, slices.Clone))
 		})
 	}
@@ -153,6 +109,7 @@ func TestWorkers(t *testing.T) {
 // with the mean. y is within 3e-7 of max(1, |y|), dx within 1e-6 of the largest
 // |dx| of its channel. It prints the largest error of each layout.
 func TestAccuracy(t *testing.T) {
+	t.Parallel()
 	for _, s := range []batchnorm.Shape{
 		{Outer: 32, Channels: 8, Inner: 784}, {Outer: 32 * 784, Channels: 8, Inner: 1}, {Outer: 32, Channels: 8, Inner: 49},
 		{Outer: 32 * 49, Channels: 40, Inner: 1}, {Outer: 2048, Channels: 4, Inner: 2}, {Outer: 585, Channels: 4, Inner: 7},
@@ -192,7 +149,7 @@ func layouts(n int) []batchnorm.Shape {
 
 // withChannel is a problem of three channels, the middle one with the values v.
 func withChannel(s batchnorm.Shape, v []float32) problem {
-	p := newProblem(s, 0)
+	p := newProblem(s, bare)
 	for i := range v {
 		k := i
 		if s.Inner == 1 {
@@ -208,6 +165,7 @@ func withChannel(s batchnorm.Shape, v []float32) problem {
 // TestRange: data of any finite scale normalizes as well as data of scale 1,
 // and so does its gradient.
 func TestRange(t *testing.T) {
+	t.Parallel()
 	base := gen.Normal(5, 700, 0.5, 1)
 	for _, s := range layouts(len(base)) {
 		for _, epsilon := range []float64{0, 1e-5} {
@@ -226,10 +184,11 @@ func TestRange(t *testing.T) {
 
 // TestGradientRange: the same for the scale of dy.
 func TestGradientRange(t *testing.T) {
+	t.Parallel()
 	for _, s := range layouts(500) {
 		for exponent := -120; exponent <= 100; exponent += 5 {
 			for _, scale := range []int{-40, 0, 40} { // of x
-				p := newProblem(s, 1|4)
+				p := newProblem(s, hasReLU|hasGammaBeta)
 				p.epsilon = 0
 				for i := range p.dy {
 					p.dy[i] = float32(math.Ldexp(float64(p.dy[i]), exponent))
@@ -241,8 +200,46 @@ func TestGradientRange(t *testing.T) {
 	}
 }
 
+// TestCancellingGradients: gradients of both signs whose sum is exactly 0, and whose
+// products with x vanish, count as much as others. An activation that is all but
+// saturated makes them small where dy is not.
+func TestCancellingGradients(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 1, Channels: 11, Inner: 100}, {Outer: 100, Channels: 11, Inner: 1}} {
+		gap := 1 // from a value of a channel to the next
+		if s.Inner == 1 {
+			gap = s.Channels
+		}
+		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.Sigmoid} {
+			for exponent := -30; exponent >= -95; exponent -= 13 { // of dy
+				for scale := -100; scale <= 60; scale += 20 { // of x
+					p := newProblem(s, hasGammaBeta)
+					p.act, p.epsilon = act, 0
+					for c := range p.gamma {
+						p.gamma[c], p.beta[c] = 1e-9, -20 // one slope for all values
+					}
+					for i, v := range gen.Normal(3, s.Len(), 0, 1) {
+						sign := float64(1 - 2*(i/gap%2))
+						p.x[i] = float32(math.Copysign(math.Ldexp(float64(v), scale), sign))
+						p.dy[i] = float32(math.Copysign(math.Ldexp(1, exponent), sign))
+					}
+					r, want := p.checkSame(t, configs(), slices.Clone), reference.Backward(p.reference())
+					largest := 0.0
+					for _, v := range want.DX {
+						largest = max(largest, math.Abs(v))
+					}
+					name := fmt.Sprintf("%v, %v, dy of 2^%d, x of 2^%d: ", s, act, exponent, scale)
+					expectNear(t, name+"dgamma", r.dgamma, want.DGamma, func(c int) float64 { return 1e-5*math.Abs(want.DGamma[c]) + 0x1p-148 })
+					expectNear(t, name+"dx", r.dx, want.DX, func(int) float64 { return 1e-5*largest + 0x1p-148 })
+				}
+			}
+		}
+	}
+}
+
 // TestOutlier: one huge value, wherever it stands, does not spoil the variance.
 func TestOutlier(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{100, 5000, 70000} {
 		for _, s := range layouts(n) {
 			for _, at := range []int{0, n - 1} {
@@ -263,6 +260,7 @@ func TestOutlier(t *testing.T) {
 // TestConstant: a channel of one value has variance exactly 0; with epsilon 0
 // its invstd is 0, its output beta and its dx 0.
 func TestConstant(t *testing.T) {
+	t.Parallel()
 	for _, n := range []int{2, 3, 49, 100, 5000} {
 		for _, s := range layouts(n) {
 			for _, value := range []float32{0, 1, -0.1, 1e6 + 0.3, 1e-30, 3e38, 1e-44} {
@@ -292,6 +290,7 @@ func TestConstant(t *testing.T) {
 // TestNaN: NaN and infinity stay in their channel and reach all its outputs,
 // through ReLU too.
 func TestNaN(t *testing.T) {
+	t.Parallel()
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(1)), float32(math.Inf(-1))} {
 		for _, s := range layouts(300) {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU} {

@@ -266,8 +266,8 @@ func (s *synced) finishForward(p *Plan, a *ForwardArgs) error {
 	}); err != nil {
 		return err
 	}
-	copy(a.Mean, s.mean)
-	copy(a.InvStd, s.invstd)
+	copyCut(a.Mean, s.mean)
+	copyCut(a.InvStd, s.invstd)
 	return p.Normalize(NormalizeArgs{
 		X: a.X, Residual: a.Residual, Gamma: a.Gamma, Beta: a.Beta, Mask: a.Mask, Mean: s.mean, InvStd: s.invstd, Y: a.Y,
 	})
@@ -276,11 +276,11 @@ func (s *synced) finishForward(p *Plan, a *ForwardArgs) error {
 func (s *synced) finishBackward(p *Plan, a *BackwardArgs) error {
 	whole := GradSums{Count: s.exchange.count, G: s.exchange.values[0], GD: s.exchange.values[1]}
 	if whole.Count == 0 {
-		clear(a.DGamma)
-		clear(a.DBeta)
+		clearCut(a.DGamma)
+		clearCut(a.DBeta)
 		if !a.Mask.KeepPadding {
-			clear(a.DX)
-			clear(a.DResidual)
+			clearCut(a.DX)
+			clearCut(a.DResidual)
 		}
 		return nil
 	}

@@ -22,11 +22,13 @@ import (
 const syncPatience = time.Minute
 
 // onRanks runs f on so many goroutines, each with the group of its rank, and
-// returns their errors.
+// returns their errors. It may be called from any goroutine.
 func onRanks(t testing.TB, ranks int, timeout time.Duration, f func(g *batchnorm.SyncGroup) error) []error {
 	t.Helper()
 	all, err := batchnorm.NewLocalCollective(ranks, timeout)
-	noError(t, err)
+	if err != nil {
+		return slices.Repeat([]error{err}, ranks)
+	}
 	errs := make([]error, ranks)
 	var wg sync.WaitGroup
 	for rank, c := range all {
@@ -117,8 +119,9 @@ func unequal(rows, parts int, seed uint64) (ends []int) {
 // A SyncPlan has the bits of the pieces, merged in the order of the ranks, for any
 // number of ranks and any sizes of the parts.
 func TestSyncPlan(t *testing.T) {
+	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
-		p := newProblem(s, uint64(variant))
+		p := newProblem(s, features(variant))
 		for _, ranks := range []int{1, 2, 3, 4, 7, 16, 64} {
 			ends := unequal(s.Outer, ranks, uint64(variant))
 			want := split(ends, batchnorm.Mask{}).once(t, p)
@@ -128,7 +131,7 @@ func TestSyncPlan(t *testing.T) {
 			}
 			got := synced(ends, variant%2 == 1).same(t, p, ways, slices.Clone)
 			expectSame(t, fmt.Sprintf("%v on %d ranks that end at %v", s, ranks, ends), got, want)
-			if variant&8 == 0 {
+			if features(variant)&hasSpecials == 0 {
 				p.checkBounds(t, got)
 			}
 		}
@@ -137,6 +140,7 @@ func TestSyncPlan(t *testing.T) {
 
 // Parts that are segments give the bits of one process with the whole batch.
 func TestSyncSegments(t *testing.T) {
+	t.Parallel()
 	for _, s := range []struct {
 		batchnorm.Shape
 		segment int
@@ -146,7 +150,7 @@ func TestSyncSegments(t *testing.T) {
 		{batchnorm.Shape{Outer: 1100, Channels: 128, Inner: 1}, 512},
 		{batchnorm.Shape{Outer: 300, Channels: 600, Inner: 1}, 128},
 	} {
-		p := newProblem(s.Shape, 1|2|4)
+		p := newProblem(s.Shape, hasReLU|hasResidual|hasGammaBeta)
 		var ends []int
 		for end := s.segment; end < s.Outer; end += s.segment {
 			ends = append(ends, end)
@@ -158,6 +162,7 @@ func TestSyncSegments(t *testing.T) {
 // Nobody's lateness changes a bit: the hash of 1,000 training steps is that of
 // steps in which all come as they may.
 func TestSyncLateness(t *testing.T) {
+	t.Parallel()
 	const ranks, channels = 4, 5
 	steps := 1000
 	if testing.Short() {
@@ -219,9 +224,10 @@ func TestSyncLateness(t *testing.T) {
 // The gradients are those of the whole batch's loss, by central differences of
 // the float64 reference.
 func TestSyncGradient(t *testing.T) {
+	t.Parallel()
 	for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.SiLU, batchnorm.Tanh} {
 		s := batchnorm.Shape{Outer: 7, Channels: 3, Inner: 4}
-		p := newProblem(s, 2|4)
+		p := newProblem(s, hasResidual|hasGammaBeta)
 		p.act = act
 		r := synced([]int{1, 1, 4, 7}, false).once(t, p)
 		loss := func(r reference.Problem) float64 {
@@ -263,7 +269,7 @@ func TestSyncGradient(t *testing.T) {
 // A NaN in one rank's part reaches its channel on every rank, and no other.
 func TestSyncNaN(t *testing.T) {
 	s := batchnorm.Shape{Outer: 6, Channels: 4, Inner: 5}
-	p := newProblem(s, 2|4)
+	p := newProblem(s, hasResidual|hasGammaBeta)
 	p.x[(1*s.Channels+2)*s.Inner+3] = float32(math.NaN()) // rank 0, channel 2
 	r := synced([]int{2, 3, 3, 6}, false).once(t, p)
 	for k := range r.y {
@@ -394,7 +400,7 @@ func TestSyncMask(t *testing.T) {
 // Groups of some of the ranks have statistics of their own.
 func TestSyncSplit(t *testing.T) {
 	s := batchnorm.Shape{Outer: 12, Channels: 5, Inner: 3}
-	p := newProblem(s, 4)
+	p := newProblem(s, hasGammaBeta)
 	all, err := batchnorm.NewLocalCollective(7, syncPatience)
 	noError(t, err)
 	color := func(rank int) int { return []int{1, 0, 1, 0, 0, -1, 1}[rank] }
@@ -453,6 +459,7 @@ func TestSyncSplit(t *testing.T) {
 
 // Several plans of a group may each have a pass under way.
 func TestSyncOverlap(t *testing.T) {
+	t.Parallel()
 	const ranks, plans = 5, 4
 	s := batchnorm.Shape{Outer: 3, Channels: 6, Inner: 7}
 	var results [ranks][plans][]float64
@@ -504,16 +511,16 @@ func TestSyncOverlap(t *testing.T) {
 
 // AllReduce is the float64 sum in the order of the ranks, rounded once.
 func TestAllReduce(t *testing.T) {
+	t.Parallel()
 	for _, ranks := range []int{1, 2, 3, 7, 64} {
 		for _, n := range []int{0, 1, 2, 63, 64, 1000, 5} {
-			want := make([]float32, n)
-			for i := range want {
-				sum := 0.0
-				for rank := range ranks {
-					sum += float64(gen.Normal(uint64(rank), n, 1, 1e3)[i])
+			sums := make([]float64, n)
+			for rank := range ranks {
+				for i, v := range gen.Normal(uint64(rank), n, 1, 1e3) {
+					sums[i] += float64(v)
 				}
-				want[i] = float32(sum)
 			}
+			want := toFloat32(sums)
 			got := make([][]float32, ranks)
 			for rank, err := range onRanks(t, ranks, syncPatience, func(g *batchnorm.SyncGroup) error {
 				for _, length := range []int{n, n/2 + 1, n} { // the group's memory grows and is used again
@@ -587,6 +594,8 @@ var syncFailures = []syncFailure{
 // Whatever one rank does wrong, and whichever it is, all get an error in bounded
 // time, and the group is over.
 func TestSyncFailures(t *testing.T) {
+	t.Parallel()
+	var wg sync.WaitGroup // all at a time, since most of the time somebody waits for who does not come
 	for _, f := range syncFailures {
 		for _, ranks := range []int{2, 3, 4, 9} { // with 9, some own no channel
 			limit := syncPatience // all learn of it at once
@@ -597,51 +606,55 @@ func TestSyncFailures(t *testing.T) {
 				limit = time.Second
 			}
 			for _, wrong := range []int{0, 1, ranks - 1} {
-				if testing.Short() && limit != syncPatience && wrong != 1 {
-					continue
-				}
-				name := fmt.Sprintf("%s, rank %d of %d", f.name, wrong, ranks)
-				begin := time.Now()
-				errs := onRanks(t, ranks, limit, func(g *batchnorm.SyncGroup) error {
-					call := func() error { return forwardOn(g, 6) }
-					if g.Rank() == wrong {
-						call = func() error { return f.do(g) }
-					}
-					err := call()
-					if ended := g.Err(); ended != nil {
-						if again := forwardOn(g, 6); again == nil || again.Error() != ended.Error() {
-							err = fmt.Errorf("the next call gives %v, the group ended with %v", again, ended)
-						}
-					}
-					return err
-				})
-				// Two time limits, and the scheduler's delays.
-				if took := time.Since(begin); took > min(2*limit, syncPatience/4)+5*time.Second {
-					t.Errorf("%s: took %v", name, took)
-				}
-				text := ""
-				for rank, err := range errs {
-					switch {
-					case err == nil:
-						t.Errorf("%s: rank %d has no error", name, rank)
-					case !errors.Is(err, f.kind) && !errors.Is(err, batchnorm.ErrExchange):
-						t.Errorf("%s: rank %d has %v", name, rank, err)
-					default:
-						text += err.Error() + "\n"
-					}
-				}
-				for _, word := range f.words {
-					if !strings.Contains(text, word) {
-						t.Errorf("%s: no error mentions %q:\n%s", name, word, text)
-					}
-				}
+				start(&wg, func() { f.check(t, ranks, wrong, limit) })
 			}
+		}
+	}
+	wg.Wait()
+}
+
+// check lets one of some ranks do wrong.
+func (f syncFailure) check(t *testing.T, ranks, wrong int, limit time.Duration) {
+	name := fmt.Sprintf("%s, rank %d of %d", f.name, wrong, ranks)
+	begin := time.Now()
+	errs := onRanks(t, ranks, limit, func(g *batchnorm.SyncGroup) error {
+		call := func() error { return forwardOn(g, 6) }
+		if g.Rank() == wrong {
+			call = func() error { return f.do(g) }
+		}
+		err := call()
+		if ended := g.Err(); ended != nil {
+			if again := forwardOn(g, 6); again == nil || again.Error() != ended.Error() {
+				err = fmt.Errorf("the next call gives %v, the group ended with %v", again, ended)
+			}
+		}
+		return err
+	})
+	// Two time limits, and the scheduler's delays.
+	if took := time.Since(begin); took > min(2*limit, syncPatience/4)+5*time.Second {
+		t.Errorf("%s: took %v", name, took)
+	}
+	text := ""
+	for rank, err := range errs {
+		switch {
+		case err == nil:
+			t.Errorf("%s: rank %d has no error", name, rank)
+		case !errors.Is(err, f.kind) && !errors.Is(err, batchnorm.ErrExchange):
+			t.Errorf("%s: rank %d has %v", name, rank, err)
+		default:
+			text += err.Error() + "\n"
+		}
+	}
+	for _, word := range f.words {
+		if !strings.Contains(text, word) {
+			t.Errorf("%s: no error mentions %q:\n%s", name, word, text)
 		}
 	}
 }
 
 // A rank that calls one operation less is found out by the number of the call.
 func TestSyncCallMissed(t *testing.T) {
+	t.Parallel()
 	errs := onRanks(t, 3, time.Second, func(g *batchnorm.SyncGroup) error {
 		s := batchnorm.Shape{Outer: 2, Channels: 6, Inner: 3}
 		p, err := batchnorm.NewSyncPlan(g, s)
@@ -667,6 +680,7 @@ func TestSyncCallMissed(t *testing.T) {
 
 // A layer's own errors reach the other ranks at once.
 func TestSyncLayerErrors(t *testing.T) {
+	t.Parallel()
 	for name, wrong := range map[string]func(l *batchnorm.Layer) error{
 		"shape": func(l *batchnorm.Layer) error {
 			return l.Forward(batchnorm.LayerForwardArgs{Shape: batchnorm.Shape{Outer: 2, Channels: 4, Inner: 1}})
@@ -710,7 +724,7 @@ func TestSyncLayerErrors(t *testing.T) {
 // Layers are synchronized in training, and in nothing else.
 func TestSyncLayer(t *testing.T) {
 	s := batchnorm.Shape{Outer: 8, Channels: 3, Inner: 5}
-	p := newProblem(s, 1|2|4)
+	p := newProblem(s, hasReLU|hasResidual|hasGammaBeta)
 	whole, err := batchnorm.NewLayer(3, batchnorm.WithActivation(batchnorm.ReLU))
 	noError(t, err)
 	y, dx := make([]float32, s.Len()), make([]float32, s.Len())
@@ -845,6 +859,7 @@ func (l *lostCollective) Exchange(recv, send [][]float64) error {
 
 // Errors of a collective's own become ErrExchange, and keep what they say.
 func TestSyncForeignError(t *testing.T) {
+	t.Parallel()
 	all, err := batchnorm.NewLocalCollective(2, syncPatience)
 	noError(t, err)
 	var wg sync.WaitGroup

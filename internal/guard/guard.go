@@ -26,28 +26,27 @@ const (
 // Sentinel returns n floats of ordinary memory, offset floats (0 to 15) behind
 // a 64-byte boundary, with sentinels before and behind.
 func Sentinel(tb testing.TB, n, offset int) []float32 {
-	tb.Helper()
 	if offset < 0 || offset >= lineSize/floatSize {
 		tb.Fatalf("guard: offset is %d, must be 0 to %d", offset, lineSize/floatSize-1)
 	}
 	mem := make([]float32, n+3*margin)
 	misplaced := int(uintptr(unsafe.Pointer(&mem[0]))%lineSize) / floatSize
-	return place(tb, mem, margin-misplaced+offset, n)
+	return place(tb, mem, margin-misplaced+offset, n, func() {})
 }
 
 // place fills mem with the sentinel and returns the n floats from index at on.
-// When the test ends, the others must be as they were.
-func place(tb testing.TB, mem []float32, at, n int) []float32 {
+// When the test ends, the others must be as they were; release is called then.
+func place(tb testing.TB, mem []float32, at, n int, release func()) []float32 {
 	for i := range mem {
 		mem[i] = math.Float32frombits(sentinel)
 	}
 	tb.Cleanup(func() {
-		tb.Helper()
 		for i, v := range mem {
 			if (i < at || i >= at+n) && math.Float32bits(v) != sentinel {
 				tb.Errorf("guard: element %d of a buffer of %d was overwritten with %v", i-at, n, v)
 			}
 		}
+		release()
 	})
 	// Not mem[at:at+n], which would not point at the end of mem when n is 0.
 	return unsafe.Slice((*float32)(unsafe.Add(unsafe.Pointer(&mem[0]), at*floatSize)), n)

@@ -11,12 +11,10 @@ const Protected = false
 
 // AtEnd returns n floats with sentinels around them.
 func AtEnd(tb testing.TB, n int) []float32 {
-	tb.Helper()
 	return Sentinel(tb, n, 0)
 }
 
 // AtStart returns n floats with sentinels around them.
 func AtStart(tb testing.TB, n int) []float32 {
-	tb.Helper()
 	return Sentinel(tb, n, 0)
 }

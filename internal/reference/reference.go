@@ -98,10 +98,10 @@ func FrozenBackward(p Problem, mean, variance []float32) Gradients {
 
 // slope returns the gradient by z.
 func (p Problem) slope(z []float64) []float64 {
-	g := make([]float64, len(p.X))
+	g, act := make([]float64, len(p.X)), p.activation()
 	for c := range p.Channels {
 		for k := range p.channel(c) {
-			g[k] = float64(p.DY[k]) * p.activation().Derivative(z[k])
+			g[k] = float64(p.DY[k]) * act.Derivative(z[k])
 		}
 	}
 	return g

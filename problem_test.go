@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/guard"
 	"github.com/fusedbn/batchnorm/internal/reference"
 	"github.com/fusedbn/batchnorm/internal/ulp"
 )
@@ -23,6 +25,43 @@ type problem struct {
 	dy          []float32
 	mean, vari  []float32 // for inference
 	ops         ops
+}
+
+// features says what a problem has. Bits above theirs make problems with other values.
+type features uint64
+
+const (
+	hasReLU      features = 1 << iota // in place of no activation
+	hasResidual                       // and a gradient of it
+	hasGammaBeta                      // otherwise they are 1 and 0
+	hasSpecials                       // NaN, infinities, subnormals: no bounds, but the same bits
+
+	bare features = 0
+)
+
+// newProblem is a problem with these features.
+func newProblem(s batchnorm.Shape, f features) problem {
+	n, c, seed := s.Len(), s.Channels, uint64(f)
+	p := problem{shape: s, epsilon: batchnorm.DefaultEpsilon,
+		x: gen.Normal(seed, n, 3, 2), dy: gen.Normal(seed+1, n, 0, 1),
+		mean: gen.Uniform(seed+2, c, -1, 1), vari: gen.Uniform(seed+3, c, 0.5, 2)}
+	if f&hasReLU != 0 {
+		p.act = batchnorm.ReLU
+	}
+	if f&hasResidual != 0 {
+		p.residual = gen.Normal(seed+4, n, 0, 1)
+	}
+	if f&hasGammaBeta != 0 {
+		p.gamma, p.beta = gen.Uniform(seed+5, c, -2, 2), gen.Uniform(seed+6, c, -1, 1)
+	}
+	if f&hasSpecials != 0 {
+		for i, v := range gen.Special(seed, n) {
+			if i%11 == 5 {
+				p.x[i] = v
+			}
+		}
+	}
+	return p
 }
 
 // ops is a set of operations to run; none stands for all.
@@ -43,6 +82,13 @@ type results struct {
 	runMean, runVar []float32
 	dx, dres        []float32
 	dgamma, dbeta   []float32
+}
+
+// activations are all kinds but the identity.
+var activations = []batchnorm.Activation{
+	batchnorm.ReLU, batchnorm.LeakyReLU(0.125), batchnorm.ReLU6, batchnorm.Clip(-1, 0.5), batchnorm.HardSigmoid, batchnorm.HardSwish,
+	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(0.5), batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU,
+	batchnorm.GELUTanh, batchnorm.LeakyReLU(-2), batchnorm.ELU(1), batchnorm.LeakyReLU(0),
 }
 
 // config is a way to compute it.
@@ -83,6 +129,20 @@ func shuffle(n int, task func(int)) {
 		done := make(chan bool)
 		go func() { task(i); close(done) }()
 		<-done
+	}
+}
+
+// placements are ways to lay a buffer: behind it or before it memory that can't
+// be touched, or sentinels all around and some offset from alignment.
+func placements(t *testing.T, offset int) []func([]float32) []float32 {
+	filled := func(s, contents []float32) []float32 {
+		copy(s, contents)
+		return s
+	}
+	return []func([]float32) []float32{
+		func(s []float32) []float32 { return filled(guard.AtEnd(t, len(s)), s) },
+		func(s []float32) []float32 { return filled(guard.AtStart(t, len(s)), s) },
+		func(s []float32) []float32 { return filled(guard.Sentinel(t, len(s), offset%16), s) },
 	}
 }
 
@@ -245,8 +305,7 @@ func (p problem) checkBounds(t testing.TB, r results) {
 	fwd := reference.Forward(ref)
 	inf := reference.Inference(ref, p.mean, p.vari)
 
-	within := func(what string, i int, got float32, want, bound float64) {
-		t.Helper()
+	within := func(what string, i int, got float32, want, bound float64) { // of every element: t.Helper would take longer
 		if bound > math.MaxFloat32 || math.Abs(want)+bound > math.MaxFloat32 {
 			return // may overflow
 		}
@@ -275,7 +334,6 @@ func (p problem) checkBounds(t testing.TB, r results) {
 		}
 		// value is for act(z). z is a float32, and infinite where it leaves the range.
 		value := func(what string, got float32, want, mean, invstd, statistics float64) {
-			t.Helper()
 			off := affine(float64(p.x[i]), mean, invstd, statistics)
 			largest := math.Abs((float64(p.x[i])-mean)*invstd*gamma) + beta + res + off
 			for _, sign := range []int{1, -1} {

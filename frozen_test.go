@@ -1,0 +1,132 @@
+package batchnorm_test
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/reference"
+)
+
+// The reference's gradients are what frozen statistics give, and z is what
+// Inference made of x.
+func TestFrozen(t *testing.T) {
+	t.Parallel()
+	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
+		p := newProblem(s, features(variant))
+		r := frozen(batchnorm.Mask{}).same(t, p, waysOfModes(), placements(t, variant)[variant%3])
+		if features(variant)&hasSpecials == 0 && p.piecewise() {
+			p.checkFrozen(t, r)
+		}
+	})
+}
+
+// checkFrozen compares with the reference. dx is a product of three factors, of
+// which two make a float64.
+func (p problem) checkFrozen(t testing.TB, r results) {
+	t.Helper()
+	ref := p.reference()
+	ref.DY, ref.Activation, ref.Residual = p.slopes(r.inferred), "identity", nil
+	grad := reference.FrozenBackward(ref, p.mean, p.vari)
+	sum, square := make([]float64, p.shape.Channels), make([]float64, p.shape.Channels)
+	n := float64(p.shape.PerChannel())
+	for i, v := range ref.DY {
+		c := channelOf(p.shape, i)
+		sum[c] += math.Abs(float64(v))
+		square[c] += math.Abs(float64(v) * float64(p.x[i]-p.mean[c]) / math.Sqrt(float64(p.vari[c])+p.epsilon))
+		bound := 3 * unit * math.Abs(grad.DX[i])
+		if d := math.Abs(float64(r.dx[i]) - grad.DX[i]); bound < 1e37 && !(d <= bound+0x1p-148) {
+			t.Fatalf("%v: dx[%d] is %g, the reference says %g: off by %.3g, allowed is %.3g", p.shape, i, r.dx[i], grad.DX[i], d, bound)
+		}
+		if r.dres != nil && r.dres[i] != v {
+			t.Fatalf("%v: dresidual[%d] is %g, want %g", p.shape, i, r.dres[i], v)
+		}
+	}
+	for c := range sum {
+		if d := math.Abs(float64(r.dbeta[c]) - grad.DBeta[c]); sum[c] < 1e37 && !(d <= sumUnits*unit*sum[c]) {
+			t.Fatalf("%v: dbeta[%d] is %g, the reference says %g", p.shape, c, r.dbeta[c], grad.DBeta[c])
+		}
+		allowed := sumUnits * unit * (square[c] + math.Sqrt(n)*sum[c])
+		if d := math.Abs(float64(r.dgamma[c]) - grad.DGamma[c]); allowed < 1e37 && !(d <= allowed) {
+			t.Fatalf("%v: dgamma[%d] is %g, the reference says %g: off by %.3g, allowed is %.3g", p.shape, c, r.dgamma[c], grad.DGamma[c], d, allowed)
+		}
+	}
+}
+
+// piecewise reports whether slopes knows the activation. The others differ only
+// in kernels that Backward's tests hold to the reference.
+func (p problem) piecewise() bool { return p.act == batchnorm.Identity || p.act == batchnorm.ReLU }
+
+// slopes returns dy*act'(z) with the side of a kink that y is on.
+func (p problem) slopes(y []float32) []float32 {
+	g := slices.Clone(p.dy)
+	if p.act == batchnorm.ReLU {
+		for i := range g {
+			if !(y[i] > 0) {
+				g[i] = 0
+			}
+		}
+	}
+	return g
+}
+
+// Any subset of the gradients has the bits that it has among all of them.
+func TestSomeGradients(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{7, 3, 35}, {5, 2, 300}, {2, 3, 2500}, {33, 3, 1}, {37, 133, 1}} {
+		for _, f := range []features{hasResidual | hasGammaBeta, hasReLU | hasResidual | hasGammaBeta,
+			hasReLU | hasResidual | hasGammaBeta | hasSpecials} {
+			p := newProblem(s, f)
+			for _, c := range waysOfModes() {
+				st := stage{p, c, slices.Clone[[]float32]}
+				plan := newPlan(t, s, st.options()...)
+				stats := plain(batchnorm.Mask{}).once(t, p)
+				run := func(op, wanted int) results {
+					var r results
+					dy, residual := slices.Clone(p.dy), slices.Clone(p.residual)
+					st.gradients(&r, dy, residual)
+					for i, out := range []*[]float32{&r.dx, &r.dres, &r.dgamma, &r.dbeta} {
+						if wanted&(1<<i) == 0 {
+							*out = nil
+						}
+					}
+					switch op {
+					case 0:
+						noError(t, plan.Backward(batchnorm.BackwardArgs{DY: dy, X: p.x, Residual: residual, Gamma: p.gamma, Beta: p.beta,
+							Mean: stats.mean, InvStd: stats.invstd, DX: r.dx, DResidual: r.dres, DGamma: r.dgamma, DBeta: r.dbeta}))
+					case 1:
+						noError(t, plan.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: dy, X: p.x, Residual: residual, Gamma: p.gamma, Beta: p.beta,
+							Mean: p.mean, Var: p.vari, DX: r.dx, DResidual: r.dres, DGamma: r.dgamma, DBeta: r.dbeta}))
+					}
+					return r
+				}
+				for op := range 2 {
+					all := run(op, 15)
+					for wanted := range 15 {
+						expectSame(t, fmt.Sprintf("%v, %v, operation %d, gradients %04b", s, c, op, wanted), run(op, wanted), all)
+					}
+				}
+			}
+		}
+	}
+}
+
+// An infinite or missing value of x reaches dx of frozen statistics as the
+// contract says.
+func TestFrozenSpecial(t *testing.T) {
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		inf, nan := float32(math.Inf(1)), float32(math.NaN())
+		x := []float32{inf, -inf, nan, math.MaxFloat32, -math.MaxFloat32, 1e-45, 2, -2}
+		for _, s := range []batchnorm.Shape{{1, 1, len(x)}, {len(x), 1, 1}, {1, len(x), 1}} {
+			for _, mean := range []float32{0, 1e30, -1e30} {
+				dx := make([]float32, len(x))
+				noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithEpsilon(0)).FrozenBackward(batchnorm.FrozenBackwardArgs{
+					DY: slices.Repeat([]float32{3}, len(x)), X: x, Gamma: slices.Repeat([]float32{2}, s.Channels),
+					Mean: slices.Repeat([]float32{mean}, s.Channels), Var: slices.Repeat([]float32{4}, s.Channels), DX: dx}))
+				expectBits(t, fmt.Sprintf("dx of %v with mean %g", s, mean), dx, []float32{nan, nan, nan, 3, 3, 3, 3, 3})
+			}
+		}
+	})
+}
