@@ -232,7 +232,7 @@ func (w *workspace) run(do phases) {
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
-		w.trust = trustZeros(w.sums.dy)
+		w.trust = w.trustZeros(w.sums.dy)
 	}
 	if w.way.stores {
 		w.storeGradients()
@@ -317,10 +317,12 @@ const trustSample = 64
 
 // trustZeros reports whether none of some values of dy is so small that its products
 // might vanish. Zeros are not: their products are exact.
-func trustZeros(dy []float32) bool {
-	step := max(1, len(dy)/trustSample)
-	for i := 0; i < len(dy); i += step {
-		if v := dy[i]; v != 0 && v < trustLeast && v > -trustLeast {
+func (w *workspace) trustZeros(dy []float32) bool {
+	g := w.geo
+	n := g.outer * g.channels * g.inner
+	step := max(1, n/trustSample)
+	for i := 0; i < n; i += step {
+		if v := dy[w.element(i)]; v != 0 && v < trustLeast && v > -trustLeast {
 			return false
 		}
 	}
