@@ -229,7 +229,7 @@ func (w *workspace) run(do phases) {
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
-		w.least = leastOf(w.sums.dy)
+		w.least = w.leastOf(w.sums.dy)
 		if w.plan.act.kind > actReLU { // whose slopes may be tiny
 			w.least *= tinySlope
 		}
@@ -320,11 +320,13 @@ const leastSample = 64
 
 // leastOf returns the least magnitude of some values of dy that are not 0, and infinity
 // without such a value.
-func leastOf(dy []float32) float64 {
+func (w *workspace) leastOf(dy []float32) float64 {
 	least := float32(math.Inf(1))
-	step := max(1, len(dy)/leastSample)
-	for i := 0; i < len(dy); i += step {
-		if v := abs(dy[i]); v < least && v != 0 {
+	g := w.geo
+	n := g.outer * g.channels * g.inner
+	step := max(1, n/leastSample)
+	for i := 0; i < n; i += step {
+		if v := abs(dy[w.element(i)]); v < least && v != 0 {
 			least = v
 		}
 	}

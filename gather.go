@@ -129,6 +129,24 @@ func (s Shape) index(position, c int) int {
 	return (position/s.Inner*s.Channels+c)*s.Inner + position%s.Inner
 }
 
+// element returns where element i of the geometry's tensor is in the caller's.
+func (w *workspace) element(i int) int {
+	g, s := w.geo, w.source
+	switch {
+	case s == nil:
+		return i
+	case g.layout == rows:
+		return s.element(i/g.inner, i%g.inner)
+	}
+	return s.element(i%g.channels, i/g.channels)
+}
+
+// element returns where valid position i of a channel is in the tensor.
+func (g *source) element(c, i int) int {
+	r := &g.runs[g.find(i)]
+	return r.at + c*g.next + (i-r.before)*g.unit
+}
+
 // values returns the tensors of a stage at n values of a channel, from valid
 // position i on.
 func (g *source) values(s *stage, buf *buffers, c, i, n int) kernelArgs {

@@ -461,8 +461,10 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			ch.powerG[c] = clampPower(-exponentOf(float64(e)))
 		}
 		switch {
-		case !check || !w.suspicious(c) || !isNumber(e):
+		case !check || !w.suspicious(c):
 			ch.flag[c] = false
+		case !isNumber(e): // then the sum of g*xhat is no number, whatever the rounding of m makes of it
+			ch.flag[c], ch.sumB[c] = false, math.NaN()
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 		case comfortable(e) && !ch.wide[c] && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:

@@ -118,6 +118,8 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	f.wide = !math.IsNaN(f.scale) && (wild(f.scale, factorMin, factorMax) || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
 	switch {
 	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
+	case f.scale != 0 && math.Abs(f.scale) < factorMin:
+		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits where gamma has not
 	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
 	case math.Abs(mean) > sureMax || invstd < sureMin:

@@ -301,6 +301,9 @@ func TestNaN(t *testing.T) {
 				p := withChannel(s, v)
 				p.act = act
 				want, got := clean.run(t, configs()[0], slices.Clone), p.checkSame(t, configs(), slices.Clone)
+				if mean, invstd := got.mean[1], got.invstd[1]; invstd == invstd || !sameBits(float32(mean), bad) {
+					t.Fatalf("%v with %g, %v: mean is %g and invstd %g, want %g and NaN", s, bad, act, mean, invstd, bad)
+				}
 				for i := range got.y {
 					if channelOf(s, i) == 1 {
 						if got.y[i] == got.y[i] || got.dx[i] == got.dx[i] {
