@@ -26,7 +26,7 @@ const (
 	minWidth     = 128      // cols: fewer channels than this are folded
 )
 
-// geometry is how a shape is walked.
+// geometry is the order in which a shape's values are summed.
 type geometry struct {
 	layout layout
 
