@@ -21696,6 +21696,6 @@ TEXT ·simdFence(SB), NOSPLIT, $0-0
 	SFENCE
 	RET
 
-// What stands for a kernel that does not exist faults.
+// In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF

@@ -27,11 +27,11 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // ARG loads a field of the arguments.
 #define ARG(field, r) MOVD a+8(FP), r; MOVD field(r), r
 
-// PART moves a part from or to off(base).
+// PART moves a tail from or to off(base).
 #define PART(by, off, base) ADD $off, base, R24; CALL by(SB)
 
-// Instructions that the assembler lacks, and others beside them, for both registers of a
-// vector. The comment above each tells them: x0 and x1 are V(2*x) and V(2*x+1).
+// Instructions that the assembler lacks, and related ones, for both registers of a vector.
+// In the comment above each, x0 and x1 are V(2*x) and V(2*x+1).
 
 // FADD y0.S4, x0.S4, d0.S4; FADD y1.S4, x1.S4, d1.S4
 #define FADD8(y, x, d) WORD $(0x4e20d400|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4e20d400|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
@@ -18747,7 +18747,7 @@ none:
 TEXT ·simdFence(SB), NOSPLIT, $0-0
 	RET
 
-// What stands for a kernel that does not exist faults.
+// In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF
 

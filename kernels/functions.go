@@ -390,7 +390,7 @@ func eluSlopeFar(f *fn) {
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
-		f.wideParam(f.s[h])
+		f.param64(f.s[h])
 	}
 	f.mul64(f.p, f.p, f.s)
 	f.div64(f.p, f.p, f.q)

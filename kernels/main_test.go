@@ -156,7 +156,7 @@ func expand(t *testing.T, line string) []string {
 		return n
 	}
 	var list []string
-	for _, s := range macros[i].steps {
+	for _, s := range macros[i].instructions {
 		list = append(list, letter.ReplaceAllStringFunc(s.text, func(o string) string {
 			switch {
 			case o[0] == 'R':

@@ -199,7 +199,7 @@ var mutations = []mutation{
 
 	// the schedule and the call
 	{name: "schedule: rows are aligned wherever dresidual lies", file: "schedule.go", pkg: ".", tests: "TestEachOperandMisaligned",
-		old: "	if k.dres != nil {\n		at |= uintptr(unsafe.Pointer(&k.dres[0]))\n	}\n", new: ""},
+		old: "	if k.dres != nil {\n		address |= uintptr(unsafe.Pointer(&k.dres[0]))\n	}\n", new: ""},
 	{name: "schedule: outputs lie alike wherever dresidual lies", file: "schedule.go", pkg: ".", tests: "TestEachOperandMisaligned",
 		old: "offset(k.dres) == offset(k.y)", new: "offset(k.dres) < lanes"},
 	{name: "schedule: g is read where no sums stored it", file: "schedule.go", pkg: ".", tests: "TestSplit$",
@@ -285,14 +285,14 @@ var mutations = []mutation{
 	{name: "walk of sums: short rows run into one another", file: "kernels/walk_rows.go", pkg: ".", tests: "TestBits$",
 		old: "	a.arg(t, \"budget\")\n	a.subReg(t, count)\n	a.storeArg(t, \"budget\", u)\n	s.four(a, at)\n	s.flush(a)\n",
 		new: "	a.arg(t, \"budget\")\n	a.subReg(t, count)\n	a.storeArg(t, \"budget\", u)\n	s.four(a, at)\n"},
-	{name: "walk of outputs: the vector at a border has the next row's constants", file: "kernels/walk_runs.go", pkg: ".", tests: "TestBits$",
+	{name: "walk of outputs: the vector at a border has the next row's constants", file: "kernels/walk_outputs.go", pkg: ".", tests: "TestBits$",
 		old: "a.elsewhere(dst, r.other)", new: "a.op(opOr, dst, r.other, r.other)"},
-	{name: "walk of outputs: a row is longer behind a border", file: "kernels/walk_runs.go", pkg: ".", tests: "TestBits$",
-		old: "	a.addReg(r.t, r.left) // what", new: "	// what"},
-	{name: "walk of outputs: the head of an image is not taken from its row", file: "kernels/walk_runs.go", pkg: ".",
+	{name: "walk of outputs: a row is longer behind a border", file: "kernels/walk_outputs.go", pkg: ".", tests: "TestBits$",
+		old: "	a.addReg(r.t, r.left) // values", new: "	// values"},
+	{name: "walk of outputs: the head of an image is not taken from its row", file: "kernels/walk_outputs.go", pkg: ".",
 		tests: "TestEachOperandMisaligned",
 		old:   "	a.subReg(r.left, r.t)\n	a.storeArg", new: "	a.storeArg"},
-	{name: "walk of outputs: a budget is used up within a row", file: "kernels/walk_runs.go", pkg: ".", tests: "TestKernelsSameBits",
+	{name: "walk of outputs: a budget is used up within a row", file: "kernels/walk_outputs.go", pkg: ".", tests: "TestKernelsSameBits",
 		old: "	a.subImm(r.budget, groupValues)\n	a.branch(ifLess, save)\n	a.subImm(r.left, groupValues)\n",
 		new: "	a.subImm(r.left, groupValues)\n	a.subImm(r.budget, groupValues)\n	a.branch(ifLess, save)\n	a.subImm(r.left, 0)\n"},
 }
