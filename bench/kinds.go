@@ -20,13 +20,13 @@ run: their calls alternate, and each counts with its least time. id is identity,
 not differ from usual data. Dead channels have a beta of -20. Kinds in turn are in adjacent channels: usual,
 dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limit is the mean of these.`
 
-// kindActivations are what -data fuses.
+// kindActivations are the activations of -data.
 var kindActivations = []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU}
 
-// kindOps are what -data times.
+// kindOps are the operations of -data.
 var kindOps = []op{peerOps[0], peerOps[2]}
 
-// kindsSet is the tensors of -data unless -shapes says otherwise.
+// kindsSet has the default tensors of -data.
 func kindsSet() caseSet {
 	set := caseSet{data: "generated data"}
 	set.add("nchw", 16, 128, 32, 32)
@@ -35,8 +35,8 @@ func kindsSet() caseSet {
 	return set
 }
 
-// dataConfig is what a report measures of kinds of data: one worker, and no longer than
-// -data does by default.
+// dataConfig is the configuration of kinds of data in a report: one worker, and at most
+// the default time of -data.
 func (c config) dataConfig() config {
 	c.workers = []int{1}
 	c.effort.maxTime = min(c.effort.maxTime, dataMaxTime)
@@ -59,7 +59,7 @@ type kindRow struct {
 	Rounds           int     `json:"rounds"`
 }
 
-// kinds runs -data. A line is printed to w when all of its numbers are known.
+// kinds runs -data. It prints a line to w as soon as all of its numbers are measured.
 func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) {
 	var rows []kindRow
 	lines := 0
@@ -71,7 +71,7 @@ func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) 
 		fmt.Fprintln(w)
 	}
 	for _, t := range set.cases {
-		runtime.GC() // the last case's tensors, rather than during the measurement
+		runtime.GC() // frees the last case's tensors now instead of during the measurement
 		usual := newKindData(t.dims)
 		for _, k := range kinds.List() {
 			data := newKindData(t.dims)
@@ -97,8 +97,7 @@ func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) 
 	return rows, nil
 }
 
-// kindsWork is how much kinds adds to the progress, which is in microseconds, more or
-// less.
+// kindsWork returns the work of kinds for the progress bar, in about microseconds.
 func (c config) kindsWork(set caseSet) int {
 	total := 0
 	for _, t := range set.cases {
@@ -125,7 +124,7 @@ func (c config) kindRows(t testCase, k kinds.Kind, workers int, usual, data *kin
 			}
 			runs, err := kindRuns(plan, o, usual, data)
 			if err != nil {
-				return nil, err // and no other run can fail
+				return nil, err // later runs have the same arguments and can't fail
 			}
 			r := kindRow{Kind: k.Name, Layout: t.layout, Shape: t.shape, Workers: workers, Path: c.path.String(), Activation: act.String(),
 				Operation: o.name,
@@ -139,7 +138,8 @@ func (c config) kindRows(t testCase, k kinds.Kind, workers int, usual, data *kin
 	return rows, nil
 }
 
-// kindRuns returns an operation on usual data, and on others, each of which has run once.
+// kindRuns returns an operation on usual data and on a kind of data, after one run of
+// each.
 func kindRuns(plan *batchnorm.Plan, o op, usual, data *kindData) ([2]func() error, error) {
 	var runs [2]func() error
 	for i, d := range []*kindData{usual, data} {
@@ -151,7 +151,7 @@ func kindRuns(plan *batchnorm.Plan, o op, usual, data *kindData) ([2]func() erro
 	return runs, nil
 }
 
-// kindData is what the operations read and write.
+// kindData has the inputs and outputs of the operations.
 type kindData struct {
 	in  *inputs
 	out *outputs
@@ -166,14 +166,14 @@ func newKindData(s batchnorm.Shape) *kindData {
 	return d
 }
 
-// apply makes the data those of a kind.
+// apply turns usual data into a kind of data.
 func (d *kindData) apply(k kinds.Kind) {
 	s := d.in.dims
 	k.Apply(s.Outer, s.Channels, s.Inner, d.in.x, d.in.dy, d.in.gamma, d.in.beta)
 	d.statistics()
 }
 
-// statistics gives backward those of x.
+// statistics sets the statistics of x for backward.
 func (d *kindData) statistics() {
 	p, err := batchnorm.NewPlan(d.in.dims)
 	if err == nil {
@@ -184,8 +184,8 @@ func (d *kindData) statistics() {
 	}
 }
 
-// kindLines is the table of rows, its heads first, fields separated by tabs: a line for
-// every tensor, number of workers and kind of data.
+// kindLines returns the table of rows: first the heads, then a line for every tensor,
+// number of workers and kind of data. Fields are separated by tabs.
 func kindLines(rows []kindRow) []string {
 	if len(rows) == 0 {
 		return nil
@@ -228,11 +228,11 @@ func kindLines(rows []kindRow) []string {
 	return lines
 }
 
-// over reports whether a limit is not kept, as the numbers are printed. Usual data have
-// none: their number says how much of the others is noise.
+// over reports whether the ratio is over its limit, both rounded as printed. Usual data
+// have no limit: their ratio shows the noise of the measurement.
 func (r kindRow) over() bool { return r.Kind != "usual" && int(r.Ratio*100+0.5) > int(r.Limit*100+0.5) }
 
-// kindsSummary says which numbers are over their limits.
+// kindsSummary prints the numbers over their limits.
 func kindsSummary(w io.Writer, rows []kindRow) {
 	over := 0
 	for _, r := range rows {
