@@ -11,6 +11,7 @@ import (
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
+	"gonum.org/v1/plot/vg"
 )
 
 // fractionFigures shows the fraction of the bound by shape and operation, in a figure
@@ -54,7 +55,7 @@ func plural(n int, what string) string {
 const fractionTop = 1.3
 
 func fractionFigure(title string, rows []boundRow) (figure, error) {
-	p := newChart("tensor, NxCxHxW", "bound / time")
+	p := newChart("tensor, NxCxHxW or NxC", "bound / time")
 	shapes := unique(rows, func(r boundRow) string { return r.Shape })
 	list := unique(rows, func(r boundRow) string { return r.Operation })
 	nameX(p, shapes)
@@ -104,18 +105,19 @@ func rooflineFigure(r *report) ([]figure, error) {
 		left, right = min(left, x), max(right, x)
 	}
 	left, right = left/1.6, max(right*2.5, 1.5*r.Peak/memory) // room for both ends of the roof
-	roof := func(name string, speed float64, i int) error {
+	roof := func(name string, speed float64, i int, dashes []vg.Length) error {
 		corner := max(left, r.Peak/speed)
-		return curve(p, name, palette[i], nil, plotter.XYs{{X: left, Y: speed * left}, {X: corner, Y: speed * corner}})
+		return curve(p, name, palette[i], dashes, plotter.XYs{{X: left, Y: speed * left}, {X: corner, Y: speed * corner}})
 	}
-	if err := roof(fmt.Sprintf("memory, %.3g GB/s", memory), memory, 7); err != nil {
+	cacheDashes := [][]vg.Length{dotted, {vg.Points(8), vg.Points(2)}, {vg.Points(8), vg.Points(2), vg.Points(2), vg.Points(2)}}
+	if err := roof(fmt.Sprintf("memory, %.3g GB/s", memory), memory, 7, nil); err != nil {
 		return nil, err
 	}
 	low, fastest, fastestOp := memory*left, 0.0, ""
 	for i, c := range r.Caches {
 		// A copy fits when the two tensors do, with some room.
 		if speed := r.copySpeed(float64(c.Bytes) / 3); speed > memory && r.Peak/speed > left {
-			if err := roof(fmt.Sprintf("%s, %.3g GB/s", c.Name, speed), speed, 4+i); err != nil {
+			if err := roof(fmt.Sprintf("%s, %.3g GB/s", c.Name, speed), speed, 4+i, cacheDashes[i%len(cacheDashes)]); err != nil {
 				return nil, err
 			}
 		}
@@ -205,17 +207,17 @@ func peerFigures(rows []peerRow) ([]figure, error) {
 	}
 	for i, s := range all {
 		x := float64(i)
-		line := func(name string, c color.Color, y float64) error {
+		line := func(name string, c color.Color, dashes []vg.Length, y float64) error {
 			if i > 0 && !(name == "goal" && s.name == firstGoal(all)) {
 				name = ""
 			}
-			return curve(p, name, c, nil, plotter.XYs{{X: x - 0.42, Y: y}, {X: x + 0.42, Y: y}})
+			return curve(p, name, c, dashes, plotter.XYs{{X: x - 0.42, Y: y}, {X: x + 0.42, Y: y}})
 		}
-		if err := line("geometric mean", palette[8], s.mean); err != nil {
+		if err := line("geometric mean", palette[8], nil, s.mean); err != nil {
 			return nil, err
 		}
 		if s.goal > 0 {
-			if err := line("goal", palette[1], s.goal); err != nil {
+			if err := line("goal", palette[1], dotted, s.goal); err != nil {
 				return nil, err
 			}
 		}
@@ -257,7 +259,7 @@ func decadesOnly(lo, hi float64) plot.TickerFunc {
 
 // peersByShape shows the geometric mean of each contest by shape.
 func peersByShape(rows []peerRow, all []standing) (figure, error) {
-	p := newChart("tensor, NxCxHxW", "peer's time / ours")
+	p := newChart("tensor, NxCxHxW or NxC", "peer's time / ours")
 	shapes := unique(rows, func(r peerRow) string { return r.Shape })
 	nameX(p, shapes)
 	lo, hi := 0.8, 10.0
