@@ -240,8 +240,8 @@ type gradTotal struct{ dgamma, dbeta float64 }
 func (c *ghostCall) run() {
 	p := c.plan
 	if p.beside {
-		_, part := p.batch(0)
-		mask := part.mask(c.mask)
+		_, sub := p.batch(0)
+		mask := sub.mask(c.mask)
 		p.scratch.reserve(p.full, &mask)
 		p.options.parallel(p.batches, p.shape.Len(), c.task)
 		return
