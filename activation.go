@@ -94,10 +94,31 @@ func ELU(alpha float32) Activation { return Activation{kind: actELU, p: alpha} }
 // reading it again.
 func (a Activation) costly() bool { return a.kind >= actSigmoid }
 
+// Activations returns an activation of every kind, for registries and for tests that
+// go through all of them: first [Identity], then the others, with the parameters
+// LeakyReLU(0.25), Clip(0, 6) and ELU(1).
+func Activations() []Activation {
+	var all []Activation
+	for kind, info := range acts {
+		a := Activation{kind: actKind(kind)}
+		for i, p := range info.params {
+			*[]*float32{&a.p, &a.q}[i] = p.usual
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// actParam is a parameter of a kind of activation, with the value in [Activations].
+type actParam struct {
+	name  string
+	usual float32
+}
+
 // actInfo describes a kind of activation.
 type actInfo struct {
 	name   string
-	params []string
+	params []actParam
 	// value and derivative compute one value at a time; kinds without them have loops
 	// of their own in forward and derivative.
 	value, derivative func(z float32) float32
@@ -106,14 +127,14 @@ type actInfo struct {
 var acts = [numActs]actInfo{
 	actIdentity:    {name: "identity"},
 	actReLU:        {name: "relu"},
-	actLeakyReLU:   {name: "leaky_relu", params: []string{"slope"}},
-	actClip:        {name: "clip", params: []string{"lo", "hi"}},
+	actLeakyReLU:   {name: "leaky_relu", params: []actParam{{"slope", 0.25}}},
+	actClip:        {name: "clip", params: []actParam{{"lo", 0}, {"hi", 6}}},
 	actHardSigmoid: {name: "hard_sigmoid", value: hardSigmoid, derivative: hardSigmoidSlope},
 	actHardSwish:   {name: "hard_swish", value: hardSwish, derivative: hardSwishSlope},
 	actSigmoid:     {name: "sigmoid", value: sigmoid, derivative: sigmoidSlope},
 	actTanh:        {name: "tanh", value: tanh, derivative: tanhSlope},
 	actSiLU:        {name: "silu", value: silu, derivative: siluSlope},
-	actELU:         {name: "elu", params: []string{"alpha"}},
+	actELU:         {name: "elu", params: []actParam{{"alpha", 1}}},
 	actSoftplus:    {name: "softplus", value: softplus, derivative: sigmoid},
 	actMish:        {name: "mish", value: mish, derivative: mishSlope},
 	actGELU:        {name: "gelu", value: gelu, derivative: geluSlope},
@@ -146,7 +167,7 @@ func (a Activation) valid() error {
 	}
 	for i, v := range a.params() {
 		if v-v != 0 {
-			return fail(ErrOption, "activation %s: %s is %v, must be finite", acts[a.kind].name, acts[a.kind].params[i], v)
+			return fail(ErrOption, "activation %s: %s is %v, must be finite", acts[a.kind].name, acts[a.kind].params[i].name, v)
 		}
 	}
 	if a.kind == actClip && a.p > a.q {

@@ -13,11 +13,7 @@ import (
 )
 
 // activationList has the activations that -activations compares with the identity.
-var activationList = []batchnorm.Activation{
-	batchnorm.Identity, batchnorm.ReLU, batchnorm.LeakyReLU(0.25), batchnorm.ReLU6, batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(1), batchnorm.Softplus, batchnorm.Mish,
-	batchnorm.GELU, batchnorm.GELUTanh,
-}
+var activationList = batchnorm.Activations()
 
 // activationsOnly is the tensor of -activations unless -only says otherwise.
 const activationsOnly = "32x64x56x56"
