@@ -137,9 +137,9 @@ func shapeOf(groups []axisGroup) (s Shape, ok bool) {
 //
 //   - The tensor has the form OUTER x CHANNELS x INNER: one call of a [Plan].
 //   - It has this form without its leading kept axes: one call for each index of
-//     these, on adjacent slabs of the tensor and of the slices by channel, without a
+//     these, on adjacent sections of the tensor and of the slices by channel, without a
 //     copy. Keeping {0, 2} of (N, T, C) is an example.
-//   - Otherwise every slab is copied to scratch memory in an order that a plan takes,
+//   - Otherwise every section is copied to scratch memory in an order that a plan takes,
 //     and its results are copied back. Keeping {1, 3} of (N, C, H, W) is an example.
 //     The cost is a copy of each tensor that is read or written.
 //
@@ -149,11 +149,11 @@ func shapeOf(groups []axisGroup) (s Shape, ok bool) {
 // scratch memory of copies, when it is first needed, and may be called from several
 // goroutines at a time.
 type AxesPlan struct {
-	whole Plan // checks the arguments: its shape has the numbers of elements and channels
-	slab  *Plan
-	slabs int
+	whole    Plan // checks the arguments: its shape has the numbers of elements and channels
+	section  *Plan
+	sections int
 
-	// Where slabs are copied: the axes over which runs of so many elements repeat, in
+	// Where sections are copied: the axes over which runs of so many elements repeat, in
 	// the plan's order, with the strides of the tensor.
 	copied bool
 	repeat []stridedAxis
@@ -168,7 +168,7 @@ type stridedAxis struct{ n, stride int }
 // axesScratch is the memory of a call. Its copies are allocated when they are needed.
 type axesScratch struct {
 	x, dy, residual []float32
-	slab, copies    operands // of the current slab
+	section, copies operands // of the current section
 }
 
 // NewAxesPlan makes a plan for a row-major tensor with the given dimensions in
@@ -179,7 +179,7 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &AxesPlan{slabs: 1}
+	a := &AxesPlan{sections: 1}
 	s, ok := shapeOf(groups)
 	whole := s
 	if !ok {
@@ -192,7 +192,7 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 			}
 		}
 		if groups[0].kept {
-			a.slabs = groups[0].n
+			a.sections = groups[0].n
 			groups = groups[1:]
 		}
 		if s, ok = shapeOf(groups); !ok {
@@ -200,14 +200,14 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 			s = a.setOrder(groups)
 		}
 	}
-	if a.slab, err = NewPlan(s, opts...); err != nil {
+	if a.section, err = NewPlan(s, opts...); err != nil {
 		return nil, err
 	}
-	a.whole.options, a.whole.shape = a.slab.options, whole
+	a.whole.options, a.whole.shape = a.section.options, whole
 	return a, nil
 }
 
-// setOrder chooses the order of the axes in a copied slab, and returns its shape: first
+// setOrder chooses the order of the axes in a copied section, and returns its shape: first
 // the axes that are averaged over, then the kept ones, then the last group if it is not
 // kept. The last group is last in both orders, so that whole runs of it are copied.
 func (a *AxesPlan) setOrder(groups []axisGroup) Shape {
@@ -262,11 +262,11 @@ func (a *AxesPlan) Ways() (calls int, copies bool) {
 	if a.ready() != nil {
 		return 0, false
 	}
-	return a.slabs, a.copied
+	return a.sections, a.copied
 }
 
 func (a *AxesPlan) ready() error {
-	if a == nil || a.slab == nil {
+	if a == nil || a.section == nil {
 		return fail(ErrNilPlan, "plan is nil or was not made by NewAxesPlan")
 	}
 	return nil
@@ -280,7 +280,7 @@ func (a *AxesPlan) Forward(args ForwardArgs) error {
 	if _, err := a.whole.checkForward(&args, nil); err != nil {
 		return err
 	}
-	momentum := args.Momentum.or(a.slab.momentum)
+	momentum := args.Momentum.or(a.section.momentum)
 	a.each(args.operands(), func(p *Plan, o *operands) {
 		p.forward(o, &Mask{}, p.shape.PerChannel(), momentum, renormalization{})
 	})
@@ -323,29 +323,29 @@ func (a *AxesPlan) FrozenBackward(args FrozenBackwardArgs) error {
 	return nil
 }
 
-// each does an operation on every slab of the operands, on copies where the plan needs
+// each does an operation on every section of the operands, on copies where the plan needs
 // them.
 func (a *AxesPlan) each(whole operands, do func(p *Plan, o *operands)) {
 	s := a.acquire()
-	n, c := a.slab.shape.Len(), a.slab.shape.Channels
-	slab, o := &s.slab, &s.copies
-	for i := range a.slabs {
-		*slab = whole.cut(i*n, n, i*c, c, i*c)
+	n, c := a.section.shape.Len(), a.section.shape.Channels
+	section, o := &s.section, &s.copies
+	for i := range a.sections {
+		*section = whole.cut(i*n, n, i*c, c, i*c)
 		if !a.copied {
-			do(a.slab, slab)
+			do(a.section, section)
 			continue
 		}
-		*o = *slab
-		o.x, o.dy, o.residual = a.pack(&s.x, slab.x), a.pack(&s.dy, slab.dy), a.pack(&s.residual, slab.residual)
+		*o = *section
+		o.x, o.dy, o.residual = a.pack(&s.x, section.x), a.pack(&s.dy, section.dy), a.pack(&s.residual, section.residual)
 		// Outputs are computed in place, in the copies.
-		if slab.dy != nil {
-			o.y, o.dresidual = inPlace(slab.y, o.dy), inPlace(slab.dresidual, o.x)
+		if section.dy != nil {
+			o.y, o.dresidual = inPlace(section.y, o.dy), inPlace(section.dresidual, o.x)
 		} else {
 			o.y = o.x
 		}
-		do(a.slab, o)
-		a.unpack(slab.y, o.y)
-		a.unpack(slab.dresidual, o.dresidual)
+		do(a.section, o)
+		a.unpack(section.y, o.y)
+		a.unpack(section.dresidual, o.dresidual)
 	}
 	a.release(s)
 }
@@ -371,19 +371,19 @@ func (a *AxesPlan) check(m *Mask) error {
 	return nil
 }
 
-// pack copies a slab of a tensor to scratch memory, in the plan's order.
+// pack copies a section of a tensor to scratch memory, in the plan's order.
 func (a *AxesPlan) pack(scratch *[]float32, tensor []float32) []float32 {
 	if tensor == nil {
 		return nil
 	}
 	if *scratch == nil {
-		*scratch = make([]float32, a.slab.shape.Len())
+		*scratch = make([]float32, a.section.shape.Len())
 	}
 	a.copyRuns(*scratch, tensor, a.repeat, false)
 	return *scratch
 }
 
-// unpack copies a result into the slab of a tensor, if it is wanted.
+// unpack copies a result into the section of a tensor, if it is wanted.
 func (a *AxesPlan) unpack(tensor, packed []float32) {
 	if tensor != nil {
 		a.copyRuns(packed, tensor, a.repeat, true)
@@ -419,7 +419,7 @@ func (a *AxesPlan) acquire() *axesScratch {
 }
 
 func (a *AxesPlan) release(s *axesScratch) {
-	s.slab, s.copies = operands{}, operands{}
+	s.section, s.copies = operands{}, operands{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.free = append(a.free, s)

@@ -2368,7 +2368,7 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(R14)
@@ -3839,7 +3839,7 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(R14)
@@ -6112,7 +6112,7 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -7666,7 +7666,7 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -11258,7 +11258,7 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -14134,7 +14134,7 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)

@@ -15307,9 +15307,9 @@ vector4:
 	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
 	ADD4D(9, 11, 5)
-	ADD $actCode_wide, R21, R15
+	ADD $actCode_p64, R21, R15
 	LD1R4D(15, 10)
-	ADD $actCode_wide, R21, R15
+	ADD $actCode_p64, R21, R15
 	LD1R4D(15, 11)
 	FMUL4D(10, 4, 4)
 	FMUL4D(11, 5, 5)

@@ -256,7 +256,7 @@ func (l amd64) area(field string, flags flags) {
 	for _, copied := range []struct {
 		field string
 		to    int
-	}{{"p", amd64Params}, {"wide", amd64Param64}, {field, amd64Function}} {
+	}{{"p", amd64Params}, {"p64", amd64Param64}, {field, amd64Function}} {
 		l.printf("MOVQ actCode_%s(AX), BX", copied.field)
 		l.printf("MOVQ BX, %d(R14)", copied.to)
 	}

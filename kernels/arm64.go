@@ -507,7 +507,7 @@ func (l arm64) param(dst vec, field string) {
 }
 
 func (l arm64) param64(dst vec) {
-	l.printf("ADD $actCode_wide, %s, %s", arm64ActCode, arm64Param)
+	l.printf("ADD $actCode_p64, %s, %s", arm64ActCode, arm64Param)
 	l.printf("%s(%s, %d)", ld1r64.name, arm64Param[1:], dst)
 }
 
