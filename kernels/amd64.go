@@ -102,7 +102,7 @@ func (l amd64) branch(c cond, to string) {
 
 func (l amd64) jump(to string) { l.printf("JMP %s", to) }
 
-func (l amd64) part(n reg) {
+func (l amd64) tail(n reg) {
 	t := l.newReg()
 	l.regs-- // needed for these instructions only
 	l.printf("LEAQ maskTable<>+32(SB), %s", l.r(t))
@@ -113,12 +113,12 @@ func (l amd64) part(n reg) {
 
 func (l amd64) load(dst vec, m mem)        { l.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
 func (l amd64) store(src vec, m mem)       { l.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
-func (l amd64) loadPart(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
-func (l amd64) storePart(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
+func (l amd64) loadTail(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
+func (l amd64) storeTail(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
 func (l amd64) storeStream(src vec, m mem) { l.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
 func (amd64) streams() bool                { return true }
 func (l amd64) fence()                     { l.printf("SFENCE") }
-func (l amd64) keepPart(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) keepTail(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
 func (l amd64) broadcast(dst vec, m mem)   { l.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
 func (l amd64) broadcast64(dst vec, m mem) { l.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }

@@ -29,7 +29,7 @@ const maskVec vec = numVecs
 
 const (
 	arm64Addr = "R24" // a temporary address
-	arm64Part = "R25" // the length of the tail in floats
+	arm64Tail = "R25" // the length of the tail in floats
 )
 
 func (arm64) arch() string { return "arm64" }
@@ -38,8 +38,8 @@ func (arm64) header() string {
 // ARG loads a field of the arguments.
 #define ARG(field, r) MOVD a+8(FP), r; MOVD field(r), r
 
-// PART moves a tail from or to off(base).
-#define PART(by, off, base) ADD $off, base, R24; CALL by(SB)
+// TAIL moves a tail from or to off(base).
+#define TAIL(by, off, base) ADD $off, base, R24; CALL by(SB)
 ` + macroText()
 }
 
@@ -111,14 +111,14 @@ func (l arm64) branch(c cond, to string) {
 
 func (l arm64) jump(to string) { l.printf("B %s", to) }
 
-func (l arm64) part(n reg) {
-	l.printf("MOVD %s, %s", l.r(n), arm64Part)
+func (l arm64) tail(n reg) {
+	l.printf("MOVD %s, %s", l.r(n), arm64Tail)
 	l.printf("MOVD $maskTable<>+32(SB), %s", arm64Addr)
-	l.printf("SUB %s<<2, %s", arm64Part, arm64Addr)
+	l.printf("SUB %s<<2, %s", arm64Tail, arm64Addr)
 	l.printf("FLDPQ (%s), (F30, F31)", arm64Addr)
 }
 
-func (l arm64) keepPart(v vec)       { l.use(and, maskVec, v, v) }
+func (l arm64) keepTail(v vec)       { l.use(and, maskVec, v, v) }
 func (l arm64) elsewhere(dst, x vec) { l.use(bif, maskVec, x, dst) }
 
 // pairOffset is the largest offset of a load or store of two Q registers.
@@ -178,26 +178,26 @@ func (l arm64) prefetch(m mem) {
 
 // A tail is moved by a subroutine for the vec (subroutines), which takes the address from
 // arm64Addr.
-func (l arm64) loadPart(dst vec, m mem) { l.callPart("load", dst, m) }
+func (l arm64) loadTail(dst vec, m mem) { l.callTail("load", dst, m) }
 
-func (l arm64) storePart(src vec, m mem) { l.callPart("store", src, m) }
+func (l arm64) storeTail(src vec, m mem) { l.callTail("store", src, m) }
 
-func (l arm64) callPart(name string, v vec, m mem) {
+func (l arm64) callTail(name string, v vec, m mem) {
 	if base, off := l.m(m); base != arm64Addr || off != 0 {
-		l.printf("PART(%s, %d, %s)", partSymbol(name, v), off, base)
+		l.printf("TAIL(%s, %d, %s)", tailSymbol(name, v), off, base)
 	} else {
-		l.printf("CALL %s(SB)", partSymbol(name, v))
+		l.printf("CALL %s(SB)", tailSymbol(name, v))
 	}
 }
 
-func partSymbol(name string, v vec) string { return local(fmt.Sprintf("%sPart%d", name, v)) }
+func tailSymbol(name string, v vec) string { return local(fmt.Sprintf("%sTail%d", name, v)) }
 
 // subroutines returns the text of the subroutines that move tails, if code calls them.
 func (l arm64) subroutines(code string) string {
 	var text strings.Builder
 	for v := range vec(numVecs) {
 		for _, name := range []string{"load", "store"} {
-			symbol := partSymbol(name, v)
+			symbol := tailSymbol(name, v)
 			if !strings.Contains(code, symbol) {
 				continue
 			}
@@ -220,18 +220,18 @@ func (l arm64) pieces(v vec, four, two, one string) {
 	low := l.newLabel("low")
 	half := func(r int) {
 		odd, done := l.newLabel("odd"), l.newLabel("done")
-		l.printf("TBZ $1, %s, %s", arm64Part, odd)
+		l.printf("TBZ $1, %s, %s", arm64Tail, odd)
 		l.printf(two, arm64Addr, r)
-		l.printf("TBZ $0, %s, %s", arm64Part, done)
+		l.printf("TBZ $0, %s, %s", arm64Tail, done)
 		l.printf(one, arm64Addr, r, 2)
 		l.printf("RET")
 		l.label(odd)
-		l.printf("TBZ $0, %s, %s", arm64Part, done)
+		l.printf("TBZ $0, %s, %s", arm64Tail, done)
 		l.printf(one, arm64Addr, r, 0)
 		l.label(done)
 		l.printf("RET")
 	}
-	l.printf("TBZ $2, %s, %s", arm64Part, low)
+	l.printf("TBZ $2, %s, %s", arm64Tail, low)
 	l.printf(four, arm64Addr, 2*int(v))
 	half(2*int(v) + 1)
 	l.label(low)

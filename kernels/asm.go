@@ -103,19 +103,19 @@ type lowering interface {
 	branch(c cond, label string)
 	jump(label string)
 
-	// part sets the length of the tail in floats: n, 0 to 7. It may change n.
-	part(n reg)
+	// tail sets the length of the tail in floats: n, 0 to 7. It may change n.
+	tail(n reg)
 	load(dst vec, m mem)
-	loadPart(dst vec, m mem) // the other lanes become 0; no memory after the tail is read
+	loadTail(dst vec, m mem) // the other lanes become 0; no memory after the tail is read
 	store(src vec, m mem)
-	storePart(src vec, m mem)
+	storeTail(src vec, m mem)
 	// storeStream is a non-temporal store; the address is a multiple of vecBytes. It is
 	// used only if streams returns true.
 	storeStream(src vec, m mem)
 	streams() bool
 	fence()               // orders the stores of storeStream before later stores
 	prefetch(m mem)       // into the first-level cache if the printer's near is set
-	keepPart(v vec)       // the lanes after the tail become 0
+	keepTail(v vec)       // the lanes after the tail become 0
 	elsewhere(dst, x vec) // the lanes after the tail become those of x
 	broadcast(dst vec, m mem)
 	broadcast64(dst vec, m mem)
@@ -232,9 +232,9 @@ func (a *asm) sub(dst, x, y vec) { a.op(opSub, dst, x, y) }
 func (a *asm) mul(dst, x, y vec) { a.op(opMul, dst, x, y) }
 
 // addMem sets dst = x + y with y in memory; it may load y into t.
-func (a *asm) addMem(dst, x vec, y mem, t vec, part bool) {
-	if part {
-		a.loadPart(t, y)
+func (a *asm) addMem(dst, x vec, y mem, t vec, tail bool) {
+	if tail {
+		a.loadTail(t, y)
 		a.add(dst, x, t)
 		return
 	}
@@ -242,16 +242,16 @@ func (a *asm) addMem(dst, x vec, y mem, t vec, part bool) {
 }
 
 // read loads a vector or a tail of an input.
-func (a *asm) read(dst vec, m mem, part bool) {
-	if part {
-		a.loadPart(dst, m)
+func (a *asm) read(dst vec, m mem, tail bool) {
+	if tail {
+		a.loadTail(dst, m)
 	} else {
 		a.load(dst, m)
 	}
 }
 
 // write stores vectors or tails of an output; at returns their addresses.
-func (a *asm) write(src []vec, at func(j int) mem, part bool) {
+func (a *asm) write(src []vec, at func(j int) mem, tail bool) {
 	each := func(store func(src vec, m mem)) func() {
 		return func() {
 			for j, v := range src {
@@ -259,8 +259,8 @@ func (a *asm) write(src []vec, at func(j int) mem, part bool) {
 			}
 		}
 	}
-	if part {
-		each(a.storePart)()
+	if tail {
+		each(a.storeTail)()
 		return
 	}
 	a.choose(withStream, each(a.storeStream), each(a.store))

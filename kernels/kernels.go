@@ -58,15 +58,15 @@ type step func(m func(reg) mem, place int, tail bool)
 
 // each makes the two functions of a kernel without sums and calls.
 func each(f step) (one, four func(at address, tail bool)) {
-	get := func(at address, j int, part bool) {
-		f(func(t reg) mem { return at(t, j) }, j, part)
+	get := func(at address, j int, tail bool) {
+		f(func(t reg) mem { return at(t, j) }, j, tail)
 	}
-	one = func(at address, part bool) {
-		get(at, 0, part)
+	one = func(at address, tail bool) {
+		get(at, 0, tail)
 	}
-	four = func(at address, part bool) {
+	four = func(at address, tail bool) {
 		for j := range groupSize {
-			get(at, j, part)
+			get(at, j, tail)
 		}
 	}
 	return one, four
@@ -110,35 +110,35 @@ type value func(m func(reg) mem, place int, tail bool, v []vec) []vec
 // treeSum makes the two functions of a kernel with sums: prepare, then value for each
 // vector, in one of the sets of registers. Four addends are added as a tree before they
 // join the sums.
-func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (one, four func(at address, part bool)) {
+func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (one, four func(at address, tail bool)) {
 	addTo := func(dst, v []vec) {
 		for i := range dst {
 			a.add(dst[i], dst[i], v[i])
 		}
 	}
-	get := func(at address, j int, part bool, v []vec) []vec {
-		return value(func(t reg) mem { return at(t, j) }, j, part, v)
+	get := func(at address, j int, tail bool, v []vec) []vec {
+		return value(func(t reg) mem { return at(t, j) }, j, tail, v)
 	}
-	add := func(total []vec, part bool) {
-		if part && a.layout == inRows { // the other lanes of a sum must not change
+	add := func(total []vec, tail bool) {
+		if tail && a.layout == inRows { // the other lanes of a sum must not change
 			for _, v := range total {
-				a.keepPart(v)
+				a.keepTail(v)
 			}
 		}
 		addTo(sums, total)
 	}
-	one = func(at address, part bool) {
-		prepare(at, 1, part)
-		add(get(at, 0, part, sets[0]), part)
+	one = func(at address, tail bool) {
+		prepare(at, 1, tail)
+		add(get(at, 0, tail, sets[0]), tail)
 	}
-	four = func(at address, part bool) {
-		prepare(at, groupSize, part)
-		total := get(at, 0, part, sets[0])
-		addTo(total, get(at, 1, part, sets[1]))
-		half := get(at, 2, part, sets[1])
-		addTo(half, get(at, 3, part, sets[2]))
+	four = func(at address, tail bool) {
+		prepare(at, groupSize, tail)
+		total := get(at, 0, tail, sets[0])
+		addTo(total, get(at, 1, tail, sets[1]))
+		half := get(at, 2, tail, sets[1])
+		addTo(half, get(at, 3, tail, sets[2]))
 		addTo(total, half)
-		add(total, part)
+		add(total, tail)
 	}
 	return one, four
 }
@@ -165,8 +165,8 @@ func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.ne
 
 // momentValue computes d = x-K and d*d; k is -K.
 func momentValue(a *asm, x reg, k vec) value {
-	return func(m func(reg) mem, _ int, part bool, v []vec) []vec {
-		a.addMem(v[0], k, m(x), v[0], part)
+	return func(m func(reg) mem, _ int, tail bool, v []vec) []vec {
+		a.addMem(v[0], k, m(x), v[0], tail)
 		a.mul(v[1], v[0], v[0])
 		return v
 	}
@@ -206,8 +206,8 @@ func (o *operands) prefetch(a *asm, b *body) {
 }
 
 // storeGradients stores g if dresidual is wanted.
-func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, part bool) {
-	a.choose(withDResidual, func() { a.write(g, at, part) }, nil)
+func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, tail bool) {
+	a.choose(withDResidual, func() { a.write(g, at, tail) }, nil)
 }
 
 // fetch makes a kernel prefetch its inputs.
@@ -289,10 +289,10 @@ func (o *operands) affine(a *asm, z, d vec) {
 }
 
 // preActivation computes z from d = x-m; z may be d.
-func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
+func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, tail bool) {
 	o.affine(a, z, d)
 	if o.res != nil {
-		a.addMem(z, z, m(*o.res), o.t, part)
+		a.addMem(z, z, m(*o.res), o.t, tail)
 	}
 }
 
@@ -301,7 +301,7 @@ func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
 // function, which overwrites all registers of operands but the sums, loads the constants
 // in after, and in a backward kernel computes g.
 func (o *operands) prepare(a *asm, before, after []int) prepare {
-	return func(at address, n int, part bool) {
+	return func(at address, n int, tail bool) {
 		if !o.act.called {
 			return
 		}
@@ -311,12 +311,12 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 		there := o.called[:n]
 		for j, z := range there {
 			o.loadColumn(a, j, before)
-			a.addMem(z, o.c[fieldN], at(o.x, j), z, part)
+			a.addMem(z, o.c[fieldN], at(o.x, j), z, tail)
 			o.affine(a, z, z)
 		}
 		a.choose(withResidual, func() {
 			for j, z := range there {
-				a.addMem(z, z, at(*o.res, j), o.t, part)
+				a.addMem(z, z, at(*o.res, j), o.t, tail)
 			}
 		}, nil)
 		for _, z := range o.called[n:] { // the function computes all four, so the rest must be valid
@@ -330,8 +330,8 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 			return
 		}
 		for j, g := range there {
-			if part {
-				a.loadPart(o.t, at(o.dy, j))
+			if tail {
+				a.loadTail(o.t, at(o.dy, j))
 				a.mul(g, o.t, g)
 			} else {
 				a.opMem(opMul, g, g, at(o.dy, j), o.t)
@@ -354,54 +354,54 @@ var affineFields = []int{fieldN, fieldA, fieldB}
 
 // normalizeOne computes a vector of y.
 func (o *operands) normalizeOne(a *asm) step {
-	return func(m func(reg) mem, _ int, part bool) {
-		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
-		o.preActivation(a, o.z, o.z, m, part)
+	return func(m func(reg) mem, _ int, tail bool) {
+		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, tail)
+		o.preActivation(a, o.z, o.z, m, tail)
 		if !o.act.identity() {
 			o.act.forward(a, o.z, o.temps)
 		}
-		a.write([]vec{o.z}, func(int) mem { return m(o.y) }, part)
+		a.write([]vec{o.z}, func(int) mem { return m(o.y) }, tail)
 	}
 }
 
 // together makes the two functions of a kernel without sums that calls a function:
 // finish processes vectors that were prepared together.
-func together(prepare prepare, finish func(at address, n int, part bool)) (one, four func(at address, part bool)) {
-	some := func(n int) func(at address, part bool) {
-		return func(at address, part bool) {
-			prepare(at, n, part)
-			finish(at, n, part)
+func together(prepare prepare, finish func(at address, n int, tail bool)) (one, four func(at address, tail bool)) {
+	some := func(n int) func(at address, tail bool) {
+		return func(at address, tail bool) {
+			prepare(at, n, tail)
+			finish(at, n, tail)
 		}
 	}
 	return some(1), some(groupSize)
 }
 
 // normalizeCalled stores y.
-func (o *operands) normalizeCalled(a *asm) func(at address, n int, part bool) {
-	return func(at address, n int, part bool) {
-		a.write(o.called[:n], func(j int) mem { return at(o.y, j) }, part)
+func (o *operands) normalizeCalled(a *asm) func(at address, n int, tail bool) {
+	return func(at address, n int, tail bool) {
+		a.write(o.called[:n], func(j int) mem { return at(o.y, j) }, tail)
 	}
 }
 
 // gradient computes d = x-m and g = dy*act'(z), for an activation that is not called.
-func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, part bool) {
-	a.addMem(d, o.c[fieldN], m(o.x), d, part)
-	a.read(g, m(o.dy), part)
+func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, tail bool) {
+	a.addMem(d, o.c[fieldN], m(o.x), d, tail)
+	a.read(g, m(o.dy), tail)
 	if !o.act.identity() {
-		o.preActivation(a, o.z, d, m, part)
+		o.preActivation(a, o.z, d, m, tail)
 		o.act.backward(a, g, o.z, o.temps)
 	}
 }
 
 // gradValue computes g*(x-m), and before it g, unless prepare has done so.
 func (o *operands) gradValue(a *asm) value {
-	return func(m func(reg) mem, place int, part bool, v []vec) []vec {
+	return func(m func(reg) mem, place int, tail bool, v []vec) []vec {
 		g, d := v[0], v[1]
 		if o.act.called {
 			g = o.called[place]
-			a.addMem(d, o.c[fieldN], m(o.x), d, part)
+			a.addMem(d, o.c[fieldN], m(o.x), d, tail)
 		} else {
-			o.gradient(a, d, g, m, part)
+			o.gradient(a, d, g, m, tail)
 		}
 		a.mul(d, g, d)
 		return []vec{g, d}
@@ -419,25 +419,25 @@ func (o *operands) dx(a *asm, dst, g, d vec) {
 // inputGradOne computes a vector of dx, and of dresidual; d, g and t are
 // temporaries.
 func (o *operands) inputGradOne(a *asm, d, g, t vec) step {
-	return func(m func(reg) mem, _ int, part bool) {
-		o.gradient(a, d, g, m, part)
+	return func(m func(reg) mem, _ int, tail bool) {
+		o.gradient(a, d, g, m, tail)
 		o.dx(a, t, g, d)
-		a.write([]vec{t}, func(int) mem { return m(o.y) }, part)
-		o.storeGradients(a, []vec{g}, func(int) mem { return m(*o.dres) }, part)
+		a.write([]vec{t}, func(int) mem { return m(o.y) }, tail)
+		o.storeGradients(a, []vec{g}, func(int) mem { return m(*o.dres) }, tail)
 	}
 }
 
 // inputGradCalled computes dx of some vectors in dst, and stores dx and dresidual after
 // all of x has been read, since either may overwrite x; d is a temporary.
-func (o *operands) inputGradCalled(a *asm, d vec, dst []vec) func(at address, n int, part bool) {
-	return func(at address, n int, part bool) {
+func (o *operands) inputGradCalled(a *asm, d vec, dst []vec) func(at address, n int, tail bool) {
+	return func(at address, n int, tail bool) {
 		for j, g := range o.called[:n] {
 			o.loadColumn(a, j, inputGradFields)
-			a.addMem(d, o.c[fieldN], at(o.x, j), d, part)
+			a.addMem(d, o.c[fieldN], at(o.x, j), d, tail)
 			o.dx(a, dst[j], g, d)
 		}
-		a.write(dst[:n], func(j int) mem { return at(o.y, j) }, part)
-		o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, part)
+		a.write(dst[:n], func(j int) mem { return at(o.y, j) }, tail)
+		o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, tail)
 	}
 }
 
@@ -482,10 +482,10 @@ func gradSums(a *asm, v variant) {
 	b.temps = slices.Concat(sets[:]...)
 	o.newTemps(a, sets[0][0])
 	prepare := o.prepare(a, affineFields, []int{fieldN})
-	b.one, b.four = treeSum(a, b.sums, sets, func(at address, n int, part bool) {
-		prepare(at, n, part)
+	b.one, b.four = treeSum(a, b.sums, sets, func(at address, n int, tail bool) {
+		prepare(at, n, tail)
 		if o.act.called { // dresidual may overwrite dy, which has been read
-			o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, part)
+			o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, tail)
 		}
 	}, o.gradValue(a))
 	v.walk()(a, b)

@@ -22,7 +22,7 @@ func walkCols(a *asm, b body) {
 
 	a.arg(count, "n")
 	a.andImm(count, lanes-1)
-	a.part(count)
+	a.tail(count)
 	a.shiftLeft(stride, floatShift)
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
@@ -46,11 +46,11 @@ func walkCols(a *asm, b body) {
 	}
 
 	// across processes some rows together, from the first column to the last.
-	across := func(f func(at address, part bool), height ...reg) {
-		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
+	across := func(f func(at address, tail bool), height ...reg) {
+		column, tail, next := a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
 		// step processes column vector u from the pointers on. Constants that are used
 		// once per row stay in memory.
-		step := func(u int, part bool) {
+		step := func(u int, tail bool) {
 			clear(a.constants)
 			a.loadConst = func(dst vec, field int) {
 				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
@@ -70,7 +70,7 @@ func walkCols(a *asm, b body) {
 				m := at(t, j)
 				m.off += u * vecBytes
 				return m
-			}, part)
+			}, tail)
 			b.storeSums(a, acc)
 			clear(a.constants)
 		}
@@ -110,7 +110,7 @@ func walkCols(a *asm, b body) {
 			a.addImm(count, groupValues)
 		}
 		a.subImm(count, lanes)
-		a.branch(ifLess, part)
+		a.branch(ifLess, tail)
 
 		a.label(column)
 		if fetch {
@@ -126,7 +126,7 @@ func walkCols(a *asm, b body) {
 		a.subImm(count, lanes)
 		a.branch(ifNotLess, column)
 
-		a.label(part)
+		a.label(tail)
 		a.andImm(count, lanes-1)
 		a.branch(ifZero, next)
 		step(0, true)

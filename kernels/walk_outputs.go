@@ -102,9 +102,9 @@ func (r *outputWalk) load(a *asm, with loadConst) {
 }
 
 // one processes a vector.
-func (r *outputWalk) one(a *asm, with loadConst, part bool) {
+func (r *outputWalk) one(a *asm, with loadConst, tail bool) {
 	r.load(a, with)
-	r.b.one(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, part)
+	r.b.one(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, tail)
 }
 
 // begin begins a row: it loads the constants.
@@ -135,7 +135,7 @@ func (r *outputWalk) head(a *asm, row string) {
 	a.least(r.t, r.left)
 	a.subReg(r.left, r.t)
 	a.storeArg(r.t, "piece", r.u) // this walk does not use the field otherwise
-	a.part(r.t)
+	a.tail(r.t)
 	r.one(a, r.plain(a), true)
 	r.b.advanceArg(a, "piece", r.t)
 	r.begin(a)
@@ -153,7 +153,7 @@ func (r *outputWalk) border(a *asm, row string) {
 	a.addReg(r.t, r.left) // values of the next row without those of the shared vector
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, next)
-	a.part(r.left)
+	a.tail(r.left)
 	r.one(a, r.shared(a), false)
 	r.b.advanceImm(a, vecBytes)
 	a.move(r.left, r.t)
@@ -167,7 +167,7 @@ func (r *outputWalk) border(a *asm, row string) {
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, end)
 	a.move(r.t, r.left)
-	a.part(r.t)
+	a.tail(r.t)
 	r.one(a, r.plain(a), true)
 	a.shiftLeft(r.left, floatShift)
 	r.b.advance(a, r.left)

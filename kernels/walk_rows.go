@@ -136,16 +136,16 @@ func (s *sumWalk) save(a *asm) {
 
 // four sums count values of each of four images.
 func (s *sumWalk) four(a *asm, at address) {
-	loop, part, done := a.newLabel("four"), a.newLabel("part"), a.newLabel("summed")
+	loop, tail, done := a.newLabel("four"), a.newLabel("tail"), a.newLabel("summed")
 	a.subImm(s.count, lanes)
-	a.branch(ifLess, part)
+	a.branch(ifLess, tail)
 	a.label(loop)
 	s.b.four(at, false)
 	s.b.advanceImm(a, vecBytes)
 	a.subImm(s.count, lanes)
 	a.branch(ifNotLess, loop)
-	a.label(part)
-	s.part(a, done, func() { s.b.four(at, true) })
+	a.label(tail)
+	s.tail(a, done, func() { s.b.four(at, true) })
 	a.label(done)
 }
 
@@ -223,7 +223,7 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 // linear sums count values of one image: groups of 4 vectors, then single ones, then a
 // tail.
 func (s *sumWalk) linear(a *asm) {
-	group, rest, single, part, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
+	group, rest, single, tail, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("tail"), a.newLabel("summed")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 	a.subImm(s.count, groupValues)
 	a.branch(ifLess, rest)
@@ -235,23 +235,23 @@ func (s *sumWalk) linear(a *asm) {
 	a.label(rest)
 	a.addImm(s.count, groupValues)
 	a.subImm(s.count, lanes)
-	a.branch(ifLess, part)
+	a.branch(ifLess, tail)
 	a.label(single)
 	s.b.one(at, false)
 	s.b.advanceImm(a, vecBytes)
 	a.subImm(s.count, lanes)
 	a.branch(ifNotLess, single)
-	a.label(part)
-	s.part(a, done, func() { s.b.one(at, true) })
+	a.label(tail)
+	s.tail(a, done, func() { s.b.one(at, true) })
 	a.label(done)
 }
 
-// part sums the tail. count is its number of values minus 8.
-func (s *sumWalk) part(a *asm, done string, take func()) {
+// tail sums the tail. count is its number of values minus 8.
+func (s *sumWalk) tail(a *asm, done string, take func()) {
 	a.andImm(s.count, lanes-1)
 	a.branch(ifZero, done)
 	a.move(s.t, s.count)
-	a.part(s.t)
+	a.tail(s.t)
 	take()
 	a.shiftLeft(s.count, floatShift)
 	s.b.advance(a, s.count)
