@@ -1,6 +1,7 @@
 package batchnorm
 
 import (
+	"math"
 	"slices"
 
 	"github.com/fusedbn/batchnorm/internal/team"
@@ -35,11 +36,10 @@ type call struct {
 	apply stage // writes the outputs
 	again stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
-	source *source // gathers or computes the values; nil: they are in the tensors
-	// trust is set if sums of exactly 0 come from zeros, since dy has no values so small
-	// that products vanish. It holds for channels whose deviation is not too small either
-	// (trustMost).
-	trust bool
+	source *source // where the values come from, if they don't lie as the geometry says
+	// least is the least magnitude in dy, times a tiny derivative where there are some.
+	// Where its products don't vanish, sums of exactly 0 are those of zeros.
+	least float64
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -60,7 +60,6 @@ type workspace struct {
 	float64s slab[float64]
 	ints     slab[int]
 	bools    slab[bool]
-	bits     slab[uint32]
 
 	channels channels
 	coef     []float32 // records of the constants of all channels, for the kernels
@@ -124,7 +123,6 @@ func (w *workspace) cut(segments, width int) {
 	w.float64s.begin()
 	w.ints.begin()
 	w.bools.begin()
-	w.bits.begin()
 	g := w.geo
 	w.channels.cut(w, g.channels, max(width, g.channels), segments)
 	w.shift, w.acc = nil, nil
@@ -146,8 +144,7 @@ func (w *workspace) grow() bool {
 	all := w.float32s.grow()
 	all = w.float64s.grow() && all
 	all = w.ints.grow() && all
-	all = w.bools.grow() && all
-	return w.bits.grow() && all
+	return w.bools.grow() && all
 }
 
 // forwardCall sets the stages of a forward pass.
@@ -230,7 +227,10 @@ func (w *workspace) run(do phases) {
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
-		w.trust = trustZeros(w.sums.dy)
+		w.least = leastOf(w.sums.dy)
+		if w.plan.act.kind > actReLU { // whose slopes may be tiny
+			w.least *= tinySlope
+		}
 	}
 	if w.way.stores {
 		w.storeGradients()
@@ -310,22 +310,21 @@ func (w *workspace) fence() {
 	}
 }
 
-// trustSample is how many values of dy are looked at.
-const trustSample = 64
+// tinySlope is a derivative that is taken to be the least.
+const tinySlope = 0x1p-40
 
-// trustZeros reports whether none of some values of dy is so small that its products
-// might vanish. Zeros are not: their products are exact.
-func trustZeros(dy []float32) bool {
-	step := max(1, len(dy)/trustSample)
+// leastSample is how many values of dy are looked at.
+const leastSample = 64
+
+// leastOf returns the least magnitude of some values of dy that are not 0, and infinity
+// without such a value.
+func leastOf(dy []float32) float64 {
+	least := float32(math.Inf(1))
+	step := max(1, len(dy)/leastSample)
 	for i := 0; i < len(dy); i += step {
-		if v := dy[i]; v != 0 && v < trustLeast && v > -trustLeast {
-			return false
+		if v := abs(dy[i]); v < least && v != 0 {
+			least = v
 		}
 	}
-	return true
+	return float64(least)
 }
-
-const (
-	trustLeast = 0x1p-60
-	trustMost  = 0x1p20 // invstd, so that g*(x-m) is no less than 2^-149 for slopes from 2^-69 on
-)

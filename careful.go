@@ -18,20 +18,40 @@ type constants struct {
 	z, dx                []float32 // the constants of z, and of dx
 
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
+
+	// The block of columns whose x was scaled last, forward: a segment of few rows has it
+	// twice, as its probe and as its window.
+	first, height, width int
+	scaled               []float32
 }
 
 // reset makes the constants those of a block in a layout, which change nothing yet.
 func (k *constants) reset(l layout) {
+	if k.toX == nil || k.layout != l {
+		k.init(l)
+	}
+	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+	k.scaled = nil
+}
+
+// init sets what is the same in all blocks of a layout: to multiply by a power changes
+// nothing else, not even the sign of a zero.
+func (k *constants) init(l layout) {
 	k.layout = l
 	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
-	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} {
+		for j := range mostSpan {
+			k.set(list, j, fieldN, negativeZero)
+			k.set(list, j, fieldB, negativeZero)
+			k.set(list, j, fieldA, 1)
+		}
+	}
 }
 
 // set sets a field of the record of a row, or of column j.
 func (k *constants) set(list []float32, j, field int, v float32) {
 	if k.layout == cols {
-		field, j = field*lanes+j%lanes, j/lanes*lanes*coefLen
-		list[j+field] = v
+		list[j/lanes*lanes*coefLen+field*lanes+j%lanes] = v
 		return
 	}
 	list[field] = v
@@ -39,35 +59,37 @@ func (k *constants) set(list []float32, j, field int, v float32) {
 
 var negativeZero = float32(math.Copysign(0, -1))
 
-// setScale makes a record one that multiplies by a power of two, and changes nothing
-// else, not even the sign of a zero. It reports whether the power is not 0.
-func (k *constants) setScale(list []float32, j, power int) bool {
-	k.set(list, j, fieldN, negativeZero)
-	k.set(list, j, fieldA, float32(math.Ldexp(1, power)))
-	k.set(list, j, fieldB, negativeZero)
-	return power != 0
-}
+// setScale makes a record one that multiplies by a power of two.
+func (k *constants) setScale(list []float32, j int, scale float32) { k.set(list, j, fieldA, scale) }
+
+// powerOf32 returns 2^p for a clamped power.
+func powerOf32(p int) float32 { return math.Float32frombits(uint32(127+p) << 23) }
 
 // mostPower is the largest power of two that a record multiplies by.
 const mostPower = 126
 
 func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 
-// setX sets the power that x of a row or column is scaled by.
+// setX sets the power that x of a row or column is scaled by, which is clamped.
 func (k *constants) setX(j, power int) {
-	k.scalesX = k.setScale(k.toX, j, power) || k.scalesX
+	k.setScale(k.toX, j, powerOf32(power))
+	if power != 0 {
+		k.scalesX = true
+	}
 }
 
-// setG sets the power that g is scaled by.
+// setG sets the power that g is scaled by, which is clamped.
 func (k *constants) setG(j, power int) {
-	k.scalesG = k.setScale(k.toG, j, power) || k.scalesG
+	k.setScale(k.toG, j, powerOf32(power))
+	k.scalesG = k.scalesG || power != 0
 }
 
 // setZ sets the constants of z.
 func (k *constants) setZ(j int, f *affine) {
 	first := clampPower(f.power)
-	k.scalesZ = k.setScale(k.toZ, j, first) || k.scalesZ
-	k.scalesAgain = k.setScale(k.again, j, f.power-first) || k.scalesAgain
+	k.setScale(k.toZ, j, powerOf32(first))
+	k.setScale(k.again, j, float32(ldexp(1, f.power-first)))
+	k.scalesZ, k.scalesAgain = k.scalesZ || first != 0, k.scalesAgain || f.power != first
 	k.set(k.z, j, fieldN, -f.m)
 	k.set(k.z, j, fieldA, f.a)
 	k.set(k.z, j, fieldB, f.b)
@@ -136,12 +158,22 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 	return buf.g[:]
 }
 
-// sumScaled adds the sums of a block of columns.
-func (w *workspace) sumScaled(s *stage, buf *buffers, b *block, k *constants, acc, shift []float32) {
-	x, g := w.scaledOperands(s, buf, b, k)
-	args := kernelArgs{x: x, dy: g, coef: shift, acc: acc, rows: b.rows, n: b.n, stride: b.n}
-	if w.backward {
+// sumScaled adds the sums of some rows of n columns, from element i of the geometry's
+// tensor on.
+func (w *workspace) sumScaled(s *stage, buf *buffers, i, rows, n int, acc, shift []float32) {
+	k := &buf.constants
+	args := kernelArgs{coef: shift, acc: acc, rows: rows, n: n, stride: n}
+	switch {
+	case w.backward:
+		b := w.packCols(s, buf, i, rows, n)
+		args.x, args.dy = w.scaledOperands(s, buf, &b, k)
 		args.coef = k.dx
+	case k.scaled != nil && k.first == i && k.height == rows && k.width == n:
+		args.x = k.scaled
+	default:
+		b := w.packCols(s, buf, i, rows, n)
+		args.x, _ = w.scaledOperands(s, buf, &b, k)
+		k.scaled, k.first, k.height, k.width = args.x, i, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)
 }
@@ -203,14 +235,21 @@ func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
 	w.writeScaled(buf, b, k)
 }
 
-// setCareful sets all constants of a channel.
+// setCareful sets what the outputs of a channel take.
 func (w *workspace) setCareful(k *constants, j, c int) {
-	f := w.channels.affine(c)
-	k.setZ(j, &f)
+	if !w.backward || w.apply.act.kind != actIdentity {
+		w.setZ(k, j, c)
+	}
 	if w.backward {
 		d := w.channels.scaledGradient(c, w.frozen)
 		k.setDX(j, &d)
 	}
+}
+
+// setZ sets the constants of z of a channel.
+func (w *workspace) setZ(k *constants, j, c int) {
+	f := w.channels.affine(c)
+	k.setZ(j, &f)
 }
 
 // writeCarefully writes the outputs of n adjacent values of a channel in rows, from
@@ -219,7 +258,7 @@ func (w *workspace) writeCarefully(c, i, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset(rows)
+	k.reset(w.geo.layout)
 	w.setCareful(k, 0, c)
 	for p := 0; p < n; p += bufferLen {
 		m := min(bufferLen, n-p)
@@ -239,7 +278,7 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	k.reset(cols)
+	k.reset(w.geo.layout)
 	for j := range n {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}

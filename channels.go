@@ -19,7 +19,7 @@ type channels struct {
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of these
 	flag                   []bool    // the channel's sums are looked at
-	extent                 []uint32  // of a flagged channel: the bits of the largest magnitude
+	extent                 []float32 // of a flagged channel: the largest magnitude; up to 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
 
@@ -40,7 +40,7 @@ func (ch *channels) cut(w *workspace, n, columns, parts int) {
 	ch.partA, ch.partB = w.float64s.cut(parts*columns), w.float64s.cut(parts*columns)
 	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
-	ch.extent = w.bits.cut(n)
+	ch.extent = w.float32s.cut(n + lanes)
 	each := roundUp(columns, lanes)
 	ch.fields = fields{w.float32s.cut(coefLen * each), each, lanes}
 	ch.ones, ch.zeros = w.float32s.cut(n), w.float32s.cut(n)
@@ -76,6 +76,8 @@ type channelArgs struct {
 	step                 int // bytes from the constants of 8 channels to the next
 	count, weight, cross float64
 	epsilon, correction  float64
+	settled              float64 // bits: all ones where sums are final, 0 otherwise
+	extent               []float32
 	acc, shift           []float32
 	sums                 []float64
 	gamma, beta          []float32
@@ -128,8 +130,9 @@ const (
 	// channelForward goes from moments of count values, in sumA and sumB, to mean,
 	// variance, invstd, scale and the constants neg (minus m), a and b, as affine.set
 	// does. It writes mean and invstd once more where they are saved, and updates running
-	// values as channelTrack does: by the mean, and by the variance times correction. A
-	// variance that can't be relied on is unusual, and what is wide.
+	// values as channelTrack does: by the mean, and by the variance times correction. What
+	// is wide is unusual, and a variance that can't be relied on: unless it is settled, or
+	// NaN where extent, if it is given, has an infinity or NaN.
 	channelForward
 
 	// channelRunning sets mean and invstd from running and runningVar.
@@ -141,8 +144,8 @@ const (
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. What
-	// is wide is unusual, and sums that can't be relied on, unless |sumA|+|sumB| is at
-	// most weight.
+	// is wide is unusual, and sums that can't be relied on: unless they are settled, or 0
+	// with count*invstd*gradMin at most weight, or invstd is NaN.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
@@ -150,9 +153,8 @@ const (
 	channelTrack
 )
 
-// mostChannels is how many channels go through the slower functions together, when one
-// of them is unusual.
-const mostChannels = 128
+// mostChannels is how many channels are looked at together, when one of them is unusual.
+const mostChannels = mostSpan
 
 // callChannels is how many channels a call of a kernel handles at most: microseconds,
 // so that a goroutine in assembly is soon preempted.
@@ -367,34 +369,61 @@ type totals struct {
 	parts bool
 }
 
-// slower returns the end of the channels that go through the slower functions, when
-// channel c of those from c0 to c1-1 has to.
-func slower(c0, c, c1 int) int { return min(c+mostChannels-(c-c0)%mostChannels, c1) }
-
 // setMoments sets the statistics of channels from their moments, and the constants of z
 // from these.
 func (w *workspace) setMoments(c0, c1 int, sums totals) {
+	ch := &w.channels
+	looked := false // at the first row, in cols
 	for c := c0; c < c1; {
-		next := w.setUsualMoments(c, c1, sums)
-		m2 := sums.b
-		if next == c {
-			next = slower(c0, c, c1)
-			if sums.parts {
-				w.total(c, next)
+		next := w.setUsualMoments(c, c1, sums, false, looked)
+		if next > c {
+			w.saveM2(c, next, sums.b)
+			c = next
+			continue
+		}
+		end := w.someSlowly(c, c1)
+		if sums.parts {
+			w.total(c, end)
+		}
+		if !looked && slices.ContainsFunc(ch.sumB[c:min(c+lanes, c1)], math.IsNaN) && w.firstRow(c, c1) {
+			looked = true
+			continue
+		}
+		w.momentsAgain(c, end, looked)
+		for c < end {
+			next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
+			if next == c {
+				next = w.fewSlowly(c, end)
+				w.setMomentsSlowly(c, next)
 			}
-			w.setMomentsSlowly(c, next)
-			m2 = w.channels.sumB
+			w.saveM2(c, next, ch.sumB)
+			c = next
 		}
-		if w.m2 != nil {
-			copy(w.m2[c:next], m2[c:])
-		}
-		c = next
 	}
 }
 
+func (w *workspace) saveM2(c, next int, m2 []float64) {
+	if w.m2 != nil {
+		copy(w.m2[c:next], m2[c:])
+	}
+}
+
+// someSlowly returns the end of the channels that are looked at together, when channel
+// c of those up to c1-1 is not usual, and fewSlowly of those that go through the slower
+// functions.
+func (w *workspace) someSlowly(c, c1 int) int { return min(c+mostChannels, c1) }
+
+func (w *workspace) fewSlowly(c, c1 int) int {
+	if w.plan.path.whole(c1-c) == 0 {
+		return c1
+	}
+	return min(c+lanes, c1)
+}
+
 // setUsualMoments is setMoments for channels from c to c1-1 as long as they are usual.
-// It returns the first that is left.
-func (w *workspace) setUsualMoments(c, c1 int, sums totals) int {
+// It returns the first that is left. Sums may be settled; or extents of channels be there,
+// from a look at a part of their values.
+func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool) int {
 	v := w.plan.path.whole(min(c1-c, callChannels))
 	if v == 0 || w.renorm.r != nil {
 		return c
@@ -403,7 +432,10 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals) int {
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
-		savedMean: tail(o.mean, c), savedInvStd: tail(o.invstd, c)}
+		savedMean: tail(o.mean, c), savedInvStd: tail(o.invstd, c), settled: allOnes(settled)}
+	if looked {
+		k.extent = ch.extent[c:]
+	}
 	w.setAffineArgs(&k, c)
 	if weight != 0 && weight != 1 {
 		k.running, k.runningVar = tail(o.running, c), tail(o.runningVar, c)
@@ -417,10 +449,17 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals) int {
 	return next
 }
 
+// allOnes returns a number whose bits are all ones, or 0.
+func allOnes(b bool) float64 {
+	if b {
+		return math.Float64frombits(math.MaxUint64)
+	}
+	return 0
+}
+
 // setMomentsSlowly is setMoments for channels of which some are unusual.
 func (w *workspace) setMomentsSlowly(c0, c1 int) {
 	ch, o := &w.channels, &w.saved
-	w.momentsAgain(c0, c1)
 	for c := c0; c < c1; c++ {
 		ch.mean[c] = ch.sumA[c]
 		ch.variance[c] = populationVariance(ch.sumB[c], w.values)
@@ -475,7 +514,7 @@ func (w *workspace) setAffines(c0, c1 int) {
 	for c := c0; c < c1; {
 		next := w.setUsualAffines(c, c1)
 		if next == c {
-			for next = slower(c0, c, c1); c < next; c++ {
+			for next = w.fewSlowly(c, c1); c < next; c++ {
 				w.setAffine(c)
 			}
 		}
@@ -556,31 +595,44 @@ func (ch *channels) affine(c int) affine {
 // the gradients by gamma and beta, where they are wanted. Of sums that are to be checked,
 // those that can't be relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
+	ch := &w.channels
 	for c := c0; c < c1; {
-		next := w.setUsualGrads(c, c1, sums)
-		from := sums
-		if next == c {
-			next = slower(c0, c, c1)
-			if sums.parts {
-				w.total(c, next)
+		next := w.setUsualGrads(c, c1, sums, !check)
+		if next > c {
+			w.saveSums(c, next, sums)
+			c = next
+			continue
+		}
+		end, settled := w.someSlowly(c, c1), totals{ch.sumA, ch.sumB, false}
+		if sums.parts {
+			w.total(c, end)
+		}
+		w.gradientsAgain(c, end, check)
+		for c < end {
+			next := w.setUsualGrads(c, end, settled, true)
+			if next == c {
+				next = w.fewSlowly(c, end)
+				w.setGradsSlowly(c, next)
 			}
-			w.setGradsSlowly(c, next, check)
-			from.a, from.b = w.channels.sumA, w.channels.sumB
+			w.saveSums(c, next, settled)
+			c = next
 		}
-		if w.sumG != nil {
-			copy(w.sumG[c:next], from.a[c:])
-			copy(w.sumGD[c:next], from.b[c:])
-		}
-		c = next
 	}
 	if w.frozen {
 		w.channels.constantStatistics(c0, c1)
 	}
 }
 
+func (w *workspace) saveSums(c, next int, sums totals) {
+	if w.sumG != nil {
+		copy(w.sumG[c:next], sums.a[c:])
+		copy(w.sumGD[c:next], sums.b[c:])
+	}
+}
+
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
-// returns the first that is left.
-func (w *workspace) setUsualGrads(c, c1 int, sums totals) int {
+// returns the first that is left. Sums may be settled.
+func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	ch, f := &w.channels, &w.channels.fields
 	end := min(c1, c+callChannels)
 	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
@@ -590,8 +642,8 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals) int {
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: w.trusted(ch.invstd[c : c+v]), sumA: sums.a[c:], sumB: sums.b[c:],
-		mean: ch.mean[c:], invstd: ch.invstd[c:],
+	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
 		betaGrad: tail(w.betaGrad, c)}
 	if w.renorm.r == nil {
@@ -607,9 +659,8 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals) int {
 }
 
 // setGradsSlowly is setGrads for channels of which some are unusual.
-func (w *workspace) setGradsSlowly(c0, c1 int, check bool) {
+func (w *workspace) setGradsSlowly(c0, c1 int) {
 	ch := &w.channels
-	w.gradientsAgain(c0, c1, check)
 	for c := c0; c < c1; c++ {
 		f := ch.affine(c)
 		var d gradient
@@ -634,22 +685,13 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 	}
 }
 
-// trusted is up to which magnitude sums of g are taken to be exact, for channels with
-// these invstd: 0, or none at all.
-func (w *workspace) trusted(invstd []float64) float64 {
-	if !w.trust || slices.ContainsFunc(invstd, func(v float64) bool { return v > trustMost }) {
-		return -1
-	}
-	return 0
-}
-
 // needsCare reports whether dx of a channel that is not wide needs scaled values, whose
 // constants are outside of float32's comfortable range: not if they are only small, for
 // gradients and deviations that are not, nor if some gradients are no numbers or all
 // are 0.
 func (ch *channels) needsCare(c int) bool {
 	e := ch.extent[c]
-	if e == 0 || e >= infinite {
+	if e == 0 || !isNumber(e) {
 		return false
 	}
 	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(ch.k2[c]) > sureMax
@@ -735,7 +777,13 @@ func (w *workspace) setRunning(mean, variance []float32) {
 }
 
 // channelOf returns the channel of a column.
-func (w *workspace) channelOf(j int) int { return j / w.geo.unit % w.geo.channels }
+func (w *workspace) channelOf(j int) int {
+	g := w.geo
+	if g.width == g.channels {
+		return j
+	}
+	return j / g.unit % g.channels
+}
 
 // wide reports whether the outputs of a channel are computed from scaled values.
 func (w *workspace) wide(c int) bool {

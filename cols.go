@@ -19,9 +19,9 @@ func (w *workspace) sumCols(t int) {
 	w.fence() // the sums may store gradients
 }
 
-// sumSpan takes the sums of the columns c to c+n-1 of a segment. If scale is not nil,
-// the values are scaled first.
-func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *constants) {
+// sumSpan takes the sums of the columns c to c+n-1 of a segment. With buffers whose
+// constants are to scale by, the values are scaled first.
+func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
 	g, path := w.geo, w.plan.path
 	padded := roundUp(g.width, lanes)
 	acc := w.acc[(seg*padded+c)*2:][:roundUp(n, lanes)*2]
@@ -58,13 +58,16 @@ func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *constants) {
 	}
 }
 
-// sumBlock runs the kernel of the sums over the rows r0 to r1-1 of n columns from
-// column c.
-func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, scale *constants) {
+// sumBlock runs the kernel of a stage that takes sums over the rows r0 to r1-1 of n
+// columns from column c.
+func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, scale *buffers) {
 	g := w.geo
 	values := maxCall // per call at most
 	var buf *buffers
-	if w.source != nil || scale != nil {
+	switch {
+	case scale != nil:
+		buf, values = scale, bufferLen
+	case w.source != nil:
 		buf, values = w.buffers.take(), bufferLen
 		defer w.buffers.give(buf)
 	}
@@ -74,8 +77,7 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 		for r := r0; r < r1; r += most {
 			i, rows := r*g.width+c+p, min(most, r1-r)
 			if scale != nil {
-				b := w.packCols(s, buf, i, rows, m)
-				w.sumScaled(s, buf, &b, scale, acc, shift) // this loop over p runs once: a span fits into the buffers
+				w.sumScaled(s, buf, i, rows, m, acc, shift) // a span is no wider
 				continue
 			}
 			k := w.colArgs(s, buf, i, rows, m)

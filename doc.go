@@ -102,11 +102,11 @@
 //
 // An [Activation] is fused into forward, inference and backward. Sigmoid and tanh
 // are within 1 unit in the last place for every float32, in the subnormal tails as
-// well, and the other smooth ones within 2. The backward pass computes z again and
-// multiplies dy by the derivative, which is within 4 units of its largest term.
-// Smooth activations take longer for NaN and for arguments far from 0, where
-// normalized values seldom are. docs/activations.md of the repository has the worst
-// input of each, and how they are computed.
+// well, and the other smooth ones within 2; docs/activations.md of the repository has
+// the worst input of each, and how they are computed. The backward pass computes z
+// again and multiplies dy by the derivative, which is within 4 units of its largest
+// term. Smooth activations take longer for arguments far from 0, where normalized
+// values seldom are.
 //
 // Where the derivative is costly, a backward pass may store dy*act'(z) while it takes
 // the sums: in DResidual, whose value it is, or in DX, where dx replaces it later.
@@ -145,11 +145,11 @@
 // NaN, as well as dgamma; dbeta is the sum of g, infinite or NaN, and dresidual is g,
 // element by element. Where ReLU's derivative is 0, g is 0 for any dy.
 //
-// In inference a non-finite x affects its own element only, as IEEE 754 has it.
-// ReLU(NaN) is NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0
-// elsewhere. Subnormal numbers are neither flushed nor slowed down by the package. A
-// channel with values that are not finite, or with variance + epsilon outside of
-// 2^-100 to 2^100, is read again.
+// In inference a non-finite x does to its element what IEEE 754 says. ReLU(NaN) is
+// NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0 elsewhere.
+// Subnormal numbers are neither flushed nor slowed down by the package. A channel
+// with values that are not finite, or with variance + epsilon outside of 2^-100 to
+// 2^100, is read again, or up to the first values that are not.
 //
 // A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
 // statistics: Forward saves NaN and leaves the running statistics, Inference

@@ -35,6 +35,9 @@ func WithExtremeSchedule(phases bool) Option {
 // Rescued returns how many channels had their sums taken again so far.
 func Rescued() int64 { return rescued.Load() }
 
+// Looked returns how many channels had their values looked at so far.
+func Looked() int64 { return looked.Load() }
+
 // ELUInverse is what BackwardFromY turns y = ELU(z) back with.
 func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }
 
@@ -49,7 +52,6 @@ func (p *Plans) SoilScratch() {
 		soil(w.float64s.all, math.NaN())
 		soil(w.ints.all, 7)
 		soil(w.bools.all, true)
-		soil(w.bits.all, 12345)
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())
@@ -75,7 +77,7 @@ func soil[T any](s []T, v T) {
 func (p *Plans) ScratchBytes() int {
 	n := 0
 	for _, w := range p.scratch.workspaces {
-		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all) + 4*len(w.bits.all)
+		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all)
 	}
 	for _, s := range p.scratch.rows.free {
 		n += 8*len(s.sums) + 8*len(s.shift) + 16*len(s.a)

@@ -38,7 +38,7 @@ type buffers struct {
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
 	constants  constants
-	largest    [mostSpan]uint32 // magnitudes, as bits, by column
+	largest    [mostSpan]float32 // magnitudes, by column
 }
 
 func newBuffers(int) *buffers { return new(buffers) }

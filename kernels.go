@@ -157,6 +157,11 @@ const (
 	//
 	// y and dres may each be dy, x or res, but not the same.
 	kernelInputGrad
+
+	// kernelLargest, which there is for cols only, replaces every value of acc, which has
+	// 8 for 8 channels, by the largest of it and the magnitudes in its channel: by their
+	// bits, so that a NaN is larger than an infinity, and that larger than all numbers.
+	kernelLargest
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests
@@ -186,8 +191,11 @@ func kernelID(kernel int, l layout, v actVariant, flags int) int {
 	return ((kernel*numLayouts+int(l))*int(numVariants)+int(v))*numFlags + flags
 }
 
-// takesSums reports whether a kernel takes sums; the others write outputs.
-func takesSums(kernel int) bool { return kernel == kernelMoments || kernel == kernelGradSums }
+// takesSums reports whether a kernel takes sums, or what is kept as sums are; the others
+// write outputs.
+func takesSums(kernel int) bool {
+	return kernel == kernelMoments || kernel == kernelGradSums || kernel == kernelLargest
+}
 
 // run calls a kernel on a path.
 func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {

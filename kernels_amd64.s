@@ -14624,6 +14624,136 @@ done4:
 	VZEROUPPER
 	RET
 
+// func largestCols(id int, a *kernelArgs)
+TEXT ·largestCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_x(R14), AX
+	VXORPS Y1, Y1, Y1
+	VCMPPS $0x12, Y1, Y1, Y1
+	VPSRLD $1, Y1, Y1
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), DI
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+	SHLQ $2, DI
+	MOVQ DI, R8
+	ADDQ DI, R8
+	ADDQ DI, R8
+	SUBQ $4, DX
+	JLT rest2
+
+groups1:
+	MOVQ kernelArgs_fetch(R14), R9
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_acc(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail6
+
+column5:
+	PREFETCHT1 (AX)(R9*1)
+	PREFETCHT1 64(AX)(R9*1)
+	ADDQ $96, R9
+	VMOVUPS (CX), Y0
+	VMOVUPS (AX), Y2
+	VANDPS Y1, Y2, Y2
+	VMOVUPS (AX)(DI*1), Y3
+	VANDPS Y1, Y3, Y3
+	VMOVUPS (AX)(DI*2), Y4
+	VANDPS Y1, Y4, Y4
+	VMOVUPS (AX)(R8*1), Y5
+	VANDPS Y1, Y5, Y5
+	VPMAXSD Y4, Y2, Y2
+	VPMAXSD Y5, Y3, Y3
+	VPMAXSD Y3, Y2, Y2
+	VPMAXSD Y2, Y0, Y0
+	VMOVUPS Y0, (CX)
+	ADDQ $32, AX
+	ADDQ $0, BX
+	ADDQ $32, CX
+	SUBQ $8, SI
+	JGE column5
+
+tail6:
+	ANDQ $7, SI
+	JEQ next7
+	VMOVUPS (CX), Y0
+	VMASKMOVPS (AX), Y15, Y2
+	VANDPS Y1, Y2, Y2
+	VMASKMOVPS (AX)(DI*1), Y15, Y3
+	VANDPS Y1, Y3, Y3
+	VMASKMOVPS (AX)(DI*2), Y15, Y4
+	VANDPS Y1, Y4, Y4
+	VMASKMOVPS (AX)(R8*1), Y15, Y5
+	VANDPS Y1, Y5, Y5
+	VPMAXSD Y4, Y2, Y2
+	VPMAXSD Y5, Y3, Y3
+	VPMAXSD Y3, Y2, Y2
+	VPMAXSD Y2, Y0, Y0
+	VMOVUPS Y0, (CX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+
+next7:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	ADDQ DI, AX
+	ADDQ R8, AX
+	SUBQ $4, DX
+	JGE groups1
+
+rest2:
+	ADDQ $4, DX
+	SUBQ $1, DX
+	JLT done4
+
+single3:
+	MOVQ kernelArgs_coef(R14), BX
+	MOVQ kernelArgs_acc(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail9
+
+column8:
+	VMOVUPS (CX), Y0
+	VMOVUPS (AX), Y2
+	VANDPS Y1, Y2, Y2
+	VPMAXSD Y2, Y0, Y0
+	VMOVUPS Y0, (CX)
+	ADDQ $32, AX
+	ADDQ $0, BX
+	ADDQ $32, CX
+	SUBQ $8, SI
+	JGE column8
+
+tail9:
+	ANDQ $7, SI
+	JEQ next10
+	VMOVUPS (CX), Y0
+	VMASKMOVPS (AX), Y15, Y2
+	VANDPS Y1, Y2, Y2
+	VPMAXSD Y2, Y0, Y0
+	VMOVUPS Y0, (CX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+
+next10:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	ADDQ DI, AX
+	SUBQ $1, DX
+	JGE single3
+
+done4:
+	VZEROUPPER
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -14816,12 +14946,60 @@ DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
+DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1728(SB)/8, $·largestCols<>(SB)
+DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1744(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1760(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1776(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1792(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1808(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1816(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1824(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1832(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1840(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1848(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1856(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1872(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1880(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1920
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $192
+	CMPQ AX, $240
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
@@ -15315,31 +15493,47 @@ DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -15373,21 +15567,57 @@ channels1:
 	VMOVUPS forwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y5
 	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y6
-	VANDPS Y5, Y13, Y13
-	VANDPS Y6, Y13, Y13
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y5
-	VANDPS Y5, Y7, Y7
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y5, Y5
 	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y12, Y5
+	VCMPPD $0x1d, Y14, Y12, Y6
 	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y12, Y14, Y6
-	VANDPS Y5, Y13, Y13
-	VANDPS Y6, Y13, Y13
+	VCMPPD $0x1d, Y12, Y14, Y12
+	VANDPS Y12, Y6, Y6
+	VANDPS Y6, Y5, Y11
+	VMOVUPS forwardChannelsTable<>+0(SB), Y14
+	VXORPS Y14, Y11, Y11
+	VTESTPS Y11, Y11
+	JEQ safe3
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted4
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y10
+	VCVTPS2PD X10, Y9
+	VEXTRACTF128 $1, Y10, X10
+	VCVTPS2PD X10, Y10
+
+unwanted4:
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y5, Y5
 	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y5
-	VANDPS Y5, Y8, Y8
+	VCMPPD $0x1d, Y9, Y14, Y9
+	VCMPPD $0x1d, Y7, Y7, Y11
+	VORPS Y11, Y9, Y9
+	VANDNPS Y9, Y5, Y5
+	VANDNPS Y13, Y5, Y13
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y6, Y6
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VCMPPD $0x1d, Y8, Y8, Y12
+	VORPS Y12, Y10, Y10
+	VANDNPS Y10, Y6, Y6
+	VANDNPS Y13, Y6, Y13
+
+safe3:
+	VMOVUPS forwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y5
+	VANDNPS Y7, Y5, Y7
+	VMOVUPS forwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y5
+	VANDNPS Y8, Y5, Y8
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y7, (SI)
@@ -15396,7 +15626,7 @@ channels1:
 	VADDPD Y1, Y8, Y10
 	VSQRTPD Y9, Y9
 	VSQRTPD Y10, Y10
-	VMOVUPS forwardChannelsTable<>+128(SB), Y14
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VDIVPD Y9, Y14, Y9
 	VDIVPD Y10, Y14, Y10
 	MOVQ channelArgs_invstd(R14), SI
@@ -15405,13 +15635,13 @@ channels1:
 	VMOVUPS Y10, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted3
+	JEQ unwanted5
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y9, (SI)
 	VMOVUPS Y10, 32(SI)
 
-unwanted3:
+unwanted5:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y5
@@ -15422,45 +15652,49 @@ unwanted3:
 	VMOVUPS Y6, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted4
+	JEQ unwanted6
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y5, (SI)
 	VMOVUPS Y6, 32(SI)
 
-unwanted4:
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+unwanted6:
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y5, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y11
+	VCMPPD $0x1d, Y9, Y9, Y12
+	VANDPS Y12, Y11, Y11
+	VANDNPS Y13, Y11, Y13
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y6, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y13, Y13
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y14, Y11, Y11
+	VCMPPD $0x1d, Y10, Y10, Y12
+	VANDPS Y12, Y11, Y11
+	VANDNPS Y13, Y11, Y13
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y9, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y7
-	VANDPS Y7, Y12, Y12
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y7
-	VORPS Y7, Y12, Y12
-	VANDPS Y12, Y13, Y13
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y12
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y7
-	VANDPS Y7, Y12, Y12
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y7
-	VORPS Y7, Y12, Y12
-	VANDPS Y12, Y13, Y13
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y12
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDNPS Y13, Y12, Y13
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y8
@@ -15473,28 +15707,28 @@ unwanted4:
 	ADDQ BX, SI
 	VMOVUPS Y7, (SI)
 	VMOVUPS Y8, 32(SI)
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y7, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
+	VMOVUPS forwardChannelsTable<>+320(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VANDPS Y9, Y12, Y12
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VORPS Y9, Y12, Y12
-	VANDPS Y12, Y13, Y13
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+352(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y12
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
 	VANDNPS Y8, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
+	VMOVUPS forwardChannelsTable<>+320(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VANDPS Y9, Y12, Y12
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VORPS Y9, Y12, Y12
-	VANDPS Y12, Y13, Y13
+	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+352(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y12
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDNPS Y13, Y12, Y13
 	VMOVAPS Y5, Y11
 	VMOVAPS Y6, Y12
 	VCVTPD2PSY Y11, X11
@@ -15511,7 +15745,7 @@ unwanted4:
 	VCVTPD2PSY Y11, X11
 	VCVTPD2PSY Y12, X12
 	VINSERTF128 $1, X12, Y11, Y11
-	VXORPS forwardChannelsTable<>+256(SB), Y11, Y11
+	VXORPS forwardChannelsTable<>+384(SB), Y11, Y11
 	VMOVUPS Y11, (SI)
 	VMULPD Y7, Y5, Y5
 	VMULPD Y8, Y6, Y6
@@ -15541,7 +15775,7 @@ unwanted4:
 	JNE unusual2
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted5
+	JEQ unwanted7
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y11
@@ -15563,10 +15797,10 @@ unwanted4:
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
 
-unwanted5:
+unwanted7:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted6
+	JEQ unwanted8
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y11
@@ -15590,7 +15824,7 @@ unwanted5:
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
 
-unwanted6:
+unwanted8:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -15672,26 +15906,26 @@ DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+96(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x39afffffffffffff
 DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+168(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+176(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+184(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+192(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+200(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+208(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+216(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
@@ -15720,35 +15954,39 @@ channels1:
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y0, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y8, Y8
+	VCMPPD $0x1d, Y14, Y6, Y6
+	VCMPPD $0x1d, Y4, Y4, Y7
+	VANDPS Y7, Y6, Y6
+	VANDNPS Y8, Y6, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y1, Y14, Y6
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDPS Y6, Y8, Y8
+	VCMPPD $0x1d, Y14, Y6, Y6
+	VCMPPD $0x1d, Y5, Y5, Y7
+	VANDPS Y7, Y6, Y6
+	VANDNPS Y8, Y6, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y4, Y14, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y2
-	VANDPS Y2, Y7, Y7
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VANDNPS Y8, Y7, Y8
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y2
-	VORPS Y2, Y7, Y7
-	VANDPS Y7, Y8, Y8
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y7, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y5, Y14, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
 	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y2
-	VANDPS Y2, Y7, Y7
+	VCMPPD $0x1d, Y14, Y6, Y7
+	VANDNPS Y8, Y7, Y8
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y2
-	VORPS Y2, Y7, Y7
-	VANDPS Y7, Y8, Y8
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y7, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y3
@@ -15765,24 +16003,24 @@ channels1:
 	VANDNPS Y2, Y14, Y6
 	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
-	VANDPS Y4, Y7, Y7
+	VCMPPD $0x1d, Y6, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
-	VORPS Y4, Y7, Y7
-	VANDPS Y7, Y8, Y8
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y7, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
 	VANDNPS Y3, Y14, Y6
 	VMOVUPS affineChannelsTable<>+160(SB), Y14
 	VCMPPD $0x1d, Y14, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
-	VANDPS Y4, Y7, Y7
+	VCMPPD $0x1d, Y6, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
-	VORPS Y4, Y7, Y7
-	VANDPS Y7, Y8, Y8
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y7, Y6, Y7
+	VANDNPS Y8, Y7, Y8
 	VMOVAPS Y0, Y6
 	VMOVAPS Y1, Y7
 	VCVTPD2PSY Y6, X6
@@ -15841,27 +16079,39 @@ DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
 DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -15893,51 +16143,57 @@ channels1:
 	VMULPD Y6, Y0, Y10
 	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
+	VCMPPD $0x1d, Y10, Y1, Y9
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y11
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y4, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y12, Y12
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y11
-	VCMPPD $0x1d, Y11, Y8, Y11
-	VORPS Y11, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y11
+	VCMPPD $0x1d, Y10, Y11, Y10
 	VADDPD Y8, Y11, Y11
-	VCMPPD $0x1d, Y11, Y1, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y14
+	VANDPS Y14, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
+	VMULPD Y14, Y0, Y9
+	VCMPPD $0x1d, Y9, Y8, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	VMULPD Y7, Y0, Y10
 	VMOVUPS backwardChannelsTable<>+32(SB), Y14
 	VMULPD Y14, Y10, Y10
+	VCMPPD $0x1d, Y10, Y1, Y9
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y3, Y14, Y11
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y5, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y11
-	VANDPS Y11, Y12, Y12
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y11
-	VCMPPD $0x1d, Y11, Y8, Y11
-	VORPS Y11, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
+	VCMPPD $0x1d, Y10, Y11, Y10
 	VADDPD Y8, Y11, Y11
-	VCMPPD $0x1d, Y11, Y1, Y11
-	VORPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y14
+	VANDPS Y14, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+32(SB), Y14
+	VMULPD Y14, Y0, Y9
+	VCMPPD $0x1d, Y9, Y8, Y9
+	VORPS Y9, Y10, Y10
+	VMOVUPS backwardChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y7, Y7, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -16005,48 +16261,130 @@ unwanted4:
 	VSUBPD Y9, Y3, Y3
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
 	VANDNPS Y2, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
+	VANDNPS Y4, Y14, Y6
 	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y14, Y10, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y14, Y6, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y9
+	VORPS Y9, Y8, Y8
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VANDNPS Y3, Y14, Y11
 	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VANDPS Y6, Y11, Y11
+	VANDNPS Y5, Y14, Y7
 	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y6
-	VORPS Y6, Y11, Y11
-	VANDPS Y11, Y12, Y12
+	VCMPPD $0x1d, Y14, Y11, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y9
+	VANDNPS Y12, Y9, Y12
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VORPS Y9, Y8, Y8
+	VTESTPS Y8, Y8
+	JEQ large5
+	VXORPS Y8, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y14
+	VANDNPS Y14, Y9, Y9
+	VORPS Y9, Y8, Y8
+	VTESTPS Y8, Y8
+	JEQ large5
+	MOVQ channelArgs_dgamma(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y8, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y9, Y14, Y9
+	VMULPD Y0, Y8, Y8
+	VMULPD Y0, Y9, Y9
+	MOVQ channelArgs_dbeta(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y6, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VMULPD Y14, Y6, Y6
+	VCMPPD $0x1d, Y8, Y6, Y8
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS Y6, Y8, Y8
+	VANDNPS Y4, Y8, Y4
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y4, Y14, Y6
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y10, Y8, Y10
+	VANDNPS Y12, Y10, Y12
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y8
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDNPS Y6, Y8, Y6
+	VANDNPS Y12, Y6, Y12
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y7, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+224(SB), Y14
+	VMULPD Y14, Y7, Y7
+	VCMPPD $0x1d, Y9, Y7, Y9
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+192(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDPS Y7, Y9, Y9
+	VANDNPS Y5, Y9, Y5
+	VMOVUPS backwardChannelsTable<>+64(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDNPS Y11, Y9, Y11
+	VANDNPS Y12, Y11, Y12
+	VMOVUPS backwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y9
+	VMOVUPS backwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDNPS Y7, Y9, Y7
+	VANDNPS Y12, Y7, Y12
+
+large5:
 	MOVQ channelArgs_k1(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
@@ -16481,7 +16819,11 @@ DATA actSigmoidValueTable<>+608(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+616(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+624(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $640
+DATA actSigmoidValueTable<>+640(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+648(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+656(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+664(SB)/8, $0xffffffffffffffff
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -16618,19 +16960,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
@@ -16673,10 +17025,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -16687,6 +17039,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSigmoidValueTable<>+640(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -16700,10 +17068,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -16712,6 +17080,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actSigmoidSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -16790,7 +17165,11 @@ DATA actSigmoidSlopeTable<>+576(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+584(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+592(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+600(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $608
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0xffffffffffffffff
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -16923,19 +17302,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
@@ -16982,10 +17371,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -16996,6 +17385,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSigmoidSlopeTable<>+608(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -17009,10 +17414,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -17021,6 +17426,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -17317,7 +17729,11 @@ DATA actTanhSlopeTable<>+640(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+648(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+656(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+664(SB)/8, $0x4010000000000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $672
+DATA actTanhSlopeTable<>+672(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+680(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+688(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+696(SB)/8, $0xffffffffffffffff
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -17458,19 +17874,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
@@ -17519,10 +17945,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -17533,6 +17959,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actTanhSlopeTable<>+672(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -17546,10 +17988,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -17558,6 +18000,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actSiLUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -17636,7 +18085,11 @@ DATA actSiLUValueTable<>+576(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+584(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+592(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+600(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $608
+DATA actSiLUValueTable<>+608(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+616(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+624(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+632(SB)/8, $0xffffffffffffffff
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -17773,19 +18226,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSiLUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSiLUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actSiLUValueTable<>+384(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actSiLUValueTable<>+416(SB), Y14
@@ -17833,10 +18296,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -17847,6 +18310,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSiLUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSiLUValueTable<>+608(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -17860,10 +18339,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -17872,6 +18351,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actSiLUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -17954,7 +18440,11 @@ DATA actSiLUSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $640
+DATA actSiLUSlopeTable<>+640(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+648(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+656(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18091,19 +18581,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
@@ -18154,10 +18654,10 @@ vector4:
 	VINSERTF128 $1, X3, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -18168,6 +18668,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSiLUSlopeTable<>+640(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -18181,10 +18697,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -18193,6 +18709,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -18493,7 +19016,11 @@ DATA actELUSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $640
+DATA actELUSlopeTable<>+640(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+648(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+656(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18646,19 +19173,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VMOVUPS actELUSlopeTable<>+448(SB), Y14
@@ -18707,10 +19244,10 @@ vector4:
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -18721,6 +19258,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actELUSlopeTable<>+640(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -18734,10 +19287,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -18746,6 +19299,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actSoftplusValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -18840,7 +19400,11 @@ DATA actSoftplusValueTable<>+704(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+712(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+720(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+728(SB)/8, $0x4000000001101073
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $736
+DATA actSoftplusValueTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18977,19 +19541,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
@@ -19061,10 +19635,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -19075,6 +19649,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSoftplusValueTable<>+736(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -19088,10 +19678,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -19100,6 +19690,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actSoftplusSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -19182,7 +19779,11 @@ DATA actSoftplusSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $640
+DATA actSoftplusSlopeTable<>+640(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+648(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+656(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19319,19 +19920,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
@@ -19374,10 +19985,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -19388,6 +19999,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actSoftplusSlopeTable<>+640(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -19401,10 +20028,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -19413,6 +20040,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actMishValueTable<>+0(SB)/8, $0xbf000000bf000000
@@ -19495,7 +20129,11 @@ DATA actMishValueTable<>+608(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+616(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+624(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $640
+DATA actMishValueTable<>+640(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+648(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+656(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+664(SB)/8, $0xffffffffffffffff
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19636,11 +20274,31 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actMishValueTable<>+0(SB), Y14
+	VSUBPS Y14, Y2, Y6
+	VSUBPS Y14, Y3, Y7
+	VSUBPS Y14, Y4, Y8
+	VSUBPS Y14, Y5, Y9
+	VMOVUPS actMishValueTable<>+32(SB), Y14
+	VANDPS Y14, Y6, Y6
+	VANDPS Y14, Y7, Y7
+	VANDPS Y14, Y8, Y8
+	VANDPS Y14, Y9, Y9
+	VMOVUPS actMishValueTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actMishValueTable<>+0(SB), Y14
@@ -19648,9 +20306,9 @@ vector4:
 	VMOVUPS actMishValueTable<>+32(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actMishValueTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actMishValueTable<>+448(SB), Y14
@@ -19708,15 +20366,41 @@ vector4:
 	VINSERTF128 $1, X11, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
+	VMOVUPS actMishValueTable<>+0(SB), Y14
+	VSUBPS Y14, Y2, Y6
+	VSUBPS Y14, Y3, Y7
+	VSUBPS Y14, Y4, Y8
+	VSUBPS Y14, Y5, Y9
+	VMOVUPS actMishValueTable<>+32(SB), Y14
+	VANDPS Y14, Y6, Y6
+	VANDPS Y14, Y7, Y7
+	VANDPS Y14, Y8, Y8
+	VANDPS Y14, Y9, Y9
+	VMOVUPS actMishValueTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actMishValueTable<>+640(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -19735,10 +20419,10 @@ both3:
 	VANDPS Y14, Y12, Y12
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
-	VPCMPGTD Y14, Y11, Y11
-	VPCMPGTD Y14, Y12, Y12
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y10, Y10
+	VCMPPS $0x1e, Y14, Y11, Y11
+	VCMPPS $0x1e, Y14, Y12, Y12
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -19747,6 +20431,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actMishSlopeTable<>+0(SB)/8, $0xbf000000bf000000
@@ -19833,7 +20524,11 @@ DATA actMishSlopeTable<>+640(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+648(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+656(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+664(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $672
+DATA actMishSlopeTable<>+672(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+680(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+688(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+696(SB)/8, $0xffffffffffffffff
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19974,11 +20669,31 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actMishSlopeTable<>+0(SB), Y14
+	VSUBPS Y14, Y2, Y6
+	VSUBPS Y14, Y3, Y7
+	VSUBPS Y14, Y4, Y8
+	VSUBPS Y14, Y5, Y9
+	VMOVUPS actMishSlopeTable<>+32(SB), Y14
+	VANDPS Y14, Y6, Y6
+	VANDPS Y14, Y7, Y7
+	VANDPS Y14, Y8, Y8
+	VANDPS Y14, Y9, Y9
+	VMOVUPS actMishSlopeTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actMishSlopeTable<>+0(SB), Y14
@@ -19986,9 +20701,9 @@ vector4:
 	VMOVUPS actMishSlopeTable<>+32(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actMishSlopeTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actMishSlopeTable<>+448(SB), Y14
@@ -20057,15 +20772,41 @@ vector4:
 	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
+	VMOVUPS actMishSlopeTable<>+0(SB), Y14
+	VSUBPS Y14, Y2, Y6
+	VSUBPS Y14, Y3, Y7
+	VSUBPS Y14, Y4, Y8
+	VSUBPS Y14, Y5, Y9
+	VMOVUPS actMishSlopeTable<>+32(SB), Y14
+	VANDPS Y14, Y6, Y6
+	VANDPS Y14, Y7, Y7
+	VANDPS Y14, Y8, Y8
+	VANDPS Y14, Y9, Y9
+	VMOVUPS actMishSlopeTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actMishSlopeTable<>+672(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -20084,10 +20825,10 @@ both3:
 	VANDPS Y14, Y12, Y12
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
-	VPCMPGTD Y14, Y11, Y11
-	VPCMPGTD Y14, Y12, Y12
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y10, Y10
+	VCMPPS $0x1e, Y14, Y11, Y11
+	VCMPPS $0x1e, Y14, Y12, Y12
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -20096,6 +20837,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actGELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -20214,7 +20962,11 @@ DATA actGELUValueTable<>+896(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+904(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+912(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+920(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $928
+DATA actGELUValueTable<>+928(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+936(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+944(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+952(SB)/8, $0xffffffffffffffff
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $960
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20367,19 +21119,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actGELUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
@@ -20469,10 +21231,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -20483,6 +21245,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actGELUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actGELUValueTable<>+928(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -20496,10 +21274,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -20508,6 +21286,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actGELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -20638,7 +21423,11 @@ DATA actGELUSlopeTable<>+992(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1000(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1008(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1016(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1024
+DATA actGELUSlopeTable<>+1024(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1032(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1040(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1048(SB)/8, $0xffffffffffffffff
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20791,19 +21580,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
@@ -20895,10 +21694,10 @@ vector4:
 	VADDPS Y12, Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -20909,6 +21708,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actGELUSlopeTable<>+1024(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -20922,10 +21737,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -20934,6 +21749,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actGELUTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -21020,7 +21842,11 @@ DATA actGELUTanhValueTable<>+640(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+648(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+656(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $672
+DATA actGELUTanhValueTable<>+672(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+680(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+688(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+696(SB)/8, $0xffffffffffffffff
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21173,19 +21999,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
@@ -21239,10 +22075,10 @@ vector4:
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -21253,6 +22089,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actGELUTanhValueTable<>+672(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -21266,10 +22118,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -21278,6 +22130,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 DATA actGELUTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -21376,7 +22235,11 @@ DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21529,19 +22392,29 @@ near1:
 	RET
 
 far2:
+	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
 	MOVQ $1, 288(R14)
 	PUSHQ AX
 	MOVQ $0, AX
 
-vector4:
+vector6:
 	VMOVUPS (R14)(AX*1), Y12
 	VMOVAPS Y12, Y13
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS Y14, Y13, Y13
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y13, Y13
+	VCMPPS $0x1e, Y14, Y13, Y13
 	VTESTPS Y13, Y13
-	JEQ next5
+	JEQ next7
 	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
@@ -21606,10 +22479,10 @@ vector4:
 	VINSERTF128 $1, X3, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next5:
+next7:
 	ADDQ $32, AX
 	CMPQ AX, 280(R14)
-	JLT vector4
+	JLT vector6
 	POPQ AX
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
@@ -21620,6 +22493,22 @@ next5:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
+	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y2, Y10
+	VCMPPS $0x1e, Y14, Y3, Y11
+	VCMPPS $0x1e, Y14, Y4, Y12
+	VCMPPS $0x1e, Y14, Y5, Y13
+	VANDPS Y11, Y10, Y10
+	VANDPS Y13, Y12, Y12
+	VANDPS Y12, Y10, Y10
+	VMOVUPS actGELUTanhSlopeTable<>+768(SB), Y14
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ whole5
+	JMP near1
+
+nan4:
+	MOVQ $0, 288(R14)
 	JMP near1
 
 both3:
@@ -21633,10 +22522,10 @@ both3:
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y6, Y10
-	VPCMPGTD Y14, Y7, Y11
-	VPCMPGTD Y14, Y8, Y12
-	VPCMPGTD Y14, Y9, Y13
+	VCMPPS $0x1e, Y14, Y6, Y10
+	VCMPPS $0x1e, Y14, Y7, Y11
+	VCMPPS $0x1e, Y14, Y8, Y12
+	VCMPPS $0x1e, Y14, Y9, Y13
 	VMOVUPS 128(R14), Y6
 	VBLENDVPS Y10, Y6, Y2, Y2
 	VMOVUPS 160(R14), Y7
@@ -21645,6 +22534,13 @@ both3:
 	VBLENDVPS Y12, Y8, Y4, Y4
 	VMOVUPS 224(R14), Y9
 	VBLENDVPS Y13, Y9, Y5, Y5
+	RET
+
+whole5:
+	VMOVUPS 128(R14), Y2
+	VMOVUPS 160(R14), Y3
+	VMOVUPS 192(R14), Y4
+	VMOVUPS 224(R14), Y5
 	RET
 
 

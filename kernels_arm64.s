@@ -10893,6 +10893,143 @@ next14:
 done4:
 	RET
 
+// func largestCols(id int, a *kernelArgs)
+TEXT ·largestCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_x(R23), R0
+	EOR8(1, 1, 1)
+	FCMGE8(1, 1, 1)
+	USHR8(1, 1)
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R5
+	MOVD kernelArgs_n(R23), R4
+	ANDS $7, R4
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+	LSL $2, R5
+	MOVD R5, R6
+	ADD R5, R6
+	ADD R5, R6
+	SUBS $4, R3
+	BLT rest2
+
+groups1:
+	MOVD kernelArgs_fetch(R23), R7
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_acc(R23), R2
+	MOVD kernelArgs_n(R23), R4
+	SUBS $8, R4
+	BLT tail6
+
+column5:
+	ADD R7<<0, R0, R24
+	PRFM (R24), PLDL1KEEP
+	ADD R7<<0, R0, R24
+	PRFM 64(R24), PLDL1KEEP
+	ADD $96, R7
+	FLDPQ (R2), (F0, F1)
+	FLDPQ (R0), (F4, F5)
+	AND8(1, 2, 2)
+	ADD R5<<0, R0, R24
+	FLDPQ (R24), (F6, F7)
+	AND8(1, 3, 3)
+	ADD R5<<1, R0, R24
+	FLDPQ (R24), (F8, F9)
+	AND8(1, 4, 4)
+	ADD R6<<0, R0, R24
+	FLDPQ (R24), (F10, F11)
+	AND8(1, 5, 5)
+	SMAX8(4, 2, 2)
+	SMAX8(5, 3, 3)
+	SMAX8(3, 2, 2)
+	SMAX8(2, 0, 0)
+	FSTPQ (F0, F1), (R2)
+	ADD $32, R0
+	ADD $0, R1
+	ADD $32, R2
+	SUBS $8, R4
+	BGE column5
+
+tail6:
+	ANDS $7, R4
+	BEQ next7
+	FLDPQ (R2), (F0, F1)
+	TAIL(·loadTail2<>, 0, R0)
+	AND8(1, 2, 2)
+	ADD R5<<0, R0, R24
+	CALL ·loadTail3<>(SB)
+	AND8(1, 3, 3)
+	ADD R5<<1, R0, R24
+	CALL ·loadTail4<>(SB)
+	AND8(1, 4, 4)
+	ADD R6<<0, R0, R24
+	CALL ·loadTail5<>(SB)
+	AND8(1, 5, 5)
+	SMAX8(4, 2, 2)
+	SMAX8(5, 3, 3)
+	SMAX8(3, 2, 2)
+	SMAX8(2, 0, 0)
+	FSTPQ (F0, F1), (R2)
+	LSL $2, R4
+	ADD R4, R0
+
+next7:
+	MOVD kernelArgs_n(R23), R4
+	LSL $2, R4
+	SUB R4, R0
+	ADD R5, R0
+	ADD R6, R0
+	SUBS $4, R3
+	BGE groups1
+
+rest2:
+	ADD $4, R3
+	SUBS $1, R3
+	BLT done4
+
+single3:
+	MOVD kernelArgs_coef(R23), R1
+	MOVD kernelArgs_acc(R23), R2
+	MOVD kernelArgs_n(R23), R4
+	SUBS $8, R4
+	BLT tail9
+
+column8:
+	FLDPQ (R2), (F0, F1)
+	FLDPQ (R0), (F4, F5)
+	AND8(1, 2, 2)
+	SMAX8(2, 0, 0)
+	FSTPQ (F0, F1), (R2)
+	ADD $32, R0
+	ADD $0, R1
+	ADD $32, R2
+	SUBS $8, R4
+	BGE column8
+
+tail9:
+	ANDS $7, R4
+	BEQ next10
+	FLDPQ (R2), (F0, F1)
+	TAIL(·loadTail2<>, 0, R0)
+	AND8(1, 2, 2)
+	SMAX8(2, 0, 0)
+	FSTPQ (F0, F1), (R2)
+	LSL $2, R4
+	ADD R4, R0
+
+next10:
+	MOVD kernelArgs_n(R23), R4
+	LSL $2, R4
+	SUB R4, R0
+	ADD R5, R0
+	SUBS $1, R3
+	BGE single3
+
+done4:
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -11085,12 +11222,60 @@ DATA simdKernelTable<>+1504(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1512(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1520(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1528(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1536
+DATA simdKernelTable<>+1536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1560(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1576(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1592(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1616(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1624(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1632(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1640(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1656(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1664(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1688(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1696(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1728(SB)/8, $·largestCols<>(SB)
+DATA simdKernelTable<>+1736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1744(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1752(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1760(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1768(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1776(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1784(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1792(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1808(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1816(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1824(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1832(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1840(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1848(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1856(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1872(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1880(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1920
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $192, R0
+	CMP $240, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -11116,14 +11301,11 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_sumA(R23), R2
 	MOVD channelArgs_sumB(R23), R3
 	ADD $channelArgs_count, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 0)
+	LD1R4D(4, 0)
 	ADD $channelArgs_weight, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 1)
+	LD1R4D(4, 1)
 	ADD $channelArgs_cross, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 2)
+	LD1R4D(4, 2)
 	MOVD channelArgs_n(R23), R4
 	MOVD $foldChannelsTable<>(SB), R24
 
@@ -11315,14 +11497,11 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_sumA(R23), R3
 	MOVD channelArgs_sumB(R23), R4
 	ADD $channelArgs_count, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 0)
+	LD1R4D(5, 0)
 	ADD $channelArgs_weight, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 1)
+	LD1R4D(5, 1)
 	ADD $channelArgs_cross, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 2)
+	LD1R4D(5, 2)
 	MOVD channelArgs_n(R23), R5
 	MOVD $foldReducedChannelsTable<>(SB), R24
 
@@ -11404,8 +11583,7 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_acc(R23), R0
 	MOVD channelArgs_shift(R23), R1
 	ADD $channelArgs_count, R23, R2
-	ADD $0, R2, R24
-	LD1R4D(24, 0)
+	LD1R4D(2, 0)
 	MOVD channelArgs_n(R23), R2
 	MOVD $probeChannelsTable<>(SB), R24
 
@@ -11472,11 +11650,9 @@ TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_otherA(R23), R2
 	MOVD channelArgs_otherB(R23), R3
 	ADD $channelArgs_weight, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 0)
+	LD1R4D(4, 0)
 	ADD $channelArgs_cross, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 1)
+	LD1R4D(4, 1)
 	MOVD channelArgs_n(R23), R4
 	MOVD $mergeChannelsTable<>(SB), R24
 
@@ -11574,31 +11750,47 @@ DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
 DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+136(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+144(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+152(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+160(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x3870000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x4770000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -11608,20 +11800,15 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $0, R2
 	MOVD channelArgs_step(R23), R3
 	ADD $channelArgs_count, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 0)
+	LD1R4D(5, 0)
 	ADD $channelArgs_epsilon, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 1)
+	LD1R4D(5, 1)
 	ADD $channelArgs_weight, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 2)
+	LD1R4D(5, 2)
 	ADD $channelArgs_cross, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 3)
+	LD1R4D(5, 3)
 	ADD $channelArgs_correction, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 4)
+	LD1R4D(5, 4)
 	MOVD channelArgs_n(R23), R5
 	MOVD $forwardChannelsTable<>(SB), R24
 
@@ -11638,21 +11825,56 @@ channels1:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(14, 11, 5)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 6)
-	AND8(5, 13, 13)
-	AND8(6, 13, 13)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(14, 7, 5)
-	AND8(5, 7, 7)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 5, 5)
 	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 12, 5)
+	FCMGE4D(14, 12, 6)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(12, 14, 6)
-	AND8(5, 13, 13)
-	AND8(6, 13, 13)
+	FCMGE4D(12, 14, 12)
+	AND8(12, 6, 6)
+	AND8(6, 5, 11)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 11, 11)
+	MAXOFALL(11)
+	VMOV V22.S[0], R15
+	CBZ R15, safe3
+	EOR8(9, 9, 9)
+	EOR8(10, 10, 10)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted4
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F20, F21)
+	WIDEN(10, 9, 10)
+
+unwanted4:
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 5, 5)
 	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(14, 8, 5)
-	AND8(5, 8, 8)
+	FCMGE4D(9, 14, 9)
+	FCMGE4D(7, 7, 11)
+	ORR8(11, 9, 9)
+	BIC8(5, 9, 5)
+	BIC8(5, 13, 13)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 6, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	FCMGE4D(8, 8, 12)
+	ORR8(12, 10, 10)
+	BIC8(6, 10, 6)
+	BIC8(6, 13, 13)
+
+safe3:
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(7, 14, 5)
+	BIC8(5, 7, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(8, 14, 5)
+	BIC8(5, 8, 8)
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FSTPQ (F14, F15), (R4)
@@ -11661,7 +11883,7 @@ channels1:
 	FADD4D(1, 8, 10)
 	FSQRT4D(9, 9)
 	FSQRT4D(10, 10)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FDIV4D(9, 14, 9)
 	FDIV4D(10, 14, 10)
 	MOVD channelArgs_invstd(R23), R4
@@ -11670,13 +11892,13 @@ channels1:
 	FSTPQ (F20, F21), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted3
+	BEQ unwanted5
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F18, F19), (R4)
 	FSTPQ (F20, F21), 32(R4)
 
-unwanted3:
+unwanted5:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F10, F11)
@@ -11687,45 +11909,49 @@ unwanted3:
 	FSTPQ (F12, F13), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted4
+	BEQ unwanted6
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F10, F11), (R4)
 	FSTPQ (F12, F13), 32(R4)
 
-unwanted4:
-	FLDPQ 160(R24), (F28, F29)
+unwanted6:
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 5, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(14, 11, 11)
+	FCMGE4D(9, 9, 12)
+	AND8(12, 11, 11)
+	BIC8(11, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 6, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 13, 13)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(14, 11, 11)
+	FCMGE4D(10, 10, 12)
+	AND8(12, 11, 11)
+	BIC8(11, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 9, 11)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 7)
-	AND8(7, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 7)
-	ORR8(7, 12, 12)
-	AND8(12, 13, 13)
-	FLDPQ 160(R24), (F28, F29)
+	BIC8(12, 13, 13)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(11, 14, 12)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(11, 12, 12)
+	BIC8(12, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 10, 11)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 7)
-	AND8(7, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 7)
-	ORR8(7, 12, 12)
-	AND8(12, 13, 13)
+	BIC8(12, 13, 13)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(11, 14, 12)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(11, 12, 12)
+	BIC8(12, 13, 13)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F16, F17)
@@ -11736,28 +11962,28 @@ unwanted4:
 	ADD R1, R4
 	FSTPQ (F14, F15), (R4)
 	FSTPQ (F16, F17), 32(R4)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 7, 11)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(11, 14, 9)
-	AND8(9, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 9)
-	ORR8(9, 12, 12)
-	AND8(12, 13, 13)
-	FLDPQ 160(R24), (F28, F29)
+	BIC8(12, 13, 13)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(11, 14, 12)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(11, 12, 12)
+	BIC8(12, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
 	BIC8(14, 8, 11)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 11, 12)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(11, 14, 9)
-	AND8(9, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 9)
-	ORR8(9, 12, 12)
-	AND8(12, 13, 13)
+	BIC8(12, 13, 13)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(11, 14, 12)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(11, 12, 12)
+	BIC8(12, 13, 13)
 	MOV8(5, 11)
 	MOV8(6, 12)
 	NARROW(11, 12, 11)
@@ -11768,7 +11994,7 @@ unwanted4:
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	NARROW(11, 12, 11)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	EOR8(14, 11, 11)
 	FSTPQ (F22, F23), (R4)
 	FMUL4D(7, 5, 5)
@@ -11794,7 +12020,7 @@ unwanted4:
 	CBNZ R15, unusual2
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted5
+	BEQ unwanted7
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F22, F23)
@@ -11812,10 +12038,10 @@ unwanted4:
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
 
-unwanted5:
+unwanted7:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted6
+	BEQ unwanted8
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F22, F23)
@@ -11835,7 +12061,7 @@ unwanted5:
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
 
-unwanted6:
+unwanted8:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -11867,8 +12093,7 @@ TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_mean(R23), R2
 	MOVD channelArgs_invstd(R23), R3
 	ADD $channelArgs_epsilon, R23, R4
-	ADD $0, R4, R24
-	LD1R4D(24, 0)
+	LD1R4D(4, 0)
 	MOVD channelArgs_n(R23), R4
 	MOVD $runningChannelsTable<>(SB), R24
 
@@ -11913,26 +12138,26 @@ DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x39b0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x39b0000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+96(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x39afffffffffffff
 DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
 DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+168(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+176(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+184(SB)/8, $0x3870000000000000
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000000
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000000
+DATA affineChannelsTable<>+160(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+168(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+176(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+184(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+192(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+200(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+208(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+216(SB)/8, $0x386fffffffffffff
 DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
 DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
@@ -11962,35 +12187,39 @@ channels1:
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 0, 6)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	AND8(6, 8, 8)
+	FCMGE4D(14, 6, 6)
+	FCMGE4D(4, 4, 7)
+	AND8(7, 6, 6)
+	BIC8(6, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 1, 6)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	AND8(6, 8, 8)
+	FCMGE4D(14, 6, 6)
+	FCMGE4D(5, 5, 7)
+	AND8(7, 6, 6)
+	BIC8(6, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 4, 6)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(6, 14, 2)
-	AND8(2, 7, 7)
+	FCMGE4D(14, 6, 7)
+	BIC8(7, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(6, 14, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 2)
-	ORR8(2, 7, 7)
-	AND8(7, 8, 8)
+	FCMGE4D(6, 14, 6)
+	BIC8(6, 7, 7)
+	BIC8(7, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 5, 6)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(6, 14, 2)
-	AND8(2, 7, 7)
+	FCMGE4D(14, 6, 7)
+	BIC8(7, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(6, 14, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 2)
-	ORR8(2, 7, 7)
-	AND8(7, 8, 8)
+	FCMGE4D(6, 14, 6)
+	BIC8(6, 7, 7)
+	BIC8(7, 8, 8)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F6, F7)
@@ -12005,24 +12234,24 @@ channels1:
 	BIC8(14, 2, 6)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
+	BIC8(7, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(6, 14, 4)
-	AND8(4, 7, 7)
+	FCMGE4D(6, 14, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 4)
-	ORR8(4, 7, 7)
-	AND8(7, 8, 8)
+	FCMGE4D(6, 14, 6)
+	BIC8(6, 7, 7)
+	BIC8(7, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	BIC8(14, 3, 6)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGE4D(14, 6, 7)
+	BIC8(7, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(6, 14, 4)
-	AND8(4, 7, 7)
+	FCMGE4D(6, 14, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 4)
-	ORR8(4, 7, 7)
-	AND8(7, 8, 8)
+	FCMGE4D(6, 14, 6)
+	BIC8(6, 7, 7)
+	BIC8(7, 8, 8)
 	MOV8(0, 6)
 	MOV8(1, 7)
 	NARROW(6, 7, 6)
@@ -12070,27 +12299,39 @@ DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
 DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
 DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
 DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+128(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x4630000000000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x0000000000000000
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $192
+DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -12100,11 +12341,9 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $0, R2
 	MOVD channelArgs_step(R23), R3
 	ADD $channelArgs_count, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 0)
+	LD1R4D(5, 0)
 	ADD $channelArgs_weight, R23, R5
-	ADD $0, R5, R24
-	LD1R4D(24, 1)
+	LD1R4D(5, 1)
 	MOVD channelArgs_n(R23), R5
 	MOVD $backwardChannelsTable<>(SB), R24
 
@@ -12125,51 +12364,57 @@ channels1:
 	FMUL4D(6, 0, 10)
 	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
+	FCMGE4D(10, 1, 9)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 11)
-	FCMGE4D(10, 11, 10)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 4, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 11)
-	AND8(11, 12, 12)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 11)
-	FCMGE4D(11, 8, 11)
-	ORR8(11, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 11)
+	FCMGE4D(10, 11, 10)
 	FADD4D(8, 11, 11)
-	FCMGE4D(11, 1, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 14)
+	AND8(14, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 0, 9)
+	FCMGE4D(9, 8, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(6, 6, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
 	FMUL4D(7, 0, 10)
 	FLDPQ 32(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
+	FCMGE4D(10, 1, 9)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 3, 11)
-	FCMGE4D(10, 11, 10)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 5, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 11)
-	AND8(11, 12, 12)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 11)
-	FCMGE4D(11, 8, 11)
-	ORR8(11, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
+	FCMGE4D(10, 11, 10)
 	FADD4D(8, 11, 11)
-	FCMGE4D(11, 1, 11)
-	ORR8(11, 10, 10)
-	AND8(10, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 14)
+	AND8(14, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 32(R24), (F28, F29)
+	FMUL4D(14, 0, 9)
+	FCMGE4D(9, 8, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(7, 7, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -12229,48 +12474,132 @@ unwanted4:
 	FSUB4D(9, 3, 3)
 	FLDPQ 64(R24), (F28, F29)
 	BIC8(14, 2, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
+	BIC8(14, 4, 6)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(14, 10, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(10, 14, 8)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(14, 6, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(6, 14, 9)
+	ORR8(9, 8, 8)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	BIC8(14, 3, 11)
 	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	AND8(6, 11, 11)
+	BIC8(14, 5, 7)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(10, 14, 6)
-	ORR8(6, 11, 11)
-	AND8(11, 12, 12)
+	FCMGE4D(14, 11, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	ORR8(9, 8, 8)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(14, 7, 9)
+	BIC8(9, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	ORR8(9, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBZ R15, large5
+	EOR8(8, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(10, 14, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(10, 14, 14)
+	BIC8(9, 14, 9)
+	ORR8(9, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(6, 14, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(6, 14, 14)
+	BIC8(9, 14, 9)
+	ORR8(9, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(11, 14, 14)
+	BIC8(9, 14, 9)
+	ORR8(9, 8, 8)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(7, 14, 14)
+	BIC8(9, 14, 9)
+	ORR8(9, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBZ R15, large5
+	MOVD channelArgs_dgamma(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 9, 9)
+	FMUL4D(0, 8, 8)
+	FMUL4D(0, 9, 9)
+	MOVD channelArgs_dbeta(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 6, 6)
+	FLDPQ 224(R24), (F28, F29)
+	FMUL4D(14, 6, 6)
+	FCMGE4D(8, 6, 8)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(6, 14, 6)
+	AND8(6, 8, 8)
+	BIC8(8, 4, 4)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 4, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(10, 14, 8)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(8, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(6, 14, 8)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(6, 14, 6)
+	BIC8(8, 6, 6)
+	BIC8(6, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 7, 7)
+	FLDPQ 224(R24), (F28, F29)
+	FMUL4D(14, 7, 7)
+	FCMGE4D(9, 7, 9)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	AND8(7, 9, 9)
+	BIC8(9, 5, 5)
+	FLDPQ 64(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(11, 14, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	BIC8(9, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(7, 14, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(9, 7, 7)
+	BIC8(7, 12, 12)
+
+large5:
 	MOVD channelArgs_k1(R23), R4
 	ADD R2, R4
 	NARROW(2, 3, 2)
@@ -12300,14 +12629,11 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_running(R23), R0
 	MOVD channelArgs_mean(R23), R1
 	ADD $channelArgs_weight, R23, R2
-	ADD $0, R2, R24
-	LD1R4D(24, 0)
+	LD1R4D(2, 0)
 	ADD $channelArgs_cross, R23, R2
-	ADD $0, R2, R24
-	LD1R4D(24, 1)
+	LD1R4D(2, 1)
 	ADD $channelArgs_count, R23, R2
-	ADD $0, R2, R24
-	LD1R4D(24, 2)
+	LD1R4D(2, 2)
 	MOVD channelArgs_n(R23), R2
 
 channels1:
@@ -12728,7 +13054,11 @@ DATA actSigmoidValueTable<>+704(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+712(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+720(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $736
+DATA actSigmoidValueTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidValueTable<>(SB), R24
@@ -12895,18 +13225,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -12957,10 +13298,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -12970,6 +13311,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 736(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -12983,10 +13341,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -12995,6 +13353,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -13086,7 +13452,11 @@ DATA actSigmoidSlopeTable<>+672(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+680(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+688(SB)/8, $0x405f42bc28bd824e
 DATA actSigmoidSlopeTable<>+696(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $704
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0xffffffffffffffff
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidSlopeTable<>(SB), R24
@@ -13245,18 +13615,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 480(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 512(R24), (F28, F29)
@@ -13311,10 +13692,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -13324,6 +13705,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 704(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -13337,10 +13735,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -13349,6 +13747,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -13701,7 +14107,11 @@ DATA actTanhSlopeTable<>+736(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+744(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+752(SB)/8, $0x4010000000000000
 DATA actTanhSlopeTable<>+760(SB)/8, $0x4010000000000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actTanhSlopeTable<>+768(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+776(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+784(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actTanhSlopeTable<>(SB), R24
@@ -13869,18 +14279,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -13939,10 +14360,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -13952,6 +14373,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 768(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -13965,10 +14403,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -13977,6 +14415,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -14068,7 +14514,11 @@ DATA actSiLUValueTable<>+672(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+680(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+688(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $704
+DATA actSiLUValueTable<>+704(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+712(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+720(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+728(SB)/8, $0xffffffffffffffff
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUValueTable<>(SB), R24
@@ -14231,18 +14681,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 480(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 512(R24), (F28, F29)
@@ -14296,10 +14757,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -14309,6 +14770,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 704(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -14322,10 +14800,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -14334,6 +14812,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -14429,7 +14915,11 @@ DATA actSiLUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
 DATA actSiLUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $736
+DATA actSiLUSlopeTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUSlopeTable<>(SB), R24
@@ -14596,18 +15086,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -14666,10 +15167,10 @@ vector4:
 	NARROW(2, 3, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -14679,6 +15180,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 736(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -14692,10 +15210,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -14704,6 +15222,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -15068,7 +15594,11 @@ DATA actELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
 DATA actELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $736
+DATA actELUSlopeTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actELUSlopeTable<>(SB), R24
@@ -15251,18 +15781,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FCMGTZERO8(12, 13)
 	FLDPQ 544(R24), (F28, F29)
 	FMAX8(12, 14, 12)
@@ -15320,10 +15861,10 @@ vector4:
 	BIT8(13, 14, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -15333,6 +15874,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 736(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -15346,10 +15904,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -15358,6 +15916,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -15465,7 +16031,11 @@ DATA actSoftplusValueTable<>+800(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+808(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+816(SB)/8, $0x4000000001101073
 DATA actSoftplusValueTable<>+824(SB)/8, $0x4000000001101073
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $832
+DATA actSoftplusValueTable<>+832(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+840(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+848(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+856(SB)/8, $0xffffffffffffffff
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusValueTable<>(SB), R24
@@ -15628,18 +16198,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
@@ -15727,10 +16308,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -15740,6 +16321,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 832(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -15753,10 +16351,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -15765,6 +16363,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -15860,7 +16466,11 @@ DATA actSoftplusSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
 DATA actSoftplusSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $736
+DATA actSoftplusSlopeTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusSlopeTable<>(SB), R24
@@ -16027,18 +16637,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -16089,10 +16710,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -16102,6 +16723,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 736(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -16115,10 +16753,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -16127,6 +16765,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -16222,7 +16868,11 @@ DATA actMishValueTable<>+704(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+712(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+720(SB)/8, $0x405f42bc28bd824e
 DATA actMishValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $736
+DATA actMishValueTable<>+736(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+744(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+752(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+760(SB)/8, $0xffffffffffffffff
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishValueTable<>(SB), R24
@@ -16390,9 +17040,30 @@ near1:
 	RET
 
 far2:
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 2, 6)
+	FSUB8(14, 3, 7)
+	FSUB8(14, 4, 8)
+	FSUB8(14, 5, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	AND8(14, 7, 7)
+	AND8(14, 8, 8)
+	AND8(14, 9, 9)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
@@ -16400,10 +17071,10 @@ vector4:
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -16467,14 +17138,41 @@ vector4:
 	NARROW(10, 11, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 2, 6)
+	FSUB8(14, 3, 7)
+	FSUB8(14, 4, 8)
+	FSUB8(14, 5, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	AND8(14, 7, 7)
+	AND8(14, 8, 8)
+	AND8(14, 9, 9)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 736(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -16493,10 +17191,10 @@ both3:
 	AND8(14, 12, 12)
 	AND8(14, 13, 13)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 10, 10)
-	CMGT8(14, 11, 11)
-	CMGT8(14, 12, 12)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 10, 10)
+	FCMGT8(14, 11, 11)
+	FCMGT8(14, 12, 12)
+	FCMGT8(14, 13, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -16505,6 +17203,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -16604,7 +17310,11 @@ DATA actMishSlopeTable<>+736(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+744(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+752(SB)/8, $0x4010000000000000
 DATA actMishSlopeTable<>+760(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actMishSlopeTable<>+768(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+776(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+784(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishSlopeTable<>(SB), R24
@@ -16772,9 +17482,30 @@ near1:
 	RET
 
 far2:
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 2, 6)
+	FSUB8(14, 3, 7)
+	FSUB8(14, 4, 8)
+	FSUB8(14, 5, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	AND8(14, 7, 7)
+	AND8(14, 8, 8)
+	AND8(14, 9, 9)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
@@ -16782,10 +17513,10 @@ vector4:
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -16864,14 +17595,41 @@ vector4:
 	NARROW(6, 7, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 2, 6)
+	FSUB8(14, 3, 7)
+	FSUB8(14, 4, 8)
+	FSUB8(14, 5, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	AND8(14, 7, 7)
+	AND8(14, 8, 8)
+	AND8(14, 9, 9)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 768(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -16890,10 +17648,10 @@ both3:
 	AND8(14, 12, 12)
 	AND8(14, 13, 13)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 10, 10)
-	CMGT8(14, 11, 11)
-	CMGT8(14, 12, 12)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 10, 10)
+	FCMGT8(14, 11, 11)
+	FCMGT8(14, 12, 12)
+	FCMGT8(14, 13, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -16902,6 +17660,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -17033,7 +17799,11 @@ DATA actGELUValueTable<>+992(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1000(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1008(SB)/8, $0x405803a22e3cd11a
 DATA actGELUValueTable<>+1016(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1024
+DATA actGELUValueTable<>+1024(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+1032(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+1040(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+1048(SB)/8, $0xffffffffffffffff
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUValueTable<>(SB), R24
@@ -17213,18 +17983,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
@@ -17340,10 +18121,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -17353,6 +18134,24 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -17366,10 +18165,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -17378,6 +18177,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -17521,7 +18328,11 @@ DATA actGELUSlopeTable<>+1088(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1096(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1104(SB)/8, $0x8000000080000000
 DATA actGELUSlopeTable<>+1112(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1120
+DATA actGELUSlopeTable<>+1120(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1128(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1136(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+1144(SB)/8, $0xffffffffffffffff
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUSlopeTable<>(SB), R24
@@ -17705,18 +18516,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FCMGTZERO8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
@@ -17845,10 +18667,10 @@ vector4:
 	FADD8(12, 13, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -17858,6 +18680,24 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -17871,10 +18711,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -17883,6 +18723,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -17982,7 +18830,11 @@ DATA actGELUTanhValueTable<>+736(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+744(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+752(SB)/8, $0x405f42bc28bd824e
 DATA actGELUTanhValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $768
+DATA actGELUTanhValueTable<>+768(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+776(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+784(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+792(SB)/8, $0xffffffffffffffff
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhValueTable<>(SB), R24
@@ -18162,18 +19014,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 512(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 544(R24), (F28, F29)
@@ -18235,10 +19098,10 @@ vector4:
 	NARROW(4, 5, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -18248,6 +19111,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 768(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -18261,10 +19141,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -18273,6 +19153,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
@@ -18384,7 +19272,11 @@ DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3ff9884533d43651
 DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $864
+DATA actGELUTanhSlopeTable<>+864(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+872(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+880(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+888(SB)/8, $0xffffffffffffffff
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $896
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhSlopeTable<>(SB), R24
@@ -18568,18 +19460,29 @@ near1:
 	RET
 
 far2:
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
 	MOVD R23, R20
 
-vector4:
+vector6:
 	FLDPQ (R20), (F24, F25)
 	MOV8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 13, 13)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 13, 13)
+	FCMGT8(14, 13, 13)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next5
+	CBZ R15, next7
 	FLDPQ 544(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 576(R24), (F28, F29)
@@ -18658,10 +19561,10 @@ vector4:
 	NARROW(2, 3, 12)
 	FSTPQ (F24, F25), 128(R20)
 
-next5:
+next7:
 	ADD $32, R20
 	SUBS $1, R19
-	BNE vector4
+	BNE vector6
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -18671,6 +19574,23 @@ next5:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 2, 10)
+	FCMGT8(14, 3, 11)
+	FCMGT8(14, 4, 12)
+	FCMGT8(14, 5, 13)
+	AND8(11, 10, 10)
+	AND8(13, 12, 12)
+	AND8(12, 10, 10)
+	FLDPQ 864(R24), (F28, F29)
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, whole5
+	B near1
+
+nan4:
+	MOVD ZR, R20
 	B near1
 
 both3:
@@ -18684,10 +19604,10 @@ both3:
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 6, 10)
-	CMGT8(14, 7, 11)
-	CMGT8(14, 8, 12)
-	CMGT8(14, 9, 13)
+	FCMGT8(14, 6, 10)
+	FCMGT8(14, 7, 11)
+	FCMGT8(14, 8, 12)
+	FCMGT8(14, 9, 13)
 	FLDPQ 128(R23), (F12, F13)
 	BIT8(10, 6, 2)
 	FLDPQ 160(R23), (F14, F15)
@@ -18696,6 +19616,14 @@ both3:
 	BIT8(12, 8, 4)
 	FLDPQ 224(R23), (F18, F19)
 	BIT8(13, 9, 5)
+	FLDPQ 256(R23), (F30, F31)
+	RET
+
+whole5:
+	FLDPQ 128(R23), (F4, F5)
+	FLDPQ 160(R23), (F6, F7)
+	FLDPQ 192(R23), (F8, F9)
+	FLDPQ 224(R23), (F10, F11)
 	FLDPQ 256(R23), (F30, F31)
 	RET
 

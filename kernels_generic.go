@@ -1,5 +1,7 @@
 package batchnorm
 
+import "math"
+
 // The kernels in Go: the specification of every bit that the assembly returns.
 //
 // Products are converted to float32 explicitly before they are added, because
@@ -30,6 +32,8 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		a.eachRow(kernel, act)
 	case kernel == kernelInputGrad:
 		inputGradColsGeneric(act, a)
+	case kernel == kernelLargest:
+		largestColsGeneric(a)
 	}
 }
 
@@ -213,6 +217,17 @@ func momentsColsGeneric(a *kernelArgs) {
 				for l, v := range at(a.x, j*a.stride+c, n) {
 					addMoments1(acc, l, v+k[l])
 				}
+			}
+		}
+	}
+}
+
+func largestColsGeneric(a *kernelArgs) {
+	acc := a.acc[:a.n]
+	for r := range a.rows {
+		for c, v := range at(a.x, r*a.stride, a.n) {
+			if magnitude := int32(math.Float32bits(v) &^ signBit); magnitude > int32(math.Float32bits(acc[c])) {
+				acc[c] = math.Float32frombits(uint32(magnitude))
 			}
 		}
 	}

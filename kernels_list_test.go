@@ -58,4 +58,5 @@ var assembled = map[int]string{
 	kernelID(kernelInputGrad, cols, actInline, 0|withDResidual|withStream):              "inputGradColsReLUDResidualStream",
 	kernelID(kernelInputGrad, cols, actInline, 0|withResidual|withDResidual|withStream): "inputGradColsReLUResidualDResidualStream",
 	kernelID(kernelInputGrad, cols, actCalled, 0):                                       "inputGradColsCalled",
+	kernelID(kernelLargest, cols, actNone, 0):                                           "largestCols",
 }

@@ -17,7 +17,7 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -40,6 +40,14 @@ func (k kernelCase) gradient() bool { return k.kernel == kernelGradSums || k.ker
 func (k kernelCase) sums() bool     { return takesSums(k.kernel) }
 func (k kernelCase) writes() bool   { return !takesSums(k.kernel) }
 
+// sumsLen is how many sums a kernel keeps for a value of a vector.
+func (k kernelCase) sumsLen() int {
+	if k.kernel == kernelLargest {
+		return 1
+	}
+	return 2
+}
+
 // kernelCases lists every kernel in every variant that a call can ask for.
 func kernelCases() []kernelCase {
 	var list []kernelCase
@@ -49,7 +57,8 @@ func kernelCases() []kernelCase {
 				for flags := range numFlags {
 					k := kernelCase{kernel, l, act, flags}
 					switch {
-					case kernel == kernelMoments && (act != Identity || flags != 0),
+					case (kernel == kernelMoments || kernel == kernelLargest) && (act != Identity || flags != 0),
+						kernel == kernelLargest && l == rows,
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
 						flags&withStream != 0 && !k.writes():
 						continue
@@ -117,7 +126,7 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 	} else {
 		a.coef = in(fields * roundUp(s.n, lanes))
 		if k.sums() {
-			a.acc = in(2 * roundUp(s.n, lanes))
+			a.acc = in(k.sumsLen() * roundUp(s.n, lanes))
 		}
 	}
 	a.x = in(size)
@@ -142,8 +151,9 @@ func (k kernelCase) outputs(a *kernelArgs) [][]float32 {
 	acc := slices.Clone(a.acc)
 	if k.layout == cols && acc != nil {
 		for c := a.n; c < roundUp(a.n, lanes); c++ {
-			at := c / lanes * 2 * lanes
-			acc[at+c%lanes], acc[at+lanes+c%lanes] = 0, 0
+			for i := range k.sumsLen() {
+				acc[(c/lanes*k.sumsLen()+i)*lanes+c%lanes] = 0
+			}
 		}
 	}
 	for _, v := range a.sums {

@@ -2,119 +2,191 @@ package batchnorm
 
 import (
 	"math"
+	"slices"
 	"sync/atomic"
 )
 
 // Sums that can't be relied on. A channel is flagged; its largest value is looked
 // for, which tells the power of two to scale by; and its sums are taken again.
 
-// rescued counts channels whose sums were taken again, for tests.
-var rescued atomic.Int64
+// rescued counts channels whose sums were taken again, and looked those whose values
+// were looked at, for tests.
+var rescued, looked atomic.Int64
 
-// infinite is the bits of an infinity; those of NaN are larger, and all others smaller.
-const infinite = 0x7f800000
+// isNumber reports whether a magnitude is neither an infinity nor NaN.
+func isNumber(magnitude float32) bool { return magnitude <= math.MaxFloat32 }
 
-// largestOf returns the bits of the largest magnitude of some values, or of m. A NaN is
-// larger than an infinity, and that larger than all numbers.
-func largestOf(values []float32, m uint32) uint32 {
-	for _, v := range values {
-		m = max(m, math.Float32bits(v)&^signBit)
+// exponentOf returns e with 2^e <= v < 2^(e+1), and 0 of zero and of what is no number.
+func exponentOf(v float64) int {
+	switch e := int(math.Float64bits(v) >> 52 & 0x7ff); {
+	case e == 0x7ff || v == 0:
+		return 0
+	case e == 0:
+		_, e := math.Frexp(v)
+		return e - 1
+	default:
+		return e - 1023
 	}
-	return m
 }
 
-// exponentOf returns e with 2^e <= v < 2^(e+1), and 0 of zero.
-func exponentOf(v float64) int {
-	if v == 0 || v-v != 0 {
-		return 0
+// powerOf returns 2^p, for p from -1022 to 1023.
+func powerOf(p int) float64 { return math.Float64frombits(uint64(1023+p) << 52) }
+
+// ldexp is math.Ldexp, by a product where that does.
+func ldexp(v float64, p int) float64 {
+	if p < -1022 || p > 1023 {
+		return math.Ldexp(v, p)
 	}
-	_, e := math.Frexp(v)
-	return e - 1
+	return v * powerOf(p)
+}
+
+// plainCols reports whether values lie as the geometry says, and every column is a channel.
+func (w *workspace) plainCols() bool {
+	g := w.geo
+	return g.layout == cols && g.width == g.channels && w.source == nil
+}
+
+// firstRow looks at the first row of the channels c0 to c1-1, if columns are plain: where
+// all of a channel is no numbers, that is all that there is to see. It leaves the
+// magnitudes as extents.
+func (w *workspace) firstRow(c0, c1 int) bool {
+	if !w.plainCols() || w.geo.height == 0 {
+		return false
+	}
+	for c := c0; c < c1; c += callChannels {
+		w.largest(w.again.x[c:], 1, min(callChannels, c1-c), 0, w.channels.extent[c:])
+	}
+	return true
+}
+
+// largest sets what is in acc, and up to 7 values behind, to the largest magnitudes of
+// rows of n columns.
+func (w *workspace) largest(x []float32, rows, n, stride int, acc []float32) {
+	clear(acc[:roundUp(n, lanes)])
+	w.larger(x, rows, n, stride, acc)
+}
+
+// larger is largest for more rows of the same columns.
+func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
+	k := kernelArgs{x: x, rows: rows, n: n, stride: stride, acc: acc, fetch: 4 * (fetchColumns + (groupSize-1)*stride)}
+	w.plan.path.run(kernelLargest, cols, Identity, &k)
 }
 
 // measure looks for the largest magnitude of every flagged channel of c0 to c1-1: of x
 // forward and of g backward.
 func (w *workspace) measure(c0, c1 int) {
 	ch := &w.channels
-	any := false
+	n := 0
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
 			ch.extent[c] = 0
-			any = true
+			n++
 		}
 	}
-	if !any {
+	if n == 0 {
 		return
 	}
+	looked.Add(int64(n))
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	g, k := w.geo, &buf.constants
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-			w.setSpan(k, j, n)
+			if w.computesG() {
+				w.setSpan(k, j, n)
+			}
 			w.measureSpan(buf, k, j, n)
 		}
 		return
 	}
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
-			k.reset(rows)
-			w.setCareful(k, 0, c)
-			w.measureRow(buf, k, c)
+			if w.computesG() {
+				k.reset(w.geo.layout)
+				w.setZ(k, 0, c)
+			}
+			ch.extent[c] = w.measureRow(buf, k, c)
 		}
 	}
 }
 
-func (w *workspace) measureRow(buf *buffers, k *constants, c int) {
-	g, extent := w.geo, &w.channels.extent[c]
+// computesG reports whether gradients are computed before their sums are taken again.
+func (w *workspace) computesG() bool { return w.backward && w.again.act.kind != actIdentity }
+
+// measureColumns is how many columns the values of a row are looked at as.
+const measureColumns = 8 * lanes
+
+// measureRow returns the largest magnitude of a channel, or of its first values if there
+// is no number among them.
+func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float32) {
+	g := w.geo
 	for o := range g.outer {
 		for i := 0; i < g.inner; i += bufferLen {
-			b := w.packRows(&w.again, buf, c, o, 1, i, min(bufferLen, g.inner-i))
-			if *extent = largestOf(w.measured(buf, k, &b), *extent); *extent >= infinite {
-				return
+			n := min(bufferLen, g.inner-i)
+			b := w.packRows(&w.again, buf, c, o, 1, i, n)
+			v := w.measured(buf, k, &b)
+			acc := buf.largest[:measureColumns]
+			w.largest(v, n/measureColumns, measureColumns, measureColumns, acc)
+			if rest := n % measureColumns; rest > 0 {
+				w.larger(v[n-rest:], 1, rest, 0, acc)
+			}
+			for _, v := range acc {
+				if v > extent || v != v {
+					extent = v
+				}
+				if !isNumber(v) {
+					return extent
+				}
 			}
 		}
 	}
+	return extent
 }
 
 // measureSpan measures n columns from column j on.
 func (w *workspace) measureSpan(buf *buffers, k *constants, j, n int) {
 	g, largest := w.geo, buf.largest[:n]
-	clear(largest)
+	clear(buf.largest[:roundUp(n, lanes)])
 	most := bufferLen / n
-	for r := 0; r < g.height && !w.nothingToSave(largest, j); r += most {
-		w.measureBlock(buf, k, largest, r*g.width+j, min(most, g.height-r))
+	for r := 0; r < g.height && !(r > 0 && w.nothingToSave(largest, j)); r += most {
+		w.measureBlock(buf, k, r*g.width+j, min(most, g.height-r), n)
 	}
 	if rest := min(n, g.rest-j); rest > 0 {
-		w.measureBlock(buf, k, largest[:rest], g.height*g.width+j, 1)
+		w.measureBlock(buf, k, g.height*g.width+j, 1, rest)
 	}
+	extent := w.channels.extent
 	for i, v := range largest {
-		e := &w.channels.extent[w.channelOf(j+i)]
-		*e = max(*e, v)
+		e := &extent[w.channelOf(j+i)]
+		if v > *e || v != v {
+			*e = v
+		}
 	}
 }
 
 // nothingToSave reports whether all flagged columns from column j on hold values that
 // are no numbers, so that no others need be looked at.
-func (w *workspace) nothingToSave(largest []uint32, j int) bool {
+func (w *workspace) nothingToSave(largest []float32, j int) bool {
 	for i, v := range largest {
-		if v < infinite && w.channels.flag[w.channelOf(j+i)] {
+		if isNumber(v) && w.channels.flag[w.channelOf(j+i)] {
 			return false
 		}
 	}
 	return true
 }
 
-// measureBlock measures rows of columns, from element i of the geometry's tensor on.
-func (w *workspace) measureBlock(buf *buffers, k *constants, largest []uint32, i, rows int) {
-	n := len(largest)
-	b := w.packCols(&w.again, buf, i, rows, n)
-	v := w.measured(buf, k, &b)
-	for r := range rows {
-		for j, v := range v[r*n : (r+1)*n] {
-			largest[j] = max(largest[j], math.Float32bits(v)&^signBit)
+// measureBlock measures rows of n columns, from element i of the geometry's tensor on.
+func (w *workspace) measureBlock(buf *buffers, k *constants, i, rows, n int) {
+	s := &w.again
+	if w.source == nil && !w.computesG() { // where they are
+		x := s.x
+		if w.backward {
+			x = s.dy
 		}
+		w.larger(x[i:], rows, n, w.geo.width, buf.largest[:])
+		return
 	}
+	b := w.packCols(s, buf, i, rows, n)
+	w.larger(w.measured(buf, k, &b), rows, n, n, buf.largest[:])
 }
 
 // measured returns the values of a block to take the largest magnitude of: x forward,
@@ -129,63 +201,99 @@ func (w *workspace) measured(buf *buffers, k *constants, b *block) []float32 {
 // mostSpan is how many columns are handled together at most.
 const mostSpan = 256
 
+// flaggedLine reports whether one of the columns of a cache line from column j on is of a
+// flagged channel of c0 to c1-1.
+func (w *workspace) flaggedLine(j, c0, c1 int) bool {
+	g := w.geo
+	if g.width == g.channels {
+		lo, hi := max(j, c0), min(j+lineLen, c1)
+		return lo < hi && slices.Contains(w.channels.flag[lo:hi], true)
+	}
+	for k := j; k < min(j+lineLen, g.width); k++ {
+		if c := w.channelOf(k); c >= c0 && c < c1 && w.channels.flag[c] {
+			return true
+		}
+	}
+	return false
+}
+
 // nextSpan returns the next columns from j on, whole cache lines, of which each has one
 // of a flagged channel of c0 to c1-1.
 func (w *workspace) nextSpan(j, c0, c1 int) (first, n int, ok bool) {
 	g := w.geo
-	flagged := func(j int) bool {
-		for k := j; k < min(j+lineLen, g.width); k++ {
-			if c := w.channelOf(k); c >= c0 && c < c1 && w.channels.flag[c] {
-				return true
-			}
-		}
-		return false
+	end := g.width
+	if g.width == g.channels {
+		j, end = max(j, c0/lineLen*lineLen), min(end, roundUp(c1, lineLen))
 	}
-	for j < g.width && !flagged(j) {
+	for j < end && !w.flaggedLine(j, c0, c1) {
 		j += lineLen
 	}
-	for n < mostSpan && j+n < g.width && flagged(j+n) {
+	for n < mostSpan && j+n < end && w.flaggedLine(j+n, c0, c1) {
 		n += lineLen
 	}
 	return j, min(n, g.width-j), n > 0
 }
 
-// setSpan sets the constants of n columns from column j on, but for the powers that
-// sums are scaled by.
+// setSpan sets the constants of z of n columns from column j on.
 func (w *workspace) setSpan(k *constants, j, n int) {
-	k.reset(cols)
+	k.reset(w.geo.layout)
 	for i := range n {
-		w.setCareful(k, i, w.channelOf(j+i))
+		w.setZ(k, i, w.channelOf(j+i))
 	}
 }
 
 // sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, of values
 // scaled by their powers, and takes the powers back.
 func (w *workspace) sumAgain(c0, c1 int) {
-	ch, g := &w.channels, w.geo
+	ch, g, computesG := &w.channels, w.geo, w.computesG()
+	if !slices.Contains(ch.flag[c0:c1], true) {
+		return
+	}
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-			w.setSpan(k, j, n)
+			k.reset(w.geo.layout)
 			for i := range n {
-				w.setSumPowers(k, i, w.channelOf(j+i))
+				c := w.channelOf(j + i)
+				flagged := c >= c0 && c < c1 && ch.flag[c]
+				if !w.backward {
+					power := 0
+					if flagged {
+						power = ch.powerX[c]
+					}
+					k.setX(i, power)
+					continue
+				}
+				if computesG {
+					w.setZ(k, i, c)
+				}
+				w.setSumPowers(k, i, c, flagged)
 			}
 			for seg := range g.segments {
-				w.sumSpan(&w.again, seg, j, n, k)
+				w.sumSpan(&w.again, seg, j, n, buf)
 			}
 		}
 	}
+	count, single := 0, g.single()
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
 			continue
 		}
-		rescued.Add(1)
+		ch.flag[c] = false
+		count++
+		if single && g.layout == cols && !w.backward {
+			back := powerOf(-ch.powerX[c])
+			ch.sumA[c], ch.sumB[c] = float64(ch.partA[c]*back), float64(float64(ch.partB[c]*back)*back)
+			continue
+		}
 		if g.layout == rows {
-			k.reset(rows)
-			w.setCareful(k, 0, c)
-			w.setSumPowers(k, 0, c)
+			k.reset(w.geo.layout)
+			if computesG {
+				w.setZ(k, 0, c)
+			}
+			w.setSumPowers(k, 0, c, true)
 			s := w.rowScratch.take()
 			s.next.images = 0
 			for seg := range g.segments {
@@ -193,17 +301,22 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			}
 			w.giveRowScratch(s)
 		}
-		w.total(c, c+1)
+		if single {
+			ch.sumA[c], ch.sumB[c] = ch.partA[c], ch.partB[c]
+		} else {
+			w.total(c, c+1)
+		}
 		x, gp := ch.powerX[c], ch.powerG[c]
 		if !w.backward {
-			ch.sumA[c], ch.sumB[c] = math.Ldexp(ch.sumA[c], -x), math.Ldexp(ch.sumB[c], -2*x)
+			ch.sumA[c], ch.sumB[c] = float64(ch.sumA[c]*powerOf(-x)), float64(ch.sumB[c]*powerOf(-2*x))
 			continue
 		}
-		p, r := math.Ldexp(ch.sumA[c], -gp), math.Ldexp(ch.sumB[c], -gp-x)
+		p, r := ldexp(ch.sumA[c], -gp), ldexp(ch.sumB[c], -gp-x)
 		mean := ch.mean[c]
-		subtracted := math.Ldexp(float64(float32(math.Ldexp(mean, x))), -x) // from x
+		subtracted := ldexp(float64(float32(ldexp(mean, x))), -x) // from x
 		ch.sumA[c], ch.sumB[c] = p, r+float64((subtracted-float64(float32(mean)))*p)
 	}
+	rescued.Add(int64(count))
 }
 
 // xPower returns the power of two that brings a channel to a deviation of about 1, or
@@ -219,12 +332,12 @@ func xPower(mean, invstd float64) int {
 	return clampPower(p)
 }
 
-// setSumPowers sets the powers of a row or column, and the mean that backward sums
-// subtract from x.
-func (w *workspace) setSumPowers(k *constants, j, c int) {
+// setSumPowers sets the powers of a row or column, which is flagged or not, and the mean
+// that backward sums subtract from x.
+func (w *workspace) setSumPowers(k *constants, j, c int, flagged bool) {
 	ch := &w.channels
 	x, g := 0, 0
-	if ch.flag[c] {
+	if flagged {
 		x, g = ch.powerX[c], ch.powerG[c]
 	}
 	k.setX(j, x)
@@ -232,7 +345,7 @@ func (w *workspace) setSumPowers(k *constants, j, c int) {
 		return
 	}
 	k.setG(j, g)
-	k.set(k.dx, j, fieldN, -float32(math.Ldexp(ch.mean[c], x)))
+	k.set(k.dx, j, fieldN, -float32(ldexp(ch.mean[c], x)))
 }
 
 // sumScaledWindow takes the sums of a window of a channel in rows, of scaled values.
@@ -266,74 +379,109 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 const overflowPower = -100
 
 // momentsAgain takes the moments of channels again whose variance float32 can't tell:
-// the squares overflowed, or vanished beside the variance and epsilon.
-func (w *workspace) momentsAgain(c0, c1 int) {
+// the squares overflowed, or vanished beside the variance and epsilon. Extents may be
+// there, from a look at a part of the values.
+func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
-	any := false
-	// Where only the squares overflowed, all values are numbers, and a power that brings
-	// the largest of all back does for the least whose square overflows.
-	overflowed := func(c int) bool { return math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0 }
-	for c := c0; c < c1; c++ {
-		v := ch.sumB[c] / w.values
-		unsafe := !sumsAreSafe(v, w.plan.epsilon)
-		any = any || unsafe
-		ch.flag[c] = unsafe && !overflowed(c)
+	n, epsilon := w.values, w.plan.epsilon
+	// Sums that are surely safe need no division.
+	least, most := 2*sureMin*n, sureMax/2*n
+	if epsilon > 1 {
+		least = math.Inf(1)
 	}
-	if !any {
-		return
-	}
-	w.measure(c0, c1)
+	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
-		if overflowed(c) {
+		m2 := ch.sumB[c]
+		ch.flag[c] = false
+		switch {
+		case m2 >= least && m2 <= most:
+		case m2 > math.MaxFloat64 && ch.sumA[c]-ch.sumA[c] == 0:
+			// Only the squares overflowed. All values are numbers, and a power that brings
+			// the largest of all back does for the least whose square overflows.
 			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
-			continue
-		}
-		if !ch.flag[c] {
-			continue
-		}
-		switch e := ch.extent[c]; {
-		case e >= infinite: // the mean tells what it is; there is no variance
-			ch.flag[c], ch.sumB[c] = false, math.NaN()
-		case e == 0:
-			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
-		default:
-			ch.powerX[c], ch.powerG[c] = clampPower(-exponentOf(float64(math.Float32frombits(e)))), 0
+			again++
+		case m2 != m2 && looked && !isNumber(ch.extent[c]):
+		case !sumsAreSafe(m2/n, epsilon):
+			ch.flag[c], ch.powerX[c] = true, unknownPower
+			looks++
 		}
 	}
-	w.sumAgain(c0, c1)
+	if looks > 0 {
+		for c := c0; c < c1; c++ {
+			ch.flag[c] = ch.flag[c] && ch.powerX[c] == unknownPower
+		}
+		w.measure(c0, c1)
+		for c := c0; c < c1; c++ {
+			if !ch.flag[c] {
+				ch.flag[c] = again > 0 && math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0
+				continue
+			}
+			switch e := ch.extent[c]; {
+			case !isNumber(e): // the mean tells what it is; there is no variance
+				ch.flag[c], ch.sumB[c] = false, math.NaN()
+			case e == 0:
+				ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
+			default:
+				ch.powerX[c], ch.powerG[c] = clampPower(-exponentOf(float64(e))), 0
+			}
+		}
+	}
+	if looks+again > 0 {
+		w.sumAgain(c0, c1)
+	}
 }
+
+// unknownPower stands for the power of a channel that is to be looked at.
+const unknownPower = mostPower + 1
 
 // gradientsAgain takes the gradients' sums of channels again that float32 can't tell,
 // if check says so, and decides which channels need care when dx is computed.
 func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	ch := &w.channels
+	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
-		ch.flag[c] = check && w.suspicious(c) || w.strange(c)
+		ch.extent[c] = 0
+		ch.flag[c] = check && w.suspicious(c) || !w.ordinary(c) && w.strange(c)
+		if ch.flag[c] {
+			looks++
+		}
+	}
+	if looks == 0 {
+		return
 	}
 	w.measure(c0, c1)
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
-			ch.extent[c] = 0
 			continue
 		}
 		e := ch.extent[c]
 		ch.powerX[c], ch.powerG[c] = 0, 0
-		if e < infinite && e > 0 {
+		if isNumber(e) && e > 0 {
 			ch.powerX[c] = xPower(ch.mean[c], ch.invstd[c])
-			ch.powerG[c] = clampPower(-exponentOf(float64(math.Float32frombits(e))))
+			ch.powerG[c] = clampPower(-exponentOf(float64(e)))
 		}
 		switch {
-		case !check || !w.suspicious(c) || e >= infinite:
+		case !check || !w.suspicious(c) || !isNumber(e):
 			ch.flag[c] = false
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 		case comfortable(e) && !ch.wide[c] && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:
 			ch.flag[c] = false // they cancel, and nothing has vanished
+		default:
+			again++
 		}
 	}
-	if check {
+	if again > 0 {
 		w.sumAgain(c0, c1)
 	}
+}
+
+// ordinary reports whether the constants of dx are surely in float32's comfortable range.
+func (w *workspace) ordinary(c int) bool {
+	ch := &w.channels
+	tame := func(v float64) bool { return v >= 0x1p-30 && v <= 0x1p30 }
+	return !ch.wide[c] && tame(ch.invstd[c]) && math.Abs(ch.mean[c]) <= 0x1p30 &&
+		tame(math.Abs(ch.sumA[c])) && tame(math.Abs(ch.sumB[c])) && w.values <= 0x1p31
 }
 
 // suspicious reports whether the sums of a backward pass may have overflowed, or
@@ -344,10 +492,16 @@ func (w *workspace) suspicious(c int) bool {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]
-	if invstd != invstd || p == 0 && r == 0 && w.trust && invstd <= trustMost {
+	if invstd != invstd || p == 0 && r == 0 && w.trusts(invstd) {
 		return false
 	}
 	return !gradSumsAreSafe(p, r, w.values, invstd)
+}
+
+// trusts reports whether sums of exactly 0 are those of zeros, as products of dy with a
+// deviation of 1/invstd don't vanish.
+func (w *workspace) trusts(invstd float64) bool {
+	return float64(w.least*w.values) >= float64(w.values*invstd)*gradMin
 }
 
 // strange reports whether dx of a channel may need care: its constants are outside of
@@ -360,7 +514,4 @@ func (w *workspace) strange(c int) bool {
 }
 
 // comfortable reports whether gradients of this largest magnitude need no scaling.
-func comfortable(bits uint32) bool {
-	v := float64(math.Float32frombits(bits))
-	return v >= tameMin && v <= tameMax
-}
+func comfortable(magnitude float32) bool { return magnitude >= tameMin && magnitude <= tameMax }

@@ -63,6 +63,9 @@ const (
 	tameMax = 0x1p+60
 	sureMin = 0x1p-100
 	sureMax = 0x1p+100
+	// Gradients, their sums and the constants made of them: what vanishes of products is
+	// at most 2^-150 each, so 2^-30 of this.
+	gradMin = 0x1p-120
 	// Of what only multiplies, whose products may leave the range where they must.
 	factorMin = 0x1p-120
 	factorMax = 0x1p+120
@@ -122,7 +125,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	}
 	scale := f.scale
 	if f.power != 0 {
-		mean, scale = math.Ldexp(mean, f.power), math.Ldexp(scale, -f.power)
+		mean, scale = ldexp(mean, f.power), ldexp(scale, -f.power)
 	}
 	f.m, f.a = float32(mean), float32(scale)
 	f.b = float32(beta - float64((mean-float64(f.m))*scale))
@@ -154,8 +157,16 @@ func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	d.dbeta, d.dgamma = p, r*invstd
 	d.k2 = float64(d.dgamma*invstd) / n
 	d.k1 = p/n - float64(low*d.k2)
-	d.wide = f.wide || wild(d.k1, sureMin, sureMax) || wild(d.k2, sureMin, sureMax)
+	if math.Abs(d.k2) <= tameMin && math.Abs(d.dgamma)*n <= math.Abs(p)*negligible {
+		d.k2 = 0
+	}
+	d.wide = f.wide || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
 }
+
+// negligible is how small the part of xhat in dx is beside the part of the mean, at
+// most, where it is left out: |xhat| is at most sqrt(n). Products of a tiny k2 and a tiny
+// x-m would vanish, which takes some processors a hundred times as long.
+const negligible = 0x1p-40
 
 // gradSumsAreSafe reports whether the sums p of g and r of g*(x-m) over n
 // values, taken in float32, can be relied on: they have not overflowed, and
@@ -165,7 +176,7 @@ func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	if math.IsInf(p, 0) || math.IsInf(r, 0) || math.IsNaN(p) || math.IsNaN(r) {
 		return false
 	}
-	return r >= n*sureMin || p >= n*invstd*sureMin
+	return r >= n*gradMin || p >= n*invstd*gradMin
 }
 
 // scaledGradient is a gradient for x times 2^powerX and g times 2^powerG.
@@ -180,14 +191,14 @@ func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
 		powerX = min(f.power, 0)
 	}
 	low := f.mean - float64(float32(f.mean))
-	mean := math.Ldexp(f.mean, powerX)
+	mean := ldexp(f.mean, powerX)
 	k1 := d.k1 + float64(low*d.k2)
 	if e := exponentOf(f.scale) - powerG; e > mostPower { // or a would be infinite, where dx need not be
 		powerG = clampPower(powerG + e - mostPower)
 	}
-	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(math.Ldexp(f.scale, -powerG))}
-	k2 := math.Ldexp(d.k2, -powerX)
+	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(ldexp(f.scale, -powerG))}
+	k2 := ldexp(d.k2, -powerX)
 	k1 -= float64((mean - float64(s.m)) * k2)
-	s.k1, s.k2 = float32(math.Ldexp(k1, powerG)), float32(math.Ldexp(k2, powerG))
+	s.k1, s.k2 = float32(ldexp(k1, powerG)), float32(ldexp(k2, powerG))
 	return s
 }

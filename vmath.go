@@ -10,16 +10,15 @@ import (
 // specification: kernels/near.go and kernels/functions.go repeat each of them over
 // vectors, with the same operations in the same order.
 //
-// For arguments near 0, where normalized values usually are, they compute in float32,
-// by polynomials in pieces (package coef). For arguments far from 0 (the functions with
-// Far in their name), and for NaN, they compute in float64 and round to float32 at the
-// end. They use only the float64 operations that every instruction set has: sums,
-// products, quotients and the bits. Products are converted before they are added, so
-// that no multiplication and addition are fused.
-//
-// The comment of a function gives its largest error over all float32, and the input.
-// The unit is the last place (ULP) of the value, for a derivative of its largest term.
-// ELU's errors are for an alpha of 1. docs/activations.md tells how they were found.
+// Where normalized values usually are, they compute in float32, by polynomials in
+// pieces (package coef). Far from there (the functions with Far in their name), and
+// for NaN (of which the polynomials of the kernels make NaN as well), they compute in
+// float64 and round to float32 at the end. Of float64 they use what every instruction
+// set has: sums, products, quotients and the bits.
+// Products are converted before they are added, so that nothing is fused.
+// Beside each stands its largest error over all float32, in units in the last place
+// (ULP) of the value, for a derivative of its largest term, and the input; ELU's are for
+// an alpha of 1. docs/activations.md tells how they were found.
 
 // Clamps: from these arguments on the function has reached its limit in float32.
 // Comparisons with NaN are false, so that NaN is not clamped.

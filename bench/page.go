@@ -212,6 +212,11 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	}, nil, nil); err != nil {
 		return err
 	}
+	if lines := kindModeLines(r.Kinds); lines != nil {
+		if err := add(section{Title: "Kinds of data by other ways", Read: modesNote, Table: lines}, nil, nil); err != nil {
+			return err
+		}
+	}
 	return pageTemplate.Execute(w, map[string]any{"Report": r, "Sections": sections, "Paths": strings.Join(r.Paths, ", ")})
 }
 

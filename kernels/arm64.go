@@ -252,8 +252,12 @@ func (l arm64) broadcast(dst vec, m mem) {
 }
 
 func (l arm64) broadcast64(dst vec, m mem) {
-	l.address(m)
-	l.printf("%s(%s, %d)", ld1r64.name, arm64Addr[1:], dst)
+	base := l.r(m.base)
+	if m.off != 0 || m.scale != 0 {
+		l.address(m)
+		base = arm64Addr
+	}
+	l.printf("%s(%s, %d)", ld1r64.name, base[1:], dst)
 }
 
 func (l arm64) sqrt64(dst, x vec) { l.use(fsqrt64, x, dst) }

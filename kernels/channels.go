@@ -232,29 +232,44 @@ func (c *chans) const64(v float64) vec {
 // abs64 sets dst to |x|.
 func (c *chans) abs64(dst, x vec) { c.op(opAndNot, dst, c.const64(math.Copysign(0, -1)), x) }
 
-// need says that a channel is unusual unless its mask is set.
-func (c *chans) need(mask vec) { c.op(opAnd, c.usual, c.usual, mask) }
+// refuse says that a channel is unusual if its mask is set.
+func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
 
-// needTame says that a channel with an x that is wild is unusual, and with NaN;
-// t is a temporary.
-func (c *chans) needTame(x pair, lo, hi float64, t [3]vec) {
+// refuseWild says that a channel is unusual with an x that is wild; t are temporaries.
+func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
 	for _, v := range x {
 		c.abs64(t[0], v)
-		c.op(opGE64, t[1], t[0], c.const64(lo))
-		c.op(opGE64, t[2], c.const64(hi), t[0])
-		c.op(opAnd, t[1], t[1], t[2])
-		c.op(opGE64, t[2], c.const64(0), t[0])
-		c.op(opOr, t[1], t[1], t[2])
-		c.need(t[1])
+		c.op(opGE64, t[1], t[0], c.const64(above(hi)))
+		c.refuse(t[1])
+		c.op(opGE64, t[1], c.const64(below(lo)), t[0])
+		c.op(opGE64, t[0], c.const64(0), t[0])
+		c.op(opAndNot, t[1], t[0], t[1])
+		c.refuse(t[1])
 	}
+}
+
+// above and below are the next numbers, so that a comparison is false for NaN.
+func above(v float64) float64 { return math.Nextafter(v, math.Inf(1)) }
+func below(v float64) float64 { return math.Nextafter(v, math.Inf(-1)) }
+
+// mask returns a register with an argument that is 0 or all ones, until the next
+// constant.
+func (c *chans) mask(field string) vec {
+	c.argAddr(c.far.t, field)
+	c.broadcast64(constVec, mem{base: c.far.t})
+	return constVec
 }
 
 // Limits, as in ../stats.go.
 const (
 	sureMin   = 0x1p-100
 	sureMax   = 0x1p+100
+	tameMin   = 0x1p-60
+	gradMin   = 0x1p-120
 	factorMin = 0x1p-120
 	factorMax = 0x1p+120
+
+	negligible = 0x1p-40
 )
 
 // ---- the kernels
@@ -400,12 +415,30 @@ func forwardChannels(c *chans) {
 		c.div64(s, s, scalarPair(count))
 		c.add64(t, s, scalarPair(epsilon))
 		for h := range t {
-			c.op(opGE64, m[0], t[h], c.const64(sureMin))
-			c.op(opGE64, m[1], c.const64(sureMax), t[h])
-			c.need(m[0])
-			c.need(m[1])
-			c.op(opGE64, m[0], s[h], c.const64(0))
-			c.op(opAnd, s[h], s[h], m[0])
+			c.op(opGE64, m[h], t[h], c.const64(sureMin))
+			c.op(opGE64, t[h], c.const64(sureMax), t[h])
+			c.op(opAnd, m[h], m[h], t[h])
+		}
+		c.op(opAnd, t[0], m[0], m[1])
+		c.op(opXor, t[0], t[0], c.const64(math.Float64frombits(math.MaxUint64)))
+		safe := c.newLabel("safe")
+		c.ifNone(t[0], safe)
+		for _, v := range i { // a finite extent
+			c.zero(v)
+		}
+		c.wanted("extent", func() { c.loadWide(i, c.find32("extent"), 0) })
+		for h := range t { // neither safe nor settled, and x or the variance are numbers
+			c.op(opOr, m[h], m[h], c.mask("settled"))
+			c.op(opGE64, i[h], c.const64(math.MaxFloat64), i[h])
+			c.op(opGE64, t[h], s[h], s[h])
+			c.op(opOr, i[h], i[h], t[h])
+			c.op(opAndNot, m[h], m[h], i[h])
+			c.refuse(m[h])
+		}
+		c.label(safe)
+		for h := range t {
+			c.op(opGE64, m[0], c.const64(below(0)), s[h])
+			c.op(opAndNot, s[h], m[0], s[h])
 		}
 		c.store64(s, c.find64("variance"))
 		c.add64(i, s, scalarPair(epsilon))
@@ -482,16 +515,18 @@ func affineChannels(c *chans) {
 
 // affine writes the constants of z from the mean in m and invstd in i; all are lost.
 func (c *chans) affine(m, s, i, t pair) {
-	for _, v := range m {
+	for h, v := range m { // if there is an invstd
 		c.abs64(t[0], v)
-		c.op(opGE64, t[0], c.const64(sureMax), t[0])
-		c.need(t[0])
+		c.op(opGE64, t[0], t[0], c.const64(above(sureMax)))
+		c.op(opGE64, t[1], i[h], i[h])
+		c.op(opAnd, t[0], t[0], t[1])
+		c.refuse(t[0])
 	}
-	c.needTame(i, sureMin, sureMax, [3]vec{t[0], t[1], s[0]})
+	c.refuseWild(i, sureMin, sureMax, t)
 	c.loadWide(s, c.find32("gamma"), 0)
 	c.mul64(s, s, i)
 	c.store64(s, c.find64("scale"))
-	c.needTame(s, factorMin, factorMax, [3]vec{t[0], t[1], i[0]})
+	c.refuseWild(s, factorMin, factorMax, t)
 	c.low(m, t)
 	c.storeNegative(t, c.findConst("neg"))
 	c.mul64(m, m, s)
@@ -516,30 +551,31 @@ func backwardChannels(c *chans) {
 	c.farArrays()
 	count, trusted := c.scalar("count"), c.scalar("weight")
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
-	temps := [3]vec{t[0], t[1], i[0]}
 	c.usual = c.newVec()
 	c.untilUnusual(func(stop func()) {
 		c.load64(p, c.find64("sumA"))
 		c.load64(r, c.find64("sumB"))
 		c.load64(i, c.find64("invstd"))
-		for h := range p { // gradSumsAreSafe
+		for h := range p { // gradSumsAreSafe or exact, or settled, or invstd is NaN
 			c.op(opMul64, t[0], count, i[h])
-			c.op(opMul64, t[0], t[0], c.const64(sureMin))
+			c.op(opMul64, t[0], t[0], c.const64(gradMin))
+			c.op(opGE64, low[1], trusted, t[0])
 			c.abs64(t[1], p[h])
-			c.op(opGE64, t[0], t[1], t[0])
-			c.op(opGE64, t[1], c.const64(math.MaxFloat64), t[1])
-			c.need(t[1])
 			c.abs64(low[0], r[h])
-			c.op(opGE64, t[1], c.const64(math.MaxFloat64), low[0])
-			c.need(t[1])
-			c.op(opMul64, t[1], count, c.const64(sureMin))
-			c.op(opGE64, t[1], low[0], t[1])
-			c.op(opOr, t[0], t[0], t[1])
-			c.abs64(t[1], p[h])
+			c.op(opGE64, t[0], t[1], t[0])
 			c.op(opAdd64, t[1], t[1], low[0])
-			c.op(opGE64, t[1], trusted, t[1])
-			c.op(opOr, t[0], t[0], t[1])
-			c.need(t[0])
+			c.op(opGE64, constVec, c.const64(0), t[1])
+			c.op(opAnd, low[1], low[1], constVec)
+			c.op(opOr, t[0], t[0], low[1])
+			c.op(opMul64, low[1], count, c.const64(gradMin))
+			c.op(opGE64, low[1], low[0], low[1])
+			c.op(opOr, t[0], t[0], low[1])
+			c.op(opGE64, t[1], c.const64(math.MaxFloat64), t[1])
+			c.op(opAnd, t[0], t[0], t[1])
+			c.op(opGE64, t[1], i[h], i[h])
+			c.op(opAndNot, t[1], c.mask("settled"), t[1])
+			c.op(opAndNot, t[0], t[0], t[1])
+			c.refuse(t[0])
 		}
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
@@ -564,12 +600,69 @@ func backwardChannels(c *chans) {
 		c.div64(p, p, scalarPair(count))
 		c.mul64(low, low, r)
 		c.sub64(p, p, low)
-		c.needTame(p, sureMin, sureMax, temps)
-		c.needTame(r, sureMin, sureMax, temps)
+		c.refuseWildGradient(p, r, count, [3]pair{t, i, low})
 		c.store32(p, c.findConst("k1"))
 		c.store32(r, c.findConst("k2"))
 		stop()
 	})
+}
+
+// refuseWildGradient says that channels are unusual whose k1 or k2 are wild, and leaves out what
+// is negligible of k2, as gradient.set does. Only small ones are looked at closely.
+func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
+	a, b, small := t[0], t[1], t[2][0]
+	for h := range k1 {
+		c.abs64(a[h], k1[h])
+		c.abs64(b[h], k2[h])
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][1], v, c.const64(above(sureMax)))
+			c.refuse(t[2][1])
+			dst := t[2][1]
+			if h == 0 && v == a[h] {
+				dst = small
+			}
+			c.op(opGE64, dst, c.const64(tameMin), v)
+			if dst != small {
+				c.op(opOr, small, small, dst)
+			}
+		}
+	}
+	usual := c.newLabel("large")
+	c.ifNone(small, usual)
+	// Zeros, as of dead channels, are everyday.
+	c.zero(small)
+	for h := range k1 {
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][1], c.const64(0), v)
+			c.op(opGE64, constVec, c.const64(tameMin), v)
+			c.op(opAndNot, t[2][1], t[2][1], constVec)
+			c.op(opOr, small, small, t[2][1])
+		}
+	}
+	c.ifNone(small, usual)
+	c.load64(t[2], c.find64("dgamma"))
+	for h := range k2 {
+		c.abs64(t[2][h], t[2][h])
+	}
+	c.mul64(t[2], t[2], scalarPair(count))
+	c.load64(b, c.find64("dbeta"))
+	for h := range k2 {
+		c.abs64(b[h], b[h])
+		c.op(opMul64, b[h], b[h], c.const64(negligible))
+		c.op(opGE64, t[2][h], b[h], t[2][h])
+		c.abs64(b[h], k2[h])
+		c.op(opGE64, b[h], c.const64(tameMin), b[h])
+		c.op(opAnd, t[2][h], t[2][h], b[h])
+		c.op(opAndNot, k2[h], t[2][h], k2[h])
+		c.abs64(b[h], k2[h])
+		for _, v := range []vec{a[h], b[h]} {
+			c.op(opGE64, t[2][h], c.const64(0), v)
+			c.op(opGE64, v, c.const64(below(gradMin)), v)
+			c.op(opAndNot, v, t[2][h], v)
+			c.refuse(v)
+		}
+	}
+	c.label(usual)
 }
 
 func trackChannels(c *chans) {

@@ -516,3 +516,30 @@ func inputGrad(a *asm, v variant) {
 	}
 	v.walk()(a, b)
 }
+
+// largest keeps the largest magnitude of a column, as integers are compared.
+func largest(a *asm, v variant) {
+	var b body
+	x := b.tensor(a, "x")
+	b.sums, b.fetch = a.newVecs(1), []reg{x}
+	magnitude, t := a.newVec(), a.newVecs(groupSize)
+	a.zero(magnitude) // all bits but the sign
+	a.op(opLE, magnitude, magnitude, magnitude)
+	a.shiftRight(magnitude, 1)
+	some := func(count int) func(at address, tail bool) {
+		return func(at address, tail bool) {
+			for j := range count {
+				a.read(t[j], at(x, j), tail)
+				a.op(opAnd, t[j], t[j], magnitude)
+			}
+			for n := count / 2; n > 0; n /= 2 {
+				for j := range n {
+					a.op(opMaxInt, t[j], t[j], t[j+n])
+				}
+			}
+			a.op(opMaxInt, b.sums[0], b.sums[0], t[0])
+		}
+	}
+	b.one, b.four = some(1), some(groupSize)
+	v.walk()(a, b)
+}

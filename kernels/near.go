@@ -97,8 +97,10 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 	return u
 }
 
-// emit prints the function. If some of the four vectors have far lanes, far computes
-// them first, and their results replace those of the polynomials afterwards.
+// emit prints the function, with far for what is far: those vectors of a call that
+// have something far are computed that way first, and behind the polynomials it takes
+// the place of what they made of it. Where all is far, there are no polynomials. NaN is not
+// far: the polynomials make NaN of it.
 func (n *near) emit(f *fn, far func(f *fn)) {
 	var x, u, v [4]vec
 	for j := range x {
@@ -113,7 +115,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		f.op(opMaxInt, v[0], d[0], d[1])
 		f.op(opMaxInt, v[1], d[2], d[3])
 		f.op(opMaxInt, v[0], v[0], v[1])
-		f.all(opGTInt, v[:1], v[:1], n.far)
+		f.all(opGTInt, v[:1], v[:1], n.far) // or NaN
 		f.ifAny(v[0], some)
 		f.nothingFar()
 		f.label(inside)
@@ -125,12 +127,18 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 	f.back()
 
 	if far != nil {
+		notANumber, whole := f.newLabel("nan"), f.newLabel("whole")
 		f.label(some)
+		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
+		f.op(opOr, u[0], v[0], v[1])
+		f.op(opOr, u[1], v[2], v[3])
+		f.op(opOr, u[0], u[0], u[1])
+		f.ifNone(u[0], notANumber)
 		f.eachFar(f.z, func(next string) {
 			x, u := []vec{f.t}, []vec{f.t}
 			f.move(f.t, f.z)
 			n.argument(f, x)
-			f.all(opGTInt, x, n.distance(f, x, u), n.far)
+			f.all(opGT, x, n.distance(f, x, u), n.far)
 			f.ifNone(f.t, next)
 			far(f)
 		})
@@ -138,6 +146,17 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 			f.argument(x[j], j)
 		}
 		n.argument(f, x[:])
+		// Is something near, or NaN?
+		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
+		f.op(opAnd, v[0], v[0], v[1])
+		f.op(opAnd, v[2], v[2], v[3])
+		f.op(opAnd, v[0], v[0], v[2])
+		f.all(opXor, v[:1], v[:1], math.Float32frombits(math.MaxUint32))
+		f.ifNone(v[0], whole)
+		f.jump(inside)
+
+		f.label(notANumber)
+		f.nothingFar()
 		f.jump(inside)
 
 		f.label(both)
@@ -145,10 +164,16 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 			f.argument(u[j], j)
 		}
 		n.argument(f, u[:])
-		f.all(opGTInt, v[:], n.distance(f, u[:], v[:]), n.far)
+		f.all(opGT, v[:], n.distance(f, u[:], v[:]), n.far)
 		for j := range x {
 			f.farResult(u[j], j)
 			f.blend(x[j], v[j], u[j], x[j])
+		}
+		f.back()
+
+		f.label(whole)
+		for j := range x {
+			f.farResult(x[j], j)
 		}
 		f.back()
 	}

@@ -13,10 +13,11 @@ const (
 	kernelNormalize
 	kernelGradSums
 	kernelInputGrad
+	kernelLargest
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -87,6 +88,10 @@ var families = []family{
 		kernel: kernelInputGrad, layouts: []layout{inRows, inCols}, acts: activations, calls: "derivative",
 		optional: func(act activation) flags { return act.residual() | withDResidual | withStream }, emit: inputGrad,
 	},
+	{
+		kernel: kernelLargest, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: largest,
+	},
 }
 
 // residual is the flag of the residual, which a backward kernel needs only for z.
@@ -148,7 +153,7 @@ func (v variant) walk() walk {
 // name is the name of the assembly function.
 func (v variant) name() string {
 	name := kernelNames[v.family.kernel] + capital(layoutNames[v.layout])
-	if v.family.kernel != kernelMoments {
+	if v.family.kernel != kernelMoments && v.family.kernel != kernelLargest {
 		name += v.act.name
 	}
 	for i, flag := range flagNames {
