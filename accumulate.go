@@ -1,15 +1,15 @@
 package batchnorm
 
-// An Accumulator takes the moments of a batch from whoever produces it, tile by
-// tile while a tile is in a cache, as a convolution does: so the batch need not be
-// read once more for its statistics. What it has gathered goes to
-// [Plan.Statistics], and then [Plan.Normalize] does the rest.
+// An Accumulator takes the moments of a batch from its producer, for example a
+// convolution, tile by tile while a tile is in a cache: so the batch is not read once
+// more for its statistics. [Plan.Statistics] takes the gathered moments, and
+// [Plan.Normalize] does the rest.
 //
 // A tile may have any shape and any of the channels. Tiles are merged in the order
-// in which they come, which decides the last bits. Where several goroutines make
-// tiles, each has an Accumulator for a part of the batch that is always the same,
-// and [MergeMoments] joins these in their order: then bits do not depend on who was
-// first. ([Precise] does not depend on the order at all, and takes longer.)
+// in which they come, and the order changes the last bits. Where several goroutines
+// make tiles, give each an Accumulator and a fixed part of the batch, and join them by
+// [MergeMoments] in a fixed order: then the bits do not depend on timing. ([Precise]
+// does not depend on the order at all, and takes longer.)
 //
 // It is for one goroutine at a time. After the first tile of a shape nothing is
 // allocated.
@@ -17,7 +17,7 @@ type Accumulator struct {
 	plans     *Plans
 	counts    []int // of values, by channel
 	all, tile Moments
-	parts     [2]Moments // what is merged, kept here so that a call allocates nothing
+	parts     [2]Moments // arguments of a merge, kept here so that a call allocates nothing
 }
 
 // NewAccumulator returns an Accumulator for batches of so many channels. Options
@@ -45,7 +45,7 @@ func (a *Accumulator) ready() error {
 type TileArgs struct {
 	X       []float32 // the values; Shape.Len() elements
 	Shape   Shape     // of the tile, with Channels of its own
-	Channel int       // which channel of the batch the tile's first is
+	Channel int       // the tile's first channel, as a channel of the batch
 	Mask    Mask      // which positions are data; zero value: all
 }
 
@@ -71,8 +71,8 @@ func (a *Accumulator) Add(t TileArgs) error {
 	return a.merge(t.Channel, &a.tile)
 }
 
-// AddMoments takes in moments of other values, from the given channel on: those of
-// a tile that a kernel has taken itself, say.
+// AddMoments takes in the moments of more values, from the given channel on, for
+// example of a tile whose producer has taken them itself.
 func (a *Accumulator) AddMoments(channel int, m Moments) error {
 	if err := a.ready(); err != nil {
 		return err
@@ -87,7 +87,7 @@ func (a *Accumulator) AddMoments(channel int, m Moments) error {
 	return a.merge(channel, &m)
 }
 
-// holds reports channels that the batch has not.
+// holds returns an error if the batch does not have these channels.
 func (a *Accumulator) holds(channel, n int) error {
 	if all := len(a.counts); channel < 0 || n < 1 || channel > all-n {
 		return fail(ErrShape, "the tile has %d channels from channel %d on, the batch has %d", n, channel, all)
@@ -95,7 +95,7 @@ func (a *Accumulator) holds(channel, n int) error {
 	return nil
 }
 
-// merge takes in moments, channels of one count at a time.
+// merge takes in moments, adjacent channels with equal counts at a time.
 func (a *Accumulator) merge(first int, m *Moments) error {
 	counts := a.counts[first : first+len(m.Mean)]
 	for c := range counts {
@@ -120,9 +120,9 @@ func (a *Accumulator) merge(first int, m *Moments) error {
 	return nil
 }
 
-// Moments returns the moments of all tiles so far, which must have had the same
-// number of values of every channel ([ErrLength]). The slices are the
-// Accumulator's, and hold until its next call.
+// Moments returns the moments of all tiles so far. All channels must have had the same
+// number of values ([ErrLength] otherwise). The slices are the Accumulator's, and valid
+// until its next call.
 func (a *Accumulator) Moments() (Moments, error) {
 	if err := a.ready(); err != nil {
 		return Moments{}, err

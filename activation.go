@@ -11,14 +11,13 @@ import (
 //
 // Every activation has one implementation in Go, which the assembly repeats bit
 // by bit. [Sigmoid] and [Tanh] are within 1 unit in the last place (ULP), the other
-// smooth ones within 2, for all inputs, into the subnormal tails;
-// docs/activations.md has the worst input of each.
-// The backward pass multiplies dy by the derivative, which has been rounded to
-// float32 as well; the derivative of [ReLU] alone is a mask. NaN stays NaN, and
-// infinite inputs give the limit.
+// smooth ones within 2, for all inputs, subnormal results included;
+// docs/activations.md has the worst input of each. The backward pass multiplies dy by
+// the derivative, rounded to float32; the derivative of [ReLU] selects dy or 0 instead.
+// NaN stays NaN, and infinite inputs give the limit.
 type Activation struct {
 	kind actKind
-	// Parameters, as their functions name them.
+	// Parameters: slope, lo and hi, or alpha.
 	p, q float32
 }
 
@@ -54,7 +53,7 @@ var (
 	// elsewhere.
 	HardSigmoid = Activation{kind: actHardSigmoid}
 	// HardSwish is z*HardSigmoid(z) (Howard et al. 2019). Its derivative is 0
-	// where z < -3, z/3 + 1/2 up to and with z = 3, and 1 above.
+	// where z < -3, z/3 + 1/2 where -3 <= z <= 3, and 1 above.
 	HardSwish = Activation{kind: actHardSwish}
 	// Sigmoid is 1/(1+exp(-z)).
 	Sigmoid = Activation{kind: actSigmoid}
@@ -78,7 +77,7 @@ var (
 // z > 0, and slope elsewhere. The slope is finite. With slope 0 it is [ReLU].
 func LeakyReLU(slope float32) Activation {
 	if slope == 0 {
-		return ReLU // whose limit is 0, where 0*z would be NaN
+		return ReLU // its limit at -Inf is 0, where 0*z would be NaN
 	}
 	return Activation{kind: actLeakyReLU, p: slope}
 }
@@ -91,30 +90,51 @@ func Clip(lo, hi float32) Activation { return Activation{kind: actClip, p: lo, q
 // Its derivative is 1 where z > 0, and alpha*exp(z) elsewhere. Alpha is finite.
 func ELU(alpha float32) Activation { return Activation{kind: actELU, p: alpha} }
 
-// costly reports whether the derivative takes longer to compute than to store and
-// to read again.
+// costly reports whether computing the derivative takes longer than storing it and
+// reading it again.
 func (a Activation) costly() bool { return a.kind >= actSigmoid }
 
-// actInfo is what is known of a kind of activation.
+// Activations returns an activation of every kind, for registries and for tests that
+// go through all of them: first [Identity], then the others, with the parameters
+// LeakyReLU(0.25), Clip(0, 6) and ELU(1).
+func Activations() []Activation {
+	var all []Activation
+	for kind, info := range acts {
+		a := Activation{kind: actKind(kind)}
+		for i, p := range info.params {
+			*[]*float32{&a.p, &a.q}[i] = p.usual
+		}
+		all = append(all, a)
+	}
+	return all
+}
+
+// actParam is a parameter of a kind of activation, with the value in [Activations].
+type actParam struct {
+	name  string
+	usual float32
+}
+
+// actInfo describes a kind of activation.
 type actInfo struct {
 	name   string
-	params []string
-	// value and derivative are the functions of activations of one value at a
-	// time; the others have loops of their own in forward and derivative.
+	params []actParam
+	// value and derivative compute one value at a time; kinds without them have loops
+	// of their own in forward and derivative.
 	value, derivative func(z float32) float32
 }
 
 var acts = [numActs]actInfo{
 	actIdentity:    {name: "identity"},
 	actReLU:        {name: "relu"},
-	actLeakyReLU:   {name: "leaky_relu", params: []string{"slope"}},
-	actClip:        {name: "clip", params: []string{"lo", "hi"}},
+	actLeakyReLU:   {name: "leaky_relu", params: []actParam{{"slope", 0.25}}},
+	actClip:        {name: "clip", params: []actParam{{"lo", 0}, {"hi", 6}}},
 	actHardSigmoid: {name: "hard_sigmoid", value: hardSigmoid, derivative: hardSigmoidSlope},
 	actHardSwish:   {name: "hard_swish", value: hardSwish, derivative: hardSwishSlope},
 	actSigmoid:     {name: "sigmoid", value: sigmoid, derivative: sigmoidSlope},
 	actTanh:        {name: "tanh", value: tanh, derivative: tanhSlope},
 	actSiLU:        {name: "silu", value: silu, derivative: siluSlope},
-	actELU:         {name: "elu", params: []string{"alpha"}},
+	actELU:         {name: "elu", params: []actParam{{"alpha", 1}}},
 	actSoftplus:    {name: "softplus", value: softplus, derivative: sigmoid},
 	actMish:        {name: "mish", value: mish, derivative: mishSlope},
 	actGELU:        {name: "gelu", value: gelu, derivative: geluSlope},
@@ -147,7 +167,7 @@ func (a Activation) valid() error {
 	}
 	for i, v := range a.params() {
 		if v-v != 0 {
-			return fail(ErrOption, "activation %s: %s is %v, must be finite", acts[a.kind].name, acts[a.kind].params[i], v)
+			return fail(ErrOption, "activation %s: %s is %v, must be finite", acts[a.kind].name, acts[a.kind].params[i].name, v)
 		}
 	}
 	if a.kind == actClip && a.p > a.q {
@@ -162,7 +182,7 @@ func (a Activation) forward(z []float32) {
 	case actIdentity:
 	case actReLU:
 		for i, v := range z {
-			z[i] = max(v, 0) // which keeps NaN, and makes +0 of -0
+			z[i] = max(v, 0) // keeps NaN, and turns -0 into +0
 		}
 	case actLeakyReLU:
 		for i, v := range z {
@@ -236,7 +256,7 @@ func (a Activation) backward(z, dy []float32) {
 // signBit is the sign of a float32.
 const signBit = 1 << 31
 
-// withSign returns v with the sign bit of z added to its own.
+// withSign returns v with its sign bit set if z has it set.
 func withSign(v, z float32) float32 {
 	return math.Float32frombits(math.Float32bits(v) | math.Float32bits(z)&signBit)
 }

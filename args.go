@@ -1,8 +1,7 @@
 package batchnorm
 
-// ForwardArgs are the arguments of [Plan.Forward]. Slices that stand for the
-// tensor have Shape.Len() elements, slices that stand for the channels have
-// Shape.Channels.
+// ForwardArgs are the arguments of [Plan.Forward]. Tensors (X, Residual, Y) have
+// Shape.Len() elements, slices by channel have Shape.Channels.
 //
 // Y may be X or Residual (the same slice); any other overlap of an output with
 // another argument is [ErrAlias].
@@ -17,14 +16,14 @@ type ForwardArgs struct {
 	Mean   []float64 // output: batch mean per channel; nil: not wanted
 	InvStd []float64 // output: 1/sqrt(batch variance + epsilon); nil: not wanted
 
-	// What systems exchange that save float32: the batch mean and the population
-	// variance, each rounded once. A variance beyond float32 is +Inf.
+	// For systems that save statistics in float32: the batch mean and the population
+	// variance, each rounded once. A variance beyond float32's range is +Inf.
 	BatchMean []float32 // output; nil: not wanted
 	BatchVar  []float32 // output; nil: not wanted
 
-	// RunningMean and RunningVar are updated when they are given: by the batch
-	// mean, and by the batch variance of the kind that [WithRunningVariance]
-	// says: unbiased (divided by n-1) or the population's (divided by n).
+	// RunningMean and RunningVar are updated if they are given: by the batch mean, and
+	// by the unbiased batch variance (divided by n-1), or by the population variance
+	// (divided by n) with [WithRunningVariance].
 	RunningMean, RunningVar []float32
 	Momentum                Momentum // zero value: the plan's
 }
@@ -57,17 +56,17 @@ type BackwardArgs struct {
 	Beta     []float32 // as in the forward pass; read only when there is an activation
 	Mask     Mask      // as in the forward pass
 
-	// The statistics of the batch come in one of three forms, the other fields nil
-	// ([ErrStatistics] otherwise). Without any of them they are taken anew from X,
-	// with the bits that they had in Forward, which takes one more read of X.
+	// The statistics of the batch, in float64, in float32 below, or not at all; both
+	// forms together are [ErrStatistics]. Without any they are computed again from X,
+	// with the bits that they had in Forward, at the cost of one more read of X.
 	Mean   []float64 // as Forward saved it
 	InvStd []float64 // as Forward saved it
 
-	// In float32 they lose digits: of data whose mean is k standard deviations, dx
+	// Float32 statistics lose digits: for data whose mean is k standard deviations, dx
 	// gets an error of some 5e-9*k and dgamma of some 4e-8*k. docs/semantics.md has a
 	// table.
 	BatchMean []float32 // as Forward saved it
-	BatchVar  []float32 // as Forward saved it: of the population, not negative
+	BatchVar  []float32 // as Forward saved it: the population variance, not negative
 
 	DX        []float32 // output: gradient by x; nil: not wanted
 	DResidual []float32 // output: gradient by the residual; nil: not wanted

@@ -11,14 +11,13 @@ import (
 // statistics are taken over all other axes. A negative axis counts from the
 // end. With no axis kept, everything is one channel.
 //
-// Adjacent axes of one kind are as good as one, and axes of length 1 may be
-// left out. What is left must be OUTER x CHANNELS x INNER: keep {1} or {1, 2} of
-// (N, C, H, W), or {0, 1}. Keep {1, 3} is not of this form, since H, which is
-// averaged over, lies between C and W, which are kept. Such axes are
-// [ErrShape] here, and [NewAxesPlan] takes them.
+// The tensor must have the form OUTER x CHANNELS x INNER, when adjacent axes of one
+// kind are counted as one and axes of length 1 are left out. Of (N, C, H, W), the kept
+// axes {1}, {1, 2} and {0, 1} have this form; {1, 3} has not, since H, which is
+// averaged over, lies between the kept C and W. Other axes are [ErrShape] here, and
+// [NewAxesPlan] takes them.
 //
-// Every dimension is at least 1, but for the first, which may be 0 (an empty
-// batch) when it is not kept.
+// Every dimension is at least 1. The first may be 0 (an empty batch) if it is not kept.
 func Axes(keep []int, dims ...int) (Shape, error) {
 	groups, err := groupAxes(keep, dims)
 	if err != nil {
@@ -34,9 +33,9 @@ func Axes(keep []int, dims ...int) (Shape, error) {
 	return s, nil
 }
 
-// PerActivation returns the shape in which every element of a sample is a
-// channel of its own, with statistics over the samples alone: dims are N and
-// then any others, row-major. It is cuDNN's PER_ACTIVATION and ONNX's spatial=0.
+// PerActivation returns the shape of a row-major tensor (N, ...) in which every
+// element of a sample is a channel of its own, with statistics over the samples alone.
+// It is cuDNN's PER_ACTIVATION and ONNX's spatial=0.
 func PerActivation(dims ...int) (Shape, error) {
 	if len(dims) < 2 {
 		return Shape{}, fail(ErrShape, "PerActivation needs at least 2 dimensions (N, ...), has %d", len(dims))
@@ -48,7 +47,7 @@ func PerActivation(dims ...int) (Shape, error) {
 	return Axes(keep, dims...)
 }
 
-// axisGroup is a run of adjacent axes, all kept or all averaged over.
+// axisGroup stands for some adjacent axes, all kept or all averaged over.
 type axisGroup struct {
 	kept bool
 	n    int // product of the dimensions
@@ -114,7 +113,7 @@ func mergeGroups(all []axisGroup) []axisGroup {
 	return groups
 }
 
-// shapeOf returns the shape that groups with at most one kept among them are.
+// shapeOf returns the shape of groups of which at most one is kept.
 func shapeOf(groups []axisGroup) (s Shape, ok bool) {
 	s = Shape{Outer: 1, Channels: 1, Inner: 1}
 	seen := false
@@ -133,29 +132,29 @@ func shapeOf(groups []axisGroup) (s Shape, ok bool) {
 	return s, true
 }
 
-// An AxesPlan normalizes over any set of axes, those included that [Axes] can't
-// describe. It takes one of three ways, which [AxesPlan.Ways] tells:
+// An AxesPlan normalizes over any set of axes, also where [Axes] fails. There are
+// three cases, and [AxesPlan.Ways] tells which one a plan has:
 //
-//   - The axes are of the form OUTER x CHANNELS x INNER: one call of a [Plan].
-//   - They are once the leading kept axes are taken away: one call for each
-//     index of these, on adjacent parts of the tensor and of the slices by
-//     channel, without a copy. Keep {0, 2} of (N, T, C) is of this kind.
-//   - Otherwise every such part is copied to scratch memory in an order that
-//     a plan takes, and its results back. Keep {1, 3} of (N, C, H, W) is of
-//     this kind. It costs a copy for each tensor that is read or written.
+//   - The tensor has the form OUTER x CHANNELS x INNER: one call of a [Plan].
+//   - It has this form without its leading kept axes: one call for each index of
+//     these, on adjacent sections of the tensor and of the slices by channel, without a
+//     copy. Keeping {0, 2} of (N, T, C) is an example.
+//   - Otherwise every section is copied to scratch memory in an order that a plan takes,
+//     and its results are copied back. Keeping {1, 3} of (N, C, H, W) is an example.
+//     The cost is a copy of each tensor that is read or written.
 //
-// The methods and their arguments are those of [Plan], with as many elements in
-// a tensor as the dimensions have, and in a slice by channel as the kept axes
-// have, in row-major order. A mask is [ErrMask]. They allocate nothing but the
-// scratch of a copy, the first time that it is needed, and may be called from
-// several goroutines at a time.
+// The methods and their arguments are those of [Plan]. A tensor has as many elements as
+// the product of the dimensions, a slice by channel as many as the product of the kept
+// dimensions, in row-major order. A mask is [ErrMask]. Methods allocate only the
+// scratch memory of copies, when it is first needed, and may be called from several
+// goroutines at a time.
 type AxesPlan struct {
-	whole Plan // checks the arguments; its shape has the right counts
-	part  *Plan
-	parts int
+	whole    Plan // checks the arguments: its shape has the numbers of elements and channels
+	section  *Plan
+	sections int
 
-	// Where parts are copied: the axes over which the runs of run elements
-	// repeat, in the order that the plan takes, with the strides of the tensor.
+	// Where sections are copied: the axes over which runs of so many elements repeat, in
+	// the plan's order, with the strides of the tensor.
 	copied bool
 	repeat []stridedAxis
 	run    int
@@ -169,7 +168,7 @@ type stridedAxis struct{ n, stride int }
 // axesScratch is the memory of a call. Its copies are allocated when they are needed.
 type axesScratch struct {
 	x, dy, residual []float32
-	part, copies    operands // of the part under way
+	section, copies operands // of the current section
 }
 
 // NewAxesPlan makes a plan for a row-major tensor with the given dimensions in
@@ -180,7 +179,7 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &AxesPlan{parts: 1}
+	a := &AxesPlan{sections: 1}
 	s, ok := shapeOf(groups)
 	whole := s
 	if !ok {
@@ -193,7 +192,7 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 			}
 		}
 		if groups[0].kept {
-			a.parts = groups[0].n
+			a.sections = groups[0].n
 			groups = groups[1:]
 		}
 		if s, ok = shapeOf(groups); !ok {
@@ -201,16 +200,16 @@ func NewAxesPlan(keep, dims []int, opts ...Option) (*AxesPlan, error) {
 			s = a.setOrder(groups)
 		}
 	}
-	if a.part, err = NewPlan(s, opts...); err != nil {
+	if a.section, err = NewPlan(s, opts...); err != nil {
 		return nil, err
 	}
-	a.whole.options, a.whole.shape = a.part.options, whole
+	a.whole.options, a.whole.shape = a.section.options, whole
 	return a, nil
 }
 
-// setOrder chooses the order of a copied part, and returns its shape: axes that
-// are averaged over, then the kept ones, then the last if it is not kept. The
-// last group is last in both orders, so that whole runs of it are copied.
+// setOrder chooses the order of the axes in a copied section, and returns its shape: first
+// the axes that are averaged over, then the kept ones, then the last group if it is not
+// kept. The last group is last in both orders, so that whole runs of it are copied.
 func (a *AxesPlan) setOrder(groups []axisGroup) Shape {
 	last := len(groups) - 1
 	a.run = groups[last].n
@@ -257,17 +256,17 @@ func (a *AxesPlan) Len() int {
 	return a.whole.shape.Len()
 }
 
-// Ways tells how many calls of a plan an operation takes, and whether these work
-// on copies.
+// Ways returns the number of calls of a plan that an operation takes, and whether these
+// work on copies.
 func (a *AxesPlan) Ways() (calls int, copies bool) {
 	if a.ready() != nil {
 		return 0, false
 	}
-	return a.parts, a.copied
+	return a.sections, a.copied
 }
 
 func (a *AxesPlan) ready() error {
-	if a == nil || a.part == nil {
+	if a == nil || a.section == nil {
 		return fail(ErrNilPlan, "plan is nil or was not made by NewAxesPlan")
 	}
 	return nil
@@ -281,7 +280,7 @@ func (a *AxesPlan) Forward(args ForwardArgs) error {
 	if _, err := a.whole.checkForward(&args, nil); err != nil {
 		return err
 	}
-	momentum := args.Momentum.or(a.part.momentum)
+	momentum := args.Momentum.or(a.section.momentum)
 	a.each(args.operands(), func(p *Plan, o *operands) {
 		p.forward(o, &Mask{}, p.shape.PerChannel(), momentum, renormalization{})
 	})
@@ -324,34 +323,34 @@ func (a *AxesPlan) FrozenBackward(args FrozenBackwardArgs) error {
 	return nil
 }
 
-// each has an operation done on every part of the operands, by way of copies where
-// the plan needs them.
+// each does an operation on every section of the operands, on copies where the plan needs
+// them.
 func (a *AxesPlan) each(whole operands, do func(p *Plan, o *operands)) {
 	s := a.acquire()
-	n, c := a.part.shape.Len(), a.part.shape.Channels
-	part, o := &s.part, &s.copies
-	for i := range a.parts {
-		*part = whole.part(i*n, n, i*c, c, i*c)
+	n, c := a.section.shape.Len(), a.section.shape.Channels
+	section, o := &s.section, &s.copies
+	for i := range a.sections {
+		*section = whole.cut(i*n, n, i*c, c, i*c)
 		if !a.copied {
-			do(a.part, part)
+			do(a.section, section)
 			continue
 		}
-		*o = *part
-		o.x, o.dy, o.residual = a.pack(&s.x, part.x), a.pack(&s.dy, part.dy), a.pack(&s.residual, part.residual)
-		// Outputs take the places of copies.
-		if part.dy != nil {
-			o.y, o.dresidual = inPlace(part.y, o.dy), inPlace(part.dresidual, o.x)
+		*o = *section
+		o.x, o.dy, o.residual = a.pack(&s.x, section.x), a.pack(&s.dy, section.dy), a.pack(&s.residual, section.residual)
+		// Outputs are computed in place, in the copies.
+		if section.dy != nil {
+			o.y, o.dresidual = inPlace(section.y, o.dy), inPlace(section.dresidual, o.x)
 		} else {
 			o.y = o.x
 		}
-		do(a.part, o)
-		a.unpack(part.y, o.y)
-		a.unpack(part.dresidual, o.dresidual)
+		do(a.section, o)
+		a.unpack(section.y, o.y)
+		a.unpack(section.dresidual, o.dresidual)
 	}
 	a.release(s)
 }
 
-// inPlace returns the input in whose place an output is computed, if it is
+// inPlace returns the input that an output overwrites, or nil if the output is not
 // wanted.
 func inPlace(output, input []float32) []float32 {
 	if output == nil {
@@ -360,8 +359,8 @@ func inPlace(output, input []float32) []float32 {
 	return input
 }
 
-// check reports a plan that is not ready, or a mask, whose positions have no order
-// here.
+// check reports a plan that is not ready, or a mask: a plan over axes defines no order
+// of positions.
 func (a *AxesPlan) check(m *Mask) error {
 	if err := a.ready(); err != nil {
 		return err
@@ -372,27 +371,27 @@ func (a *AxesPlan) check(m *Mask) error {
 	return nil
 }
 
-// pack copies a part of a tensor to scratch memory, in the plan's order.
+// pack copies a section of a tensor to scratch memory, in the plan's order.
 func (a *AxesPlan) pack(scratch *[]float32, tensor []float32) []float32 {
 	if tensor == nil {
 		return nil
 	}
 	if *scratch == nil {
-		*scratch = make([]float32, a.part.shape.Len())
+		*scratch = make([]float32, a.section.shape.Len())
 	}
 	a.copyRuns(*scratch, tensor, a.repeat, false)
 	return *scratch
 }
 
-// unpack copies a result to where it belongs, if it is not there already.
+// unpack copies a result into the section of a tensor, if it is wanted.
 func (a *AxesPlan) unpack(tensor, packed []float32) {
 	if tensor != nil {
 		a.copyRuns(packed, tensor, a.repeat, true)
 	}
 }
 
-// copyRuns copies run after run of the packed side from or to the tensor, and
-// returns what is left of the packed side.
+// copyRuns copies run after run of the packed slice from or to the tensor, and
+// returns the rest of the packed slice.
 func (a *AxesPlan) copyRuns(packed, tensor []float32, repeat []stridedAxis, toTensor bool) []float32 {
 	if len(repeat) > 0 {
 		for i := range repeat[0].n {
@@ -420,7 +419,7 @@ func (a *AxesPlan) acquire() *axesScratch {
 }
 
 func (a *AxesPlan) release(s *axesScratch) {
-	s.part, s.copies = operands{}, operands{}
+	s.section, s.copies = operands{}, operands{}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.free = append(a.free, s)

@@ -9,10 +9,10 @@ package batchnorm
 //	dgamma    = sum of g*xhat
 //	dx        = gamma*invstd*(g - dbeta/n - xhat*dgamma/n)
 //
-// z is computed again from x, with the bits that it had in Forward, so that
-// nothing but mean and invstd need be saved, and not even these. What is not wanted
-// is not computed: without DX, DGamma and DBeta no sums are taken, and without DX and
-// DResidual nothing is done but to take them.
+// z is computed again from x, with the bits that it had in Forward, so that only mean
+// and invstd are saved, or nothing. An output that is nil costs nothing: without DX,
+// DGamma and DBeta the sums are not taken, and without DX and DResidual only the sums
+// are.
 //
 // Like Forward it needs two values per channel, unless the plan was made
 // [WithSingleValue]. For a batch without values dgamma and dbeta are 0.
@@ -34,16 +34,16 @@ func (a *BackwardArgs) operands() operands {
 		mean: a.Mean, invstd: a.InvStd, batchMean: a.BatchMean, batchVar: a.BatchVar, dgamma: a.DGamma, dbeta: a.DBeta}
 }
 
-// check adds the arguments of a backward pass over a batch of so many parts with
-// statistics of their own.
-func (a *BackwardArgs) check(k *checker, parts int) {
+// check adds the arguments of a backward pass over so many batches, each with
+// statistics of its own.
+func (a *BackwardArgs) check(k *checker, batches int) {
 	dy, x, residual := k.tensor("dy", a.DY).must(), k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
 	k.tensor("dx", a.DX).written(dy, x, residual)
 	k.tensor("dresidual", a.DResidual).written(dy, x, residual)
 	k.channels("gamma", a.Gamma)
 	k.channels("beta", a.Beta)
-	statistics := [...]*operand{k.channels64("mean", a.Mean).of(parts), k.channels64("invstd", a.InvStd).of(parts),
-		k.channels("batch mean", a.BatchMean).of(parts), k.channels("batch variance", a.BatchVar).of(parts)}
+	statistics := [...]*operand{k.channels64("mean", a.Mean).per(batches), k.channels64("invstd", a.InvStd).per(batches),
+		k.channels("batch mean", a.BatchMean).per(batches), k.channels("batch variance", a.BatchVar).per(batches)}
 	k.given(statistics[:2], statistics[2:])
 	k.channels("dgamma", a.DGamma).written()
 	k.channels("dbeta", a.DBeta).written()
@@ -64,8 +64,8 @@ func (p *Plan) checkBackward(a *BackwardArgs, renorm *RenormBackwardArgs) (n int
 	return p.trainingCount(&a.Mask)
 }
 
-// backward is a backward pass with arguments that are valid. With totals it leaves
-// the gradients by gamma and beta there, instead of writing them.
+// backward is a backward pass with arguments that are valid. Totals, if given, take the
+// gradients by gamma and beta in place of the outputs.
 func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, totals []gradTotal) {
 	if n == 0 {
 		p.clearAll(m, o.y)
@@ -114,8 +114,8 @@ func (w *workspace) runBackward(o *operands) {
 	w.run(do)
 }
 
-// dgamma returns the gradient by gamma: that by what xhat is multiplied with, or
-// by what xhat*r + d is.
+// dgamma returns the gradient by gamma: the sum of g*xhat, or with renormalization of
+// g*(xhat*r + d).
 func (w *workspace) dgamma(c int) float64 {
 	dgamma := w.channels.dgamma[c]
 	if w.renorm.r == nil {
@@ -151,14 +151,12 @@ type FrozenBackwardArgs struct {
 //	dgamma    = sum of g*xhat
 //	dx        = gamma*invstd*g
 //
-// z is computed again with the bits that it had in Inference. What is not
-// wanted is not computed: without DGamma and DBeta no sums are taken, and
-// without DX and DResidual nothing is done but to take them. One value per
-// channel is enough.
+// z is computed again with the bits that it had in Inference. An output that is nil
+// costs nothing: without DGamma and DBeta the sums are not taken, and without DX and
+// DResidual only the sums are. One value per channel is enough.
 //
 // dx is the product, rounded once; a zero may have either sign, the same on all
-// paths. Where x is NaN or infinite, dx is NaN, though a constant slope would
-// allow to say more.
+// paths. Where x is NaN or infinite, dx is NaN, even if the slope is constant.
 func (p *Plan) FrozenBackward(a FrozenBackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err

@@ -25,35 +25,34 @@ func (s *stage) args(i int) kernelArgs {
 // changes it.
 type call struct {
 	backward    bool
-	frozen      bool // backward: the statistics are constants, with no part in dx
+	frozen      bool // backward: the statistics are constants, without gradients
 	do          phases
-	values      float64 // of a channel, that its means are taken over
+	values      float64 // number of values of a channel
 	gamma, beta []float32
 	renorm      renormalization // without r: none
 
 	way   way
 	sums  stage // takes moments, or the sums of a backward pass
 	apply stage // writes the outputs
-	again stage // takes the sums of a channel once more, when sums has overwritten what it read
+	again stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
 	source *source // where the values come from, if they don't lie as the geometry says
 	// least is the least magnitude in dy, times a tiny derivative where there are some.
 	// Where its products don't vanish, sums of exactly 0 are those of zeros.
 	least float64
 
-	// Outputs of the statistics phase, nil when not wanted.
+	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
 	m2                  []float64
 	sumG, sumGD         []float64
 	gammaGrad, betaGrad []float32
 }
 
-// workspace is the memory of a call: what does not depend on the plan, and slices that
-// fit the plan of the call.
+// workspace is the memory of a call. Its slices are cut for the plan of the call.
 type workspace struct {
 	plan    *Plan
-	masked  bool // it fits calls on some positions, or on values that are computed first
-	gathers bool // it did once
+	masked  bool // it fits calls with a source
+	gathers bool // it has fitted a call with a source before
 	geo     *geometry
 	call
 
@@ -63,7 +62,7 @@ type workspace struct {
 	bools    slab[bool]
 
 	channels channels
-	coef     []float32 // the constants of all channels, as the kernels want them
+	coef     []float32 // records of the constants of all channels, for the kernels
 	acc      []float32 // cols: sums, [segment][column]
 	shift    []float32 // cols: minus the shift K, [segment][column]
 	act      *actCode
@@ -71,9 +70,9 @@ type workspace struct {
 
 	rowScratch share[*rowScratch]
 	buffers    share[*buffers]
-	someWide   bool // cols: there are channels whose outputs are computed from scaled values
+	someWide   bool // cols: there are wide channels
 
-	fusedTask, sumsTask, applyTask func(int) // some of tasks
+	fusedTask, sumsTask, applyTask func(int) // from tasks, for the layout
 	tasks                          struct{ fusedRows, sumRows, applyRows, sumCols, applyCols, applyGathered func(int) }
 }
 
@@ -86,7 +85,7 @@ func newWorkspace() *workspace {
 	return w
 }
 
-// fit makes the workspace one of a plan. Its memory grows where it is too small.
+// fit cuts the slices of the workspace for a plan. Its memory grows if it is too small.
 func (w *workspace) fit(p *Plan, s *scratch, masked bool) {
 	if p.path == PathGeneric {
 		w.act = nil
@@ -113,7 +112,7 @@ func (w *workspace) fit(p *Plan, s *scratch, masked bool) {
 	if masked {
 		w.applyTask = t.applyGathered
 	}
-	n := 2 * p.workers * max(1, s.calls) // a task that takes sums again has two of each
+	n := 2 * p.workers * max(1, s.calls) // a task that takes sums again uses two of each
 	w.rowScratch = share[*rowScratch]{pool: &s.rows, n: n, room: group, make: newRowScratch}
 	w.buffers = share[*buffers]{pool: &s.buffers, n: n, make: newBuffers}
 }
@@ -131,13 +130,13 @@ func (w *workspace) cut(segments, width int) {
 		w.coef = w.float32s.cut(g.channels * coefLen)
 		return
 	}
-	wide := roundUp(width, lanes)
-	w.coef = w.float32s.cut(wide * coefLen)
+	padded := roundUp(width, lanes)
+	w.coef = w.float32s.cut(padded * coefLen)
 	if !w.masked && width == g.channels { // each column is a channel
 		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
 	}
-	w.shift = w.float32s.cut(segments * wide)
-	w.acc = w.float32s.cut(segments * wide * 2)
+	w.shift = w.float32s.cut(segments * padded)
+	w.acc = w.float32s.cut(segments * padded * 2)
 }
 
 // grow reports whether the slabs had room for all slices, and makes room if not.
@@ -162,26 +161,25 @@ func (c *call) backwardCall(act Activation, o *operands) {
 	c.gamma, c.beta = o.gamma, o.beta
 	c.gammaGrad, c.betaGrad = o.dgamma, o.dbeta
 	y, dres := o.y, o.dresidual
-	if y == nil { // kernels write dx, and then g over it
+	if y == nil { // the kernel writes dx to dresidual, and then g over it
 		y = dres
 	}
 	if c.source != nil && c.source.inverted {
-		act = Identity // its part is in the gradients that the source computes
+		act = Identity // the source computes dy*act'(z)
 	}
 	c.sums = stage{kernel: kernelGradSums, act: act, x: o.x, dy: o.dy, res: o.residual}
 	c.again = c.sums
 	c.apply = stage{kernel: kernelInputGrad, act: act, x: o.x, dy: o.dy, res: o.residual, y: y, dres: dres}
 }
 
-// storeGradients has the sums leave g in an output, and everything behind them read
-// it there.
+// storeGradients lets the sums store g in an output, and all later stages read it there.
 func (c *call) storeGradients() {
 	out := c.apply.storage()
 	c.sums.dres = out
 	c.again = stage{kernel: kernelGradSums, x: c.sums.x, dy: out}
 	c.apply.dy, c.apply.res, c.apply.act = out, nil, Identity
 	if dres := c.apply.dres; dres != nil && &dres[0] == &c.apply.y[0] {
-		c.do &^= applyThem // g is all that is wanted
+		c.do &^= applyThem // only g is wanted
 	}
 	c.apply.dres = nil
 }
@@ -214,15 +212,15 @@ func (w *workspace) situation(do phases) situation {
 			s.inPlace = s.inPlace || in != nil && &in[0] == &out[0]
 		}
 	}
-	// x is needed until dx is computed, and kernels can't compute g of a channel whose
-	// constants leave float32's range.
+	// The output must not be x, which dx needs, and kernels can't compute g of a wide
+	// channel.
 	if out := a.storage(); s.costly && out != nil {
 		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
 	}
 	return s
 }
 
-// run carries the call out. The stages are set, and in a backward pass the
+// run carries the call out. The stages are set before, and in a backward pass the
 // statistics.
 func (w *workspace) run(do phases) {
 	w.do = do
@@ -256,7 +254,7 @@ func (w *workspace) run(do phases) {
 	}
 }
 
-// applyTasks returns how many tasks write the outputs.
+// applyTasks returns the number of tasks that write the outputs.
 func (w *workspace) applyTasks() int {
 	g, tile := w.geo, w.way.tile
 	switch {
@@ -264,7 +262,7 @@ func (w *workspace) applyTasks() int {
 		return ceilDiv(g.outer*g.inner, w.source.tile)
 	case g.layout == rows:
 		t := g.tiles(tile)
-		return t.images * t.channels * t.pieces
+		return t.images * t.channels * t.spans
 	}
 	return ceilDiv(g.height, tile)
 }
@@ -281,7 +279,7 @@ func (w *workspace) parallel(n int, task func(int)) {
 }
 
 // parallel runs task(0) to task(n-1), on a tensor of so many values, on the workers or
-// the executor. A second worker has to have enough to do.
+// the executor. Small tensors have fewer workers.
 func (o *options) parallel(n, values int, task func(int)) {
 	if n > 1 && o.executor != nil {
 		o.executor(n, task)
@@ -300,12 +298,12 @@ func (o *options) parallel(n, values int, task func(int)) {
 	team.Release(t, most)
 }
 
-// workersFor returns how many workers share n tasks on a tensor of so many values.
+// workersFor returns the number of workers for n tasks on a tensor of so many values.
 func (o *options) workersFor(n, values int) int {
 	return min(o.workers, n, max(1, values/o.limits.share))
 }
 
-// fence ends a task: its non-temporal stores are there for other cores.
+// fence ends a task: it orders its non-temporal stores before those of later tasks.
 func (w *workspace) fence() {
 	if w.way.stream {
 		simdFence()

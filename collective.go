@@ -10,22 +10,21 @@ import (
 
 // A Collective connects the processes, or goroutines, that train one network
 // together. They are its ranks, from 0 to Size()-1, and every rank has a
-// Collective of its own. It is what [SyncGroup] needs of a system for
-// communication: this package has [LocalCollective] for goroutines, and its
-// module mpi has one for processes on any number of machines.
+// Collective of its own. It is the transport of a [SyncGroup]: this package has
+// [LocalCollective] for goroutines, and its module mpi has one for processes on any
+// number of machines.
 //
-// Whoever implements it keeps to this:
+// An implementation keeps these rules:
 //
-//   - Vectors between two ranks arrive in the order in which they were sent. The
-//     call number n of Exchange on one rank meets call number n on all others.
-//   - A rank that comes late is waited for, up to a time limit that the
-//     implementation states. When the limit has passed Exchange returns an error
-//     that wraps [ErrExchange] and names the rank that was waited for. It does so
-//     as well when a rank has ended or the connection is lost.
-//   - A vector of another length than was expected does no harm: as many
-//     elements as both sides have are received, all other vectors of the call
-//     are sent and received as usual, and then Exchange returns an error that wraps
-//     [ErrRanks] and says from which rank how many elements came.
+//   - Vectors between two ranks arrive in the order in which they were sent. Call
+//     number n of Exchange on one rank meets call number n on all others.
+//   - Exchange waits for a late rank, up to a time limit that the implementation
+//     states. After the limit, or when a rank has ended or the connection is lost, it
+//     returns an error that wraps [ErrExchange] and names the rank.
+//   - A vector may have another length than the receiver expects. Then the elements
+//     that both lengths have are received, all other vectors of the call are sent and
+//     received as usual, and Exchange returns an error that wraps [ErrRanks] and says
+//     from which rank how many elements came.
 //   - After an error that wraps ErrExchange every later call returns an error too.
 type Collective interface {
 	// Rank returns the number of this rank.
@@ -34,13 +33,13 @@ type Collective interface {
 	// Size returns the number of ranks.
 	Size() int
 
-	// Exchange sends send[i] to rank i and receives what rank i sends into
+	// Exchange sends send[i] to rank i and receives a vector from rank i into
 	// recv[i], for all i at once, and returns when that is done. Both have Size()
-	// elements. An empty vector is neither sent nor received: the lengths on the
-	// two sides have to agree. Vectors from a rank to itself are empty.
+	// elements. The lengths on the two sides have to agree; an empty vector is neither
+	// sent nor received. Vectors from a rank to itself are empty.
 	//
-	// The elements arrive with their bits as they are. Exchange does not write to
-	// send, and keeps none of the slices. One call runs at a time.
+	// The elements keep their bits. Exchange does not write to send, and keeps none of
+	// the slices. One call runs at a time.
 	Exchange(recv, send [][]float64) error
 }
 
@@ -71,17 +70,17 @@ type localGroup struct {
 	splits map[localSplit]*localGroup
 }
 
-// A localLane carries vectors from one rank to another. One buffer goes round
-// and round: filled by the sender, emptied by the receiver.
+// A localLane carries vectors from one rank to another, in one buffer: the sender takes
+// it from empty and puts it into full, the receiver the other way round.
 type localLane struct{ full, empty chan []float64 }
 
-// localSplit names a part that a group was split into.
+// localSplit names a group that Split has made.
 type localSplit struct{ number, color int }
 
 // NewLocalCollective connects so many goroutines, and returns the collective of
-// each rank. A rank that waits longer than the timeout for another one gives up;
-// then all ranks get an error, at once where they wait and else from their next
-// call. A timeout of 0 is [DefaultTimeout].
+// each rank. A rank that waits longer than the timeout for another one gives up; then
+// all ranks get an error, those that wait at once, the others from their next call. A
+// timeout of 0 is [DefaultTimeout].
 func NewLocalCollective(ranks int, timeout time.Duration) ([]*LocalCollective, error) {
 	switch {
 	case ranks < 1:
@@ -178,7 +177,7 @@ func (l *LocalCollective) Exchange(recv, send [][]float64) error {
 
 // take waits for a buffer that the other rank puts into a lane.
 func (l *LocalCollective) take(from chan []float64, other int) ([]float64, error) {
-	select { // no need to wait
+	select { // a buffer that is there already goes before the other cases
 	case buffer := <-from:
 		return buffer, nil
 	default:
@@ -198,10 +197,9 @@ func (l *LocalCollective) take(from chan []float64, other int) ([]float64, error
 	}
 }
 
-// Split makes collectives of the ranks that name the same color, for statistics
-// over a part of the ranks. All ranks call it, each with a color of its choice;
-// the new ranks are in the order of the old ones. A rank whose color is below 0
-// joins none, and gets nil.
+// Split makes a collective of the ranks with the same color, for statistics over some
+// of the ranks. All ranks call it, each with a color of its choice; the new ranks are
+// in the order of the old ones. A rank whose color is below 0 joins none, and gets nil.
 func (l *LocalCollective) Split(color int) (*LocalCollective, error) {
 	g := l.group
 	all := make([]float64, g.size)
@@ -232,15 +230,15 @@ func (l *LocalCollective) Split(color int) (*LocalCollective, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	name := localSplit{number, color}
-	part := g.splits[name]
-	if part == nil {
-		part = newLocalGroup(size, g.timeout)
-		g.splits[name] = part
+	split := g.splits[name]
+	if split == nil {
+		split = newLocalGroup(size, g.timeout)
+		g.splits[name] = split
 	}
 	if rank == size-1 && size == 1 {
 		delete(g.splits, name)
 	}
-	return part.join(rank), nil
+	return split.join(rank), nil
 }
 
 // checkVectors validates the arguments of Exchange.
@@ -255,8 +253,8 @@ func checkVectors(c Collective, recv, send [][]float64) error {
 	return nil
 }
 
-// WrongVector returns the error of a [Collective] that expected a vector of so
-// many elements from a rank and got another number. It wraps [ErrRanks].
+// WrongVector returns the error of a [Collective] on a rank that got a vector of
+// another length than it wants from the rank named. It wraps [ErrRanks].
 func WrongVector(rank, from, got, want int) error {
 	return fail(ErrRanks, "rank %d expects %d elements from rank %d, got %d: the ranks differ in shape or operation", rank, want, from, got)
 }
@@ -267,31 +265,30 @@ func WrongVector(rank, from, got, want int) error {
 // rank makes one; the plans and layers of all ranks that belong together are
 // made on it in the same order, and called in the same order.
 //
-// It sees to it that no rank is left behind: what is called is compared in every
-// exchange. If a rank calls another operation, has another number of channels, is
-// a call behind, or was given wrong arguments, each rank gets an error that
-// wraps [ErrRanks], and if a rank does not come at all, one that wraps
-// [ErrExchange]. A call has two exchanges, and so returns after two time limits
-// of the collective at the latest, once those that were begun before it are over.
-// After an error the group is of no more use: every later call on it returns the
-// same error.
+// No rank waits forever: every exchange compares the operations of all ranks. If a
+// rank calls another operation, has another number of channels, is a call behind, or
+// was given wrong arguments, each rank gets an error that wraps [ErrRanks]. If a rank
+// does not call at all, the others get one that wraps [ErrExchange]. A call has two
+// exchanges, and so returns after at most two time limits of the collective, once the
+// passes begun before it are over. An error ends the group: every later call on it
+// returns the same error.
 type SyncGroup struct {
 	collective Collective
 	rank, size int
 
 	mu     sync.Mutex
 	moved  sync.Cond // turn has changed
-	issued uint64    // exchanges that were begun
-	turn   uint64    // the one that runs, or would
+	issued uint64    // tickets of exchanges that were begun
+	turn   uint64    // the ticket of the exchange that runs or is next
 	plans  int
-	err    error // of the first that failed
+	err    error // of the first exchange that failed
 
 	sum *exchange // of AllReduce
 }
 
-// NewSyncGroup makes the group of all ranks of a collective. For groups of some of
-// the ranks (ghost batches over processes), split the collective before. The
-// collective must not be used otherwise while exchanges of the group are under way.
+// NewSyncGroup makes the group of all ranks of a collective. For a group of some of
+// the ranks (ghost batches over processes), split the collective first. Nothing else
+// may use the collective while exchanges of the group are under way.
 func NewSyncGroup(c Collective) (*SyncGroup, error) {
 	if c == nil {
 		return nil, fail(ErrMissing, "the collective of a group is missing")
@@ -324,13 +321,13 @@ func (g *SyncGroup) ready() error {
 	return nil
 }
 
-// AllReduce replaces x by the sum of the x of all ranks, as data-parallel
-// training needs it for the gradients of other layers. All have the same length.
-// The sum is taken in float64 in the order of the ranks and rounded once, so that
-// every rank gets the same bits, and gets them again in every run. Each rank sends
-// and receives about 16 bytes per element, however many ranks there are.
+// AllReduce replaces x by the sum of the x of all ranks, for example the gradients of
+// other layers in data-parallel training. All have the same length. The sum is taken
+// in float64 in the order of the ranks and rounded once, so that every rank gets the
+// same bits in every run. Each rank sends and receives about 16 bytes per element, for
+// any number of ranks.
 //
-// After the first call with the longest x it allocates nothing.
+// It allocates only when x is longer than in all calls before.
 func (g *SyncGroup) AllReduce(x []float32) error {
 	if err := g.ready(); err != nil {
 		return err
@@ -377,48 +374,48 @@ func (k exchangeKind) String() string {
 	return fmt.Sprintf("sends the unknown operation %d for", int(k))
 }
 
-// Heads of the vectors: what the ranks must agree on, and what becomes of it.
+// Heads of the vectors. All ranks must agree on the values before headCount.
 const (
 	headKind     = iota
 	headPlan     // its number in the group
 	headCall     // number of the exchange in the group
 	headChannels // of the whole
 	headCount    // values per channel of this rank's part
-	partHead     // length
+	partHead     // length of a part's head
 
-	headVerdict = 0 // 0: fine; else 1 + the rank that differs, or 1 + size
-	headTotal   = 1 // values per channel of all parts
-	wholeHead   = 2 // length
+	headVerdict = 0 // 0: the ranks agree; else 1 + the rank that differs, or 1 + size
+	headTotal   = 1 // values per channel of the whole batch
+	wholeHead   = 2 // length of a whole's head
 )
 
 // An exchange merges values per channel over the ranks, in two steps. First
-// every rank sends to each owner its values of the channels that the owner
-// merges, and then every owner sends the merged values to all. A rank owns an
-// equal share of the channels, so that its cost does not grow with the number of
-// ranks. An owner merges in the order of the ranks, whoever came first.
+// every rank sends to each owner the values of the owner's channels, and then every
+// owner sends the merged values to all. Each rank owns an equal share of the channels,
+// so that its cost does not grow with the number of ranks. An owner merges in the order
+// of the ranks.
 type exchange struct {
 	group    *SyncGroup
-	plan     int // its number
+	plan     int // its number in the group
 	fields   int // values per channel
 	channels int
-	owners   int // ranks that own channels, which are the first
+	owners   int // the first ranks own channels; this is their number
 	kind     exchangeKind
 	ticket   uint64
 
-	count  int          // values per channel of this rank's part; then of all parts
-	values [2][]float64 // by field and channel: of this rank's part; then of all parts
+	count  int          // values per channel: of this rank's part; afterwards of the whole batch
+	values [2][]float64 // by field and channel: of this rank's part; afterwards of the whole batch
 
 	// By rank: the parts of this rank's share, and the wholes of all shares.
 	parts, wholes [][]float64
-	memory        []float64 // behind all vectors
+	memory        []float64 // of all vectors
 
-	// What is sent and received, by rank: of parts and wholes those of others.
+	// The vectors of parts and wholes that go to and come from other ranks, by rank.
 	partOut, partIn, wholeOut, wholeIn [][]float64
 
 	moments []Moments // by rank, of this rank's share
 	sums    []GradSums
 
-	background func() // runs and says so to done
+	background func() // runs the exchange, and sends its error to done
 	done       chan error
 }
 
@@ -495,7 +492,7 @@ func (e *exchange) resize(channels int) {
 	}
 }
 
-// begin takes the next turn in the group. The values are set.
+// begin takes the next ticket in the group. The values are set before.
 func (e *exchange) begin(kind exchangeKind, count int) {
 	g := e.group
 	e.kind, e.count = kind, count
@@ -527,7 +524,7 @@ func (e *exchange) run() error {
 	return err
 }
 
-// exchange does both steps. After it count and values are those of all parts.
+// exchange does both steps. After it count and values are those of the whole batch.
 func (e *exchange) exchange() error {
 	g := e.group
 	for rank := range e.owners {
@@ -544,7 +541,7 @@ func (e *exchange) exchange() error {
 	}
 	for _, part := range e.partIn {
 		if part != nil {
-			clear(part[:partHead]) // a vector that is too short leaves no old head
+			clear(part[:partHead]) // so that a vector that is too short leaves no old head
 		}
 	}
 	if err := g.exchange(e.partIn, e.partOut); err != nil && !errors.Is(err, ErrRanks) {
@@ -552,7 +549,7 @@ func (e *exchange) exchange() error {
 	} else if g.rank < e.owners {
 		e.merge(err)
 	}
-	// Who disagrees still takes part in the second step, so that all learn of it.
+	// A rank that disagrees still takes part in the second step, so that all learn of it.
 	err := g.exchange(e.wholeIn, e.wholeOut)
 	if err != nil && !errors.Is(err, ErrRanks) {
 		return err
@@ -573,7 +570,7 @@ func (e *exchange) exchange() error {
 	return nil
 }
 
-// exchange is that of the collective, where there is anybody to exchange with.
+// exchange calls the collective, if there are other ranks.
 func (g *SyncGroup) exchange(recv, send [][]float64) error {
 	if g.size == 1 {
 		return nil
@@ -585,8 +582,8 @@ func (g *SyncGroup) exchange(recv, send [][]float64) error {
 	return err
 }
 
-// merge merges the parts of this rank's share, or finds that the ranks disagree,
-// and sets the whole that is sent to all.
+// merge merges the parts of this rank's share into the whole that is sent to all, or
+// sets its verdict if the ranks disagree.
 func (e *exchange) merge(failed error) {
 	g := e.group
 	whole := e.wholes[g.rank]
@@ -632,12 +629,12 @@ func (e *exchange) merge(failed error) {
 	}
 }
 
-// maxTotal is how many values per channel all parts may have: as many as
-// float64 and int count without a gap.
+// maxTotal is the largest number of values per channel of a batch over all ranks:
+// float64 and int hold every integer up to it.
 const maxTotal = min(1<<53, float64(math.MaxInt))
 
-// disagreeing returns 1 + the first rank that has refused its arguments, or that
-// calls something else than rank 0; or 0.
+// disagreeing returns 1 + the first rank that has refused its arguments or calls
+// another operation than rank 0, and 0 if there is none.
 func (e *exchange) disagreeing() int {
 	for rank, part := range e.parts {
 		if part[headKind] == float64(kindRefused) {
@@ -682,7 +679,7 @@ func (e *exchange) verdict() error {
 	return nil
 }
 
-// describe says what the head of a part says.
+// describe puts the head of a part into words.
 func describe(part []float64) string {
 	kind, call, channels := exchangeKind(part[headKind]), part[headCall], part[headChannels]
 	if kind == kindSum {

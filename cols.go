@@ -16,16 +16,16 @@ func (w *workspace) sumCols(t int) {
 	spans := ceilDiv(w.geo.width, n)
 	c := t % spans * n
 	w.sumSpan(&w.sums, t/spans, c, min(n, w.geo.width-c), nil)
-	w.fence() // of stored gradients
+	w.fence() // the sums may store gradients
 }
 
 // sumSpan takes the sums of the columns c to c+n-1 of a segment. With buffers whose
 // constants are to scale by, the values are scaled first.
 func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
 	g, path := w.geo, w.plan.path
-	wide := roundUp(g.width, lanes)
-	acc := w.acc[(seg*wide+c)*2:][:roundUp(n, lanes)*2]
-	shift := w.shift[seg*wide+c:][:roundUp(n, lanes)]
+	padded := roundUp(g.width, lanes)
+	acc := w.acc[(seg*padded+c)*2:][:roundUp(n, lanes)*2]
+	shift := w.shift[seg*padded+c:][:roundUp(n, lanes)]
 	sumA, sumB := w.channels.partA[seg*g.width+c:][:n], w.channels.partB[seg*g.width+c:][:n]
 	clear(sumA)
 	clear(sumB)
@@ -73,14 +73,14 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 	}
 	for p := 0; p < n; p += values / groupSize {
 		m := min(values/groupSize, n-p)
-		most := max(groupSize, values/m/groupSize*groupSize) // whole groups, but for the last
+		most := max(groupSize, values/m/groupSize*groupSize) // whole groups; the last may be smaller
 		for r := r0; r < r1; r += most {
-			i, count := r*g.width+c+p, min(most, r1-r)
+			i, rows := r*g.width+c+p, min(most, r1-r)
 			if scale != nil {
-				w.sumScaled(s, buf, i, count, m, acc, shift) // a span is no wider
+				w.sumScaled(s, buf, i, rows, m, acc, shift) // a span is no wider
 				continue
 			}
-			k := w.colArgs(s, buf, i, count, m)
+			k := w.colArgs(s, buf, i, rows, m)
 			k.acc = acc[2*p:]
 			k.coef = shift[p:]
 			if w.backward {
@@ -92,8 +92,8 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 }
 
 // colArgs returns the arguments of a kernel for rows of n columns, from element i
-// of the geometry's tensor on. With buffers the values are copied there, unless they
-// lie as the kernel wants them.
+// of the geometry's tensor on. A source copies the values to the buffers, unless they
+// lie in the tensor as the kernel reads them.
 func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 	var k kernelArgs
 	if w.source != nil {
@@ -103,7 +103,7 @@ func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 		k.stride = w.geo.width
 	}
 	k.rows, k.n = rows, n
-	// The last row of the next group is needed when its first is.
+	// The first and the last row of a group are needed at the same time.
 	k.fetch = 4 * (fetchColumns + (groupSize-1)*k.stride)
 	return k
 }
@@ -128,14 +128,14 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			w.writePanel(i+p, p, rows, m)
 			continue
 		}
-		// Blocks of columns of a cache line: those with a wide channel go a way of their own.
+		// Columns are taken by cache lines. Lines with a wide channel are written carefully.
 		for q := p; q < p+m; {
-			wide := w.anyWideColumn(q, min(lineLen, p+m-q))
+			careful := w.anyWideColumn(q, min(lineLen, p+m-q))
 			end := q
-			for end < p+m && end < q+mostSpan && w.anyWideColumn(end, min(lineLen, p+m-end)) == wide {
+			for end < p+m && end < q+mostSpan && w.anyWideColumn(end, min(lineLen, p+m-end)) == careful {
 				end = min(end+lineLen, p+m)
 			}
-			if wide {
+			if careful {
 				w.writeColsCarefully(i+q, q, rows, end-q)
 			} else {
 				w.writePanel(i+q, q, rows, end-q)
@@ -145,8 +145,8 @@ func (w *workspace) writeBlock(i, rows, n int) {
 	}
 }
 
-// writePanel is writeBlock for columns from column c on whose constants stay in a
-// cache.
+// writePanel writes the outputs of rows of n columns from column c on, whose constants
+// fit into the first-level cache. The first output has index i.
 func (w *workspace) writePanel(i, c, rows, n int) {
 	together := rows
 	if !w.way.stream && w.rowsCollide() {
@@ -161,20 +161,20 @@ func (w *workspace) writePanel(i, c, rows, n int) {
 	}
 }
 
-// rowsCollide reports whether a group of rows is so far apart that its lines have
-// the same few places in a first-level cache, and push each other out before their
-// second half is looked at. Tensors are taken to begin at the same place of a page.
+// rowsCollide reports whether the rows of a group lie so far apart that their cache
+// lines share a few sets of the first-level cache, and evict each other before their
+// second half is read. It assumes that all tensors begin at the same offset in a page.
 func (w *workspace) rowsCollide() bool {
 	if w.plan.path != PathAVX2 {
 		return false
 	}
-	const way, ways = 4096, 8 // of a first-level cache on amd64
+	const waySize, ways = 4096, 8 // of a first-level cache on amd64
 	tensors := 0
 	for _, t := range [...][]float32{w.apply.x, w.apply.dy, w.apply.res, w.apply.y, w.apply.dres} {
 		if t != nil {
 			tensors++
 		}
 	}
-	places := way / gcd(4*w.geo.width, way)
-	return tensors*groupSize/min(places, groupSize) > ways
+	sets := waySize / gcd(4*w.geo.width, waySize)
+	return tensors*groupSize/min(sets, groupSize) > ways
 }

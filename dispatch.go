@@ -30,8 +30,8 @@ func (p Path) String() string {
 // Paths returns the paths that this machine can run, the fastest first.
 // The last is always [PathGeneric].
 //
-// An instruction set that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
-// cpu.all=off) is left out, and so is all assembly in a build with -tags purego.
+// Instruction sets that GODEBUG switches off (cpu.avx2=off, cpu.asimd=off,
+// cpu.all=off) are left out, and so is all assembly in a build with -tags purego.
 func Paths() []Path { return slices.Clone(paths) }
 
 // DefaultPath returns the path that a plan takes unless [WithPath] says otherwise.

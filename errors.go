@@ -6,9 +6,9 @@ import (
 	"strings"
 )
 
-// The kinds of error that the package returns, to be told apart with
-// [errors.Is]. The error itself names the argument and the numbers that
-// disagree. An error is returned before anything is written.
+// The kinds of error that the package returns, for [errors.Is]. The message names the
+// argument and the numbers that disagree. An error is returned before anything is
+// written.
 var (
 	ErrShape        = errors.New("batchnorm: invalid shape")
 	ErrOption       = errors.New("batchnorm: invalid option")
@@ -44,10 +44,10 @@ func fail(kind error, format string, args ...any) error {
 	return &argError{kind, "batchnorm: " + singular(fmt.Sprintf(format, args...))}
 }
 
-// nouns are those that messages count.
+// nouns are the nouns after numbers in messages.
 var nouns = []string{"element", "channel", "sample", "position", "value", "dimension", "byte", "output"}
 
-// singular puts every noun behind the number 1 in the singular: "1 elements are"
+// singular puts every noun after the number 1 into the singular: "1 elements are"
 // becomes "1 element is".
 func singular(msg string) string {
 	for _, noun := range nouns {

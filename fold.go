@@ -4,11 +4,11 @@ package batchnorm
 //
 //	scale = gamma/sqrt(var + epsilon), shift = beta - mean*scale
 //
-// in float64. It folds batch norm into the layer before it or behind it, so that
+// in float64. It folds batch norm into the layer before or after it, so that
 // inference has one operation less. It may be used by several goroutines.
 //
-// What is folded is rounded to float32 once, from a result in float64. Data far
-// from zero lose digits that [Plan.Inference] keeps: x*scale + shift cancels
+// Folded weights and biases are computed in float64 and rounded to float32 once. Data
+// far from zero lose digits that [Plan.Inference] keeps: x*scale + shift cancels
 // where (x - mean)*scale + beta does not.
 type Affine struct {
 	mean, scale, beta []float64
@@ -24,12 +24,12 @@ type AffineArgs struct {
 	Var   []float32 // running variance per channel, not negative
 }
 
-// NewAffine takes what [Plan.Inference] takes, with the options of the plan, of
-// which only epsilon and activation matter. There are as many channels as Mean
-// has elements. It keeps none of the slices.
+// NewAffine takes the parameters and statistics of [Plan.Inference], and the options
+// of the plan, of which only epsilon and activation matter. The number of channels is
+// the length of Mean. It keeps none of the slices.
 //
-// A variance that is negative beyond epsilon, or NaN, makes scale and shift of
-// its channel NaN, as it does to the output of Inference.
+// Where variance + epsilon is negative or NaN, scale and shift of the channel are NaN,
+// as the output of Inference is.
 func NewAffine(a AffineArgs, opts ...Option) (*Affine, error) {
 	o, err := newOptions(opts)
 	if err != nil {
@@ -69,8 +69,8 @@ type sized struct {
 	required bool
 }
 
-// check reports a missing or wrongly sized operand; the words say where the
-// number of elements comes from.
+// check reports a missing or wrongly sized operand; the words explain the number of
+// elements.
 func (s sized) check(words string, args ...any) error {
 	switch {
 	case s.absent() && s.required && s.need > 0:
@@ -118,32 +118,32 @@ func (f *Affine) ScaleShift(scale, shift []float32) error {
 	return nil
 }
 
-// FoldArgs are the weights of a linear layer or a convolution beside a batch
-// norm, and where the folded ones go. FoldedWeight may be Weight and FoldedBias
+// FoldArgs are the weights of a linear layer or a convolution before or after a batch
+// norm, and the slices for the folded ones. FoldedWeight may be Weight and FoldedBias
 // may be Bias (the same slices); any other overlap is [ErrAlias].
 //
-//	layer                                 Dims                       Outputs  Inputs  Groups  Transposed
-//	linear (PyTorch, ONNX Gemm)           out, in                          0       1
-//	linear (Keras, Flax, ONNX MatMul)     in, out                          1       0
-//	linear behind a flattened NCHW tensor out, C, H*W                      0       1
-//	linear behind a flattened NHWC tensor H*W, C, out                      2       1
-//	convolution (PyTorch, ONNX)           out, in/groups, kh, kw           0       1  groups
-//	convolution (Keras, Flax)             kh, kw, in/groups, out          -1      -2  groups
-//	depthwise (PyTorch)                   in*multiplier, 1, kh, kw         0       1      in
-//	depthwise (Keras)                     kh, kw, 1, in*multiplier        -1      -2      in
-//	transposed (PyTorch, ONNX)            in, out/groups, kh, kw           1       0  groups        true
-//	transposed (Keras)                    kh, kw, out, in                 -2      -1                true
+//	layer                                Dims                       Outputs  Inputs  Groups  Transposed
+//	linear (PyTorch, ONNX Gemm)          out, in                          0       1
+//	linear (Keras, Flax, ONNX MatMul)    in, out                          1       0
+//	linear after a flattened NCHW tensor out, C, H*W                      0       1
+//	linear after a flattened NHWC tensor H*W, C, out                      2       1
+//	convolution (PyTorch, ONNX)          out, in/groups, kh, kw           0       1  groups
+//	convolution (Keras, Flax)            kh, kw, in/groups, out          -1      -2  groups
+//	depthwise (PyTorch)                  in*multiplier, 1, kh, kw         0       1      in
+//	depthwise (Keras)                    kh, kw, 1, in*multiplier        -1      -2      in
+//	transposed (PyTorch, ONNX)           in, out/groups, kh, kw           1       0  groups        true
+//	transposed (Keras)                   kh, kw, out, in                 -2      -1                true
 type FoldArgs struct {
 	// Dims are the dimensions of the weights, row-major. Outputs and Inputs are the
 	// axes of the layer's outputs and inputs among them; a negative one counts from
-	// the end. The outputs are the first axis or the last, in a transposed
-	// convolution the inputs are.
+	// the end. The outputs are the first or the last axis; in a transposed convolution
+	// the inputs are.
 	Dims            []int
 	Outputs, Inputs int
 
-	// Groups is the number of groups of a convolution; 0 stands for 1. Then the axis
-	// Inputs has the inputs of one group, or in a transposed convolution the axis
-	// Outputs the outputs of one group.
+	// Groups is the number of groups of a convolution; 0 stands for 1. With several
+	// groups the axis Inputs has the inputs of one group; in a transposed convolution
+	// the axis Outputs has the outputs of one group.
 	Groups int
 
 	// Transposed marks a transposed convolution.
@@ -163,14 +163,14 @@ type FoldArgs struct {
 //	bias'[o]        = (bias[o] - mean[o])*scale[o] + beta[o]
 //
 // It holds for every padding, stride and dilation. The batch norm's activation and
-// residual stay behind the layer.
+// residual are not folded: apply them after the layer.
 func (f *Affine) FoldIntoPrevious(a FoldArgs) error {
 	g, err := f.checkFold(&a, false)
 	if err != nil {
 		return err
 	}
 	for k, v := range a.Weight {
-		o, _ := g.at(k)
+		o, _ := g.connects(k)
 		a.FoldedWeight[k] = float32(float64(v) * f.scale[o])
 	}
 	for c := range a.FoldedBias {
@@ -183,18 +183,17 @@ func (f *Affine) FoldIntoPrevious(a FoldArgs) error {
 	return nil
 }
 
-// FoldIntoNext folds the batch norm into the layer behind it, whose inputs are the
+// FoldIntoNext folds the batch norm into the layer after it, whose inputs are the
 // channels:
 //
 //	weight'[o, c, ...] = weight[o, c, ...]*scale[c]
 //	bias'[o]           = bias[o] + sum over c, ... of weight[o, c, ...]*shift[c]
 //
-// A convolution can be folded into only if it does not pad: the zeros of the
-// padding are not normalized. A transposed convolution takes other parts of the
-// shift to other outputs, so that there is no such bias ([ErrShape]), but for one
-// whose kernel has one place, with stride 1. With an activation between the two,
-// nothing can be folded ([ErrOption]), and a residual must not have been added
-// either.
+// A convolution must not pad, since the zeros of the padding are not normalized. The
+// outputs of a transposed convolution get different parts of the shift, so that no
+// bias holds it ([ErrShape]), unless its kernel has one element and its stride is 1.
+// With an activation between the two nothing can be folded ([ErrOption]), nor with a
+// residual.
 func (f *Affine) FoldIntoNext(a FoldArgs) error {
 	g, err := f.checkFold(&a, true)
 	if err != nil {
@@ -208,7 +207,7 @@ func (f *Affine) FoldIntoNext(a FoldArgs) error {
 		sums[o] = float64(a.Bias[o])
 	}
 	for k, v := range a.Weight {
-		o, c := g.at(k)
+		o, c := g.connects(k)
 		sums[o] += float64(float64(v) * f.z(c, 0))
 		a.FoldedWeight[k] = float32(float64(v) * f.scale[c])
 	}
@@ -218,18 +217,18 @@ func (f *Affine) FoldIntoNext(a FoldArgs) error {
 	return nil
 }
 
-// kernelGeometry says which output and which input of a layer a weight connects.
+// kernelGeometry maps a weight to the output and the input that it connects.
 type kernelGeometry struct {
 	len                      int
 	outDim, outStride        int // of the axis of outputs
 	inDim, inStride          int // of the axis of inputs
 	outPerGroup, inPerGroup  int
 	transposed               bool
-	outputs, inputs, spatial int // spatial: places of the kernel
+	outputs, inputs, spatial int // spatial: elements of a convolution's kernel
 }
 
-// at returns the output and the input of the weight at index k.
-func (g *kernelGeometry) at(k int) (output, input int) {
+// connects returns the output and the input of the weight at index k.
+func (g *kernelGeometry) connects(k int) (output, input int) {
 	o, i := k/g.outStride%g.outDim, k/g.inStride%g.inDim
 	if g.transposed {
 		return i/g.inPerGroup*g.outDim + o, i
@@ -338,13 +337,13 @@ func (f *Affine) checkFold(a *FoldArgs, next bool) (g kernelGeometry, err error)
 	return g, apart(ops[:])
 }
 
-// AbsorbBias takes the bias of the layer before a batch norm into the batch
-// norm's running mean, where one is as good as the other: mean -= bias, and
-// bias becomes 0. Both have an element per channel, and are apart.
+// AbsorbBias moves the bias of the layer before a batch norm into the batch norm's
+// running mean, without a change of the inference: mean -= bias, and bias becomes 0.
+// Both have an element per channel, and are apart.
 //
-// In training such a bias has no effect at all, since the batch's mean takes it
-// away again (Ioffe and Szegedy 2015, section 3.2); beta is the bias that has
-// one. So a layer before batch norm needs none.
+// In training this bias has no effect, since the batch's mean cancels it (Ioffe and
+// Szegedy 2015, section 3.2); beta takes its place. So a layer before batch norm needs
+// no bias.
 func AbsorbBias(mean, bias []float32) error {
 	ops := [...]operand{float32s("mean", mean).out(0), float32s("bias", bias).out(0)}
 	if len(mean) != len(bias) {
@@ -362,8 +361,8 @@ func AbsorbBias(mean, bias []float32) error {
 // BiasGradientArgs are the arguments of [Plan.BiasGradient], with an element
 // per channel each.
 type BiasGradientArgs struct {
-	// Frozen says that the batch was normalized by given statistics and not by
-	// its own, as in [Plan.FrozenBackward]. Then Var and DBeta are needed, and Gamma is read.
+	// Frozen is set if the batch was normalized by given statistics instead of its own,
+	// as in [Plan.FrozenBackward]. Then Var and DBeta are needed, and Gamma is read.
 	Frozen bool
 	Gamma  []float32 // as in the forward pass
 	Var    []float32 // the variance that normalized
@@ -372,16 +371,16 @@ type BiasGradientArgs struct {
 	DBias []float32 // output; may be DBeta
 }
 
-// BiasGradient computes the gradient of a bias that the layer before the batch
-// norm adds, one for each channel, from what the backward pass gives:
+// BiasGradient computes the gradient of a bias per channel that the layer before the
+// batch norm adds, from the results of the backward pass:
 //
 //	training: dbias = sum of dx = gamma*invstd*(sum g - sum g - dgamma*mean(xhat)) = 0
 //	frozen:   dbias = dbeta*gamma/sqrt(var + epsilon)
 //
-// In training it is exactly 0: the bias shifts all values of a channel, and so
-// their mean, and leaves what they are relative to it. Summing dx instead gives
-// the rounding errors of dx, small but not 0, and an optimizer that divides by
-// the size of the gradients (Adam, RMSProp) makes full steps of them.
+// In training it is exactly 0: the bias shifts all values of a channel and their mean
+// alike, and the deviations stay. Summing dx instead gives the rounding errors of dx,
+// small but not 0, and an optimizer that divides by the size of the gradients (Adam,
+// RMSProp) makes full steps of them.
 func (p *Plan) BiasGradient(a BiasGradientArgs) error {
 	if err := p.ready(); err != nil {
 		return err

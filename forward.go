@@ -5,14 +5,12 @@ package batchnorm
 //	y = act((x - mean)*invstd*gamma + beta + residual)
 //
 // with the mean and the population variance of every channel, and
-// invstd = 1/sqrt(variance + epsilon). It saves mean and invstd for
-// [Plan.Backward], or mean and variance in float32, and updates the running
-// statistics, if these are given.
+// invstd = 1/sqrt(variance + epsilon). For [Plan.Backward] it saves mean and invstd,
+// or mean and variance in float32. It updates the running statistics if they are given.
 //
-// Training needs two values per channel at least ([ErrTooFewValues], see
-// [WithSingleValue]). A batch without values, because it is empty or because the
-// mask leaves nothing, has no statistics: those that are saved become NaN, and the
-// running statistics stay.
+// Training needs at least two values per channel ([ErrTooFewValues], see
+// [WithSingleValue]). A batch without values, because it is empty or all padding, has
+// no statistics: the saved ones become NaN, and the running statistics stay.
 func (p *Plan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -31,17 +29,17 @@ func (a *ForwardArgs) operands() operands {
 		batchMean: a.BatchMean, batchVar: a.BatchVar, runningMean: a.RunningMean, runningVar: a.RunningVar}
 }
 
-// check adds the arguments of a training forward pass, over a batch of so many parts
-// with statistics of their own.
-func (a *ForwardArgs) check(k *checker, parts int) {
+// check adds the arguments of a training forward pass over so many batches, each with
+// statistics of its own.
+func (a *ForwardArgs) check(k *checker, batches int) {
 	x, residual := k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)
 	k.tensor("y", a.Y).must().written(x, residual)
 	k.channels("gamma", a.Gamma)
 	k.channels("beta", a.Beta)
-	k.channels64("mean", a.Mean).of(parts).written()
-	k.channels64("invstd", a.InvStd).of(parts).written()
-	k.channels("batch mean", a.BatchMean).of(parts).written()
-	k.channels("batch variance", a.BatchVar).of(parts).written()
+	k.channels64("mean", a.Mean).per(batches).written()
+	k.channels64("invstd", a.InvStd).per(batches).written()
+	k.channels("batch mean", a.BatchMean).per(batches).written()
+	k.channels("batch variance", a.BatchVar).per(batches).written()
 	k.channels("running mean", a.RunningMean).written()
 	k.channels("running variance", a.RunningVar).written()
 }
@@ -65,8 +63,8 @@ func (p *Plan) checkForward(a *ForwardArgs, renorm *RenormForwardArgs) (n int, e
 	return p.trainingCount(&a.Mask)
 }
 
-// trainingCount returns the number of values per channel, or that there are too
-// few of them for statistics. None at all is no error.
+// trainingCount returns the number of values per channel, or an error if they are too
+// few for statistics. 0 values are no error.
 func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 	if n, err = m.count(p.shape); err != nil {
 		return 0, err
@@ -82,7 +80,7 @@ func (p *Plan) trainingCount(m *Mask) (n int, err error) {
 	return n, nil
 }
 
-// fewest returns how many values per channel training needs.
+// fewest returns the number of values per channel that training needs.
 func (p *Plan) fewest() int {
 	if p.singleValue {
 		return 1
@@ -111,7 +109,7 @@ func (p *Plan) forward(o *operands, m *Mask, n int, momentum Momentum, renorm re
 //
 //	y = act((x - mean)/sqrt(var + epsilon)*gamma + beta + residual)
 //
-// A variance that is negative beyond epsilon, or NaN, makes its channel NaN.
+// A channel is NaN where its variance + epsilon is negative or NaN.
 func (p *Plan) Inference(a InferenceArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -158,7 +156,7 @@ func (p *Plan) inference(o *operands, m *Mask, n int) {
 	p.release(w)
 }
 
-// clearAll sets an output that is all padding to 0, unless the mask keeps padding.
+// clearAll sets an output of a batch without values to 0, unless the mask keeps padding.
 func (p *Plan) clearAll(m *Mask, t []float32) {
 	if !m.KeepPadding {
 		clearCut(t)

@@ -27,32 +27,30 @@ type BackwardFromYArgs struct {
 	DBeta     []float32 // output: gradient by beta; nil: not wanted
 }
 
-// The smallest gamma that BackwardFromY divides by, by itself and as a part of
-// beta.
+// The smallest |gamma| that BackwardFromY divides by, and the smallest |gamma/beta|.
 const (
 	minGamma       = 0x1p-40
 	minGammaOfBeta = 0x1p-10
 )
 
-// BackwardFromY computes the gradients of [Plan.Forward] as [Plan.Backward]
-// does, but from the output y instead of the input x, so that the input need
-// not be kept: Forward may write y over x, and BackwardFromY dx over dy (Rota
-// Bulò, Porzi and Kontschieder 2018, arXiv 1712.02616). It turns y back into
+// BackwardFromY computes the gradients of [Plan.Forward] from the output y instead of
+// the input x, so that the input need not be kept: Forward may write y over x, and
+// BackwardFromY dx over dy (Rota Bulò, Porzi and Kontschieder 2018, arXiv 1712.02616).
+// It computes
 //
 //	xhat = (act⁻¹(y) - residual - beta)/gamma
 //
-// so the activation has to have an inverse, as [Identity] has, and [LeakyReLU]
-// and [ELU] with a parameter from 2^-40 to 2^40; and gamma may not be near 0:
-// |gamma| is at least 2^-40 and at least |beta|/2^10 ([ErrInvert] otherwise, with
-// the channel).
+// so the activation needs an inverse: it is [Identity], or [LeakyReLU] or [ELU] with a
+// parameter from 2^-40 to 2^40. And gamma must not be near 0: |gamma| is at least
+// 2^-40 and at least |beta|/2^10 ([ErrInvert] otherwise, with the channel).
 //
-// What it costs: the roundings of y come back in xhat, with an error e of up to
-// 2^-24*(7*|xhat| + 4*|beta/gamma| + |residual/gamma|). Of it dx gets
-// |gamma*invstd| times e*|mean of g*xhat| + |xhat|*(mean of |g|*e), so that it is
-// about as accurate as from x where beta is no larger than gamma, and loses
-// digits as beta/gamma grows. Below z = 0, LeakyReLU adds two roundings of z; ELU's y holds ever less
-// of z, which comes back with an error of 2^-24*exp(-z), and as -17.3 from all
-// that lies below that.
+// The result is less accurate than from x, because y is rounded: xhat has an error e
+// of up to 2^-24*(7*|xhat| + 4*|beta/gamma| + |residual/gamma|), and dx one of up to
+// |gamma*invstd| times e*|mean of g*xhat| + |xhat|*(mean of |g|*e). So dx is about as
+// accurate as from x where |beta| is no larger than |gamma|, and loses digits as
+// beta/gamma grows. Below z = 0, LeakyReLU adds two roundings of z. ELU's y holds less
+// of z the lower z is: z comes back with an error of 2^-24*exp(-z), and never below
+// -17.3.
 func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -110,9 +108,9 @@ func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	return nil
 }
 
-// setInverse derives the constants of a backward pass whose x is z, or y: with
-// xhat = (z-beta)/gamma, beta takes the place of the mean and 1/gamma that of
-// invstd, while what multiplies the gradient stays gamma*invstd.
+// setInverse derives the constants of a backward pass that reads z in place of x: with
+// xhat = (z-beta)/gamma, beta takes the place of the mean and 1/gamma the place of
+// invstd. The factor of the gradient stays gamma*invstd.
 func (w *workspace) setInverse(c int, invstd float64) {
 	gamma, beta := 1.0, 0.0
 	if w.gamma != nil {
@@ -127,8 +125,7 @@ func (w *workspace) setInverse(c int, invstd float64) {
 	w.channels.setAffine(c, &f)
 }
 
-// invert replaces values of y by those of z - residual, and of dy by those of
-// dy*act'(z).
+// invert replaces y by z - residual, and dy by dy*act'(z).
 func (g *source) invert(k *kernelArgs) {
 	g.inverse.inverse(k.x, k.dy)
 	for i, r := range k.res {
@@ -137,8 +134,8 @@ func (g *source) invert(k *kernelArgs) {
 	k.res = nil
 }
 
-// invertible reports whether z can be had back from y = act(z): with a slope
-// that is not 0 anywhere, nor so small that float32 loses it.
+// invertible reports whether z can be computed from y = act(z): the slope is nowhere 0,
+// nor so small that float32 loses it.
 func (a Activation) invertible() bool {
 	switch a.kind {
 	case actIdentity:
@@ -149,8 +146,8 @@ func (a Activation) invertible() bool {
 	return false
 }
 
-// inverse replaces every y by z with act(z) = y, and every dy by dy*act'(z). The
-// activation is invertible.
+// inverse replaces every y = act(z) by z, and every dy by dy*act'(z). The activation is
+// invertible.
 func (a Activation) inverse(y, dy []float32) {
 	dy = dy[:len(y)]
 	switch a.kind {
@@ -171,12 +168,12 @@ func (a Activation) inverse(y, dy []float32) {
 	}
 }
 
-// eluInverse is log(1 + y/alpha) for y from -alpha to 0. At -alpha, to which y
-// has been rounded from z below -17.3, it is log(2^-25) = -17.3.
+// eluInverse is log(1 + y/alpha) for y from -alpha to 0. At -alpha, the rounded y of
+// all z below -17.3, it is log(2^-25) = -17.3.
 func eluInverse(y, alpha float32) float32 {
 	t := max(float64(y)/float64(alpha), 0x1p-25-1)
-	// With w = (f-1)/(f+1), log f is w times a polynomial in w^2; f is 1+t, or
-	// that over a power of two.
+	// With w = (f-1)/(f+1), log f is w times a polynomial in w^2; f is 1+t over a power
+	// of two.
 	w, exponent := t/(2+t), 0
 	if t < -0.5 {
 		var f float64

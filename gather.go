@@ -1,12 +1,11 @@
 package batchnorm
 
-// Calls on a part of the positions, or on operands that have to be computed
-// first. The geometry is that of the tensor without its padding. Sums read values
-// in place where they are adjacent, and a copy of them where they are not; outputs
-// are written run by run. Neither changes a bit, so the result depends on the
-// positions alone.
+// Calls on some of the positions, or on operands that are computed first. The geometry
+// is that of the tensor without its padding. Sums read values in place where they are
+// adjacent, and from a copy elsewhere; outputs are written run by run. Neither changes a
+// bit, so the result depends on the positions alone.
 
-// source says where the values of such a call come from.
+// source provides the values of these calls.
 type source struct {
 	geo      geometry // without the padding
 	shape    Shape    // with it
@@ -15,12 +14,12 @@ type source struct {
 	next     int      // floats from a channel to the next: Inner, or in cols 1
 	row      int      // positions that are adjacent, before the next channel begins
 	tile     int      // positions per task that writes outputs
-	clip     bool     // outputs become 0 where there is padding
-	inverted bool     // x is y, which is turned back, and dy is multiplied by the slope
+	clip     bool     // outputs at padding are set to 0
+	inverted bool     // x is y: the source computes z from it, and multiplies dy by the slope
 	inverse  Activation
 }
 
-// run is a piece of valid positions that are adjacent in memory.
+// run is a stretch of valid positions that are adjacent in memory.
 type run struct {
 	first  int // position in the tensor, counted over outer and inner
 	before int // valid positions before it
@@ -28,11 +27,11 @@ type run struct {
 	at     int // index in the tensor, of channel 0
 }
 
-// bufferLen is how many values of an operand are copied together at a time: a piece
-// of a row, or groups of rows in cols.
+// bufferLen is the number of values of an operand that are copied at a time: values of
+// one row, or in cols groups of rows.
 const bufferLen = pieceSingle
 
-// buffers hold values that are copied or computed before a kernel sees them.
+// buffers hold values that are copied or computed before a kernel reads them.
 type buffers struct {
 	x, dy, res [bufferLen]float32
 	y, dres    [bufferLen]float32
@@ -44,7 +43,7 @@ type buffers struct {
 
 func newBuffers(int) *buffers { return new(buffers) }
 
-// room is for no channels: buffers are all alike.
+// room is 0 since all buffers have the same size.
 func (*buffers) room() int { return 0 }
 
 // init makes a source for any number of valid positions.
@@ -57,8 +56,8 @@ func (g *source) init(p *Plan) {
 	}
 }
 
-// adjacent returns how many positions of a shape follow each other before a run ends:
-// those of a row, unless the next row is adjacent.
+// adjacent returns the largest number of adjacent positions of a shape: those of a row,
+// or more if the next row is adjacent.
 func adjacent(s Shape) int {
 	if s.Channels == 1 || s.Inner == 1 {
 		return s.PerChannel()
@@ -73,17 +72,17 @@ func (g *source) reserve(m *Mask, s Shape) {
 	}
 }
 
-// most returns how many segments and columns there can be.
+// most returns the largest possible numbers of segments and columns.
 func (g *source) most() (segments, width int) {
 	values := g.shape.PerChannel()
 	if g.geo.layout == cols {
 		values, width = g.shape.Len(), max(g.shape.Channels, 2*minWidth)
 	}
-	// A segment but for the last has segmentSize values at least.
+	// All segments but the last have at least segmentSize values.
 	return min(maxSegments, values/segmentSize+1), width
 }
 
-// begin makes the source one of the n positions that a mask leaves.
+// begin sets the source to the n valid positions of a mask.
 func (g *source) begin(m *Mask, n, workers int) {
 	s := g.shape
 	g.reserve(m, s)
@@ -101,8 +100,8 @@ func (g *source) begin(m *Mask, n, workers int) {
 	}
 }
 
-// joins reports whether the padding in front of run j is written over and then
-// cleared, because it is so short that this is faster than to go around it.
+// joins reports whether the padding before run j is overwritten and then cleared, since
+// it is so short that skipping it takes longer.
 func (g *source) joins(j int) bool {
 	a, b := &g.runs[j-1], &g.runs[j]
 	adjacent := b.at-a.at == (b.first-a.first)*g.unit // in the same row
@@ -111,7 +110,7 @@ func (g *source) joins(j int) bool {
 
 const joinGap = 32
 
-// find returns the run that valid position i is in.
+// find returns the run with valid position i.
 func (g *source) find(i int) int {
 	lo, hi := 0, len(g.runs)
 	for hi-lo > 1 {
@@ -124,7 +123,7 @@ func (g *source) find(i int) int {
 	return lo
 }
 
-// index returns where a position of channel c is in the tensor.
+// index returns the index in the tensor of a position of channel c.
 func (s Shape) index(position, c int) int {
 	return (position/s.Inner*s.Channels+c)*s.Inner + position%s.Inner
 }
@@ -165,8 +164,8 @@ func (g *source) values(s *stage, buf *buffers, c, i, n int) kernelArgs {
 	return g.copied(s, buf, n)
 }
 
-// columns returns the tensors of a stage at some rows of n columns, from element i
-// of the tensor without its padding on, whose rows are geo.width apart.
+// columns returns the tensors of a stage at some rows of n columns. They begin at
+// element i of the tensor without its padding, whose rows have geo.width elements.
 func (g *source) columns(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 	stride := g.geo.width
 	j := g.find(i / g.unit)
@@ -205,7 +204,7 @@ func (b *buffers) copy(s *stage, to, i, n int) {
 	}
 }
 
-// copyShort is copy without a call for a few elements.
+// copyShort is copy, but makes no call for a few elements.
 func copyShort(to, from []float32) {
 	if len(from) > 8 {
 		copy(to, from)
@@ -217,7 +216,7 @@ func copyShort(to, from []float32) {
 	}
 }
 
-// copied returns the tensors at n values that were copied.
+// copied returns the arguments for n values that were copied.
 func (g *source) copied(s *stage, buf *buffers, n int) kernelArgs {
 	k := kernelArgs{x: buf.x[:n]}
 	if s.dy != nil {
@@ -250,8 +249,8 @@ func (w *workspace) sumGathered(k *kernelArgs, c, n int, win window) {
 	}
 }
 
-// applyGathered writes the outputs of a tile of positions, and clears the padding in
-// front of the runs that begin in it.
+// applyGathered writes the outputs of a tile of positions, and clears the padding before
+// the runs that begin in it.
 func (w *workspace) applyGathered(t int) {
 	g := w.source
 	defer w.fence()
@@ -283,7 +282,7 @@ func (w *workspace) applyGathered(t int) {
 	}
 }
 
-// end returns the position behind run j, and 0 for the one before the first.
+// end returns the position after run j, and 0 for the run before the first.
 func (g *source) end(j int) int {
 	if j < 0 {
 		return 0
@@ -301,7 +300,7 @@ func (w *workspace) applyRun(position, n int) {
 	case g.layout == rows:
 		w.writeRows(0, s.Channels, at, n, s.Inner)
 	default:
-		// As many positions side by side as the constants are there for.
+		// As many positions side by side as there are constants for.
 		whole := n / g.fold
 		for r := 0; r < whole; {
 			count := min(whole-r, max(1, maxCall/g.width))
@@ -314,7 +313,7 @@ func (w *workspace) applyRun(position, n int) {
 	}
 }
 
-// applyInverted is applyRun for operands that have to be computed.
+// applyInverted is applyRun for operands that are computed first.
 func (w *workspace) applyInverted(at, n int) {
 	g, s := w.geo, w.source.shape
 	buf := w.buffers.take()
@@ -327,8 +326,7 @@ func (w *workspace) applyInverted(at, n int) {
 		}
 		return
 	}
-	// Row by row of the columns that the constants are there for, in pieces
-	// that begin at a whole record.
+	// Row by row of the columns that there are constants for, from whole records on.
 	for i := 0; i < n*s.Channels; i += g.width {
 		m := min(g.width, n*s.Channels-i)
 		for p := 0; p < m; p += panel {
@@ -337,8 +335,8 @@ func (w *workspace) applyInverted(at, n int) {
 	}
 }
 
-// applyCopy writes the outputs of n adjacent elements by way of a copy: of channel c
-// in rows, and from column c on in cols.
+// applyCopy writes the outputs of n adjacent elements from a copy: of channel c in rows,
+// and from column c on in cols.
 func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 	if n > mostSpan && w.geo.layout == cols && w.anyWideColumn(c, n) {
 		w.applyCopy(buf, c, i, mostSpan)
@@ -368,8 +366,8 @@ func (w *workspace) clearPadding(from, end int) {
 	}
 }
 
-// clear sets the positions from to end-1 of all channels to 0, of which so many
-// in a row are adjacent. nil stays nil.
+// clear sets the positions from to end-1 of all channels to 0; row positions are adjacent.
+// A nil tensor stays nil.
 func (s Shape) clear(t []float32, from, end, row int) {
 	for t != nil && from < end {
 		i, n := s.index(from, 0), min(end-from, row-from%row)

@@ -7,26 +7,30 @@ package batchnorm
 // A segment is cut into windows. A window is summed with one shift K, so that one
 // call of a kernel takes all of it, and its totals are folded into the segment's
 // float64 results. The first shift of a segment is the mean of a probe: its first
-// values. The others are the mean of the windows before.
+// values. The later shifts are the mean of the windows before.
 //
-// An outlier among p values moves their mean by 1/p of itself; since the square of
-// the probe's length is at least the first window's, it can't do more to the
-// window's sums than its own square does. Where a window's mean is far from those
-// before it, the variance of all of them is large too, as long as a window is not
-// much larger than all before it.
+// Within a window, four vectors are added as a tree before they join a float32 sum: in
+// rows those of four images side by side, or of one image; in columns those of four
+// rows. A float32 sum has at most 64 such groups in rows, and 32 in columns.
+//
+// The lengths bound the cancellation. An outlier among the p values of the probe moves
+// their mean by 1/p of itself. It is subtracted from at most p^2 values of the first
+// window, so that it adds at most its own square to the sum of squares. A window whose
+// mean is far from the mean before it makes the variance of both large too, as long as
+// the window is not much larger than everything before it.
 const (
-	segmentSize  = 64 << 10 // values per segment at least
+	segmentSize  = 64 << 10 // smallest number of values per segment
 	maxSegments  = 64       // per channel (rows) or in all (cols)
 	windowLen    = 2048     // rows: values in the first window of a segment
-	windowGrowth = 3        // rows: a window is up to so many times as large as all before it
+	windowGrowth = 3        // rows: largest ratio of a window to everything before it
 	probeLen     = 64       // rows: values in the probe
-	blockRows    = 128      // cols: rows per window
+	windowRows   = 128      // cols: rows per window
 	probeRows    = 16       // cols: rows in the probe
-	minHeight    = 8        // cols: rows that folding leaves at least
-	minWidth     = 128      // cols: fewer channels than this are folded
+	minHeight    = 8        // cols: smallest number of rows after folding
+	minWidth     = 128      // cols: fewer columns than this are folded
 )
 
-// geometry is how a shape is walked.
+// geometry is the order in which a shape's values are summed.
 type geometry struct {
 	layout layout
 
@@ -36,10 +40,10 @@ type geometry struct {
 	segImages, segLen int
 	segsPerImage      int // segments side by side in an image
 
-	// cols: the tensor as height rows of width columns, of which unit adjacent ones
-	// belong to a channel. With few columns, fold rows of the tensor lie side by side
-	// in one row of width fold*channels*unit, and rest values are left behind the last
-	// whole row. A segment has segBlocks windows.
+	// cols: the tensor is height rows of width columns; a channel has unit adjacent
+	// columns. A tensor with few columns is folded: fold of its rows make one row of
+	// width fold*channels*unit, and rest values are left after the last whole row. A
+	// segment has segWindows windows.
 	height, width       int
 	unit, fold, rest    int
 	windows, segWindows int
@@ -47,8 +51,8 @@ type geometry struct {
 	segments int
 }
 
-// newGeometry chooses the walk of a shape. Rows that are shorter than a vector are
-// walked as columns, unless there is one image only.
+// newGeometry returns the geometry of a shape. Rows that are shorter than a vector are
+// taken as columns, unless there is one image only.
 func newGeometry(s Shape) geometry {
 	outer, inner := s.Outer, s.Inner
 	if s.Channels == 1 {
@@ -60,7 +64,7 @@ func newGeometry(s Shape) geometry {
 	return colGeometry(outer, s.Channels, inner)
 }
 
-// rowGeometry walks outer rows of inner values per channel.
+// rowGeometry is for outer rows of inner values per channel.
 func rowGeometry(outer, channels, inner int) geometry {
 	g := geometry{layout: rows, outer: outer, channels: channels, inner: inner, unit: 1}
 	if outer < groupSize {
@@ -83,7 +87,7 @@ func rowGeometry(outer, channels, inner int) geometry {
 	return g
 }
 
-// colGeometry walks outer rows of unit adjacent values per channel.
+// colGeometry is for outer rows of unit adjacent values per channel.
 func colGeometry(outer, channels, unit int) geometry {
 	g := geometry{layout: cols, outer: outer, channels: channels, inner: unit, unit: unit, fold: 1}
 	if row := channels * unit; row < minWidth {
@@ -92,16 +96,16 @@ func colGeometry(outer, channels, unit int) geometry {
 	g.width = g.fold * channels * unit
 	g.height = g.outer / g.fold
 	g.rest = g.outer % g.fold * channels * unit
-	g.windows = ceilDiv(g.height, blockRows)
-	g.segWindows = max(1, ceilDiv(segmentSize, blockRows*g.width), ceilDiv(g.windows, maxSegments))
+	g.windows = ceilDiv(g.height, windowRows)
+	g.segWindows = max(1, ceilDiv(segmentSize, windowRows*g.width), ceilDiv(g.windows, maxSegments))
 	g.segments = ceilDiv(g.windows, g.segWindows)
 	return g
 }
 
 // ---- rows
 
-// window is a part of a channel: n values, from value i on, of each of some images
-// from image o on.
+// window is a block of a channel: n values from value i on, of each of some images from
+// image o on.
 type window struct{ o, images, i, n int }
 
 func (w window) len() int { return w.images * w.n }
@@ -120,11 +124,11 @@ func (s window) probe() window {
 	return window{s.o, 1, s.i, min(s.n, probeLen)}
 }
 
-// next returns the window that follows w in a segment, and how many values come before
-// it. The zero value of w asks for the first window. ok is false after the last.
+// next returns the window that follows w in a segment, and the number of values before
+// it. After the zero value comes the first window. ok is false after the last.
 //
-// Windows grow. The first ones are parts of rows where rows are long: of four images
-// side by side, or of one. All others are whole rows of some images.
+// Windows grow. In long rows the first windows have some values of the rows of four
+// images side by side, or of one image. All others are whole rows of some images.
 func (s window) next(w window) (next window, before int, ok bool) {
 	o, i := s.o, s.i // where the next begins
 	if w.images > 0 {
@@ -143,7 +147,7 @@ func (s window) next(w window) (next window, before int, ok bool) {
 	}
 	before = (o-s.o)*s.n + side*(i-s.i)
 	want := max(windowLen, windowGrowth*before)
-	if i > s.i || want < side*s.n { // a part of the rows of side images
+	if i > s.i || want < side*s.n { // some values of the rows of side images
 		n := min(s.i+s.n-i, max(1, want/side/piece)*piece)
 		return window{o, side, i, n}, before, true
 	}
@@ -164,10 +168,10 @@ func (g *geometry) colSegment(seg int) (b0, b1 int) {
 
 // colWindow returns window b: rows r0 to r1-1.
 func (g *geometry) colWindow(b int) (r0, r1 int) {
-	return b * blockRows, min((b+1)*blockRows, g.height)
+	return b * windowRows, min((b+1)*windowRows, g.height)
 }
 
-// columns returns how many results a segment has: one per channel, or in cols per
+// columns returns the number of results of a segment: one per channel, or in cols per
 // column.
 func (g *geometry) columns() int {
 	if g.layout == rows {
@@ -176,15 +180,15 @@ func (g *geometry) columns() int {
 	return g.width
 }
 
-// segmentLen returns how many values of a channel (rows) or column (cols) a
-// segment has, but for the rest behind the last whole row, of which the last
-// segment has one more in the first columns.
+// segmentLen returns the number of values of a channel (rows) or column (cols) in a
+// segment. The rest after the last whole row is not counted: it gives the last segment
+// one more value in the first columns.
 func (g *geometry) segmentLen(seg int) int {
 	if g.layout == rows {
 		return g.segment(seg).len()
 	}
 	b0, b1 := g.colSegment(seg)
-	return min(b1*blockRows, g.height) - b0*blockRows
+	return min(b1*windowRows, g.height) - b0*windowRows
 }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }

@@ -114,12 +114,12 @@ func colSegmentsCover(t *testing.T, g *geometry) {
 		if b0 != block || b1 <= b0 {
 			t.Errorf("segment %d has windows %d to %d, want it to begin at %d", seg, b0, b1, block)
 		}
-		if rows := min(b1*blockRows, g.height) - b0*blockRows; seg < g.segments-1 && rows*g.width < segmentSize {
+		if rows := min(b1*windowRows, g.height) - b0*windowRows; seg < g.segments-1 && rows*g.width < segmentSize {
 			t.Errorf("segment %d has %d values, want %d at least", seg, rows*g.width, segmentSize)
 		}
 		for ; block < b1; block++ {
 			r0, r1 := g.colWindow(block)
-			if r0 != row || r1 <= r0 || r1 > r0+blockRows {
+			if r0 != row || r1 <= r0 || r1 > r0+windowRows {
 				t.Errorf("window %d has rows %d to %d, want it to begin at %d", block, r0, r1, row)
 			}
 			row = r1

@@ -2,8 +2,7 @@ package batchnorm
 
 import "sync"
 
-// GhostBatches says how a batch is cut into sub-batches whose statistics are
-// taken apart.
+// GhostBatches says how a batch is cut into sub-batches with statistics of their own.
 type GhostBatches struct {
 	Samples int // in the batch: the first dimension of the tensor; divides Shape.Outer
 	Size    int // samples per sub-batch, at least 1; a smaller batch is one sub-batch
@@ -11,21 +10,22 @@ type GhostBatches struct {
 
 // A GhostPlan is a [Plan] for ghost batch normalization (Hoffer, Hubara and
 // Soudry 2017, arXiv 1705.08741): a batch is cut into sub-batches of some
-// samples, and each is normalized by its own statistics, so that the noise of
-// small batches is kept in large ones.
+// samples, and each is normalized by its own statistics, so that large batches keep
+// the noise of small ones.
 //
-// When Size does not divide Samples, the last sub-batch has the samples left
-// over; a batch of fewer samples than Size, an empty one too, is one sub-batch. It needs two values per channel like any other; a plan for which it
-// would have one is [ErrTooFewValues], unless made [WithSingleValue].
+// If Size does not divide Samples, the last sub-batch has the remaining samples. A
+// batch of fewer samples than Size, an empty one too, is one sub-batch. Every sub-batch
+// needs two values per channel: a plan with a sub-batch of one is [ErrTooFewValues],
+// unless it was made [WithSingleValue].
 //
-// Its results are, by the bits, those of a Plan called for one sub-batch after
-// the other. For inference there are no sub-batches: use a Plan.
+// Results have the bits of a Plan called for one sub-batch after the other. Inference
+// has no sub-batches: use a Plan.
 type GhostPlan struct {
 	shape      Shape
 	ghost      GhostBatches
 	rows       int   // of Outer, per sample
-	full, last *Plan // of a sub-batch, and of the last when that is smaller
-	beside     bool  // sub-batches are worked on beside each other, by one worker each
+	full, last *Plan // of a sub-batch; of the last one, which may be smaller
+	beside     bool  // each sub-batch is a task for one worker
 	options    options
 	batches    int
 	scratch    scratch // of the sub-batches' calls
@@ -59,9 +59,9 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		p.scratch.calls = p.options.workers
 	}
 	plan := func(samples int) (*Plan, error) {
-		part := s
-		part.Outer = p.rows * samples
-		sub, err := NewPlan(part, append(opts[:len(opts):len(opts)], func(o *options) error {
+		shape := s
+		shape.Outer = p.rows * samples
+		sub, err := NewPlan(shape, append(opts[:len(opts):len(opts)], func(o *options) error {
 			o.limits.stream /= p.batches // the whole batch decides about non-temporal stores
 			o.scratch = &p.scratch
 			if p.beside {
@@ -72,7 +72,7 @@ func NewGhostPlan(s Shape, g GhostBatches, opts ...Option) (*GhostPlan, error) {
 		if err != nil {
 			return nil, err
 		}
-		if part.PerChannel() == 1 && !sub.singleValue {
+		if shape.PerChannel() == 1 && !sub.singleValue {
 			return nil, fail(ErrTooFewValues, "a ghost batch of %d of %d samples has 1 value per channel of shape %v, training needs at least 2",
 				samples, g.Samples, s)
 		}
@@ -116,9 +116,9 @@ func (p *GhostPlan) ready() error {
 // Forward is [Plan.Forward] for every sub-batch. Mean, InvStd, BatchMean and BatchVar
 // have Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
 // The running statistics are updated by every sub-batch in turn, with the
-// momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them
-// the average of all sub-batches, of which the call's first is number n; one that
-// the mask leaves nothing of is not counted.
+// momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them the
+// average of all sub-batches, where n is the number of the call's first; a sub-batch
+// that is all padding is not counted.
 func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -170,8 +170,7 @@ func (p *GhostPlan) Backward(a BackwardArgs) error {
 	return nil
 }
 
-// checkMask validates the mask, and that it leaves values enough in every
-// sub-batch.
+// checkMask validates the mask, and that it leaves enough values in every sub-batch.
 func (p *GhostPlan) checkMask(m *Mask) error {
 	if n, err := m.count(p.shape); err != nil || n == p.shape.PerChannel() {
 		return err
@@ -180,9 +179,9 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 		return fail(ErrLength, "lengths of the mask has %d elements, which is no multiple of the %d samples", len(m.Lengths), k)
 	}
 	for b := range p.batches {
-		q, part := p.batch(b)
-		sub := part.mask(*m)
-		if n, _ := sub.count(q.shape); n > 0 && n < q.fewest() {
+		q, sub := p.batch(b)
+		mask := sub.mask(*m)
+		if n, _ := mask.count(q.shape); n > 0 && n < q.fewest() {
 			return fail(ErrTooFewValues, "the mask leaves %d of %d values per channel in ghost batch %d of %d, training needs at least %d",
 				n, q.shape.PerChannel(), b, p.batches, q.fewest())
 		}
@@ -190,26 +189,27 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 	return nil
 }
 
-// batch returns the plan of sub-batch b, and its part of the batch.
-func (p *GhostPlan) batch(b int) (*Plan, ghostPart) {
+// batch returns the plan of sub-batch b, and where it lies.
+func (p *GhostPlan) batch(b int) (*Plan, subBatch) {
 	q := p.full
 	if b == p.batches-1 {
 		q = p.last
 	}
 	sample := b * p.ghost.Size
 	row := p.rows * sample
-	return q, ghostPart{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
+	return q, subBatch{q.shape, row, sample, min(p.ghost.Size, p.ghost.Samples-sample), p.ghost.Samples}
 }
 
-// ghostPart is a sub-batch.
-type ghostPart struct {
+// subBatch is the place of a sub-batch in the batch.
+type subBatch struct {
 	shape           Shape
-	row             int // of Outer, where it begins
-	sample, samples int
+	row             int // its first row of Outer
+	sample, samples int // its first sample, and their number
 	all             int // samples in the batch
 }
 
-func (g *ghostPart) mask(m Mask) Mask {
+// mask returns the mask of the sub-batch.
+func (g *subBatch) mask(m Mask) Mask {
 	if m.Lengths != nil {
 		each := len(m.Lengths) / max(1, g.all)
 		m.Lengths = m.Lengths[g.sample*each:][:g.samples*each]
@@ -226,22 +226,22 @@ type ghostCall struct {
 	operands operands
 	mask     Mask
 	backward bool
-	totals   []gradTotal // backward: of the sub-batches, one after the other
-	// Forward: statistics of the sub-batches, which the running ones are updated by.
+	totals   []gradTotal // backward: by sub-batch and channel
+	// Forward: by sub-batch and channel, for the running statistics.
 	mean, variance []float64
 
 	task func(b int) // bound once, because binding allocates
 }
 
-// gradTotal is the gradients by gamma and beta of a channel over a sub-batch.
+// gradTotal holds the gradients by gamma and beta of a channel over a sub-batch.
 type gradTotal struct{ dgamma, dbeta float64 }
 
 // run works on all sub-batches.
 func (c *ghostCall) run() {
 	p := c.plan
 	if p.beside {
-		_, part := p.batch(0)
-		mask := part.mask(c.mask)
+		_, sub := p.batch(0)
+		mask := sub.mask(c.mask)
 		p.scratch.reserve(p.full, &mask)
 		p.options.parallel(p.batches, p.shape.Len(), c.task)
 		return
@@ -254,15 +254,15 @@ func (c *ghostCall) run() {
 // batch works on sub-batch b.
 func (c *ghostCall) batch(b int) {
 	p, channels := c.plan, c.plan.shape.Channels
-	q, part := p.batch(b)
-	o := c.operands.part(part.row*channels*p.shape.Inner, q.shape.Len(), 0, channels, b*channels)
-	mask := part.mask(c.mask)
+	q, sub := p.batch(b)
+	o := c.operands.cut(sub.row*channels*p.shape.Inner, q.shape.Len(), 0, channels, b*channels)
+	mask := sub.mask(c.mask)
 	n, _ := mask.count(q.shape) // checked by the caller
 	if c.backward {
 		q.backward(&o, &mask, n, renormalization{}, c.totals[b*channels:][:channels])
 		return
 	}
-	o.runningMean, o.runningVar = nil, nil // in the order of sub-batches, see track
+	o.runningMean, o.runningVar = nil, nil // track updates them, in the order of the sub-batches
 	q.forward(&o, &mask, n, q.momentum, renormalization{})
 }
 
@@ -271,8 +271,8 @@ func (c *ghostCall) track(runningMean, runningVar []float32, momentum Momentum) 
 	p, channels := c.plan, c.plan.shape.Channels
 	tracked := 0
 	for b := range p.batches {
-		q, part := p.batch(b)
-		mask := part.mask(c.mask)
+		q, sub := p.batch(b)
+		mask := sub.mask(c.mask)
 		n, _ := mask.count(q.shape)
 		if n == 0 {
 			continue

@@ -2,8 +2,8 @@ package batchnorm
 
 //go:generate go run ./kernels
 
-// layout says how the values of a channel lie. In rows they are adjacent (NCHW); in
-// cols the channels are adjacent (NHWC, NC).
+// layout is the layout of a tensor. In rows the values of a channel are adjacent (NCHW);
+// in cols the channels are adjacent (NHWC, NC).
 type layout uint8
 
 const (
@@ -11,8 +11,8 @@ const (
 	cols
 )
 
-// kernelArgs are the arguments of every kernel; each uses the fields that its
-// description names. The assembly reads them by their offsets in this struct.
+// kernelArgs are the arguments of every kernel. A kernel uses some of the fields. The
+// assembly reads them by their offsets in this struct.
 type kernelArgs struct {
 	x, dy, res []float32 // inputs; res may be nil
 	y, dres    []float32 // outputs; dres may be nil
@@ -28,27 +28,26 @@ type kernelArgs struct {
 	// first sum and 8 of the second.
 	sums []float64
 
-	// In cols a call handles rows of n channels each, stride floats apart.
+	// In cols a call processes rows of n channels each, stride floats apart.
 	//
-	// In rows it handles images, each of some rows of n values, one channel after
-	// the other. Between two rows lie rowGap floats, and between the end of an
-	// image's last row (and its gap) and the next image's first row imageGap floats.
-	// Sums need stride as well, the floats from an image to the next.
+	// In rows it processes images, each of some rows of n values, one channel after
+	// the other. After each row there is a gap of rowGap floats, and after the last row's
+	// gap there are imageGap floats to the next image. Sums need stride as well, the
+	// floats from an image to the next.
 	rows, n, stride  int
 	rowGap, imageGap int
 
 	coefStep  int // rows: floats from a row's record to the next row's
-	coefImage int // rows, without sums: floats from where one more record would begin to the next image's first
+	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
-	// A kernel on rows stops after budget values, or a few more, and leaves here
-	// where it stopped; called again it goes on there. So two kernels can take
-	// turns, and no call takes long. Before the first call at is the index of the
-	// first value in the tensors, and images how many images there are; the others are
-	// as begin sets them. The work is done when images is 0.
+	// A kernel on rows stops after budget values, or a few more, and saves its state
+	// here; the next call goes on from it. So two kernels can take turns, and no call
+	// takes long. begin sets the state for the first call. The work is done when images
+	// is 0.
 	budget   int // at least turn
 	at       int // index in the tensors
-	images   int // left, the one under way included
-	rowsLeft int // of the image, the one under way included
+	images   int // left, the current one included
+	rowsLeft int // of the image, the current one included
 	left     int // values of the row
 	coefAt   int // index in coef of the row's record
 	accAt    int // index in sums of the row's record
@@ -56,23 +55,22 @@ type kernelArgs struct {
 	partial  laneSums
 
 	act    *actCode // for the kernels that call an activation's function
-	stream bool     // y and dres take non-temporal stores; in cols they and their rows are aligned to vectors
-	fetch  int      // bytes ahead at which inputs are prefetched, in cols and in rows without sums; in rows 0: not at all
+	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors
+	fetch  int      // distance of prefetches in bytes, in cols and in rows without sums; in rows 0: none
 }
 
-// laneSums is 8 lanes of the first sum of a kernel and 8 of the second.
+// laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
 type laneSums = [2 * lanes]float32
 
 // actCode holds the functions and parameters of an activation, for kernels that call
 // them.
 type actCode struct {
-	value, derivative uintptr // where the functions begin
-	// Parameters, and the first as a float64.
-	p, q float32
-	wide float64
+	value, derivative uintptr // addresses of the functions
+	p, q              float32 // parameters
+	p64               float64 // the first one as a float64
 }
 
-// newActCode returns nil for an activation that the kernels contain.
+// newActCode returns nil for an activation whose code is part of the kernels.
 func newActCode(a Activation) *actCode {
 	if a.variant() != actCalled {
 		return nil
@@ -80,8 +78,8 @@ func newActCode(a Activation) *actCode {
 	return &actCode{simdActivation(functionID(a.kind, 0)), simdActivation(functionID(a.kind, 1)), a.p, a.q, float64(a.p)}
 }
 
-// functionID is the number of a function that kernels call: of an activation's
-// value or, with 1, its derivative.
+// functionID is the number of a function that kernels call: an activation's value or,
+// with derivative 1, its derivative.
 func functionID(kind actKind, derivative int) int { return int(kind)*2 + derivative }
 
 const (
@@ -166,16 +164,16 @@ const (
 	kernelLargest
 )
 
-// Variants of a kernel. One that calls an activation's function has none: it looks at
+// Variants of a kernel. A kernel that calls an activation's function has none: it tests
 // its operands.
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
-	withStream                // outputs take non-temporal stores
+	withStream                // outputs have non-temporal stores
 	numFlags      = 1 << iota
 )
 
-// actVariant says how a kernel comes by its activation.
+// actVariant says whether a kernel has an activation, as code of its own or as a call.
 type actVariant int
 
 const (
@@ -212,14 +210,14 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	simdKernel(a.id(kernel, l, act), a)
 }
 
-// watch tells a test how many values a kernel is about to handle.
+// watch reports the number of values of a kernel's call to a test.
 func (a *kernelArgs) watch(l layout) {
 	if watched != nil {
 		watched(watchKernel, a.values(l))
 	}
 }
 
-// values returns how many values a call of a kernel handles at most.
+// values returns the largest number of values that a call of a kernel processes.
 func (a *kernelArgs) values(l layout) int {
 	if l == rows {
 		return a.budget
@@ -227,9 +225,9 @@ func (a *kernelArgs) values(l layout) int {
 	return a.rows * a.n
 }
 
-// id returns the number of the kernel that is there for the operands.
+// id returns the number of the kernel for the operands.
 func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
-	if act.variant() == actCalled { // one kernel, which looks at the operands
+	if act.variant() == actCalled { // one kernel, which tests its operands
 		return kernelID(kernel, l, actCalled, 0)
 	}
 	flags := 0
@@ -245,8 +243,8 @@ func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 	return kernelID(kernel, l, act.variant(), flags)
 }
 
-// turn is how many values of a tensor one of two kernels on rows handles before the
-// other one goes on: so few that reads of the one overlap with writes of the other.
+// turn is the number of values of a tensor that a kernel on rows processes before the
+// other one has its turn: so few that reads of one overlap with writes of the other.
 const turn = 512
 
 // runAll runs a kernel on rows until its work is done.
@@ -257,8 +255,8 @@ func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
 	}
 }
 
-// runTurns runs a kernel that takes sums in rows, until its work is done, in turns with
-// one that writes outputs, whose work may be done before or not.
+// runTurns runs a kernel that takes sums in rows in turns with one that writes outputs,
+// until the work of the first is done. The second may be done earlier, or not yet.
 func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, writesAct Activation, b *kernelArgs) {
 	if p == PathGeneric || raceEnabled {
 		p.runAll(sums, sumsAct, a)
@@ -279,9 +277,10 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 	}
 }
 
-// begin makes the arguments ready for the first call of a kernel on rows.
-func (a *kernelArgs) begin(at, images int) {
-	a.at, a.images = at, images
+// begin sets the state for the first call of a kernel on rows: it begins at index first
+// of the tensors.
+func (a *kernelArgs) begin(first, images int) {
+	a.at, a.images = first, images
 	a.left, a.rowsLeft = a.n, a.rows
 	a.coefAt, a.accAt, a.piece = 0, 0, pieceSingle
 	if images >= groupSize {

@@ -67,7 +67,7 @@ row3:
 	SUBQ DX, SI
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $8, DX
-	JLT part8
+	JLT tail8
 
 four7:
 	VADDPS (AX), Y0, Y3
@@ -90,7 +90,7 @@ four7:
 	SUBQ $8, DX
 	JGE four7
 
-part8:
+tail8:
 	ANDQ $7, DX
 	JEQ summed9
 	MOVQ DX, SI
@@ -230,7 +230,7 @@ next10:
 	ANDQ $-8, SI
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $8, DX
-	JLT part16
+	JLT tail16
 
 four15:
 	VADDPS (AX), Y0, Y3
@@ -253,7 +253,7 @@ four15:
 	SUBQ $8, DX
 	JGE four15
 
-part16:
+tail16:
 	ANDQ $7, DX
 	JEQ summed17
 	MOVQ DX, SI
@@ -429,7 +429,7 @@ group23:
 rest24:
 	ADDQ $32, DX
 	SUBQ $8, DX
-	JLT part26
+	JLT tail26
 
 single25:
 	VADDPS (AX), Y0, Y3
@@ -440,7 +440,7 @@ single25:
 	SUBQ $8, DX
 	JGE single25
 
-part26:
+tail26:
 	ANDQ $7, DX
 	JEQ summed27
 	MOVQ DX, SI
@@ -567,7 +567,7 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (AX)(R9*1)
@@ -600,7 +600,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (BX), Y0
@@ -650,7 +650,7 @@ single3:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (BX), Y0
@@ -668,7 +668,7 @@ column8:
 	SUBQ $8, SI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, SI
 	JEQ next10
 	VMOVUPS (BX), Y0
@@ -2368,7 +2368,7 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(R14)
@@ -2683,7 +2683,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (CX), Y0
@@ -2711,7 +2711,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (CX), Y0
@@ -2762,7 +2762,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (CX), Y0
@@ -2778,7 +2778,7 @@ column8:
 	SUBQ $8, SI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, SI
 	JEQ next10
 	VMOVUPS (CX), Y0
@@ -2832,7 +2832,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y0
@@ -2865,7 +2865,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y0
@@ -2928,7 +2928,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DX), Y0
@@ -2946,7 +2946,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (DX), Y0
@@ -3039,7 +3039,7 @@ many8:
 few9:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (CX), Y0
@@ -3053,7 +3053,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (CX), Y0
@@ -3147,7 +3147,7 @@ many8:
 few9:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y0
@@ -3163,7 +3163,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y0
@@ -3219,7 +3219,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (CX), Y0
@@ -3259,7 +3259,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (CX), Y0
@@ -3322,7 +3322,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (CX), Y0
@@ -3341,7 +3341,7 @@ column8:
 	SUBQ $8, SI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, SI
 	JEQ next10
 	VMOVUPS (CX), Y0
@@ -3398,7 +3398,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y0
@@ -3443,7 +3443,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y0
@@ -3518,7 +3518,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DX), Y0
@@ -3539,7 +3539,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (DX), Y0
@@ -3647,7 +3647,7 @@ many8:
 few9:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (CX), Y0
@@ -3664,7 +3664,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (CX), Y0
@@ -3773,7 +3773,7 @@ many8:
 few9:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y0
@@ -3792,7 +3792,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y0
@@ -3839,7 +3839,7 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_value(AX), BX
 	MOVQ BX, 256(R14)
@@ -3868,7 +3868,7 @@ groups1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
-	JLT part7
+	JLT tail7
 
 column6:
 	VMOVUPS (DX), Y6
@@ -3907,7 +3907,7 @@ without9:
 	SUBQ $8, DI
 	JGE column6
 
-part7:
+tail7:
 	ANDQ $7, DI
 	JEQ next8
 	VMOVUPS (DX), Y6
@@ -4048,7 +4048,7 @@ chosen19:
 few15:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part12
+	JLT tail12
 
 column11:
 	VMOVUPS (DX), Y6
@@ -4083,7 +4083,7 @@ chosen22:
 	SUBQ $8, DI
 	JGE column11
 
-part12:
+tail12:
 	ANDQ $7, DI
 	JEQ next13
 	VMOVUPS (DX), Y6
@@ -4168,7 +4168,7 @@ row3:
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT part8
+	JLT tail8
 
 four7:
 	VADDPS (BX), Y2, Y4
@@ -4196,7 +4196,7 @@ four7:
 	SUBQ $8, SI
 	JGE four7
 
-part8:
+tail8:
 	ANDQ $7, SI
 	JEQ summed9
 	MOVQ SI, DI
@@ -4346,7 +4346,7 @@ next10:
 	ANDQ $-8, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT part16
+	JLT tail16
 
 four15:
 	VADDPS (BX), Y2, Y4
@@ -4374,7 +4374,7 @@ four15:
 	SUBQ $8, SI
 	JGE four15
 
-part16:
+tail16:
 	ANDQ $7, SI
 	JEQ summed17
 	MOVQ SI, DI
@@ -4565,7 +4565,7 @@ group23:
 rest24:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part26
+	JLT tail26
 
 single25:
 	VADDPS (BX), Y2, Y4
@@ -4578,7 +4578,7 @@ single25:
 	SUBQ $8, SI
 	JGE single25
 
-part26:
+tail26:
 	ANDQ $7, SI
 	JEQ summed27
 	MOVQ SI, DI
@@ -4728,7 +4728,7 @@ row3:
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT part8
+	JLT tail8
 
 four7:
 	VADDPS (BX), Y4, Y6
@@ -4776,7 +4776,7 @@ four7:
 	SUBQ $8, SI
 	JGE four7
 
-part8:
+tail8:
 	ANDQ $7, SI
 	JEQ summed9
 	MOVQ SI, DI
@@ -4948,7 +4948,7 @@ next10:
 	ANDQ $-8, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT part16
+	JLT tail16
 
 four15:
 	VADDPS (BX), Y4, Y6
@@ -4996,7 +4996,7 @@ four15:
 	SUBQ $8, SI
 	JGE four15
 
-part16:
+tail16:
 	ANDQ $7, SI
 	JEQ summed17
 	MOVQ SI, DI
@@ -5233,7 +5233,7 @@ group23:
 rest24:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT part26
+	JLT tail26
 
 single25:
 	VADDPS (BX), Y4, Y6
@@ -5251,7 +5251,7 @@ single25:
 	SUBQ $8, SI
 	JGE single25
 
-part26:
+tail26:
 	ANDQ $7, SI
 	JEQ summed27
 	MOVQ SI, DI
@@ -5412,7 +5412,7 @@ row3:
 	SUBQ DI, R8
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $8, DI
-	JLT part8
+	JLT tail8
 
 four7:
 	VADDPS (BX), Y4, Y6
@@ -5465,7 +5465,7 @@ four7:
 	SUBQ $8, DI
 	JGE four7
 
-part8:
+tail8:
 	ANDQ $7, DI
 	JEQ summed9
 	MOVQ DI, R8
@@ -5651,7 +5651,7 @@ next10:
 	ANDQ $-8, R8
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $8, DI
-	JLT part16
+	JLT tail16
 
 four15:
 	VADDPS (BX), Y4, Y6
@@ -5704,7 +5704,7 @@ four15:
 	SUBQ $8, DI
 	JGE four15
 
-part16:
+tail16:
 	ANDQ $7, DI
 	JEQ summed17
 	MOVQ DI, R8
@@ -5960,7 +5960,7 @@ group23:
 rest24:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part26
+	JLT tail26
 
 single25:
 	VADDPS (BX), Y4, Y6
@@ -5980,7 +5980,7 @@ single25:
 	SUBQ $8, DI
 	JGE single25
 
-part26:
+tail26:
 	ANDQ $7, DI
 	JEQ summed27
 	MOVQ DI, R8
@@ -6112,7 +6112,7 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -6161,7 +6161,7 @@ row3:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
-	JLT part8
+	JLT tail8
 
 four7:
 	VBROADCASTSS (SI), Y8
@@ -6225,7 +6225,7 @@ without11:
 	SUBQ $8, R8
 	JGE four7
 
-part8:
+tail8:
 	ANDQ $7, R8
 	JEQ summed9
 	MOVQ R8, R9
@@ -6443,7 +6443,7 @@ next14:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
-	JLT part20
+	JLT tail20
 
 four19:
 	VBROADCASTSS (SI), Y8
@@ -6507,7 +6507,7 @@ without23:
 	SUBQ $8, R8
 	JGE four19
 
-part20:
+tail20:
 	ANDQ $7, R8
 	JEQ summed21
 	MOVQ R8, R9
@@ -6802,7 +6802,7 @@ without37:
 rest32:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part34
+	JLT tail34
 
 single33:
 	VBROADCASTSS (SI), Y8
@@ -6839,7 +6839,7 @@ without39:
 	SUBQ $8, R8
 	JGE single33
 
-part34:
+tail34:
 	ANDQ $7, R8
 	JEQ summed35
 	MOVQ R8, R9
@@ -7009,7 +7009,7 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (BX)(R10*1)
@@ -7049,7 +7049,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (CX), Y2
@@ -7107,7 +7107,7 @@ single3:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (CX), Y2
@@ -7127,7 +7127,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (CX), Y2
@@ -7185,7 +7185,7 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (BX)(R10*1)
@@ -7247,7 +7247,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (CX), Y4
@@ -7327,7 +7327,7 @@ single3:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (CX), Y4
@@ -7354,7 +7354,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (CX), Y4
@@ -7420,7 +7420,7 @@ groups1:
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (BX)(R11*1)
@@ -7489,7 +7489,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (DX), Y4
@@ -7581,7 +7581,7 @@ single3:
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DX), Y4
@@ -7610,7 +7610,7 @@ column8:
 	SUBQ $8, R8
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, R8
 	JEQ next10
 	VMOVUPS (DX), Y4
@@ -7666,7 +7666,7 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -7695,7 +7695,7 @@ groups1:
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (BX)(R12*1)
@@ -7776,7 +7776,7 @@ without10:
 	SUBQ $8, R9
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R9
 	JEQ next7
 	VMOVUPS (DI), Y0
@@ -7887,7 +7887,7 @@ single3:
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT part14
+	JLT tail14
 
 column13:
 	VMOVUPS (DI), Y0
@@ -7930,7 +7930,7 @@ without17:
 	SUBQ $8, R9
 	JGE column13
 
-part14:
+tail14:
 	ANDQ $7, R9
 	JEQ next15
 	VMOVUPS (DI), Y0
@@ -11258,7 +11258,7 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -11725,7 +11725,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y2
@@ -11767,7 +11767,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y2
@@ -11835,7 +11835,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DX), Y2
@@ -11856,7 +11856,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (DX), Y2
@@ -11918,7 +11918,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y2
@@ -11965,7 +11965,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y2
@@ -12041,7 +12041,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (SI), Y2
@@ -12064,7 +12064,7 @@ column8:
 	SUBQ $8, R8
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, R8
 	JEQ next10
 	VMOVUPS (SI), Y2
@@ -12179,7 +12179,7 @@ many8:
 few9:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y2
@@ -12197,7 +12197,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y2
@@ -12311,7 +12311,7 @@ many8:
 few9:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y2
@@ -12331,7 +12331,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y2
@@ -12393,7 +12393,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y4
@@ -12456,7 +12456,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y4
@@ -12545,7 +12545,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DX), Y4
@@ -12572,7 +12572,7 @@ column8:
 	SUBQ $8, DI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, DI
 	JEQ next10
 	VMOVUPS (DX), Y4
@@ -12640,7 +12640,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y4
@@ -12708,7 +12708,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y4
@@ -12809,7 +12809,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (SI), Y4
@@ -12838,7 +12838,7 @@ column8:
 	SUBQ $8, R8
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, R8
 	JEQ next10
 	VMOVUPS (SI), Y4
@@ -12911,7 +12911,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y4
@@ -12979,7 +12979,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y4
@@ -13076,7 +13076,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (SI), Y4
@@ -13105,7 +13105,7 @@ column8:
 	SUBQ $8, R8
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, R8
 	JEQ next10
 	VMOVUPS (SI), Y4
@@ -13178,7 +13178,7 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DI), Y4
@@ -13251,7 +13251,7 @@ column5:
 	SUBQ $8, R9
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R9
 	JEQ next7
 	VMOVUPS (DI), Y4
@@ -13360,7 +13360,7 @@ single3:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (DI), Y4
@@ -13391,7 +13391,7 @@ column8:
 	SUBQ $8, R9
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, R9
 	JEQ next10
 	VMOVUPS (DI), Y4
@@ -13537,7 +13537,7 @@ many8:
 few9:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DX), Y4
@@ -13560,7 +13560,7 @@ column5:
 	SUBQ $8, DI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, DI
 	JEQ next7
 	VMOVUPS (DX), Y4
@@ -13701,7 +13701,7 @@ many8:
 few9:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y4
@@ -13726,7 +13726,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y4
@@ -13870,7 +13870,7 @@ many8:
 few9:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (SI), Y4
@@ -13895,7 +13895,7 @@ column5:
 	SUBQ $8, R8
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R8
 	JEQ next7
 	VMOVUPS (SI), Y4
@@ -14046,7 +14046,7 @@ many8:
 few9:
 	ADDQ $32, R9
 	SUBQ $8, R9
-	JLT part6
+	JLT tail6
 
 column5:
 	VMOVUPS (DI), Y4
@@ -14073,7 +14073,7 @@ column5:
 	SUBQ $8, R9
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, R9
 	JEQ next7
 	VMOVUPS (DI), Y4
@@ -14134,7 +14134,7 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
 	MOVQ BX, 264(R14)
-	MOVQ actCode_wide(AX), BX
+	MOVQ actCode_p64(AX), BX
 	MOVQ BX, 272(R14)
 	MOVQ actCode_derivative(AX), BX
 	MOVQ BX, 256(R14)
@@ -14165,7 +14165,7 @@ groups1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT part7
+	JLT tail7
 
 column6:
 	VMOVUPS (DI), Y10
@@ -14242,7 +14242,7 @@ without10:
 	SUBQ $8, R9
 	JGE column6
 
-part7:
+tail7:
 	ANDQ $7, R9
 	JEQ next8
 	VMOVUPS (DI), Y10
@@ -14498,7 +14498,7 @@ without22:
 few17:
 	ADDQ $32, R9
 	SUBQ $8, R9
-	JLT part14
+	JLT tail14
 
 column13:
 	VMOVUPS (DI), Y10
@@ -14558,7 +14558,7 @@ without28:
 	SUBQ $8, R9
 	JGE column13
 
-part14:
+tail14:
 	ANDQ $7, R9
 	JEQ next15
 	VMOVUPS (DI), Y10
@@ -14652,7 +14652,7 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part6
+	JLT tail6
 
 column5:
 	PREFETCHT1 (AX)(R9*1)
@@ -14678,7 +14678,7 @@ column5:
 	SUBQ $8, SI
 	JGE column5
 
-part6:
+tail6:
 	ANDQ $7, SI
 	JEQ next7
 	VMOVUPS (CX), Y0
@@ -14717,7 +14717,7 @@ single3:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT part9
+	JLT tail9
 
 column8:
 	VMOVUPS (CX), Y0
@@ -14731,7 +14731,7 @@ column8:
 	SUBQ $8, SI
 	JGE column8
 
-part9:
+tail9:
 	ANDQ $7, SI
 	JEQ next10
 	VMOVUPS (CX), Y0
@@ -22592,6 +22592,6 @@ TEXT ·simdFence(SB), NOSPLIT, $0-0
 	SFENCE
 	RET
 
-// What stands for a kernel that does not exist faults.
+// In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF

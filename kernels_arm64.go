@@ -21,13 +21,13 @@ func detectSIMD() []Path {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
-// simdChannels does the same with one of the kernels that compute with channels.
+// simdChannels runs the channel kernel with the given number.
 //
 //go:noescape
 func simdChannels(id int, a *channelArgs)
 
-// simdActivation returns where the function with the given [functionID] begins.
+// simdActivation returns the address of the function with the given [functionID].
 func simdActivation(id int) uintptr
 
-// simdFence orders the non-temporal stores of kernels before everything that follows.
+// simdFence orders the non-temporal stores of kernels before all later stores.
 func simdFence()

@@ -27,11 +27,11 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // ARG loads a field of the arguments.
 #define ARG(field, r) MOVD a+8(FP), r; MOVD field(r), r
 
-// PART moves a part from or to off(base).
-#define PART(by, off, base) ADD $off, base, R24; CALL by(SB)
+// TAIL moves a tail from or to off(base).
+#define TAIL(by, off, base) ADD $off, base, R24; CALL by(SB)
 
-// Instructions that the assembler lacks, and others beside them, for both registers of a
-// vector. The comment above each tells them: x0 and x1 are V(2*x) and V(2*x+1).
+// Instructions that the assembler lacks, and related ones, for both registers of a vector.
+// In the comment above each, x0 and x1 are V(2*x) and V(2*x+1).
 
 // FADD y0.S4, x0.S4, d0.S4; FADD y1.S4, x1.S4, d1.S4
 #define FADD8(y, x, d) WORD $(0x4e20d400|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4e20d400|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
@@ -193,7 +193,7 @@ row3:
 	SUB R3, R4
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $8, R3
-	BLT part8
+	BLT tail8
 
 four7:
 	FLDPQ (R0), (F6, F7)
@@ -223,7 +223,7 @@ four7:
 	SUBS $8, R3
 	BGE four7
 
-part8:
+tail8:
 	ANDS $7, R3
 	BEQ summed9
 	MOVD R3, R4
@@ -231,21 +231,21 @@ part8:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FADD8(7, 0, 7)
 	FMUL8(7, 7, 8)
 	FADD8(7, 5, 5)
@@ -365,7 +365,7 @@ next10:
 	ANDS $-8, R4
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $8, R3
-	BLT part16
+	BLT tail16
 
 four15:
 	FLDPQ (R0), (F6, F7)
@@ -395,7 +395,7 @@ four15:
 	SUBS $8, R3
 	BGE four15
 
-part16:
+tail16:
 	ANDS $7, R3
 	BEQ summed17
 	MOVD R3, R4
@@ -403,21 +403,21 @@ part16:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FADD8(7, 0, 7)
 	FMUL8(7, 7, 8)
 	FADD8(7, 5, 5)
@@ -577,7 +577,7 @@ group23:
 rest24:
 	ADD $32, R3
 	SUBS $8, R3
-	BLT part26
+	BLT tail26
 
 single25:
 	FLDPQ (R0), (F6, F7)
@@ -589,7 +589,7 @@ single25:
 	SUBS $8, R3
 	BGE single25
 
-part26:
+tail26:
 	ANDS $7, R3
 	BEQ summed27
 	MOVD R3, R4
@@ -597,7 +597,7 @@ part26:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	AND8(15, 3, 3)
@@ -714,7 +714,7 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R7<<0, R0, R24
@@ -756,27 +756,27 @@ column5:
 	SUBS $8, R4
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R4
 	BEQ next7
 	FLDPQ (R1), (F0, F1)
 	FLDPQ (R2), (F2, F3)
 	FLDPQ 32(R2), (F4, F5)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	ADD R5<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R5<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 0, 5)
 	FMUL8(5, 5, 6)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FADD8(7, 0, 7)
 	FMUL8(7, 7, 8)
 	FADD8(7, 5, 5)
@@ -809,7 +809,7 @@ single3:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R1), (F0, F1)
@@ -828,13 +828,13 @@ column8:
 	SUBS $8, R4
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R4
 	BEQ next10
 	FLDPQ (R1), (F0, F1)
 	FLDPQ (R2), (F2, F3)
 	FLDPQ 32(R2), (F4, F5)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
 	FADD8(3, 1, 1)
@@ -992,11 +992,11 @@ last9:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -1190,13 +1190,13 @@ last9:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -1387,13 +1387,13 @@ last9:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -1599,15 +1599,15 @@ last9:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -1825,12 +1825,12 @@ last11:
 	LD1R8(4, 6)
 	LD1R8AT(4, 4, 7)
 	LD1R8AT(8, 4, 8)
-	PART(·loadPart2<>, 0, R1)
+	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
 	CBZ R0, without14
-	PART(·loadPart9<>, 0, R3)
+	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
 without14:
@@ -1839,7 +1839,7 @@ without14:
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R2)
+	TAIL(·storeTail2<>, 0, R2)
 	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
@@ -1907,7 +1907,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R2), (F0, F1)
@@ -1945,38 +1945,38 @@ column5:
 	SUBS $8, R4
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R4
 	BEQ next7
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	ADD R5<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R5<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R5<<1, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R5<<1, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R6<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -2002,7 +2002,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R2), (F0, F1)
@@ -2019,17 +2019,17 @@ column8:
 	SUBS $8, R4
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R4
 	BEQ next10
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -2072,7 +2072,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R3), (F0, F1)
@@ -2122,49 +2122,49 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R6<<0, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	ADD R6<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R6<<1, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	ADD R6<<1, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R7<<0, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	ADD R7<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -2194,7 +2194,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R3), (F0, F1)
@@ -2214,19 +2214,19 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -2271,7 +2271,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R2), (F0, F1)
@@ -2317,46 +2317,46 @@ column5:
 	SUBS $8, R4
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R4
 	BEQ next7
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	ADD R5<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R5<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R5<<1, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R5<<1, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R6<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -2382,7 +2382,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R2), (F0, F1)
@@ -2401,19 +2401,19 @@ column8:
 	SUBS $8, R4
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R4
 	BEQ next10
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
@@ -2456,7 +2456,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R3), (F0, F1)
@@ -2514,57 +2514,57 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R6<<0, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R6<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R6<<1, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R6<<1, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
 	ADD R7<<0, R2, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
 	ADD R7<<0, R1, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -2594,7 +2594,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R3), (F0, F1)
@@ -2616,21 +2616,21 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
-	PART(·loadPart4<>, 0, R0)
+	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
 	FADD8(2, 4, 4)
-	PART(·loadPart5<>, 0, R2)
+	TAIL(·loadTail5<>, 0, R2)
 	FADD8(5, 4, 4)
 	FCMLEZERO8(4, 5)
 	BIC8(5, 4, 4)
-	PART(·storePart4<>, 0, R1)
+	TAIL(·storeTail4<>, 0, R1)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -2680,7 +2680,7 @@ groups1:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R4), (F12, F13)
@@ -2735,54 +2735,54 @@ without8:
 	SUBS $8, R6
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R6
 	BEQ next7
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
-	PART(·loadPart2<>, 0, R1)
+	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	FADD8(3, 6, 3)
 	FMUL8(7, 3, 3)
 	FADD8(8, 3, 3)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 6, 4)
 	FMUL8(7, 4, 4)
 	FADD8(8, 4, 4)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
 	CBZ R0, without9
-	PART(·loadPart9<>, 0, R3)
+	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 	ADD R7<<0, R3, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 3, 3)
 	ADD R7<<1, R3, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 4, 4)
 	ADD R8<<0, R3, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
 without9:
 	MOVD $4, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R2)
+	TAIL(·storeTail2<>, 0, R2)
 	ADD R7<<0, R2, R24
-	CALL ·storePart3<>(SB)
+	CALL ·storeTail3<>(SB)
 	ADD R7<<1, R2, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R8<<0, R2, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
@@ -2812,7 +2812,7 @@ single3:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
-	BLT part11
+	BLT tail11
 
 column10:
 	FLDPQ (R4), (F12, F13)
@@ -2840,18 +2840,18 @@ without13:
 	SUBS $8, R6
 	BGE column10
 
-part11:
+tail11:
 	ANDS $7, R6
 	BEQ next12
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
-	PART(·loadPart2<>, 0, R1)
+	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
 	CBZ R0, without14
-	PART(·loadPart9<>, 0, R3)
+	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
 without14:
@@ -2860,7 +2860,7 @@ without14:
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	PART(·storePart2<>, 0, R2)
+	TAIL(·storeTail2<>, 0, R2)
 	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
@@ -2923,7 +2923,7 @@ row3:
 	SUB R4, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT part8
+	BLT tail8
 
 four7:
 	FLDPQ (R1), (F8, F9)
@@ -2961,7 +2961,7 @@ four7:
 	SUBS $8, R4
 	BGE four7
 
-part8:
+tail8:
 	ANDS $7, R4
 	BEQ summed9
 	MOVD R4, R5
@@ -2969,29 +2969,29 @@ part8:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FMUL8(4, 3, 4)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 2, 8)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(8, 7, 8)
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
@@ -3116,7 +3116,7 @@ next10:
 	ANDS $-8, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT part16
+	BLT tail16
 
 four15:
 	FLDPQ (R1), (F8, F9)
@@ -3154,7 +3154,7 @@ four15:
 	SUBS $8, R4
 	BGE four15
 
-part16:
+tail16:
 	ANDS $7, R4
 	BEQ summed17
 	MOVD R4, R5
@@ -3162,29 +3162,29 @@ part16:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FMUL8(4, 3, 4)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 2, 8)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(8, 7, 8)
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
@@ -3354,7 +3354,7 @@ group23:
 rest24:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT part26
+	BLT tail26
 
 single25:
 	FLDPQ (R1), (F8, F9)
@@ -3368,7 +3368,7 @@ single25:
 	SUBS $8, R4
 	BGE single25
 
-part26:
+tail26:
 	ANDS $7, R4
 	BEQ summed27
 	MOVD R4, R5
@@ -3376,9 +3376,9 @@ part26:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FMUL8(4, 3, 4)
 	AND8(15, 3, 3)
 	AND8(15, 4, 4)
@@ -3516,7 +3516,7 @@ row3:
 	SUB R4, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT part8
+	BLT tail8
 
 four7:
 	FLDPQ (R1), (F12, F13)
@@ -3570,7 +3570,7 @@ four7:
 	SUBS $8, R4
 	BGE four7
 
-part8:
+tail8:
 	ANDS $7, R4
 	BEQ summed9
 	MOVD R4, R5
@@ -3578,19 +3578,19 @@ part8:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -3599,20 +3599,20 @@ part8:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -3743,7 +3743,7 @@ next10:
 	ANDS $-8, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT part16
+	BLT tail16
 
 four15:
 	FLDPQ (R1), (F12, F13)
@@ -3797,7 +3797,7 @@ four15:
 	SUBS $8, R4
 	BGE four15
 
-part16:
+tail16:
 	ANDS $7, R4
 	BEQ summed17
 	MOVD R4, R5
@@ -3805,19 +3805,19 @@ part16:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -3826,20 +3826,20 @@ part16:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -4035,7 +4035,7 @@ group23:
 rest24:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT part26
+	BLT tail26
 
 single25:
 	FLDPQ (R1), (F12, F13)
@@ -4053,7 +4053,7 @@ single25:
 	SUBS $8, R4
 	BGE single25
 
-part26:
+tail26:
 	ANDS $7, R4
 	BEQ summed27
 	MOVD R4, R5
@@ -4061,9 +4061,9 @@ part26:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -4211,7 +4211,7 @@ row3:
 	SUB R5, R6
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R5
-	BLT part8
+	BLT tail8
 
 four7:
 	FLDPQ (R1), (F12, F13)
@@ -4277,7 +4277,7 @@ four7:
 	SUBS $8, R5
 	BGE four7
 
-part8:
+tail8:
 	ANDS $7, R5
 	BEQ summed9
 	MOVD R5, R6
@@ -4285,25 +4285,25 @@ part8:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
-	PART(·loadPart12<>, 0, R2)
+	TAIL(·loadTail12<>, 0, R2)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R8<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
@@ -4311,27 +4311,27 @@ part8:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R8<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R8<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R8<<1, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R9<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R9<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	ADD R9<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(9, 12, 9)
@@ -4467,7 +4467,7 @@ next10:
 	ANDS $-8, R6
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R5
-	BLT part16
+	BLT tail16
 
 four15:
 	FLDPQ (R1), (F12, F13)
@@ -4533,7 +4533,7 @@ four15:
 	SUBS $8, R5
 	BGE four15
 
-part16:
+tail16:
 	ANDS $7, R5
 	BEQ summed17
 	MOVD R5, R6
@@ -4541,25 +4541,25 @@ part16:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
-	PART(·loadPart12<>, 0, R2)
+	TAIL(·loadTail12<>, 0, R2)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R8<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
@@ -4567,27 +4567,27 @@ part16:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R8<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R8<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R8<<1, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R9<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R9<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	ADD R9<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(9, 12, 9)
@@ -4797,7 +4797,7 @@ group23:
 rest24:
 	ADD $32, R5
 	SUBS $8, R5
-	BLT part26
+	BLT tail26
 
 single25:
 	FLDPQ (R1), (F12, F13)
@@ -4818,7 +4818,7 @@ single25:
 	SUBS $8, R5
 	BGE single25
 
-part26:
+tail26:
 	ANDS $7, R5
 	BEQ summed27
 	MOVD R5, R6
@@ -4826,12 +4826,12 @@ part26:
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
-	PART(·loadPart12<>, 0, R2)
+	TAIL(·loadTail12<>, 0, R2)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
@@ -4988,7 +4988,7 @@ row3:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $8, R8
-	BLT part8
+	BLT tail8
 
 four7:
 	LD1R8(6, 8)
@@ -5081,7 +5081,7 @@ without11:
 	SUBS $8, R8
 	BGE four7
 
-part8:
+tail8:
 	ANDS $7, R8
 	BEQ summed9
 	MOVD R8, R9
@@ -5092,78 +5092,78 @@ part8:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
 	ADD R11<<1, R3, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
 	ADD R12<<0, R3, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
 	CBZ R0, without12
-	PART(·loadPart9<>, 0, R4)
+	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 3, 3)
 	ADD R11<<1, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 4, 4)
 	ADD R12<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
 without12:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
 	ADD R11<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(3, 9, 3)
 	ADD R11<<1, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(4, 9, 4)
 	ADD R12<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
 	CBZ R1, without13
-	PART(·storePart2<>, 0, R5)
+	TAIL(·storeTail2<>, 0, R5)
 	ADD R11<<0, R5, R24
-	CALL ·storePart3<>(SB)
+	CALL ·storeTail3<>(SB)
 	ADD R11<<1, R5, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R12<<0, R5, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 
 without13:
-	PART(·loadPart10<>, 0, R3)
+	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 3, 12)
 	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
 	ADD R11<<1, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 4, 12)
 	ADD R12<<0, R3, R24
-	CALL ·loadPart14<>(SB)
+	CALL ·loadTail14<>(SB)
 	FADD8(14, 8, 14)
 	FMUL8(14, 5, 14)
 	FADD8(5, 4, 4)
@@ -5311,7 +5311,7 @@ next14:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $8, R8
-	BLT part20
+	BLT tail20
 
 four19:
 	LD1R8(6, 8)
@@ -5404,7 +5404,7 @@ without23:
 	SUBS $8, R8
 	BGE four19
 
-part20:
+tail20:
 	ANDS $7, R8
 	BEQ summed21
 	MOVD R8, R9
@@ -5415,78 +5415,78 @@ part20:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
 	ADD R11<<1, R3, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
 	ADD R12<<0, R3, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
 	CBZ R0, without24
-	PART(·loadPart9<>, 0, R4)
+	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 3, 3)
 	ADD R11<<1, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 4, 4)
 	ADD R12<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
 without24:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
 	ADD R11<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(3, 9, 3)
 	ADD R11<<1, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(4, 9, 4)
 	ADD R12<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
 	CBZ R1, without25
-	PART(·storePart2<>, 0, R5)
+	TAIL(·storeTail2<>, 0, R5)
 	ADD R11<<0, R5, R24
-	CALL ·storePart3<>(SB)
+	CALL ·storeTail3<>(SB)
 	ADD R11<<1, R5, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R12<<0, R5, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 
 without25:
-	PART(·loadPart10<>, 0, R3)
+	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 3, 12)
 	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
 	ADD R11<<1, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 4, 12)
 	ADD R12<<0, R3, R24
-	CALL ·loadPart14<>(SB)
+	CALL ·loadTail14<>(SB)
 	FADD8(14, 8, 14)
 	FMUL8(14, 5, 14)
 	FADD8(5, 4, 4)
@@ -5725,7 +5725,7 @@ without37:
 rest32:
 	ADD $32, R8
 	SUBS $8, R8
-	BLT part34
+	BLT tail34
 
 single33:
 	LD1R8(6, 8)
@@ -5764,7 +5764,7 @@ without39:
 	SUBS $8, R8
 	BGE single33
 
-part34:
+tail34:
 	ANDS $7, R8
 	BEQ summed35
 	MOVD R8, R9
@@ -5775,12 +5775,12 @@ part34:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
 	CBZ R0, without40
-	PART(·loadPart9<>, 0, R4)
+	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 
 without40:
@@ -5790,13 +5790,13 @@ without40:
 	MOVD $1, R19
 	CALL (R22)
 	LD1R8(6, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
 	CBZ R1, without41
-	PART(·storePart2<>, 0, R5)
+	TAIL(·storeTail2<>, 0, R5)
 
 without41:
-	PART(·loadPart10<>, 0, R3)
+	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
 	AND8(15, 2, 2)
@@ -5930,7 +5930,7 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R8<<0, R1, R24
@@ -5984,35 +5984,35 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R2), (F4, F5)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FMUL8(4, 3, 4)
 	ADD R6<<0, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	FADD8(5, 3, 3)
 	FADD8(6, 4, 4)
 	ADD R6<<1, R1, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FADD8(6, 2, 6)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FMUL8(6, 5, 6)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 2, 8)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(8, 7, 8)
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
@@ -6048,7 +6048,7 @@ single3:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R2), (F4, F5)
@@ -6069,15 +6069,15 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R2), (F4, F5)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart3<>, 0, R0)
+	TAIL(·loadTail3<>, 0, R0)
 	FMUL8(4, 3, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
@@ -6126,7 +6126,7 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R8<<0, R1, R24
@@ -6198,7 +6198,7 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R2), (F8, F9)
@@ -6206,19 +6206,19 @@ part6:
 	FLDPQ 64(R2), (F6, F7)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R6<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -6227,20 +6227,20 @@ part6:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R6<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -6280,7 +6280,7 @@ single3:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R2), (F8, F9)
@@ -6307,7 +6307,7 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R2), (F8, F9)
@@ -6315,9 +6315,9 @@ part9:
 	FLDPQ 64(R2), (F6, F7)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
 	FCMGTZERO8(11, 12)
@@ -6371,7 +6371,7 @@ groups1:
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R9<<0, R1, R24
@@ -6459,7 +6459,7 @@ column5:
 	SUBS $8, R6
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R6
 	BEQ next7
 	FLDPQ (R3), (F8, F9)
@@ -6467,25 +6467,25 @@ part6:
 	FLDPQ 64(R3), (F6, F7)
 	FLDPQ (R4), (F0, F1)
 	FLDPQ 32(R4), (F2, F3)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
-	PART(·loadPart12<>, 0, R2)
+	TAIL(·loadTail12<>, 0, R2)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
 	FMUL8(6, 5, 6)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R7<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
@@ -6493,27 +6493,27 @@ part6:
 	FADD8(7, 5, 5)
 	FADD8(8, 6, 6)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart8<>(SB)
+	CALL ·loadTail8<>(SB)
 	FADD8(8, 4, 8)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart7<>(SB)
+	CALL ·loadTail7<>(SB)
 	FMUL8(2, 8, 11)
 	FADD8(3, 11, 11)
 	ADD R7<<1, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(7, 12, 7)
 	FMUL8(8, 7, 8)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart10<>(SB)
+	CALL ·loadTail10<>(SB)
 	FADD8(10, 4, 10)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(2, 10, 11)
 	FADD8(3, 11, 11)
 	ADD R8<<0, R2, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(9, 12, 9)
@@ -6556,7 +6556,7 @@ single3:
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R3), (F8, F9)
@@ -6586,7 +6586,7 @@ column8:
 	SUBS $8, R6
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R6
 	BEQ next10
 	FLDPQ (R3), (F8, F9)
@@ -6594,12 +6594,12 @@ part9:
 	FLDPQ 64(R3), (F6, F7)
 	FLDPQ (R4), (F0, F1)
 	FLDPQ 32(R4), (F2, F3)
-	PART(·loadPart6<>, 0, R1)
+	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FMUL8(2, 6, 11)
 	FADD8(3, 11, 11)
-	PART(·loadPart12<>, 0, R2)
+	TAIL(·loadTail12<>, 0, R2)
 	FADD8(12, 11, 11)
 	FCMGTZERO8(11, 12)
 	AND8(5, 12, 5)
@@ -6661,7 +6661,7 @@ groups1:
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R12<<0, R3, R24
@@ -6776,7 +6776,7 @@ without10:
 	SUBS $8, R9
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R9
 	BEQ next7
 	FLDPQ (R7), (F0, F1)
@@ -6784,78 +6784,78 @@ part6:
 	FLDPQ (R6), (F16, F17)
 	FLDPQ 32(R6), (F12, F13)
 	FLDPQ 64(R6), (F14, F15)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
 	ADD R10<<0, R3, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	FADD8(3, 8, 3)
 	FMUL8(6, 3, 3)
 	FADD8(7, 3, 3)
 	ADD R10<<1, R3, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 8, 4)
 	FMUL8(6, 4, 4)
 	FADD8(7, 4, 4)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
 	CBZ R0, without11
-	PART(·loadPart9<>, 0, R4)
+	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 3, 3)
 	ADD R10<<1, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 4, 4)
 	ADD R11<<0, R4, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
 without11:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
 	ADD R10<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(3, 9, 3)
 	ADD R10<<1, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(4, 9, 4)
 	ADD R11<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
 	CBZ R1, without12
-	PART(·storePart2<>, 0, R5)
+	TAIL(·storeTail2<>, 0, R5)
 	ADD R10<<0, R5, R24
-	CALL ·storePart3<>(SB)
+	CALL ·storeTail3<>(SB)
 	ADD R10<<1, R5, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R11<<0, R5, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 
 without12:
-	PART(·loadPart10<>, 0, R3)
+	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
 	ADD R10<<0, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 3, 12)
 	FADD8(3, 2, 2)
 	FADD8(12, 10, 10)
 	ADD R10<<1, R3, R24
-	CALL ·loadPart12<>(SB)
+	CALL ·loadTail12<>(SB)
 	FADD8(12, 8, 12)
 	FMUL8(12, 4, 12)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart14<>(SB)
+	CALL ·loadTail14<>(SB)
 	FADD8(14, 8, 14)
 	FMUL8(14, 5, 14)
 	FADD8(5, 4, 4)
@@ -6900,7 +6900,7 @@ single3:
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT part14
+	BLT tail14
 
 column13:
 	FLDPQ (R7), (F0, F1)
@@ -6945,7 +6945,7 @@ without17:
 	SUBS $8, R9
 	BGE column13
 
-part14:
+tail14:
 	ANDS $7, R9
 	BEQ next15
 	FLDPQ (R7), (F0, F1)
@@ -6953,12 +6953,12 @@ part14:
 	FLDPQ (R6), (F16, F17)
 	FLDPQ 32(R6), (F12, F13)
 	FLDPQ 64(R6), (F14, F15)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
 	CBZ R0, without18
-	PART(·loadPart9<>, 0, R4)
+	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 
 without18:
@@ -6968,13 +6968,13 @@ without18:
 	MOVD $1, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
 	CBZ R1, without19
-	PART(·storePart2<>, 0, R5)
+	TAIL(·storeTail2<>, 0, R5)
 
 without19:
-	PART(·loadPart10<>, 0, R3)
+	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
 	FADD8(2, 0, 0)
@@ -7172,14 +7172,14 @@ last9:
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R2)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -7401,15 +7401,15 @@ last9:
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R2)
+	TAIL(·storeTail5<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -7654,9 +7654,9 @@ last9:
 	LD1R8AT(8, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -7665,7 +7665,7 @@ last9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
+	TAIL(·storeTail7<>, 0, R2)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -7926,12 +7926,12 @@ last9:
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -7939,7 +7939,7 @@ last9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -8196,9 +8196,9 @@ last9:
 	LD1R8AT(8, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -8207,8 +8207,8 @@ last9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -8482,12 +8482,12 @@ last9:
 	LD1R8AT(8, 5, 3)
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -8495,8 +8495,8 @@ last9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
+	TAIL(·storeTail7<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R4)
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -8818,12 +8818,12 @@ last13:
 	LD1R8(7, 10)
 	LD1R8AT(4, 7, 8)
 	LD1R8AT(8, 7, 9)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
 	CBZ R0, without17
-	PART(·loadPart11<>, 0, R4)
+	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
 without17:
@@ -8836,17 +8836,17 @@ without17:
 	LD1R8AT(4, 7, 8)
 	LD1R8AT(12, 7, 6)
 	LD1R8AT(16, 7, 7)
-	PART(·loadPart11<>, 0, R2)
+	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
-	PART(·loadPart11<>, 0, R3)
+	TAIL(·loadTail11<>, 0, R3)
 	FADD8(11, 10, 11)
 	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
-	PART(·storePart0<>, 0, R5)
+	TAIL(·storeTail0<>, 0, R5)
 	CBZ R1, without18
-	PART(·storePart2<>, 0, R6)
+	TAIL(·storeTail2<>, 0, R6)
 
 without18:
 	LSL $2, R9
@@ -8921,7 +8921,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R3), (F4, F5)
@@ -8976,54 +8976,54 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
 	FLDPQ 128(R3), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R2)
 	ADD R6<<0, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R6<<0, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R6<<1, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R6<<1, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R7<<0, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -9053,7 +9053,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R3), (F4, F5)
@@ -9075,21 +9075,21 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
 	FLDPQ 128(R3), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R2)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -9136,7 +9136,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R4), (F4, F5)
@@ -9199,61 +9199,61 @@ column5:
 	SUBS $8, R6
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R6
 	BEQ next7
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R2)
+	TAIL(·storeTail5<>, 0, R3)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R7<<0, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R7<<0, R3, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R7<<1, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R7<<1, R3, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 2, 4)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
 	ADD R8<<0, R2, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R8<<0, R3, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -9287,7 +9287,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R4), (F4, F5)
@@ -9311,22 +9311,22 @@ column8:
 	SUBS $8, R6
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R6
 	BEQ next10
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart4<>, 0, R1)
+	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
-	PART(·loadPart5<>, 0, R0)
+	TAIL(·loadTail5<>, 0, R0)
 	FSUB8(0, 5, 6)
 	FMUL8(1, 4, 4)
 	FSUB8(4, 6, 6)
 	FMUL8(3, 6, 6)
-	PART(·storePart6<>, 0, R2)
-	PART(·storePart5<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R2)
+	TAIL(·storeTail5<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -9375,7 +9375,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R3), (F8, F9)
@@ -9447,7 +9447,7 @@ column5:
 	SUBS $8, R5
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R5
 	BEQ next7
 	FLDPQ (R3), (F8, F9)
@@ -9455,9 +9455,9 @@ part6:
 	FLDPQ 64(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
 	FLDPQ 128(R3), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -9466,12 +9466,12 @@ part6:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
+	TAIL(·storeTail7<>, 0, R2)
 	ADD R6<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -9481,12 +9481,12 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R6<<0, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R6<<1, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R6<<1, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -9496,12 +9496,12 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R6<<1, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -9511,7 +9511,7 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R7<<0, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -9541,7 +9541,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R3), (F8, F9)
@@ -9568,7 +9568,7 @@ column8:
 	SUBS $8, R5
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R5
 	BEQ next10
 	FLDPQ (R3), (F8, F9)
@@ -9576,9 +9576,9 @@ part9:
 	FLDPQ 64(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
 	FLDPQ 128(R3), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -9587,7 +9587,7 @@ part9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
+	TAIL(·storeTail7<>, 0, R2)
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
@@ -9634,7 +9634,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R4), (F8, F9)
@@ -9718,7 +9718,7 @@ column5:
 	SUBS $8, R6
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R6
 	BEQ next7
 	FLDPQ (R4), (F8, F9)
@@ -9726,12 +9726,12 @@ part6:
 	FLDPQ 64(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -9739,16 +9739,16 @@ part6:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R3)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R7<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -9757,16 +9757,16 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R7<<0, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R7<<1, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -9775,16 +9775,16 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R7<<1, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -9793,7 +9793,7 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R8<<0, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -9827,7 +9827,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R4), (F8, F9)
@@ -9857,7 +9857,7 @@ column8:
 	SUBS $8, R6
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R6
 	BEQ next10
 	FLDPQ (R4), (F8, F9)
@@ -9865,12 +9865,12 @@ part9:
 	FLDPQ 64(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -9878,7 +9878,7 @@ part9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -9928,7 +9928,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R4), (F8, F9)
@@ -10008,7 +10008,7 @@ column5:
 	SUBS $8, R6
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R6
 	BEQ next7
 	FLDPQ (R4), (F8, F9)
@@ -10016,9 +10016,9 @@ part6:
 	FLDPQ 64(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -10027,13 +10027,13 @@ part6:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R3)
 	ADD R7<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R7<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -10043,14 +10043,14 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R7<<0, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R7<<0, R3, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R7<<1, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R7<<1, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -10060,14 +10060,14 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R7<<1, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R7<<1, R3, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -10077,9 +10077,9 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R8<<0, R2, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R8<<0, R3, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -10113,7 +10113,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R4), (F8, F9)
@@ -10142,7 +10142,7 @@ column8:
 	SUBS $8, R6
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R6
 	BEQ next10
 	FLDPQ (R4), (F8, F9)
@@ -10150,9 +10150,9 @@ part9:
 	FLDPQ 64(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
 	FLDPQ 128(R4), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	FCMGTZERO8(8, 9)
@@ -10161,8 +10161,8 @@ part9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R2)
-	PART(·storePart6<>, 0, R3)
+	TAIL(·storeTail7<>, 0, R2)
+	TAIL(·storeTail6<>, 0, R3)
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
@@ -10213,7 +10213,7 @@ groups1:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R5), (F8, F9)
@@ -10305,7 +10305,7 @@ column5:
 	SUBS $8, R7
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R7
 	BEQ next7
 	FLDPQ (R5), (F8, F9)
@@ -10313,12 +10313,12 @@ part6:
 	FLDPQ 64(R5), (F6, F7)
 	FLDPQ 96(R5), (F0, F1)
 	FLDPQ 128(R5), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -10326,17 +10326,17 @@ part6:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
+	TAIL(·storeTail7<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R4)
 	ADD R8<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R8<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R8<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -10345,18 +10345,18 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R8<<0, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R8<<0, R4, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R8<<1, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R8<<1, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R8<<1, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -10365,18 +10365,18 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R8<<1, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R8<<1, R4, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	ADD R9<<0, R1, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 4, 5)
 	ADD R9<<0, R0, R24
-	CALL ·loadPart6<>(SB)
+	CALL ·loadTail6<>(SB)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
 	ADD R9<<0, R2, R24
-	CALL ·loadPart9<>(SB)
+	CALL ·loadTail9<>(SB)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -10385,9 +10385,9 @@ part6:
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
 	ADD R9<<0, R3, R24
-	CALL ·storePart7<>(SB)
+	CALL ·storeTail7<>(SB)
 	ADD R9<<0, R4, R24
-	CALL ·storePart6<>(SB)
+	CALL ·storeTail6<>(SB)
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -10425,7 +10425,7 @@ single3:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R5), (F8, F9)
@@ -10457,7 +10457,7 @@ column8:
 	SUBS $8, R7
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R7
 	BEQ next10
 	FLDPQ (R5), (F8, F9)
@@ -10465,12 +10465,12 @@ part9:
 	FLDPQ 64(R5), (F6, F7)
 	FLDPQ 96(R5), (F0, F1)
 	FLDPQ 128(R5), (F2, F3)
-	PART(·loadPart5<>, 0, R1)
+	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
-	PART(·loadPart6<>, 0, R0)
+	TAIL(·loadTail6<>, 0, R0)
 	FMUL8(2, 5, 8)
 	FADD8(3, 8, 8)
-	PART(·loadPart9<>, 0, R2)
+	TAIL(·loadTail9<>, 0, R2)
 	FADD8(9, 8, 8)
 	FCMGTZERO8(8, 9)
 	AND8(6, 9, 6)
@@ -10478,8 +10478,8 @@ part9:
 	FMUL8(1, 5, 5)
 	FSUB8(5, 7, 7)
 	FMUL8(2, 7, 7)
-	PART(·storePart7<>, 0, R3)
-	PART(·storePart6<>, 0, R4)
+	TAIL(·storeTail7<>, 0, R3)
+	TAIL(·storeTail6<>, 0, R4)
 	LSL $2, R7
 	ADD R7, R0
 	ADD R7, R1
@@ -10538,7 +10538,7 @@ groups1:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT part6
+	BLT tail6
 
 column5:
 	FLDPQ (R7), (F20, F21)
@@ -10647,42 +10647,42 @@ without9:
 	SUBS $8, R9
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R9
 	BEQ next7
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R3, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	FADD8(3, 10, 3)
 	FMUL8(8, 3, 3)
 	FADD8(9, 3, 3)
 	ADD R10<<1, R3, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	FADD8(4, 10, 4)
 	FMUL8(8, 4, 4)
 	FADD8(9, 4, 4)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
 	CBZ R0, without10
-	PART(·loadPart11<>, 0, R4)
+	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 	ADD R10<<0, R4, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 3, 3)
 	ADD R10<<1, R4, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 4, 4)
 	ADD R11<<0, R4, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 5, 5)
 
 without10:
@@ -10692,59 +10692,59 @@ without10:
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 96(R7), (F12, F13)
 	FLDPQ 128(R7), (F14, F15)
-	PART(·loadPart11<>, 0, R2)
+	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
 	ADD R10<<0, R2, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FMUL8(3, 11, 3)
 	ADD R10<<1, R2, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FMUL8(4, 11, 4)
 	ADD R11<<0, R2, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FMUL8(5, 11, 5)
-	PART(·loadPart11<>, 0, R3)
+	TAIL(·loadTail11<>, 0, R3)
 	FADD8(11, 10, 11)
 	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	ADD R10<<0, R3, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 10, 11)
 	FSUB8(6, 3, 1)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 1, 1)
 	FMUL8(8, 1, 1)
 	ADD R10<<1, R3, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 10, 11)
 	FSUB8(6, 4, 12)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 12, 12)
 	FMUL8(8, 12, 12)
 	ADD R11<<0, R3, R24
-	CALL ·loadPart11<>(SB)
+	CALL ·loadTail11<>(SB)
 	FADD8(11, 10, 11)
 	FSUB8(6, 5, 13)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 13, 13)
 	FMUL8(8, 13, 13)
-	PART(·storePart0<>, 0, R5)
+	TAIL(·storeTail0<>, 0, R5)
 	ADD R10<<0, R5, R24
-	CALL ·storePart1<>(SB)
+	CALL ·storeTail1<>(SB)
 	ADD R10<<1, R5, R24
-	CALL ·storePart12<>(SB)
+	CALL ·storeTail12<>(SB)
 	ADD R11<<0, R5, R24
-	CALL ·storePart13<>(SB)
+	CALL ·storeTail13<>(SB)
 	CBZ R1, without11
-	PART(·storePart2<>, 0, R6)
+	TAIL(·storeTail2<>, 0, R6)
 	ADD R10<<0, R6, R24
-	CALL ·storePart3<>(SB)
+	CALL ·storeTail3<>(SB)
 	ADD R10<<1, R6, R24
-	CALL ·storePart4<>(SB)
+	CALL ·storeTail4<>(SB)
 	ADD R11<<0, R6, R24
-	CALL ·storePart5<>(SB)
+	CALL ·storeTail5<>(SB)
 
 without11:
 	LSL $2, R9
@@ -10784,7 +10784,7 @@ single3:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT part13
+	BLT tail13
 
 column12:
 	FLDPQ (R7), (F20, F21)
@@ -10830,18 +10830,18 @@ without16:
 	SUBS $8, R9
 	BGE column12
 
-part13:
+tail13:
 	ANDS $7, R9
 	BEQ next14
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
-	PART(·loadPart2<>, 0, R3)
+	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
 	CBZ R0, without17
-	PART(·loadPart11<>, 0, R4)
+	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
 without17:
@@ -10854,17 +10854,17 @@ without17:
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 96(R7), (F12, F13)
 	FLDPQ 128(R7), (F14, F15)
-	PART(·loadPart11<>, 0, R2)
+	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
-	PART(·loadPart11<>, 0, R3)
+	TAIL(·loadTail11<>, 0, R3)
 	FADD8(11, 10, 11)
 	FSUB8(6, 2, 0)
 	FMUL8(7, 11, 11)
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
-	PART(·storePart0<>, 0, R5)
+	TAIL(·storeTail0<>, 0, R5)
 	CBZ R1, without18
-	PART(·storePart2<>, 0, R6)
+	TAIL(·storeTail2<>, 0, R6)
 
 without18:
 	LSL $2, R9
@@ -10921,7 +10921,7 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part6
+	BLT tail6
 
 column5:
 	ADD R7<<0, R0, R24
@@ -10952,20 +10952,20 @@ column5:
 	SUBS $8, R4
 	BGE column5
 
-part6:
+tail6:
 	ANDS $7, R4
 	BEQ next7
 	FLDPQ (R2), (F0, F1)
-	PART(·loadPart2<>, 0, R0)
+	TAIL(·loadTail2<>, 0, R0)
 	AND8(1, 2, 2)
 	ADD R5<<0, R0, R24
-	CALL ·loadPart3<>(SB)
+	CALL ·loadTail3<>(SB)
 	AND8(1, 3, 3)
 	ADD R5<<1, R0, R24
-	CALL ·loadPart4<>(SB)
+	CALL ·loadTail4<>(SB)
 	AND8(1, 4, 4)
 	ADD R6<<0, R0, R24
-	CALL ·loadPart5<>(SB)
+	CALL ·loadTail5<>(SB)
 	AND8(1, 5, 5)
 	SMAX8(4, 2, 2)
 	SMAX8(5, 3, 3)
@@ -10994,7 +10994,7 @@ single3:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT part9
+	BLT tail9
 
 column8:
 	FLDPQ (R2), (F0, F1)
@@ -11008,11 +11008,11 @@ column8:
 	SUBS $8, R4
 	BGE column8
 
-part9:
+tail9:
 	ANDS $7, R4
 	BEQ next10
 	FLDPQ (R2), (F0, F1)
-	PART(·loadPart2<>, 0, R0)
+	TAIL(·loadTail2<>, 0, R0)
 	AND8(1, 2, 2)
 	SMAX8(2, 0, 0)
 	FSTPQ (F0, F1), (R2)
@@ -15848,9 +15848,9 @@ vector6:
 	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
 	ADD4D(9, 11, 5)
-	ADD $actCode_wide, R21, R15
+	ADD $actCode_p64, R21, R15
 	LD1R4D(15, 10)
-	ADD $actCode_wide, R21, R15
+	ADD $actCode_p64, R21, R15
 	LD1R4D(15, 11)
 	FMUL4D(10, 4, 4)
 	FMUL4D(11, 5, 5)
@@ -19675,11 +19675,11 @@ none:
 TEXT ·simdFence(SB), NOSPLIT, $0-0
 	RET
 
-// What stands for a kernel that does not exist faults.
+// In place of kernels that don't exist.
 TEXT ·absent<>(SB), NOSPLIT|NOFRAME, $0-0
 	UNDEF
 
-TEXT ·storePart0<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail0<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F0, 16(R24)
 	TBZ $1, R25, odd2
@@ -19709,7 +19709,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart1<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail1<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F2, 16(R24)
 	TBZ $1, R25, odd2
@@ -19739,7 +19739,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart2<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail2<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(2, 2, 2)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F4
@@ -19770,7 +19770,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart2<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail2<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F4, 16(R24)
 	TBZ $1, R25, odd2
@@ -19800,7 +19800,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart3<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail3<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(3, 3, 3)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F6
@@ -19831,7 +19831,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart3<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail3<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F6, 16(R24)
 	TBZ $1, R25, odd2
@@ -19861,7 +19861,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart4<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail4<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(4, 4, 4)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F8
@@ -19892,7 +19892,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart4<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail4<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F8, 16(R24)
 	TBZ $1, R25, odd2
@@ -19922,7 +19922,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart5<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail5<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(5, 5, 5)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F10
@@ -19953,7 +19953,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart5<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail5<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F10, 16(R24)
 	TBZ $1, R25, odd2
@@ -19983,7 +19983,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart6<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail6<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(6, 6, 6)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F12
@@ -20014,7 +20014,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart6<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail6<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F12, 16(R24)
 	TBZ $1, R25, odd2
@@ -20044,7 +20044,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart7<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail7<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(7, 7, 7)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F14
@@ -20075,7 +20075,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart7<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail7<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F14, 16(R24)
 	TBZ $1, R25, odd2
@@ -20105,7 +20105,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart8<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail8<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(8, 8, 8)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F16
@@ -20136,7 +20136,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart9<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail9<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(9, 9, 9)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F18
@@ -20167,7 +20167,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart10<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail10<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(10, 10, 10)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F20
@@ -20198,7 +20198,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart11<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail11<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(11, 11, 11)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F22
@@ -20229,7 +20229,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart12<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail12<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(12, 12, 12)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F24
@@ -20260,7 +20260,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart12<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail12<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F24, 16(R24)
 	TBZ $1, R25, odd2
@@ -20290,7 +20290,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·storePart13<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·storeTail13<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $2, R25, low1
 	FMOVQ.P F26, 16(R24)
 	TBZ $1, R25, odd2
@@ -20320,7 +20320,7 @@ odd4:
 done5:
 	RET
 
-TEXT ·loadPart14<>(SB), NOSPLIT|NOFRAME, $0-0
+TEXT ·loadTail14<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(14, 14, 14)
 	TBZ $2, R25, low1
 	FMOVQ.P 16(R24), F28

@@ -8,12 +8,12 @@ import "math"
 // the compiler would otherwise be free to fuse the two operations, and does so
 // on several architectures.
 
-// chunk is how many values go through the steps of a kernel together, so that
-// what lies between two steps stays in the first-level cache. It is a multiple
-// of groupSize*lanes, so that every chunk begins at lane 0 of a group.
+// chunk is the number of values that go through the steps of a kernel together, so that
+// intermediate results stay in the first-level cache. It is a multiple of
+// groupSize*lanes, so that every chunk begins at lane 0 of a group.
 const chunk = 256
 
-// genericKernel runs a kernel. Those on rows do all of their work at once.
+// genericKernel runs a kernel. A kernel on rows does the work of all its calls at once.
 func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 	switch {
 	case kernel == kernelMoments && l == rows:
@@ -39,7 +39,7 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 
 // ---- rows: the values of a channel are adjacent
 
-// sumRows has the pieces of all rows summed, of four images side by side or of one.
+// sumRows sums the pieces of all rows, of four images side by side or of one.
 func (a *kernelArgs) sumRows(kernel int, act Activation) {
 	for a.images > 0 {
 		images, most := 1, pieceSingle
@@ -123,7 +123,7 @@ func gradSumsPiece(a *kernelArgs, act Activation, p, n, images int, coef []float
 	}
 }
 
-// eachRow has all rows of all images written.
+// eachRow writes the outputs of all rows of all images.
 func (a *kernelArgs) eachRow(kernel int, act Activation) {
 	for ; a.images > 0; a.images-- {
 		for range a.rows {
@@ -180,8 +180,8 @@ func affineRow(z, x, res, coef []float32) {
 	}
 }
 
-// gradRow returns g = dy*act'(z) for the n elements from index p: dy itself
-// without an activation, buf otherwise.
+// gradRow returns g = dy*act'(z) of the n elements from index p. With an activation it
+// is computed in buf; without one it is dy.
 func gradRow(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
 	dy := at(a.dy, p, n)
 	if act.kind == actIdentity {
@@ -195,9 +195,9 @@ func gradRow(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef 
 
 // ---- cols: the channels are adjacent
 
-// colBlock is how many columns go through the steps of a kernel together, 4
-// rows of them at a time.
-const colBlock = chunk / groupSize
+// chunkCols is the number of columns that go through the steps of a kernel together,
+// with up to 4 rows at a time.
+const chunkCols = chunk / groupSize
 
 func momentsColsGeneric(a *kernelArgs) {
 	for r := 0; r < a.rows; r += groupSize {
@@ -244,8 +244,8 @@ func normalizeColsGeneric(act Activation, a *kernelArgs) {
 func gradSumsColsGeneric(act Activation, a *kernelArgs) {
 	var buf [groupSize][chunk]float32
 	for r := 0; r < a.rows; r += groupSize {
-		for cb := 0; cb < a.n; cb += colBlock {
-			n := min(colBlock, a.n-cb)
+		for cb := 0; cb < a.n; cb += chunkCols {
+			n := min(chunkCols, a.n-cb)
 			var g, x [groupSize][]float32
 			group := min(groupSize, a.rows-r)
 			for j := range group {
@@ -279,8 +279,8 @@ func gradSumsColsGeneric(act Activation, a *kernelArgs) {
 func inputGradColsGeneric(act Activation, a *kernelArgs) {
 	var buf [chunk]float32
 	for r := range a.rows {
-		for cb := 0; cb < a.n; cb += colBlock {
-			n := min(colBlock, a.n-cb)
+		for cb := 0; cb < a.n; cb += chunkCols {
+			n := min(chunkCols, a.n-cb)
 			p := r*a.stride + cb
 			g := gradCols(act, &buf, a, p, n, a.coef[cb*coefLen:])
 			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
@@ -302,7 +302,7 @@ func inputGradColsGeneric(act Activation, a *kernelArgs) {
 // record is the constants of 8 channels in cols.
 type record = [coefLen * lanes]float32
 
-// affineCols is affineRow with a channel for every element.
+// affineCols is affineRow with another channel for every element.
 func affineCols(z, x, res, coef []float32) {
 	z = z[:len(x)]
 	for c := 0; c < len(x); c += lanes {
@@ -317,7 +317,7 @@ func affineCols(z, x, res, coef []float32) {
 	}
 }
 
-// gradCols is gradRow with a channel for every element.
+// gradCols is gradRow with another channel for every element.
 func gradCols(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
 	dy := at(a.dy, p, n)
 	if act.kind == actIdentity {

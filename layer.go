@@ -5,26 +5,25 @@ import (
 	"slices"
 )
 
-// A Layer is a batch norm with everything that belongs to it: gamma and beta,
-// their gradients, running statistics, and what the backward pass needs of the
-// forward pass. It is for models written by hand; a framework that has its own
-// memory calls a [Plan].
+// A Layer is a batch norm with its memory: gamma and beta, their gradients, the
+// running statistics, and the saved state between forward and backward pass. It is for
+// models written by hand; a framework that has its own memory calls a [Plan].
 //
 // The exported fields may be read and written between calls; an optimizer
 // updates Gamma and Beta by DGamma and DBeta in place. The slices have an
-// element for each channel. Any of them may be set to nil: without Gamma or
-// Beta the scale is 1 or the shift 0, without DGamma or DBeta that gradient is
-// not computed, and without RunningMean and RunningVar nothing is tracked. One of
-// these two alone is [ErrMissing].
+// element for each channel. Any of them may be set to nil: without Gamma the scale is
+// 1, without Beta the shift is 0, without DGamma or DBeta that gradient is not
+// computed, and without RunningMean and RunningVar nothing is tracked. One of these
+// two alone is [ErrMissing].
 //
-// A Layer is for one goroutine at a time, except that [Layer.Inference] may be
-// called by several while nobody writes to the layer.
+// A Layer is for one goroutine at a time, except that several goroutines may call
+// [Layer.Inference] while none of them changes the layer.
 type Layer struct {
 	Gamma, Beta   []float32 // 1 and 0 in a new layer
 	DGamma, DBeta []float32 // gradients, set or added to by Backward
 
 	RunningMean, RunningVar []float32 // 0 and 1 in a new layer
-	BatchesTracked          int64     // how many batches are in them; it stops at its largest value
+	BatchesTracked          int64     // number of batches in the running statistics; it stops at its largest value
 
 	// Momentum is the weight of a batch in the running statistics. The zero
 	// value stands for the momentum of the layer's options.
@@ -32,8 +31,8 @@ type Layer struct {
 	// Cumulative makes the running statistics the plain average of the batches
 	// tracked (PyTorch's momentum=None), whatever Momentum is.
 	Cumulative bool
-	// Precise takes in the statistics of every batch of a training forward pass, if
-	// it is not nil, at the cost of one more read of X: see SetRunning.
+	// Precise, if it is not nil, takes in the statistics of every batch of a training
+	// forward pass, at the cost of one more read of X: see SetRunning.
 	Precise *Precise
 	// Accumulate makes Backward add to DGamma and DBeta, for a batch in several
 	// pieces. Otherwise it overwrites them.
@@ -52,8 +51,8 @@ type Layer struct {
 	oldDGamma, oldDBeta []float32 // before Backward, when it accumulates
 }
 
-// keptForward is what Backward needs of a training forward pass, beside the
-// statistics. The zero value is none.
+// keptForward holds the operands of a forward pass for Backward. The statistics are
+// kept in the layer. The zero value stands for no forward pass.
 type keptForward struct {
 	plan        *Plan
 	x, residual []float32
@@ -122,7 +121,7 @@ func (l *Layer) evaluate(evaluating bool) {
 // Training reports whether the layer is in training mode.
 func (l *Layer) Training() bool { return l != nil && !l.evaluating }
 
-// Reset makes the layer as new: gamma 1, beta 0, gradients 0, and no statistics
+// Reset sets the state of a new layer: gamma 1, beta 0, gradients 0, and no statistics
 // tracked. Mode and options stay.
 func (l *Layer) Reset() {
 	if l == nil {
@@ -160,8 +159,7 @@ func (l *Layer) ZeroGrad() {
 }
 
 // Clone returns a layer with copies of the parameters, gradients and running
-// statistics, in the same mode. A forward pass that waits for Backward is not
-// taken along.
+// statistics, in the same mode. A forward pass that waits for Backward is not copied.
 func (l *Layer) Clone() (*Layer, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
@@ -180,8 +178,8 @@ func (l *Layer) Clone() (*Layer, error) {
 	return c, nil
 }
 
-// Affine returns what the layer does in evaluation mode, to be folded into the
-// layer before it or behind it.
+// Affine returns the layer's inference as an [Affine], to be folded into the layer
+// before or after it.
 func (l *Layer) Affine() (*Affine, error) {
 	if err := l.ready(); err != nil {
 		return nil, err
@@ -199,10 +197,10 @@ type LayerForwardArgs struct {
 
 	Y []float32 // output
 
-	// Untracked leaves the running statistics and BatchesTracked as they are, in
-	// training mode: for a second forward pass of a batch, whose activations were
-	// thrown away after the first to save memory (checkpointing). Y gets the same
-	// bits, and the batch counts once.
+	// Untracked leaves the running statistics and BatchesTracked unchanged in training
+	// mode. It is for the second forward pass of a batch with checkpointing, where the
+	// activations of the first were dropped to save memory. Y gets the same bits, and
+	// the batch counts once.
 	Untracked bool
 }
 
@@ -210,18 +208,17 @@ type LayerForwardArgs struct {
 //
 // In training mode it is [Plan.Forward], and updates the running statistics; a
 // batch without values is not counted in BatchesTracked. In evaluation mode it is
-// [Plan.Inference], or, without running statistics, normalization by the
-// batch's as in training.
+// [Plan.Inference]; a layer without running statistics normalizes by those of the
+// batch, as in training.
 //
 // The layer keeps references to X, to the mask's slices and, if it has an
-// activation, to Residual, until Backward has used them or another Forward is
-// called. They, Gamma, Beta and, in evaluation mode, the running statistics must
-// stay as they are for that long. So in training Y must be apart from X, and
-// with an activation from Residual ([ErrAlias]). In evaluation mode it may be
-// one of them, and then there is no Backward.
+// activation, to Residual, until Backward or the next Forward. Until then these,
+// Gamma, Beta and, in evaluation mode, the running statistics must not change. So in
+// training Y must be apart from X, and with an activation from Residual ([ErrAlias]).
+// In evaluation mode Y may be one of them; then Backward is not possible.
 //
-// A shape that is among the last ones, as many as [WithCapacity] says, takes no
-// allocation.
+// The layer keeps plans for its last shapes, up to [WithCapacity] of them; a call with
+// one of these shapes allocates nothing.
 func (l *Layer) Forward(a LayerForwardArgs) error {
 	if err := l.ready(); err != nil {
 		return err
@@ -237,7 +234,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	if p.act != Identity {
 		kept.residual = a.Residual
 	}
-	// The plan allows these, but Backward does not.
+	// The plan allows these aliases, but Backward does not.
 	ops := [...]operand{float32s("x", kept.x), float32s("residual", kept.residual), float32s("y", a.Y).out(0)}
 	lost := apart(ops[:])
 
@@ -289,7 +286,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 	return nil
 }
 
-// checkRunning reports running statistics that are not whole.
+// checkRunning returns an error if one of the running statistics is missing.
 func (l *Layer) checkRunning() error {
 	switch {
 	case l.RunningMean == nil && l.RunningVar != nil:
@@ -302,8 +299,8 @@ func (l *Layer) checkRunning() error {
 	return nil
 }
 
-// SetRunning puts the statistics of many batches in the place of the running ones,
-// as those that [Precise] gathered, with the variance of the layer's options.
+// SetRunning replaces the running statistics by the moments of many batches, for
+// example those of a [Precise]. The layer's options choose the variance.
 //
 //	layer.Precise, err = batchnorm.NewPrecise(layer.Channels())
 //	// ... Forward of many batches, in training mode ...
@@ -327,8 +324,8 @@ func (l *Layer) SetRunning(m Moments) error {
 	return p.Statistics(StatisticsArgs{Moments: m, RunningMean: l.RunningMean, RunningVar: l.RunningVar, Momentum: NewWeight(1)})
 }
 
-// Inference normalizes a batch by the running statistics, in either mode. It
-// keeps nothing, and a forward pass that waits for Backward still does. Y may be
+// Inference normalizes a batch by the running statistics, in either mode. It changes
+// nothing in the layer: Backward after it still belongs to the last Forward. Y may be
 // X or Residual.
 func (l *Layer) Inference(a LayerForwardArgs) error {
 	if err := l.ready(); err != nil {
@@ -355,8 +352,8 @@ type LayerBackwardArgs struct {
 // Backward computes the gradients of the last Forward, with the statistics as
 // functions of x in training mode ([Plan.Backward]) and as constants in
 // evaluation mode ([Plan.FrozenBackward]). It sets DGamma and DBeta, or adds to
-// them if Accumulate is set. Then the layer lets go of what it kept: one
-// Forward has one Backward ([ErrNoForward]). After an error it still has it.
+// them if Accumulate is set. Then the layer drops its references: a second Backward
+// after one Forward is [ErrNoForward]. After an error Backward may be called again.
 func (l *Layer) Backward(a LayerBackwardArgs) error {
 	if err := l.ready(); err != nil {
 		return err
@@ -408,7 +405,7 @@ func add(sum, v []float32) {
 	}
 }
 
-// plan returns the plan for a shape, of those in use or a new one.
+// plan returns the plan for a shape, one of those kept or a new one.
 func (l *Layer) plan(s Shape) (*Plan, error) {
 	if err := s.Valid(); err != nil {
 		return nil, err

@@ -17,8 +17,8 @@ import (
 //	40  float32  the slices, channels elements each
 //	    uint64   CRC-64 (ECMA) of everything before it
 //
-// The checksum finds every change of up to 64 bits in a row, and any other with
-// a probability of 1 - 2^-64. It is no protection against intent.
+// The checksum finds every change of up to 64 adjacent bits, and any other change with
+// a probability of 1 - 2^-64. It is no protection against forgery.
 const (
 	stateMagic   = "BNLAYER\n"
 	stateVersion = 1
@@ -41,9 +41,8 @@ func (l *Layer) state() [4]stateSlice {
 }
 
 // MarshalBinary returns the layer's state: gamma, beta, running statistics,
-// BatchesTracked, and epsilon, which these were made with. Gradients, mode,
-// momentum and options are not part of it. A running variance that is negative is
-// [ErrState], here and in UnmarshalBinary.
+// BatchesTracked and epsilon. Gradients, mode, momentum and options are not part of
+// it. A negative running variance is [ErrState], here and in UnmarshalBinary.
 func (l *Layer) MarshalBinary() ([]byte, error) { return l.AppendBinary(nil) }
 
 // AppendBinary appends to b what MarshalBinary returns.
@@ -84,15 +83,15 @@ func (l *Layer) AppendBinary(b []byte) ([]byte, error) {
 	return binary.LittleEndian.AppendUint64(b, crc64.Checksum(b[begin:], stateTable)), nil
 }
 
-// UnmarshalBinary loads a state into a layer made by [NewLayer] with the same
-// number of channels, epsilon and slices as the one that was saved. Epsilon is the
-// same if it is so as a float32, as many files hold it; the layer keeps its own. The values
-// go into the slices that are there, so that an optimizer's references hold.
-// Nothing else of the layer changes, but that a forward pass that waits for
-// Backward is forgotten, since its parameters are gone.
+// UnmarshalBinary loads a state into a layer made by [NewLayer] with the number of
+// channels, epsilon and slices of the saved one. Epsilon is compared as a float32,
+// as many files hold it; the layer keeps its own. The values are copied into the
+// layer's slices, so that an optimizer's references stay valid. A forward pass that
+// waits for Backward is dropped, since its parameters are gone. Nothing else of the
+// layer changes.
 //
-// Data that is truncated, altered, or of another layer is [ErrState], and leaves
-// the layer as it was.
+// Data that is truncated, altered, or of another layer is [ErrState], and the layer
+// stays unchanged.
 func (l *Layer) UnmarshalBinary(data []byte) error {
 	if err := l.ready(); err != nil {
 		return err
@@ -117,7 +116,7 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 	if channels != uint64(l.channels) {
 		return fail(ErrState, "saved state has %d channels, the layer has %d", channels, l.channels)
 	}
-	if float32(epsilon) != float32(l.epsilon) { // what differs by less went through a float32
+	if float32(epsilon) != float32(l.epsilon) { // a smaller difference comes from a file with float32
 		return fail(ErrState, "saved state was made with epsilon %v, the layer has %v", epsilon, l.epsilon)
 	}
 	if batches > math.MaxInt64 {

@@ -1,16 +1,15 @@
 package batchnorm
 
 // Synchronize makes the layer one of a group: in training mode Forward and
-// Backward use the statistics and the sums of all ranks' parts of the batch, as
+// Backward use the statistics and the sums of the whole batch, over all ranks, as
 // [SyncPlan] does. All ranks synchronize their layers in the same order, and call
-// them in the same order. With equal parameters at the beginning, the layers stay
-// the same on every rank, to the bit: DGamma and DBeta are those of the whole
-// batch already.
+// them in the same order. Layers that begin with equal parameters keep equal bits on
+// every rank: DGamma and DBeta are those of the whole batch already.
 //
-// What uses the running statistics, which is evaluation mode and
-// [Layer.Inference], is not synchronized. A batch is counted in BatchesTracked
-// when any rank's part has values. [Layer.Precise] gathers those of this rank. A [Layer.Clone] belongs to no group. A group
-// of nil ends the synchronization.
+// Evaluation mode and [Layer.Inference] are not synchronized, since they use the
+// running statistics. A batch is counted in BatchesTracked when any rank has values.
+// [Layer.Precise] gathers the values of this rank alone. A [Layer.Clone] belongs to no
+// group. A nil group ends the synchronization.
 func (l *Layer) Synchronize(g *SyncGroup) error {
 	if err := l.ready(); err != nil {
 		return err
@@ -27,8 +26,8 @@ func (l *Layer) Synchronize(g *SyncGroup) error {
 	return nil
 }
 
-// train is a forward pass in training mode. It returns how many values per channel
-// there are, on all ranks together.
+// train is a forward pass in training mode. It returns the number of values per
+// channel, of all ranks together.
 func (l *Layer) train(p *Plan, a *ForwardArgs) (n int, err error) {
 	if l.sync != nil {
 		return l.sync.forward(p, a)
@@ -44,8 +43,8 @@ func (l *Layer) trainBack(p *Plan, a *BackwardArgs) error {
 	return p.Backward(*a)
 }
 
-// refuse tells the other ranks of an error that comes before a synchronized pass,
-// so that none waits for this one, and returns it.
+// refuse returns an error that comes before a synchronized pass, after telling the
+// other ranks, so that none waits for this one.
 func (l *Layer) refuse(err error) error {
 	if l.sync == nil || l.evaluating && (l.RunningMean != nil || l.RunningVar != nil) {
 		return err

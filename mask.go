@@ -1,43 +1,40 @@
 package batchnorm
 
-// Mask says which positions of a batch are data and which are padding, in a
-// tensor of Outer x Inner positions per channel. The zero value says that there
-// is no padding. Either of Lengths and Valid may be given.
+// Mask tells data from padding in a tensor of Outer x Inner positions per channel. The
+// zero value stands for no padding. At most one of Lengths and Valid may be given.
 //
-// Padding has no part in anything: what it holds, NaN among it, can't reach a
-// result. Of the outputs it becomes 0, or stays as it is with
-// KeepPadding.
+// Padding takes no part in the result, whatever values it has, NaN included. Outputs
+// at padding are set to 0, or are not written with KeepPadding.
 //
-// A call whose mask leaves out nothing gives the bits of one without a mask.
-// Any other gives the bits that the tensor would give with its padding taken
-// out, so that the n valid positions of a channel lie side by side in their
-// order: the tensor of shape {1, Channels, n}, or {n, Channels, 1} where the
-// channels are adjacent (Inner is 1 and Channels is not).
+// A mask without padding gives the bits of a call without a mask. Any other mask gives
+// the bits of the tensor without its padding, with the n valid positions of a channel
+// side by side in their order: the tensor of shape {1, Channels, n}, or
+// {n, Channels, 1} where the channels are adjacent (Inner is 1 and Channels is not).
 //
-// A mask that leaves nothing makes of any batch an empty one: in training it has
-// no statistics, leaves the running ones, and gives no gradients.
+// A batch that is all padding counts as an empty one: in training it has no
+// statistics, leaves the running statistics, and gives no gradients.
 //
-// The first such call of a plan allocates its workspace, and so does the first
-// with Valid; calls after that allocate nothing.
+// The first call of a plan with padding allocates a workspace, and so does the first
+// with Valid; later calls allocate nothing.
 type Mask struct {
-	// Lengths has the number of valid positions of each sample, which come
-	// first in it. With Inner > 1 a sample is one of the Outer rows, so that
-	// there are Outer lengths, from 0 to Inner. With Inner 1 (channels last)
-	// there are as many lengths as samples, each of Outer/len(Lengths) positions.
+	// Lengths has the number of valid positions of each sample; they come before its
+	// padding. With Inner > 1 a sample is one of the Outer rows: there are Outer
+	// lengths, from 0 to Inner. With Inner 1 (channels last) there is a length for each
+	// sample, and each sample has Outer/len(Lengths) positions.
 	Lengths []int
 
 	// Valid has an element for every position (o, i), at o*Inner + i.
 	Valid []bool
 
-	// KeepPadding leaves the outputs as they are where there is padding.
+	// KeepPadding leaves outputs at padding unwritten.
 	KeepPadding bool
 }
 
-// sample returns how many positions each of the lengths is of.
+// sample returns the number of positions of a sample with a length.
 func (m *Mask) sample(s Shape) int { return s.PerChannel() / max(1, len(m.Lengths)) }
 
-// count returns how many positions of a channel are valid, or what is wrong
-// with the mask.
+// count returns the number of valid positions of a channel, or an error for an
+// invalid mask.
 func (m *Mask) count(s Shape) (n int, err error) {
 	positions := s.PerChannel()
 	switch {
@@ -71,8 +68,8 @@ func (m *Mask) count(s Shape) (n int, err error) {
 	return n, nil
 }
 
-// runs appends the runs of valid positions, of at most row positions where a
-// row ends a run, to list.
+// runs appends the runs of valid positions to list. A run ends with its row of so many
+// positions.
 func (m *Mask) runs(list []run, s Shape, row int) []run {
 	n := 0
 	add := func(first, end int) {
@@ -106,7 +103,7 @@ func (m *Mask) runs(list []run, s Shape, row int) []run {
 // given reports whether there is a mask.
 func (m *Mask) given() bool { return m.Lengths != nil || m.Valid != nil }
 
-// most returns how many runs there can be at most.
+// most returns the largest possible number of runs.
 func (m *Mask) most(s Shape, row int) int {
 	rows := ceilDiv(s.PerChannel(), row)
 	switch {

@@ -6,10 +6,10 @@ import (
 )
 
 // Momentum is the weight with which a batch enters the running statistics.
-// Frameworks disagree on which side their "momentum" weighs, so it can only be
-// made by a function whose name says it. The zero value stands for the plan's
-// momentum ([WithMomentum]), which is NewWeight(0.1), PyTorch's default, unless
-// an option says otherwise.
+// In some frameworks "momentum" is the weight of the new batch, in others the weight of
+// the old value. So a Momentum is made by a function that names the side. The zero
+// value stands for the plan's momentum ([WithMomentum]), by default NewWeight(0.1),
+// as PyTorch.
 type Momentum struct {
 	weight     float64
 	set        bool
@@ -18,8 +18,8 @@ type Momentum struct {
 }
 
 // NewWeight weighs the new batch:
-// running = (1-w)*running + w*batch. This is "momentum" in PyTorch, cuDNN and
-// the factor of TensorFlow's exponential_avg_factor.
+// running = (1-w)*running + w*batch. This is "momentum" in PyTorch,
+// exponentialAverageFactor in cuDNN, and exponential_avg_factor in TensorFlow.
 func NewWeight(w float64) Momentum { return Momentum{weight: w, set: true} }
 
 // OldWeight weighs the value so far: running = w*running + (1-w)*batch. This
@@ -45,7 +45,7 @@ func (m Momentum) String() string {
 	return fmt.Sprintf("NewWeight(%v)", m.weight)
 }
 
-// after is the momentum of a batch that comes so many batches later.
+// after returns the momentum of the batch that comes so many batches later.
 func (m Momentum) after(batches int) Momentum {
 	if !m.cumulative {
 		return m

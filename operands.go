@@ -5,8 +5,8 @@ import (
 	"unsafe"
 )
 
-// operands are the tensors and the slices by channel of a call. Each operation uses
-// those that it needs; nil stands for what is not given or not wanted.
+// operands are the tensors and the slices by channel of a call. An operation uses some
+// of them; an operand that is not given or not wanted is nil.
 type operands struct {
 	x, dy, residual []float32 // tensors that are read
 	y, dresidual    []float32 // tensors that are written; y is dx in a backward pass
@@ -19,12 +19,12 @@ type operands struct {
 	dgamma, dbeta           []float32
 }
 
-// part returns the operands of a part of a call: count elements of every tensor
-// from index first, and channels from channel c. Saved statistics begin at saved.
-func (o *operands) part(first, count, c, channels, saved int) operands {
+// cut returns the operands of a smaller call: n elements of every tensor from index
+// first, and some channels from channel c. Saved statistics begin at saved.
+func (o *operands) cut(first, n, c, channels, saved int) operands {
 	return operands{
-		x: slice(o.x, first, count), dy: slice(o.dy, first, count), residual: slice(o.residual, first, count),
-		y: slice(o.y, first, count), dresidual: slice(o.dresidual, first, count),
+		x: slice(o.x, first, n), dy: slice(o.dy, first, n), residual: slice(o.residual, first, n),
+		y: slice(o.y, first, n), dresidual: slice(o.dresidual, first, n),
 		gamma: slice(o.gamma, c, channels), beta: slice(o.beta, c, channels),
 		mean: slice(o.mean, saved, channels), invstd: slice(o.invstd, saved, channels),
 		variance:  slice(o.variance, saved, channels),
@@ -58,16 +58,16 @@ type aliases uint32
 
 // operand is a slice that a caller hands in.
 type operand struct {
-	name     string
-	n        int     // elements that it has
-	begin    uintptr // its bytes are [begin, end)
-	end      uintptr
-	tensor   bool // it has an element per element of the shape, else per channel
-	parts    int  // by channel: it has so many elements per channel
-	required bool
-	output   bool
-	bit      aliases // its own place in mayBe
-	mayBe    aliases // the inputs that an output may coincide with
+	name       string
+	n          int     // elements that it has
+	begin      uintptr // its bytes are [begin, end)
+	end        uintptr
+	tensor     bool // it has an element per element of the shape; otherwise per channel
+	perChannel int  // by channel: its elements per channel
+	required   bool
+	output     bool
+	bit        aliases // its own place in mayBe
+	mayBe      aliases // the inputs that an output may coincide with
 }
 
 func (s Shape) checker() checker { return checker{shape: s} }
@@ -75,7 +75,7 @@ func (s Shape) checker() checker { return checker{shape: s} }
 func (k *checker) add(o operand) *operand {
 	a := &k.list[k.n]
 	*a = o
-	a.parts, a.bit = 1, 1<<k.n
+	a.perChannel, a.bit = 1, 1<<k.n
 	k.n++
 	return a
 }
@@ -119,13 +119,13 @@ func (k *checker) channels64(name string, s []float64) *operand {
 	return k.add(float64s(name, s))
 }
 
-// must says that an argument has to be there.
+// must marks an argument as required.
 func (a *operand) must() *operand {
 	a.required = true
 	return a
 }
 
-// require says of arguments that were added that they have to be there.
+// require marks arguments that were added before as required.
 func (k *checker) require(names ...string) {
 	for i := range k.list[:k.n] {
 		a := &k.list[i]
@@ -133,7 +133,7 @@ func (k *checker) require(names ...string) {
 	}
 }
 
-// written says that an argument is an output, which may be one of some inputs.
+// written marks an argument as an output that may be one of some inputs.
 func (a *operand) written(inputs ...*operand) *operand {
 	a.output = true
 	for _, in := range inputs {
@@ -142,17 +142,16 @@ func (a *operand) written(inputs ...*operand) *operand {
 	return a
 }
 
-// of says that an argument by channel has the elements of several parts.
-func (a *operand) of(parts int) *operand {
-	a.parts = parts
+// per sets how many elements per channel an argument has.
+func (a *operand) per(n int) *operand {
+	a.perChannel = n
 	return a
 }
 
 func (a *operand) absent() bool { return a.begin == 0 }
 
-// check reports the first argument that is missing or has another length than the
-// shape asks for, and the first output that overlaps another argument in another
-// way than it may.
+// check reports the first argument that is missing or has a wrong length for the
+// shape, or else the first output with an overlap that is not allowed.
 func (k *checker) check() error {
 	if k.err != nil {
 		return k.err
@@ -183,7 +182,7 @@ func apart(ops []operand) error {
 }
 
 func (a *operand) check(s Shape) error {
-	need := s.Channels * a.parts
+	need := s.Channels * a.perChannel
 	if a.tensor {
 		need = s.Len()
 	}
@@ -194,14 +193,13 @@ func (a *operand) check(s Shape) error {
 		return nil
 	case a.tensor:
 		return fail(ErrLength, "%s has %d elements, shape %v needs %d", a.name, a.n, s, need)
-	case a.parts != 1:
-		return fail(ErrLength, "%s has %d elements, shape %v needs %d: %d times %d channels", a.name, a.n, s, need, a.parts, s.Channels)
+	case a.perChannel != 1:
+		return fail(ErrLength, "%s has %d elements, shape %v needs %d: %d times %d channels", a.name, a.n, s, need, a.perChannel, s.Channels)
 	}
 	return fail(ErrLength, "%s has %d elements, shape %v has %d channels", a.name, a.n, s, need)
 }
 
-// apart reports an overlap of two arguments, but for that of the same elements
-// where it is allowed.
+// apart reports an overlap of two arguments. mayBeSame allows an exact one.
 func (a *operand) apart(b *operand, mayBeSame bool) error {
 	if a.begin >= b.end || b.begin >= a.end || a.n == 0 || b.n == 0 {
 		return nil

@@ -58,9 +58,9 @@ func WithEpsilon(epsilon float64) Option {
 	}
 }
 
-// WithActivation fuses the activation behind the normalization (and the
-// residual, if there is one): y = act(normalize(x)*gamma + beta + residual).
-// Without it the activation is [Identity].
+// WithActivation applies the activation after the normalization, and after the
+// residual if there is one: y = act(xhat*gamma + beta + residual), with
+// xhat = (x - mean)*invstd. Without this option the activation is [Identity].
 func WithActivation(act Activation) Option {
 	return func(o *options) error {
 		if err := act.valid(); err != nil {
@@ -72,19 +72,19 @@ func WithActivation(act Activation) Option {
 }
 
 // WithWorkers sets how many goroutines may work on one call, the caller's
-// among them. The default is 1, which starts none; small tensors, of which a
-// worker would have less than 8,192 values, are worked on by fewer. The result
-// does not depend on it by a bit.
+// among them. The default is 1, which starts none. Each worker gets at least 8,192
+// values, so that small tensors have fewer workers. The number of workers does not
+// change a bit of the result.
 //
-// The others are started when there is something to do, and end 50 microseconds
-// after there is nothing: in the meantime they look for more, from the next phase
-// of the call or the next call of any plan, and let other goroutines go first.
+// The other goroutines start when there is work, and end 50 microseconds after the
+// last of it. In the meantime they look for work from the next phase of the call or
+// from the next call of any plan, and yield to other goroutines.
 //
-// With [WithExecutor] it says how many tasks the executor is likely to run at
-// a time, which decides only how finely the work is cut; there the default is
+// With [WithExecutor], n is the number of tasks that the executor is likely to run at
+// a time. It decides only into how many tasks the work is cut; its default is
 // GOMAXPROCS.
 //
-// More than 65,536 are refused ([ErrOption]).
+// More than 65,536 workers are [ErrOption].
 func WithWorkers(n int) Option {
 	return func(o *options) error {
 		if n < 1 || n > maxWorkers {
@@ -98,19 +98,19 @@ func WithWorkers(n int) Option {
 // maxWorkers is more than any machine has processors.
 const maxWorkers = 1 << 16
 
-// boundWorkers leaves out the workers who would find nothing to do in a tensor, as
-// each takes memory.
+// boundWorkers leaves out the workers that would have nothing to do in a tensor,
+// since each takes memory.
 func (o *options) boundWorkers(s Shape) {
 	o.workers = min(o.workers, max(1, s.Len()/o.limits.share))
 }
 
 // An Executor runs task(0), task(1), ..., task(n-1), each exactly once, in any
-// order and on any goroutines, and returns when all have returned. It may be
-// called several times, one after the other, for one operation.
+// order and on any goroutines, and returns when all have returned. One operation may
+// call it several times, one after the other.
 //
-// An executor that leaves out a task, or runs one twice, gives wrong outputs, and no
-// error. Its panic reaches the caller of the operation, whose outputs are then
-// undefined; no task may be running any more. In either case the plan serves later
+// An executor that leaves out a task, or runs one twice, gives wrong outputs and no
+// error. When it panics, no task may be running any more; the panic reaches the caller
+// of the operation, and the outputs are undefined. In both cases the plan serves later
 // calls as before.
 type Executor func(n int, task func(i int))
 
@@ -118,10 +118,9 @@ type Executor func(n int, task func(i int))
 // goroutines of the package.
 //
 // A panic of the executor passes through the call. So does a panic of a task, if the
-// executor hands it on: none is expected. The outputs of such a call are undefined, as
-// they are when the executor leaves out a task or runs one twice. The plan is as good
-// as before, and its next call has memory of its own. An executor that returns before
-// all tasks have returned breaks the plan: what they still do goes into other calls.
+// executor hands it on; tasks are not expected to panic. The plan serves later calls
+// as before, with new scratch memory. An executor must not return before all tasks
+// have returned: those still running would write into the memory of other calls.
 func WithExecutor(e Executor) Option {
 	return func(o *options) error {
 		if e == nil {
@@ -144,10 +143,10 @@ func WithPath(p Path) Option {
 	}
 }
 
-// WithSingleValue allows training on one value per channel, which otherwise
-// is [ErrTooFewValues]: the variance is 0, the output is beta (before residual
-// and activation), and the running variance is updated as if divided by 1
-// rather than by n-1 = 0.
+// WithSingleValue allows training on one value per channel, which is
+// [ErrTooFewValues] without this option. The variance is then 0 and the output beta,
+// before residual and activation. The unbiased variance is divided by 1 instead of
+// n-1 = 0.
 func WithSingleValue() Option {
 	return func(o *options) error {
 		o.singleValue = true

@@ -2,15 +2,14 @@ package batchnorm
 
 import "math"
 
-// The pieces of a pass, for batches whose parts lie in several places
-// (synchronized batch norm) and for those who schedule the pieces themselves.
+// The steps of a pass one by one, for batches whose parts lie in several places
+// (synchronized batch norm) and for callers with a schedule of their own.
 
 // Moments are the count, the mean and the sum of squared deviations from the
-// mean of every channel over some part of a batch. They don't depend on what a
-// part was normalized with, so that parts can be merged.
+// mean of every channel over a part of a batch. Moments of parts can be merged.
 type Moments struct {
 	Count    int       // values per channel
-	Mean, M2 []float64 // by channel; of no meaning when Count is 0
+	Mean, M2 []float64 // by channel; meaningless if Count is 0
 }
 
 // MomentsArgs are the arguments of [Plan.Moments].
@@ -21,11 +20,11 @@ type MomentsArgs struct {
 	Moments *Moments // output; its slices have Shape.Channels elements
 }
 
-// Moments takes the moments of a part of a batch. The part may be as small as
-// it likes; one without values gets Count 0.
+// Moments takes the moments of a part of a batch. The part may have any size; one
+// without values gets Count 0.
 //
-// Forward is, by the bits, Moments, [Plan.Statistics] and [Plan.Normalize] of
-// one part that is the whole batch.
+// For a whole batch Moments, [Plan.Statistics] and [Plan.Normalize] give the bits of
+// Forward.
 func (p *Plan) Moments(a MomentsArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -61,26 +60,27 @@ func (p *Plan) Moments(a MomentsArgs) error {
 }
 
 // MergeMoments sets dst to the moments of all parts together (Chan, Golub and
-// LeVeque 1979). parts[i] is part i: whatever the order in which they arrived,
-// the result has the same bits, as it is taken in the order of the slice.
+// LeVeque 1979). Parts are merged in the order of the slice: the result has the same
+// bits whichever part was ready first.
 //
-// Parts are blocks of other values than the whole batch has, and so rounded
-// otherwise: for data N(mean, 1) the mean comes out within 1e-6 standard
-// deviations of the whole batch's, and invstd within 1e-6 of itself. Where the
-// parts are cut as the package cuts a batch itself, one segment each (see below),
-// the bits are those of the whole batch.
+// Sums over parts are rounded differently from sums over the whole batch: for data
+// N(mean, 1) the mean comes out within 1e-6 standard deviations of the whole batch's,
+// and invstd within a relative error of 1e-6. With parts of one segment each (see
+// below), the bits are those of the whole batch.
 //
 // The slices of dst may be those of one of the parts, Mean for Mean and M2 for
 // M2, and share no memory with any other. All have the same length.
 //
-// A segment is what is summed as one. For Inner a power of two from 8 to 16384
-// it is 65536/Inner rows; for Inner 1 and 128 channels or more it is
-// 128*ceil(512/Channels) rows. So it is in batches of up to 64 segments.
+// The package cuts a batch into segments and merges their moments in order. In batches
+// of up to 64 segments, a segment has 65536/Inner rows of Outer if Inner is a power of
+// two from 8 to 16384, and 128*ceil(512/Channels) rows if Inner is 1 and Channels is
+// 128 or more.
 func MergeMoments(dst *Moments, parts []Moments) error {
 	if dst == nil {
 		return fail(ErrMissing, "dst is missing")
 	}
-	if err := mergeable(&[2]mergedName{{"mean of dst", "mean of a part"}, {"m2 of dst", "m2 of a part"}}, pair{dst.Mean, dst.M2}, len(parts), func(i int) (pair, int) {
+	names := [2]mergedName{{"mean of dst", "mean of a part"}, {"m2 of dst", "m2 of a part"}}
+	if err := mergeable(&names, pair{dst.Mean, dst.M2}, len(parts), func(i int) (pair, int) {
 		return pair{parts[i].Mean, parts[i].M2}, parts[i].Count
 	}); err != nil {
 		return err
@@ -117,12 +117,12 @@ type StatisticsArgs struct {
 	Momentum                Momentum // zero value: the plan's
 }
 
-// Statistics turns the moments of a whole batch into what [Plan.Normalize] and
-// the backward pass need, and updates the running statistics, all as
-// [Plan.Forward] does, those of an empty batch too. Of the plan it uses epsilon and
-// the number of channels; its shape is otherwise free.
+// Statistics computes mean and invstd, for [Plan.Normalize] and the backward pass,
+// from the moments of a whole batch, and updates the running statistics. It does so
+// with the bits of [Plan.Forward], also for an empty batch. It uses the plan's options
+// and number of channels; otherwise its shape may differ from the batch's.
 //
-// Mean may be Moments.Mean.
+// Mean may be Moments.Mean, and InvStd may be Moments.M2.
 func (p *Plan) Statistics(a StatisticsArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -223,9 +223,9 @@ func (p *Plan) Normalize(a NormalizeArgs) error {
 	return nil
 }
 
-// GradSums are the sums over a part of a batch that the gradients of the whole
-// batch are made of: of g = dy*act'(z), and of g times the deviation of x from
-// the mean of the whole batch, rounded to float32. Parts are merged by adding.
+// GradSums are the sums of the backward pass over a part of a batch: of
+// g = dy*act'(z), and of g times the deviation of x from the mean of the whole batch,
+// rounded to float32. The sums of parts add up to those of the whole batch.
 type GradSums struct {
 	Count int       // values per channel
 	G     []float64 // sum of g, by channel
@@ -247,10 +247,9 @@ type GradSumsArgs struct {
 }
 
 // GradSums takes the sums of the backward pass over a part of a batch. The part
-// may be as small as it likes; one without values gets Count 0 and sums 0.
+// may have any size; one without values gets Count 0 and sums 0.
 //
-// Backward is, by the bits, GradSums and [Plan.InputGrad] of one part that is the
-// whole batch.
+// For a whole batch GradSums and [Plan.InputGrad] give the bits of Backward.
 func (p *Plan) GradSums(a GradSumsArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -291,15 +290,16 @@ func (p *Plan) GradSums(a GradSumsArgs) error {
 	return nil
 }
 
-// MergeGradSums sets dst to the sums over all parts. parts[i] is part i:
-// whatever the order in which they arrived, the result has the same bits. What
-// [MergeMoments] says about segments and about memory goes here too, with G and
-// GD in the places of Mean and M2.
+// MergeGradSums sets dst to the sums over all parts, added in the order of the slice:
+// the result has the same bits whichever part was ready first. The rules of
+// [MergeMoments] for segments and for memory hold, with G and GD in the places of Mean
+// and M2.
 func MergeGradSums(dst *GradSums, parts []GradSums) error {
 	if dst == nil {
 		return fail(ErrMissing, "dst is missing")
 	}
-	if err := mergeable(&[2]mergedName{{"g of dst", "g of a part"}, {"gd of dst", "gd of a part"}}, pair{dst.G, dst.GD}, len(parts), func(i int) (pair, int) {
+	names := [2]mergedName{{"g of dst", "g of a part"}, {"gd of dst", "gd of a part"}}
+	if err := mergeable(&names, pair{dst.G, dst.GD}, len(parts), func(i int) (pair, int) {
 		return pair{parts[i].G, parts[i].GD}, parts[i].Count
 	}); err != nil {
 		return err
@@ -380,7 +380,7 @@ func (p *Plan) InputGrad(a InputGradArgs) error {
 	}
 	o := operands{dy: a.DY, x: a.X, residual: a.Residual, y: a.DX, dresidual: a.DResidual, gamma: a.Gamma, beta: a.Beta,
 		dgamma: a.DGamma, dbeta: a.DBeta}
-	if n == 0 { // what is left is the gradients by gamma and beta
+	if n == 0 { // only the gradients by gamma and beta are left
 		p.clearAll(&a.Mask, a.DX)
 		p.clearAll(&a.Mask, a.DResidual)
 		o.y, o.dresidual = nil, nil
@@ -407,13 +407,13 @@ func (w *workspace) setSums(sums *GradSums) {
 	w.spread(0, n, fieldK1, fieldK2)
 }
 
-// pair is the two slices that parts are merged in.
+// pair holds the two slices of Moments or GradSums.
 type pair [2][]float64
 
-// mergedName is what messages call one of the two slices.
+// mergedName holds the names of one of the two slices in messages.
 type mergedName struct{ dst, part string }
 
-// mergeable validates parts that are to be merged.
+// mergeable validates the arguments of a merge.
 func mergeable(names *[2]mergedName, dst pair, parts int, part func(i int) (pair, int)) error {
 	if len(dst[0]) != len(dst[1]) {
 		return fail(ErrLength, "%s has %d elements, %s has %d", names[0].dst, len(dst[0]), names[1].dst, len(dst[1]))

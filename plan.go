@@ -1,15 +1,15 @@
 package batchnorm
 
 // A Plan is made once for a shape and a set of options, and then called for
-// every batch of that shape. Its methods allocate nothing and may be called
-// from several goroutines at a time; each such call uses a workspace of its
-// own, which is allocated the first time that so many calls overlap.
+// every batch of this shape. Its methods may be called from several goroutines at a
+// time. A call allocates only the first time that so many calls overlap, since each has
+// scratch memory of its own.
 type Plan struct {
 	options
 	shape Shape
 	geo   geometry
 
-	own scratch // unless the options name one that is shared
+	own scratch // unless the options have a shared one
 }
 
 // NewPlan validates the shape and the options. Scratch memory is allocated by the
@@ -55,9 +55,9 @@ func (p *Plan) ready() error {
 	return nil
 }
 
-// acquire returns a workspace for a call on n positions per channel, which are those
-// that a mask leaves, or all. computed says that values are computed before kernels
-// see them.
+// acquire returns a workspace for a call on n positions per channel: a gathering one if
+// the mask leaves positions out, or if values are computed before kernels read them,
+// otherwise a plain one.
 func (p *Plan) acquire(m *Mask, n int, computed bool) *workspace {
 	masked := n != p.shape.PerChannel() || computed
 	w := p.memory().take(p, masked)
@@ -79,19 +79,20 @@ func (p *Plan) memory() *scratch {
 	return &p.own
 }
 
-// release takes a workspace back. It forgets the caller's memory. The workspace of a
-// call that panicked is not given back: something in it may be half done.
+// release takes a workspace back, and drops its references to the caller's memory. A
+// call that panics does not release its workspace, whose state is unknown.
 func (p *Plan) release(w *workspace) {
 	w.call = call{}
 	p.memory().give(w)
 }
 
-// Explain says in short how a call of the plan is carried out: the layout that is
-// walked, how many channels go together, whether outputs are written in turns with
-// the sums of the next ones, and whether they take non-temporal stores. It is for those
-// who read a time; it has no effect on a result, and may change with every version.
-// backward asks for [Plan.Backward] instead of [Plan.Forward], residual for one with a
-// residual and its gradient. No output is taken to be an input.
+// Explain describes in short how a call of the plan is carried out: the layout, the
+// number of channels that are summed and applied together, whether outputs are written
+// in turns with the sums of the next group, and whether stores are non-temporal. It
+// helps to read times; it has no effect on results, and may change with every version.
+// backward stands for [Plan.Backward] instead of [Plan.Forward], residual for a call
+// with a residual and its gradient. The description is of a call that does not work in
+// place.
 func (p *Plan) Explain(backward, residual bool) string {
 	if p.ready() != nil {
 		return ""

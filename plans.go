@@ -7,24 +7,23 @@ import (
 	"sync/atomic"
 )
 
-// DefaultCapacity is how many plans a [Plans] keeps unless [WithCapacity] says
-// otherwise.
+// DefaultCapacity is the number of plans that a [Plans] keeps without [WithCapacity].
 const DefaultCapacity = 64
 
-// Plans makes and keeps the plans of one set of options, for those who meet
-// their shapes at run time. It keeps as many plans as its capacity says. When a new
-// one needs a place, one goes that has not been used for long. The plans of the last
-// shapes, 3/4 of the capacity, always stay; with a capacity below 8 the plan that goes
-// is the least recently used.
+// Plans makes and keeps the plans of one set of options, for shapes that are known at
+// run time only. It keeps as many plans as its capacity. When it is full, a new plan
+// replaces one that was not used for long. The plans of the last shapes, 3/4 of the
+// capacity, always stay; with a capacity below 8 the least recently used plan is
+// replaced.
 //
 // It may be used by several goroutines at a time. Finding a plan takes no lock and
 // no allocation; while no more than 1/4 of the capacity is in use, it writes nothing
 // either, so that goroutines don't hold up one another. A new plan is made under a
-// lock, and the time to find the plan that goes grows with the capacity.
+// lock, and the time to choose the plan that it replaces grows with the capacity.
 //
 // The plans share their scratch memory: it is as large as the largest shape so far
 // needs, for as many calls as overlapped. A call of another plan than the last one
-// divides it anew, which takes well under a microsecond for some hundred channels.
+// divides it again, which takes well under a microsecond for some hundred channels.
 type Plans struct {
 	opts     []Option
 	capacity int
@@ -33,10 +32,10 @@ type Plans struct {
 	scratch  scratch // of the calls of all plans
 	recent   uint64  // a plan used so few ticks ago counts as the one used last
 
-	mu      sync.Mutex // held by those who write to slots and entries
+	mu      sync.Mutex // held while slots and entries are written
 	entries []*plansEntry
 
-	_     [64]byte // the clock shares no cache line with what every call reads
+	_     [64]byte // the clock shares no cache line with the fields that every call reads
 	clock atomic.Uint64
 	_     [56]byte
 }
@@ -48,8 +47,8 @@ type plansEntry struct {
 	used  atomic.Uint64
 }
 
-// NewPlans returns an empty set of plans with these options, which are those of
-// [NewPlan] and [WithCapacity].
+// NewPlans returns an empty Plans. The options are those of [NewPlan], and
+// [WithCapacity].
 func NewPlans(opts ...Option) (*Plans, error) {
 	o, err := newOptions(opts)
 	if err != nil {
@@ -66,8 +65,8 @@ func NewPlans(opts ...Option) (*Plans, error) {
 	return p, nil
 }
 
-// WithCapacity sets how many plans a [Plans] or a [Layer] keeps, at least 1 and at
-// most 65536. [NewPlan] takes no notice of it.
+// WithCapacity sets the number of plans that a [Plans] or a [Layer] keeps, from 1 to
+// 65,536. [NewPlan] ignores it.
 func WithCapacity(n int) Option {
 	return func(o *options) error {
 		if n < 1 || n > maxCapacity {
@@ -80,8 +79,8 @@ func WithCapacity(n int) Option {
 
 const maxCapacity = 1 << 16
 
-// Plan returns the plan for a shape: the one that there is, or a new one. A plan
-// that has gone stays valid for those who hold it.
+// Plan returns the plan for a shape, a kept one or a new one. A plan that is no longer
+// kept stays valid.
 func (p *Plans) Plan(s Shape) (*Plan, error) {
 	if p == nil || len(p.slots) == 0 {
 		return nil, fail(ErrNilPlan, "plans is nil or was not made by NewPlans")
@@ -93,7 +92,7 @@ func (p *Plans) Plan(s Shape) (*Plan, error) {
 	return p.add(s)
 }
 
-// Len returns how many plans there are.
+// Len returns the number of plans that it keeps.
 func (p *Plans) Len() int {
 	if p == nil {
 		return 0
@@ -120,14 +119,14 @@ func (p *Plans) find(s Shape) *plansEntry {
 
 // home is the slot where the search for a shape begins.
 func (p *Plans) home(s Shape) int {
-	const k = 0x9e3779b97f4a7c15 // the golden ratio, as multiplicative hashing takes it
+	const k = 0x9e3779b97f4a7c15 // 2^64 over the golden ratio, for multiplicative hashing
 	h := uint64(s.Outer)
 	h = bits.RotateLeft64(h*k, 27) ^ uint64(s.Channels)
 	h = bits.RotateLeft64(h*k, 27) ^ uint64(s.Inner)
 	return int(h * k >> p.shift)
 }
 
-// touch makes an entry the one used last, unless it is among the last few already:
+// touch marks an entry as the one used last, unless it is among the last few already:
 // every write to the clock holds up other goroutines.
 func (p *Plans) touch(e *plansEntry) {
 	if p.clock.Load()-e.used.Load() >= p.recent {
@@ -170,9 +169,9 @@ func (p *Plans) add(s Shape) (*Plan, error) {
 	return plan, nil
 }
 
-// remove takes an entry out of the table, and closes the gap: entries behind it
-// move up, as far as their search begins at or before the gap (Knuth, The Art of
-// Computer Programming, volume 3, algorithm 6.4R).
+// remove takes an entry out of the table, and closes the gap: an entry after it moves
+// there if its search begins at or before the gap (Knuth, The Art of Computer
+// Programming, volume 3, algorithm 6.4R).
 func (p *Plans) remove(e *plansEntry) {
 	mask := len(p.slots) - 1
 	gap := p.home(e.shape)
@@ -192,7 +191,7 @@ func (p *Plans) remove(e *plansEntry) {
 	p.slots[gap&mask].Store(nil)
 }
 
-// shapes returns the shapes that there are plans for, the last used first.
+// shapes returns the shapes of the kept plans, the last used first.
 func (p *Plans) shapes() []Shape {
 	p.mu.Lock()
 	defer p.mu.Unlock()

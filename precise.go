@@ -5,14 +5,14 @@ import (
 	"math/big"
 )
 
-// Precise gathers the statistics of many batches, to put them in the place of the
-// running ones once training has ended: "precise batch norm" (Wu and Johnson 2021,
-// arXiv 2105.07576), update_bn of weight averaging. It takes the [Moments] of
-// batches, or of parts of them, and gives those of all their values together.
+// Precise gathers the statistics of many batches, to replace the running statistics
+// after training: "precise batch norm" (Wu and Johnson 2021, arXiv 2105.07576), and
+// update_bn of weight averaging. It takes the [Moments] of batches or parts of batches,
+// and gives the moments of all their values together.
 //
-// It adds without rounding, so the order in which batches come, and who takes
-// them, decides no bit. It is for one goroutine at a time; several have one each,
-// and [Precise.Merge] joins these.
+// It adds without rounding, so the result has the same bits in any order of the
+// batches, and with any number of goroutines. A Precise is for one goroutine at a time;
+// give each its own, and join them by [Precise.Merge].
 //
 // It holds about a kilobyte for each channel.
 type Precise struct {
@@ -20,7 +20,7 @@ type Precise struct {
 	channels []preciseChannel
 }
 
-// preciseChannel is the sum of all values of a channel, and that of their squares.
+// preciseChannel holds the sums of all values of a channel and of their squares.
 type preciseChannel struct{ sum, squares exactSum }
 
 // NewPrecise returns an empty Precise for so many channels.
@@ -38,7 +38,7 @@ func (p *Precise) ready() error {
 	return nil
 }
 
-// fits reports that there are other channels than needed.
+// fits returns an error if the number of channels differs.
 func (p *Precise) fits(channels int) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -49,7 +49,7 @@ func (p *Precise) fits(channels int) error {
 	return nil
 }
 
-// Count returns how many values of each channel there are.
+// Count returns the number of values per channel.
 func (p *Precise) Count() int {
 	if p == nil {
 		return 0
@@ -65,8 +65,8 @@ func (p *Precise) Reset() {
 	}
 }
 
-// Add takes in the moments of a batch, or of a part of one. Those of no values
-// change nothing. A NaN or an infinity stays, in its channel.
+// Add takes in the moments of a batch, or of a part of one. A Count of 0 changes
+// nothing. A NaN or an infinity stays, in its channel.
 func (p *Precise) Add(m Moments) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -97,7 +97,7 @@ func (p *Precise) Add(m Moments) error {
 	return nil
 }
 
-// exactProduct returns x*y, rounded, and what the rounding has taken away: 0 where
+// exactProduct returns x*y rounded, and the rounding error: x*y - product, or 0 where
 // the product is not finite.
 //
 //go:noinline
@@ -139,10 +139,9 @@ func (p *Precise) Merge(other *Precise) error {
 	return nil
 }
 
-// Moments writes the moments of all values so far. Then [Plan.Statistics] makes
-// of them running statistics of the plan's kind, with the weight NewWeight(1);
-// [Layer.SetRunning] does it for a layer. The slices of dst have an element per
-// channel and are apart.
+// Moments writes the moments of all values so far. [Plan.Statistics] with the momentum
+// NewWeight(1) turns them into running statistics, and [Layer.SetRunning] sets those of
+// a layer. The slices of dst have an element per channel and are apart.
 func (p *Precise) Moments(dst *Moments) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -196,12 +195,12 @@ func (c *preciseChannel) moment(n int) (mean, m2 float64) {
 	return mean, max(quotient(squares, -2*exactScale), 0)
 }
 
-// exactSum is a sum of float64 without rounding: digits of 32 bits, of which digit
-// k weighs 2^(32*k - exactScale) and may be larger than 32 bits for a while, of either
-// sign (a small superaccumulator: Neal 2015, arXiv 1505.05571).
+// exactSum is a sum of float64 without rounding (a small superaccumulator: Neal 2015,
+// arXiv 1505.05571). Digit k weighs 2^(32*k - exactScale). Digits may have either sign,
+// and exceed 32 bits until the next carry.
 type exactSum struct {
 	digits  [exactDigits]int64
-	special float64 // sum of what is not finite; 0: nothing
+	special float64 // sum of the values that are not finite; 0: none
 	room    int32   // additions until digits may overflow
 }
 

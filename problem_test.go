@@ -84,12 +84,9 @@ type results struct {
 	dgamma, dbeta   []float32
 }
 
-// activations are all kinds but the identity.
-var activations = []batchnorm.Activation{
-	batchnorm.ReLU, batchnorm.LeakyReLU(0.125), batchnorm.ReLU6, batchnorm.Clip(-1, 0.5), batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(0.5), batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU,
-	batchnorm.GELUTanh, batchnorm.LeakyReLU(-2), batchnorm.ELU(1), batchnorm.LeakyReLU(0),
-}
+// activations are all kinds but the identity, some with several parameters.
+var activations = append(batchnorm.Activations()[1:],
+	batchnorm.LeakyReLU(0.125), batchnorm.Clip(-1, 0.5), batchnorm.ELU(0.5), batchnorm.LeakyReLU(-2), batchnorm.LeakyReLU(0))
 
 // config is a way to compute it.
 type config struct {

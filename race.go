@@ -10,9 +10,9 @@ import (
 
 const raceEnabled = true
 
-// race tells the race detector what the kernel is about to read and write,
-// since it can't see into assembly. Tests with the detector also see to it that no
-// call is so long that it holds up the garbage collector.
+// race reports the memory that a kernel is about to read and write to the race
+// detector, which can't see into assembly. It also checks that no call is so long that
+// it holds up the garbage collector.
 func (a *kernelArgs) race(kernel int, l layout) {
 	if n := a.values(l); n > maxCall {
 		panic(fmt.Sprintf("batchnorm: a kernel was asked for %d values at a time, at most %d are allowed", n, maxCall))
@@ -36,7 +36,7 @@ func (a *kernelArgs) race(kernel int, l layout) {
 		return
 	}
 	if a.left != a.n || a.rowsLeft != a.rows || a.coefAt != 0 {
-		return // all of it was told before the first call
+		return // the first call of a walk has reported all of it
 	}
 	p := a.at
 	for range a.images {

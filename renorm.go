@@ -3,8 +3,8 @@ package batchnorm
 import "math"
 
 // RenormForwardArgs are the arguments of [Plan.RenormForward]: those of
-// [Plan.Forward], of which the running statistics are required, and some more.
-// R and D are apart from all other arguments.
+// [Plan.Forward], with required running statistics, and the four below. R and D are
+// apart from all other arguments.
 type RenormForwardArgs struct {
 	ForwardArgs
 	RMax float64 // r is from 1/RMax to RMax; at least 1, may be infinite
@@ -14,30 +14,28 @@ type RenormForwardArgs struct {
 }
 
 // RenormBackwardArgs are the arguments of [Plan.RenormBackward]: those of
-// [Plan.Backward] and what RenormForward saved.
+// [Plan.Backward], and R and D as RenormForward saved them.
 type RenormBackwardArgs struct {
 	BackwardArgs
 	R, D []float64 // as RenormForward saved them
 }
 
 // RenormForward is batch renormalization (Ioffe 2017, arXiv 1702.03275): a
-// training forward pass whose result is nearer to what inference gives, as for
-// small batches. With the running mean μ and variance σ² as they are before the
-// call, and the batch's mean and invstd,
+// training forward pass for small batches, whose result is nearer to the inference's.
+// With the running mean μ and variance σ² before the call, and the batch's mean and
+// invstd,
 //
 //	r = sqrt((batch variance + epsilon)/(σ² + epsilon)), clipped to [1/RMax, RMax]
 //	d = (mean - μ)/sqrt(σ² + epsilon), clipped to [-DMax, DMax]
 //	y = act(((x - mean)*invstd*r + d)*gamma + beta + residual)
 //
-// Then the running statistics are updated as by [Plan.Forward]. The paper
-// tracks the deviation; this tracks the variance, so that the running statistics
-// are those of all other operations. With RMax 1 and DMax 0 it is Forward; the
-// paper begins there and moves to 3 and 5.
+// Then the running statistics are updated as by [Plan.Forward]. They hold the
+// variance, as in all other operations; the paper tracks the standard deviation. With
+// RMax 1 and DMax 0 this is Forward; the paper begins there and moves to 3 and 5.
 //
-// r and d are folded into the constants of the channel, so that it costs what
-// Forward does. A running variance of 0 with epsilon 0 gives r = RMax and
-// d = ±DMax, or 1 and 0 where the batch's deviation, or the difference of the
-// means, is 0 too.
+// r and d are folded into the constants of the channel, so that the cost is that of
+// Forward. With a running variance of 0 and epsilon 0, r is RMax, or 1 if the batch's
+// variance is 0 too, and d is ±DMax, or 0 if the means are equal.
 func (p *Plan) RenormForward(a RenormForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -81,8 +79,8 @@ func (p *Plan) RenormBackward(a RenormBackwardArgs) error {
 	return nil
 }
 
-// renormalization is r and d of every channel, and in forward what they come
-// from.
+// renormalization holds r and d of every channel. The other fields are for the forward
+// pass, which derives r and d from them.
 type renormalization struct {
 	r, d           []float64
 	mean, variance []float32 // running statistics

@@ -2,9 +2,9 @@ package batchnorm
 
 // Calls in rows: the values of a channel are adjacent. Adjacent channels make a
 // group. The sums of a group are taken, its channels are finished, and then its
-// outputs are written, while the values are still in a cache. Where outputs take
-// non-temporal stores, they are written in turns with the sums of the next group, so
-// that reads of the one overlap with writes of the other.
+// outputs are written, while the values are still in a cache. With non-temporal
+// stores, outputs are written in turns with the sums of the next group, so that writes
+// of one group overlap with reads of the next.
 
 // rowScratch is the memory of a task that takes sums in rows, by channel of a group.
 type rowScratch struct {
@@ -12,11 +12,11 @@ type rowScratch struct {
 	shift, zero []float32
 	a, b        []float64  // totals of a window
 	args        kernelArgs // of the kernel that takes sums
-	next        kernelArgs // of the one that takes turns with it
-	none        kernelArgs // of no kernel
+	next        kernelArgs // of the kernel that takes turns with it
+	none        kernelArgs // without work: no kernel takes turns
 }
 
-// newRowScratch has room for as many channels in a group, a multiple of 8.
+// newRowScratch has room for a group of n channels; n is a multiple of 8.
 func newRowScratch(n int) *rowScratch {
 	return &rowScratch{sums: make([]float64, n*sumLen), shift: make([]float32, n), zero: make([]float32, n),
 		a: make([]float64, n), b: make([]float64, n)}
@@ -24,7 +24,8 @@ func newRowScratch(n int) *rowScratch {
 
 func (s *rowScratch) room() int { return len(s.shift) }
 
-// giveRowScratch takes scratch memory back. It forgets the caller's memory.
+// giveRowScratch returns scratch memory to its pool, and drops its references to the
+// caller's memory.
 func (w *workspace) giveRowScratch(s *rowScratch) {
 	s.args, s.next = kernelArgs{}, kernelArgs{}
 	w.rowScratch.give(s)
@@ -35,7 +36,7 @@ func (w *workspace) fusedRows(t int) {
 	defer w.fence()
 	s := w.rowScratch.take()
 	c0, end := t*w.way.tasks, min((t+1)*w.way.tasks, w.geo.channels)
-	pending := &s.next // writes the outputs of the group before
+	pending := &s.next // the outputs of the group before
 	pending.images = 0
 	for c := c0; c < end; c += w.way.group {
 		last := min(c+w.way.group, end)
@@ -64,7 +65,7 @@ func (w *workspace) fusedRows(t int) {
 // channels c0 to c1-1.
 func (w *workspace) groupArgs(c0, c1 int) kernelArgs {
 	g := w.geo
-	if g.inner < lanes { // one image, of rows that no vector may go across
+	if g.inner < lanes { // one image, whose rows are too short for vectors across two rows
 		k := w.rowArgs(c0, 1, g.inner)
 		k.coefImage = 0
 		k.begin(c0*g.inner, c1-c0)
@@ -100,15 +101,15 @@ func (w *workspace) sumRows(t int) {
 		w.sumGroup(&w.sums, s, c, min(c+w.way.group, end), seg, &s.next, nil)
 	}
 	w.giveRowScratch(s)
-	w.fence() // of stored gradients
+	w.fence() // the sums may store gradients
 }
 
 // sumGroup takes the sums of a segment of the channels c0 to c1-1, in turns with
-// the pending outputs. With constants to scale by, the values are scaled first.
+// the pending outputs. If scale is not nil, the values are scaled first.
 func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending *kernelArgs, scale *constants) {
 	n := c1 - c0
-	at := seg*w.geo.channels + c0
-	sumA, sumB := w.channels.partA[at:at+n], w.channels.partB[at:at+n]
+	first := seg*w.geo.channels + c0
+	sumA, sumB := w.channels.partA[first:first+n], w.channels.partB[first:first+n]
 	segment := w.geo.segment(seg)
 	if w.backward {
 		w.sumWindow(st, s, c0, n, segment, w.coef[c0*coefLen:], coefLen, pending, scale)
@@ -153,10 +154,10 @@ func (w *workspace) sumWindow(st *stage, s *rowScratch, c, n int, win window, co
 	path.runTurns(st.kernel, st.act, k, w.apply.kernel, w.apply.act, pending)
 }
 
-// tiles is how a tensor in rows is cut into tasks that only write outputs.
+// tiles describes a tensor in rows that is cut into tasks that only write outputs.
 type tiles struct {
-	channels, images, pieces  int // how many
-	perChannel, perImage, len int // channels, images and values of a row in each
+	channels, images, spans   int // number of tiles along channels, images and rows
+	perChannel, perImage, len int // channels, images and values of a row in a tile
 }
 
 func (g *geometry) tiles(tile int) tiles {
@@ -169,7 +170,7 @@ func (g *geometry) tiles(tile int) tiles {
 	default:
 		t.perImage = tile / (g.inner * g.channels)
 	}
-	t.channels, t.images, t.pieces = ceilDiv(g.channels, t.perChannel), ceilDiv(g.outer, t.perImage), ceilDiv(g.inner, t.len)
+	t.channels, t.images, t.spans = ceilDiv(g.channels, t.perChannel), ceilDiv(g.outer, t.perImage), ceilDiv(g.inner, t.len)
 	return t
 }
 
@@ -178,10 +179,10 @@ func (w *workspace) applyRows(t int) {
 	g := w.geo
 	defer w.fence()
 	tiles := g.tiles(w.way.tile)
-	piece, t := t%tiles.pieces, t/tiles.pieces
+	span, t := t%tiles.spans, t/tiles.spans
 	c, o := t%tiles.channels*tiles.perChannel, t/tiles.channels*tiles.perImage
 	channels, images := min(tiles.perChannel, g.channels-c), min(tiles.perImage, g.outer-o)
-	i := piece * tiles.len
+	i := span * tiles.len
 	n := min(tiles.len, g.inner-i)
 	if w.anyWide(c, c+channels) || g.inner < lanes {
 		for r := range images {
@@ -196,7 +197,7 @@ func (w *workspace) applyRows(t int) {
 }
 
 // writeRows writes the outputs of n values of each of some channels, from index i
-// on. The next channel's values lie stride floats further on.
+// on. From a channel's values to the next one's there are stride floats.
 func (w *workspace) writeRows(c, channels, i, n, stride int) {
 	if !w.anyWide(c, c+channels) {
 		k := w.rowArgs(c, 1, n) // rows are not adjacent: each is an image of one row
@@ -214,8 +215,7 @@ func (w *workspace) writeRows(c, channels, i, n, stride int) {
 	}
 }
 
-// applyCarefully writes the outputs of the channels c0 to c1-1, of which some are
-// wide.
+// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are wide.
 func (w *workspace) applyCarefully(c0, c1 int) {
 	g := w.geo
 	for c := c0; c < c1; c++ {

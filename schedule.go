@@ -18,8 +18,8 @@ type situation struct {
 	writes   int  // tensors that it writes
 	inPlace  bool // an output is an input
 	costly   bool // backward: the activation's derivative takes longer to compute than to store and to read again
-	storable bool // backward: an output may hold g from the sums until dx is computed from it
-	masked   bool // the values of a channel are gathered, or computed first
+	storable bool // backward: an output may hold g between the two phases
+	masked   bool // values come from a source: gathered by a mask, or computed from y
 }
 
 // phases is the set of phases that a call has.
@@ -34,27 +34,27 @@ const (
 // way is how a call is carried out. It has no effect on the result.
 type way struct {
 	layout layout
-	fused  bool // rows: a group of channels is applied right behind its sums; else all sums come first
+	fused  bool // rows: a group of channels is applied right after its sums; else all sums come first
 	group  int  // rows: adjacent channels that are summed and applied together
 	turns  bool // rows: a group is applied while the sums of the next are taken
-	stores bool // backward: the sums leave g in an output, from which dx is computed
-	stream bool // outputs take non-temporal stores
+	stores bool // backward: the sums store g in an output, and the second phase reads it there
+	stream bool // outputs are written with non-temporal stores
 
-	tasks int // channels (rows, fused), or columns (cols) of a segment, in a task that takes sums
-	tile  int // rows: values in a task that only applies; cols: rows
+	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
+	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
 }
 
 // machine holds the figures of the machine that a schedule depends on.
 type machine struct {
 	l2, l3 int // bytes of a core's second-level cache, and of the third-level cache
-	// stream is from how many bytes of an output on non-temporal stores are faster.
-	// Measured: on AMD's processors a third-level cache of its own takes plain stores
-	// fast up to 6 MB; on Intel's it is far, and only the second level does.
+	// stream is the size of an output, in bytes, from which on non-temporal stores are
+	// faster. Measured: AMD's third-level cache takes plain stores fast up to 6 MB; on
+	// Intel's processors only the second level does, since the third is far.
 	stream int
 }
 
-// thisMachine is read by cpuid, with usual sizes where that does not know them, as
-// on arm64 and under emulators.
+// thisMachine has the cache sizes that cpuid reports. On arm64 and under emulators it
+// reports none, and usual sizes take their place.
 var thisMachine = newMachine(cpuid.CPU.Cache.L2, cpuid.CPU.Cache.L3, cpuid.CPU.VendorID == cpuid.Intel)
 
 func newMachine(l2, l3 int, farL3 bool) machine {
@@ -75,16 +75,16 @@ func newMachine(l2, l3 int, farL3 bool) machine {
 // effect on the result; tests set extreme ones, so that small tensors take every way.
 type limits struct {
 	machine
-	groupLen  int // rows: values of an image in a group, at least as far as caches allow
-	groupPart int // rows: a group takes 1/groupPart of the second-level cache
-	fitPart   int // rows: sums and outputs are fused for channels up to 1/fitPart of the third-level cache
-	tile      int // values in a task that only applies, at most, for several workers
-	share     int // values of the tensor that each worker has at least
-	few       int // rows: values of a tensor whose tasks are two for each worker, since a task has costs of its own
-	recompute int // cols: up to so many columns computing g again is faster than storing it, for tensors with non-temporal stores
+	groupLen   int // rows: target number of values per image in a group
+	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache
+	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
+	tile       int // largest number of values in a task that only applies, with several workers
+	share      int // smallest number of values per worker
+	few        int // rows: tensors of fewer values have two tasks per worker, since a task has a cost of its own
+	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupPart: 5, fitPart: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -118,7 +118,7 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 	}
 	w.tasks = tasks
 	enough := s.workers == 1 || g.segments == 1 || g.channels >= 4*s.workers
-	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes <= l.l3/l.fitPart)
+	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes <= l.l3/l.fitShare)
 	w.turns = w.fused && w.stream && 2*w.group <= tasks
 	w.tile = elements
 	if s.workers > 1 {
@@ -132,18 +132,19 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 // lines returns how many adjacent rows make whole cache lines.
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
-// group returns how many channels make a group, of so many bytes each: as many as give
-// runs of some length, and stay in a part of the second-level cache; in whole vectors of
-// channels if there are enough. Where rows don't end with a cache line, more are better:
-// whole lines of rows, or at least runs of some lines.
+// group returns the number of channels in a group, for channels of so many bytes. A
+// group has about groupLen values per image, fits into its share of the second-level
+// cache, and has whole vectors of channels if there are enough. Where rows don't end
+// with a cache line, it is larger: adjacent rows that make whole lines, or twice the
+// share of the cache.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
-	n := min(max(1, l.groupLen/max(1, g.inner)), max(1, l.l2/l.groupPart/bytes))
+	n := min(max(1, l.groupLen/max(1, g.inner)), max(1, l.l2/l.groupShare/bytes))
 	unit := g.lines()
 	if n < unit {
-		n = min(unit, max(n, 2*l.l2/l.groupPart/bytes))
+		n = min(unit, max(n, 2*l.l2/l.groupShare/bytes))
 	}
 	if unit = lcm(unit, lanes); n >= unit {
 		n -= n % unit
@@ -151,7 +152,7 @@ func (l limits) group(g *geometry, p Path, bytes int) int {
 	return min(n, g.channels)
 }
 
-// mostGroup returns how many channels a group in rows has at most.
+// mostGroup returns the largest number of channels of a group in rows.
 func (l limits) mostGroup(g *geometry, p Path) int { return l.group(g, p, 1) }
 
 func lcm(a, b int) int { return a / gcd(a, b) * b }
@@ -171,7 +172,7 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	}
 }
 
-// String returns the way in short, for those who read a time.
+// String returns the way in short, as printed beside times.
 func (w way) String() string {
 	var b strings.Builder
 	add := func(on bool, format string, args ...any) {
@@ -195,19 +196,19 @@ func gcd(a, b int) int {
 	return a
 }
 
-// aligned reports whether every row of the outputs begins at a multiple of a
-// vector, as it must for non-temporal stores in cols.
+// aligned reports whether every row of the outputs begins at a multiple of the vector
+// size, which non-temporal stores in cols need.
 func (k *kernelArgs) aligned() bool {
 	const mask = 4*lanes - 1
-	at := uintptr(unsafe.Pointer(&k.y[0]))
+	address := uintptr(unsafe.Pointer(&k.y[0]))
 	if k.dres != nil {
-		at |= uintptr(unsafe.Pointer(&k.dres[0]))
+		address |= uintptr(unsafe.Pointer(&k.dres[0]))
 	}
-	return at&mask == 0 && (k.rows == 1 || k.stride%lanes == 0)
+	return address&mask == 0 && (k.rows == 1 || k.stride%lanes == 0)
 }
 
-// alike reports whether the outputs lie alike in vectors, as they must for
-// non-temporal stores in rows.
+// alike reports whether the two outputs have the same offset in a vector, which
+// non-temporal stores in rows need.
 func (k *kernelArgs) alike() bool {
 	offset := func(s []float32) uintptr { return uintptr(unsafe.Pointer(&s[0])) / 4 % lanes }
 	return k.dres == nil || offset(k.dres) == offset(k.y)

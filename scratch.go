@@ -2,11 +2,11 @@ package batchnorm
 
 import "sync"
 
-// scratch is the memory that calls work in, of one plan, or of all those of a [Plans].
-// It grows with the first call of a plan, and with the first time that so many calls
+// scratch is the scratch memory of the calls of one plan, or of all plans of a [Plans].
+// It grows with the first call of a plan, and the first time that so many calls
 // overlap; other calls allocate nothing.
 type scratch struct {
-	calls int // how many overlap from the first call on: 0 stands for 1
+	calls int // number of calls that overlap from the first on; 0 stands for 1
 
 	mu         sync.Mutex
 	workspaces []*workspace // not in use
@@ -15,8 +15,8 @@ type scratch struct {
 	buffers pool[*buffers]
 }
 
-// take returns a workspace that fits a plan and its geometry, or that of the positions
-// that a mask leaves. One that already fits is preferred.
+// take returns a workspace that fits a plan: for calls with a source if masked is set. It
+// prefers one that fits already.
 func (s *scratch) take(p *Plan, masked bool) *workspace {
 	w := s.find(p, masked)
 	if w == nil {
@@ -28,8 +28,8 @@ func (s *scratch) take(p *Plan, masked bool) *workspace {
 	return w
 }
 
-// reserve makes workspaces for the calls that overlap from the first on. They have room
-// for calls of a plan, and of smaller ones, with a mask like m.
+// reserve makes workspaces for the calls that overlap from the first on, with room for
+// the plan, and for smaller plans, with a mask like m.
 func (s *scratch) reserve(p *Plan, m *Mask) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -76,18 +76,16 @@ func (s *scratch) give(w *workspace) {
 	s.workspaces = append(s.workspaces, w)
 }
 
-// pool is memory for the tasks that run at a time. What the largest call so far needs is
-// allocated by the first of its tasks, for all of them, so that later calls allocate
-// nothing.
+// pool is memory for the tasks that run at a time. The first task of a call allocates
+// for all of its tasks, if the pool is too small, so that later calls allocate nothing.
 type pool[T interface{ room() int }] struct {
 	mu   sync.Mutex
 	free []T
-	made int // how many there are, in use or not
-	room int // of each, at least
+	made int // number of elements, in use or not
+	room int // least room of an element
 }
 
-// share is the part of a pool that a call uses: n at a time, with room for as many
-// channels.
+// share is a call's use of a pool: n elements at a time, with room for so many channels.
 type share[T interface{ room() int }] struct {
 	pool    *pool[T]
 	n, room int
@@ -111,7 +109,7 @@ func (s *share[T]) take() T {
 		p.free = append(p.free, s.make(p.room))
 	}
 	n := len(p.free)
-	if n == 0 { // calls overlap, or an executor runs more tasks at a time than it said
+	if n == 0 { // calls overlap, or an executor runs more tasks at a time than WithWorkers says
 		p.made++
 		return s.make(p.room)
 	}

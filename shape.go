@@ -10,20 +10,20 @@ import (
 // element (o, c, i) stands at index (o*Channels+c)*Inner + i. Statistics are
 // taken per channel, over all o and i.
 //
-// Every layout in use has this form: NCHW is {N, C, H*W}, NHWC is {N*H*W, C, 1},
-// a matrix of N samples by C features is {N, C, 1}, and normalizing over any
-// axis k puts the dimensions before k in Outer and those behind it in Inner.
+// Every layout in use has this form: NCHW is {N, C, H*W}, NHWC is {N*H*W, C, 1}, and
+// a matrix of N samples by C features is {N, C, 1}. With the channels along any axis
+// k, Outer is the product of the dimensions before k, and Inner of those after it.
 //
-// Outer may be 0, which is an empty batch; Channels and Inner are at least 1.
-// Channels are 2,147,483,647 at most, and 2,097,151 where an int has 32 bits,
-// since there is memory for each of them besides the tensor.
+// Outer may be 0, which is an empty batch; Channels and Inner are at least 1. There
+// are at most 2,147,483,647 channels, or 2,097,151 where an int has 32 bits, since
+// each channel needs memory besides the tensor.
 type Shape struct {
 	Outer, Channels, Inner int
 }
 
-// NCHW returns the shape of a tensor whose dimensions are N, C and then any
-// number of spatial ones (NC, NCW, NCHW, NCDHW, ...), stored row-major: the
-// values of a channel are adjacent.
+// NCHW returns the shape of a row-major tensor whose dimensions are N, C and any
+// number of spatial ones (NC, NCW, NCHW, NCDHW, ...): the values of a channel are
+// adjacent.
 func NCHW(dims ...int) (Shape, error) {
 	if len(dims) < 2 {
 		return Shape{}, fail(ErrShape, "NCHW needs at least 2 dimensions (N, C), has %d", len(dims))
@@ -31,9 +31,8 @@ func NCHW(dims ...int) (Shape, error) {
 	return Axis(1, dims...)
 }
 
-// NHWC returns the shape of a tensor whose last dimension is the channel (NC,
-// NWC, NHWC, NDHWC, ...), stored row-major: the channels of a position are
-// adjacent.
+// NHWC returns the shape of a row-major tensor whose last dimension is the channel
+// (NC, NWC, NHWC, NDHWC, ...): the channels of a position are adjacent.
 func NHWC(dims ...int) (Shape, error) {
 	if len(dims) < 2 {
 		return Shape{}, fail(ErrShape, "NHWC needs at least 2 dimensions (N, ..., C), has %d", len(dims))
@@ -45,8 +44,8 @@ func NHWC(dims ...int) (Shape, error) {
 // channels lie along the given axis. A negative axis counts from the end, so
 // that -1 is the last.
 //
-// Every dimension is at least 1, but for the first, which may be 0 (an empty
-// batch) when it is not the channel axis itself.
+// Every dimension is at least 1. The first may be 0 (an empty batch) if it is not the
+// channel axis itself.
 func Axis(axis int, dims ...int) (Shape, error) { return Axes([]int{axis}, dims...) }
 
 // maxLen is the largest number of elements whose size in bytes is an int.
@@ -61,8 +60,8 @@ func (s Shape) Len() int { return s.Outer * s.Channels * s.Inner }
 // PerChannel returns the number of values that each channel has.
 func (s Shape) PerChannel() int { return s.Outer * s.Inner }
 
-// Valid returns nil for a shape that can be planned, and otherwise an error
-// that wraps [ErrShape] and says what is wrong with it.
+// Valid returns nil for a shape that a plan can have, and otherwise an error that
+// wraps [ErrShape] and names the numbers.
 func (s Shape) Valid() error {
 	if s.Outer < 0 || s.Channels < 1 || s.Inner < 1 {
 		return fail(ErrShape, "shape %v: outer must be at least 0, channels and inner at least 1", s)

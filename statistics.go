@@ -2,19 +2,19 @@ package batchnorm
 
 import "math"
 
-// VarianceToInvStd returns 1/sqrt(variance + epsilon), what [ForwardArgs].InvStd
-// has, and 0 where that would be infinite: a variance of 0 with epsilon 0 is invstd
-// 0. A sum below 0 gives NaN.
+// VarianceToInvStd returns invstd = 1/sqrt(variance + epsilon), with the bits of
+// [ForwardArgs].InvStd. A variance of 0 with epsilon 0 gives 0 instead of infinity. A
+// sum below 0 gives NaN.
 func VarianceToInvStd(variance, epsilon float64) float64 { return invStd(variance, epsilon) }
 
-// InvStdToVariance returns the variance that invstd was made of with epsilon:
+// InvStdToVariance returns the variance of an invstd made with epsilon:
 // 1/invstd^2 - epsilon, and 0 where rounding would make that negative. An invstd of
-// 0 is variance 0 with epsilon 0, and otherwise +Inf, as is a variance whose root
-// no float64 has the inverse of. A negative invstd gives NaN.
+// 0 gives variance 0 if epsilon is 0, and +Inf otherwise. A variance beyond float64's
+// range is +Inf. A negative invstd gives NaN.
 //
-// What comes back is within 2^-50*(variance + epsilon) of the variance from an invstd
-// in float64, and within 2^-22*(variance + epsilon) from one in float32: digits are
-// lost where epsilon is larger than the variance.
+// The error is within 2^-50*(variance + epsilon) for an invstd in float64, and within
+// 2^-22*(variance + epsilon) for one in float32: digits are lost where epsilon is larger
+// than the variance.
 func InvStdToVariance(invstd, epsilon float64) float64 {
 	switch {
 	case invstd < 0:
@@ -24,7 +24,7 @@ func InvStdToVariance(invstd, epsilon float64) float64 {
 	case invstd == 0:
 		return math.Inf(1)
 	}
-	s := 1 / invstd // whose square may have a range that invstd's has not
+	s := 1 / invstd // invstd*invstd could overflow or vanish where s*s does not
 	return max(float64(s*s)-epsilon, 0)
 }
 
@@ -47,14 +47,14 @@ func (o *operands) noStatistics() {
 	fill(o.batchVar, float32(math.NaN()))
 }
 
-// given says that one of two pairs of operands has to be there, or neither of them.
-func (k *checker) given(wide, narrow []*operand) {
+// given requires the statistics in float64, or in float32, or none.
+func (k *checker) given(double, single []*operand) {
 	has := func(pair []*operand) bool { return !pair[0].absent() || !pair[1].absent() }
-	if has(wide) && has(narrow) {
+	if has(double) && has(single) {
 		k.err = fail(ErrStatistics, "mean has %d elements, invstd %d, batch mean %d, batch variance %d: the first two are needed, the last two, or none",
-			wide[0].n, wide[1].n, narrow[0].n, narrow[1].n)
+			double[0].n, double[1].n, single[0].n, single[1].n)
 	}
-	for _, pair := range [...][]*operand{wide, narrow} {
+	for _, pair := range [...][]*operand{double, single} {
 		if has(pair) {
 			pair[0].must()
 			pair[1].must()
@@ -62,8 +62,8 @@ func (k *checker) given(wide, narrow []*operand) {
 	}
 }
 
-// retake takes the statistics of a backward pass anew from x, with the bits that
-// they have in the forward pass. It comes before anything else of the pass.
+// retake computes the statistics of a backward pass again from x, with the bits that
+// they have in the forward pass. It comes before all other steps of the pass.
 func (w *workspace) retake(x []float32) {
 	begun := w.call
 	w.forwardCall(w.plan.act, &operands{x: x})

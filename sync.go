@@ -1,29 +1,25 @@
 package batchnorm
 
-// A SyncPlan is a [Plan] for synchronized batch norm: the batch lies in parts on
-// the ranks of a [SyncGroup], and is normalized by the statistics of all parts
-// together, as one process would do with the whole batch.
+// A SyncPlan is a [Plan] for synchronized batch norm: every rank of a [SyncGroup] has
+// a part of the batch, and the statistics are those of the whole batch.
 //
-// The parts may be of any size, empty ones among them; only the channels have to
-// agree. Every rank gets the same statistics, running statistics and gradients by
-// gamma and beta, to the bit, and gets them again in every run, whoever is late:
-// parts are merged in the order of the ranks. Between one process with the whole
-// batch and several with its parts there are the roundings that [MergeMoments]
-// states, and none where the parts are cut at its segments.
+// Parts may have any size, even none; only the channels have to agree. Every rank gets
+// the same bits of statistics, running statistics and gradients by gamma and beta, in
+// every run: parts are merged in the order of the ranks, whichever is late. Compared
+// with one process and the whole batch, results differ by the roundings that
+// [MergeMoments] states, and not at all where each part is a segment.
 //
 // A call sends two float64 per channel, and each rank merges its share of the
 // channels for all, so that the cost of a rank does not grow with the number of
-// ranks. A pass may be begun and waited for, so that something else is computed in
-// the meantime:
+// ranks. A pass can be begun and waited for, with other work in between:
 //
 //	err := plan.BeginBackward(args) // takes the sums, and begins to send
 //	...                             // gradients of another layer
-//	err = plan.Wait()               // has all sums; writes the gradients
+//	err = plan.Wait()               // waits for all sums, and writes the gradients
 //
 // A SyncPlan is for one goroutine at a time, and has one pass under way at a
 // time. Several plans of a group may each have one, begun in the same order
-// on every rank. After the first call its calls allocate nothing, but what the
-// collective may.
+// on every rank. After the first call a SyncPlan allocates nothing; its collective may.
 type SyncPlan struct {
 	plan *Plan
 	sync *synced
@@ -50,7 +46,7 @@ func (p *SyncPlan) ready() error {
 	return nil
 }
 
-// Plan returns the plan of this rank's part, for what needs no other rank:
+// Plan returns the plan of this rank's part, for operations without other ranks:
 // inference and the gradients with frozen statistics.
 func (p *SyncPlan) Plan() *Plan {
 	if p == nil {
@@ -67,14 +63,14 @@ func (p *SyncPlan) Group() *SyncGroup {
 	return p.sync.group
 }
 
-// Forward is [Plan.Forward] with the statistics of all parts. All ranks call it.
+// Forward is [Plan.Forward] with the statistics of the whole batch. All ranks call it.
 // Mean, InvStd, RunningMean and RunningVar become the same on every rank.
 //
-// All parts together need two values per channel at least; else every rank gets
-// [ErrTooFewValues]. When all are empty, Mean and InvStd become NaN and the
-// running statistics stay.
+// The whole batch needs at least two values per channel; otherwise every rank gets
+// [ErrTooFewValues]. If it is empty, Mean and InvStd become NaN and the running
+// statistics stay.
 //
-// Wrong arguments of this rank are told to all ranks, and end the group: see
+// Wrong arguments of this rank are an error on all ranks, and end the group: see
 // [SyncGroup]. No rank has written anything then.
 func (p *SyncPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
@@ -84,11 +80,11 @@ func (p *SyncPlan) Forward(a ForwardArgs) error {
 	return err
 }
 
-// Backward is [Plan.Backward] for this rank's part, with the sums of all parts. All
-// ranks call it. DGamma and DBeta are those of the whole batch, the same on every
-// rank: they must not be added over the ranks again. The gradient of the whole
-// batch is that of the sum of all ranks' losses; when each takes the mean over
-// its own part, divide DY by what that makes too much.
+// Backward is [Plan.Backward] for this rank's part, with the sums of the whole batch.
+// All ranks call it. DGamma and DBeta are those of the whole batch, the same on every
+// rank: do not add them over the ranks again. They are gradients of the sum of all
+// ranks' losses. If the loss of each rank is a mean over its own part, scale DY so
+// that the sum is the loss of the whole batch: by 1/ranks for equal parts.
 func (p *SyncPlan) Backward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -98,8 +94,8 @@ func (p *SyncPlan) Backward(a BackwardArgs) error {
 
 // BeginForward takes the moments of this rank's part and begins to exchange them.
 // [SyncPlan.Wait] does the rest of [SyncPlan.Forward]. Until then the slices must
-// stay as they are, and the outputs must not be read. Whatever happens, the pass
-// is over when this returns an error.
+// not change, and the outputs must not be read. After an error from BeginForward no
+// pass is under way.
 func (p *SyncPlan) BeginForward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -108,7 +104,7 @@ func (p *SyncPlan) BeginForward(a ForwardArgs) error {
 }
 
 // BeginBackward takes the sums of this rank's part and begins to exchange them.
-// [SyncPlan.Wait] does the rest of [SyncPlan.Backward]. It is otherwise as
+// [SyncPlan.Wait] does the rest of [SyncPlan.Backward]. The rules are those of
 // BeginForward.
 func (p *SyncPlan) BeginBackward(a BackwardArgs) error {
 	if err := p.ready(); err != nil {
@@ -117,8 +113,8 @@ func (p *SyncPlan) BeginBackward(a BackwardArgs) error {
 	return p.sync.beginBackward(p.plan, &a, true)
 }
 
-// Wait ends the pass that was begun: it waits for the exchange and writes the
-// outputs. Without one it returns [ErrNoPass].
+// Wait ends the pass under way: it waits for the exchange and writes the outputs.
+// Without a pass it returns [ErrNoPass].
 func (p *SyncPlan) Wait() error {
 	if err := p.ready(); err != nil {
 		return err
@@ -127,22 +123,22 @@ func (p *SyncPlan) Wait() error {
 	return err
 }
 
-// synced is what the passes over parts of a batch need beside the plan of the
-// part, whose shape may be another one every time.
+// synced holds the state of passes over parts of a batch. The plan of the part is
+// separate, since a layer has another one for every shape.
 type synced struct {
 	group        *SyncGroup
 	exchange     *exchange
 	mean, invstd []float64 // of the whole batch
 
-	// Of the part; their slices are those of the exchange, in which those of the
-	// whole batch come back.
+	// Of the part. Their slices are those of the exchange, which replaces the values by
+	// those of the whole batch.
 	moments Moments
 	sums    GradSums
 
-	// The pass under way; no plan, no pass.
+	// The pass under way; plan is nil if there is none.
 	plan       *Plan
 	backwards  bool
-	background bool // somebody else runs the exchange
+	background bool // a goroutine of its own runs the exchange
 	f          ForwardArgs
 	b          BackwardArgs
 }
@@ -159,7 +155,8 @@ func newSynced(g *SyncGroup, channels int) *synced {
 	}
 }
 
-// forward is a whole pass. It returns how many values per channel all parts have.
+// forward is a whole pass. It returns the number of values per channel of the whole
+// batch.
 func (s *synced) forward(p *Plan, a *ForwardArgs) (total int, err error) {
 	if err := s.beginForward(p, a, false); err != nil {
 		return 0, err
@@ -214,7 +211,8 @@ func (s *synced) idle() error {
 	return s.group.Err()
 }
 
-// begin begins the exchange, and runs it here unless wait is to do so.
+// begin begins the exchange, in a goroutine of its own if it is to run in the
+// background; otherwise wait runs it.
 func (s *synced) begin(p *Plan, kind exchangeKind, count int, background bool) {
 	s.plan, s.background = p, background
 	s.exchange.begin(kind, count)
@@ -223,15 +221,15 @@ func (s *synced) begin(p *Plan, kind exchangeKind, count int, background bool) {
 	}
 }
 
-// refuse tells the other ranks that this one can't take part, and returns why.
+// refuse tells the other ranks that this one can't take part, and returns the reason.
 func (s *synced) refuse(why error) error {
 	s.exchange.begin(kindRefused, 0)
-	s.exchange.run() // its error is what the others get
+	s.exchange.run() // its error is for the other ranks
 	return why
 }
 
-// wait ends the pass under way. It returns how many values per channel all parts
-// have.
+// wait ends the pass under way. It returns the number of values per channel of the
+// whole batch.
 func (s *synced) wait() (total int, err error) {
 	p := s.plan
 	if p == nil {
@@ -305,8 +303,8 @@ func checkPart(p *Plan, a *ForwardArgs) error {
 	return err
 }
 
-// checkBackwardPart is the same for a backward pass, which takes the statistics that
-// the forward pass saved.
+// checkBackwardPart validates the arguments of a backward pass over a part, which
+// needs the statistics that the forward pass saved.
 func checkBackwardPart(p *Plan, a *BackwardArgs) error {
 	k := p.shape.checker()
 	a.check(&k, 1)

@@ -2,11 +2,11 @@ package batchnorm
 
 import "fmt"
 
-// Where other systems differ from one another, and the options that choose.
-// docs/semantics.md has the table.
+// Options for the details in which other systems differ; docs/semantics.md has the
+// table.
 
-// A Variance says which variance of a batch enters the running variance. What
-// normalizes the batch is always the population's.
+// A Variance selects the variance of a batch that enters the running variance. The
+// batch itself is always normalized by the population variance.
 type Variance uint8
 
 const (
@@ -29,7 +29,7 @@ func (v Variance) String() string {
 	return fmt.Sprintf("Variance(%d)", uint8(v))
 }
 
-// correction is what the population variance of n values is multiplied by.
+// correction is the factor from the population variance of n values to v.
 func (v Variance) correction(n int) float64 {
 	if v == Population {
 		return 1
@@ -49,10 +49,10 @@ func WithRunningVariance(v Variance) Option {
 	}
 }
 
-// WithMomentum sets the momentum of the calls that name none. The zero value
-// sets the default again, NewWeight(0.1).
+// WithMomentum sets the momentum of calls that give none. The zero value sets the
+// default again, NewWeight(0.1).
 //
-// A plan counts no batches: [Cumulative] is for the call, or for [Layer].
+// A plan does not count batches: give [Cumulative] with each call, or use a [Layer].
 func WithMomentum(m Momentum) Option {
 	return func(o *options) error {
 		if err := m.valid(); err != nil {
@@ -75,8 +75,8 @@ func like(epsilon float64, m Momentum, v Variance, singleValue bool) Option {
 // epsilon 1e-5, the new batch weighs 0.1, unbiased running variance, one value
 // per channel is an error.
 //
-// Like the other options named after a system it sets these four things, and
-// an option behind it changes one of them:
+// Like the other options named after a system it sets these four, and a later option
+// changes one of them:
 //
 //	batchnorm.NewPlan(shape, batchnorm.Keras(), batchnorm.WithEpsilon(1e-5))
 func PyTorch() Option { return like(1e-5, NewWeight(0.1), Unbiased, false) }

@@ -7,8 +7,8 @@ import (
 )
 
 // The functions of the activations, one value at a time. They are the
-// specification: kernels/near.go and kernels/functions.go have each of them once
-// more, over vectors, with the same operations in the same order.
+// specification: kernels/near.go and kernels/functions.go repeat each of them over
+// vectors, with the same operations in the same order.
 //
 // Where normalized values usually are, they compute in float32, by polynomials in
 // pieces (package coef). Far from there (the functions with Far in their name), and
@@ -20,19 +20,19 @@ import (
 // (ULP) of the value, for a derivative of its largest term, and the input; ELU's are for
 // an alpha of 1. docs/activations.md tells how they were found.
 
-// Clamps. Each lies where the function has reached its limit in float32. The
-// comparisons are false for NaN, which so passes.
+// Clamps: from these arguments on the function has reached its limit in float32.
+// Comparisons with NaN are false, so that NaN is not clamped.
 const (
 	tailEnd     = 110 // exp(-110) is below half of the smallest subnormal float32
-	eluTail     = 200 // and so is exp(-200) times any float32
+	eluTail     = 200 // exp(-200) times any float32 is, too
 	tanhTail    = 55  // half of tailEnd
 	mishEnd     = 40
 	geluEnd     = 15 // of the tail of GELU
 	geluTanhEnd = 12
 )
 
-// either returns a or b without a branch, which the processor could not predict
-// where it depends on the sign of normalized data.
+// either returns a or b without a branch: no processor predicts the signs of normalized
+// data.
 func either(condition bool, a, b float32) float32 {
 	mask := uint32(0)
 	if condition { // a conditional move
@@ -45,8 +45,8 @@ func either(condition bool, a, b float32) float32 {
 func atLeast(z, lo float32) float32 { return either(lo > z, lo, z) }
 func atMost(z, hi float32) float32  { return either(hi < z, hi, z) }
 
-// power splits 2^y = 2^n*(a+f)/(a-f) with whole n, which stands in the low bits
-// of t. |y| is at most 1000. The rational function of f is that of package coef.
+// power splits 2^y = 2^n*(a+f)/(a-f), with an integer n in the low bits of t. |y| is at
+// most 1000. The rational function of f is that of package coef.
 func power(y float64) (a, f float64, t uint64) {
 	s := y + coef.Magic
 	d := y - (s - coef.Magic)
@@ -63,14 +63,13 @@ func exp2(y float64) (v, u float64) {
 	return v, a - f
 }
 
-// polynomial is p at t, which lies in piece i. Coefficients behind the degree are 0
-// and change nothing.
+// polynomial is p at t, which lies in piece i. Coefficients beyond the degree are 0.
 func polynomial(p *coef.Pieces, i uint32, t float32) float32 {
 	q := &p[i%8]
 	return q.Base + deviation(q, t-q.Center)
 }
 
-// deviation is what a polynomial adds to its base.
+// deviation is the polynomial of a piece without its constant term.
 func deviation(q *coef.Piece, d float32) float32 {
 	v := float32(q.C[6]*d) + q.C[5]
 	v = float32(v*d) + q.C[4]
@@ -81,9 +80,9 @@ func deviation(q *coef.Piece, d float32) float32 {
 	return float32(v * d)
 }
 
-// likeSigmoid, likeGELU and likeMish evaluate tables that have the pieces of
-// coef.Sigmoid, coef.GELU (at |z|) and coef.Mish, and report whether z is near, which
-// NaN is not. What they return for a z that is far means nothing.
+// likeSigmoid, likeGELU and likeMish evaluate tables whose pieces begin where those of
+// coef.Sigmoid, coef.GELU (both at |z|) and coef.Mish do, and report whether z is near.
+// NaN is not near. The value for a z that is not near is meaningless.
 
 func likeSigmoid(p *coef.Pieces, z float32) (v float32, near bool) {
 	t := abs(z)
@@ -109,10 +108,10 @@ func octaves(p *coef.Pieces, scale, t float32) float32 {
 // mirrored returns v where z has a minus sign, and 1-v elsewhere.
 func mirrored(z, v float32) float32 { return either(negative(z), v, 1-v) }
 
-// negative looks at the sign only, as instructions that choose do.
+// negative reports whether the sign bit is set, by which blend instructions choose.
 func negative(z float32) bool { return math.Float32bits(z)&signBit != 0 }
 
-// gated is z times a gate that is g at -|z| and 1-g at |z|, for v = |z|*g.
+// gated is z times a gate: v = |z|*g, the gate is g at -|z| and 1-g at |z|.
 func gated(z, v float32) float32 { return positive(z) - v }
 
 func clip(z, lo, hi float32) float32 { return atMost(atLeast(z, lo), hi) }

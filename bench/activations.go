@@ -12,24 +12,20 @@ import (
 	"github.com/fusedbn/batchnorm/bench/peers/peer"
 )
 
-// activationList is what -activations times, against the identity.
-var activationList = []batchnorm.Activation{
-	batchnorm.Identity, batchnorm.ReLU, batchnorm.LeakyReLU(0.25), batchnorm.ReLU6, batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(1), batchnorm.Softplus, batchnorm.Mish,
-	batchnorm.GELU, batchnorm.GELUTanh,
-}
+// activationList has the activations that -activations compares with the identity.
+var activationList = batchnorm.Activations()
 
 // activationsOnly is the tensor of -activations unless -only says otherwise.
 const activationsOnly = "32x64x56x56"
 
 // activationsNote explains the table.
 const activationsNote = `The first three numbers are the time with the activation over the time with the identity, in the
-same run. The last two are PyTorch's time over ours for forward with the activation (its
-native_batch_norm, then the activation) and backward. All calls of a row and of the identity
-alternate, and each counts with its least time. Results agree before anything is timed.`
+same run. The last two are PyTorch's time over ours, for forward with the activation (PyTorch's
+native_batch_norm, then the activation) and for backward. All calls of a row and of the identity
+alternate, and the least time of each counts. Results agree before anything is timed.`
 
-// activationRow is one activation on one tensor. Times are in nanoseconds; those
-// of PyTorch are 0 when it is not there.
+// activationRow is one activation on one tensor. PyTorch's ratios are 0 if it is not
+// there.
 type activationRow struct {
 	Activation string     `json:"activation"`
 	Layout     string     `json:"layout"`
@@ -38,7 +34,7 @@ type activationRow struct {
 	Path       string     `json:"path"`
 	OverPlain  [3]float64 `json:"over_identity"` // forward, inference, backward
 	Torch      [2]float64 `json:"torch_over_ours"`
-	Difference float64    `json:"difference"` // of the results from PyTorch's: root mean square, relative
+	Difference float64    `json:"difference"` // from PyTorch's results: root mean square, relative
 }
 
 // activations runs -activations. The rows are printed to w as they come.
@@ -95,8 +91,8 @@ func (c config) activationRow(t testCase, act batchnorm.Activation, workers int,
 	}
 	kinds := []opKind{forward, inference, backward}
 	out := newOutputs(in)
-	// Of each operation there is a first call, which is not looked at: it finds in
-	// the caches what another operation left there.
+	// The first call of each operation is not used: its caches hold the tensors of
+	// another operation.
 	var runs []func() error
 	for _, kind := range kinds {
 		for _, p := range []*batchnorm.Plan{plans[0], plans[0], plans[1]} {
@@ -147,8 +143,8 @@ func (c config) activationRow(t testCase, act batchnorm.Activation, workers int,
 	return row, nil
 }
 
-// agree returns how far the rival's results of two operations are from the
-// plan's.
+// agree returns the difference between the rival's and the plan's results of two
+// operations.
 func agree(r rival, forward, backward op, p *batchnorm.Plan, in *inputs, out *outputs) (float64, error) {
 	for _, what := range []peer.Op{peer.Forward, peer.Backward} {
 		if _, err := r.Run(what, 1); err != nil {
@@ -169,9 +165,9 @@ func agree(r rival, forward, backward op, p *batchnorm.Plan, in *inputs, out *ou
 	return max(d, rmsDistance(got.DX, out.tensor)), nil
 }
 
-// rmsDistance returns the root mean square of the differences relative to that
-// of the values wanted: a few elements at a kink of an activation may fall to
-// either side.
+// rmsDistance returns the root mean square of the differences relative to that of the
+// values wanted. The largest difference would not do, since elements at a kink of an
+// activation may fall to either side.
 func rmsDistance(got, want []float32) float64 {
 	if len(got) != len(want) {
 		return math.Inf(1)

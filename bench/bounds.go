@@ -17,13 +17,13 @@ import (
 
 // boundsNote explains the bounds under the table.
 const boundsNote = `The bound is the time of the memory traffic that the operation can't avoid, over the same
-tensors with as many workers. Channels that lie together (nchw) are read from memory once:
-a copy (forward, inference), a triad (backward; forward or inference with residual), and with
-residual and its gradient three reads and two writes (backward). Where they don't (nhwc, nc)
-the statistics have to read everything before that, but for inference. The bound's stores are
-the faster ones. Operation and bound alternate; each counts with its least time.
-fraction = bound / op. how is what Plan.Explain says of the operation, which is nothing of
-inference. Results are not checked here: without -bound they are.`
+tensors with as many workers. In nchw a channel is read from memory once: the bound is a copy
+(forward, inference), a triad (backward; forward or inference with residual), or three reads and
+two writes (backward with residual and its gradient). In nhwc and nc the statistics read
+everything before that, except in inference. The bound has the faster kind of stores. Operation
+and bound alternate, and the least time of each counts. fraction = bound / op. how is the result
+of Plan.Explain, which has none for inference. Results are not checked here: without -bound they
+are.`
 
 // boundRow is one operation on one tensor with a number of workers.
 type boundRow struct {
@@ -37,24 +37,24 @@ type boundRow struct {
 	BoundNanoseconds float64 `json:"bound_ns"`
 	Fraction         float64 `json:"fraction"`
 	Stores           string  `json:"bound_stores"`
-	Rounds           int     `json:"rounds"`        // how often the two alternated
-	How              string  `json:"how,omitempty"` // how the operation is carried out, as the package says
+	Rounds           int     `json:"rounds"`        // number of times that the two alternated
+	How              string  `json:"how,omitempty"` // from Plan.Explain
 
-	// Samples are the least times of op in successive parts of the rounds.
+	// Samples are the least times of op in successive stretches of the rounds.
 	Samples []float64 `json:"samples_ns,omitempty"`
 }
 
-// bytes returns what the operation must move, each tensor once; 0 for one that
-// is unknown.
+// bytes returns the bytes that the operation must move, each tensor once; 0 for an
+// unknown operation.
 func (r boundRow) bytes() int { return opNamed(r.Operation).bytes * r.Elements }
 
-// bounds measures everything, and prints each row when it is known.
+// bounds measures everything, and prints each row as it is measured.
 func (c config) bounds(set caseSet, w io.Writer, p *progress) ([]boundRow, error) {
 	fmt.Fprintf(w, "%-22s  %-6s  %14s  %7s  %11s  %11s  %8s  %-12s  %6s  %s\n",
 		"operation", "layout", "shape", "workers", "op us", "bound us", "fraction", "bound stores", "rounds", "how")
 	var rows []boundRow
 	for _, t := range set.cases {
-		runtime.GC() // the last case's tensors, rather than during the measurement
+		runtime.GC() // frees the last case's tensors now instead of during the measurement
 		in, out := boundTensors(t.dims, c.ops)
 		for _, o := range c.ops {
 			for _, workers := range c.workers {
@@ -77,8 +77,7 @@ func (c config) bounds(set caseSet, w io.Writer, p *progress) ([]boundRow, error
 	return rows, nil
 }
 
-// boundsWork is how much bounds adds to the progress, which is in microseconds,
-// more or less.
+// boundsWork returns the work of bounds for the progress bar, in about microseconds.
 func (c config) boundsWork(set caseSet) int {
 	total := 0
 	for _, t := range set.cases {
@@ -87,8 +86,7 @@ func (c config) boundsWork(set caseSet) int {
 	return total
 }
 
-// work is a guess of how many microseconds a measurement of so many elements
-// takes.
+// work estimates the microseconds of a measurement of so many elements.
 func (e effort) work(elements int) int {
 	return int(e.minTime/time.Microsecond) + e.reps*elements/150 + 1
 }
@@ -104,9 +102,9 @@ func (c config) measureBound(t testCase, o op, workers int, in *inputs, out *out
 		return r, err
 	}
 	if err := o.run(plan, in, out); err != nil {
-		return r, err // and no other run can fail
+		return r, err // later runs have the same arguments and can't fail
 	}
-	if o.kind != inference { // whose single pass Explain does not describe
+	if o.kind != inference { // Explain does not describe inference
 		r.How = plan.Explain(o.kind == backward, o.residual)
 	}
 	team := bound.NewTeam(workers)
@@ -126,7 +124,7 @@ func (c config) measureBound(t testCase, o op, workers int, in *inputs, out *out
 	return r, nil
 }
 
-// statisticsReads is how many tensors the statistics read.
+// statisticsReads returns the number of tensors that the statistics read.
 func (o op) statisticsReads() int {
 	switch {
 	case o.kind == forward:
@@ -139,7 +137,7 @@ func (o op) statisticsReads() int {
 	return 0
 }
 
-// traffic reads and writes what the operation has to.
+// traffic makes the reads and writes that the operation can't avoid.
 func (o op) traffic(t *bound.Team, s bound.Stores, in *inputs, out *outputs) {
 	if together := in.dims.Inner > 1; !together {
 		if n := o.statisticsReads(); n > 0 {
@@ -158,20 +156,19 @@ func (o op) traffic(t *bound.Team, s bound.Stores, in *inputs, out *outputs) {
 	}
 }
 
-// batchTime is how long is timed at a time, at least: a clock takes tens of
-// nanoseconds, and calls may take a microsecond.
+// batchTime is the least time of a timed batch of calls: reading a clock takes tens of
+// nanoseconds, and a call may take a microsecond.
 const batchTime = 50 * time.Microsecond
 
-// A bound that is slower than another by hopeless after so many rounds can't
-// become the faster one, and is left out from then on.
+// A bound that is slower than another by the factor hopeless after hopelessRounds is
+// left out from then on, since it can't become the faster one.
 const (
 	hopeless       = 1.15
 	hopelessRounds = 5
 )
 
-// alternate returns the times of a call of op, the least of each round, and the
-// least time of each of bounds, in nanoseconds. Before each turn of a bound is one
-// of op.
+// alternate returns, in nanoseconds, the least time of a call of op in each round, and
+// the least time of each of bounds. Before each turn of a bound op has one.
 func (e effort) alternate(op func(), bounds []func()) (rounds, all []float64) {
 	calls := make([]int, len(bounds))
 	for i, f := range bounds {
@@ -200,11 +197,10 @@ func (e effort) alternate(op func(), bounds []func()) (rounds, all []float64) {
 	}
 }
 
-// mostSamples are as many as tell how much measurements vary.
+// mostSamples is enough to show how measurements vary.
 const mostSamples = 10
 
-// thin returns the least of successive parts of the samples, mostSamples of them
-// at most.
+// thin returns the least samples of at most mostSamples successive stretches.
 func thin(samples []float64) []float64 {
 	n := min(len(samples), mostSamples)
 	thinned := make([]float64, n)
@@ -214,7 +210,7 @@ func thin(samples []float64) []float64 {
 	return thinned
 }
 
-// perCall returns the nanoseconds that a call of f takes when there are n.
+// perCall returns the mean nanoseconds of n calls of f.
 func perCall(f func(), n int) float64 {
 	start := time.Now()
 	for range n {
@@ -234,9 +230,9 @@ func callsFor(f func()) int {
 	}
 }
 
-// boundTensors returns what the operations read and write. Every tensor begins
-// at a multiple of 64 bytes and has been written to. What x holds has no
-// influence on the time, so that a block of values that repeats will do.
+// boundTensors returns the inputs and outputs of the operations. Every tensor begins
+// at a multiple of 64 bytes and has been written to. The values of x have no influence
+// on the time, so that they may repeat.
 func boundTensors(s batchnorm.Shape, list []op) (*inputs, *outputs) {
 	n, channels := s.Len(), s.Channels
 	in := &inputs{
@@ -267,8 +263,8 @@ func boundTensors(s batchnorm.Shape, list []op) (*inputs, *outputs) {
 	return in, out
 }
 
-// aligned returns n floats from a multiple of 64 bytes on, in memory that the
-// system has handed out: they have been written to.
+// aligned returns n floats that begin at a multiple of 64 bytes. They have been written
+// to, so that the system has mapped their memory.
 func aligned(n int) []float32 {
 	const line = 64 / 4
 	s := make([]float32, n+line)
@@ -278,7 +274,7 @@ func aligned(n int) []float32 {
 	return s
 }
 
-// blocks returns n values, 65521 of them over and over.
+// blocks returns n values, which repeat after 65521.
 func blocks(seed uint64, n int) []float32 {
 	s := aligned(n)
 	for k := copy(s, gen.Normal(seed, min(n, 65521), 0, 1)); k < n; {

@@ -15,7 +15,7 @@ type op struct {
 	name           string
 	kind           opKind
 	relu, residual bool
-	bytes          int // what must move per element: 4 for each tensor that is read or written
+	bytes          int // that must move per element: 4 for each tensor that is read or written
 }
 
 type opKind uint8
@@ -93,23 +93,23 @@ func (o op) run(p *batchnorm.Plan, in *inputs, out *outputs) error {
 	}
 }
 
-// testCase is a tensor that all operations are run on.
+// testCase is a tensor for all operations.
 type testCase struct {
 	layout string
-	shape  string // without the batch, which all cases of a set share
+	shape  string // without the batch, if all cases of the set share it
 	dims   batchnorm.Shape
 	image  [4]int // N, C, H, W; H and W are 1 in a matrix
 	x      func() []float32
 }
 
-// caseSet is what one run of the program goes through.
+// caseSet has the tensors of one run of the program.
 type caseSet struct {
-	data  string // what the tensors hold, for people
+	data  string // description of the data
 	batch int
 	cases []testCase
 }
 
-// imageSet is the built-in images, seen in three ways.
+// imageSet has the built-in images in three layouts.
 func imageSet() (caseSet, error) {
 	set, err := images.Load()
 	if err != nil {
@@ -131,7 +131,7 @@ func imageSet() (caseSet, error) {
 	}, nil
 }
 
-// resnet50Shapes are those that ResNet-50 normalizes.
+// resnet50Shapes are the shapes that ResNet-50 normalizes.
 var resnet50Shapes = []struct{ channels, size int }{
 	{64, 112},
 	{64, 56}, {256, 56},
@@ -140,7 +140,7 @@ var resnet50Shapes = []struct{ channels, size int }{
 	{512, 7}, {2048, 7},
 }
 
-// resnet50Set is generated data in the shapes of ResNet-50.
+// resnet50Set has generated data in the shapes of ResNet-50.
 func resnet50Set(batch int) caseSet {
 	set := caseSet{data: fmt.Sprintf("generated data, batch %d", batch), batch: batch}
 	for i, s := range resnet50Shapes {
@@ -149,7 +149,7 @@ func resnet50Set(batch int) caseSet {
 		nchw := batchnorm.Shape{Outer: batch, Channels: s.channels, Inner: area}
 		nhwc := batchnorm.Shape{Outer: batch * area, Channels: s.channels, Inner: 1}
 		image := [4]int{batch, s.channels, s.size, s.size}
-		seed := uint64(i+1) << 32 // apart from those of the other inputs
+		seed := uint64(i+1) << 32 // differs from the seeds of other inputs
 		set.cases = append(set.cases,
 			testCase{"nchw", name, nchw, image, func() []float32 { return generated(seed, nchw) }},
 			testCase{"nhwc", name, nhwc, image, func() []float32 { return generated(seed, nhwc) }})
@@ -157,9 +157,8 @@ func resnet50Set(batch int) caseSet {
 	return set
 }
 
-// goalSet is the shapes that decide whether the package is as fast as it wants
-// to be: those of ResNet-50, odd ones, small ones and a large one. They differ
-// in the batch, which is in the names.
+// goalSet has the shapes for the goals of speed: those of ResNet-50, odd ones, small
+// ones and a large one. They differ in the batch, which is part of the names.
 func goalSet() caseSet {
 	set := caseSet{data: "generated data"}
 	image := func(n, c, h, w int) {
@@ -178,8 +177,8 @@ func goalSet() caseSet {
 	return set
 }
 
-// add adds a tensor of generated data: of N, C, H and W in nchw and nhwc, and of N and
-// C in nc. All sizes are in its name.
+// add adds a tensor of generated data. Sizes are N, C, H and W in nchw and nhwc, and N
+// and C in nc; all are part of its name.
 func (set *caseSet) add(layout string, sizes ...int) {
 	image := [4]int{1, 1, 1, 1}
 	copy(image[:], sizes)
@@ -191,7 +190,7 @@ func (set *caseSet) add(layout string, sizes ...int) {
 	if layout != "nchw" {
 		s.Outer, s.Inner = s.Outer*s.Inner, 1
 	}
-	seed := uint64(len(set.cases)+1) << 32 // apart from those of the other inputs
+	seed := uint64(len(set.cases)+1) << 32 // differs from the seeds of other inputs
 	set.cases = append(set.cases, testCase{layout, strings.Join(name, "x"), s, image, func() []float32 { return generated(seed, s) }})
 }
 

@@ -17,7 +17,7 @@ type result struct {
 	f64  []float64 // instead of f32
 }
 
-// results returns what the operation has written. The tensor comes first.
+// results returns the outputs of the operation. The tensor comes first.
 func (o op) results(out *outputs) []result {
 	switch {
 	case o.kind == forward:
@@ -38,8 +38,8 @@ func (o op) results(out *outputs) []result {
 	}
 }
 
-// difference says where two runs of an operation differ in a bit; it is empty
-// when they don't.
+// difference describes the first bits in which two runs of an operation differ; it is
+// empty if there are none.
 func (o op) difference(a, b *outputs) string {
 	other := o.results(b)
 	for i, r := range o.results(a) {
@@ -57,12 +57,12 @@ func (o op) difference(a, b *outputs) string {
 	return ""
 }
 
-// u is the unit roundoff of float32: no operation is off by more than u times
-// its result.
+// u is the unit roundoff of float32: the error of an operation is at most u times its
+// result.
 const u = 0x1p-24
 
-// limit returns how large the error of an output may be, each relative to the
-// scale that compareBlock takes for it.
+// limit returns the largest error allowed for an output, relative to its scale in
+// compareBlock.
 //
 // y = ((x-m)*a + b) + residual is rounded at x-m, a, the product, b and the
 // sums. With t the product and v the larger of 1 and |y|, the error is at most
@@ -70,14 +70,13 @@ const u = 0x1p-24
 //	u*(3|t| + |b| + |y|)          with |t| <= |y|+|b| <= 2v: 8uv
 //	u*(3|t| + |b| + |t+b| + |y|)  with a residual, |t| <= 3v, |t+b| <= 2v: 13uv
 //
-// as b and the residual are at most 1. The error of the statistics has to fit
-// in too; it does because these roundings are never all at their largest.
+// as b and the residual are at most 1. The error of the statistics adds to it, and
+// fits in because these roundings are never all at their largest.
 //
-// Sums have no bound like that which is worth asking for: that of n roundings
-// grows with n, but in random data they cancel out. The largest error is that
-// of invstd for pixels that are dark in all but a few images: each of the
-// squares behind a bright one is the same, and is rounded in the same direction,
-// which is why the package's blocks are short.
+// The corresponding bound of a sum of n values grows with n, and is useless, since
+// roundings cancel in random data. The largest error is that of invstd for pixels that
+// are dark in all but a few images: after a bright one all squares are the same, and
+// are rounded in the same direction. That is why the package's float32 sums are short.
 func (o op) limit(name string) float64 {
 	switch name {
 	case "y":
@@ -88,7 +87,7 @@ func (o op) limit(name string) float64 {
 	case "dx":
 		return 1e-6
 	case "dresidual":
-		return 0 // dy or nothing
+		return 0 // dy or 0, without rounding
 	default:
 		return 4 * u
 	}
@@ -99,18 +98,18 @@ const errorNote = `Errors are the largest of y, relative to the larger of 1 and 
 largest |dx| of its channel (where the variance is 0, to |gamma*invstd| times the largest
 gradient). Limits: 8u for y, 13u with residual (u = 2^-24 = 6e-8), and 1e-6 for dx.`
 
-// worst is the largest error of every output of one path.
+// worst has the largest error of every output of one path.
 type worst map[string]float64
 
 func (w worst) note(name string, err float64) { w[name] = max(w[name], err) }
 
-// blockChannels is how many channels are compared at a time. In NHWC these are
-// half a cache line, so that little memory is read in vain, and the float64
-// tensors of the reference stay small.
+// blockChannels is the number of channels that are compared at a time. In NHWC they are
+// half a cache line, so that little memory is read in vain, and the float64 tensors of
+// the reference are small.
 const blockChannels = 8
 
 // compare returns the largest errors of each of outs against the reference.
-// It calls done with the number of elements behind it.
+// It calls done with the number of elements that it has compared.
 func (o op) compare(in *inputs, outs []*outputs, done func(n int)) []worst {
 	all := make([]worst, len(outs))
 	for i := range all {
@@ -154,18 +153,18 @@ func (b block) shape() batchnorm.Shape {
 	return batchnorm.Shape{Outer: b.of.Outer, Channels: b.c1 - b.c0, Inner: b.of.Inner}
 }
 
-// gather returns the block's part of a tensor.
+// gather returns the values of the block in a tensor.
 func (b block) gather(tensor []float32) []float32 {
 	run := (b.c1 - b.c0) * b.of.Inner
-	part := make([]float32, 0, b.of.Outer*run)
+	values := make([]float32, 0, b.of.Outer*run)
 	for o := range b.of.Outer {
-		part = append(part, tensor[(o*b.of.Channels+b.c0)*b.of.Inner:][:run]...)
+		values = append(values, tensor[(o*b.of.Channels+b.c0)*b.of.Inner:][:run]...)
 	}
-	return part
+	return values
 }
 
-// compareBlock is compare for a block, whose channels it takes out of the
-// tensors: normalization does not mix channels.
+// compareBlock is compare for a block. It copies the block's channels out of the
+// tensors, since normalization does not mix channels.
 func (o op) compareBlock(b block, in *inputs, outs []*outputs) []worst {
 	s := b.shape()
 	p := reference.Problem{
@@ -217,9 +216,8 @@ func (o op) compareBlock(b block, in *inputs, outs []*outputs) []worst {
 	return all
 }
 
-// largest returns the largest error, each relative to its scale. NaN and what
-// is off where the scale is 0 are errors as large as can be, but finite: JSON
-// has no infinity.
+// largest returns the largest error relative to its scale. NaN, and any error where the
+// scale is 0, count as the largest finite number: JSON has no infinity.
 func largest[T float32 | float64](got []T, want []float64, scale func(i int) float64) float64 {
 	most := 0.0
 	for i, v := range got {
@@ -251,7 +249,7 @@ func runningAfter(s batchnorm.Shape, beta, gamma []float32, r reference.Result) 
 	return mean, variance
 }
 
-// gradientScale is what the errors of a channel's gradients are relative to.
+// gradientScale has the scales of the errors of a channel's gradients.
 type gradientScale struct {
 	dx     float64 // the largest |dx|
 	dgamma float64 // sqrt(n * sum g^2), the most that sum g*xhat can be
@@ -272,22 +270,22 @@ func gradientScales(s batchnorm.Shape, in *inputs, c0 int, r reference.Gradients
 	for c := range scales {
 		scales[c].dgamma = math.Sqrt(float64(s.PerChannel()) * scales[c].dgamma)
 		if in.runningVar[c0+c] == 0 {
-			// All that dx is made of is g less its mean, of which nothing
-			// may be left: what it is a difference of is the scale.
+			// dx is proportional to g minus its mean, which may cancel entirely: the
+			// scale is that of g.
 			scales[c].dx = float64(in.gamma[c0+c]) * in.invstd[c0+c] * most[c]
 		}
 	}
 	return scales
 }
 
-// verdict is what check finds about one path.
+// verdict is the result of check for one path.
 type verdict struct {
 	errors   worst
 	failures []string
 }
 
-// check judges what the operation has written to outs, one for each path. The
-// last of the paths is the one that the others have to equal.
+// check checks the outputs of the operation on each path. All must equal those of the
+// last path.
 func (o op) check(in *inputs, outs []*outputs, done func(n int)) []verdict {
 	last := outs[len(outs)-1]
 	verdicts := make([]verdict, len(outs))

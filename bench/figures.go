@@ -1,17 +1,20 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"image/color"
 	"math"
 	"slices"
+	"strings"
 
 	"gonum.org/v1/plot"
 	"gonum.org/v1/plot/plotter"
 	"gonum.org/v1/plot/text"
+	"gonum.org/v1/plot/vg"
 )
 
-// fractionFigures are the fraction of the bound by shape and operation, a figure
+// fractionFigures shows the fraction of the bound by shape and operation, in a figure
 // for each layout and number of workers.
 func fractionFigures(rows []boundRow) ([]figure, error) {
 	var all []figure
@@ -47,12 +50,12 @@ func plural(n int, what string) string {
 	return fmt.Sprintf("%d %ss", n, what)
 }
 
-// fractionTop is where the figure ends. More than that is a disturbed measurement,
-// as the bound is the faster by its nature; it is drawn at the edge.
+// fractionTop is the upper end of the figure. A larger fraction is a disturbed
+// measurement, since no operation is faster than its bound; it is drawn at the edge.
 const fractionTop = 1.3
 
 func fractionFigure(title string, rows []boundRow) (figure, error) {
-	p := newChart("", "bound / time")
+	p := newChart("tensor, NxCxHxW or NxC", "bound / time")
 	shapes := unique(rows, func(r boundRow) string { return r.Shape })
 	list := unique(rows, func(r boundRow) string { return r.Operation })
 	nameX(p, shapes)
@@ -74,11 +77,15 @@ func fractionFigure(title string, rows []boundRow) (figure, error) {
 		}
 	}
 	p.Y.Min, p.Y.Max = 0, fractionTop+0.02
-	return p.figure("Fraction of the bound: "+title, figureHeight)
+	sorted := slices.SortedFunc(slices.Values(rows), func(a, b boundRow) int { return cmp.Compare(a.Fraction, b.Fraction) })
+	least := sorted[0]
+	finding := fmt.Sprintf("Half of the operations reach %.2f of the bound or more. The lowest is %.2f: %s, %s.",
+		sorted[len(sorted)/2].Fraction, least.Fraction, least.Operation, least.Shape)
+	return p.figure("Fraction of the bound: "+title, finding, figureHeight)
 }
 
-// rooflineFigure shows the speed of one worker over the arithmetic intensity. It
-// is empty without the machine's limits.
+// rooflineFigure shows the speed of one worker over the arithmetic intensity. There is
+// none without the machine's limits.
 func rooflineFigure(r *report) ([]figure, error) {
 	memory := r.copySpeed(math.Inf(1))
 	var rows []boundRow
@@ -97,19 +104,20 @@ func rooflineFigure(r *report) ([]figure, error) {
 		x := intensity(opNamed(b.Operation))
 		left, right = min(left, x), max(right, x)
 	}
-	left, right = left/1.6, max(right*2.5, 1.5*r.Peak/memory)
-	roof := func(name string, speed float64, i int) error {
+	left, right = left/1.6, max(right*2.5, 1.5*r.Peak/memory) // room for both ends of the roof
+	roof := func(name string, speed float64, i int, dashes []vg.Length) error {
 		corner := max(left, r.Peak/speed)
-		return curve(p, name, palette[i], nil, plotter.XYs{{X: left, Y: speed * left}, {X: corner, Y: speed * corner}})
+		return curve(p, name, palette[i], dashes, plotter.XYs{{X: left, Y: speed * left}, {X: corner, Y: speed * corner}})
 	}
-	if err := roof(fmt.Sprintf("memory, %.3g GB/s", memory), memory, 7); err != nil {
+	cacheDashes := [][]vg.Length{dotted, {vg.Points(8), vg.Points(2)}, {vg.Points(8), vg.Points(2), vg.Points(2), vg.Points(2)}}
+	if err := roof(fmt.Sprintf("memory, %.3g GB/s", memory), memory, 7, nil); err != nil {
 		return nil, err
 	}
-	low := memory * left
+	low, fastest, fastestOp := memory*left, 0.0, ""
 	for i, c := range r.Caches {
 		// A copy fits when the two tensors do, with some room.
 		if speed := r.copySpeed(float64(c.Bytes) / 3); speed > memory && r.Peak/speed > left {
-			if err := roof(fmt.Sprintf("%s, %.3g GB/s", c.Name, speed), speed, 4+i); err != nil {
+			if err := roof(fmt.Sprintf("%s, %.3g GB/s", c.Name, speed), speed, 4+i, cacheDashes[i%len(cacheDashes)]); err != nil {
 				return nil, err
 			}
 		}
@@ -124,6 +132,9 @@ func rooflineFigure(r *report) ([]figure, error) {
 			if b.Operation == name {
 				y := float64(o.flops()*b.Elements) / b.Nanoseconds
 				low = min(low, y)
+				if y > fastest {
+					fastest, fastestOp = y, b.Operation
+				}
 				points = append(points, plotter.XY{X: intensity(o), Y: y})
 			}
 		}
@@ -135,12 +146,13 @@ func rooflineFigure(r *report) ([]figure, error) {
 	logY(p, decades)
 	p.X.Min, p.X.Max = left, right
 	p.Y.Min, p.Y.Max = low/1.3, r.Peak*1.5
-	f, err := p.figure("Roofline: 1 worker", figureHeight)
+	finding := fmt.Sprintf("The fastest operation, %s, computes at %.2f of the speed of additions.", fastestOp, fastest/r.Peak)
+	f, err := p.figure("Roofline: 1 worker", finding, figureHeight)
 	return []figure{f}, err
 }
 
-// copySpeed returns the GB/s, of one worker, of the copy of the sweep's largest
-// tensor of at most so many bytes: reads and writes. It is 0 without a sweep.
+// copySpeed returns the GB/s of one worker's copy, reads and writes, for the sweep's
+// largest tensor of at most so many bytes. It is 0 without a sweep.
 func (r *report) copySpeed(most float64) float64 {
 	largest, speed := 0, 0.0
 	for _, s := range r.Sweep {
@@ -152,13 +164,13 @@ func (r *report) copySpeed(most float64) float64 {
 	return speed
 }
 
-// peerFigures are the ratios of every contest, cell by cell, and by shape.
+// peerFigures shows the ratios of every contest, cell by cell, and by shape.
 func peerFigures(rows []peerRow) ([]figure, error) {
 	all := standings(rows)
 	if len(all) == 0 {
 		return nil, nil
 	}
-	p := newChart("", "peer's time / ours")
+	p := newChart("peer", "peer's time / ours")
 	var names []string
 	for _, s := range all {
 		names = append(names, s.name)
@@ -195,24 +207,31 @@ func peerFigures(rows []peerRow) ([]figure, error) {
 	}
 	for i, s := range all {
 		x := float64(i)
-		line := func(name string, c color.Color, y float64) error {
+		line := func(name string, c color.Color, dashes []vg.Length, y float64) error {
 			if i > 0 && !(name == "goal" && s.name == firstGoal(all)) {
 				name = ""
 			}
-			return curve(p, name, c, nil, plotter.XYs{{X: x - 0.42, Y: y}, {X: x + 0.42, Y: y}})
+			return curve(p, name, c, dashes, plotter.XYs{{X: x - 0.42, Y: y}, {X: x + 0.42, Y: y}})
 		}
-		if err := line("geometric mean", palette[8], s.mean); err != nil {
+		if err := line("geometric mean", palette[8], nil, s.mean); err != nil {
 			return nil, err
 		}
 		if s.goal > 0 {
-			if err := line("goal", palette[1], s.goal); err != nil {
+			if err := line("goal", palette[1], dotted, s.goal); err != nil {
 				return nil, err
 			}
 		}
 	}
 	logY(p, decadesOnly(lo, hi))
 	p.Y.Min, p.Y.Max = lo/1.2, hi*1.2
-	cells, err := p.figure("Speed-up over each peer: every cell", figureHeight+30)
+	faster := 0
+	for _, r := range rows {
+		if r.Ratio > 1 {
+			faster++
+		}
+	}
+	finding := fmt.Sprintf("This package is faster in %d of %d cells.", faster, len(rows))
+	cells, err := p.figure("Speed-up over each peer: every cell", finding, figureHeight+30)
 	if err != nil {
 		return nil, err
 	}
@@ -230,7 +249,7 @@ func firstGoal(all []standing) string {
 	return ""
 }
 
-// decadesOnly are the ticks that a range has room for.
+// decadesOnly returns ticks for a range: fewer if it is wide.
 func decadesOnly(lo, hi float64) plot.TickerFunc {
 	if hi/lo < 2000 {
 		return decades
@@ -238,18 +257,19 @@ func decadesOnly(lo, hi float64) plot.TickerFunc {
 	return powers(10, 1, number)
 }
 
-// peersByShape is the geometric mean of each contest by shape.
+// peersByShape shows the geometric mean of each contest by shape.
 func peersByShape(rows []peerRow, all []standing) (figure, error) {
-	p := newChart("", "peer's time / ours")
+	p := newChart("tensor, NxCxHxW or NxC", "peer's time / ours")
 	shapes := unique(rows, func(r peerRow) string { return r.Shape })
 	nameX(p, shapes)
 	lo, hi := 0.8, 10.0
-	type line struct {
+	type contestMeans struct {
 		name   string
 		points plotter.XYs
 	}
-	var lines []line
-	for _, s := range all {
+	var means []contestMeans
+	least, finding := math.Inf(1), ""
+	for k, s := range all {
 		var points plotter.XYs
 		for i, shape := range shapes {
 			var logs []float64
@@ -261,77 +281,97 @@ func peersByShape(rows []peerRow, all []standing) (figure, error) {
 			if len(logs) > 0 {
 				y := math.Exp(mean(logs))
 				lo, hi = min(lo, y), max(hi, y)
-				points = append(points, plotter.XY{X: float64(i), Y: y})
+				points = append(points, plotter.XY{X: spread(float64(i), k, len(all)), Y: y})
+				if y < least {
+					least, finding = y, fmt.Sprintf("The lowest mean is %.2f: %s, %s.", y, s.name, shape)
+				}
 			}
 		}
-		lines = append(lines, line{s.name, points})
+		means = append(means, contestMeans{s.name, points})
 	}
 	if err := curve(p, "equal", color.Gray{0x77}, dashed, plotter.XYs{{X: p.X.Min, Y: 1}, {X: p.X.Max, Y: 1}}); err != nil {
 		return figure{}, err
 	}
-	for i, l := range lines {
-		if err := curve(p, "", palette[i%len(palette)], dotted, l.points); err != nil {
-			return figure{}, err
-		}
-		if err := series(p, l.name, i, l.points); err != nil {
+	for i, m := range means {
+		if err := series(p, m.name, i, m.points); err != nil {
 			return figure{}, err
 		}
 	}
 	logY(p, decadesOnly(lo, hi))
 	p.Y.Min, p.Y.Max = lo/1.2, hi*1.2
-	return p.figure("Speed-up over each peer: geometric mean by shape", figureHeight+30)
+	return p.figure("Speed-up over each peer: geometric mean by shape", finding, figureHeight+30)
 }
 
-// scalingFigure shows what workers bring: measured, and by the traffic model.
-func scalingFigure(rows []boundRow, bandwidth float64) ([]figure, error) {
+// scalingFigures shows the speed-up by workers, measured and by the traffic model, in
+// a figure for each layout.
+func scalingFigures(rows []boundRow, bandwidth float64) ([]figure, error) {
+	var figures []figure
 	all := scalings(rows)
-	if len(all) == 0 {
-		return nil, nil
+	for _, layout := range unique(all, func(s scaling) string { return s.layout }) {
+		f, err := scalingFigure(layout, slices.DeleteFunc(slices.Clone(all), func(s scaling) bool { return s.layout != layout }), bandwidth)
+		if err != nil {
+			return nil, err
+		}
+		figures = append(figures, f)
 	}
-	p := newChart("workers", "time of one / time of all")
+	return figures, nil
+}
+
+func scalingFigure(layout string, all []scaling, bandwidth float64) (figure, error) {
+	p := newChart("workers", "time of 1 worker / time")
 	most := float64(modelWorkers[len(modelWorkers)-1])
 	if err := curve(p, "ideal", color.Gray{0xaa}, nil, plotter.XYs{{X: 1, Y: 1}, {X: most, Y: most}}); err != nil {
-		return nil, err
+		return figure{}, err
 	}
+	modelName := "traffic model, with small marks"
+	measuredMost, lo, hi := 0, math.Inf(1), 0.0 // the largest number of workers measured, and its speed-ups
 	for i, s := range all {
 		var model, measured plotter.XYs
 		for w := 1.0; w <= most; w *= 2 {
 			model = append(model, plotter.XY{X: w, Y: s.model(int(w), bandwidth)})
-			most = max(most, w)
 		}
 		for w, y := range s.measured {
 			measured = append(measured, plotter.XY{X: float64(w), Y: y})
 			most = max(most, float64(w))
+			if w > measuredMost {
+				measuredMost, lo, hi = w, y, y
+			} else if w == measuredMost {
+				lo, hi = min(lo, y), max(hi, y)
+			}
 		}
-		if err := curve(p, "", palette[i%len(palette)], dashed, model); err != nil {
-			return nil, err
+		if err := curve(p, modelName, palette[i%len(palette)], dashed, model); err != nil {
+			return figure{}, err
 		}
-		if err := series(p, s.operation+", "+s.layout, i, measured); err != nil {
-			return nil, err
+		modelName = ""
+		if err := smallSeries(p, i, model); err != nil {
+			return figure{}, err
+		}
+		if err := series(p, s.operation, i, measured); err != nil {
+			return figure{}, err
 		}
 	}
 	logX(p, powers(2, 1, number))
 	logY(p, powers(2, 1, number))
 	p.X.Min, p.X.Max = 1, most*1.1
 	p.Y.Min, p.Y.Max = 0.7, most*1.1
-	f, err := p.figure("Scaling: marks are measured, dashed lines are the traffic model", figureHeight+30)
-	return []figure{f}, err
+	finding := fmt.Sprintf("%s are %.2f to %.2f times as fast as 1.", plural(measuredMost, "worker"), lo, hi)
+	return p.figure("Scaling by workers: "+strings.ToUpper(layout), finding, figureHeight)
 }
 
-// sweepFigures are the speed over the size of a tensor, a figure for each
-// layout.
+// sweepFigures shows the speed over the size of a tensor, in a figure for each layout.
 func sweepFigures(rows []boundRow, known []cache) ([]figure, error) {
 	var all []figure
 	for _, layout := range unique(rows, func(r boundRow) string { return r.Layout }) {
-		p := newChart("size of a tensor", "GB/s that must move")
+		p := newChart("size of a tensor", "GB/s")
 		lo, hi, top := math.Inf(1), 0.0, 0.0
+		var forwards plotter.XYs
 		for _, r := range rows {
 			lo, hi = min(lo, float64(4*r.Elements)), max(hi, float64(4*r.Elements))
 			if r.Layout == layout {
 				top = max(top, float64(r.bytes())/r.Nanoseconds)
 			}
 		}
-		top *= 1.6 // bounds of tensors in L1 may leave the figure
+		top *= 1.6 // bounds of tensors in the first-level cache may be beyond this
 		for _, c := range known {
 			x := float64(c.Bytes)
 			if x < lo || x > hi {
@@ -348,7 +388,7 @@ func sweepFigures(rows []boundRow, known []cache) ([]figure, error) {
 				return nil, err
 			}
 		}
-		boundName := "bound of the same colour"
+		boundName := "bound, with small marks"
 		for k, name := range unique(rows, func(r boundRow) string { return r.Operation }) {
 			var ours, bounds plotter.XYs
 			for _, r := range rows {
@@ -367,13 +407,25 @@ func sweepFigures(rows []boundRow, known []cache) ([]figure, error) {
 			if err := curve(p, boundName, palette[k], dashed, bounds); err != nil {
 				return nil, err
 			}
+			if err := smallSeries(p, k, bounds); err != nil {
+				return nil, err
+			}
 			boundName = ""
+			if opNamed(name).kind == forward {
+				forwards = ours
+			}
 		}
 		logX(p, powers(2, 2, sizeText))
 		p.X.Min, p.X.Max = lo/1.1, hi*1.1
 		p.Y.Min, p.Y.Max = 0, top*1.1
 		name := map[string]string{"nchw": "NCHW", "nhwc": "NHWC"}[layout]
-		f, err := p.figure("Speed by the size of a tensor: "+name+", 1 worker", figureHeight)
+		finding := ""
+		if len(forwards) > 0 {
+			fastest := slices.MaxFunc(forwards, func(a, b plotter.XY) int { return cmp.Compare(a.Y, b.Y) })
+			last := forwards[len(forwards)-1]
+			finding = fmt.Sprintf("Forward moves %.3g GB/s at %s, and %.3g GB/s at %s.", fastest.Y, sizeText(fastest.X), last.Y, sizeText(last.X))
+		}
+		f, err := p.figure("Speed by the size of a tensor: "+name+", 1 worker", finding, figureHeight)
 		if err != nil {
 			return nil, err
 		}

@@ -7,9 +7,8 @@ import (
 	"text/tabwriter"
 )
 
-// fractionsTable prints the fractions of the bounds once more, a line for each
-// tensor: for every operation those of all numbers of workers, in their order. It
-// prints nothing for a single row, which is there already.
+// fractionsTable prints the fractions of the bounds by tensor and operation. A cell has
+// the fractions of all numbers of workers, in their order. A single row has no table.
 func fractionsTable(w io.Writer, rows []boundRow) {
 	if len(rows) < 2 {
 		return
@@ -53,7 +52,7 @@ func fractionsTable(w io.Writer, rows []boundRow) {
 	tw.Flush()
 }
 
-// listed returns numbers as they stand in a sentence.
+// listed returns numbers as part of a sentence: "1, 2 and 4".
 func listed(numbers []int) string {
 	text := ""
 	for i, n := range numbers {

@@ -29,7 +29,7 @@ const kindCell = 10
 // kindActivations are what -data fuses.
 var kindActivations = []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU}
 
-// kindOps are what -data times.
+// kindOps are the operations of -data.
 var kindOps = []op{peerOps[0], peerOps[2]}
 
 // kindMode is another way to call an operation. -data measures them with ReLU.
@@ -158,8 +158,8 @@ func kindsSet() caseSet {
 	return set
 }
 
-// dataConfig is what a report measures of kinds of data: one worker, and no longer than
-// -data does by default.
+// dataConfig is the configuration of kinds of data in a report: one worker, and at most
+// the default time of -data.
 func (c config) dataConfig() config {
 	c.workers = []int{1}
 	c.effort.maxTime = min(c.effort.maxTime, dataMaxTime)
@@ -183,7 +183,7 @@ type kindRow struct {
 	Rounds           int     `json:"rounds"`
 }
 
-// kinds runs -data. A line is printed to w when all of its numbers are known.
+// kinds runs -data. It prints a line to w as soon as all of its numbers are measured.
 func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) {
 	var rows []kindRow
 	lines := 0
@@ -195,7 +195,7 @@ func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) 
 		fmt.Fprintln(w)
 	}
 	for _, t := range set.cases {
-		runtime.GC() // the last case's tensors, rather than during the measurement
+		runtime.GC() // frees the last case's tensors now instead of during the measurement
 		usual := newKindData(t.dims)
 		for _, k := range kinds.List() {
 			data := newKindData(t.dims)
@@ -228,8 +228,7 @@ func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) 
 	return rows, nil
 }
 
-// kindsWork is how much kinds adds to the progress, which is in microseconds, more or
-// less.
+// kindsWork returns the work of kinds for the progress bar, in about microseconds.
 func (c config) kindsWork(set caseSet) int {
 	total := 0
 	for _, t := range set.cases {
@@ -300,7 +299,7 @@ func kindRuns(plan *batchnorm.Plan, o op, usual, data *kindData) (runs [2]func()
 	return runs
 }
 
-// kindData is what the operations read and write.
+// kindData has the inputs and outputs of the operations.
 type kindData struct {
 	in  *inputs
 	out *outputs
@@ -315,7 +314,7 @@ func newKindData(s batchnorm.Shape) *kindData {
 	return d
 }
 
-// apply makes the data those of a kind.
+// apply turns usual data into a kind of data.
 func (d *kindData) apply(k kinds.Kind) {
 	s := d.in.dims
 	k.Apply(s.Outer, s.Channels, s.Inner, d.in.x, d.in.dy, d.in.gamma, d.in.beta)
@@ -398,11 +397,11 @@ func kindTable(rows []kindRow, columns []kindColumn) []string {
 	return lines
 }
 
-// over reports whether a limit is not kept, as the numbers are printed. Usual data have
-// none: their number says how much of the others is noise.
+// over reports whether the ratio is over its limit, both rounded as printed. Usual data
+// have no limit: their ratio shows the noise of the measurement.
 func (r kindRow) over() bool { return r.Kind != "usual" && int(r.Ratio*100+0.5) > int(r.Limit*100+0.5) }
 
-// kindsSummary says which numbers are over their limits.
+// kindsSummary prints the numbers over their limits.
 func kindsSummary(w io.Writer, rows []kindRow) {
 	over := 0
 	for _, r := range rows {

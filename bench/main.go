@@ -1,11 +1,9 @@
-// Command bench checks and times batch normalization on the machine it runs
-// on: every path against every other, bit by bit, and against a reference in
-// float64. It exits with 1 when a check fails.
+// Command bench checks and times batch normalization on this machine. It compares all
+// paths bit by bit, and with a reference in float64. It exits with 1 if a check fails.
 //
-// With -bound it measures how near the time comes to that of the memory
-// traffic that an operation can't avoid; with -peers, how other
-// implementations do on the same data. With -report it does both and more, and
-// makes a page of it.
+// With -bound it compares times with the memory traffic that an operation can't avoid;
+// with -peers, with other implementations on the same data. With -report it measures
+// both and more, and writes a page.
 package main
 
 import (
@@ -28,7 +26,7 @@ import (
 const (
 	exitOK     = 0
 	exitFailed = 1 // a check failed
-	exitUsage  = 2 // the flags can't be followed
+	exitUsage  = 2 // wrong flags
 
 	exitInterrupted = 130
 )
@@ -147,10 +145,10 @@ func (c config) writeReport(r *report, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// config is the flags.
+// config holds the flags.
 type config struct {
 	shapes  string
-	listed  caseSet // the tensors of shapes, when that is a list
+	listed  caseSet // the tensors of shapes, if that is a list
 	only    string
 	ops     []op
 	json    string
@@ -192,7 +190,7 @@ const dataMaxTime = 200 * time.Millisecond
 // many, some of large tensors.
 const reportMaxTime = 2 * time.Second
 
-// These are defaults with -peers: there are many cells, and slow peers.
+// Defaults with -peers, which has many cells and slow peers.
 const (
 	peerReps    = 3
 	peerMinTime = 50 * time.Millisecond
@@ -207,7 +205,7 @@ func btoi(b bool) int {
 	return 0
 }
 
-// parse prints the usage to w when that is asked for.
+// parse returns the flags. For -h it prints the usage to w.
 func parse(args []string, w io.Writer) (config, error) {
 	var c config
 	var opNames, path, workers, with string
@@ -346,7 +344,7 @@ func parse(args []string, w io.Writer) (config, error) {
 	return c, nil
 }
 
-// setDefaults gives flags that were not given what the run makes of them.
+// setDefaults sets the flags that were not given, by the kind of run.
 func (c *config) setDefaults(given map[string]bool, workers *string) {
 	c.peerEffort = c.effort
 	if !given["reps"] {
@@ -381,8 +379,7 @@ func (c *config) setDefaults(given map[string]bool, workers *string) {
 	}
 }
 
-// choose returns the elements of list that a flag names: all when it was not
-// given.
+// choose returns the elements of list that a flag names, or all if it was not given.
 func choose[T fmt.Stringer](flag, text string, given bool, list []T) ([]T, error) {
 	if !given {
 		return list, nil
@@ -398,7 +395,7 @@ func choose[T fmt.Stringer](flag, text string, given bool, list []T) ([]T, error
 	return chosen, nil
 }
 
-// names returns what the elements of list are called.
+// names returns the names of the elements of list.
 func names[T fmt.Stringer](list []T) []string {
 	var all []string
 	for _, v := range list {

@@ -12,17 +12,17 @@ import (
 	"github.com/klauspost/cpuid/v2"
 )
 
-// report is all that a run finds out, and what -json writes.
+// report has the results of a run; -json writes it.
 type report struct {
 	CPU     string     `json:"cpu"`
 	OS      string     `json:"os"`
 	Arch    string     `json:"arch"`
 	Go      string     `json:"go"`
-	Path    string     `json:"path"`              // the package's choice, or that of -path
-	Paths   []string   `json:"paths"`             // all that the machine has
+	Path    string     `json:"path"`              // of -path, by default the package's choice
+	Paths   []string   `json:"paths"`             // that the machine can run
 	Workers int        `json:"workers,omitempty"` // bounds have their own
 	Data    string     `json:"data"`
-	Batch   int        `json:"batch,omitempty"` // that all rows share
+	Batch   int        `json:"batch,omitempty"` // if all rows share it
 	Rows    []row      `json:"rows,omitempty"`
 	Bounds  []boundRow `json:"bounds,omitempty"` // instead of rows
 
@@ -82,7 +82,7 @@ func newReport(set caseSet, c config) *report {
 	return r
 }
 
-// cpuName falls back to the architecture: not every processor says its name.
+// cpuName returns the processor's name, or the architecture if it has none.
 func cpuName() string {
 	if name := strings.TrimSpace(cpuid.CPU.BrandName); name != "" {
 		return name
@@ -90,7 +90,7 @@ func cpuName() string {
 	return runtime.GOARCH
 }
 
-// header says what is about to run.
+// header prints the machine and the data of the run.
 func (r *report) header(w io.Writer) {
 	workers := ""
 	switch r.Workers {
@@ -104,7 +104,7 @@ func (r *report) header(w io.Writer) {
 	fmt.Fprintf(w, "path %s of %s; %s%s\n\n", r.Path, strings.Join(r.Paths, ", "), workers, r.Data)
 }
 
-// table prints all rows and what has failed.
+// table prints all rows and all failures.
 func (r *report) table(w io.Writer) {
 	fmt.Fprintf(w, "%-22s  %-6s  %14s  %-7s  %6s  %13s  %13s\n",
 		"operation", "layout", "shape", "path", "GB/s", "times pure Go", "largest error")

@@ -19,8 +19,8 @@ const (
 	benchFile   = "benchmarks.txt"
 )
 
-// measureReport measures all that the page shows. Rows are not printed: they would
-// get in the way of the progress.
+// measureReport measures everything on the page. Rows are not printed, since they would
+// interrupt the progress bar.
 func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start func(string) (rival, string, error)) error {
 	sweep, sweepSet := c.sweepConfig(), sweepSet(c.sweepMB<<20)
 	data := c.dataConfig()
@@ -33,7 +33,7 @@ func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start
 		total += c.peersWork(set)
 	}
 	p := startProgress(stderr, total)
-	defer p.stop() // for the second time, unless there is an error
+	defer p.stop() // for errors; without one it has stopped before
 	p.describe("arithmetic")
 	r.Peak, r.Caches = c.effort.arithmeticPeak(), caches()
 	var err error
@@ -61,7 +61,7 @@ func (c config) measureReport(r *report, set caseSet, w, stderr io.Writer, start
 	return nil
 }
 
-// readReport reads what an earlier run wrote.
+// readReport reads the results of an earlier run.
 func readReport(name string) (*report, error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
@@ -77,8 +77,8 @@ func readReport(name string) (*report, error) {
 	return r, nil
 }
 
-// write writes the files of the report to a folder, which it makes: the page, its
-// figures once more on their own, and the numbers.
+// write writes the files of the report to a folder, which it makes: the page, a picture
+// of every figure, and the numbers.
 func (r *report) write(folder string, bandwidth float64) error {
 	if err := os.MkdirAll(folder, 0o777); err != nil {
 		return err
@@ -116,20 +116,20 @@ func (r *report) benchmarks(w io.Writer) {
 	}
 }
 
-// section is a part of the page.
+// section is a section of the page.
 type section struct {
 	Title   string
 	Read    string // how to read the figures, in a sentence
 	Figures []shownFigure
-	Table   []string // of which the first line is the heads, fields separated by tabs
+	Table   []string // lines with fields separated by tabs; the first has the heads
 	Notes   []string
 	Missing string // instead of figures
 }
 
 type shownFigure struct {
-	Title string
-	SVG   template.HTML
-	Keys  []shownKey
+	Title, Finding string
+	SVG            template.HTML
+	Keys           []shownKey
 }
 
 type shownKey struct {
@@ -137,7 +137,7 @@ type shownKey struct {
 	SVG  template.HTML
 }
 
-// page writes the HTML page, and shows keep every figure of it.
+// page writes the HTML page, and calls keep with every figure of it.
 func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	var sections []section
 	add := func(s section, figures []figure, err error) error {
@@ -146,7 +146,7 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 		}
 		for _, f := range figures {
 			keep(f)
-			shown := shownFigure{Title: f.title, SVG: template.HTML(f.svg)}
+			shown := shownFigure{Title: f.title, Finding: f.finding, SVG: template.HTML(f.svg)}
 			for _, k := range f.keys {
 				shown.Keys = append(shown.Keys, shownKey{k.name, template.HTML(k.svg)})
 			}
@@ -161,30 +161,30 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	fractions, err := fractionFigures(r.Bounds)
 	if err := add(section{
 		Title: "Fraction of the memory bound",
-		Read: "Read: at 1 an operation takes exactly as long as the reads and writes that it can't avoid, made by the fastest " +
-			"plain or non-temporal copy, triad or read of the same tensors with as many workers, in turn with it; higher is better.",
-		Notes: []string{fmt.Sprintf("Marks at the upper edge are at %v or more: what disturbed the machine hit the bound.", fractionTop)},
+		Read: "Read: at 1 an operation is as fast as the memory traffic that it can't avoid; higher is better. The bound is the " +
+			"fastest plain or non-temporal copy, triad or read of the same tensors with as many workers, in turn with the operation.",
+		Notes: []string{fmt.Sprintf("Marks at the upper edge are at %v or more: the machine was disturbed while the bound ran.", fractionTop)},
 	}, fractions, err); err != nil {
 		return err
 	}
 	roofline, err := rooflineFigure(r)
 	if err := add(section{
 		Title: "Roofline",
-		Read: "Read: each mark is an operation on a tensor; the slanted line of the memory limits tensors that come from there, those " +
-			"of caches limit what fits them, the level one limits arithmetic, and the nearer a mark is to its line, the less is left to gain.",
-		Notes: []string{"Lines are measured: copies in the sweep below, and vector additions out of the nearest cache. Operations count as " +
-			"many floating-point operations as their formulas have."},
+		Read: "Read: each mark is an operation on a tensor. The slanted lines are the speeds of memory and caches, the level line is the " +
+			"speed of additions: no mark can be above the line of the memory that holds its tensor.",
+		Notes: []string{"The lines are measured: copies in the sweep below, and vector additions out of the nearest cache. The floating-point " +
+			"operations are those of the formulas."},
 	}, roofline, err); err != nil {
 		return err
 	}
 	if err := r.peerSection(add); err != nil {
 		return err
 	}
-	scaled, err := scalingFigure(r.Bounds, bandwidth)
+	scaled, err := scalingFigures(r.Bounds, bandwidth)
 	if err := add(section{
 		Title: "Scaling by workers",
-		Read: "Read: a mark on the grey line is a speed-up by the full number of workers; where a dashed line leaves it, " +
-			"the memory of the machine that the model assumes is full.",
+		Read: "Read: marks are measured; on the grey line the speed-up is the number of workers. Dashed lines with small marks are " +
+			"the traffic model: they bend where the workers use all of the memory's speed.",
 		Table: scalingLines(r.Bounds, bandwidth),
 		Notes: []string{fmt.Sprintf(strings.ReplaceAll(scalingNote, "\n", " "), bandwidth)},
 	}, scaled, err); err != nil {
@@ -193,19 +193,20 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	swept, err := sweepFigures(r.Sweep, r.Caches)
 	cacheNote := "The sizes of the caches are unknown on this machine."
 	if len(r.Caches) > 0 {
-		cacheNote = "Dotted lines are the sizes of the caches; an operation reads and writes two tensors, or backward three."
+		cacheNote = "Dotted lines are the sizes of the caches. Forward and inference have two tensors in them, backward has three."
 	}
 	if err := add(section{
 		Title: "Size of the tensor",
-		Read:  "Read: a solid line is an operation and the dashed one of its colour its bound; both fall where the tensors leave a cache.",
+		Read: "Read: a solid line is an operation; the dashed line with small marks of the same form is its bound. Both fall where the " +
+			"tensors no longer fit into a cache. GB/s counts the bytes that must move.",
 		Notes: []string{cacheNote},
 	}, swept, err); err != nil {
 		return err
 	}
 	if err := add(section{
 		Title: "Kinds of data",
-		Read: "Read: at 1 an operation takes as long on this kind of data as on usual data, in turn with it; a number over the limit " +
-			"is marked by !.",
+		Read: "Read: at 1 an operation takes as long on this kind of data as on usual data, in turn with it. A number over its limit " +
+			"has a !.",
 		Table: kindLines(r.Kinds),
 		Notes: []string{strings.ReplaceAll(kindsNote, "\n", " ")},
 	}, nil, nil); err != nil {
@@ -223,7 +224,7 @@ func (r *report) peerSection(add func(section, []figure, error) error) error {
 	s := section{
 		Title: "Speed-up over peers",
 		Read: "Read: each mark is the peer's time over ours in one cell (operation, shape, layout, number of threads), on the same data, " +
-			"in turn with ours; above the dashed line we are faster.",
+			"in turn with ours. Above the dashed line this package is faster.",
 	}
 	if r.Peers == nil {
 		return add(s, nil, nil)
@@ -272,11 +273,12 @@ p.note { color: #555; font-size: 0.875rem; }
 code { font-size: 0.9em; overflow-wrap: anywhere; }
 figure { margin: 1rem 0; }
 figcaption { font-weight: bold; font-size: 0.9rem; }
+figcaption span { font-weight: normal; }
 .keys { list-style: none; margin: 0.25rem 0; padding: 0; display: flex; flex-wrap: wrap; gap: 0 1.25rem; font-size: 0.875rem; }
 .keys li { display: flex; align-items: center; gap: 0.4rem; }
 .keys svg { width: 1.8rem; height: auto; }
-.wide { overflow-x: auto; }
-.wide svg { display: block; width: 100%; min-width: 36rem; max-width: 54rem; height: auto; }
+.scroll { overflow-x: auto; }
+.scroll svg { display: block; width: 100%; min-width: 36rem; max-width: 54rem; height: auto; }
 table { border-collapse: collapse; font-size: 0.875rem; margin: 0.75rem 0; }
 th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; }
@@ -296,15 +298,15 @@ th { vertical-align: bottom; }
 <p>{{.Read}}</p>
 {{- end}}
 {{- if .Table}}
-<div class="wide"><table>
+<div class="scroll"><table>
 {{range $i, $line := .Table}}<tr>{{range fields $line}}{{if $i}}<td>{{.}}</td>{{else}}<th scope="col">{{.}}</th>{{end}}{{end}}</tr>
 {{end}}</table></div>
 {{- end}}
 {{range .Figures}}
 <figure>
-<figcaption>{{.Title}}</figcaption>
+<figcaption>{{.Title}}{{with .Finding}}<br><span>{{.}}</span>{{end}}</figcaption>
 <ul class="keys">{{range .Keys}}<li>{{.SVG}}{{.Name}}</li>{{end}}</ul>
-<div class="wide">{{.SVG}}</div>
+<div class="scroll">{{.SVG}}</div>
 </figure>
 {{end}}
 {{range .Notes}}<p class="note">{{.}}</p>

@@ -23,9 +23,9 @@ type contest struct {
 	program string  // of bench/peers; none: the package's own path in pure Go
 	blocked bool    // its tensors are in blocks of 8 channels, ours in NCHW
 	pureGo  bool    // it is compared with our path in pure Go instead of the fastest
-	most    int     // MB of a tensor that it is given at most, as it takes too long; 0: any
-	goal    float64 // that the geometric mean of ratios is to reach; 0: none
-	least   float64 // that every ratio is to reach; 0: none
+	most    int     // largest tensor in MB, for peers that take too long; 0: any
+	goal    float64 // for the geometric mean of the ratios; 0: none
+	least   float64 // goal for every ratio; 0: none
 }
 
 var contests = []contest{
@@ -43,12 +43,12 @@ var contests = []contest{
 func (k contest) String() string { return k.name }
 
 // peersNote explains the table of peers.
-const peersNote = `Each number is the peer's time over ours, so that more than 1 is our lead. onednn8c is oneDNN's
-blocked layout nChw8c against our NCHW; generic is our own path in pure Go; plain/gen is the
-plain loops in Go against that. All others are against our fastest path. In a cell both have the
-same data, layout and number of threads, their calls alternate, each call is timed where it is
-made, and each counts with its least time. A peer's results had to agree with ours, and ours with
-the reference, before that. - is what a peer does not offer.`
+const peersNote = `A number is the peer's time over ours: above 1 we are faster. onednn8c is oneDNN's blocked
+layout nChw8c against our NCHW; generic is our own path in pure Go; plain/gen compares plain loops
+in Go with our path in pure Go. All others are compared with our fastest path. In a cell both have
+the same data, layout and number of threads. Their calls alternate, each process times its own, and
+the least time counts. Before that the peer's results agree with ours, and ours with the reference.
+- is an operation that a peer does not offer.`
 
 // peerOps are the operations that peers have.
 var peerOps = []op{
@@ -62,9 +62,9 @@ var peerOps = []op{
 
 var peerOpOf = map[opKind]peer.Op{forward: peer.Forward, inference: peer.Inference, backward: peer.Backward}
 
-// peerLimit is how far a peer's results may be from ours, relative to the
-// largest: what is further off computes something else. It is loose because
-// several peers add up in float32.
+// peerLimit is the largest difference of a peer's results from ours, relative to the
+// largest value. A peer beyond it computes something else. It is loose because several
+// peers add up in float32.
 const peerLimit = 1e-3
 
 // peerRow is one operation on one tensor, by a peer and by us.
@@ -86,12 +86,12 @@ func (r peerRow) cell() string {
 	return fmt.Sprintf("%s %s %s, %d", r.Operation, r.Layout, r.Shape, r.Workers)
 }
 
-// peerResults is all that a run against peers finds out.
+// peerResults holds the results of a run against peers.
 type peerResults struct {
 	Names    map[string]string `json:"names"`             // of the programs that ran, with versions
-	Missing  []string          `json:"missing,omitempty"` // what is not on the machine, and what to install
+	Missing  []string          `json:"missing,omitempty"` // peers that are not on the machine, and their packages
 	LeftOut  []string          `json:"left_out,omitempty"`
-	Refused  map[string]int    `json:"refused,omitempty"` // cells that a contest's peer does not offer
+	Refused  map[string]int    `json:"refused,omitempty"` // by contest: cells that the peer does not offer
 	Rows     []peerRow         `json:"rows"`
 	Failures []string          `json:"failures,omitempty"`
 }
@@ -104,7 +104,7 @@ type rival interface {
 	Close() error
 }
 
-// startPeer is how rivals come to be, but for tests.
+// startPeer starts a peer. Tests have rivals of their own.
 func startPeer(program string) (rival, string, error) {
 	p, err := client.Start(program)
 	if err != nil {
@@ -113,8 +113,8 @@ func startPeer(program string) (rival, string, error) {
 	return p, p.Name, nil
 }
 
-// scratch gives temporary files, of which peers have large ones, a folder that
-// goes away at the end, and also when the run is interrupted.
+// scratch makes a folder for temporary files, which are large for peers. It is removed
+// at the end, and when the run is interrupted.
 func scratch() (end func(), err error) {
 	const variable = "TMPDIR"
 	folder, err := os.MkdirTemp("", "batchnorm-bench-")
@@ -173,7 +173,7 @@ func (c config) peers(set caseSet, w io.Writer, bar *progress, start func(string
 		}
 	}
 	defer func() { err = errors.Join(err, p.closeAll()) }()
-	for _, k := range p.contests { // what is missing is said first
+	for _, k := range p.contests { // missing peers are printed first
 		if k.program != "" {
 			p.rival(k.program)
 		}
@@ -221,7 +221,7 @@ func (p *peerRun) closeAll() error {
 	return err
 }
 
-// rival returns a running peer, nil if there is none to be had.
+// rival returns a running peer, or nil if it can't run.
 func (p *peerRun) rival(program string) rival {
 	if r := p.running[program]; r != nil || p.gone[program] {
 		return r
@@ -252,7 +252,7 @@ func (p *peerRun) fail(format string, args ...any) {
 
 // meet compares everything on one case.
 func (p *peerRun) meet(t testCase) error {
-	runtime.GC() // the last case's tensors, rather than during the measurement
+	runtime.GC() // frees the last case's tensors now instead of during the measurement
 	in, err := t.inputs(nil, peerLimit)
 	if err != nil {
 		return err
@@ -300,8 +300,8 @@ func (p *peerRun) meet(t testCase) error {
 	return nil
 }
 
-// checked returns the results of every operation, by name, of those that are
-// right on every path. What is wrong is a failure of the run.
+// checked returns the results of the operations that are right on every path, by name.
+// A wrong result is a failure of the run.
 func (p *peerRun) checked(t testCase, in *inputs, list []op) (map[string]*outputs, error) {
 	paths := []batchnorm.Path{p.path}
 	if p.path != batchnorm.PathGeneric {
@@ -335,8 +335,8 @@ func (p *peerRun) checked(t testCase, in *inputs, list []op) (map[string]*output
 	return want, nil
 }
 
-// face compares with one peer. It returns a row for every operation that the
-// peer has, and whose results are right.
+// face compares with one peer. It returns a row for every operation that the peer has
+// and whose results are right.
 func (p *peerRun) face(k contest, t testCase, in *inputs, relu bool, threads int, list []op,
 	mine map[batchnorm.Path]*own, want map[string]*outputs) []peerRow {
 	if k.most > 0 && 4*t.dims.Len() > k.most<<20 {
@@ -366,14 +366,14 @@ func (p *peerRun) face(k contest, t testCase, in *inputs, relu bool, threads int
 		if k.blocked {
 			problem.Layout = peer.NCHW8c
 		}
-		at := fmt.Sprintf("%s %s %s %t %d", t.layout, t.shape, problem.Layout, relu, threads)
-		if tried = p.tried[k.program]; tried.at != at { // several contests may have the same peer
+		cell := fmt.Sprintf("%s %s %s %t %d", t.layout, t.shape, problem.Layout, relu, threads)
+		if tried = p.tried[k.program]; tried.cell != cell { // several contests may have the same peer
 			var err error
 			if tried, err = try(r, problem, threads, list, want); err != nil {
 				p.lost(k, t, err)
 				return nil
 			}
-			tried.at = at
+			tried.cell = cell
 			p.tried[k.program] = tried
 		}
 		p.results.Refused[k.name] += tried.refused
@@ -407,26 +407,26 @@ func (p *peerRun) face(k contest, t testCase, in *inputs, relu bool, threads int
 	return rows
 }
 
-// lost takes note of a peer that has failed. The others go on without it.
+// lost notes a peer that has failed. The others go on without it.
 func (p *peerRun) lost(k contest, t testCase, err error) {
 	if r := p.running[k.program]; r != nil {
-		r.Close() // whatever it says, it has failed before
+		r.Close() // an error here comes from the first one
 		delete(p.running, k.program)
 	}
 	p.gone[k.program] = true
 	p.fail("%s: %s %s: %v", k, t.layout, t.shape, err)
 }
 
-// trial is what a peer does when it is given a problem.
+// trial is the result of a peer's first calls on a problem.
 type trial struct {
-	at          string // which problem
+	cell        string // identifies the problem
 	first       map[opKind]time.Duration
 	differences map[opKind]float64 // from our results, if those are right
 	refused     int                // operations that are not offered
 }
 
-// try gives the peer a problem, runs each of the operations once, and forward,
-// without which there is no backward.
+// try gives the peer a problem and runs each of the operations once, and before a
+// backward always a forward.
 func try(r rival, problem peer.Problem, threads int, list []op, want map[string]*outputs) (trial, error) {
 	result := trial{first: map[opKind]time.Duration{}, differences: map[opKind]float64{}}
 	if err := r.Load(problem, threads); errors.Is(err, peer.ErrUnsupported) {
@@ -470,7 +470,7 @@ func try(r rival, problem peer.Problem, threads int, list []op, want map[string]
 	return result, nil
 }
 
-// distance returns how far a peer's results are from ours.
+// distance returns the difference of a peer's results from ours.
 func (o op) distance(got peer.Outputs, want *outputs) float64 {
 	switch o.kind {
 	case forward:
@@ -482,8 +482,8 @@ func (o op) distance(got peer.Outputs, want *outputs) float64 {
 	}
 }
 
-// distance returns the largest difference relative to the largest value wanted,
-// NaN if there is one.
+// distance returns the largest difference relative to the largest value wanted. It is
+// NaN if a value is NaN.
 func distance(got, want []float32) float64 {
 	if len(got) != len(want) {
 		return math.Inf(1)
@@ -499,7 +499,7 @@ func distance(got, want []float32) float64 {
 	return off / size
 }
 
-// problem is the case for a peer.
+// problem returns the case in the form for peers.
 func (t testCase) problem(in *inputs, relu bool) peer.Problem {
 	layout := peer.NHWC
 	if t.layout == "nchw" {
@@ -546,13 +546,13 @@ const (
 	turnTime  = time.Millisecond
 	mostCalls = 100
 
-	probes    = 3                     // calls that tell how long one takes
-	probeTime = 20 * time.Millisecond // one that takes longer tells enough
+	probes    = 3                     // first calls, for the number of calls in a turn
+	probeTime = 20 * time.Millisecond // after a call that takes longer there is no further probe
 )
 
 // duel returns the least time of a call of ours and of theirs, in nanoseconds.
-// The two alternate. Theirs has taken first already, which is enough to know if
-// it is more than the time that there is for all.
+// The two alternate. first is the time of a call of theirs that was made before: if it
+// exceeds the time for the whole duel, theirs is not called again.
 func (e effort) duel(ours, theirs func(times int) ([]time.Duration, error), first time.Duration) (own, other float64, rounds int, err error) {
 	sides := [2]func(int) ([]time.Duration, error){theirs, ours}
 	least := [2]time.Duration{math.MaxInt64, math.MaxInt64}
@@ -597,7 +597,7 @@ func (e effort) duel(ours, theirs func(times int) ([]time.Duration, error), firs
 	}
 }
 
-// ---- what is printed
+// ---- output
 
 func (p *peerRun) header() {
 	fmt.Fprintf(p.w, "\n%-14s  %-6s  %14s  %7s", "operation", "layout", "shape", "workers")
@@ -607,7 +607,7 @@ func (p *peerRun) header() {
 	fmt.Fprintln(p.w)
 }
 
-// line prints a cell: 0 stands for what there is no ratio of.
+// line prints the ratios of an operation on a case: 0 stands for none.
 func (p *peerRun) line(o op, t testCase, threads int, ratios []float64) {
 	fmt.Fprintf(p.w, "%-14s  %-6s  %14s  %7d", o, t.layout, t.shape, threads)
 	for _, r := range ratios {
@@ -623,18 +623,17 @@ func ratioText(r float64) string {
 	return fmt.Sprintf("%.2f", r)
 }
 
-// standing is what the cells of a contest come to.
+// standing sums up the cells of a contest.
 type standing struct {
 	contest
 	cells     int
 	mean      float64 // geometric
 	least     peerRow
-	below     int // cells below the goal for each
+	below     int // number of cells below the goal for every ratio
 	different float64
 }
 
-// standings sums up the rows, contest by contest; those without any are left
-// out.
+// standings sums up the rows by contest. Contests without rows are left out.
 func standings(rows []peerRow) []standing {
 	var all []standing
 	for _, k := range contests {
@@ -662,26 +661,16 @@ func standings(rows []peerRow) []standing {
 	return all
 }
 
-// verdict says what the goals are and whether they hold; "" without any.
+// verdict compares the standing with the goals, in figures; it is empty without a goal.
 func (s standing) verdict() string {
 	if s.goal == 0 {
 		return ""
 	}
-	text := fmt.Sprintf(">= %.3g: %s", s.goal, yesNo(s.mean >= s.goal))
+	text := fmt.Sprintf("mean %.2f of %.3g", s.mean, s.goal)
 	if s.contest.least > 0 {
-		text += fmt.Sprintf("; every cell >= %.3g: %s", s.contest.least, yesNo(s.below == 0))
-		if s.below > 0 {
-			text += fmt.Sprintf(" (%d are not)", s.below)
-		}
+		text += fmt.Sprintf("; %d of %d cells below %.3g", s.below, s.cells, s.contest.least)
 	}
 	return text
-}
-
-func yesNo(b bool) string {
-	if b {
-		return "yes"
-	}
-	return "NO"
 }
 
 // summary prints the contests' standings, and what is missing or wrong.
@@ -708,5 +697,5 @@ func (r *peerResults) summary(w io.Writer) {
 	}
 }
 
-// contestNames returns what -with chooses from.
+// contestNames returns the names for -with.
 func contestNames() string { return strings.Join(names(contests), ", ") }

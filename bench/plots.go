@@ -20,13 +20,13 @@ import (
 	"gonum.org/v1/plot/vg/vgsvg"
 )
 
-// figure is a plot in the page, and what its marks and lines mean; and alone, a
-// picture with both.
+// figure is a plot with its legend, for the page, and a picture of both.
 type figure struct {
-	title string
-	svg   string
-	keys  []figureKey
-	alone string
+	title   string
+	finding string // a sentence: the result that the plot shows
+	svg     string
+	keys    []figureKey
+	alone   string
 }
 
 // file returns the name of the file of the picture.
@@ -51,8 +51,8 @@ type chartKey struct {
 	mark plot.Thumbnailer
 }
 
-// palette are colours that are told apart by most people, also when they do not
-// see all of them.
+// palette has colours that most colour-blind people can distinguish (Okabe and Ito).
+// Series differ in their marks as well, for print in grey.
 var palette = []color.RGBA{
 	{0x00, 0x72, 0xb2, 0xff}, {0xd5, 0x5e, 0x00, 0xff}, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79, 0xa7, 0xff},
 	{0xe6, 0x9f, 0x00, 0xff}, {0x56, 0xb4, 0xe9, 0xff}, {0x6b, 0x4c, 0x9a, 0xff}, {0x80, 0x80, 0x80, 0xff},
@@ -61,7 +61,22 @@ var palette = []color.RGBA{
 
 var marks = []draw.GlyphDrawer{
 	draw.CircleGlyph{}, draw.SquareGlyph{}, draw.TriangleGlyph{}, draw.PyramidGlyph{}, draw.RingGlyph{}, draw.BoxGlyph{},
-	draw.CrossGlyph{}, draw.PlusGlyph{},
+	draw.CrossGlyph{}, draw.PlusGlyph{}, diamond{},
+}
+
+// diamond is a filled square on its corner.
+type diamond struct{}
+
+func (diamond) DrawGlyph(c *draw.Canvas, style draw.GlyphStyle, at vg.Point) {
+	c.SetColor(style.Color)
+	r := 1.3 * style.Radius
+	var p vg.Path
+	p.Move(vg.Point{X: at.X - r, Y: at.Y})
+	p.Line(vg.Point{X: at.X, Y: at.Y + r})
+	p.Line(vg.Point{X: at.X + r, Y: at.Y})
+	p.Line(vg.Point{X: at.X, Y: at.Y - r})
+	p.Close()
+	c.Fill(p)
 }
 
 var (
@@ -90,12 +105,12 @@ func newChart(x, y string) *chart {
 }
 
 // figure draws the plot.
-func (p *chart) figure(title string, height int) (figure, error) {
+func (p *chart) figure(title, finding string, height int) (figure, error) {
 	c := vgsvg.New(vg.Points(figureWidth), vg.Points(float64(height)))
 	p.Draw(draw.Crop(draw.New(c), 0, -vg.Points(8), vg.Points(6), -vg.Points(4)))
-	f := figure{title: title}
+	f := figure{title: title, finding: finding}
 	var err error
-	if f.svg, err = inline(c, title); err != nil {
+	if f.svg, err = inline(c, title+". "+finding); err != nil {
 		return f, err
 	}
 	for _, k := range p.keys {
@@ -108,23 +123,25 @@ func (p *chart) figure(title string, height int) (figure, error) {
 		}
 		f.keys = append(f.keys, figureKey{k.name, svg})
 	}
-	f.alone, err = p.picture(title, height)
+	f.alone, err = p.picture(title, finding, height)
 	return f, err
 }
 
-// picture draws the plot with its title, and its legend in rows under it.
-func (p *chart) picture(title string, height int) (string, error) {
+// picture draws the plot below its title and finding, and the legend in rows below it.
+func (p *chart) picture(title, finding string, height int) (string, error) {
 	const margin, line, perRow = 10, 16, 3
 	rows := (len(p.keys) + perRow - 1) / perRow
-	c := vgsvg.New(vg.Points(figureWidth), vg.Points(float64(height+(rows+2)*line)))
+	c := vgsvg.New(vg.Points(figureWidth), vg.Points(float64(height+(rows+3)*line)))
 	all := draw.New(c)
 	all.SetColor(color.White)
 	all.Fill(all.Rectangle.Path())
 	style := p.X.Label.TextStyle
 	style.XAlign, style.YAlign = text.XLeft, text.YCenter
 	under := vg.Points(float64(rows*line + line/2))
-	p.Draw(draw.Crop(all, 0, -vg.Points(8), under, -vg.Points(1.5*line)))
-	all.FillText(style, vg.Point{X: vg.Points(margin), Y: all.Max.Y - vg.Points(0.75*line)}, title)
+	p.Draw(draw.Crop(all, 0, -vg.Points(8), under, -vg.Points(2.5*line)))
+	for i, text := range []string{title, finding} {
+		all.FillText(style, vg.Point{X: vg.Points(margin), Y: all.Max.Y - vg.Points((float64(i)+0.75)*line)}, text)
+	}
 	for i, k := range p.keys {
 		corner := vg.Point{
 			X: vg.Points(margin + float64(i%perRow)*(figureWidth-2*margin)/perRow),
@@ -134,13 +151,13 @@ func (p *chart) picture(title string, height int) (string, error) {
 		k.mark.Thumbnail(&area)
 		all.FillText(style, corner.Add(vg.Point{X: vg.Points(28), Y: vg.Points(5)}), k.name)
 	}
-	return inline(c, title)
+	return inline(c, title+". "+finding)
 }
 
 var viewBoxPattern = regexp.MustCompile(`viewBox="[^"]*"`)
 
-// inline returns a drawing as an SVG element without a size of its own. A label
-// tells those what it is who don't see it; without one it is an ornament.
+// inline returns a drawing as an SVG element without a size of its own. Screen readers
+// read the label; they skip a drawing without one.
 func inline(c *vgsvg.Canvas, label string) (string, error) {
 	var b bytes.Buffer
 	if _, err := c.WriteTo(&b); err != nil {
@@ -161,6 +178,16 @@ func inline(c *vgsvg.Canvas, label string) (string, error) {
 
 // series adds points as marks, and to the legend under name unless that is empty.
 func series(p *chart, name string, i int, points plotter.XYs) error {
+	return scatter(p, name, i, vg.Points(3), points)
+}
+
+// smallSeries adds points as smaller marks, without an entry in the legend: for a line
+// that belongs to a series and must be recognized without colour.
+func smallSeries(p *chart, i int, points plotter.XYs) error {
+	return scatter(p, "", i, vg.Points(1.7), points)
+}
+
+func scatter(p *chart, name string, i int, radius vg.Length, points plotter.XYs) error {
 	if len(points) == 0 {
 		return nil
 	}
@@ -168,7 +195,7 @@ func series(p *chart, name string, i int, points plotter.XYs) error {
 	if err != nil {
 		return err
 	}
-	s.Color, s.Shape, s.Radius = palette[i%len(palette)], marks[i%len(marks)], vg.Points(3)
+	s.Color, s.Shape, s.Radius = palette[i%len(palette)], marks[i%len(marks)], radius
 	p.Add(s)
 	if name != "" {
 		p.keys = append(p.keys, chartKey{name, s})
@@ -203,7 +230,7 @@ func horizontals(p *chart, from, to float64, at ...float64) error {
 	return nil
 }
 
-// note writes text above a point of the plot, from there on or up to there.
+// note writes text above a point of the plot, to its right or left.
 func note(p *chart, x, y float64, s string, align text.XAlignment) error {
 	l, err := plotter.NewLabels(plotter.XYLabels{XYs: plotter.XYs{{X: x, Y: y}}, Labels: []string{s}})
 	if err != nil {
@@ -218,7 +245,7 @@ func note(p *chart, x, y float64, s string, align text.XAlignment) error {
 	return nil
 }
 
-// nameX puts names at 0, 1, 2 ... of the axis, upright enough to have room.
+// nameX labels 0, 1, 2 ... of the axis with names, slanted if there are many.
 func nameX(p *chart, names []string) {
 	p.NominalX(names...)
 	p.X.Tick.Width, p.X.Width = vg.Points(0.5), vg.Points(0.5)
@@ -230,13 +257,13 @@ func nameX(p *chart, names []string) {
 	p.X.Padding, p.Y.Padding = 0, 0
 }
 
-// spread returns where the k-th of n lies beside x.
+// spread returns the place of the k-th of n marks beside x.
 func spread(x float64, k, n int) float64 {
 	const width = 0.7
 	return x + width*(float64(k)+0.5)/float64(n) - width/2
 }
 
-// unique returns what key is of the rows, in order, each once.
+// unique returns the keys of the rows, in order, each once.
 func unique[T any, K comparable](rows []T, key func(T) K) []K {
 	var all []K
 	for _, r := range rows {

@@ -10,8 +10,8 @@ import (
 	"golang.org/x/term"
 )
 
-// progress is a bar that appears when the work takes longer than patience, with
-// the time that is left. A nil one shows nothing.
+// progress is a bar with the remaining time, which appears when the work takes longer
+// than patience. A nil one shows nothing.
 type progress struct {
 	mu      sync.Mutex
 	w       io.Writer
@@ -25,7 +25,7 @@ type progress struct {
 
 const patience = time.Second
 
-// startProgress expects total to be the sum of what add will be called with.
+// startProgress begins a bar. total is the sum of the arguments of all calls of add.
 func startProgress(w io.Writer, total int) *progress {
 	p := &progress{w: w, total: total}
 	p.timer = time.AfterFunc(patience, p.show)
@@ -47,8 +47,8 @@ func (p *progress) show() {
 	p.bar.Add(p.done)
 }
 
-// interval is how often the bar is drawn: seldom into a file, where every bar
-// stays.
+// interval is the time between two drawings of the bar: long for a file, where every
+// drawing stays.
 func (p *progress) interval() time.Duration {
 	if f, ok := p.w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		return 100 * time.Millisecond
@@ -56,7 +56,7 @@ func (p *progress) interval() time.Duration {
 	return 10 * time.Second
 }
 
-// describe says what is being done.
+// describe sets the text of the bar.
 func (p *progress) describe(what string) {
 	if p == nil {
 		return
@@ -69,7 +69,7 @@ func (p *progress) describe(what string) {
 	}
 }
 
-// add says that n more is done.
+// add adds n to the work done.
 func (p *progress) add(n int) {
 	if p == nil {
 		return

@@ -9,8 +9,8 @@ import (
 	"text/tabwriter"
 )
 
-// scaling is what more workers bring to an operation in a layout, as the
-// geometric mean over tensors.
+// scaling is the speed-up of an operation in a layout by workers, as the geometric mean
+// over tensors.
 type scaling struct {
 	operation, layout string
 	tensors           int
@@ -18,24 +18,24 @@ type scaling struct {
 	demand            float64         // GB/s that one worker moves
 }
 
-// defaultBandwidth is that of eight channels of DDR4-3200, 25.6 GB/s each.
+// defaultBandwidth is the bandwidth of eight channels of DDR4-3200, 25.6 GB/s each.
 const defaultBandwidth = 204.8
 
 // fromMemory is the size in bytes of a tensor from which the traffic model
 // applies: smaller ones may stay in some cache from call to call.
 const fromMemory = 6 << 20
 
-// modelWorkers are those that the model is asked for.
+// modelWorkers are the numbers of workers in the model's columns.
 var modelWorkers = []int{16, 64}
 
-// scalingNote says what the model assumes.
-const scalingNote = `Each is the time of one worker over that of several, as the geometric mean over the tensors of
-6 MB and more. The model: every worker moves as much as the one does here, until all together
-move what the memory does, %.4g GB/s (-membw; eight channels of DDR4-3200 have 204.8). It counts
-the bytes that must move, takes no account of shared caches, of the start of goroutines, or of
-tensors with too few parts for the workers.`
+// scalingNote states the assumptions of the model.
+const scalingNote = `Each number is the time of one worker over the time of several, as the geometric mean over the
+tensors of 6 MB and more. In the model every worker moves as many bytes per second as one does here,
+until all together reach the bandwidth of the memory, %.4g GB/s (-membw; eight channels of DDR4-3200
+have 204.8). It counts the bytes that must move, and ignores shared caches, the start of goroutines,
+and tensors with fewer tasks than workers.`
 
-// scalings returns what the rows say, for tensors that are in memory.
+// scalings returns the speed-ups for tensors that are in memory.
 func scalings(rows []boundRow) []scaling {
 	type key struct{ operation, layout string }
 	one := map[string]boundRow{} // by tensor and operation
@@ -81,9 +81,8 @@ func scalings(rows []boundRow) []scaling {
 	return all
 }
 
-// moved returns the bytes that the operation moves, and that its bound does: in
-// layouts whose channels don't lie together the statistics read everything
-// first.
+// moved returns the bytes that the operation and its bound move. In nhwc and nc the
+// statistics read everything first.
 func (r boundRow) moved() int {
 	o := opNamed(r.Operation)
 	n := o.bytes
@@ -106,7 +105,7 @@ func mean(values []float64) float64 {
 	return sum / float64(len(values))
 }
 
-// workerCounts are those of more than one, in order.
+// workerCounts returns the numbers of workers above 1, in order.
 func workerCounts(rows []boundRow) []int {
 	var counts []int
 	for _, n := range unique(rows, func(r boundRow) int { return r.Workers }) {
@@ -118,8 +117,8 @@ func workerCounts(rows []boundRow) []int {
 	return counts
 }
 
-// scalingLines is the table of scalings, its heads first, fields separated by
-// tabs; nil unless there are rows of one worker and of more.
+// scalingLines returns the table of scalings: first the heads, then the lines, with
+// fields separated by tabs. It is nil unless there are rows of one worker and of more.
 func scalingLines(rows []boundRow, bandwidth float64) []string {
 	all := scalings(rows)
 	if len(all) == 0 {
@@ -147,7 +146,7 @@ func scalingLines(rows []boundRow, bandwidth float64) []string {
 	return lines
 }
 
-// scalingTable prints them.
+// scalingTable prints the table of scalings.
 func scalingTable(w io.Writer, rows []boundRow, bandwidth float64) {
 	lines := scalingLines(rows, bandwidth)
 	if lines == nil {

@@ -9,14 +9,14 @@ import (
 // shapesExample is a value of -shapes that lists tensors.
 const shapesExample = "nchw:16x48x35x35,nc:8x1000"
 
-// A listed tensor has at most so many values: the memory of everything that is kept
-// beside it stays below 8 GB. A check keeps results in float64, too.
+// The largest numbers of values of a listed tensor, which keep the memory of a run below
+// 8 GB. A check needs more, since it has results in float64.
 const (
 	mostValues  = 1 << 28
 	mostChecked = 1 << 27
 )
 
-// listSizes names the sizes that a tensor in a layout has.
+// listSizes names the sizes of a tensor by its layout.
 var listSizes = map[string]string{"nchw": "NxCxHxW", "nhwc": "NxCxHxW", "nc": "NxC"}
 
 // isShapeList reports whether a value of -shapes is a list of tensors, instead of the

@@ -14,8 +14,8 @@ const (
 	sweepMax = 512 << 20
 )
 
-// sweepSet is tensors of sizes from sweepMin to most, each twice the one before:
-// first the images grow, then there are more channels, then more images.
+// sweepSet has tensors of sizes from sweepMin to most, each twice the one before:
+// first the images grow, then the number of channels, then the number of images.
 func sweepSet(most int) caseSet {
 	set := caseSet{data: "generated data"}
 	n, channels, h, w := 4, 16, 8, 8
@@ -39,7 +39,7 @@ func sweepSet(most int) caseSet {
 	return set
 }
 
-// sweepConfig is what the sweep measures: one worker, the plain operations.
+// sweepConfig is the configuration of the sweep: one worker, the plain operations.
 func (c config) sweepConfig() config {
 	c.workers = []int{1}
 	c.ops = ops[:3]
@@ -52,7 +52,7 @@ type cache struct {
 	Bytes int    `json:"bytes"`
 }
 
-// caches returns those whose sizes are known.
+// caches returns the caches whose sizes are known.
 func caches() []cache {
 	c := cpuid.CPU.Cache
 	var known []cache
@@ -64,8 +64,8 @@ func caches() []cache {
 	return known
 }
 
-// arithmeticPeak returns how many GFLOP/s one core adds up in vectors out of the
-// nearest cache, without fused multiply-add, which the package can't use.
+// arithmeticPeak returns the GFLOP/s of one core's vector additions out of the nearest
+// cache. Fused multiply-add would be faster, but the package can't use it.
 func (e effort) arithmeticPeak() float64 {
 	x := aligned(2048)
 	team := bound.NewTeam(1)
@@ -77,11 +77,11 @@ func (e effort) arithmeticPeak() float64 {
 	return float64(len(x)) / least
 }
 
-// flops returns the floating-point operations per element, comparisons among
-// them. Statistics of x: x-K, its square, two sums; of gradients: x-m, a product,
-// two sums. Then (x-m)*a + b, or ((g-k1) - (x-m)*k2)*a. A residual is one more
-// addition and ReLU one more operation; backward needs (x-m)*a + b and both in
-// either phase, where x-m is there already.
+// flops returns the floating-point operations per element, comparisons included.
+// Statistics of x take x-K, its square and two sums, 4; those of gradients x-m, a
+// product and two sums, 4. Then come (x-m)*a + b, 3, or ((g-k1) - (x-m)*k2)*a, 5. A
+// residual is one more addition, and ReLU one more operation. With ReLU backward
+// computes z in both phases, from the x-m that it has already.
 func (o op) flops() int {
 	extra := 0
 	if o.relu {

@@ -7,13 +7,13 @@ import (
 
 // effort bounds how long an operation is timed.
 type effort struct {
-	reps    int           // at least so many runs of every path
-	minTime time.Duration // and at least so long, per path
-	maxTime time.Duration // of alternate
+	reps    int           // least number of runs of every path
+	minTime time.Duration // least time per path
+	maxTime time.Duration // most time of alternate
 }
 
-// measure returns the least time that each of runs takes. The runs alternate,
-// so that a machine that slows down or speeds up does so for all of them.
+// measure returns the least time of each of runs. The runs alternate, so that a machine
+// that slows down or speeds up does so for all of them.
 func (e effort) measure(runs []func() error) ([]time.Duration, error) {
 	best := make([]time.Duration, len(runs))
 	fill(best, math.MaxInt64)

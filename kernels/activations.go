@@ -1,25 +1,26 @@
 package main
 
-// activation is the fragment of an activation that the kernels inject. It
-// computes what the methods forward and backward of actKind compute.
+// activation is the code of an activation in the kernels. It computes the same as the
+// methods forward and backward of Activation in Go.
 type activation struct {
-	name string // as it stands in the names of kernels and in Go's actNAME
-	// temps is how many vectors it needs besides z and g.
+	name string // as in the names of kernels
+	// temps is the number of vectors that it needs besides z and g.
 	temps int
 	// forward replaces z by act(z).
 	forward func(a *asm, z vec, t []vec)
 	// backward replaces g, which holds dy, by dy*act'(z). It may change z.
 	backward func(a *asm, g, z vec, t []vec)
-	// called says that the kernel calls a function (functions.go) for it.
+	// called is set if the kernel calls a function (functions.go) for it.
 	called bool
 }
 
 func (f activation) identity() bool { return f.forward == nil && !f.called }
 
-// inline are the activations that kernels contain, in the order of actKind, and
-// activations all that kernels exist for, in the order of actVariant.
+// inline has the activations whose code is part of the kernels, in the order of actKind.
 var inline = activations[:2]
 
+// activations has an entry for each actVariant. All activations that are not inline
+// share the kernels of the last one.
 var activations = []activation{
 	{name: "Identity"},
 	{
@@ -37,7 +38,8 @@ var activations = []activation{
 	{name: "Called", temps: 1, called: true},
 }
 
-// actVariant is how a kernel comes by its activation, as in ../kernels.go.
+// actVariant says whether a kernel has an activation, as code of its own or as a call.
+// It is the type of the same name in ../kernels.go.
 type actVariant int
 
 const (

@@ -2,7 +2,7 @@ package main
 
 import "fmt"
 
-// amd64 lowers to AVX2: a vec is a YMM register. Y15 is the mask of a part.
+// amd64 lowers to AVX2: a vec is a YMM register. Y15 is the mask of the tail.
 type amd64 struct{ *printer }
 
 func newAMD64(p *printer) lowering {
@@ -10,10 +10,10 @@ func newAMD64(p *printer) lowering {
 	return amd64{p}
 }
 
-// R15 belongs to position-independent code, BP is the frame pointer. R14 is the
-// goroutine to Go's functions, and restored behind assembly, which may use it
-// (cmd/compile/abi-internal.md): it points to what kernels that call share with functions,
-// and to the arguments of others.
+// R15 belongs to position-independent code, BP is the frame pointer. Go's functions have
+// the goroutine in R14 and restore it after assembly, which may use it
+// (cmd/compile/abi-internal.md): here it points to the area that kernels share with the
+// functions they call, and in other kernels to the arguments.
 var amd64Regs = [...]string{"AX", "BX", "CX", "DX", "SI", "DI", "R8", "R9", "R10", "R11", "R12", "R13"}
 
 func (amd64) arch() string { return "amd64" }
@@ -102,7 +102,7 @@ func (l amd64) branch(c cond, to string) {
 
 func (l amd64) jump(to string) { l.printf("JMP %s", to) }
 
-func (l amd64) part(n reg) {
+func (l amd64) tail(n reg) {
 	t := l.newReg()
 	l.regs-- // needed for these instructions only
 	l.printf("LEAQ maskTable<>+32(SB), %s", l.r(t))
@@ -113,12 +113,12 @@ func (l amd64) part(n reg) {
 
 func (l amd64) load(dst vec, m mem)        { l.printf("VMOVUPS %s, Y%d", l.m(m), dst) }
 func (l amd64) store(src vec, m mem)       { l.printf("VMOVUPS Y%d, %s", src, l.m(m)) }
-func (l amd64) loadPart(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
-func (l amd64) storePart(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
+func (l amd64) loadTail(dst vec, m mem)    { l.printf("VMASKMOVPS %s, Y15, Y%d", l.m(m), dst) }
+func (l amd64) storeTail(src vec, m mem)   { l.printf("VMASKMOVPS Y%d, Y15, %s", src, l.m(m)) }
 func (l amd64) storeStream(src vec, m mem) { l.printf("VMOVNTPS Y%d, %s", src, l.m(m)) }
 func (amd64) streams() bool                { return true }
 func (l amd64) fence()                     { l.printf("SFENCE") }
-func (l amd64) keepPart(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
+func (l amd64) keepTail(v vec)             { l.printf("VANDPS Y15, Y%d, Y%d", v, v) }
 func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, Y%d", dst, x, dst) }
 func (l amd64) broadcast(dst vec, m mem)   { l.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
 func (l amd64) broadcast64(dst vec, m mem) { l.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
@@ -175,7 +175,7 @@ var amd64Ops = [...]string{
 }
 
 func (l amd64) op(o op, dst, x, y vec) {
-	if o == opOr && x == y { // done where registers are renamed
+	if o == opOr && x == y { // a move, which register renaming does without an operation
 		l.printf("VMOVAPS Y%d, Y%d", x, dst)
 		return
 	}
@@ -199,7 +199,8 @@ func (l amd64) end() {
 	l.printf("RET")
 }
 
-// byTable checks the number, and puts what use needs of it into AX and BX.
+// byTable checks the index, and loads it into AX and the table's address into BX for
+// use.
 func (l amd64) byTable(table string, n int, use func()) {
 	l.printf("MOVQ id+0(FP), AX")
 	l.printf("CMPQ AX, $%d", n)
@@ -224,19 +225,16 @@ func (l amd64) returnFromTable(table string, n int) {
 
 // ---- functions and calls
 
-// The frame of a kernel that calls. R14 points to the area, at a multiple of a
-// vector, where a function keeps the 4 vectors, and then what it makes of those
-// that are far; behind them there are the function's address, the two parameters,
-// the first of them as a float64, how many bytes of the area the call is for, whether
-// there is something far, and for each flag whether it is set. BP remains the frame
-// pointer, by which tools walk the stack.
+// The frame of a kernel with calls. R14 points to the area, at a multiple of the vector
+// size. The area has the function's 4 arguments, then its results for far arguments,
+// then the fields below. BP remains the frame pointer, by which tools walk the stack.
 const (
-	amd64Function = 8*vecBytes + 8*iota
-	amd64Params
-	amd64WideParam
-	amd64Count
-	amd64Far
-	amd64Flags
+	amd64Function = 8*vecBytes + 8*iota // the function's address
+	amd64Params                         // two float32
+	amd64Param64                        // the first parameter as float64
+	amd64Bytes                          // bytes of the arguments of this call
+	amd64Far                            // 1 if an argument has far lanes, else 0
+	amd64Flags                          // for each flag: not 0 if it is set
 
 	amd64AreaLen    = amd64Flags + 8*len(flagNames)
 	amd64FarResults = 4 * vecBytes
@@ -258,7 +256,7 @@ func (l amd64) area(field string, flags flags) {
 	for _, copied := range []struct {
 		field string
 		to    int
-	}{{"p", amd64Params}, {"wide", amd64WideParam}, {field, amd64Function}} {
+	}{{"p", amd64Params}, {"p64", amd64Param64}, {field, amd64Function}} {
 		l.printf("MOVQ actCode_%s(AX), BX", copied.field)
 		l.printf("MOVQ BX, %d(R14)", copied.to)
 	}
@@ -269,8 +267,8 @@ func (l amd64) ifFlag(f flags, set bool, label string) {
 	l.branch(map[bool]cond{false: ifZero, true: ifNotZero}[set], label)
 }
 
-func (l amd64) call(count int) {
-	l.printf("MOVQ $%d, %d(R14)", count*vecBytes, amd64Count)
+func (l amd64) call(n int) {
+	l.printf("MOVQ $%d, %d(R14)", n*vecBytes, amd64Bytes)
 	l.printf("CALL %d(R14)", amd64Function)
 }
 
@@ -308,7 +306,7 @@ func (l amd64) eachFar(z vec, body func(next string)) {
 	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", z, amd64FarResults)
 	l.label(next)
 	l.printf("ADDQ $%d, AX", vecBytes)
-	l.printf("CMPQ AX, %d(R14)", amd64Count)
+	l.printf("CMPQ AX, %d(R14)", amd64Bytes)
 	l.printf("JLT %s", loop)
 	l.printf("POPQ AX")
 }
@@ -324,7 +322,7 @@ func (l amd64) farResult(dst vec, j int) {
 
 func (l amd64) shiftRight(dst vec, n int) { l.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
 
-// VPERMPS looks at the 3 low bits only.
+// VPERMPS uses the 3 low bits only, so that no index is computed.
 func (l amd64) pieceIndex([]vec) {}
 func (l amd64) openRow(int)      {}
 
@@ -337,8 +335,8 @@ func (l amd64) param(dst vec, field string) {
 	l.printf("VBROADCASTSS %d(R14), Y%d", off, dst)
 }
 
-func (l amd64) wideParam(dst vec) {
-	l.printf("VBROADCASTSD %d(R14), Y%d", amd64WideParam, dst)
+func (l amd64) param64(dst vec) {
+	l.printf("VBROADCASTSD %d(R14), Y%d", amd64Param64, dst)
 }
 
 func (l amd64) constant(dst vec, off int) {
@@ -354,10 +352,10 @@ func (l amd64) blend(dst, mask, x, y vec) {
 }
 
 func (l amd64) bySign(dst, z, negative, positive vec) {
-	l.blend(dst, z, negative, positive) // which looks at signs only
+	l.blend(dst, z, negative, positive) // VBLENDVPS uses the sign bits only
 }
 
-// What VMAXPS and VMINPS return of zeros, and for NaN, is their second operand.
+// VMAXPS and VMINPS return their second operand if both are zeros or one is NaN.
 func (l amd64) above(dst, x, y, _ vec) { l.op(opMax, dst, x, y) }
 func (l amd64) below(dst, x, y, _ vec) { l.op(opMin, dst, x, y) }
 

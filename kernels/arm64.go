@@ -6,11 +6,11 @@ import (
 )
 
 // arm64 lowers to NEON: vec i is the registers V2i and V2i+1. There are no
-// masked moves: a part is moved as 4, 2 and 1 floats, by the bits of its
-// length. V30 and V31 are the mask of a part.
+// masked moves: a tail is moved as 4, 2 and 1 floats, by the bits of its
+// length. V30 and V31 are the mask of the tail.
 //
-// Go's assembler knows few vector instructions on floats. They are macros
-// (macros.go), of the instructions for both registers of a vec.
+// Go's assembler lacks most vector instructions on floats. Macros (macros.go) encode
+// them, for both registers of a vec.
 type arm64 struct{ *printer }
 
 func newARM64(p *printer) lowering {
@@ -24,12 +24,12 @@ var arm64Regs = [...]string{
 	"R0", "R1", "R2", "R3", "R4", "R5", "R6", "R7", "R8", "R9", "R10", "R11", "R12", "R13", "R14",
 }
 
-// maskVec is the mask of a part.
+// maskVec is the mask of the tail.
 const maskVec vec = numVecs
 
 const (
-	arm64Addr = "R24" // an address for the length of an instruction or two
-	arm64Part = "R25" // how many floats a part has
+	arm64Addr = "R24" // a temporary address
+	arm64Tail = "R25" // the length of the tail in floats
 )
 
 func (arm64) arch() string { return "arm64" }
@@ -38,8 +38,8 @@ func (arm64) header() string {
 // ARG loads a field of the arguments.
 #define ARG(field, r) MOVD a+8(FP), r; MOVD field(r), r
 
-// PART moves a part from or to off(base).
-#define PART(by, off, base) ADD $off, base, R24; CALL by(SB)
+// TAIL moves a tail from or to off(base).
+#define TAIL(by, off, base) ADD $off, base, R24; CALL by(SB)
 ` + macroText()
 }
 
@@ -111,21 +111,21 @@ func (l arm64) branch(c cond, to string) {
 
 func (l arm64) jump(to string) { l.printf("B %s", to) }
 
-func (l arm64) part(n reg) {
-	l.printf("MOVD %s, %s", l.r(n), arm64Part)
+func (l arm64) tail(n reg) {
+	l.printf("MOVD %s, %s", l.r(n), arm64Tail)
 	l.printf("MOVD $maskTable<>+32(SB), %s", arm64Addr)
-	l.printf("SUB %s<<2, %s", arm64Part, arm64Addr)
+	l.printf("SUB %s<<2, %s", arm64Tail, arm64Addr)
 	l.printf("FLDPQ (%s), (F30, F31)", arm64Addr)
 }
 
-func (l arm64) keepPart(v vec)       { l.use(and, maskVec, v, v) }
+func (l arm64) keepTail(v vec)       { l.use(and, maskVec, v, v) }
 func (l arm64) elsewhere(dst, x vec) { l.use(bif, maskVec, x, dst) }
 
 // pairOffset is the largest offset of a load or store of two Q registers.
 const pairOffset = 1008
 
-// at returns an address without an index and with an offset that fits.
-func (l arm64) at(m mem) (base string, off int) {
+// m returns an address without an index. It computes one with an index into arm64Addr.
+func (l arm64) m(m mem) (base string, off int) {
 	base, off = l.r(m.base), m.off
 	if m.scale != 0 {
 		l.printf("ADD %s<<%d, %s, %s", l.r(m.index), m.scale-1, base, arm64Addr)
@@ -137,9 +137,9 @@ func (l arm64) at(m mem) (base string, off int) {
 	return base, off
 }
 
-// address puts the address into arm64Addr, to be counted up.
+// address puts an address into arm64Addr.
 func (l arm64) address(m mem) {
-	base, off := l.at(m)
+	base, off := l.m(m)
 	if base != arm64Addr || off != 0 {
 		l.printf("ADD $%d, %s, %s", off, base, arm64Addr)
 	}
@@ -153,51 +153,51 @@ func offset(off int, base string) string {
 }
 
 func (l arm64) load(dst vec, m mem) {
-	base, off := l.at(m)
+	base, off := l.m(m)
 	l.printf("FLDPQ %s, (F%d, F%d)", offset(off, base), 2*dst, 2*dst+1)
 }
 
 func (l arm64) store(src vec, m mem) {
-	base, off := l.at(m)
+	base, off := l.m(m)
 	l.printf("FSTPQ (F%d, F%d), %s", 2*src, 2*src+1, offset(off, base))
 }
 
-// There is no non-temporal store: no model of a processor tells whether a
-// non-temporal pair (STNP) would gain anything.
+// Non-temporal stores are not used: no model of a processor shows a gain from the
+// non-temporal pair (STNP).
 func (arm64) streams() bool            { return false }
-func (arm64) storeStream(_ vec, _ mem) { panic("there is no such store") }
+func (arm64) storeStream(_ vec, _ mem) { panic("there are no non-temporal stores on arm64") }
 
 func (l arm64) fence() {}
 
-// prefetch always means the first-level cache, which is twice as large on most
-// machines as on those that need the difference.
+// prefetch is into the first-level cache for all kernels: on most processors it is twice
+// as large as on amd64.
 func (l arm64) prefetch(m mem) {
-	base, off := l.at(m)
+	base, off := l.m(m)
 	l.printf("PRFM %s, PLDL1KEEP", offset(off, base))
 }
 
-// A part is moved by a subroutine for the vec (subroutines), which finds the address in
+// A tail is moved by a subroutine for the vec (subroutines), which takes the address from
 // arm64Addr.
-func (l arm64) loadPart(dst vec, m mem) { l.callPart("load", dst, m) }
+func (l arm64) loadTail(dst vec, m mem) { l.callTail("load", dst, m) }
 
-func (l arm64) storePart(src vec, m mem) { l.callPart("store", src, m) }
+func (l arm64) storeTail(src vec, m mem) { l.callTail("store", src, m) }
 
-func (l arm64) callPart(name string, v vec, m mem) {
-	if base, off := l.at(m); base != arm64Addr || off != 0 {
-		l.printf("PART(%s, %d, %s)", partSymbol(name, v), off, base)
+func (l arm64) callTail(name string, v vec, m mem) {
+	if base, off := l.m(m); base != arm64Addr || off != 0 {
+		l.printf("TAIL(%s, %d, %s)", tailSymbol(name, v), off, base)
 	} else {
-		l.printf("CALL %s(SB)", partSymbol(name, v))
+		l.printf("CALL %s(SB)", tailSymbol(name, v))
 	}
 }
 
-func partSymbol(name string, v vec) string { return local(fmt.Sprintf("%sPart%d", name, v)) }
+func tailSymbol(name string, v vec) string { return local(fmt.Sprintf("%sTail%d", name, v)) }
 
-// subroutines returns those that move parts, as far as code calls them.
+// subroutines returns the text of the subroutines that move tails, if code calls them.
 func (l arm64) subroutines(code string) string {
 	var text strings.Builder
 	for v := range vec(numVecs) {
 		for _, name := range []string{"load", "store"} {
-			symbol := partSymbol(name, v)
+			symbol := tailSymbol(name, v)
 			if !strings.Contains(code, symbol) {
 				continue
 			}
@@ -214,24 +214,24 @@ func (l arm64) subroutines(code string) string {
 	return text.String()
 }
 
-// pieces moves a part as 4, 2 and 1 floats, and returns; the formats take the address,
+// pieces moves a tail as 4, 2 and 1 floats, and returns; the formats take the address,
 // the register and the lane.
 func (l arm64) pieces(v vec, four, two, one string) {
 	low := l.newLabel("low")
 	half := func(r int) {
 		odd, done := l.newLabel("odd"), l.newLabel("done")
-		l.printf("TBZ $1, %s, %s", arm64Part, odd)
+		l.printf("TBZ $1, %s, %s", arm64Tail, odd)
 		l.printf(two, arm64Addr, r)
-		l.printf("TBZ $0, %s, %s", arm64Part, done)
+		l.printf("TBZ $0, %s, %s", arm64Tail, done)
 		l.printf(one, arm64Addr, r, 2)
 		l.printf("RET")
 		l.label(odd)
-		l.printf("TBZ $0, %s, %s", arm64Part, done)
+		l.printf("TBZ $0, %s, %s", arm64Tail, done)
 		l.printf(one, arm64Addr, r, 0)
 		l.label(done)
 		l.printf("RET")
 	}
-	l.printf("TBZ $2, %s, %s", arm64Part, low)
+	l.printf("TBZ $2, %s, %s", arm64Tail, low)
 	l.printf(four, arm64Addr, 2*int(v))
 	half(2*int(v) + 1)
 	l.label(low)
@@ -239,9 +239,9 @@ func (l arm64) pieces(v vec, four, two, one string) {
 }
 
 func (l arm64) broadcast(dst vec, m mem) {
-	base, off := l.at(m)
+	base, off := l.m(m)
 	switch {
-	case off > 0: // part of an ADD, which has no sign
+	case off > 0: // an operand of ADD, which can't be negative
 		l.printf("%s(%d, %s, %d)", ld1rAt.name, off, base[1:], dst)
 		return
 	case off < 0:
@@ -282,7 +282,7 @@ func (l arm64) pointTable() { l.printf("MOVD $%s<>(SB), %s", l.tableName(), arm6
 
 func (l arm64) zero(dst vec) { l.use(eor, dst, dst, dst) }
 
-// use prints a macro. Their last operand is the destination.
+// use prints a macro. The last operand is the destination.
 func (l arm64) use(m macro, operands ...vec) {
 	list := make([]string, len(operands))
 	for i, v := range operands {
@@ -297,7 +297,7 @@ func (l arm64) op(o op, dst, x, y vec) {
 		l.use(bic, x, y, dst)
 	case o == opLE:
 		l.use(fcmge, x, y, dst)
-	case o == opOr && x == y: // as a disassembler has it
+	case o == opOr && x == y: // a disassembler shows it as a move
 		l.use(mov, x, dst)
 	default:
 		l.use(arm64Ops[o], y, x, dst)
@@ -337,7 +337,7 @@ func (l arm64) opMem(o op, dst, x vec, y mem, t vec) {
 
 func (l arm64) end() { l.printf("RET") }
 
-// byTable checks the number, and puts the entry that it has into R1.
+// byTable checks the index, and loads the entry of the table into R1.
 func (l arm64) byTable(table string, n int, use func()) {
 	l.printf("MOVD id+0(FP), R0")
 	l.printf("CMP $%d, R0", n)
@@ -362,23 +362,20 @@ func (l arm64) returnFromTable(table string, n int) {
 
 // ---- functions and calls
 
-// Registers of a kernel that calls and of the called functions: the area, which
-// lies in the frame, the function, its actCode, the next vector in the area, and
-// how many are left. The assembler saves the link, since there are calls. In a
-// function arm64Addr is the table of constants, arm64Next is 0 where there is
-// nothing far, and the parameters' address, or what else is needed for a moment,
-// stands in arm64Param.
+// Registers of a kernel with calls and of the called functions. The assembler saves the
+// link register, since there are calls. In a function arm64Addr is the table of
+// constants.
 const (
-	arm64Area     = "R23"
-	arm64Function = "R22"
-	arm64ActCode  = "R21"
-	arm64Next     = "R20"
-	arm64Left     = "R19"
-	arm64Param    = "R15"
+	arm64Area     = "R23" // the area, which lies in the frame
+	arm64Function = "R22" // the function's address
+	arm64ActCode  = "R21" // the address of its actCode
+	arm64Next     = "R20" // the next argument in the area; 0 if none has far lanes
+	arm64Left     = "R19" // number of arguments left
+	arm64Param    = "R15" // the parameters' address, or a temporary
 )
 
-// The area has the 4 vectors, what a function makes of those that are far, and the
-// mask of a part, whose registers have the row of lookups.
+// The area has the function's 4 arguments, its results for far arguments, and the mask
+// of the tail, whose registers hold the row of a lookup.
 const (
 	arm64FarResults = 4 * vecBytes
 	arm64Mask       = 8 * vecBytes
@@ -406,8 +403,8 @@ func (l arm64) ifFlag(f flags, set bool, label string) {
 	l.printf("%s %s, %s", map[bool]string{false: "CBZ", true: "CBNZ"}[set], l.r(l.flagRegs[f.index()]), label)
 }
 
-func (l arm64) call(count int) {
-	l.printf("MOVD $%d, %s", count, arm64Left)
+func (l arm64) call(n int) {
+	l.printf("MOVD $%d, %s", n, arm64Left)
 	l.printf("CALL (%s)", arm64Function)
 }
 
@@ -479,7 +476,7 @@ func (l arm64) farResult(dst vec, j int) {
 
 func (l arm64) shiftRight(dst vec, n int) { l.printf("%s(%d, %d)", ushr.name, n, dst) }
 
-// pieceIndex makes the indices of the 4 bytes of each value.
+// pieceIndex makes byte indices, 4 for each value.
 func (l arm64) pieceIndex(u []vec) {
 	for _, step := range []struct {
 		o    macro
@@ -496,8 +493,8 @@ func (l arm64) openRow(off int) { l.constant(arm64Row/2, off) }
 
 func (l arm64) lookup(dst, index vec, _ int) { l.use(tbl, index, dst) }
 
-// tableFirst puts the address of the constants in front of what is there so far, if
-// there are some: only now it is known.
+// tableFirst prints the instruction that loads the table's address before everything
+// printed so far, if the function has constants.
 func (l arm64) tableFirst() {
 	if l.table == nil {
 		return
@@ -513,8 +510,8 @@ func (l arm64) param(dst vec, field string) {
 	l.printf("%s(%s, %d)", ld1r.name, arm64Param[1:], dst)
 }
 
-func (l arm64) wideParam(dst vec) {
-	l.printf("ADD $actCode_wide, %s, %s", arm64ActCode, arm64Param)
+func (l arm64) param64(dst vec) {
+	l.printf("ADD $actCode_p64, %s, %s", arm64ActCode, arm64Param)
 	l.printf("%s(%s, %d)", ld1r64.name, arm64Param[1:], dst)
 }
 
@@ -532,7 +529,7 @@ func (l arm64) opConstant(o op, dst, x vec, off int) {
 	l.op(o, dst, x, constVec)
 }
 
-// blend has an instruction for each operand that the result may replace.
+// blend uses another instruction for each operand that dst may be.
 func (l arm64) blend(dst, mask, x, y vec) {
 	switch dst {
 	case x:
@@ -544,7 +541,7 @@ func (l arm64) blend(dst, mask, x, y vec) {
 	}
 }
 
-// bySign spreads the sign: in dst, or in z where dst is one of the others.
+// bySign makes a mask of the signs, in dst, or in z if dst is one of the others.
 func (l arm64) bySign(dst, z, negative, positive vec) {
 	mask := dst
 	if dst == negative || dst == positive {
@@ -554,7 +551,7 @@ func (l arm64) bySign(dst, z, negative, positive vec) {
 	l.blend(dst, mask, negative, positive)
 }
 
-// FMAX and FMIN of zeros look at their signs.
+// FMAX and FMIN are not used, since they distinguish zeros by their signs.
 func (l arm64) above(dst, x, y, t vec) {
 	l.op(opGT, t, x, y)
 	l.blend(dst, t, x, y)

@@ -10,8 +10,8 @@ import (
 // registers on NEON.
 type vec int
 
-// numVecs is how many of the 16 virtual vectors a kernel may use. The last is
-// the mask of a part.
+// numVecs is the number of virtual vectors that a kernel may use, of 16. The last is
+// the mask of the tail.
 const numVecs = 15
 
 // vecBytes is the size of a vec in memory.
@@ -20,10 +20,11 @@ const vecBytes = 32
 // reg is a virtual scalar register for pointers and counters.
 type reg int
 
-// pair is 8 float64, those of the lower and of the upper half of a vector.
+// pair is 8 float64: the lower and the upper half of a vector, widened.
 type pair [2]vec
 
-// firstArg is the first of the 4 vectors that a called function replaces.
+// firstArg is the first of the 4 vectors with the arguments and results of a called
+// function.
 const firstArg vec = 2
 
 // mem is the address base + index*scale + off; scale is 1 or 2, and 0 for an
@@ -41,8 +42,8 @@ const (
 	opAdd op = iota
 	opSub
 	opMul
-	opMax // of a and b, that is not 0: a > b ? a : b
-	opMin // of a and b, that is not 0: a < b ? a : b
+	opMax // a > b ? a : b, where b is not 0
+	opMin // a < b ? a : b, where b is not 0
 	opAnd
 	opAndNot // ^a & b
 	opOr
@@ -50,8 +51,8 @@ const (
 	opGT // all ones where a > b, zero elsewhere and for NaN
 	opLE // all ones where a <= b, zero elsewhere and for NaN
 
-	// Operations on the bits, as integers with a sign: quicker than on floats, and the
-	// same if one of the two has no minus sign.
+	// Operations on the bits as signed integers. They are faster than those on floats, and
+	// give the same result unless both operands are negative.
 	opMaxInt
 	opMinInt
 	opGTInt // all ones where a > b, zero elsewhere
@@ -75,14 +76,14 @@ const (
 	ifNotZero
 )
 
-// lowering prints the instructions of one architecture. It is all that an
-// instruction set has to bring.
+// lowering prints the instructions of one architecture. An instruction set is one
+// implementation of it.
 type lowering interface {
 	arch() string
-	header() string // what stands at the top of the assembly file
-	holdArgs()      // keeps the address of the arguments in a register, in what calls nothing
+	header() string // the top of the assembly file
+	holdArgs()      // keeps the address of the arguments in a register; not in kernels with calls
 	detect() string // the Go function detectSIMD
-	// subroutines returns what code calls besides the functions of activations.
+	// subroutines returns the text of the lowering's own subroutines that code calls.
 	subroutines(code string) string
 
 	arg(dst reg, field string)     // dst = args.field
@@ -93,7 +94,7 @@ type lowering interface {
 	subReg(dst, src reg)
 	subImm(dst reg, n int) // sets the condition
 	shiftLeft(dst reg, n int)
-	shiftDown(dst reg, n int) // of a number with a sign
+	shiftDown(dst reg, n int) // of a signed number
 	set(dst reg, n int)
 	negate(dst reg)
 	least(dst, src reg)                    // dst = min(dst, src)
@@ -102,21 +103,20 @@ type lowering interface {
 	branch(c cond, label string)
 	jump(label string)
 
-	// part sets how many floats the methods on parts handle: n, 0 to 7. It may
-	// change n.
-	part(n reg)
+	// tail sets the length of the tail in floats: n, 0 to 7. It may change n.
+	tail(n reg)
 	load(dst vec, m mem)
-	loadPart(dst vec, m mem) // the other lanes become 0; nothing behind the part is read
+	loadTail(dst vec, m mem) // the other lanes become 0; no memory after the tail is read
 	store(src vec, m mem)
-	storePart(src vec, m mem)
+	storeTail(src vec, m mem)
 	// storeStream is a non-temporal store; the address is a multiple of vecBytes. It is
-	// used where streams says that there is such a store.
+	// used only if streams returns true.
 	storeStream(src vec, m mem)
 	streams() bool
-	fence()               // what storeStream stored is seen by other cores before what is stored after
-	prefetch(m mem)       // into the first-level cache if the kernel is near
-	keepPart(v vec)       // the other lanes become 0
-	elsewhere(dst, x vec) // the other lanes become those of x
+	fence()               // orders the stores of storeStream before later stores
+	prefetch(m mem)       // into the first-level cache if the printer's near is set
+	keepTail(v vec)       // the lanes after the tail become 0
+	elsewhere(dst, x vec) // the lanes after the tail become those of x
 	broadcast(dst vec, m mem)
 	broadcast64(dst vec, m mem)
 	zero(dst vec)
@@ -126,71 +126,72 @@ type lowering interface {
 	// opMem is op with y in memory; it may load it into t.
 	opMem(o op, dst, x vec, y mem, t vec)
 	sqrt64(dst, x vec) // of 4 float64
-	// reduce sums 8 float64 from memory, as reduce in ../stats.go does, and the 8 behind
-	// them; t are temporaries.
+	// reduce sums 8 float64 from memory, as reduce in ../stats.go does, to dst, and the
+	// next 8 to dst2; t are temporaries.
 	reduce(dst, dst2, src mem, t [3]vec)
-	// pointTable makes the constants of a kernel ready to be used, until there is an
-	// address with an index.
+	// pointTable makes the table of constants usable, until the next address with an
+	// index.
 	pointTable()
 	end()
-	// jumpByTable goes on where the entry of a table with n addresses points to whose
-	// number is the first argument, and returnFromTable returns that address. The
-	// arguments stay where they are. A number that is too large faults.
+	// jumpByTable jumps to an address in a table of n, with the function's first argument
+	// as index, and returnFromTable returns this address. The arguments stay in place. An
+	// index that is too large faults.
 	jumpByTable(table string, n int)
 	returnFromTable(table string, n int)
 
 	// The rest is for functions of activations and the kernels that call them.
-	// A function keeps the vectors 0 and 1 and the mask of a part.
+	// A function leaves the vectors 0 and 1 and the mask of the tail unchanged.
 
-	frame() int // bytes of the frame of a kernel that calls
-	// area prepares calls of the function whose address is in a field of actCode.
-	// It also makes flags ready to be looked at.
+	frame() int // bytes of the frame of a kernel with calls
+	// area prepares calls of the function whose address is in a field of actCode, and
+	// loads flags for ifFlag.
 	area(field string, flags flags)
-	// ifFlag goes to label if a flag of the call is set, or if it is not.
+	// ifFlag goes to label if a flag of the call is set, or if it is not set.
 	ifFlag(f flags, set bool, label string)
-	call(count int) // for count vectors
-	back()          // returns from a function
-	// tableFirst makes the table of constants ready in front of all that is there; before,
-	// nothing is known of it.
+	call(n int) // for n vectors
+	back()      // returns from a function
+	// tableFirst makes the table of constants usable from the start of the function. It
+	// is called at the end, when the table is known.
 	tableFirst()
 
-	// For a function that computes what is far apart. saveArgs comes before the others.
+	// For a function that computes far arguments separately. saveArgs comes before the
+	// others.
 	saveArgs()
-	argument(dst vec, j int) // dst = the j-th of the 4 vectors, as it was
+	argument(dst vec, j int) // dst = the j-th argument of 4, as saved
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
 	nothingFar()
-	// eachFar takes the vectors of a call to z, one after the other, and keeps what body
-	// makes of them for farResult, unless it goes to next.
+	// eachFar loads the vectors of a call into z, one after the other, and saves the
+	// results of body for farResult, unless body goes to next.
 	eachFar(z vec, body func(next string))
-	ifFar(label string) // if there was something far
+	ifFar(label string) // if a vector has far lanes
 	farResult(dst vec, j int)
 
-	// For polynomials in pieces. pieceIndex makes indices of integers whose low 3 bits
-	// tell the piece. lookup takes of a row in the table what is at the indices; openRow
-	// comes first.
+	// For polynomials in pieces. pieceIndex turns integers whose low 3 bits are the number
+	// of the piece into indices. lookup selects the values at the indices from a row of
+	// the table, after openRow of this row.
 	shiftRight(dst vec, n int)
 	pieceIndex(u []vec)
 	openRow(off int)
 	lookup(dst, index vec, off int)
 
 	param(dst vec, field string) // dst = a parameter
-	wideParam(dst vec)           // dst = the first parameter, float64
+	param64(dst vec)             // dst = the first parameter as float64
 	constant(dst vec, off int)   // dst = the constant at an offset in the function's table
 	opConstant(o op, dst, x vec, off int)
-	// blend sets dst, which is one of the others, to x where mask is all ones, and to y
-	// where it is 0.
+	// blend sets dst to x where mask is all ones, and to y where it is 0. dst is one of
+	// the others.
 	blend(dst, mask, x, y vec)
-	// bySign sets dst, which is not z, to negative where z has a minus sign, and to
-	// positive elsewhere. It may change z if that is neither.
+	// bySign sets dst to negative where z has a minus sign, and to positive elsewhere. dst
+	// is not z. It may change z if z is neither negative nor positive.
 	bySign(dst, z, negative, positive vec)
-	// above sets dst, which is x or y, to x > y ? x : y, and below to x < y ? x : y;
-	// t is a temporary.
+	// above sets dst to x > y ? x : y, and below to x < y ? x : y. dst is x or y; t is a
+	// temporary.
 	above(dst, x, y, t vec)
 	below(dst, x, y, t vec)
 	widen(dst pair, src vec)
 	narrow(dst vec, src pair) // dst may be the first of src
-	shift52(dst, x vec)       // the bits of float64, 52 to the left
+	shift52(dst, x vec)       // shifts the bits of float64 left by 52
 }
 
 // target is an instruction set: it makes the lowering that prints to p.
@@ -198,16 +199,16 @@ type target func(p *printer) lowering
 
 var targets = []target{newAMD64, newARM64}
 
-// asm is one function in the making: the instructions of a target, where they are
-// printed, and what a kernel and the walk that it takes have to tell each other.
+// asm is a function that is being printed: a lowering, its printer, and the state that
+// a kernel shares with its walk.
 type asm struct {
 	lowering
 	*printer
-	flags     flags // those that are set
-	asked     flags // those that the kernel looks at in every call
+	flags     flags // the flags that every call has set
+	asked     flags // the flags that the kernel tests in every call
 	layout    layout
-	columns   bool // vectors that are prepared together are of different columns: of column, now
-	column    int
+	columns   bool                     // vectors that are prepared together have different columns
+	column    int                      // the current one of these columns
 	constants map[int]mem              // constants that are in memory now, by field
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
@@ -230,27 +231,27 @@ func (a *asm) add(dst, x, y vec) { a.op(opAdd, dst, x, y) }
 func (a *asm) sub(dst, x, y vec) { a.op(opSub, dst, x, y) }
 func (a *asm) mul(dst, x, y vec) { a.op(opMul, dst, x, y) }
 
-// addMem sets dst = x + y with y in memory, perhaps by way of t.
-func (a *asm) addMem(dst, x vec, y mem, t vec, part bool) {
-	if part {
-		a.loadPart(t, y)
+// addMem sets dst = x + y with y in memory; it may load y into t.
+func (a *asm) addMem(dst, x vec, y mem, t vec, tail bool) {
+	if tail {
+		a.loadTail(t, y)
 		a.add(dst, x, t)
 		return
 	}
 	a.opMem(opAdd, dst, x, y, t)
 }
 
-// read loads a vector of an input, or a part of it.
-func (a *asm) read(dst vec, m mem, part bool) {
-	if part {
-		a.loadPart(dst, m)
+// read loads a vector or a tail of an input.
+func (a *asm) read(dst vec, m mem, tail bool) {
+	if tail {
+		a.loadTail(dst, m)
 	} else {
 		a.load(dst, m)
 	}
 }
 
-// write stores vectors of an output, or parts of them; at gives their addresses.
-func (a *asm) write(src []vec, at func(j int) mem, part bool) {
+// write stores vectors or tails of an output; at returns their addresses.
+func (a *asm) write(src []vec, at func(j int) mem, tail bool) {
 	each := func(store func(src vec, m mem)) func() {
 		return func() {
 			for j, v := range src {
@@ -258,15 +259,15 @@ func (a *asm) write(src []vec, at func(j int) mem, part bool) {
 			}
 		}
 	}
-	if part {
-		each(a.storePart)()
+	if tail {
+		each(a.storeTail)()
 		return
 	}
 	a.choose(withStream, each(a.storeStream), each(a.store))
 }
 
-// choose prints what a kernel does where a flag is set, and otherwise. Where it asks
-// in every call, it has both. One of them may be nil.
+// choose prints the code for a flag that is set, or for one that is not. A kernel that
+// tests the flag in every call has both. One of the two may be nil.
 func (a *asm) choose(f flags, set, otherwise func()) {
 	print := func(f func()) {
 		if f != nil {
@@ -299,7 +300,7 @@ func (a *asm) choose(f flags, set, otherwise func()) {
 	}
 }
 
-// header is what stands at the top of every assembly file.
+// header returns the top of every assembly file.
 func header() string {
 	s := "#include \"go_asm.h\"\n#include \"textflag.h\"\n\n" +
 		"// maskTable+32-4*n is the mask of the first n lanes.\n"
@@ -313,9 +314,9 @@ func header() string {
 	return s + "GLOBL maskTable<>(SB), RODATA|NOPTR, $64\n"
 }
 
-// table returns the text of a table of addresses, and of the function that name
-// declares, which goes through it by its first argument. entries has the symbols by
-// their numbers. There is none for some; their entries lead to one that faults.
+// table returns the text of a table of addresses, and of the declared function, whose
+// first argument is an index into the table. entries has the symbols; an entry without
+// a symbol leads to a function that faults.
 func table(on target, declaration, frame string, entries []string, emit func(a *asm, table string, n int)) string {
 	name, _, _ := strings.Cut(declaration, "(")
 	symbol := name + "Table"
@@ -332,7 +333,8 @@ func table(on target, declaration, frame string, entries []string, emit func(a *
 	return fmt.Sprintf("\n%s\n// func %s\nTEXT ·%s(SB), NOSPLIT|NOFRAME, $0-%s\n%s", text.String(), declaration, name, frame, a.buf.String())
 }
 
-// absent is the symbol of what stands for kernels and functions that don't exist.
+// absent is the symbol of the function in place of kernels and functions that don't
+// exist.
 const absent = "·absent<>"
 
 // generate returns the text of every generated file, by its name.
@@ -388,12 +390,12 @@ func assembly(on target) string {
 	a.fence()
 	a.printf("RET")
 	fmt.Fprintf(&text, "\n// func simdFence()\nTEXT ·simdFence(SB), NOSPLIT, $0-0\n%s", a.buf.String())
-	fmt.Fprintf(&text, "\n// What stands for a kernel that does not exist faults.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
+	fmt.Fprintf(&text, "\n// In place of kernels that don't exist.\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n\tUNDEF\n", absent)
 	text.WriteString(l.subroutines(text.String()))
 	return text.String()
 }
 
-// local is the symbol of a function that only this file knows, so that it needs no
+// local is the symbol of a function that is local to the assembly file, and needs no
 // declaration in Go.
 func local(name string) string { return "·" + name + "<>" }
 
@@ -407,20 +409,20 @@ func declarations(on target) string {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
-// simdChannels does the same with one of the kernels that compute with channels.
+// simdChannels runs the channel kernel with the given number.
 //
 //go:noescape
 func simdChannels(id int, a *channelArgs)
 
-// simdActivation returns where the function with the given [functionID] begins.
+// simdActivation returns the address of the function with the given [functionID].
 func simdActivation(id int) uintptr
 
-// simdFence orders the non-temporal stores of kernels before everything that follows.
+// simdFence orders the non-temporal stores of kernels before all later stores.
 func simdFence()
 `
 }
 
-// listing returns the text of a Go file that tells tests which kernels there are.
+// listing returns the text of a Go file for tests, with a list of the kernels.
 func listing() []byte {
 	var text strings.Builder
 	text.WriteString(generated + "package batchnorm\n\n// assembled has the kernels that exist in assembly, by their [kernelID].\n" +

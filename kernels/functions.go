@@ -7,26 +7,25 @@ import (
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
 
-// The functions of the activations that kernels call. What each computes is told
-// by ../vmath.go, which has the same operations in the same order.
+// The functions of the activations that kernels call. ../vmath.go specifies them, with
+// the same operations in the same order.
 
 // function is the pair of functions of one activation, which replace z by act(z)
 // and by act'(z).
 type function struct {
-	name              string // as it stands in Go's actNAME
+	name              string // NAME in Go's actNAME
 	value, derivative computation
 }
 
-// computation is how a function is computed: quickly, in the vectors of the call as
-// they are, or near where normalized values usually are, and far from there.
+// computation is the code of a function: quick, with float32 operations on the vectors
+// of the call, or near and far, for arguments near 0 and far from it.
 type computation struct {
 	quick func(f *fn)
 	near  *near
-	far   func(f *fn) // nil if there is nothing far
+	far   func(f *fn) // nil if there are no far arguments
 }
 
-// called are in the order of actKind, behind the activations that kernels
-// contain.
+// called has the functions in the order of actKind, after the inline activations.
 var called = []function{
 	{"LeakyReLU", computation{quick: leakyReLU}, computation{quick: leakyReLUSlope}},
 	{"Clip", computation{quick: clip}, computation{quick: clipSlope}},
@@ -50,7 +49,7 @@ var called = []function{
 
 var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
 
-// functions returns the text of all of them, and their symbols by [functionID].
+// functions returns the text of all functions, and their symbols by [functionID].
 func functions(on target) (text string, symbols []string) {
 	symbols = make([]string, functionID(len(inline)+len(called), 0))
 	for i, c := range called {
@@ -63,14 +62,14 @@ func functions(on target) (text string, symbols []string) {
 	return "\n" + text, symbols
 }
 
-// functionID is its namesake in ../kernels.go.
+// functionID is the function of the same name in ../kernels.go.
 func functionID(kind, derivative int) int { return kind*2 + derivative }
 
 // text returns the text of one of the two functions.
 func (c computation) text(on target, name string) string {
 	f := newFn(on, name)
 	if c.quick != nil {
-		f.held, f.t, f.mask = map[any]vec{}, 6, 7 // behind the arguments
+		f.held, f.t, f.mask = map[any]vec{}, 6, 7 // after the arguments
 		for j := range vec(4) {
 			f.z = firstArg + j
 			c.quick(f)
@@ -83,12 +82,12 @@ func (c computation) text(on target, name string) string {
 	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
 }
 
-// fn is a function in the making. It has its argument and result in z.
+// fn is a function that is being printed. Its argument and result are in z.
 type fn struct {
 	*asm
 	z, t vec // 8 float32; t is a temporary
 
-	// What is far is computed with 5 pairs of vectors.
+	// Pairs of vectors for far arguments.
 	x, p, q, r, s pair
 
 	// A quick function has another temporary, and holds constants and parameters for
@@ -109,7 +108,7 @@ func (f *fn) entry32(c float32) int {
 	return f.entry64(bits<<32 | bits)
 }
 
-// entryOf returns where 8 different values are in the table.
+// entryOf returns the offset of 8 values in the table.
 func (f *fn) entryOf(list [8]float32) int {
 	var r row
 	for i, c := range list {
@@ -128,8 +127,8 @@ func (f *fn) opC(o op, dst, x vec, c float32) {
 	f.opConstant(o, dst, x, f.entry32(c))
 }
 
-// constC returns a register that holds a constant, in a function that is not quick
-// until the next one.
+// constC returns a register that holds a constant. In a function that is not quick, the
+// next constant overwrites it.
 func (f *fn) constC(c float32) vec {
 	load := func(dst vec) { f.constant(dst, f.entry32(c)) }
 	if f.held != nil {
@@ -139,7 +138,7 @@ func (f *fn) constC(c float32) vec {
 	return constVec
 }
 
-// hold returns the register that holds what load has loaded once.
+// hold returns the register of a constant or parameter, and loads it the first time.
 func (f *fn) hold(what any, load func(dst vec)) vec {
 	v, ok := f.held[what]
 	if !ok {
@@ -153,7 +152,7 @@ func (f *fn) hold(what any, load func(dst vec)) vec {
 	return v
 }
 
-// parameter returns the register that holds one of a quick function.
+// parameter returns the register that holds a parameter of a quick function.
 func (f *fn) parameter(field string) vec {
 	return f.hold(field, func(dst vec) { f.param(dst, field) })
 }
@@ -168,7 +167,7 @@ func (f *fn) clip(dst, z vec, lo, hi float32) {
 	f.atMost(dst, dst, hi)
 }
 
-// negative is atMost 0, but for the sign of zeros.
+// negative is atMost 0, apart from the sign of zeros.
 func (f *fn) negative(z vec) {
 	f.zero(constVec)
 	f.op(opMin, z, constVec, z)
@@ -191,7 +190,7 @@ func (f *fn) abs(dst, z vec) {
 
 // Operations on float64, each on both halves.
 
-// result rounds x to float32 into z, and x is lost.
+// result rounds x to float32 into z. It overwrites x.
 func (f *fn) result(x pair) { f.narrow(f.z, x) }
 
 func (f *fn) op64(o op, dst, x, y pair) {
@@ -220,7 +219,7 @@ func (f *fn) horner(dst, x pair, c ...float64) {
 	}
 }
 
-// power takes y in p and leaves a in q, f in p and t in r; s is lost.
+// power takes y in p and leaves a in q, f in p and t in r. It overwrites s.
 func (f *fn) power() {
 	f.add64C(f.r, f.p, coef.Magic)
 	f.op64C(opSub64, f.s, f.r, coef.Magic)
@@ -232,7 +231,7 @@ func (f *fn) power() {
 	f.mul64(f.p, f.s, f.p)
 }
 
-// exp2 takes y in p and leaves v in p and u in q; r and s are lost.
+// exp2 takes y in p and leaves v in p and u in q. It overwrites r and s.
 func (f *fn) exp2() {
 	f.power()
 	for _, v := range f.r {
@@ -278,7 +277,7 @@ func clipSlope(f *fn) {
 	f.op(opAnd, f.z, f.t, f.z)
 }
 
-// hardSigmoid clips before it adds; so the sum is never below 0.
+// hardSigmoid clips before it adds, so that the sum is never below 0.
 func hardSigmoid(f *fn) {
 	f.atLeast(f.z, f.z, -3)
 	f.opC(opAdd, f.z, f.z, 3)
@@ -390,7 +389,7 @@ func eluSlopeFar(f *fn) {
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
-		f.wideParam(f.s[h])
+		f.param64(f.s[h])
 	}
 	f.mul64(f.p, f.p, f.s)
 	f.div64(f.p, f.p, f.q)
@@ -534,7 +533,7 @@ func geluTanhSlopeFar(f *fn) {
 	f.widen(f.x, f.z)
 	tanhArgument(f)
 	f.exp2()
-	// 2w'*x in x, with x*x made again.
+	// 2w'*x in x; x*x is computed again.
 	f.mul64(f.s, f.x, f.x)
 	f.mul64C(f.s, f.s, coef.TanhD2)
 	f.add64C(f.s, f.s, coef.TanhD0)

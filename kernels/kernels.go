@@ -2,8 +2,7 @@ package main
 
 import "slices"
 
-// The kernels. What each computes is told by the comments in ../kernels.go and
-// by ../kernels_generic.go.
+// The kernels. ../kernels.go and ../kernels_generic.go specify their results.
 
 // Fields of a record of constants (fieldN, ... in ../kernels.go).
 const (
@@ -17,62 +16,63 @@ const (
 
 const (
 	lanes        = vecBytes / floatBytes
-	groupSize    = 4                 // vectors of rows, or rows of cols, that are handled together
+	groupSize    = 4                 // vectors of rows, or rows of cols, that are processed together
 	groupValues  = groupSize * lanes // in rows
 	floatBytes   = 4
 	float64Bytes = 8
 	floatShift   = 2 // from a number of floats to their bytes
 	cacheLine    = 64
 	float64Shift = 3
-	groupShift   = 2 // from a number of vectors to that of groups
+	groupShift   = 2 // from a number of vectors to a number of groups
 )
 
-// body is what a walk needs to know of a kernel.
+// body is a kernel as a walk uses it.
 type body struct {
-	tensors  []reg  // pointers, moved along together
-	first    string // the field with the first of them
+	tensors  []reg  // pointers, advanced together
+	first    string // the field of the arguments with the first tensor
 	output   reg    // one of the tensors that are written, if there is one
 	coef     []vec  // constants, fields 0, 1, ... of the record; unused: not loaded
-	record   int    // fields of the record
-	sums     []vec  // kept in acc; nil for a kernel without
+	record   int    // number of fields in the record
+	sums     []vec  // kept in acc between vectors; nil for a kernel without sums
 	fetch    []reg  // tensors to prefetch
-	residual *reg   // one of them, which a call may be without
-	temps    []vec  // sums: three that are free between two groups
+	residual *reg   // the one in fetch that a call may lack
+	temps    []vec  // sums: vectors that are free between two groups
 	calls    bool   // it calls the function of an activation
 
-	// one handles a vector of each tensor; four handles 4 that go to the same
-	// sums. at gives the address of vector j in a tensor.
-	one  func(at address, part bool)
-	four func(at address, part bool)
+	// one processes a vector of each tensor, and four processes 4 of them that are added
+	// to the same sums. at returns the address of vector j in a tensor. A tail is a
+	// vector with fewer than 8 values.
+	one  func(at address, tail bool)
+	four func(at address, tail bool)
 }
 
 const unused vec = -1
 
 type address func(t reg, j int) mem
 
-// walk is a way through the tensors.
+// walk emits the loops over the tensors around a body.
 type walk func(a *asm, b body)
 
-// apply handles a vector of every tensor; place is its number in the group.
-type apply func(m func(reg) mem, place int, part bool)
+// step processes a vector of every tensor; place is its number in the group.
+type step func(m func(reg) mem, place int, tail bool)
 
-// each makes the two functions of a kernel without sums that calls nothing.
-func each(f apply) (one, four func(at address, part bool)) {
-	get := func(at address, j int, part bool) {
-		f(func(t reg) mem { return at(t, j) }, j, part)
+// each makes the two functions of a kernel without sums and calls.
+func each(f step) (one, four func(at address, tail bool)) {
+	get := func(at address, j int, tail bool) {
+		f(func(t reg) mem { return at(t, j) }, j, tail)
 	}
-	one = func(at address, part bool) {
-		get(at, 0, part)
+	one = func(at address, tail bool) {
+		get(at, 0, tail)
 	}
-	four = func(at address, part bool) {
+	four = func(at address, tail bool) {
 		for j := range groupSize {
-			get(at, j, part)
+			get(at, j, tail)
 		}
 	}
 	return one, four
 }
 
-// loadSums and storeSums move the sums from and to acc.
+// loadSums and storeSums move the sums between registers and acc.
 func (b *body) loadSums(a *asm, acc reg) {
 	for i, s := range b.sums {
 		a.load(s, mem{base: acc, off: i * vecBytes})
@@ -85,7 +85,7 @@ func (b *body) storeSums(a *asm, acc reg) {
 	}
 }
 
-// advance moves the tensors along by the bytes in n.
+// advance adds n bytes to the pointers of all tensors.
 func (b *body) advance(a *asm, n reg) {
 	for _, t := range b.tensors {
 		a.addReg(t, n)
@@ -98,49 +98,47 @@ func (b *body) advanceImm(a *asm, bytes int) {
 	}
 }
 
-// prepare does what a kernel has to do before it handles count vectors.
-type prepare func(at address, count int, part bool)
+// prepare emits the code before the steps of n vectors.
+type prepare func(at address, n int, tail bool)
 
 func nothing(address, int, bool) {}
 
-// value computes what a vector adds to each sum; place is as for apply. It may use v,
-// and returns where the results are.
-type value func(m func(reg) mem, place int, part bool, v []vec) []vec
+// value computes the addend of a vector to each sum; place is as for step. It may use
+// the registers v, and returns the registers of the addends.
+type value func(m func(reg) mem, place int, tail bool, v []vec) []vec
 
-// treeSum makes the two functions of a kernel with sums out of value, which
-// computes what a vector adds to each sum, in the set that it is given or in
-// registers of its own.
-//
-// Before that it calls prepare, with the number of vectors.
-func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (one, four func(at address, part bool)) {
+// treeSum makes the two functions of a kernel with sums: prepare, then value for each
+// vector, in one of the sets of registers. Four addends are added as a tree before they
+// join the sums.
+func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (one, four func(at address, tail bool)) {
 	addTo := func(dst, v []vec) {
 		for i := range dst {
 			a.add(dst[i], dst[i], v[i])
 		}
 	}
-	get := func(at address, j int, part bool, v []vec) []vec {
-		return value(func(t reg) mem { return at(t, j) }, j, part, v)
+	get := func(at address, j int, tail bool, v []vec) []vec {
+		return value(func(t reg) mem { return at(t, j) }, j, tail, v)
 	}
-	add := func(total []vec, part bool) {
-		if part && a.layout == inRows { // the other lanes have sums of their own
+	add := func(total []vec, tail bool) {
+		if tail && a.layout == inRows { // the other lanes of a sum must not change
 			for _, v := range total {
-				a.keepPart(v)
+				a.keepTail(v)
 			}
 		}
 		addTo(sums, total)
 	}
-	one = func(at address, part bool) {
-		prepare(at, 1, part)
-		add(get(at, 0, part, sets[0]), part)
+	one = func(at address, tail bool) {
+		prepare(at, 1, tail)
+		add(get(at, 0, tail, sets[0]), tail)
 	}
-	four = func(at address, part bool) {
-		prepare(at, groupSize, part)
-		total := get(at, 0, part, sets[0])
-		addTo(total, get(at, 1, part, sets[1]))
-		half := get(at, 2, part, sets[1])
-		addTo(half, get(at, 3, part, sets[2]))
+	four = func(at address, tail bool) {
+		prepare(at, groupSize, tail)
+		total := get(at, 0, tail, sets[0])
+		addTo(total, get(at, 1, tail, sets[1]))
+		half := get(at, 2, tail, sets[1])
+		addTo(half, get(at, 3, tail, sets[2]))
 		addTo(total, half)
-		add(total, part)
+		add(total, tail)
 	}
 	return one, four
 }
@@ -167,29 +165,28 @@ func newSets(a *asm) [3][]vec { return [3][]vec{a.newVecs(2), a.newVecs(2), a.ne
 
 // momentValue computes d = x-K and d*d; k is -K.
 func momentValue(a *asm, x reg, k vec) value {
-	return func(m func(reg) mem, _ int, part bool, v []vec) []vec {
-		a.addMem(v[0], k, m(x), v[0], part)
+	return func(m func(reg) mem, _ int, tail bool, v []vec) []vec {
+		a.addMem(v[0], k, m(x), v[0], tail)
 		a.mul(v[1], v[0], v[0])
 		return v
 	}
 }
 
-// operands are the tensors and registers of a kernel. Which are there depends
-// on the variant.
+// operands are the tensors and registers of a kernel. Some variants lack some of them.
 type operands struct {
 	act       activation
-	record    int // of constants, counted in fields: that of the values in hand
+	record    int // offset of the current record of constants, in fields
 	x, dy, y  reg
-	backward  bool // dy is there
+	backward  bool // there is a dy
 	res, dres *reg
 	c         [coefLen]vec // constants
 	z, t      vec          // for the activation: z and a temporary, the first of temps
 	temps     []vec
-	called    []vec // where a called function has its arguments and results; backward, then g
+	called    []vec // arguments and results of a called function; in a backward kernel then g
 }
 
-// reserve hands out the sums, which a called function keeps because they are the
-// first, and the vectors of its arguments behind them.
+// reserve hands out vectors for the sums, the first two, which a called function leaves
+// unchanged, and after them vectors for the function's arguments.
 func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 	if sums || o.act.called {
 		s = a.newVecs(2)
@@ -200,20 +197,20 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 	return s
 }
 
-// prefetch makes a kernel without sums prefetch what it reads, in cols with
-// non-temporal stores.
+// prefetch makes a kernel without sums prefetch its inputs, in cols with non-temporal
+// stores.
 func (o *operands) prefetch(a *asm, b *body) {
 	if (a.flags|a.asked)&withStream != 0 && a.layout == inCols {
 		o.fetch(b)
 	}
 }
 
-// storeGradients stores g where it is wanted.
-func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, part bool) {
-	a.choose(withDResidual, func() { a.write(g, at, part) }, nil)
+// storeGradients stores g if dresidual is wanted.
+func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, tail bool) {
+	a.choose(withDResidual, func() { a.write(g, at, tail) }, nil)
 }
 
-// fetch makes a kernel prefetch what it reads.
+// fetch makes a kernel prefetch its inputs.
 func (o *operands) fetch(b *body) {
 	b.fetch = []reg{o.x}
 	if o.backward {
@@ -225,7 +222,7 @@ func (o *operands) fetch(b *body) {
 	b.residual = o.res
 }
 
-// tensor returns a pointer from the arguments and lets the walk move it.
+// tensor returns a pointer from the arguments, which the walk advances.
 func (b *body) tensor(a *asm, name string) reg {
 	r := a.newArg(name)
 	if b.tensors == nil {
@@ -243,7 +240,7 @@ func (b *body) optional(a *asm, name string, there bool) *reg {
 	return &r
 }
 
-// newTemps gives the operands what the activation needs: for one that is called a
+// newTemps sets the temporaries of the activation. One that is called needs only a
 // vector that is free before the call.
 func (o *operands) newTemps(a *asm, free vec) {
 	if o.act.called {
@@ -255,8 +252,8 @@ func (o *operands) newTemps(a *asm, free vec) {
 	o.t = o.temps[0]
 }
 
-// newConsts hands out vectors for the given constants, and returns them in the
-// order of fields for the walk to load. A kernel that calls loads them itself.
+// newConsts hands out vectors for the given constants, and returns them by field, for
+// the walk to load. A kernel that calls functions loads them itself.
 func (o *operands) newConsts(a *asm, fields ...int) []vec {
 	list := slices.Repeat([]vec{unused}, coefLen)
 	for _, f := range fields {
@@ -275,8 +272,8 @@ func (o *operands) load(a *asm, fields ...int) {
 	}
 }
 
-// withConst sets dst = x OP the constant, which is in its register or, where a
-// walk says so, still in memory.
+// withConst sets dst = x OP the constant, which is in its register, or in memory if the
+// walk has left it there.
 func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
 	if m, ok := a.constants[field]; ok {
 		a.opMem(op, dst, x, m, o.c[field])
@@ -292,39 +289,40 @@ func (o *operands) affine(a *asm, z, d vec) {
 }
 
 // preActivation computes z from d = x-m; z may be d.
-func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, part bool) {
+func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, tail bool) {
 	o.affine(a, z, d)
 	if o.res != nil {
-		a.addMem(z, z, m(*o.res), o.t, part)
+		a.addMem(z, z, m(*o.res), o.t, tail)
 	}
 }
 
-// prepare returns what comes before some vectors: the constants, where the
-// kernel loads them itself, and for a called activation z of all of them, the
-// call, which leaves none of the vectors of operands, and backward g.
+// prepare returns the code before the steps of some vectors, which only a called
+// activation has: it loads the constants in before, computes z of all vectors, calls the
+// function, which overwrites all registers of operands but the sums, loads the constants
+// in after, and in a backward kernel computes g.
 func (o *operands) prepare(a *asm, before, after []int) prepare {
-	return func(at address, count int, part bool) {
+	return func(at address, n int, tail bool) {
 		if !o.act.called {
 			return
 		}
 		if !a.columns {
 			o.load(a, before...)
 		}
-		there := o.called[:count]
+		there := o.called[:n]
 		for j, z := range there {
 			o.loadColumn(a, j, before)
-			a.addMem(z, o.c[fieldN], at(o.x, j), z, part)
+			a.addMem(z, o.c[fieldN], at(o.x, j), z, tail)
 			o.affine(a, z, z)
 		}
 		a.choose(withResidual, func() {
 			for j, z := range there {
-				a.addMem(z, z, at(*o.res, j), o.t, part)
+				a.addMem(z, z, at(*o.res, j), o.t, tail)
 			}
 		}, nil)
-		for _, z := range o.called[count:] { // quick functions don't look at how many there are
+		for _, z := range o.called[n:] { // the function computes all four, so the rest must be valid
 			a.op(opOr, z, o.called[0], o.called[0])
 		}
-		a.call(count)
+		a.call(n)
 		if !a.columns {
 			o.load(a, after...)
 		}
@@ -332,8 +330,8 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 			return
 		}
 		for j, g := range there {
-			if part {
-				a.loadPart(o.t, at(o.dy, j))
+			if tail {
+				a.loadTail(o.t, at(o.dy, j))
 				a.mul(g, o.t, g)
 			} else {
 				a.opMem(opMul, g, g, at(o.dy, j), o.t)
@@ -342,8 +340,8 @@ func (o *operands) prepare(a *asm, before, after []int) prepare {
 	}
 }
 
-// loadColumn loads the constants of a vector of columns, where every vector that
-// is prepared has its own.
+// loadColumn loads the constants of a vector of columns, if the vectors that are
+// prepared together have different columns.
 func (o *operands) loadColumn(a *asm, column int, fields []int) {
 	if a.columns {
 		a.column = column
@@ -355,62 +353,62 @@ func (o *operands) loadColumn(a *asm, column int, fields []int) {
 var affineFields = []int{fieldN, fieldA, fieldB}
 
 // normalizeOne computes a vector of y.
-func (o *operands) normalizeOne(a *asm) apply {
-	return func(m func(reg) mem, _ int, part bool) {
-		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, part)
-		o.preActivation(a, o.z, o.z, m, part)
+func (o *operands) normalizeOne(a *asm) step {
+	return func(m func(reg) mem, _ int, tail bool) {
+		a.addMem(o.z, o.c[fieldN], m(o.x), o.z, tail)
+		o.preActivation(a, o.z, o.z, m, tail)
 		if !o.act.identity() {
 			o.act.forward(a, o.z, o.temps)
 		}
-		a.write([]vec{o.z}, func(int) mem { return m(o.y) }, part)
+		a.write([]vec{o.z}, func(int) mem { return m(o.y) }, tail)
 	}
 }
 
 // together makes the two functions of a kernel without sums that calls a function:
-// finish handles vectors that were prepared together.
-func together(prepare prepare, finish func(at address, count int, part bool)) (one, four func(at address, part bool)) {
-	some := func(count int) func(at address, part bool) {
-		return func(at address, part bool) {
-			prepare(at, count, part)
-			finish(at, count, part)
+// finish processes vectors that were prepared together.
+func together(prepare prepare, finish func(at address, n int, tail bool)) (one, four func(at address, tail bool)) {
+	some := func(n int) func(at address, tail bool) {
+		return func(at address, tail bool) {
+			prepare(at, n, tail)
+			finish(at, n, tail)
 		}
 	}
 	return some(1), some(groupSize)
 }
 
 // normalizeCalled stores y.
-func (o *operands) normalizeCalled(a *asm) func(at address, count int, part bool) {
-	return func(at address, count int, part bool) {
-		a.write(o.called[:count], func(j int) mem { return at(o.y, j) }, part)
+func (o *operands) normalizeCalled(a *asm) func(at address, n int, tail bool) {
+	return func(at address, n int, tail bool) {
+		a.write(o.called[:n], func(j int) mem { return at(o.y, j) }, tail)
 	}
 }
 
 // gradient computes d = x-m and g = dy*act'(z), for an activation that is not called.
-func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, part bool) {
-	a.addMem(d, o.c[fieldN], m(o.x), d, part)
-	a.read(g, m(o.dy), part)
+func (o *operands) gradient(a *asm, d, g vec, m func(reg) mem, tail bool) {
+	a.addMem(d, o.c[fieldN], m(o.x), d, tail)
+	a.read(g, m(o.dy), tail)
 	if !o.act.identity() {
-		o.preActivation(a, o.z, d, m, part)
+		o.preActivation(a, o.z, d, m, tail)
 		o.act.backward(a, g, o.z, o.temps)
 	}
 }
 
-// gradValue computes g, unless that was done for several vectors, and g*(x-m).
+// gradValue computes g*(x-m), and before it g, unless prepare has done so.
 func (o *operands) gradValue(a *asm) value {
-	return func(m func(reg) mem, place int, part bool, v []vec) []vec {
+	return func(m func(reg) mem, place int, tail bool, v []vec) []vec {
 		g, d := v[0], v[1]
 		if o.act.called {
 			g = o.called[place]
-			a.addMem(d, o.c[fieldN], m(o.x), d, part)
+			a.addMem(d, o.c[fieldN], m(o.x), d, tail)
 		} else {
-			o.gradient(a, d, g, m, part)
+			o.gradient(a, d, g, m, tail)
 		}
 		a.mul(d, g, d)
 		return []vec{g, d}
 	}
 }
 
-// dx computes a vector of it from g and d = x-m, which is lost.
+// dx computes a vector of dx from g and d = x-m. It overwrites d.
 func (o *operands) dx(a *asm, dst, g, d vec) {
 	o.withConst(a, opSub, dst, g, fieldK1)
 	o.withConst(a, opMul, d, d, fieldK2)
@@ -420,26 +418,26 @@ func (o *operands) dx(a *asm, dst, g, d vec) {
 
 // inputGradOne computes a vector of dx, and of dresidual; d, g and t are
 // temporaries.
-func (o *operands) inputGradOne(a *asm, d, g, t vec) apply {
-	return func(m func(reg) mem, _ int, part bool) {
-		o.gradient(a, d, g, m, part)
+func (o *operands) inputGradOne(a *asm, d, g, t vec) step {
+	return func(m func(reg) mem, _ int, tail bool) {
+		o.gradient(a, d, g, m, tail)
 		o.dx(a, t, g, d)
-		a.write([]vec{t}, func(int) mem { return m(o.y) }, part)
-		o.storeGradients(a, []vec{g}, func(int) mem { return m(*o.dres) }, part)
+		a.write([]vec{t}, func(int) mem { return m(o.y) }, tail)
+		o.storeGradients(a, []vec{g}, func(int) mem { return m(*o.dres) }, tail)
 	}
 }
 
-// inputGradCalled computes dx of some vectors in dst, and stores them and dresidual
-// once x, which each may be, has been read; d is a temporary.
-func (o *operands) inputGradCalled(a *asm, d vec, dst []vec) func(at address, count int, part bool) {
-	return func(at address, count int, part bool) {
-		for j, g := range o.called[:count] {
+// inputGradCalled computes dx of some vectors in dst, and stores dx and dresidual after
+// all of x has been read, since either may overwrite x; d is a temporary.
+func (o *operands) inputGradCalled(a *asm, d vec, dst []vec) func(at address, n int, tail bool) {
+	return func(at address, n int, tail bool) {
+		for j, g := range o.called[:n] {
 			o.loadColumn(a, j, inputGradFields)
-			a.addMem(d, o.c[fieldN], at(o.x, j), d, part)
+			a.addMem(d, o.c[fieldN], at(o.x, j), d, tail)
 			o.dx(a, dst[j], g, d)
 		}
-		a.write(dst[:count], func(j int) mem { return at(o.y, j) }, part)
-		o.storeGradients(a, o.called[:count], func(j int) mem { return at(*o.dres, j) }, part)
+		a.write(dst[:n], func(j int) mem { return at(o.y, j) }, tail)
+		o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, tail)
 	}
 }
 
@@ -465,8 +463,7 @@ func backwardOperands(a *asm, b *body, v variant) operands {
 	return operands{act: v.act, backward: true, dy: b.tensor(a, "dy"), x: b.tensor(a, "x"), res: b.optional(a, "res", v.may(withResidual))}
 }
 
-// backwardFields are the constants of sums: without an activation nothing
-// depends on z.
+// backwardFields are the constants of the sums. Only an activation needs those of z.
 func backwardFields(act activation, more ...int) []int {
 	if !act.identity() {
 		more = append(more, fieldA, fieldB)
@@ -485,16 +482,16 @@ func gradSums(a *asm, v variant) {
 	b.temps = slices.Concat(sets[:]...)
 	o.newTemps(a, sets[0][0])
 	prepare := o.prepare(a, affineFields, []int{fieldN})
-	b.one, b.four = treeSum(a, b.sums, sets, func(at address, count int, part bool) {
-		prepare(at, count, part)
-		if o.act.called { // dresidual may be dy, which has been read
-			o.storeGradients(a, o.called[:count], func(j int) mem { return at(*o.dres, j) }, part)
+	b.one, b.four = treeSum(a, b.sums, sets, func(at address, n int, tail bool) {
+		prepare(at, n, tail)
+		if o.act.called { // dresidual may overwrite dy, which has been read
+			o.storeGradients(a, o.called[:n], func(j int) mem { return at(*o.dres, j) }, tail)
 		}
 	}, o.gradValue(a))
 	v.walk()(a, b)
 }
 
-// inputGradFields are the constants of dx, once g is known.
+// inputGradFields are the constants of dx, given g.
 var inputGradFields = []int{fieldN, fieldA, fieldK1, fieldK2}
 
 func inputGrad(a *asm, v variant) {
@@ -529,10 +526,10 @@ func largest(a *asm, v variant) {
 	a.zero(magnitude) // all bits but the sign
 	a.op(opLE, magnitude, magnitude, magnitude)
 	a.shiftRight(magnitude, 1)
-	some := func(count int) func(at address, part bool) {
-		return func(at address, part bool) {
+	some := func(count int) func(at address, tail bool) {
+		return func(at address, tail bool) {
 			for j := range count {
-				a.read(t[j], at(x, j), part)
+				a.read(t[j], at(x, j), tail)
 				a.op(opAnd, t[j], t[j], magnitude)
 			}
 			for n := count / 2; n > 0; n /= 2 {

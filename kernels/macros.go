@@ -7,43 +7,42 @@ import (
 )
 
 // macro is a few instructions of NEON under one name in the assembly file. Its
-// operands are numbers: of vecs, or where a step says so of registers or shifts.
+// operands are numbers of vecs, registers or shifts.
 type macro struct {
 	name, operands string // a letter for each operand
-	steps          []step
+	instructions   []encoding
 }
 
-// step is an instruction as Go writes it, and as it is encoded: bits, and
-// where the operands go. In both, x0 and x1 are the registers of vec x; Rx is the
-// register x, and $x the number x. A test compares the one with what a disassembler
-// makes of the other.
-type step struct {
+// encoding is an instruction as text and as code: bits, and fields with the places
+// of the operands. In both, x0 and x1 are the registers of vec x; Rx is the register x,
+// and $x the number x. A test compares the text with the disassembled code.
+type encoding struct {
 	text   string
 	bits   uint32
 	fields string
 }
 
-// macros are all of them, in the order of the assembly file.
+// macros has all macros, in the order of the assembly file.
 var macros []macro
 
-func define(name, operands string, steps ...step) macro {
-	m := macro{name, operands, steps}
+func define(name, operands string, instructions ...encoding) macro {
+	m := macro{name, operands, instructions}
 	macros = append(macros, m)
 	return m
 }
 
-// halves repeats a step for the second registers.
-func halves(text string, bits uint32, fields string) []step {
+// halves repeats an instruction for the second registers of the vecs.
+func halves(text string, bits uint32, fields string) []encoding {
 	second := regexp.MustCompile(`\b([a-z])0\b`)
-	return []step{
+	return []encoding{
 		{text, bits, fields},
 		{second.ReplaceAllString(text, "${1}1"), bits, second.ReplaceAllString(fields, "${1}1")},
 	}
 }
 
-// three is an instruction with three vecs, and two with two.
-func three(name, instruction, arrangement string, bits uint32) macro {
-	text := fmt.Sprintf("%[1]s y0.%[2]s, x0.%[2]s, d0.%[2]s", instruction, arrangement)
+// three defines the macro of an instruction with three vecs, and two with two.
+func three(name, mnemonic, arrangement string, bits uint32) macro {
+	text := fmt.Sprintf("%[1]s y0.%[2]s, x0.%[2]s, d0.%[2]s", mnemonic, arrangement)
 	return define(name, "yxd", halves(text, bits, "y0<<16|x0<<5|d0")...)
 }
 
@@ -89,65 +88,66 @@ var (
 	shl52  = two("SHL52", "VSHL $52, x0.D2, d0.D2", 0x4f745400)
 	ushr   = define("USHR8", "nd", halves("VUSHR $n, d0.S4, d0.S4", 0x6f000400, "(64-n)<<16|d0<<5|d0")...)
 
-	// lookups of bytes in the row of a table, where the mask of a part is
+	// lookups of bytes in V30 and V31, which hold a row of a table in place of the tail's mask
 	tbl = define("TBL8", "xd", halves("VTBL x0.B16, [V30.B16, V31.B16], d0.B16", 0x4e002000, "x0<<16|30<<5|d0")...)
 
 	// a value from memory in all lanes
 	ld1r = define("LD1R8", "nd",
-		step{"VLD1R (Rn), [d0.S4]", 0x4d40c800, "n<<5|d0"},
-		step{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
+		encoding{"VLD1R (Rn), [d0.S4]", 0x4d40c800, "n<<5|d0"},
+		encoding{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
 	ld1rAt = define("LD1R8AT", "ond",
-		step{"ADD $o, Rn, R24", 0x91000000, "o<<10|n<<5|24"},
-		step{"VLD1R (R24), [d0.S4]", 0x4d40c800, "24<<5|d0"},
-		step{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
+		encoding{"ADD $o, Rn, R24", 0x91000000, "o<<10|n<<5|24"},
+		encoding{"VLD1R (R24), [d0.S4]", 0x4d40c800, "24<<5|d0"},
+		encoding{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
 	ld1r64 = define("LD1R4D", "nd",
-		step{"VLD1R (Rn), [d0.D2]", 0x4d40cc00, "n<<5|d0"},
-		step{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
+		encoding{"VLD1R (Rn), [d0.D2]", 0x4d40cc00, "n<<5|d0"},
+		encoding{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
 
 	// from 8 float32 to 4 float64 and 4 more, and back
 	fcvtl = define("WIDEN", "xlh",
-		step{"FCVTL x0.S2, l0.D2", 0x0e617800, "x0<<5|l0"},
-		step{"FCVTL2 x0.S4, l1.D2", 0x4e617800, "x0<<5|l1"},
-		step{"FCVTL x1.S2, h0.D2", 0x0e617800, "x1<<5|h0"},
-		step{"FCVTL2 x1.S4, h1.D2", 0x4e617800, "x1<<5|h1"})
+		encoding{"FCVTL x0.S2, l0.D2", 0x0e617800, "x0<<5|l0"},
+		encoding{"FCVTL2 x0.S4, l1.D2", 0x4e617800, "x0<<5|l1"},
+		encoding{"FCVTL x1.S2, h0.D2", 0x0e617800, "x1<<5|h0"},
+		encoding{"FCVTL2 x1.S4, h1.D2", 0x4e617800, "x1<<5|h1"})
 	fcvtn = define("NARROW", "lhd",
-		step{"FCVTN l0.D2, d0.S2", 0x0e616800, "l0<<5|d0"},
-		step{"FCVTN2 l1.D2, d0.S4", 0x4e616800, "l1<<5|d0"},
-		step{"FCVTN h0.D2, d1.S2", 0x0e616800, "h0<<5|d1"},
-		step{"FCVTN2 h1.D2, d1.S4", 0x4e616800, "h1<<5|d1"})
+		encoding{"FCVTN l0.D2, d0.S2", 0x0e616800, "l0<<5|d0"},
+		encoding{"FCVTN2 l1.D2, d0.S4", 0x4e616800, "l1<<5|d0"},
+		encoding{"FCVTN h0.D2, d1.S2", 0x0e616800, "h0<<5|d1"},
+		encoding{"FCVTN2 h1.D2, d1.S4", 0x4e616800, "h1<<5|d1"})
 
 	// the largest of 8 integers
 	maxOfAll = define("MAXOFALL", "d",
-		step{"VORR d1.B16, d0.B16, d0.B16", 0x4ea01c00, "d1<<16|d0<<5|d0"},
-		step{"VUMAXV d0.S4, d0", 0x6eb0a800, "d0<<5|d0"})
+		encoding{"VORR d1.B16, d0.B16, d0.B16", 0x4ea01c00, "d1<<16|d0<<5|d0"},
+		encoding{"VUMAXV d0.S4, d0", 0x6eb0a800, "d0<<5|d0"})
 
-	// 8 float64 to 2 sums, in the first register: t has the second 4 of them
+	// the sum of 8 float64 in d and t to two sums in the first register
 	sumTo2 = define("SUMTO2", "dt",
-		step{"FADD t0.D2, d0.D2, d0.D2", 0x4e60d400, "t0<<16|d0<<5|d0"},
-		step{"FADD t1.D2, d1.D2, d1.D2", 0x4e60d400, "t1<<16|d1<<5|d1"},
-		step{"FADD d1.D2, d0.D2, d0.D2", 0x4e60d400, "d1<<16|d0<<5|d0"})
+		encoding{"FADD t0.D2, d0.D2, d0.D2", 0x4e60d400, "t0<<16|d0<<5|d0"},
+		encoding{"FADD t1.D2, d1.D2, d1.D2", 0x4e60d400, "t1<<16|d1<<5|d1"},
+		encoding{"FADD d1.D2, d0.D2, d0.D2", 0x4e60d400, "d1<<16|d0<<5|d0"})
 	addPair = define("ADDPAIR", "xd",
-		step{"FADDP x0.D2, d0.D2, d0.D2", 0x6e60d400, "x0<<16|d0<<5|d0"})
+		encoding{"FADDP x0.D2, d0.D2, d0.D2", 0x6e60d400, "x0<<16|d0<<5|d0"})
 )
 
-// operandPattern matches a register of a vec in fields.
+// operandPattern matches a register of a vec in the fields of an instruction.
 var operandPattern = regexp.MustCompile(`\b([a-z])([01])\b`)
 
-// macroText returns the definitions. Above each the instructions stand as a comment.
+// macroText returns the definitions of all macros, each below a comment with its
+// instructions.
 func macroText() string {
 	var text strings.Builder
-	text.WriteString("\n// Instructions that the assembler lacks, and others beside them, for both registers of a\n" +
-		"// vector. The comment above each tells them: x0 and x1 are V(2*x) and V(2*x+1).\n")
+	text.WriteString("\n// Instructions that the assembler lacks, and related ones, for both registers of a vector.\n" +
+		"// In the comment above each, x0 and x1 are V(2*x) and V(2*x+1).\n")
 	for _, m := range macros {
-		var instructions, words []string
-		for _, s := range m.steps {
-			instructions = append(instructions, s.text)
+		var comment, words []string
+		for _, s := range m.instructions {
+			comment = append(comment, s.text)
 			fields := operandPattern.ReplaceAllStringFunc(s.fields, func(o string) string {
 				return map[byte]string{'0': "(2*" + o[:1] + ")", '1': "(2*" + o[:1] + "+1)"}[o[1]]
 			})
 			words = append(words, fmt.Sprintf("WORD $(%#08x|%s)", s.bits, fields))
 		}
-		fmt.Fprintf(&text, "\n// %s\n#define %s(%s) %s\n", strings.Join(instructions, "; "),
+		fmt.Fprintf(&text, "\n// %s\n#define %s(%s) %s\n", strings.Join(comment, "; "),
 			m.name, strings.Join(strings.Split(m.operands, ""), ", "), strings.Join(words, "; "))
 	}
 	return text.String()

@@ -72,8 +72,8 @@ var plainFrames = map[string]string{
 
 func (k routine) plain() bool { return plainFrames[k.name] != "" }
 
-// subroutine reports whether it is one that moves a part.
-func (k routine) subroutine() bool { return strings.Contains(k.name, "Part") }
+// subroutine reports whether it is one that moves a tail.
+func (k routine) subroutine() bool { return strings.Contains(k.name, "Tail") }
 
 // instruction is one of a line; a macro of words is taken for what its comment says.
 type instruction struct {
@@ -140,7 +140,7 @@ func expand(t *testing.T, line string) []string {
 	switch name {
 	case "ARG":
 		return []string{"ARG " + strings.Join(operands, ", ")}
-	case "PART":
+	case "TAIL":
 		return []string{"ADD $" + operands[1] + ", " + operands[2] + ", R24", "CALL " + operands[0] + "(SB)"}
 	}
 	i := slices.IndexFunc(macros, func(m macro) bool { return m.name == name })
@@ -156,7 +156,7 @@ func expand(t *testing.T, line string) []string {
 		return n
 	}
 	var list []string
-	for _, s := range macros[i].steps {
+	for _, s := range macros[i].instructions {
 		list = append(list, letter.ReplaceAllStringFunc(s.text, func(o string) string {
 			switch {
 			case o[0] == 'R':
@@ -412,7 +412,7 @@ func TestRegisters(t *testing.T) {
 }
 
 // TestFunctionsKeep checks that a function of an activation leaves alone what a
-// kernel that calls it relies on: the sums, the mask of a part, and the registers
+// kernel that calls it relies on: the sums, the mask of the tail, and the registers
 // that are neither the function's own nor saved by it.
 func TestFunctionsKeep(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
@@ -691,11 +691,11 @@ func TestSubroutines(t *testing.T) {
 				continue
 			}
 			found++
-			v, err := strconv.Atoi(k.name[strings.Index(k.name, "Part")+len("Part"):])
+			v, err := strconv.Atoi(k.name[strings.Index(k.name, "Tail")+len("Tail"):])
 			if err != nil {
 				t.Fatal(err)
 			}
-			allowed := []string{arm64Addr, arm64Part}
+			allowed := []string{arm64Addr, arm64Tail}
 			for _, r := range []string{"V", "F"} {
 				allowed = append(allowed, fmt.Sprint(r, 2*v), fmt.Sprint(r, 2*v+1))
 			}

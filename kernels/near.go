@@ -6,22 +6,23 @@ import (
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
 
-// near is how a function is computed by polynomials in pieces (package coef).
+// near describes a function that is computed by polynomials in pieces (package coef).
 type near struct {
 	pieces *coef.Pieces
-	// What |z-shift| is above is far, if there is something far.
+	// z is far where |z-shift| > far. A function of octaves has no far arguments.
 	shift, far float32
-	// argument makes t of what is in x, and piece sets u to the integers that tell the
-	// piece in their low bits.
+	// argument replaces z by the polynomials' argument t in x. piece sets u to integers
+	// whose low bits are the number of the piece.
 	argument func(f *fn, x []vec)
 	piece    func(f *fn, u, x []vec)
-	// edge is above 0 if the base of the first piece is t, which is below edge.
+	// If edge is above 0, the base of the first piece is t itself; t is below edge there.
 	edge float32
 	// result computes dst from v, the polynomial's value, and z. It may change them.
 	result func(f *fn, dst, v, z vec)
 }
 
-// likeSigmoid, likeGELU and likeMish have the pieces of these tables.
+// likeSigmoid, likeGELU and likeMish are for tables with the pieces of coef.Sigmoid,
+// coef.GELU and coef.Mish.
 
 func likeSigmoid(p *coef.Pieces, result func(f *fn, dst, v, z vec)) *near {
 	return &near{pieces: p, far: coef.SigmoidEnd, argument: absolute, result: result,
@@ -48,7 +49,7 @@ func likeMish(p *coef.Pieces, result func(f *fn, dst, v, z vec)) *near {
 		piece:    func(f *fn, u, x []vec) { f.all(opAdd, u, x, coef.Nearest) }}
 }
 
-// octaves has pieces that get wider, and nothing far.
+// octaves is for tables whose pieces get wider. It has no far arguments.
 func octaves(p *coef.Pieces, scale, edge, end float32, result func(f *fn, dst, v, z vec)) *near {
 	return &near{pieces: p, edge: edge, result: result,
 		argument: func(f *fn, x []vec) {
@@ -71,7 +72,7 @@ var (
 
 func absolute(f *fn, x []vec) { f.all(opAnd, x, x, magnitudes) }
 
-// all is op on several vectors with the same constant.
+// all applies an operation with the same constant to several vectors.
 func (f *fn) all(o op, dst, x []vec, c float32) {
 	v := f.constC(c)
 	for j := range dst {
@@ -86,9 +87,8 @@ func (f *fn) allAtMost(dst, x []vec, hi float32) {
 	}
 }
 
-// tail returns what tells by its size whether z is far: in x, where arguments are,
-// or in u.
-func (n *near) tail(f *fn, x, u []vec) []vec {
+// distance returns |z-shift|, by which z is far: in x if the shift is 0, otherwise in u.
+func (n *near) distance(f *fn, x, u []vec) []vec {
 	if n.shift == 0 {
 		return x
 	}
@@ -111,9 +111,9 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 	f.saveArgs()
 	n.argument(f, x[:])
 	if far != nil {
-		tail := n.tail(f, x[:], u[:])
-		f.op(opMaxInt, v[0], tail[0], tail[1])
-		f.op(opMaxInt, v[1], tail[2], tail[3])
+		d := n.distance(f, x[:], u[:])
+		f.op(opMaxInt, v[0], d[0], d[1])
+		f.op(opMaxInt, v[1], d[2], d[3])
 		f.op(opMaxInt, v[0], v[0], v[1])
 		f.all(opGTInt, v[:1], v[:1], n.far) // or NaN
 		f.ifAny(v[0], some)
@@ -129,7 +129,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 	if far != nil {
 		notANumber, whole := f.newLabel("nan"), f.newLabel("whole")
 		f.label(some)
-		f.all(opGT, v[:], n.tail(f, x[:], u[:]), n.far)
+		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
 		f.op(opOr, u[0], v[0], v[1])
 		f.op(opOr, u[1], v[2], v[3])
 		f.op(opOr, u[0], u[0], u[1])
@@ -138,7 +138,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 			x, u := []vec{f.t}, []vec{f.t}
 			f.move(f.t, f.z)
 			n.argument(f, x)
-			f.all(opGT, x, n.tail(f, x, u), n.far)
+			f.all(opGT, x, n.distance(f, x, u), n.far)
 			f.ifNone(f.t, next)
 			far(f)
 		})
@@ -147,7 +147,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		}
 		n.argument(f, x[:])
 		// Is something near, or NaN?
-		f.all(opGT, v[:], n.tail(f, x[:], u[:]), n.far)
+		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
 		f.op(opAnd, v[0], v[0], v[1])
 		f.op(opAnd, v[2], v[2], v[3])
 		f.op(opAnd, v[0], v[0], v[2])
@@ -164,7 +164,7 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 			f.argument(u[j], j)
 		}
 		n.argument(f, u[:])
-		f.all(opGT, v[:], n.tail(f, u[:], v[:]), n.far)
+		f.all(opGT, v[:], n.distance(f, u[:], v[:]), n.far)
 		for j := range x {
 			f.farResult(u[j], j)
 			f.blend(x[j], v[j], u[j], x[j])
@@ -180,12 +180,12 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 	f.tableFirst()
 }
 
-// polynomials has the result take the place of x: each instruction for one vector
-// after the other, so that none waits for another.
+// polynomials replaces x by the results. Each instruction is repeated for the four
+// vectors before the next one, so that none waits for the instruction before it.
 func (n *near) polynomials(f *fn, x, u, v []vec) {
 	n.piece(f, u, x)
 	f.pieceIndex(u)
-	// lookup takes of a row of 8 values those of the pieces, and has do use them.
+	// lookup selects the values of the pieces from a row of 8, and do uses them.
 	lookup := func(list [8]float32, dst func(j int) vec, do func(j int)) {
 		off := f.entryOf(list)
 		f.openRow(off)
@@ -209,7 +209,7 @@ func (n *near) polynomials(f *fn, x, u, v []vec) {
 		f.mul(v[j], v[j], x[j])
 	}
 	lookup(n.pieces.Bases(), func(j int) vec { return u[j] }, nothing)
-	if n.edge > 0 { // d, which is t, where the base is 0
+	if n.edge > 0 { // where the base is 0, d is t: it takes the base's place
 		f.all(opMinInt, x, x, n.edge)
 		for j := range x {
 			f.op(opMaxInt, u[j], u[j], x[j])
@@ -224,8 +224,8 @@ func (n *near) polynomials(f *fn, x, u, v []vec) {
 	}
 }
 
-// What comes of the polynomials. There is a temporary besides the arguments, which
-// is also where constants are.
+// Results from the value of the polynomials. constVec is a temporary; constants are
+// loaded into it, too.
 
 func asItIs(f *fn, dst, v, z vec) { f.move(dst, v) }
 func timesZ(f *fn, dst, v, z vec) { f.mul(dst, v, z) }
@@ -240,7 +240,7 @@ func product(f *fn, dst, v, z vec) {
 	f.sub(dst, v, constVec)
 }
 
-// positivePart sets dst to max(z, 0), but for NaN, which is far.
+// positivePart sets dst to max(z, 0). NaN does not come here, since it is far.
 func positivePart(f *fn, dst, z vec) {
 	f.zero(dst)
 	f.op(opMaxInt, dst, z, dst)

@@ -13,12 +13,12 @@ type printer struct {
 	buf     bytes.Buffer
 	name    string
 	args    string // the type of the arguments
-	maxRegs int    // how many registers there are; set by the lowering
+	maxRegs int    // number of registers; set by the lowering
 	near    bool   // prefetch into the first-level cache, not the second
 	held    bool   // a register holds the address of the arguments
 	table   []row  // constants of a function
-	saved   bool   // arm64: the mask of a part is in the area
-	// arm64: what flags are looked at in
+	saved   bool   // arm64: the mask of the tail is saved in the area
+	// arm64: the registers that hold flags
 	flagRegs [len(flagNames)]reg
 	vecs     int
 	regs     int
@@ -73,7 +73,7 @@ func (p *printer) tableText() string {
 // row is a vector in the table of constants.
 type row [vecBytes / 8]uint64
 
-// entry returns where it is in the table.
+// entry returns the offset of a row in the table, after adding it if needed.
 func (p *printer) entry(r row) int {
 	i := slices.Index(p.table, r)
 	if i < 0 {

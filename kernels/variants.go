@@ -19,7 +19,7 @@ const (
 
 var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest"}
 
-// layout is how the values of a channel lie, as in ../kernels.go.
+// layout is the layout of the tensors, as in ../kernels.go.
 type layout int
 
 const (
@@ -32,7 +32,7 @@ var (
 	layoutNames = [...]string{"rows", "cols"}
 )
 
-// flags are what a variant has or not, as in ../kernels.go.
+// flags are the optional operands and stores of a variant, as in ../kernels.go.
 type flags int
 
 const (
@@ -44,7 +44,7 @@ const (
 
 var flagNames = [...]string{"Residual", "DResidual", "Stream"}
 
-// flagFields are the fields of kernelArgs that tell whether a flag is set: they are not 0.
+// flagFields are the fields of kernelArgs that are not 0 if a flag is set.
 var flagFields = [len(flagNames)]string{"res", "dres", "stream"}
 
 // index is the number of a flag.
@@ -56,16 +56,16 @@ type family struct {
 	layouts []layout
 	acts    []activation
 	always  flags // every variant has these
-	// optional are those that it has or not. Of a kernel that calls a function there is
-	// one for all of them, which looks at the operands: what that takes is little beside
-	// the function.
+	// optional are the flags that a variant may have. There is a variant for each set of
+	// them. A kernel with calls is one variant, which tests the flags in every call: the
+	// tests take little time beside the function.
 	optional func(act activation) flags
 	// calls is the field of actCode with the function for an activation that is called.
 	calls string
 	emit  func(a *asm, v variant)
 }
 
-// families list what exists of every kernel.
+// families lists the variants of every kernel.
 var families = []family{
 	{
 		kernel: kernelMoments, layouts: []layout{inRows, inCols}, acts: activations[:1],
@@ -94,7 +94,7 @@ var families = []family{
 	},
 }
 
-// residual is the flag of an operand that backward reads for z only.
+// residual is the flag of the residual, which a backward kernel needs only for z.
 func (f activation) residual() flags {
 	if f.identity() {
 		return 0
@@ -107,8 +107,8 @@ type variant struct {
 	family *family
 	layout layout
 	act    activation
-	flags  flags // that it has
-	asked  flags // that it looks at in every call
+	flags  flags // the flags that every call has set
+	asked  flags // the flags that it tests in every call
 }
 
 // variants lists every kernel that exists in assembly.
@@ -139,7 +139,7 @@ func (v variant) has(f flags) bool { return v.flags&f != 0 }
 // may reports whether a call may have the flag set.
 func (v variant) may(f flags) bool { return (v.flags|v.asked)&f != 0 }
 
-// walk is the way of the kernel through the tensors.
+// walk returns the loops of the kernel over the tensors.
 func (v variant) walk() walk {
 	switch {
 	case v.layout == inCols:
@@ -147,10 +147,10 @@ func (v variant) walk() walk {
 	case v.family.kernel == kernelMoments || v.family.kernel == kernelGradSums:
 		return walkSums
 	}
-	return walkRuns
+	return walkOutputs
 }
 
-// name is that of the assembly function.
+// name is the name of the assembly function.
 func (v variant) name() string {
 	name := kernelNames[v.family.kernel] + capital(layoutNames[v.layout])
 	if v.family.kernel != kernelMoments && v.family.kernel != kernelLargest {
@@ -169,10 +169,10 @@ func (v variant) id() int {
 	return ((int(v.family.kernel)*int(numLayouts)+int(v.layout))*int(numActVariants)+int(v.act.variant()))*int(numFlags) + int(v.flags)
 }
 
-// numIDs is how many ids there are, of kernels that exist and of others.
+// numIDs is the number of ids, also of kernels that don't exist.
 const numIDs = int(numKernels) * int(numLayouts) * int(numActVariants) * int(numFlags)
 
-// goID is the same as an expression in Go.
+// goID is the id as an expression in Go.
 func (v variant) goID() string {
 	set := []string{"0"}
 	for i, flag := range flagNames {
@@ -190,8 +190,8 @@ func (v variant) emit(a *asm) {
 	if !a.streams() {
 		a.flags, a.asked = a.flags&^withStream, a.asked&^withStream
 	}
-	// What is only to be written out again is prefetched as close as can be. Sums
-	// and what is done between them leave no room there for more.
+	// A kernel that reads and writes once prefetches into the first-level cache. The sums
+	// leave no room for this there.
 	a.near = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
 	if v.act.called {
 		a.area(v.family.calls, a.asked)

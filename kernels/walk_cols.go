@@ -1,7 +1,7 @@
 package main
 
-// walkCols: the channels are adjacent. There are groups of 4 rows, then single
-// ones; in all of them it goes vector by vector, then there is a part.
+// walkCols is the walk where the channels are adjacent. It takes groups of 4 rows, then
+// single rows. Within these it goes vector by vector, and ends with a tail.
 func walkCols(a *asm, b body) {
 	coef := a.newReg()
 	var acc reg
@@ -14,8 +14,7 @@ func walkCols(a *asm, b body) {
 	if b.fetch != nil {
 		ahead = a.newReg()
 	}
-	// Non-temporal stores go in the order of memory: row by row, in each 4 vectors
-	// together.
+	// Non-temporal stores are in the order of memory: row by row, 4 vectors at a time.
 	inOrder := (a.flags|a.asked)&withStream != 0
 	if inOrder {
 		a.arg(ahead, "fetch")
@@ -23,7 +22,7 @@ func walkCols(a *asm, b body) {
 
 	a.arg(count, "n")
 	a.andImm(count, lanes-1)
-	a.part(count)
+	a.tail(count)
 	a.shiftLeft(stride, floatShift)
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
@@ -46,12 +45,12 @@ func walkCols(a *asm, b body) {
 		}
 	}
 
-	// across handles some rows together, from the first column to the last.
-	across := func(f func(at address, part bool), height ...reg) {
-		column, part, next := a.newLabel("column"), a.newLabel("part"), a.newLabel("next")
-		// step handles column vector u from where the pointers are. Constants
-		// that one row uses once need no register.
-		step := func(u int, part bool) {
+	// across processes some rows together, from the first column to the last.
+	across := func(f func(at address, tail bool), height ...reg) {
+		column, tail, next := a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
+		// step processes column vector u from the pointers on. Constants that are used
+		// once per row stay in memory.
+		step := func(u int, tail bool) {
 			clear(a.constants)
 			a.loadConst = func(dst vec, field int) {
 				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
@@ -71,7 +70,7 @@ func walkCols(a *asm, b body) {
 				m := at(t, j)
 				m.off += u * vecBytes
 				return m
-			}, part)
+			}, tail)
 			b.storeSums(a, acc)
 			clear(a.constants)
 		}
@@ -91,7 +90,7 @@ func walkCols(a *asm, b body) {
 			a.branch(ifLess, few)
 			a.label(many)
 			fetchAll()
-			if b.calls { // one call for all of them
+			if b.calls { // one call for all 4 vectors
 				a.columns = true
 				a.loadConst = func(dst vec, field int) {
 					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
@@ -111,12 +110,12 @@ func walkCols(a *asm, b body) {
 			a.addImm(count, groupValues)
 		}
 		a.subImm(count, lanes)
-		a.branch(ifLess, part)
+		a.branch(ifLess, tail)
 
 		a.label(column)
 		if fetch {
 			fetchAll()
-			a.addImm(ahead, (groupSize-1)*vecBytes) // and the tensor moves by one
+			a.addImm(ahead, (groupSize-1)*vecBytes) // the pointers advance by one vector more
 		}
 		step(0, false)
 		b.advanceImm(a, vecBytes)
@@ -127,7 +126,7 @@ func walkCols(a *asm, b body) {
 		a.subImm(count, lanes)
 		a.branch(ifNotLess, column)
 
-		a.label(part)
+		a.label(tail)
 		a.andImm(count, lanes-1)
 		a.branch(ifZero, next)
 		step(0, true)

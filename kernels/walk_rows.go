@@ -1,7 +1,7 @@
 package main
 
 // Walks in rows: the values of a channel are adjacent. They stop after a number of
-// values, and leave in the arguments where they did.
+// values, and save their state in the arguments.
 
 // Pieces of a row, in values, as in ../kernels.go.
 const (
@@ -9,11 +9,11 @@ const (
 	pieceSingle = 64 * groupValues
 )
 
-// sumLen is how many sums a row has, as in ../kernels.go.
+// sumLen is the number of sums of a row, as in ../kernels.go.
 const sumLen = 2 * lanes
 
-// walkSums takes sums: of four images side by side, as long as there are four, or of
-// single images. One call does one or the other.
+// walkSums is the walk that takes sums, of four images side by side, as long as there
+// are four, or of single images. One call does one or the other.
 func walkSums(a *asm, b body) {
 	s := sumWalk{b: b, coef: a.newReg(), acc: a.newReg(), count: a.newReg(), t: a.newReg(), u: a.newReg()}
 	stride, stride3 := a.newReg(), a.newReg()
@@ -30,7 +30,7 @@ func walkSums(a *asm, b body) {
 	a.arg(s.t, "images")
 	a.subImm(s.t, groupSize)
 	a.branch(ifLess, single)
-	a.arg(s.t, "budget") // is of all four images
+	a.arg(s.t, "budget") // for all four images
 	a.shiftDown(s.t, groupShift)
 	a.storeArg(s.t, "budget", s.u)
 	a.arg(stride, "stride")
@@ -53,18 +53,19 @@ func walkSums(a *asm, b body) {
 	s.emit(a, 1, pieceSingle, func() { s.linear(a) })
 }
 
-// sumWalk is walkSums in the making: the constants and the sums of the row, values to
-// sum, and two temporaries.
+// sumWalk has the registers of walkSums: the constants and the sums of the row, the
+// number of values left to sum, and two temporaries.
 type sumWalk struct {
 	b                      body
 	coef, acc, count, t, u reg
 }
 
-// shortRow is up to how many values a row is not interrupted: it takes less work then.
+// shortRow is the largest number of values of a row that is not interrupted, which
+// saves instructions.
 const shortRow = 16 * lanes
 
-// short prints the walk over four images side by side whose rows are short: the sums of
-// a row are those of one piece, and the walk stops between rows.
+// short prints the walk over four images side by side whose rows are short: a row is one
+// piece, and the walk stops between rows only.
 func (s *sumWalk) short(a *asm, at address) {
 	row, again, ended, save := a.newLabel("row"), a.newLabel("again"), a.newLabel("ended"), a.newLabel("save")
 	count, t, u := s.count, s.t, s.u
@@ -98,15 +99,15 @@ func (s *sumWalk) short(a *asm, at address) {
 	a.subImm(t, 1)
 	a.branch(ifNotLess, row)
 	a.jump(save)
-	a.label(ended) // the images that are left go another way
+	a.label(ended) // the images that are left are taken one by one
 	a.set(t, pieceSingle)
 	a.storeArg(t, "piece", u)
 	a.label(save)
 	s.save(a)
 }
 
-// again goes on with the next images, after so many side by side. It leaves in t how many
-// images are left.
+// again goes on with the next images, after so many side by side. It leaves the number of
+// images left in t.
 func (s *sumWalk) again(a *asm, side int) {
 	t, u := s.t, s.u
 	a.arg(t, "rows")
@@ -122,7 +123,7 @@ func (s *sumWalk) again(a *asm, side int) {
 	a.storeArg(t, "images", u)
 }
 
-// save stores where the walk stops, and ends the kernel.
+// save saves the state of the walk, and ends the kernel.
 func (s *sumWalk) save(a *asm) {
 	t, u := s.t, s.u
 	a.argAddr(t, "partial")
@@ -133,23 +134,23 @@ func (s *sumWalk) save(a *asm) {
 	a.end()
 }
 
-// four has count values summed of each of four images.
+// four sums count values of each of four images.
 func (s *sumWalk) four(a *asm, at address) {
-	loop, part, done := a.newLabel("four"), a.newLabel("part"), a.newLabel("summed")
+	loop, tail, done := a.newLabel("four"), a.newLabel("tail"), a.newLabel("summed")
 	a.subImm(s.count, lanes)
-	a.branch(ifLess, part)
+	a.branch(ifLess, tail)
 	a.label(loop)
 	s.b.four(at, false)
 	s.b.advanceImm(a, vecBytes)
 	a.subImm(s.count, lanes)
 	a.branch(ifNotLess, loop)
-	a.label(part)
-	s.part(a, done, func() { s.b.four(at, true) })
+	a.label(tail)
+	s.tail(a, done, func() { s.b.four(at, true) })
 	a.label(done)
 }
 
-// emit prints the walk over so many images side by side, whose sums are taken over
-// pieces. take has count values of each of them summed.
+// emit prints the walk over so many images side by side, piece by piece. take sums count
+// values of each of them.
 func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	next, flush, row, again, save := a.newLabel("next"), a.newLabel("flush"), a.newLabel("row"), a.newLabel("again"), a.newLabel("save")
 	count, t, u := s.count, s.t, s.u
@@ -205,7 +206,7 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	a.label(again)
 	s.again(a, side)
 	constants()
-	if side > 1 { // those that are left go another way
+	if side > 1 { // images that are left are taken one by one
 		a.subImm(t, side)
 		a.branch(ifNotLess, next)
 		a.set(t, pieceSingle)
@@ -219,10 +220,10 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	s.save(a)
 }
 
-// linear has count values of one image summed: groups of 4 vectors, then single ones,
-// then a part.
+// linear sums count values of one image: groups of 4 vectors, then single ones, then a
+// tail.
 func (s *sumWalk) linear(a *asm) {
-	group, rest, single, part, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("part"), a.newLabel("summed")
+	group, rest, single, tail, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("tail"), a.newLabel("summed")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 	a.subImm(s.count, groupValues)
 	a.branch(ifLess, rest)
@@ -234,35 +235,34 @@ func (s *sumWalk) linear(a *asm) {
 	a.label(rest)
 	a.addImm(s.count, groupValues)
 	a.subImm(s.count, lanes)
-	a.branch(ifLess, part)
+	a.branch(ifLess, tail)
 	a.label(single)
 	s.b.one(at, false)
 	s.b.advanceImm(a, vecBytes)
 	a.subImm(s.count, lanes)
 	a.branch(ifNotLess, single)
-	a.label(part)
-	s.part(a, done, func() { s.b.one(at, true) })
+	a.label(tail)
+	s.tail(a, done, func() { s.b.one(at, true) })
 	a.label(done)
 }
 
-// part has what is left of count summed, which is fewer values than a vector has, less
-// a vector.
-func (s *sumWalk) part(a *asm, done string, take func()) {
+// tail sums the tail. count is its number of values minus 8.
+func (s *sumWalk) tail(a *asm, done string, take func()) {
 	a.andImm(s.count, lanes-1)
 	a.branch(ifZero, done)
 	a.move(s.t, s.count)
-	a.part(s.t)
+	a.tail(s.t)
 	take()
 	a.shiftLeft(s.count, floatShift)
 	s.b.advance(a, s.count)
 }
 
-// flush adds the sums of a piece to those in float64, and begins anew.
+// flush adds the sums of a piece to the float64 sums, and sets them to 0.
 func (s *sumWalk) flush(a *asm) {
-	wide := pair{s.b.temps[0], s.b.temps[1]}
+	halves := pair{s.b.temps[0], s.b.temps[1]}
 	for i, sum := range s.b.sums {
-		a.widen(wide, sum)
-		for h, v := range wide {
+		a.widen(halves, sum)
+		for h, v := range halves {
 			m := mem{base: s.acc, off: (2*i + h) * vecBytes}
 			a.opMem(opAdd64, v, v, m, s.b.temps[2])
 			a.store(v, m)
@@ -271,7 +271,7 @@ func (s *sumWalk) flush(a *asm) {
 	}
 }
 
-// resume points the tensors at where the walk goes on; t is a temporary.
+// resume advances the tensors to the saved state; t is a temporary.
 func (b *body) resume(a *asm, t reg) {
 	a.arg(t, "at")
 	a.shiftLeft(t, floatShift)
@@ -287,16 +287,16 @@ func (b *body) constants(a *asm, coef reg) {
 	}
 }
 
-// advanceArg moves the tensors along by a number of values in the arguments.
+// advanceArg advances the tensors by a number of values in the arguments.
 func (b *body) advanceArg(a *asm, field string, t reg) {
 	a.arg(t, field)
 	a.shiftLeft(t, floatShift)
 	b.advance(a, t)
 }
 
-// pointer sets dst to where an index, in the arguments, is in a slice of theirs, and
-// savePointer stores the index that a pointer is at. shift is from an index to bytes;
-// t and u are temporaries.
+// pointer sets dst to the address of the element of a slice at an index, both in the
+// arguments, and savePointer saves the index of a pointer. shift is from an index to
+// bytes; t and u are temporaries.
 func (a *asm) pointer(dst reg, slice, index string, shift int, t reg) {
 	a.arg(dst, slice)
 	a.arg(t, index)

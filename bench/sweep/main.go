@@ -31,13 +31,8 @@ import (
 	"github.com/schollz/progressbar/v3"
 )
 
-// all are the activations that are swept, those with parameters at a common
-// setting that is the same in float64.
-var all = []batchnorm.Activation{
-	batchnorm.ReLU, batchnorm.LeakyReLU(0.25), batchnorm.ReLU6, batchnorm.Clip(-1, 1), batchnorm.HardSigmoid, batchnorm.HardSwish,
-	batchnorm.Sigmoid, batchnorm.Tanh, batchnorm.SiLU, batchnorm.ELU(1), batchnorm.Softplus, batchnorm.Mish,
-	batchnorm.GELU, batchnorm.GELUTanh,
-}
+// all are the activations that are swept. Their parameters are the same in float64.
+var all = append(batchnorm.Activations()[1:], batchnorm.Clip(-1, 1))
 
 func main() {
 	stride := flag.Uint64("stride", 1, "evaluate every stride-th input")

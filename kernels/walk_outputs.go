@@ -1,12 +1,12 @@
 package main
 
-// walkRuns writes outputs in rows. The rows of an image are adjacent, one channel after
-// the other, so that vectors go across them. For non-temporal stores there are the
-// values in front of a whole vector; then in every row groups of 4 vectors, single ones,
-// and a vector that it shares with the next row, whose lanes have the constants of
-// either; and a part at the end of the image.
-func walkRuns(a *asm, b body) {
-	r := runWalk{b: b, coef: a.newReg(), rows: a.newReg(), left: a.newReg(), budget: a.newReg(), t: a.newReg(), u: a.newReg(), other: a.newVec()}
+// walkOutputs is the walk that writes outputs in rows. The rows of an image are
+// adjacent, one channel after the other, and vectors may have values of two rows. With
+// non-temporal stores an image begins with the values before the first aligned vector.
+// Each row has groups of 4 vectors, single vectors, and one that it shares with the next
+// row, whose lanes use the constants of both. The image ends with a tail.
+func walkOutputs(a *asm, b body) {
+	r := outputWalk{b: b, coef: a.newReg(), rows: a.newReg(), left: a.newReg(), budget: a.newReg(), t: a.newReg(), u: a.newReg(), other: a.newVec()}
 	a.coef = r.coef
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
@@ -82,17 +82,17 @@ func walkRuns(a *asm, b body) {
 // loadConst loads a constant.
 type loadConst func(dst vec, field int)
 
-// runWalk is walkRuns in the making.
-type runWalk struct {
+// outputWalk has the registers of walkOutputs.
+type outputWalk struct {
 	b            body
-	coef, rows   reg // the constants of the row, and how many rows are left of the image
-	left, budget reg // values that are left of the row, and of the budget
+	coef, rows   reg // the constants of the row, and the number of rows left of the image
+	left, budget reg // number of values left of the row, and of the budget
 	t, u         reg // temporaries
-	other        vec // free when constants are loaded
+	other        vec // a temporary while constants are loaded
 }
 
 // load loads the constants of a row.
-func (r *runWalk) load(a *asm, with loadConst) {
+func (r *outputWalk) load(a *asm, with loadConst) {
 	a.loadConst = with
 	for f, c := range r.b.coef {
 		if c != unused {
@@ -101,23 +101,23 @@ func (r *runWalk) load(a *asm, with loadConst) {
 	}
 }
 
-// one handles a vector.
-func (r *runWalk) one(a *asm, with loadConst, part bool) {
+// one processes a vector.
+func (r *outputWalk) one(a *asm, with loadConst, tail bool) {
 	r.load(a, with)
-	r.b.one(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, part)
+	r.b.one(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, tail)
 }
 
-// begin is what a row begins with.
-func (r *runWalk) begin(a *asm) { r.load(a, r.plain(a)) }
+// begin begins a row: it loads the constants.
+func (r *outputWalk) begin(a *asm) { r.load(a, r.plain(a)) }
 
 // plain loads the constants of the row.
-func (r *runWalk) plain(a *asm) loadConst {
+func (r *outputWalk) plain(a *asm) loadConst {
 	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: f * floatBytes}) }
 }
 
-// shared loads those of the part of a vector that belongs to the row before, and
-// of the row elsewhere.
-func (r *runWalk) shared(a *asm) loadConst {
+// shared loads the constants of a vector with values of two rows: of the row before in
+// the lanes of the tail, and of the row in the others.
+func (r *outputWalk) shared(a *asm) loadConst {
 	return func(dst vec, f int) {
 		a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes})
 		a.broadcast(r.other, mem{base: r.coef, off: f * floatBytes})
@@ -125,8 +125,8 @@ func (r *runWalk) shared(a *asm) loadConst {
 	}
 }
 
-// head handles what lies in front of the first whole vector of the outputs.
-func (r *runWalk) head(a *asm, row string) {
+// head processes the values before the first aligned vector of the outputs.
+func (r *outputWalk) head(a *asm, row string) {
 	a.move(r.t, r.b.output)
 	a.negate(r.t)
 	a.shiftDown(r.t, floatShift)
@@ -134,25 +134,26 @@ func (r *runWalk) head(a *asm, row string) {
 	a.branch(ifZero, row)
 	a.least(r.t, r.left)
 	a.subReg(r.left, r.t)
-	a.storeArg(r.t, "piece", r.u) // which this walk does not need
-	a.part(r.t)
+	a.storeArg(r.t, "piece", r.u) // this walk does not use the field otherwise
+	a.tail(r.t)
 	r.one(a, r.plain(a), true)
 	r.b.advanceArg(a, "piece", r.t)
 	r.begin(a)
 }
 
-// border goes on to the next row with what is left of a row, less 8: with a vector
-// that the two share, if it is not 0. Behind the last row it handles a part.
-func (r *runWalk) border(a *asm, row string) {
+// border goes on to the next row. If values are left of the row, which are fewer than
+// 8, it processes a vector that the two rows share. After the last row it processes a
+// tail. left is the number of values minus 8.
+func (r *outputWalk) border(a *asm, row string) {
 	next, last, end := a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
 	a.subImm(r.rows, 1)
 	a.branch(ifZero, last)
 	a.addImm(r.coef, coefLen*floatBytes)
 	a.arg(r.t, "n")
-	a.addReg(r.t, r.left) // what the next row has, but for its part of the vector
+	a.addReg(r.t, r.left) // values of the next row without those of the shared vector
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, next)
-	a.part(r.left)
+	a.tail(r.left)
 	r.one(a, r.shared(a), false)
 	r.b.advanceImm(a, vecBytes)
 	a.move(r.left, r.t)
@@ -166,7 +167,7 @@ func (r *runWalk) border(a *asm, row string) {
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, end)
 	a.move(r.t, r.left)
-	a.part(r.t)
+	a.tail(r.t)
 	r.one(a, r.plain(a), true)
 	a.shiftLeft(r.left, floatShift)
 	r.b.advance(a, r.left)
