@@ -54,6 +54,10 @@ type kernelArgs struct {
 	piece    int // sums: values of the row until partial is added to sums
 	partial  laneSums
 
+	// In turns with another kernel, sums: floats from a vector of a group to the next, and
+	// from a group to the next.
+	side, step int
+
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors
 	fetch  int      // distance of prefetches in bytes, in cols and in rows without sums; in rows 0: none
@@ -256,25 +260,104 @@ func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
 }
 
 // runTurns runs a kernel that takes sums in rows in turns with one that writes outputs,
-// until the work of the first is done. The second may be done earlier, or not yet.
-func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, writesAct Activation, b *kernelArgs) {
+// until the work of the first is done. The second may be done earlier, or not yet. It
+// returns how many of the turns were taken in one loop.
+func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, writesAct Activation, b *kernelArgs) (inLoop int) {
 	if p == PathGeneric || raceEnabled {
 		p.runAll(sums, sumsAct, a)
-		return
+		return 0
 	}
-	id, idB := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct)
+	id, idB, both := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct), turnsID(sums, sumsAct, writesAct, b)
 	for a.images > 0 && b.images > 0 {
-		a.budget, b.budget = turn, turn
-		a.watch(rows)
-		simdKernel(id, a)
-		b.watch(rows)
-		simdKernel(idB, b)
+		if both < 0 || min(a.n, b.n) < turn {
+			a.simd(id, turn)
+			b.simd(idB, turn)
+			continue
+		}
+		// Through the middle of rows it goes in one loop, and by the kernels themselves
+		// where one of them comes to an end.
+		groups, groupsB := a.groups(), b.groupsToWrite()
+		if n := min(groups, groupsB, turnsCall); n > 0 {
+			a.take(b, n, both)
+			inLoop++
+			continue
+		}
+		if groups == 0 {
+			a.simd(id, groupSize*lanes)
+		}
+		if groupsB == 0 {
+			b.simd(idB, groupSize*lanes)
+		}
 	}
 	for a.images > 0 {
-		a.budget = maxCall
-		a.watch(rows)
-		simdKernel(id, a)
+		a.simd(id, maxCall)
 	}
+	return inLoop
+}
+
+// simd runs a kernel on rows that stops after budget values.
+func (a *kernelArgs) simd(id, budget int) {
+	a.budget = budget
+	a.watch(rows)
+	simdKernel(id, a)
+}
+
+// turnsCall is how many turns of a group a call takes in one loop at most.
+const turnsCall = maxCall / (groupSize * lanes)
+
+// take takes n turns of a group in one loop.
+func (a *kernelArgs) take(b *kernelArgs, n, id int) {
+	if watched != nil {
+		watched(watchKernel, n*groupSize*lanes)
+	}
+	b.budget = n
+	simdTurns(id, a, b)
+	a.at += n * a.step
+	a.left -= n * a.step
+	a.piece -= n * a.step
+	b.at += n * groupSize * lanes
+	b.left -= n * groupSize * lanes
+}
+
+// turnsID is the number of the kernel that takes sums and writes outputs in one loop, or
+// -1 where there is none.
+func turnsID(sums int, sumsAct, act Activation, b *kernelArgs) int {
+	// Sums of a costly activation leave gradients for outputs that need no activation.
+	same := sums == kernelMoments || sumsAct.kind == act.kind
+	if !hasTurns || !b.stream || act.variant() == actCalled || !same {
+		return -1
+	}
+	flags := 0
+	if b.res != nil && (sums == kernelMoments || act.kind != actIdentity) {
+		flags |= withResidual
+	}
+	if b.dres != nil && sums == kernelGradSums {
+		flags |= withDResidual
+	}
+	id := int(act.variant())*withStream + flags
+	if sums == kernelGradSums {
+		id += int(actCalled) * withStream
+	}
+	return id
+}
+
+// groups returns how many groups of a kernel that takes sums lie in front of the end of
+// the row and of the piece, without the last, and sets how far apart they are.
+func (a *kernelArgs) groups() int {
+	a.side, a.step = lanes, groupSize*lanes
+	if a.images >= groupSize {
+		a.side, a.step = a.stride, lanes
+	}
+	return max(0, (min(a.left, a.piece)-1)/a.step)
+}
+
+// groupsToWrite returns how many groups of a kernel that writes outputs lie in front of
+// the end of the row. An image begins with values in front of a whole vector.
+func (b *kernelArgs) groupsToWrite() int {
+	if b.left == b.n && b.rowsLeft == b.rows {
+		return 0
+	}
+	return b.left / (groupSize * lanes)
 }
 
 // begin sets the state for the first call of a kernel on rows: it begins at index first

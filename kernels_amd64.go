@@ -19,6 +19,14 @@ func detectSIMD() []Path {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
+// hasTurns says that there are kernels that take turns in one loop.
+const hasTurns = true
+
+// simdTurns runs the kernel with the given [turnsID].
+//
+//go:noescape
+func simdTurns(id int, a, b *kernelArgs)
+
 // simdChannels runs the channel kernel with the given number.
 //
 //go:noescape

@@ -21,6 +21,13 @@ func detectSIMD() []Path {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
+// hasTurns says that there are no kernels that take turns in one loop.
+const hasTurns = false
+
+func simdTurns(id int, a, b *kernelArgs) {
+	panic("batchnorm: no kernels that take turns in this build")
+}
+
 // simdChannels runs the channel kernel with the given number.
 //
 //go:noescape

@@ -8,6 +8,10 @@ func detectSIMD() []Path { return nil }
 
 func simdKernel(id int, a *kernelArgs) { panic("batchnorm: no assembly in this build") }
 
+const hasTurns = false
+
+func simdTurns(id int, a, b *kernelArgs) { panic("batchnorm: no assembly in this build") }
+
 func simdFence() {}
 
 func simdActivation(id int) uintptr { panic("batchnorm: no assembly in this build") }

@@ -55,9 +55,9 @@ func (l amd64) m(m mem) string {
 	return s
 }
 
-func (l amd64) holdArgs() {
+func (l amd64) holdArgs(args string) {
 	l.held = true
-	l.printf("MOVQ a+8(FP), R14")
+	l.printf("MOVQ %s(FP), R14", args)
 }
 func (l amd64) arg(dst reg, field string) {
 	if l.held {

@@ -62,9 +62,9 @@ func (arm64) r(r reg) string {
 	return arm64Regs[r]
 }
 
-func (l arm64) holdArgs() {
+func (l arm64) holdArgs(args string) {
 	l.held = true
-	l.printf("MOVD a+8(FP), %s", arm64Area)
+	l.printf("MOVD %s(FP), %s", args, arm64Area)
 }
 func (l arm64) arg(dst reg, field string) {
 	if l.held {

@@ -80,9 +80,9 @@ const (
 // implementation of it.
 type lowering interface {
 	arch() string
-	header() string // the top of the assembly file
-	holdArgs()      // keeps the address of the arguments in a register; not in kernels with calls
-	detect() string // the Go function detectSIMD
+	header() string       // the top of the assembly file
+	holdArgs(args string) // keeps the address of arguments in a register; not in kernels with calls
+	detect() string       // the Go function detectSIMD
 	// subroutines returns the text of the lowering's own subroutines that code calls.
 	subroutines(code string) string
 
@@ -378,6 +378,10 @@ func assembly(on target) string {
 	jump := func(a *asm, table string, n int) { a.jumpByTable(table, n) }
 	text.WriteString(table(on, "simdKernel(id int, a *kernelArgs)", "16", kernels, jump))
 
+	if l.streams() {
+		text.WriteString(turnsText(on))
+	}
+
 	code, channels := channelText(on)
 	text.WriteString(code)
 	text.WriteString(table(on, "simdChannels(id int, a *channelArgs)", "16", channels, jump))
@@ -409,6 +413,7 @@ func declarations(on target) string {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
+` + turnsDeclaration(l.streams()) + `
 // simdChannels runs the channel kernel with the given number.
 //
 //go:noescape

@@ -65,7 +65,7 @@ const (
 
 func newChans(on target, name string) *chans {
 	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}}
-	c.holdArgs()
+	c.holdArgs("a+8")
 	return c
 }
 

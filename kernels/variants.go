@@ -109,6 +109,8 @@ type variant struct {
 	act    activation
 	flags  flags // the flags that every call has set
 	asked  flags // the flags that it tests in every call
+	// through is the walk, if it isn't that of the layout and the kernel.
+	through walk
 }
 
 // variants lists every kernel that exists in assembly.
@@ -120,12 +122,12 @@ func variants() []variant {
 			for _, act := range f.acts {
 				optional := f.optional(act)
 				if act.called {
-					list = append(list, variant{f, l, act, f.always, optional})
+					list = append(list, variant{f, l, act, f.always, optional, nil})
 					continue
 				}
 				for set := range numFlags {
 					if set&^optional == 0 {
-						list = append(list, variant{f, l, act, set | f.always, 0})
+						list = append(list, variant{f, l, act, set | f.always, 0, nil})
 					}
 				}
 			}
@@ -142,6 +144,8 @@ func (v variant) may(f flags) bool { return (v.flags|v.asked)&f != 0 }
 // walk returns the loops of the kernel over the tensors.
 func (v variant) walk() walk {
 	switch {
+	case v.through != nil:
+		return v.through
 	case v.layout == inCols:
 		return walkCols
 	case v.family.kernel == kernelMoments || v.family.kernel == kernelGradSums:
@@ -196,7 +200,7 @@ func (v variant) emit(a *asm) {
 	if v.act.called {
 		a.area(v.family.calls, a.asked)
 	} else {
-		a.holdArgs()
+		a.holdArgs("a+8")
 	}
 	v.family.emit(a, v)
 	a.end()

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+)
+
+// turns is a kernel that takes sums in rows and one that writes outputs in rows, in one
+// loop: a group of four vectors of the one, then four vectors of the other. Reads of the
+// one overlap with writes of the other then, line by line. It goes through the middle of
+// rows only. The two kernels themselves take the ends of rows and of pieces.
+type turns struct{ sums, writes variant }
+
+// turnsKernels lists them by their numbers, turnsID in ../kernels.go. There are those of
+// kernels that call nothing, with non-temporal stores.
+func turnsKernels() []turns {
+	var list []turns
+	for _, kernels := range [...][2]kernel{{kernelMoments, kernelNormalize}, {kernelGradSums, kernelInputGrad}} {
+		sums, writes := familyOf(kernels[0]), familyOf(kernels[1])
+		for _, act := range inline {
+			for set := range withStream {
+				p := turns{
+					variant{sums, inRows, act, set & sums.optional(act), 0, nil},
+					variant{writes, inRows, act, set | withStream, 0, nil},
+				}
+				if set&^writes.optional(act) != 0 {
+					p = turns{}
+				}
+				list = append(list, p)
+			}
+		}
+	}
+	return list
+}
+
+func familyOf(k kernel) *family {
+	for i := range families {
+		if families[i].kernel == k {
+			return &families[i]
+		}
+	}
+	panic(fmt.Sprintf("no family of kernel %d", k))
+}
+
+func (p turns) name() string {
+	return kernelNames[p.sums.family.kernel] + "With" + capital(p.writes.name())
+}
+
+// emit prints the kernel. Its arguments a are of the one that takes sums, b of the other.
+func (p turns) emit(a *asm) {
+	sums, output := p.sums.body(a, "a+8"), body{}
+	t, stride, stride3, step := a.newReg(), a.newReg(), a.newReg(), a.newReg()
+	sums.resume(a, t)
+	a.pointer(stride, "coef", "coefAt", floatShift, t)
+	sums.constants(a, stride)
+	a.argAddr(t, "partial")
+	sums.loadSums(a, t)
+
+	a.vecs = int(sums.temps[0]) // which are free between two groups
+	output = p.writes.body(a, "b+16")
+	output.resume(a, t)
+	a.pointer(stride, "coef", "coefAt", floatShift, t)
+	a.storeArg(stride, "piece", t) // which writing does not need
+
+	a.holdArgs("a+8")
+	a.arg(stride, "side")
+	a.shiftLeft(stride, floatShift)
+	a.move(stride3, stride)
+	a.addReg(stride3, stride)
+	a.addReg(stride3, stride)
+	a.arg(step, "step")
+	a.shiftLeft(step, floatShift)
+	a.holdArgs("b+16")
+	side := func(t reg, j int) mem {
+		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+	}
+	adjacent := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
+
+	loop := a.newLabel("group")
+	a.label(loop)
+	a.flags = p.sums.flags
+	sums.four(side, false)
+	sums.advance(a, step)
+	a.flags = p.writes.flags
+	a.arg(t, "piece")
+	output.constants(a, t)
+	output.four(adjacent, false)
+	output.advanceImm(a, groupSize*vecBytes)
+	a.arg(t, "budget")
+	a.addImm(t, -1)
+	a.storeArg(t, "budget", t)
+	a.subImm(t, 0)
+	a.branch(ifNotZero, loop)
+
+	a.holdArgs("a+8")
+	a.argAddr(t, "partial")
+	sums.storeSums(a, t)
+	a.end()
+}
+
+// body returns the body of a variant, whose arguments are held.
+func (v variant) body(a *asm, args string) (b body) {
+	a.holdArgs(args)
+	a.flags, a.layout = v.flags, v.layout
+	v.through = func(_ *asm, made body) { b = made }
+	v.family.emit(a, v)
+	return b
+}
+
+// turnsText returns the kernels in turns, and the table of them.
+func turnsText(on target) string {
+	var text strings.Builder
+	var symbols []string
+	for _, p := range turnsKernels() {
+		if p.sums.family == nil {
+			symbols = append(symbols, "")
+			continue
+		}
+		a := newAsm(on, p.name(), "kernelArgs")
+		p.emit(a)
+		symbols = append(symbols, local(p.name()))
+		fmt.Fprintf(&text, "\n// func %s(id int, a, b *kernelArgs)\nTEXT %s(SB), NOSPLIT, $0-24\n%s", p.name(), local(p.name()), a.buf.String())
+	}
+	text.WriteString(table(on, "simdTurns(id int, a, b *kernelArgs)", "24", symbols, func(a *asm, table string, n int) { a.jumpByTable(table, n) }))
+	return text.String()
+}
+
+// turnsDeclaration declares simdTurns, which only an instruction set with non-temporal
+// stores has.
+func turnsDeclaration(there bool) string {
+	if !there {
+		return `
+// hasTurns says that there are no kernels that take turns in one loop.
+const hasTurns = false
+
+func simdTurns(id int, a, b *kernelArgs) { panic("batchnorm: no kernels that take turns in this build") }
+`
+	}
+	return `
+// hasTurns says that there are kernels that take turns in one loop.
+const hasTurns = true
+
+// simdTurns runs the kernel with the given [turnsID].
+//
+//go:noescape
+func simdTurns(id int, a, b *kernelArgs)
+`
+}
