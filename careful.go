@@ -71,7 +71,7 @@ const mostPower = 126
 
 func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 
-// setX sets the power by which x of a row or column is scaled. It is clamped already.
+// setX sets the power by which x of a row or column is scaled, clamped already.
 func (k *constants) setX(j, power int) {
 	k.setScale(k.toX, j, powerOf32(power))
 	if power != 0 {
@@ -79,7 +79,7 @@ func (k *constants) setX(j, power int) {
 	}
 }
 
-// setG sets the power by which g is scaled. It is clamped already.
+// setG sets the power by which g is scaled, clamped already.
 func (k *constants) setG(j, power int) {
 	k.setScale(k.toG, j, powerOf32(power))
 	k.scalesG = k.scalesG || power != 0

@@ -30,8 +30,8 @@ type channels struct {
 	sumA, sumB   []float64
 }
 
-// cut cuts the slices from the slabs of a workspace, for n channels. There are as many
-// columns or more, and each has a number of parts.
+// cut cuts the slices from the slabs of a workspace, for n channels. In cols there may be
+// more columns than channels. Each column has the given number of parts.
 func (ch *channels) cut(w *workspace, n, columns, parts int) {
 	for _, list := range []*[]float64{&ch.mean, &ch.variance, &ch.invstd, &ch.scale, &ch.shift,
 		&ch.dgamma, &ch.dbeta, &ch.k1, &ch.k2, &ch.sumA, &ch.sumB} {

@@ -11,8 +11,8 @@ import (
 // The two kernels themselves take the ends of rows and of pieces.
 type turns struct{ sums, writes variant }
 
-// turnsKernels lists the kernels in turns by their numbers, turnsID in ../kernels.go.
-// They are of kernels that call no function, and have non-temporal stores.
+// turnsKernels lists the kernels in turns by their numbers, turnsID in ../kernels.go. Only
+// pairs that call no function are in the list. All have non-temporal stores.
 func turnsKernels() []turns {
 	var list []turns
 	for _, kernels := range [...][2]kernel{{kernelMoments, kernelNormalize}, {kernelGradSums, kernelInputGrad}} {
