@@ -260,7 +260,8 @@ func TestActivationMixed(t *testing.T) {
 	t.Parallel()
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	var borders []float32
-	for _, v := range []float32{coef.SigmoidEnd, coef.GELUEnd, coef.MishShift + coef.MishEnd, coef.MishShift - coef.MishEnd, coef.TanhEnd, coef.Expm1End} {
+	for _, v := range []float32{coef.SigmoidEnd, coef.GELUEnd, coef.MishShift + coef.MishEnd, coef.MishShift - coef.MishEnd,
+		coef.TanhEnd, coef.Expm1End} {
 		borders = append(borders, v, math.Nextafter32(v, inf), math.Nextafter32(v, -inf), -v, math.Nextafter32(-v, inf), math.Nextafter32(-v, -inf))
 	}
 	few := append(borders, nan, inf, -inf, 30, -30, 7, -7, 1e30, -1e30)
@@ -313,9 +314,11 @@ func TestActivationSpecials(t *testing.T) {
 		{Clip(-1, 2), nan, nan, 0}, {Clip(-1, 2), -inf, -1, 0}, {Clip(-1, 2), inf, 2, 0}, {Clip(-1, 2), 2, 2, 0}, {Clip(-1, 2), -1, -1, 0},
 		{Clip(-1, 2), 0.5, 0.5, 1}, {ReLU6, zero, zero, 0}, {ReLU6, 7, 6, 0}, {Clip(3, 3), 1, 3, 0},
 		{HardSigmoid, -inf, 0, 0}, {HardSigmoid, inf, 1, 0}, {HardSigmoid, 3, 1, 0}, {HardSigmoid, 0, 0.5, sixth}, {HardSigmoid, nan, nan, 0},
-		{HardSwish, -inf, zero, 0}, {HardSwish, inf, inf, 1}, {HardSwish, 0, 0, 0.5}, {HardSwish, nan, nan, 0}, {HardSwish, math.MaxFloat32, math.MaxFloat32, 1},
+		{HardSwish, -inf, zero, 0}, {HardSwish, inf, inf, 1}, {HardSwish, 0, 0, 0.5}, {HardSwish, nan, nan, 0},
+		{HardSwish, math.MaxFloat32, math.MaxFloat32, 1},
 		{Sigmoid, -inf, 0, 0}, {Sigmoid, inf, 1, 0}, {Sigmoid, 0, 0.5, 0.25}, {Sigmoid, nan, nan, nan}, {Sigmoid, -math.MaxFloat32, 0, 0},
-		{Tanh, -inf, -1, 0}, {Tanh, inf, 1, 0}, {Tanh, zero, zero, 1}, {Tanh, nan, nan, nan}, {Tanh, 0x1p-149, 0x1p-149, 1}, {Tanh, -20, -1, float32(4 * math.Exp(-40))},
+		{Tanh, -inf, -1, 0}, {Tanh, inf, 1, 0}, {Tanh, zero, zero, 1}, {Tanh, nan, nan, nan},
+		{Tanh, 0x1p-149, 0x1p-149, 1}, {Tanh, -20, -1, float32(4 * math.Exp(-40))},
 		{SiLU, -inf, zero, zero}, {SiLU, inf, inf, 1}, {SiLU, 0, 0, 0.5}, {SiLU, nan, nan, nan}, {SiLU, math.MaxFloat32, math.MaxFloat32, 1},
 		{ELU(2), -inf, -2, 0}, {ELU(2), inf, inf, 1}, {ELU(2), zero, zero, 2}, {ELU(2), 0, 0, 2}, {ELU(2), nan, nan, nan},
 		{ELU(math.MaxFloat32), -math.MaxFloat32, -math.MaxFloat32, 0}, {ELU(0), -1, zero, 0},

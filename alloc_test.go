@@ -123,7 +123,8 @@ func TestNoAllocationsInModes(t *testing.T) {
 		{batchnorm.WithWorkers(1)}, {batchnorm.WithWorkers(3)}, {batchnorm.WithExecutor(inOrder), batchnorm.WithWorkers(3)},
 	}
 	for _, s := range []batchnorm.Shape{
-		{Outer: 16, Channels: 32, Inner: 9}, {Outer: 2, Channels: 4, Inner: 5000}, {Outer: 600, Channels: 64, Inner: 1}, {Outer: 3000, Channels: 1, Inner: 1},
+		{Outer: 16, Channels: 32, Inner: 9}, {Outer: 2, Channels: 4, Inner: 5000},
+		{Outer: 600, Channels: 64, Inner: 1}, {Outer: 3000, Channels: 1, Inner: 1},
 	} {
 		random := make([]bool, s.PerChannel())
 		for i := range random {
@@ -155,7 +156,8 @@ func TestNoAllocationsInModes(t *testing.T) {
 						expectNoAllocations(t, 2, name, op.bind(p, args))
 					}
 				}
-				g, err := batchnorm.NewGhostPlan(s, batchnorm.GhostBatches{Samples: s.Outer, Size: max(2, s.Outer*2/5)}, append(way, batchnorm.WithSingleValue())...)
+				g, err := batchnorm.NewGhostPlan(s, batchnorm.GhostBatches{Samples: s.Outer, Size: max(2, s.Outer*2/5)},
+					append(way, batchnorm.WithSingleValue())...)
 				noError(t, err)
 				c := newAllocCase(s, 1)
 				c.forward.Mean, c.forward.InvStd = make([]float64, g.Batches()*s.Channels), make([]float64, g.Batches()*s.Channels)
@@ -166,7 +168,8 @@ func TestNoAllocationsInModes(t *testing.T) {
 				expectNoAllocations(t, 2, name, func() error { return g.Backward(c.backward) })
 			}
 		}
-		moments := []batchnorm.Moments{{Count: 1, Mean: make([]float64, 3), M2: make([]float64, 3)}, {Count: 2, Mean: make([]float64, 3), M2: make([]float64, 3)}}
+		moments := []batchnorm.Moments{{Count: 1, Mean: make([]float64, 3), M2: make([]float64, 3)},
+			{Count: 2, Mean: make([]float64, 3), M2: make([]float64, 3)}}
 		expectNoAllocations(t, 2, "MergeMoments", func() error { return batchnorm.MergeMoments(&moments[0], moments) })
 		sums := []batchnorm.GradSums{{Count: 1, G: make([]float64, 3), GD: make([]float64, 3)}, {Count: 2, G: make([]float64, 3), GD: make([]float64, 3)}}
 		expectNoAllocations(t, 2, "MergeGradSums", func() error { return batchnorm.MergeGradSums(&sums[0], sums) })

@@ -2,30 +2,31 @@ package batchnorm
 
 import "math"
 
-// Channels whose numbers float32 can't hold, or whose sums overflowed or vanished.
-// They go through the same kernels: x and the gradients are multiplied by powers of
-// two first, block by block, in memory that stays in a cache, and the powers are
-// taken back where float64 holds the result. A power of two changes no digit.
+// Channels whose constants leave float32's range, or whose sums overflowed or vanished.
+// They go through the same kernels. x and the gradients are multiplied by powers of two
+// first, block by block, in memory that stays in a cache. The powers are taken back
+// where float64 holds the result. A power of two changes no digit.
 
-// constants are what the kernels multiply a block by: a record for a row, or one for
-// every 8 columns, of up to mostSpan.
+// constants are the records by which kernels scale a block, and compute its z and dx:
+// one record for a row, or one for every 8 of up to mostSpan columns.
 type constants struct {
 	layout layout
 	memory [6][mostSpan * coefLen]float32
-	// toX and toG scale x and g; toZ scales x before z is computed, and again does so
-	// once more, where one power of float32 is not enough.
+	// toX and toG scale x and g. toZ scales x before z is computed, and again scales it
+	// a second time, where one power of float32 is not enough.
 	toX, toG, toZ, again []float32
 	z, dx                []float32 // the constants of z, and of dx
 
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
 
-	// The block of columns whose x was scaled last, forward: a segment of few rows has it
-	// twice, as its probe and as its window.
+	// The block of columns whose x was scaled last, in a forward pass. A segment of few
+	// rows takes it twice, as its probe and as its window.
 	first, height, width int
 	scaled               []float32
 }
 
-// reset makes the constants those of a block in a layout, which change nothing yet.
+// reset prepares the constants for a block in a layout. Nothing is scaled until a power
+// other than 0 is set.
 func (k *constants) reset(l layout) {
 	if k.toX == nil || k.layout != l {
 		k.init(l)
@@ -34,8 +35,8 @@ func (k *constants) reset(l layout) {
 	k.scaled = nil
 }
 
-// init sets what is the same in all blocks of a layout: to multiply by a power changes
-// nothing else, not even the sign of a zero.
+// init sets the fields that are the same in all blocks of a layout. With them a kernel
+// multiplies by a power and changes nothing else, not even the sign of a zero.
 func (k *constants) init(l layout) {
 	k.layout = l
 	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
@@ -59,7 +60,7 @@ func (k *constants) set(list []float32, j, field int, v float32) {
 
 var negativeZero = float32(math.Copysign(0, -1))
 
-// setScale makes a record one that multiplies by a power of two.
+// setScale sets the power of two by which a record multiplies.
 func (k *constants) setScale(list []float32, j int, scale float32) { k.set(list, j, fieldA, scale) }
 
 // powerOf32 returns 2^p for a clamped power.
@@ -70,7 +71,7 @@ const mostPower = 126
 
 func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 
-// setX sets the power that x of a row or column is scaled by, which is clamped.
+// setX sets the power by which x of a row or column is scaled, clamped already.
 func (k *constants) setX(j, power int) {
 	k.setScale(k.toX, j, powerOf32(power))
 	if power != 0 {
@@ -78,7 +79,7 @@ func (k *constants) setX(j, power int) {
 	}
 }
 
-// setG sets the power that g is scaled by, which is clamped.
+// setG sets the power by which g is scaled, clamped already.
 func (k *constants) setG(j, power int) {
 	k.setScale(k.toG, j, powerOf32(power))
 	k.scalesG = k.scalesG || power != 0
@@ -108,8 +109,8 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 	k.set(k.dx, j, fieldK2, d.k2)
 }
 
-// block is some values that are adjacent: rows of n columns each, or in rows one
-// channel's n values of each of some images.
+// block holds adjacent values: in cols some rows of n columns, in rows n values of one
+// channel from each of some images.
 type block struct {
 	rows, n    int
 	x, dy, res []float32
@@ -204,7 +205,7 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 	}
 	g := w.gradients(s.act, buf, b, k)
 	n := b.rows * b.n
-	if b.dres != nil { // before an output may take its place
+	if b.dres != nil { // dx may overwrite g
 		copy(buf.dres[:n], g)
 	}
 	if k.scalesG {
@@ -235,7 +236,7 @@ func (w *workspace) writeBlockCarefully(buf *buffers, c int, b *block) {
 	w.writeScaled(buf, b, k)
 }
 
-// setCareful sets what the outputs of a channel take.
+// setCareful sets the constants for the outputs of channel c, in row or column j.
 func (w *workspace) setCareful(k *constants, j, c int) {
 	if !w.backward || w.apply.act.kind != actIdentity {
 		w.setZ(k, j, c)
@@ -310,7 +311,8 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	}
 }
 
-// packBlock returns rows of n columns as a block: where they are, or as a copy.
+// packBlock returns rows of n columns as a block: in place if they are adjacent, else as
+// a copy.
 func packBlock(s *stage, buf *buffers, i, rows, n, stride int) block {
 	if n == stride {
 		b := blockAt(s, i, rows*n)
@@ -341,8 +343,8 @@ func (w *workspace) packCols(s *stage, buf *buffers, i, rows, n int) block {
 	return packBlock(&t, buf, 0, rows, n, k.stride)
 }
 
-// packRows returns n values of each of some images, of channel c from value i on, as
-// a block.
+// packRows returns n values of channel c, from value i on, of each of some images as a
+// block.
 func (w *workspace) packRows(s *stage, buf *buffers, c, o, images, i, n int) block {
 	g := w.geo
 	if w.source != nil {

@@ -14,12 +14,12 @@ type channels struct {
 	scale, shift           []float64 // gamma*invstd, and beta where the channel is wide
 	wide                   []bool    // see affine
 	power                  []int     // of x, where wide is set
-	dgamma, dbeta          []float64 //
+	dgamma, dbeta          []float64 // before they are rounded
 	k1, k2                 []float64 // where gradWide is set
 	gradWide               []bool    // dx needs scaled values
-	powerX, powerG         []int     // of these
+	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
-	extent                 []float32 // of a flagged channel: the largest magnitude; up to 7 values more
+	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
 
@@ -30,8 +30,8 @@ type channels struct {
 	sumA, sumB   []float64
 }
 
-// cut cuts the slices for n channels, in cols of some more columns, and for so many
-// parts of each, from the slabs of a workspace.
+// cut cuts the slices from the slabs of a workspace, for n channels. In cols there may be
+// more columns than channels. Each column has the given number of parts.
 func (ch *channels) cut(w *workspace, n, columns, parts int) {
 	for _, list := range []*[]float64{&ch.mean, &ch.variance, &ch.invstd, &ch.scale, &ch.shift,
 		&ch.dgamma, &ch.dbeta, &ch.k1, &ch.k2, &ch.sumA, &ch.sumB} {
@@ -50,8 +50,8 @@ func (ch *channels) cut(w *workspace, n, columns, parts int) {
 	clear(ch.zeros)
 }
 
-// fields are the constants of the kernels, by channel: an array for each of them, of as
-// many columns as there are, or, where every column is a channel, the records of cols.
+// fields are the constants of the kernels by channel. Each field is an array with a value
+// per column. Where every column is a channel, the fields are the records of cols instead.
 type fields struct {
 	all         []float32
 	next, group int // from one field to the next, and from 8 channels to the next
@@ -62,17 +62,17 @@ func (f *fields) at(field, c int) *float32 { return &f.all[f.index(field, c)] }
 
 func (f *fields) index(field, c int) int { return field*f.next + c/lanes*f.group + c%lanes }
 
-// from returns the fields from that of a channel on, in arrays or in records, where
-// the channel is the first of 8.
+// from returns a field from channel c on, in arrays or in records. c is the first of 8
+// channels.
 func (f *fields) from(field, c int) []float32 { return f.all[f.index(field, c):] }
 
-// of returns the array of a field. There are arrays.
+// of returns the array of a field. The fields must be arrays.
 func (f *fields) of(field int) []float32 { return f.all[field*f.next:][:f.next] }
 
-// channelArgs are the arguments of the kernels that compute with channels, a
-// multiple of 8 of them; each uses the arrays that its description names.
+// channelArgs are the arguments of the kernels that compute with channels. The number of
+// channels is a multiple of 8. A kernel uses the arrays that its description names.
 type channelArgs struct {
-	n                    int // [Path.usual]: left, when a channel is not usual
+	n                    int // channels; afterwards the number left, if a kernel stopped at an unusual one
 	step                 int // bytes from the constants of 8 channels to the next
 	count, weight, cross float64
 	epsilon, correction  float64
@@ -82,7 +82,7 @@ type channelArgs struct {
 	sums                 []float64
 	gamma, beta          []float32
 	neg, a, b, k1, k2    []float32
-	running, runningVar  []float32 // channelForward: nil where not wanted, and so are the following
+	running, runningVar  []float32 // channelForward: nil where not wanted, like the next four arrays
 	savedMean            []float64
 	savedInvStd          []float64
 	gammaGrad, betaGrad  []float32
@@ -93,9 +93,10 @@ type channelArgs struct {
 	otherA, otherB       []float64
 }
 
-// The kernels that compute with channels, in float64. What they compute is what
-// the functions of stats.go do, for channels whose numbers are usual. Some of them end in
-// front of 8 channels of which one is not, and leave in n how many channels are left.
+// The kernels that compute with channels, in float64. They do the same as the functions
+// of stats.go, for usual channels: channels whose numbers are in float32's safe range. Some
+// of them stop in front of 8 channels of which one is unusual, and leave in n the number
+// of channels that are left.
 const (
 	// channelFold merges the sums of a block into the moments of its segment:
 	//
@@ -106,16 +107,16 @@ const (
 	// acc has a record of 8 S and 8 Q for 8 channels.
 	channelFold = iota
 
-	// channelReduce sums the lanes of each of 8 channels, which acc has a record of
-	// sumRecord floats for that begins with them: otherA, otherB = reduce(S), reduce(Q).
+	// channelReduce sums the lanes of each channel: otherA, otherB = reduce(S), reduce(Q).
+	// sums has a record of sumLen float64 for each channel, which begins with 8 S and 8 Q.
 	channelReduce
 
 	// channelFoldReduced is channelFold with otherA and otherB in the places of S
 	// and Q.
 	channelFoldReduced
 
-	// channelProbe takes the mean of count values alone from sums of acc, for the
-	// first shift: shift = -float32(S/count).
+	// channelProbe takes only the mean of count values, from the S of acc, for the first
+	// shift: shift = -float32(S/count).
 	channelProbe
 
 	// channelAdd adds sums of acc: sumA += P, sumB += R.
@@ -130,22 +131,23 @@ const (
 	// channelForward goes from moments of count values, in sumA and sumB, to mean,
 	// variance, invstd, scale and the constants neg (minus m), a and b, as affine.set
 	// does. It writes mean and invstd once more where they are saved, and updates running
-	// values as channelTrack does: by the mean, and by the variance times correction. What
-	// is wide is unusual, and a variance that can't be relied on: unless it is settled, or
-	// NaN where extent, if it is given, has an infinity or NaN.
+	// values as channelTrack does: by the mean, and by the variance times correction. A
+	// channel is unusual if it is wide, or if its variance can't be relied on. A settled
+	// variance can, and so can NaN, where extent is given and has an infinity or NaN.
 	channelForward
 
 	// channelRunning sets mean and invstd from running and runningVar.
 	channelRunning
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. What is wide is unusual.
+	// the constants neg, a and b. A wide channel is unusual.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
-	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. What
-	// is wide is unusual, and sums that can't be relied on: unless they are settled, or 0
-	// with count*invstd*gradMin at most weight, or invstd is NaN.
+	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
+	// channel is unusual if it is wide, or if its sums can't be relied on. Settled sums can,
+	// and so can sums of 0 with count*invstd*gradMin at most weight, and any sums where
+	// invstd is NaN.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
@@ -153,16 +155,17 @@ const (
 	channelTrack
 )
 
-// mostChannels is how many channels are looked at together, when one of them is unusual.
+// mostChannels is the number of channels that are looked at together when one of them is
+// unusual.
 const mostChannels = mostSpan
 
-// callChannels is how many channels a call of a kernel handles at most: microseconds,
+// callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
 const callChannels = 4096
 
-// whole returns how many of n channels vectors hold, if there are vectors.
+// whole returns the number of channels, of n, that fill whole vectors: 0 without vectors.
 func (p Path) whole(n int) int {
-	if p == PathGeneric || raceEnabled { // which sees into Go only
+	if p == PathGeneric || raceEnabled { // the race detector sees into Go only
 		return 0
 	}
 	return n &^ (lanes - 1)
@@ -178,8 +181,8 @@ func (a *channelArgs) run(kernel int) {
 
 // ---- the statistics phase
 
-// foldColumns merges the sums of columns, of count values each, with the moments
-// of before values in sumA and sumB, and sets the shifts to minus the means so far.
+// foldColumns merges the sums of columns, of count values each, into the moments in sumA
+// and sumB, of before values. It sets the shifts to minus the means so far.
 func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, count float64) {
 	weight := count / (before + count)
 	cross := before * weight
@@ -245,7 +248,7 @@ func (p Path) probeColumns(acc, shift []float32, count float64) {
 	}
 }
 
-// addColumns adds the sums of columns to theirs so far.
+// addColumns adds the sums of columns in acc to sumA and sumB.
 func (p Path) addColumns(sumA, sumB []float64, acc []float32) {
 	n := len(sumA)
 	v := p.whole(n)
@@ -273,7 +276,7 @@ func (p Path) mergeMoments(sumA, sumB, otherA, otherB []float64, weight, cross f
 	}
 }
 
-// addSums adds sums to others.
+// addSums adds otherA and otherB to sumA and sumB.
 func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	n := len(sumA)
 	v := p.whole(n)
@@ -287,10 +290,10 @@ func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	}
 }
 
-// single reports whether the parts are the totals: there is one for each channel.
+// single reports whether each channel has one part, which is its total.
 func (g *geometry) single() bool { return g.segments == 1 && g.columns() == g.channels }
 
-// total puts the parts of the channels c0 to c1-1 together, in their fixed order.
+// total merges the parts of the channels c0 to c1-1, in their fixed order.
 func (w *workspace) total(c0, c1 int) {
 	g, ch := w.geo, &w.channels
 	sumA, sumB := ch.sumA[c0:c1], ch.sumB[c0:c1]
@@ -309,8 +312,8 @@ func (w *workspace) total(c0, c1 int) {
 	}
 }
 
-// merge merges results of a segment, of n values, with those of the values before. The
-// first of them is at index at, and the next g.unit on.
+// merge merges the results of a segment of n values into sumA and sumB, the results of the
+// seen values before it. The first channel's result is at index at, the next one's g.unit on.
 func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 	ch, unit := &w.channels, w.geo.unit
 	weight := n / (seen + n)
@@ -362,8 +365,8 @@ func (w *workspace) finish(c0, c1 int) {
 	}
 }
 
-// totals are the results of the statistics phase of all channels: sumA and sumB of
-// channels, or what these are still to be set to.
+// totals are the results of the statistics phase of all channels: sumA and sumB. With
+// parts they are partA and partB, from which sumA and sumB are still to be set.
 type totals struct {
 	a, b  []float64
 	parts bool
@@ -373,7 +376,7 @@ type totals struct {
 // from these.
 func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
-	looked := false // at the first row, in cols
+	looked := false // whether the first row has been looked at, in cols
 	for c := c0; c < c1; {
 		next := w.setUsualMoments(c, c1, sums, false, looked)
 		if next > c {
@@ -408,11 +411,12 @@ func (w *workspace) saveM2(c, next int, m2 []float64) {
 	}
 }
 
-// someSlowly returns the end of the channels that are looked at together, when channel
-// c of those up to c1-1 is not usual, and fewSlowly of those that go through the slower
-// functions.
+// someSlowly returns the end of the channels from c on that are looked at together, when
+// channel c is unusual.
 func (w *workspace) someSlowly(c, c1 int) int { return min(c+mostChannels, c1) }
 
+// fewSlowly returns the end of the channels from c on that go through the slower
+// functions, when channel c is unusual.
 func (w *workspace) fewSlowly(c, c1 int) int {
 	if w.plan.path.whole(c1-c) == 0 {
 		return c1
@@ -421,8 +425,8 @@ func (w *workspace) fewSlowly(c, c1 int) int {
 }
 
 // setUsualMoments is setMoments for channels from c to c1-1 as long as they are usual.
-// It returns the first that is left. Sums may be settled; or extents of channels be there,
-// from a look at a part of their values.
+// It returns the first channel that is left. Settled sums are final. With looked, the
+// extents hold magnitudes of a part of the values.
 func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool) int {
 	v := w.plan.path.whole(min(c1-c, callChannels))
 	if v == 0 || w.renorm.r != nil {
@@ -443,7 +447,7 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	k.run(channelForward)
 	next := c + v - k.n
 	clear(ch.wide[c:next])
-	if weight == 1 { // what was is forgotten, were it NaN
+	if weight == 1 { // the values before are forgotten, NaN as well
 		o.track(ch, c, next)
 	}
 	return next
@@ -523,7 +527,7 @@ func (w *workspace) setAffines(c0, c1 int) {
 }
 
 // setUsualAffines is setAffines for channels from c to c1-1 as long as they are usual.
-// It returns the first that is left.
+// It returns the first channel that is left.
 func (w *workspace) setUsualAffines(c, c1 int) int {
 	v := w.plan.path.whole(min(c1-c, callChannels))
 	if v == 0 || w.renorm.r != nil {
@@ -538,8 +542,8 @@ func (w *workspace) setUsualAffines(c, c1 int) int {
 	return next
 }
 
-// setAffineArgs sets what a kernel that computes the constants of z needs beside the
-// statistics.
+// setAffineArgs sets the arguments, beside the statistics, of a kernel that computes the
+// constants of z.
 func (w *workspace) setAffineArgs(k *channelArgs, c int) {
 	ch := &w.channels
 	gamma, beta := w.gamma, w.beta
@@ -580,7 +584,7 @@ func (ch *channels) setAffine(c int, f *affine) {
 	*ch.fields.at(fieldN, c), *ch.fields.at(fieldA, c), *ch.fields.at(fieldB, c) = -f.m, f.a, f.b
 }
 
-// affine returns what setAffine was given, but for beta where the channel is not
+// affine returns the numbers that setAffine was given, but beta only where the channel is
 // wide.
 func (ch *channels) affine(c int) affine {
 	f := affine{mean: ch.mean[c], scale: ch.scale[c],
@@ -592,8 +596,8 @@ func (ch *channels) affine(c int) affine {
 }
 
 // setGrads derives the constants of dx from the sums of g and of g*(x-m), and writes
-// the gradients by gamma and beta, where they are wanted. Of sums that are to be checked,
-// those that can't be relied on are taken again.
+// the gradients by gamma and beta, where they are wanted. With check, sums that can't be
+// relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
 	for c := c0; c < c1; {
@@ -631,7 +635,7 @@ func (w *workspace) saveSums(c, next int, sums totals) {
 }
 
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It
-// returns the first that is left. Sums may be settled.
+// returns the first channel that is left. Settled sums are final.
 func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	ch, f := &w.channels, &w.channels.fields
 	end := min(c1, c+callChannels)
@@ -685,10 +689,10 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 	}
 }
 
-// needsCare reports whether dx of a channel that is not wide needs scaled values, whose
-// constants are outside of float32's comfortable range: not if they are only small, for
-// gradients and deviations that are not, nor if some gradients are no numbers or all
-// are 0.
+// needsCare reports whether dx of a channel needs scaled values. The channel is not wide,
+// but constants of dx are outside of float32's comfortable range. It needs none if these
+// are only small, and gradients and deviations are not; nor if all gradients are 0, or
+// some are not finite.
 func (ch *channels) needsCare(c int) bool {
 	e := ch.extent[c]
 	if e == 0 || !isNumber(e) {
@@ -697,8 +701,8 @@ func (ch *channels) needsCare(c int) bool {
 	return !comfortable(e) || wild(ch.invstd[c], tameMin, tameMax) || math.Abs(ch.k1[c]) > sureMax || math.Abs(ch.k2[c]) > sureMax
 }
 
-// scaledGradient returns the constants of dx of a channel as its values are to be
-// scaled.
+// scaledGradient returns the constants of dx of a channel, and the powers by which its
+// values are to be scaled.
 func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	if !ch.gradWide[c] {
 		return scaledGradient{m: -*ch.fields.at(fieldN, c), a: *ch.fields.at(fieldA, c),
@@ -709,7 +713,8 @@ func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	return d.scaled(&f, ch.powerX[c], ch.powerG[c])
 }
 
-// constantStatistics removes the share of the statistics from dx.
+// constantStatistics removes the share of the statistics from dx, as they don't depend
+// on x.
 func (ch *channels) constantStatistics(c0, c1 int) {
 	clearCut(ch.k1[c0:c1])
 	clearCut(ch.k2[c0:c1])
@@ -719,15 +724,15 @@ func (ch *channels) constantStatistics(c0, c1 int) {
 	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }
 
-// noSums is for a backward pass whose sums nobody wants.
+// noSums sets the constants of dx in a backward pass without sums.
 func (w *workspace) noSums() {
 	n := w.geo.channels
 	w.channels.constantStatistics(0, n)
 	w.spread(0, n, fieldK1, fieldK2)
 }
 
-// spread copies the fields from first to last of the channels c0 to c1-1 to where
-// the kernels find them, if they are elsewhere; in cols of all channels.
+// spread copies the fields from first to last of the channels c0 to c1-1 into the records
+// of the kernels, unless they are these records. In cols it copies all channels.
 func (w *workspace) spread(c0, c1, first, last int) {
 	g, fields := w.geo, &w.channels.fields
 	switch {
@@ -753,7 +758,7 @@ func (w *workspace) spread(c0, c1, first, last int) {
 				copyCut(field[j:g.width], field[:g.channels])
 			}
 			for j := 0; j < g.width; j += lanes {
-				v := *(*[lanes]float32)(field[j:]) // by way of which there is no call, as for what may overlap
+				v := *(*[lanes]float32)(field[j:]) // without a call, which copies that may overlap need
 				*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = v
 			}
 		}
@@ -793,8 +798,8 @@ func (w *workspace) wide(c int) bool {
 	return w.channels.wide[c] && w.channels.power[c] != 0
 }
 
-// anyWide reports whether one of the channels c0 to c1-1 is wide, anyWideColumn whether
-// one of n columns from column j on is of such a channel.
+// anyWide reports whether the outputs of one of the channels c0 to c1-1 are computed from
+// scaled values.
 func (w *workspace) anyWide(c0, c1 int) bool {
 	list := w.channels.wide
 	if w.backward {
@@ -812,12 +817,13 @@ func (w *workspace) anyWide(c0, c1 int) bool {
 	return false
 }
 
-// indexTrue returns the index of the first that is true, or -1. It looks at many at a
-// time: all channels are looked at in every call.
+// indexTrue returns the index of the first true, or -1. It looks at many at a time, since
+// every call looks at all channels.
 func indexTrue(list []bool) int {
 	return bytes.IndexByte(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)), 1)
 }
 
+// anyWideColumn is anyWide for the channels of n columns from column j on.
 func (w *workspace) anyWideColumn(j, n int) bool {
 	if !w.someWide { // looked at once
 		return false
@@ -837,7 +843,7 @@ func (w *workspace) setSaved(mean, invstd []float64) {
 	w.setAll()
 }
 
-// track updates running values by those of a batch, times a factor.
+// track updates running values by the values of a batch, times a factor.
 func (p Path) track(running []float32, batch []float64, factor float64, m Momentum) {
 	w := m.value()
 	if w == 0 {

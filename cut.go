@@ -1,7 +1,7 @@
 package batchnorm
 
-// watched, where a test has set it, is told how many values each call handles that no
-// goroutine can be preempted in: a kernel, a kernel on channels, and copy and clear.
+// watched, where a test has set it, gets the number of values of each call in which a
+// goroutine can't be preempted: a kernel, a kernel on channels, copy and clear.
 var watched func(kind string, values int)
 
 const (
@@ -24,7 +24,7 @@ func copyCut[T any](to, from []T) {
 	}
 }
 
-// clearCut is clear in such calls.
+// clearCut is clear in calls of at most maxCall values.
 func clearCut[T any](t []T) {
 	for i := 0; i < len(t); i += maxCall {
 		end := min(len(t), i+maxCall)

@@ -103,7 +103,8 @@ func TestRescuedChannels(t *testing.T) {
 
 // rescuedOf returns how many channels of a kind of data have their sums taken again, and
 // how many are looked at.
-func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (forward, backward int64, looked [2]int64) {
+func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (
+	forward, backward int64, looked [2]int64) {
 	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
 	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
 	k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
@@ -124,7 +125,8 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 func TestKindsSameBits(t *testing.T) {
 	ways := waysOfModes()
 	severalWindows := batchnorm.Shape{Outer: 300, Channels: 130, Inner: 1} // whose blocks are scaled one by one
-	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}, severalWindows} {
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1},
+		{Outer: 8, Channels: 280, Inner: 1}, severalWindows} {
 		for _, k := range kinds.List() {
 			if s == severalWindows && k.Name != "x * 1e20" {
 				continue

@@ -20,9 +20,9 @@
 //
 // # Promises
 //
-// Speed: the statistics of a channel are taken in one pass over memory. Where its
-// values fit into a cache, they are normalized while they are there. Nothing but a
-// mean and an invstd per channel is kept from forward to backward.
+// Speed: the statistics of a channel are taken in one pass over memory. Where the
+// values of a channel fit into a cache, they are normalized while they are there. Only a
+// mean and an invstd per channel are kept from forward to backward.
 //
 // Same bits: AVX2, NEON and pure Go return identical bits, NaN payloads aside,
 // for any number of workers, any executor, any alignment, in place or not.
@@ -31,18 +31,19 @@
 // the data. For data N(mean, 1) with gamma 1 and beta 0, y is within 3e-7 of
 // max(1, |y|), and dx within 5e-7*|gamma|*invstd*max|g| of the channel, for means
 // from 0 to 1e6 and any number of values. With a hundred values or more, the error of
-// dx is within 1e-6 of the largest |dx|. With a few values, dx all but cancels, and
-// can be smaller than its error. In the worst case, for data made to hurt, the error
-// is some hundred units of 2^-24 of the channel's standard deviation.
+// dx is within 1e-6 of the largest |dx|. With a few values, the terms of dx all but
+// cancel, and dx can be smaller than its error. In the worst case, for adversarial data,
+// the error is some hundred units of 2^-24 of the channel's standard deviation.
 //
 // Memory and errors: a call allocates nothing after the first one, starts no
 // goroutine unless asked to, checks its arguments before it writes anything, and
 // writes nothing but its outputs. It spends at most some tens of microseconds in
 // assembly at a time, so that the garbage collector is not held up.
 //
-// Time: it does not depend on the data, as long as their scale is far from the ends
-// of float32's range. Zeros, constant channels and dead channels take no longer. The
-// sections on arithmetic, activations and special values name the exceptions.
+// Time: the time of a call does not depend on the data, as long as their scale is far
+// from the ends of float32's range. Zeros, constant channels and dead channels take no
+// longer. The sections on arithmetic, activations and special values name the
+// exceptions.
 //
 // # Layouts
 //
@@ -62,12 +63,12 @@
 // With epsilon 0 a channel of variance 0 gets invstd 0: its output is
 // act(beta + residual), its dx and dgamma are 0. The variance of a channel whose
 // values are all equal is exactly 0. [VarianceToInvStd] and [InvStdToVariance]
-// convert.
+// convert one into the other.
 //
 // Systems that exchange float32 statistics get the mean and the population variance
 // from BatchMean and BatchVar. [Plan.Backward] takes the saved float64 statistics, the
-// float32 ones, or none: without any it computes them again from x, with the bits of
-// Forward.
+// float32 ones, or none. Without statistics it computes them again from x, with the
+// bits of Forward.
 //
 // The table of docs/semantics.md compares other systems in each of these details, and
 // names the option for each behaviour. [PyTorch], [Keras], [TensorFlow], [ONNX],
@@ -86,30 +87,31 @@
 // The order of sums depends on the shape alone. A channel's values are cut into
 // segments, and a segment into windows. The sums of x-K and (x-K)^2 over a window are
 // taken in float32, with one shift K: the mean of the segment so far. The first
-// window's shift is the mean of a probe, the first values of the segment. Windows are
-// merged in float64, and so are segments, in their order (Chan, Golub and LeVeque
-// 1979). geometry.go has the lengths of segments and windows.
+// window's shift is the mean of a probe, the first values of the segment. Windows and
+// segments are merged in float64, in their order (Chan, Golub and LeVeque 1979).
+// geometry.go has the lengths of segments and windows.
 //
 // Where the squares or products of a channel overflow or vanish in float32, its sums
 // are taken again: its values are multiplied by a power of two, block by block, and
 // go through the same kernels. Outputs are computed from scaled values, too, where
 // gamma*invstd leaves the range from 2^-120 to 2^120, where invstd leaves the range
 // from 2^-100 to 2^100, or where the mean exceeds 2^100. Scaling by a power of two is
-// exact, so that data of any finite scale normalizes as well as data of scale 1. It
-// takes more reads of the channel.
+// exact, so that data of any finite scale normalizes as well as data of scale 1. Scaled
+// channels take more time, since they are read more often.
 //
 // # Activations
 //
 // An [Activation] is fused into forward, inference and backward. Sigmoid and tanh
 // are within 1 unit in the last place for every float32, in the subnormal tails as
-// well, and the other smooth ones within 2; docs/activations.md of the repository has
-// the worst input of each, and how they are computed. The backward pass computes z
+// well. The other smooth activations are within 2. docs/activations.md of the repository
+// has the worst input of each, and how they are computed. The backward pass computes z
 // again and multiplies dy by the derivative, which is within 4 units of its largest
 // term. Smooth activations take longer for arguments far from 0, where normalized
 // values seldom are.
 //
 // Where the derivative is costly, a backward pass may store dy*act'(z) while it takes
-// the sums: in DResidual, whose value it is, or in DX, where dx replaces it later.
+// the sums: in DResidual, which has this value anyway, or in DX, where dx replaces it
+// later.
 //
 // # Modes
 //
@@ -117,7 +119,7 @@
 //
 //   - [Plan.FrozenBackward], the gradients of Inference;
 //   - [Mask], for padding, in every operation: results have the bits of the tensor
-//     without its padding, so the order of sums depends on shape and mask alone;
+//     without its padding, and the order of sums depends on shape and mask alone;
 //   - [Plan.Moments], [MergeMoments], [Plan.Statistics], [Plan.Normalize] and
 //     [Plan.GradSums], [MergeGradSums], [Plan.InputGrad], the steps of Forward and
 //     Backward, for batches in several places: for a batch in one part they give the
@@ -141,15 +143,15 @@
 // and dgamma of this channel NaN. Its dresidual and dbeta come from g = dy*act'(NaN),
 // which is dy itself for the identity, 0 for [ReLU] and NaN for smooth activations.
 //
-// A NaN or an infinity in dy whose g is not finite makes all of dx of its channel
-// NaN, as well as dgamma; dbeta is the sum of g, infinite or NaN, and dresidual is g,
-// element by element. Where ReLU's derivative is 0, g is 0 for any dy.
+// A NaN or an infinity in dy makes dgamma and all of dx of its channel NaN, where
+// g = dy*act'(z) is not finite. dbeta is the sum of g, infinite or NaN, and dresidual is
+// g, element by element. Where ReLU's derivative is 0, g is 0 for any dy.
 //
 // In inference a non-finite x does to its element what IEEE 754 says. ReLU(NaN) is
 // NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0 elsewhere.
-// Subnormal numbers are neither flushed nor slowed down by the package. A channel
-// with values that are not finite, or with variance + epsilon outside of 2^-100 to
-// 2^100, is read again, or up to the first values that are not.
+// Subnormal numbers are neither flushed nor slowed down by the package. A channel with
+// variance + epsilon outside of 2^-100 to 2^100 is read again. A channel with values that
+// are not finite is read again, at least up to the first of them.
 //
 // A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
 // statistics: Forward saves NaN and leaves the running statistics, Inference
@@ -158,7 +160,7 @@
 // unless [WithSingleValue] allows it.
 //
 // A NaN or an infinity in a batch gets into the running statistics of its channel
-// and stays there: NaN makes both NaN, infinities of one sign make the mean
+// and stays there: NaN makes mean and variance NaN, infinities of one sign make the mean
 // infinite and the variance NaN. A weight of 0 keeps the bits of the running
 // statistics. docs/semantics.md tells how to keep a bad batch out, and how the range
 // and the precision of float32 limit running statistics.

@@ -10,9 +10,9 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// TestNaNGradient: a gradient that is no number makes dgamma and dx of its channel NaN,
-// and dbeta what the sum of the gradients is, wherever the mean lies, be the statistics
-// of a channel usual or not, and with renormalization.
+// TestNaNGradient: a gradient of NaN or infinity makes dgamma and dx of its channel NaN,
+// and dbeta the sum of the gradients. It does so wherever the mean lies, for usual and
+// unusual statistics, and with renormalization.
 func TestNaNGradient(t *testing.T) {
 	inf := math.Inf(1)
 	for _, bad := range []float64{math.NaN(), inf, -inf} {
@@ -48,7 +48,7 @@ func TestNaNGradient(t *testing.T) {
 	}
 }
 
-// TestTinyGamma: gamma near the end of float32's range, and products with invstd beyond
+// TestTinyGamma: a gamma near the lower end of float32's range, and a gamma*invstd beyond
 // it, cost no digits of values far from the mean.
 func TestTinyGamma(t *testing.T) {
 	for _, s := range layouts(40) {
@@ -68,8 +68,8 @@ func TestTinyGamma(t *testing.T) {
 	}
 }
 
-// TestMaskOfSmallGradients: whether sums that are 0 are those of zeros is seen by valid positions alone: padding,
-// and where it lies, have no part in it.
+// TestMaskOfSmallGradients: valid positions alone decide whether sums of 0 are believed
+// to be sums of zeros. Neither the values of padding nor its place have an effect.
 func TestMaskOfSmallGradients(t *testing.T) {
 	t.Parallel()
 	for _, s := range []batchnorm.Shape{{6, 5, 20}, {9, 3, 9}, {60, 7, 1}, {200, 1, 1}, {3, 40, 2}} {
@@ -90,7 +90,7 @@ func TestMaskOfSmallGradients(t *testing.T) {
 					}
 				}
 				short, at := p.compact(mask)
-				if p = p.spoilt(mask); seed&1 != 0 { // gradients in padding that are small, and no others
+				if p = p.spoilt(mask); seed&1 != 0 { // small gradients in padding, in place of NaN and large ones
 					for i := range p.dy {
 						if !ok[i/(s.Channels*s.Inner)*s.Inner+i%s.Inner] {
 							p.dy[i] = 0x1p-140

@@ -129,7 +129,8 @@ func TestFoldIntoPrevious(t *testing.T) {
 				after, _ := linear(float64sOf(args.FoldedWeight), float64sOf(args.FoldedBias), x, s.Channels, c.last)
 				for o := range before {
 					want := f.z(o, before[o])
-					if limit := 0x1p-24 * (math.Abs(f.scale(o))*(size[o]+math.Abs(float64(f.Mean[o]))) + math.Abs(orDefault(f.Beta, o, 0))); math.Abs(after[o]-want) > limit {
+					limit := 0x1p-24 * (math.Abs(f.scale(o))*(size[o]+math.Abs(float64(f.Mean[o]))) + math.Abs(orDefault(f.Beta, o, 0)))
+					if math.Abs(after[o]-want) > limit {
 						t.Errorf("output %d is %v, want %v within %.2g", o, after[o], want, limit)
 					}
 				}
@@ -544,7 +545,8 @@ func TestFoldErrors(t *testing.T) {
 		{"variance too short", batchnorm.AffineArgs{Mean: three, Var: three[:2]}, nil, batchnorm.ErrLength, []string{"var has 2", "3"}},
 		{"gamma too short", batchnorm.AffineArgs{Mean: three, Var: three, Gamma: three[:1]}, nil, batchnorm.ErrLength, []string{"gamma has 1", "3"}},
 		{"beta too long", batchnorm.AffineArgs{Mean: three, Var: three, Beta: make([]float32, 4)}, nil, batchnorm.ErrLength, []string{"beta has 4", "3"}},
-		{"option", batchnorm.AffineArgs{Mean: three, Var: three}, []batchnorm.Option{batchnorm.WithEpsilon(-1)}, batchnorm.ErrOption, []string{"epsilon", "-1"}},
+		{"option", batchnorm.AffineArgs{Mean: three, Var: three}, []batchnorm.Option{batchnorm.WithEpsilon(-1)},
+			batchnorm.ErrOption, []string{"epsilon", "-1"}},
 		{"nil option", batchnorm.AffineArgs{Mean: three, Var: three}, []batchnorm.Option{nil}, batchnorm.ErrOption, []string{"option"}},
 	} {
 		a, err := batchnorm.NewAffine(c.args, c.opts...)

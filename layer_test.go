@@ -339,7 +339,8 @@ func TestLayerErrors(t *testing.T) {
 			for i, s := range all {
 				expectBits(t, fmt.Sprintf("%s: tensor %d", c.name, i), s, copies[i])
 			}
-			if x, residual := l.Keeps(); waiting && (len(x) == 0 || &x[0] != &f.X[0] || &residual[0] != &f.Residual[0]) || !waiting && (x != nil || residual != nil) {
+			if x, residual := l.Keeps(); waiting && (len(x) == 0 || &x[0] != &f.X[0] || &residual[0] != &f.Residual[0]) ||
+				!waiting && (x != nil || residual != nil) {
 				t.Errorf("%s: the layer keeps other tensors after the error", c.name)
 			}
 		}

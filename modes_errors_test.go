@@ -179,7 +179,8 @@ func TestSplitErrors(t *testing.T) {
 		"-1", "1")
 	expect(p.InputGrad(batchnorm.InputGradArgs{DY: tensor, X: tensor, Mean: x, InvStd: x, Sums: batchnorm.GradSums{Count: 0, G: x, GD: channel}}),
 		batchnorm.ErrLength, "0", "18")
-	expect(p.Statistics(batchnorm.StatisticsArgs{Moments: batchnorm.Moments{Count: 2, Mean: x, M2: channel}, Momentum: batchnorm.NewWeight(2)}), batchnorm.ErrMomentum, "2")
+	expect(p.Statistics(batchnorm.StatisticsArgs{Moments: batchnorm.Moments{Count: 2, Mean: x, M2: channel},
+		Momentum: batchnorm.NewWeight(2)}), batchnorm.ErrMomentum, "2")
 	expect(p.InputGrad(batchnorm.InputGradArgs{DY: tensor, X: tensor, Mean: x, InvStd: x, Sums: batchnorm.GradSums{Count: 17, G: x, GD: channel}}),
 		batchnorm.ErrLength, "17", "18")
 }

@@ -168,8 +168,10 @@ func TestPlansConcurrent(t *testing.T) {
 }
 
 // scratchShapes are walked in all ways, and need scratch memory of all kinds and sizes.
-var scratchShapes = []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000}, {Outer: 150, Channels: 37, Inner: 1},
-	{Outer: 9, Channels: 140, Inner: 1}, {Outer: 20, Channels: 11, Inner: 3}, {Outer: 40, Channels: 60, Inner: 9}, {Outer: 1, Channels: 2, Inner: 70000},
+var scratchShapes = []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000},
+	{Outer: 150, Channels: 37, Inner: 1},
+	{Outer: 9, Channels: 140, Inner: 1}, {Outer: 20, Channels: 11, Inner: 3}, {Outer: 40, Channels: 60, Inner: 9},
+	{Outer: 1, Channels: 2, Inner: 70000},
 	{Outer: 3000, Channels: 1, Inner: 1}, {Outer: 3, Channels: 900, Inner: 1}}
 
 // Plans share scratch memory, and a call does not see the calls of other plans before

@@ -6,17 +6,17 @@ import (
 	"sync/atomic"
 )
 
-// Sums that can't be relied on. A channel is flagged; its largest value is looked
-// for, which tells the power of two to scale by; and its sums are taken again.
+// Sums that can't be relied on. Their channel is flagged. The largest magnitude of its
+// values tells the power of two to scale by. Then its sums are taken again.
 
-// rescued counts channels whose sums were taken again, and looked those whose values
-// were looked at, for tests.
+// For tests, rescued counts the channels whose sums were taken again, and looked the
+// channels whose values were looked at.
 var rescued, looked atomic.Int64
 
-// isNumber reports whether a magnitude is neither an infinity nor NaN.
+// isNumber reports whether a magnitude is finite: neither an infinity nor NaN.
 func isNumber(magnitude float32) bool { return magnitude <= math.MaxFloat32 }
 
-// exponentOf returns e with 2^e <= v < 2^(e+1), and 0 of zero and of what is no number.
+// exponentOf returns e with 2^e <= v < 2^(e+1), and 0 for zero, infinities and NaN.
 func exponentOf(v float64) int {
 	switch e := int(math.Float64bits(v) >> 52 & 0x7ff); {
 	case e == 0x7ff || v == 0:
@@ -32,7 +32,7 @@ func exponentOf(v float64) int {
 // powerOf returns 2^p, for p from -1022 to 1023.
 func powerOf(p int) float64 { return math.Float64frombits(uint64(1023+p) << 52) }
 
-// ldexp is math.Ldexp, by a product where that does.
+// ldexp is math.Ldexp. It is a product where float64 holds 2^p.
 func ldexp(v float64, p int) float64 {
 	if p < -1022 || p > 1023 {
 		return math.Ldexp(v, p)
@@ -46,9 +46,9 @@ func (w *workspace) plainCols() bool {
 	return g.layout == cols && g.width == g.channels && w.source == nil
 }
 
-// firstRow looks at the first row of the channels c0 to c1-1, if columns are plain: where
-// all of a channel is no numbers, that is all that there is to see. It leaves the
-// magnitudes as extents.
+// firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of the first row,
+// and reports whether it did: it does if columns are plain. Channels without any finite
+// value need no further look.
 func (w *workspace) firstRow(c0, c1 int) bool {
 	if !w.plainCols() || w.geo.height == 0 {
 		return false
@@ -59,8 +59,8 @@ func (w *workspace) firstRow(c0, c1 int) bool {
 	return true
 }
 
-// largest sets what is in acc, and up to 7 values behind, to the largest magnitudes of
-// rows of n columns.
+// largest sets acc to the largest magnitude of each of n columns over some rows. It sets
+// up to 7 values behind them as well.
 func (w *workspace) largest(x []float32, rows, n, stride int, acc []float32) {
 	clear(acc[:roundUp(n, lanes)])
 	w.larger(x, rows, n, stride, acc)
@@ -72,8 +72,8 @@ func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
 	w.plan.path.run(kernelLargest, cols, Identity, &k)
 }
 
-// measure looks for the largest magnitude of every flagged channel of c0 to c1-1: of x
-// forward and of g backward.
+// measure sets the extents of the flagged channels of c0 to c1-1 to their largest
+// magnitudes: of x forward, and of g backward.
 func (w *workspace) measure(c0, c1 int) {
 	ch := &w.channels
 	n := 0
@@ -113,11 +113,11 @@ func (w *workspace) measure(c0, c1 int) {
 // computesG reports whether gradients are computed before their sums are taken again.
 func (w *workspace) computesG() bool { return w.backward && w.again.act.kind != actIdentity }
 
-// measureColumns is how many columns the values of a row are looked at as.
+// measureColumns is the number of columns into which measureRow folds the values of a row.
 const measureColumns = 8 * lanes
 
-// measureRow returns the largest magnitude of a channel, or of its first values if there
-// is no number among them.
+// measureRow returns the largest magnitude of a channel. It ends at the first values of
+// which one is not finite, and then returns an infinity or NaN.
 func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float32) {
 	g := w.geo
 	for o := range g.outer {
@@ -164,7 +164,7 @@ func (w *workspace) measureSpan(buf *buffers, k *constants, j, n int) {
 }
 
 // nothingToSave reports whether all flagged columns from column j on hold values that
-// are no numbers, so that no others need be looked at.
+// are not finite. More rows need not be looked at then.
 func (w *workspace) nothingToSave(largest []float32, j int) bool {
 	for i, v := range largest {
 		if isNumber(v) && w.channels.flag[w.channelOf(j+i)] {
@@ -177,7 +177,7 @@ func (w *workspace) nothingToSave(largest []float32, j int) bool {
 // measureBlock measures rows of n columns, from element i of the geometry's tensor on.
 func (w *workspace) measureBlock(buf *buffers, k *constants, i, rows, n int) {
 	s := &w.again
-	if w.source == nil && !w.computesG() { // where they are
+	if w.source == nil && !w.computesG() { // in place
 		x := s.x
 		if w.backward {
 			x = s.dy
@@ -189,7 +189,7 @@ func (w *workspace) measureBlock(buf *buffers, k *constants, i, rows, n int) {
 	w.larger(w.measured(buf, k, &b), rows, n, n, buf.largest[:])
 }
 
-// measured returns the values of a block to take the largest magnitude of: x forward,
+// measured returns the values of a block whose largest magnitude is taken: x forward,
 // g backward.
 func (w *workspace) measured(buf *buffers, k *constants, b *block) []float32 {
 	if w.backward {
@@ -198,11 +198,11 @@ func (w *workspace) measured(buf *buffers, k *constants, b *block) []float32 {
 	return b.x
 }
 
-// mostSpan is how many columns are handled together at most.
+// mostSpan is the largest number of columns that are handled together.
 const mostSpan = 256
 
-// flaggedLine reports whether one of the columns of a cache line from column j on is of a
-// flagged channel of c0 to c1-1.
+// flaggedLine reports whether the cache line from column j on has a column of a flagged
+// channel of c0 to c1-1.
 func (w *workspace) flaggedLine(j, c0, c1 int) bool {
 	g := w.geo
 	if g.width == g.channels {
@@ -217,8 +217,8 @@ func (w *workspace) flaggedLine(j, c0, c1 int) bool {
 	return false
 }
 
-// nextSpan returns the next columns from j on, whole cache lines, of which each has one
-// of a flagged channel of c0 to c1-1.
+// nextSpan returns the columns of the next cache lines from column j on. Each line has a
+// column of a flagged channel of c0 to c1-1.
 func (w *workspace) nextSpan(j, c0, c1 int) (first, n int, ok bool) {
 	g := w.geo
 	end := g.width
@@ -242,8 +242,8 @@ func (w *workspace) setSpan(k *constants, j, n int) {
 	}
 }
 
-// sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, of values
-// scaled by their powers, and takes the powers back.
+// sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, over values
+// scaled by the powers of the channels. It takes the powers back from the sums.
 func (w *workspace) sumAgain(c0, c1 int) {
 	ch, g, computesG := &w.channels, w.geo, w.computesG()
 	if !slices.Contains(ch.flag[c0:c1], true) {
@@ -319,8 +319,8 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	rescued.Add(int64(count))
 }
 
-// xPower returns the power of two that brings a channel to a deviation of about 1, or
-// a smaller one where that would be too much for the mean.
+// xPower returns the power of two that brings a channel to a deviation of about 1. It is
+// a smaller one where the mean would become too large.
 func xPower(mean, invstd float64) int {
 	p := 0
 	if invstd != 0 {
@@ -332,8 +332,8 @@ func xPower(mean, invstd float64) int {
 	return clampPower(p)
 }
 
-// setSumPowers sets the powers of a row or column, which is flagged or not, and the mean
-// that backward sums subtract from x.
+// setSumPowers sets the powers of row or column j, of channel c: the powers of the channel
+// if it is flagged, else 0. It also sets the mean that backward sums subtract from x.
 func (w *workspace) setSumPowers(k *constants, j, c int, flagged bool) {
 	ch := &w.channels
 	x, g := 0, 0
@@ -348,7 +348,7 @@ func (w *workspace) setSumPowers(k *constants, j, c int, flagged bool) {
 	k.set(k.dx, j, fieldN, -float32(ldexp(ch.mean[c], x)))
 }
 
-// sumScaledWindow takes the sums of a window of a channel in rows, of scaled values.
+// sumScaledWindow takes the sums of scaled values over a window of a channel, in rows.
 func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window, coef []float32, k *constants) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
@@ -378,9 +378,9 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 // overflowPower is the power of two for values whose squares overflow.
 const overflowPower = -100
 
-// momentsAgain takes the moments of channels again whose variance float32 can't tell:
-// the squares overflowed, or vanished beside the variance and epsilon. Extents may be
-// there, from a look at a part of the values.
+// momentsAgain takes the moments of channels again whose variance float32 can't tell: the
+// squares overflowed, or squares vanished that matter beside the variance and epsilon.
+// With looked, the extents hold magnitudes of a part of the values.
 func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
 	n, epsilon := w.values, w.plan.epsilon
@@ -396,8 +396,8 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 		switch {
 		case m2 >= least && m2 <= most:
 		case m2 > math.MaxFloat64 && ch.sumA[c]-ch.sumA[c] == 0:
-			// Only the squares overflowed. All values are numbers, and a power that brings
-			// the largest of all back does for the least whose square overflows.
+			// Only the squares overflowed, and all values are finite. One power does for
+			// the largest value of float32 and for the least whose square overflows.
 			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
 			again++
 		case m2 != m2 && looked && !isNumber(ch.extent[c]):
@@ -417,7 +417,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 				continue
 			}
 			switch e := ch.extent[c]; {
-			case !isNumber(e): // the mean tells what it is; there is no variance
+			case !isNumber(e): // the mean stays as it is, infinite or NaN; there is no variance
 				ch.flag[c], ch.sumB[c] = false, math.NaN()
 			case e == 0:
 				ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
@@ -431,11 +431,12 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	}
 }
 
-// unknownPower stands for the power of a channel that is to be looked at.
+// unknownPower stands for the power of a channel whose values are still to be looked at.
 const unknownPower = mostPower + 1
 
-// gradientsAgain takes the gradients' sums of channels again that float32 can't tell,
-// if check says so, and decides which channels need care when dx is computed.
+// gradientsAgain takes the sums of gradients again, if check is set, of the channels whose
+// sums float32 can't tell. It sets the extents and powers of channels whose dx may need
+// scaled values.
 func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	ch := &w.channels
 	looks, again := 0, 0
@@ -463,12 +464,12 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 		switch {
 		case !check || !w.suspicious(c):
 			ch.flag[c] = false
-		case !isNumber(e): // then the sum of g*xhat is no number, whatever the rounding of m makes of it
+		case !isNumber(e): // dgamma is NaN, whatever the rounding of m makes of the sum
 			ch.flag[c], ch.sumB[c] = false, math.NaN()
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 		case comfortable(e) && !ch.wide[c] && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:
-			ch.flag[c] = false // they cancel, and nothing has vanished
+			ch.flag[c] = false // the products cancel, and none has vanished
 		default:
 			again++
 		}
@@ -486,8 +487,8 @@ func (w *workspace) ordinary(c int) bool {
 		tame(math.Abs(ch.sumA[c])) && tame(math.Abs(ch.sumB[c])) && w.values <= 0x1p31
 }
 
-// suspicious reports whether the sums of a backward pass may have overflowed, or
-// lost what vanished, or were taken with constants for scaled values.
+// suspicious reports whether the sums of a backward pass may have overflowed, may lack
+// products that vanished, or were taken with constants for scaled values.
 func (w *workspace) suspicious(c int) bool {
 	ch := &w.channels
 	if ch.wide[c] && ch.power[c] != 0 {
@@ -500,14 +501,14 @@ func (w *workspace) suspicious(c int) bool {
 	return !gradSumsAreSafe(p, r, w.values, invstd)
 }
 
-// trusts reports whether sums of exactly 0 are those of zeros, as products of dy with a
-// deviation of 1/invstd don't vanish.
+// trusts reports whether sums of exactly 0 are believed to be sums of zeros: the least
+// magnitude of dy times a deviation of 1/invstd does not vanish.
 func (w *workspace) trusts(invstd float64) bool {
 	return float64(w.least*w.values) >= float64(w.values*invstd)*gradMin
 }
 
-// strange reports whether dx of a channel may need care: its constants are outside of
-// float32's comfortable range, and gradients are to tell.
+// strange reports whether dx of a channel may need scaled values: its constants are outside
+// of float32's comfortable range. The magnitude of the gradients decides.
 func (w *workspace) strange(c int) bool {
 	f := w.channels.affine(c)
 	var d gradient

@@ -84,7 +84,8 @@ type limits struct {
 	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2,
+	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16

@@ -2,7 +2,7 @@ package batchnorm
 
 import "math"
 
-// What happens to a channel's sums in float64, the same for every path.
+// Arithmetic on a channel's sums in float64. It is the same for every path.
 // Products are converted explicitly, so that no compiler fuses them.
 
 // moment is the count, the mean and the sum of squared deviations from the
@@ -24,7 +24,7 @@ func (a *moment) merge(n, mean, m2 float64) {
 
 // mergeMoment merges the moment of n values with another, of n2 values, where
 // weight = n2/(n+n2) and cross = n*weight (Chan, Golub, LeVeque 1979, eq. 2.1).
-// Of means that are no numbers it makes what a sum does: an infinity, or NaN.
+// Means that are infinite or NaN merge as in a sum: into an infinity or NaN.
 func mergeMoment(mean, m2, mean2, m22, weight, cross float64) (mergedMean, mergedM2 float64) {
 	d := mean2 - mean
 	m2 += m22 + float64(float64(d*d)*cross)
@@ -56,37 +56,38 @@ func shiftFor(mean float64) float32 {
 	return 0
 }
 
-// Numbers that float32 handles without losing digits to its range: tame ones with
-// room for their products, sure ones on their own.
+// Ranges of numbers that lose no digits to the range of float32. Tame numbers have room
+// for their products as well, sure numbers only for themselves.
 const (
 	tameMin = 0x1p-60
 	tameMax = 0x1p+60
 	sureMin = 0x1p-100
 	sureMax = 0x1p+100
-	// Gradients, their sums and the constants made of them: what vanishes of products is
-	// at most 2^-150 each, so 2^-30 of this.
+	// The least of gradients, their sums and the constants made of them. A product that
+	// vanishes is at most 2^-150, which is 2^-30 of this.
 	gradMin = 0x1p-120
-	// Of what only multiplies, whose products may leave the range where they must.
+	// Numbers that are only factors. Their products may leave float32's range where the
+	// exact products do.
 	factorMin = 0x1p-120
 	factorMax = 0x1p+120
 )
 
-// wild reports whether v can't be trusted to float32 arithmetic. Zero can, and
-// so can NaN, which stays what it is.
+// wild reports whether the magnitude of v is outside of lo to hi, so that float32
+// arithmetic may lose its digits. Zero and NaN are not wild: they stay zero and NaN.
 func wild(v, lo, hi float64) bool {
 	v = math.Abs(v)
 	return v != 0 && (v < lo || v > hi)
 }
 
-// sumsAreSafe reports whether a variance from float32 squares can be relied on:
-// neither have the squares overflowed, nor can what vanished of them matter
-// beside the variance and epsilon.
+// sumsAreSafe reports whether a variance from float32 squares can be relied on: the
+// squares have not overflowed, and squares that vanished don't matter beside the variance
+// and epsilon.
 func sumsAreSafe(variance, epsilon float64) bool {
 	t := variance + epsilon
 	return t >= sureMin && t <= sureMax
 }
 
-// populationVariance is m2/n, of values whose m2 may be below 0 by rounding.
+// populationVariance is m2/n, and 0 where m2 is below 0 by rounding.
 func populationVariance(m2, n float64) float64 {
 	if v := m2 / n; !(v < 0) { // NaN stays
 		return v
@@ -103,14 +104,14 @@ func invStd(variance, epsilon float64) float64 {
 	return 1 / math.Sqrt(t)
 }
 
-// affine is what normalization does to a channel: z = (x-mean)*scale + beta,
-// computed in float32 as (x-m)*a + b, where the part of the mean that m lacks
-// is in b. Where these leave float32's range, x is multiplied by a power of two first.
+// affine is the normalization of a channel: z = (x-mean)*scale + beta. It is computed in
+// float32 as (x-m)*a + b, where b has the part of the mean that m lacks. Where m, a or b
+// leave float32's range, x is multiplied by a power of two first.
 type affine struct {
 	mean, scale, beta float64
 	m, a, b           float32
 	power             int  // x is to be multiplied by 2^power
-	wide              bool // it is not 0, or may not be for dx
+	wide              bool // power is not 0, or dx may need scaled values
 }
 
 func (f *affine) set(mean, invstd, gamma, beta float64) {
@@ -119,7 +120,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	switch {
 	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
 	case f.scale != 0 && math.Abs(f.scale) < factorMin:
-		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits where gamma has not
+		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits even where gamma is subnormal
 	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
 	case math.Abs(mean) > sureMax || invstd < sureMin:
@@ -137,12 +138,12 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 // of float32's range.
 const largeMeanPower = 20
 
-// gradient is what the backward pass does to a channel:
+// gradient is the backward pass of a channel:
 // dx = ((g-k1) - (x-m)*k2) * a.
 type gradient struct {
 	k1, k2        float64
 	dgamma, dbeta float64
-	wide          bool // float32 may lose digits, if g is not far from these
+	wide          bool // float32 may lose digits of dx; the size of g decides
 }
 
 // set takes the sums p of g and r of g*(x-m) over n values. With
@@ -165,14 +166,14 @@ func (d *gradient) set(f *affine, invstd, p, r, n float64) {
 	d.wide = f.wide || wild(d.k1, gradMin, sureMax) || wild(d.k2, gradMin, sureMax)
 }
 
-// negligible is how small the part of xhat in dx is beside the part of the mean, at
-// most, where it is left out: |xhat| is at most sqrt(n). Products of a tiny k2 and a tiny
-// x-m would vanish, which takes some processors a hundred times as long.
+// negligible is the ratio of xhat's part in dx to the mean's part up to which xhat's part
+// is left out. |xhat| is at most sqrt(n). Products of a tiny k2 and a tiny x-m would
+// vanish, which takes some processors a hundred times as long.
 const negligible = 0x1p-40
 
 // gradSumsAreSafe reports whether the sums p of g and r of g*(x-m) over n
-// values, taken in float32, can be relied on: they have not overflowed, and
-// what vanished of the products is nothing beside them or beside g.
+// values, taken in float32, can be relied on: they have not overflowed, and products
+// that vanished are nothing beside them or beside g.
 func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	p, r = math.Abs(p), math.Abs(r)
 	if math.IsInf(p, 0) || math.IsInf(r, 0) || math.IsNaN(p) || math.IsNaN(r) {

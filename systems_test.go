@@ -241,7 +241,8 @@ func TestSystemsOrder(t *testing.T) {
 	for _, c := range []struct {
 		option  batchnorm.Option
 		epsilon float64
-	}{{batchnorm.PyTorch(), 1e-5}, {batchnorm.Keras(), 1e-3}, {batchnorm.TensorFlow(), 1e-3}, {batchnorm.ONNX(), 1e-5}, {batchnorm.Flax(), 1e-5}, {batchnorm.CuDNN(), 1e-5}} {
+	}{{batchnorm.PyTorch(), 1e-5}, {batchnorm.Keras(), 1e-3}, {batchnorm.TensorFlow(), 1e-3},
+		{batchnorm.ONNX(), 1e-5}, {batchnorm.Flax(), 1e-5}, {batchnorm.CuDNN(), 1e-5}} {
 		if got := newPlan(t, s, c.option).Epsilon(); got != c.epsilon {
 			t.Errorf("epsilon is %v, want %v", got, c.epsilon)
 		}

@@ -7,10 +7,10 @@ import (
 	"github.com/fusedbn/batchnorm/internal/guard"
 )
 
-// TestTurnsSameBits: two kernels that take turns, in one loop where there is one,
-// leave the bits of pure Go's, one after the other: for rows of any length and pieces,
-// images side by side and single ones, outputs at any offset from a vector, and
-// whichever of the two ends first.
+// TestTurnsSameBits: two kernels that take turns, in one loop where there is one, leave
+// the bits of the two kernels in pure Go, one after the other. Rows are of any length and
+// number of pieces, images are side by side or single, outputs are at any offset from a
+// vector, and either of the two ends first.
 func TestTurnsSameBits(t *testing.T) {
 	for _, p := range simdPaths(t) {
 		for _, backward := range []bool{false, true} {
@@ -28,7 +28,8 @@ func TestTurnsSameBits(t *testing.T) {
 						inLoop := 0
 						for i, n := range []int{200, 511, 512, 513, 544, 640, 1023, 2048, 2100, 4104} {
 							for j, images := range [][2]int{{1, 1}, {4, 4}, {9, 2}, {2, 9}, {8, 8}, {5, 1}} {
-								a, b := kernelSize{rows: 1 + (i+j)%3, n: n, images: images[0], rowGap: j % 2 * 3}, kernelSize{rows: 1 + i%3, n: n, images: images[1], imageGap: j}
+								a := kernelSize{rows: 1 + (i+j)%3, n: n, images: images[0], rowGap: j % 2 * 3}
+								b := kernelSize{rows: 1 + i%3, n: n, images: images[1], imageGap: j}
 								inLoop += sameTurns(t, p, sums, writes, a, b, (i+j)%lanes, j == 2)
 							}
 						}
@@ -42,8 +43,8 @@ func TestTurnsSameBits(t *testing.T) {
 	}
 }
 
-// sameTurns compares the two paths, with outputs so many values behind a vector, and
-// returns how many turns were taken in one loop.
+// sameTurns compares a path with pure Go, where outputs begin offset values behind a
+// vector, and returns how many turns were taken in one loop.
 func sameTurns(t *testing.T, p Path, sums, writes kernelCase, sizeA, sizeB kernelSize, offset int, special bool) int {
 	t.Helper()
 	heap := func(n int) []float32 { return make([]float32, n) }

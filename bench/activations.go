@@ -49,7 +49,8 @@ func (c config) activations(set caseSet, w io.Writer, bar *progress, start func(
 		defer func() { err = errors.Join(err, torch.Close()) }()
 		fmt.Fprintf(w, "with %s\n\n", name)
 	}
-	fmt.Fprintf(w, "%-6s  %-14s  %-18s  %7s  %9s  %8s  %14s  %15s\n", "layout", "shape", "activation", "forward", "inference", "backward", "PyTorch fwd", "PyTorch bwd")
+	fmt.Fprintf(w, "%-6s  %-14s  %-18s  %7s  %9s  %8s  %14s  %15s\n",
+		"layout", "shape", "activation", "forward", "inference", "backward", "PyTorch fwd", "PyTorch bwd")
 	for _, t := range set.cases {
 		for _, workers := range c.workers {
 			in, err := t.inputs(peerOps, 0)
@@ -85,7 +86,8 @@ func (c config) activationRow(t testCase, act batchnorm.Activation, workers int,
 	var plans [2]*batchnorm.Plan
 	var err error
 	for i, a := range []batchnorm.Activation{batchnorm.Identity, act} {
-		if plans[i], err = batchnorm.NewPlan(t.dims, batchnorm.WithPath(c.path), batchnorm.WithWorkers(workers), batchnorm.WithActivation(a)); err != nil {
+		if plans[i], err = batchnorm.NewPlan(t.dims, batchnorm.WithPath(c.path),
+			batchnorm.WithWorkers(workers), batchnorm.WithActivation(a)); err != nil {
 			return row, err
 		}
 	}

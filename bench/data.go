@@ -9,19 +9,19 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// inputs is what the operations read. |beta| and |residual| are at most 1,
-// which the limits in checks.go rely on.
+// inputs are the tensors and parameters that the operations read. |beta| and |residual|
+// are at most 1. The limits in checks.go rely on it.
 type inputs struct {
 	dims            batchnorm.Shape
 	x, residual, dy []float32
 	gamma, beta     []float32
 
-	// What a forward pass over x leaves for backward and for inference.
+	// The results of a forward pass over x, for backward and for inference.
 	mean, invstd            []float64
 	runningMean, runningVar []float32
 }
 
-// inputs makes what the operations on the case read; the residual if one of
+// inputs makes the inputs of the operations on the case. It makes a residual if one of
 // them takes it. No pre-activation with a gradient is within kink of 0.
 func (c *testCase) inputs(list []op, kink float64) (*inputs, error) {
 	n, channels := c.dims.Len(), c.dims.Channels
@@ -55,12 +55,12 @@ func (c *testCase) inputs(list []op, kink float64) (*inputs, error) {
 	return in, nil
 }
 
-// kink is how near to 0 a pre-activation may come before float32 can put it on
-// the other side than float64: several times the limit for its error.
+// kink is the distance from 0 within which a pre-activation may have another sign in
+// float32 than in float64. It is several times the limit for its error.
 const kink = 1e-5
 
-// avoidKink takes the gradient away from elements beside the kink of ReLU,
-// where either derivative is right.
+// avoidKink sets the gradients of elements beside the kink of ReLU to 0, where either
+// derivative is right.
 func (in *inputs) avoidKink(kink float64) {
 	s := in.dims
 	for k, x := range in.x {
@@ -78,7 +78,8 @@ func (in *inputs) avoidKink(kink float64) {
 // channelOf returns the channel of the element at index k.
 func channelOf(s batchnorm.Shape, k int) int { return k / s.Inner % s.Channels }
 
-// outputs is what the operations write, each its part.
+// outputs are the tensors and numbers that the operations write. An operation writes some
+// of them.
 type outputs struct {
 	tensor                  []float32 // y or dx
 	dresidual               []float32
@@ -108,8 +109,8 @@ func newOutputs(in *inputs) *outputs {
 	return out
 }
 
-// reset puts the running statistics back to what they are before the first
-// batch, for which any numbers do, and NaN wherever an operation has to write.
+// reset sets the running statistics to their values before the first batch, for which any
+// numbers do. It sets all other outputs to NaN, since an operation has to write them.
 func (out *outputs) reset(in *inputs) {
 	copy(out.runningMean, in.beta)
 	copy(out.runningVar, in.gamma)
@@ -156,8 +157,8 @@ func patches(set *images.Set) []float32 {
 	return x
 }
 
-// generated returns values that are nearly normally distributed, with a mean
-// and a standard deviation of its own for every channel.
+// generated returns values that are nearly normally distributed. Every channel has a mean
+// and a standard deviation of its own.
 func generated(seed uint64, s batchnorm.Shape) []float32 {
 	x := gen.Normal(seed, s.Len(), 0, 1)
 	mean := gen.Uniform(seed+1, s.Channels, -1, 1)

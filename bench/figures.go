@@ -122,7 +122,8 @@ func rooflineFigure(r *report) ([]figure, error) {
 			}
 		}
 	}
-	if err := curve(p, fmt.Sprintf("additions, %.3g GFLOP/s", r.Peak), palette[8], dashed, plotter.XYs{{X: left, Y: r.Peak}, {X: right, Y: r.Peak}}); err != nil {
+	if err := curve(p, fmt.Sprintf("additions, %.3g GFLOP/s", r.Peak), palette[8], dashed,
+		plotter.XYs{{X: left, Y: r.Peak}, {X: right, Y: r.Peak}}); err != nil {
 		return nil, err
 	}
 	for k, name := range unique(rows, func(b boundRow) string { return b.Operation }) {

@@ -40,17 +40,16 @@ type kindMode struct {
 	call func(p *kindPlans, d *kindData) func() error
 }
 
-// kindPlans are what modes are called with.
+// kindPlans are the plans and the mask that modes use.
 type kindPlans struct {
 	plan  *batchnorm.Plan
 	ghost *batchnorm.GhostPlan
 	mask  batchnorm.Mask
 }
 
-// Of a mask every so many positions are left, and a batch has so many ghost batches.
 const (
-	maskedOf     = 4
-	ghostBatches = 4
+	maskedOf     = 4 // the mask leaves out one position in so many
+	ghostBatches = 4 // in a batch
 )
 
 func newKindPlans(s batchnorm.Shape, opts ...batchnorm.Option) (*kindPlans, error) {
@@ -138,18 +137,18 @@ func (d *kindData) backward() batchnorm.BackwardArgs {
 		DX: d.out.tensor, DGamma: d.out.dgamma, DBeta: d.out.dbeta}
 }
 
-// ghostStatistics returns those of the sub-batches.
+// ghostStatistics returns the statistics of the sub-batches.
 func (d *kindData) ghostStatistics(p *kindPlans) (mean, invstd []float64) {
 	n := p.ghost.Batches() * d.in.dims.Channels
 	a := d.forward()
 	a.Mean, a.InvStd, a.RunningMean, a.RunningVar = make([]float64, n), make([]float64, n), nil, nil
 	if err := p.ghost.Forward(a); err != nil {
-		panic(err) // a shape that -shapes takes
+		panic(err) // -shapes takes no shape that fails
 	}
 	return a.Mean, a.InvStd
 }
 
-// kindsSet is the tensors of -data unless -shapes says otherwise.
+// kindsSet is the set of tensors of -data unless -shapes says otherwise.
 func kindsSet() caseSet {
 	set := caseSet{data: "generated data"}
 	set.add("nchw", 16, 128, 32, 32)
@@ -247,7 +246,7 @@ func (c config) kindRows(t testCase, k kinds.Kind, workers int, usual, data *kin
 	measure := func(act batchnorm.Activation, mode, operation string, runs [2]func() error) error {
 		for _, run := range runs {
 			if err := run(); err != nil {
-				return err // and no other run can fail
+				return err // later runs can't fail
 			}
 		}
 		r := kindRow{Kind: k.Name, Layout: t.layout, Shape: t.shape, Workers: workers, Path: c.path.String(), Activation: act.String(),
@@ -291,7 +290,7 @@ func (c config) kindRows(t testCase, k kinds.Kind, workers int, usual, data *kin
 	return rows, nil
 }
 
-// kindRuns returns an operation on usual data, and on others.
+// kindRuns returns an operation on usual data, and on a kind of data.
 func kindRuns(plan *batchnorm.Plan, o op, usual, data *kindData) (runs [2]func() error) {
 	for i, d := range []*kindData{usual, data} {
 		runs[i] = func() error { return o.run(plan, d.in, d.out) }
@@ -321,7 +320,7 @@ func (d *kindData) apply(k kinds.Kind) {
 	d.statistics()
 }
 
-// statistics gives backward and frozen statistics those of x.
+// statistics computes the statistics of x, for backward and for frozen statistics.
 func (d *kindData) statistics() {
 	p, err := batchnorm.NewPlan(d.in.dims)
 	if err == nil {
@@ -329,15 +328,15 @@ func (d *kindData) statistics() {
 			RunningMean: d.in.runningMean, RunningVar: d.in.runningVar, Momentum: batchnorm.Cumulative(1)})
 	}
 	if err != nil {
-		panic(err) // a shape that -shapes takes
+		panic(err) // -shapes takes no shape that fails
 	}
 }
 
 // kindColumn is a column of numbers of a table of kinds.
 type kindColumn struct{ head, activation, mode, operation string }
 
-// kindLines is the table of rows, its heads first, fields separated by tabs: a line for
-// every tensor, number of workers and kind of data. kindModeLines is that of the modes.
+// kindLines returns the table of rows: a line of heads, and a line for every tensor, number
+// of workers and kind of data. Tabs separate fields.
 func kindLines(rows []kindRow) []string {
 	var columns []kindColumn
 	for _, act := range kindActivations {
@@ -348,6 +347,7 @@ func kindLines(rows []kindRow) []string {
 	return kindTable(rows, columns)
 }
 
+// kindModeLines is kindLines for the modes.
 func kindModeLines(rows []kindRow) []string {
 	var columns []kindColumn
 	for i, m := range kindModes {

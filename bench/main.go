@@ -219,10 +219,12 @@ func parse(args []string, w io.Writer) (config, error) {
 	f.StringVar(&opNames, "ops", "", "`names` of operations, separated by commas: "+strings.Join(names(ops), ", ")+";\n"+
 		"with -peers "+strings.Join(names(peerOps), ", ")+" (default all)")
 	f.StringVar(&c.json, "json", "", "write every row to this `file`")
-	f.StringVar(&workers, "workers", "1", "`number` of goroutines per call; with -bound, -peers and -report also several numbers, separated by commas\n"+
+	f.StringVar(&workers, "workers", "1", "`number` of goroutines per call; with -bound, -peers and -report "+
+		"also several numbers, separated by commas\n"+
 		"(the last two: by default 1 and the number of cores)")
 	f.IntVar(&c.batch, "batch", 32, fmt.Sprintf("batch size of resnet50, at most %d", maxBatch))
-	f.IntVar(&c.effort.reps, "reps", 5, fmt.Sprintf("time every path at least so many times (alternate so often with -bound, %d by default, and with -peers, %d)", boundReps, peerReps))
+	f.IntVar(&c.effort.reps, "reps", 5, fmt.Sprintf(
+		"time every path at least so many times (alternate so often with -bound, %d by default, and with -peers, %d)", boundReps, peerReps))
 	f.DurationVar(&c.effort.minTime, "mintime", 100*time.Millisecond, fmt.Sprintf("and at least so long (with -peers by default %v)", peerMinTime))
 	f.DurationVar(&c.effort.maxTime, "maxtime", 20*time.Second, fmt.Sprintf("with -bound, -peers, -activations, -data and -report: "+
 		"stop after so long, even before -reps and -mintime\n"+
@@ -237,7 +239,8 @@ func parse(args []string, w io.Writer) (config, error) {
 		"and benchmarks.txt for benchstat; flags for -bound and -peers apply, and -with none leaves out peers")
 	f.StringVar(&c.from, "from", "", "with -report: measure nothing, take the results from this `file`, which -report or -json wrote")
 	f.IntVar(&c.sweepMB, "sweepmb", sweepMax>>20, "with -report: go up to tensors of so many `MB`")
-	f.Float64Var(&c.memoryBandwidth, "membw", defaultBandwidth, "with -bound and -report: the `GB/s` of memory that the prediction for many workers assumes")
+	f.Float64Var(&c.memoryBandwidth, "membw", defaultBandwidth, "with -bound and -report: "+
+		"the `GB/s` of memory that the prediction for many workers assumes")
 	f.StringVar(&path, "path", batchnorm.DefaultPath().String(),
 		"with -bound, -peers, -activations, -data and -report: the `path` to time, of "+strings.Join(names(batchnorm.Paths()), ", "))
 	f.Usage = func() {}

@@ -113,7 +113,8 @@ func modes(b *testing.B, s batchnorm.Shape, samples, workers int) []modeCase {
 				DX: d.DX, DGamma: d.DGamma, DBeta: d.DBeta})
 		}},
 		{"frozen-dx", func() error { return p.Inference(inference) }, func() error {
-			return p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: d.DY, X: d.X, Gamma: d.Gamma, Beta: d.Beta, Mean: f.RunningMean, Var: f.RunningVar, DX: d.DX})
+			return p.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: d.DY, X: d.X, Gamma: d.Gamma, Beta: d.Beta,
+				Mean: f.RunningMean, Var: f.RunningVar, DX: d.DX})
 		}},
 		{"no-dx", backward, func() error {
 			d := d
@@ -130,7 +131,8 @@ func modes(b *testing.B, s batchnorm.Shape, samples, workers int) []modeCase {
 			return p.Normalize(batchnorm.NormalizeArgs{X: f.X, Gamma: f.Gamma, Beta: f.Beta, Mean: f.Mean, InvStd: f.InvStd, Y: f.Y})
 		}},
 		{"pieces-backward", backward, func() error {
-			if err := p.GradSums(batchnorm.GradSumsArgs{DY: d.DY, X: d.X, Gamma: d.Gamma, Beta: d.Beta, Mean: d.Mean, InvStd: d.InvStd, Sums: &sums}); err != nil {
+			if err := p.GradSums(batchnorm.GradSumsArgs{DY: d.DY, X: d.X, Gamma: d.Gamma, Beta: d.Beta,
+				Mean: d.Mean, InvStd: d.InvStd, Sums: &sums}); err != nil {
 				return err
 			}
 			return p.InputGrad(batchnorm.InputGradArgs{DY: d.DY, X: d.X, Gamma: d.Gamma, Beta: d.Beta, Mean: d.Mean, InvStd: d.InvStd, Sums: sums,

@@ -265,7 +265,8 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 <style>
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 62rem; font: 1rem/1.5 "Liberation Sans", Arial, Helvetica, sans-serif; color: #222; background: #fff; }
+body { margin: 0 auto; padding: 1rem; max-width: 62rem;
+  font: 1rem/1.5 "Liberation Sans", Arial, Helvetica, sans-serif; color: #222; background: #fff; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0.5rem 0; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 0.5rem; border-top: 1px solid #ddd; padding-top: 1rem; }
 p { margin: 0.4rem 0; max-width: 48rem; }
@@ -280,7 +281,8 @@ figcaption span { font-weight: normal; }
 .scroll { overflow-x: auto; }
 .scroll svg { display: block; width: 100%; min-width: 36rem; max-width: 54rem; height: auto; }
 table { border-collapse: collapse; font-size: 0.875rem; margin: 0.75rem 0; }
-th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap; border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap;
+  border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; }
 </style>
 </head>
@@ -288,7 +290,8 @@ th { vertical-align: bottom; }
 <h1>Batch normalization, measured</h1>
 <p>{{.Report.CPU}} ({{.Report.OS}}/{{.Report.Arch}}, {{.Report.Go}}), path {{.Report.Path}} of {{.Paths}}; {{.Report.Data}}.
 {{- with .Report.Command}} Made by <code>{{.}}</code>.{{end}}</p>
-<p class="note">Every number is here as well: <a href="results.json">results.json</a>, and <a href="benchmarks.txt">benchmarks.txt</a> for benchstat.</p>
+<p class="note">Every number is here as well:
+<a href="results.json">results.json</a>, and <a href="benchmarks.txt">benchmarks.txt</a> for benchstat.</p>
 {{range .Sections}}
 <section>
 <h2>{{.Title}}</h2>

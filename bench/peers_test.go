@@ -221,7 +221,8 @@ func TestPeersLeaveOutLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.summary(&stdout)
-	if len(r.LeftOut) != 2 || len(r.Rows) > 1 || !strings.Contains(stdout.String(), "left out: nchw 32x512x7x7: 4 MB a tensor (-maxmb 4 takes it in)") {
+	if len(r.LeftOut) != 2 || len(r.Rows) > 1 ||
+		!strings.Contains(stdout.String(), "left out: nchw 32x512x7x7: 4 MB a tensor (-maxmb 4 takes it in)") {
 		t.Errorf("left out: %q\n%s", r.LeftOut, &stdout)
 	}
 }
@@ -235,7 +236,8 @@ func TestPeersLimited(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(r.Rows) != 2 || len(fakes["spago"].loads) > 0 || !slices.Equal(r.LeftOut, []string{"spago: tensors of more than 1 MB, which take it too long"}) {
+	if len(r.Rows) != 2 || len(fakes["spago"].loads) > 0 ||
+		!slices.Equal(r.LeftOut, []string{"spago: tensors of more than 1 MB, which take it too long"}) {
 		t.Errorf("rows %+v, left out %q", r.Rows, r.LeftOut)
 	}
 }

@@ -6,13 +6,12 @@ import (
 	"strings"
 )
 
-// The kernels that compute with channels, in float64. What each computes is told
-// by the comments in ../channels.go, and by ../stats.go, which has the same
-// operations in the same order.
+// The kernels that compute with channels, in float64. The comments in ../channels.go say
+// what each computes. ../stats.go has the same operations in the same order.
 
-// channelKernel is one of them.
+// channelKernel is a kernel that computes with channels.
 type channelKernel struct {
-	name string // of the assembly function; the rest of its constant in Go behind "channel"
+	name string // NAME in Go's channelNAME; the assembly function is nameChannels
 	emit func(c *chans)
 }
 
@@ -36,16 +35,16 @@ func (k channelKernel) function() string {
 	return strings.ToLower(k.name[:1]) + k.name[1:] + "Channels"
 }
 
-// chans is such a kernel in the making. Its loop handles 8 channels.
+// chans is a kernel on channels that is being printed. Its loop handles 8 channels.
 type chans struct {
 	*fn
 	arrays []array
-	usual  vec // all ones where a channel is
+	usual  vec // all ones where a channel is usual
 	far    *far
 }
 
-// far is how a kernel finds more arrays than there are registers: their addresses
-// are loaded when they are needed, and these count how far the loop has come.
+// far is for kernels with more arrays than there are registers. Addresses of arrays are
+// loaded when they are needed, and registers count how far the loop has come.
 type far struct {
 	at32, at64 reg // bytes, of arrays of float32 and of float64
 	at, step   reg // bytes of constants, and of those of 8 channels
@@ -59,8 +58,8 @@ type array struct {
 }
 
 const (
-	float32s = vecBytes     // bytes of 8 channels
-	float64s = 2 * vecBytes // the same
+	float32s = vecBytes     // bytes of 8 channels in float32
+	float64s = 2 * vecBytes // and in float64
 )
 
 func newChans(on target, name string) *chans {
@@ -79,7 +78,7 @@ func (c *chans) array(field string, bytes int) array {
 func (c *chans) float32s(field string) array { return c.array(field, float32s) }
 func (c *chans) float64s(field string) array { return c.array(field, float64s) }
 
-// farArrays makes ready what find32, find64 and constants need.
+// farArrays sets the registers that find32, find64 and findConst use.
 func (c *chans) farArrays() {
 	f := &far{c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()}
 	for _, r := range []reg{f.at32, f.at64, f.at} {
@@ -95,13 +94,13 @@ func (c *chans) find(field string, at reg) array {
 	return array{at: c.far.t}
 }
 
-// find32 and find64 return the place of 8 channels in an array, find of constants;
-// each until the next of them.
+// find32, find64 and findConst return the place of 8 channels in an array of float32, of
+// float64 and of constants. It holds until the next call of one of them.
 func (c *chans) find32(field string) array    { return c.find(field, c.far.at32) }
 func (c *chans) find64(field string) array    { return c.find(field, c.far.at64) }
 func (c *chans) findConst(field string) array { return c.find(field, c.far.at) }
 
-// wanted does something if the caller has given an array.
+// wanted prints code that is skipped unless the caller has given an array.
 func (c *chans) wanted(field string, do func()) {
 	skip := c.newLabel("unwanted")
 	c.arg(c.far.t, field)
@@ -111,9 +110,10 @@ func (c *chans) wanted(field string, do func()) {
 	c.label(skip)
 }
 
-// untilUnusual is loop for a kernel with far arrays that ends in front of 8 channels
-// of which one is unusual: body says by calling stop that it knows, and has changed
-// nothing yet that it reads. It leaves in the arguments how many channels are left.
+// untilUnusual is loop for a kernel with far arrays that stops in front of 8 channels of
+// which one is unusual. body calls stop when it knows whether one is, and before it
+// overwrites anything that it reads. The number of channels that are left is stored in
+// the arguments.
 func (c *chans) untilUnusual(body func(stop func())) {
 	n := c.newArg("n")
 	before := c.buf.String()
@@ -141,7 +141,7 @@ func (c *chans) untilUnusual(body func(stop func())) {
 	c.end()
 }
 
-// scalar returns copies of an argument.
+// scalar returns a vector of copies of an argument.
 func (c *chans) scalar(field string) vec {
 	v, at := c.newVec(), c.newReg()
 	c.argAddr(at, field)
@@ -203,7 +203,7 @@ func (c *chans) store32(src pair, a array) {
 	c.store(src[0], mem{base: a.at})
 }
 
-// storeShift stores what shiftFor in ../stats.go makes of a mean; src is lost.
+// storeShift stores shiftFor (../stats.go) of a mean; src is lost.
 func (c *chans) storeShift(src pair, a array) {
 	c.round(src)
 	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
@@ -252,7 +252,7 @@ func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
 func above(v float64) float64 { return math.Nextafter(v, math.Inf(1)) }
 func below(v float64) float64 { return math.Nextafter(v, math.Inf(-1)) }
 
-// mask returns a register with an argument that is 0 or all ones, until the next
+// mask returns a register with an argument that is 0 or all ones. It holds until the next
 // constant.
 func (c *chans) mask(field string) vec {
 	c.argAddr(c.far.t, field)
@@ -279,7 +279,7 @@ const (
 func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross vec) {
 	c.load64(a, sumA)
 	c.sub64(t, mean, a)
-	c.add64(mean, mean, a) // what becomes of means that are no numbers
+	c.add64(mean, mean, a) // the result for means that are infinite or NaN
 	c.mul64(b, t, t)
 	c.mul64(b, b, scalarPair(cross))
 	c.add64(m2, m2, b)
@@ -314,7 +314,7 @@ func foldReducedChannels(c *chans) {
 	})
 }
 
-// reduceChannels needs no vectors of channels: it goes lane by lane.
+// reduceChannels needs no vectors of channels: it goes channel by channel.
 func reduceChannels(c *chans) {
 	sums, otherA, otherB := c.array("sums", lanes*sumLen*float64Bytes), c.float64s("otherA"), c.float64s("otherB")
 	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
@@ -326,7 +326,7 @@ func reduceChannels(c *chans) {
 	})
 }
 
-// fold is the kernel that folds the sums that get leaves in s and q.
+// fold is a kernel that folds sums. get loads them into s and q.
 func (c *chans) fold(get func(s, q pair)) {
 	shift, sumA, sumB := c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	count, weight, cross := c.scalar("count"), c.scalar("weight"), c.scalar("cross")
@@ -427,7 +427,7 @@ func forwardChannels(c *chans) {
 			c.zero(v)
 		}
 		c.wanted("extent", func() { c.loadWide(i, c.find32("extent"), 0) })
-		for h := range t { // neither safe nor settled, and x or the variance are numbers
+		for h := range t { // neither safe nor settled, and the extent is finite or the variance is not NaN
 			c.op(opOr, m[h], m[h], c.mask("settled"))
 			c.op(opGE64, i[h], c.const64(math.MaxFloat64), i[h])
 			c.op(opGE64, t[h], s[h], s[h])
@@ -457,7 +457,7 @@ func forwardChannels(c *chans) {
 	})
 }
 
-// track updates running values, if there are some; r and b are temporaries.
+// track updates running values, if the caller wants them; r and b are temporaries.
 func (c *chans) track(running, batch string, factor *vec, weight, rest vec, r, b pair) {
 	c.wanted(running, func() {
 		c.load64(b, c.find64(batch))
@@ -515,7 +515,7 @@ func affineChannels(c *chans) {
 
 // affine writes the constants of z from the mean in m and invstd in i; all are lost.
 func (c *chans) affine(m, s, i, t pair) {
-	for h, v := range m { // if there is an invstd
+	for h, v := range m { // unless invstd is NaN
 		c.abs64(t[0], v)
 		c.op(opGE64, t[0], t[0], c.const64(above(sureMax)))
 		c.op(opGE64, t[1], i[h], i[h])
@@ -536,7 +536,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store32(s, c.findConst("a"))
 }
 
-// low leaves of a mean what float32 lacks, and the float32, widened, in t.
+// low leaves in mean the part that its float32 lacks, and in t the float32, widened.
 func (c *chans) low(mean, t pair) {
 	c.move(t[0], mean[0])
 	c.move(t[1], mean[1])
@@ -607,8 +607,8 @@ func backwardChannels(c *chans) {
 	})
 }
 
-// refuseWildGradient says that channels are unusual whose k1 or k2 are wild, and leaves out what
-// is negligible of k2, as gradient.set does. Only small ones are looked at closely.
+// refuseWildGradient says that channels with a wild k1 or k2 are unusual, and sets a
+// negligible k2 to 0, as gradient.set does. Only small k1 and k2 are looked at closely.
 func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	a, b, small := t[0], t[1], t[2][0]
 	for h := range k1 {
@@ -629,7 +629,7 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	}
 	usual := c.newLabel("large")
 	c.ifNone(small, usual)
-	// Zeros, as of dead channels, are everyday.
+	// Zeros are common, as in dead channels, and need no closer look.
 	c.zero(small)
 	for h := range k1 {
 		for _, v := range []vec{a[h], b[h]} {
@@ -678,7 +678,7 @@ func trackChannels(c *chans) {
 	})
 }
 
-// channelText returns the text of all of them, and their symbols.
+// channelText returns the text of all kernels on channels, and their symbols.
 func channelText(on target) (text string, symbols []string) {
 	for _, k := range channelKernels {
 		name := k.function()

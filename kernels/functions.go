@@ -17,8 +17,8 @@ type function struct {
 	value, derivative computation
 }
 
-// computation is the code of a function: quick, with float32 operations on the vectors
-// of the call, or near and far, for arguments near 0 and far from it.
+// computation is the code of a function. It is quick, with float32 operations on the
+// vectors of the call, or it has near and far, for arguments near 0 and far from it.
 type computation struct {
 	quick func(f *fn)
 	near  *near
@@ -117,7 +117,7 @@ func (f *fn) entryOf(list [8]float32) int {
 	return f.entry(r)
 }
 
-// Operations on float32; those with a C at the end have a constant.
+// Operations on float32. A C at the end of the name stands for a constant operand.
 
 func (f *fn) opC(o op, dst, x vec, c float32) {
 	if f.held != nil {
@@ -459,8 +459,8 @@ func mishSlopeFar(f *fn) {
 	f.result(f.q)
 }
 
-// tail takes |z| in x and leaves v in p, u in q, and the polynomials in r and s:
-// that of the numerator in r.
+// tail takes |z| in x and leaves v in p, u in q, the polynomial of the numerator in r and
+// the polynomial of the denominator in s.
 func tail(f *fn) {
 	f.mul64(f.p, f.x, f.x)
 	f.mul64C(f.p, f.p, coef.MinusHalfLog2E)

@@ -5,14 +5,14 @@ import (
 	"strings"
 )
 
-// turns is a kernel that takes sums in rows and one that writes outputs in rows, in one
-// loop: a group of four vectors of the one, then four vectors of the other. Reads of the
-// one overlap with writes of the other then, line by line. It goes through the middle of
-// rows only. The two kernels themselves take the ends of rows and of pieces.
+// turns is two kernels in rows in one loop: one takes sums, the other writes outputs. The
+// loop takes a group of four vectors of the sums, then four vectors of the outputs, so
+// that reads overlap with writes, line by line. It goes through the middle of rows only.
+// The two kernels themselves take the ends of rows and of pieces.
 type turns struct{ sums, writes variant }
 
-// turnsKernels lists them by their numbers, turnsID in ../kernels.go. There are those of
-// kernels that call nothing, with non-temporal stores.
+// turnsKernels lists the kernels in turns by their numbers, turnsID in ../kernels.go. Only
+// pairs that call no function are in the list. All have non-temporal stores.
 func turnsKernels() []turns {
 	var list []turns
 	for _, kernels := range [...][2]kernel{{kernelMoments, kernelNormalize}, {kernelGradSums, kernelInputGrad}} {
@@ -46,7 +46,7 @@ func (p turns) name() string {
 	return kernelNames[p.sums.family.kernel] + "With" + capital(p.writes.name())
 }
 
-// emit prints the kernel. Its arguments a are of the one that takes sums, b of the other.
+// emit prints the kernel. Its arguments a are for the sums, b for the outputs.
 func (p turns) emit(a *asm) {
 	sums, output := p.sums.body(a, "a+8"), body{}
 	t, stride, stride3, step := a.newReg(), a.newReg(), a.newReg(), a.newReg()
@@ -56,11 +56,11 @@ func (p turns) emit(a *asm) {
 	a.argAddr(t, "partial")
 	sums.loadSums(a, t)
 
-	a.vecs = int(sums.temps[0]) // which are free between two groups
+	a.vecs = int(sums.temps[0]) // temporaries of the sums are free between two groups
 	output = p.writes.body(a, "b+16")
 	output.resume(a, t)
 	a.pointer(stride, "coef", "coefAt", floatShift, t)
-	a.storeArg(stride, "piece", t) // which writing does not need
+	a.storeArg(stride, "piece", t) // a field that is of no use to outputs
 
 	a.holdArgs("a+8")
 	a.arg(stride, "side")
@@ -107,7 +107,7 @@ func (v variant) body(a *asm, args string) (b body) {
 	return b
 }
 
-// turnsText returns the kernels in turns, and the table of them.
+// turnsText returns the text of the kernels in turns, and their table.
 func turnsText(on target) string {
 	var text strings.Builder
 	var symbols []string

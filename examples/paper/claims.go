@@ -52,7 +52,8 @@ var flatEnds = section{
 func flatFinding(act string, with, without *trace) finding {
 	a, b := settledFlat(with), settledFlat(without)
 	return finding{
-		fmt.Sprintf("In the last fifth of the training, on average over the layers, %s of the outputs of %s units were on the flat ends with batch norm, and %s without.",
+		fmt.Sprintf("In the last fifth of the training, on average over the layers, "+
+			"%s of the outputs of %s units were on the flat ends with batch norm, and %s without.",
 			percent(a), act, percent(b)),
 		a < b,
 	}
@@ -164,7 +165,8 @@ func biasGradientFinding(biased *trace) finding {
 	}
 	zero := biased.biasShare <= unitRoundoff*float64(biased.batch)
 	return finding{
-		fmt.Sprintf("Added up over the images, each of whose share is rounded, it was up to %.1g, and up to %.1g of the sum of the absolute values of its addends: %s.",
+		fmt.Sprintf("Added up over the images, each of whose share is rounded, it was up to %.1g, "+
+			"and up to %.1g of the sum of the absolute values of its addends: %s.",
 			biased.biasGradient, biased.biasShare, choose(zero, "0, but for the rounding of float32", "more than the rounding of float32")),
 		zero,
 	}
@@ -258,9 +260,12 @@ var regularization = section{
 	measure: func(l *lab, traces map[string]*trace) (*result, error) {
 		spreadFigure := newFigure("regularization-spread", "", "One image in random company", "images in the batch", "spread of its probability")
 		spreadFigure.caption = fmt.Sprintf("Standard deviation of the probability of the right label over %d batches of random training images "+
-			"around one test image; average over %d such images. ReLU network trained in batches of %d, that for ghost batches being the one with batch norm.", l.companies, companyGuests, paperBatch)
+			"around one test image; average over %d such images. ReLU network trained in batches of %d, "+
+			"that for ghost batches being the one with batch norm.",
+			l.companies, companyGuests, paperBatch)
 		gapFigure := newFigure("regularization-gap", "", "Training less test accuracy", "images in the batch of the training", "gap, points")
-		gapFigure.caption = fmt.Sprintf("ReLU networks after %d images, drawn from the first %d of the training set.", l.claimSteps*l.batch, regularImages)
+		gapFigure.caption = fmt.Sprintf("ReLU networks after %d images, drawn from the first %d of the training set.",
+			l.claimSteps*l.batch, regularImages)
 		spreads, gaps := map[company][]float64{}, map[company][]float64{}
 		for _, c := range companyOf {
 			net := *traces[regularName(company{norm: c.norm}, paperBatch)].net
@@ -370,7 +375,8 @@ func ghostGapFinding(whole, ghost []float64) finding {
 		}
 	}
 	return finding{
-		fmt.Sprintf("The points between training and test accuracy, in ghost batches of %d and in whole ones, are %s: fewer in ghost batches in %d of %d.",
+		fmt.Sprintf("The points between training and test accuracy, in ghost batches of %d and in whole ones, "+
+			"are %s: fewer in ghost batches in %d of %d.",
 			ghostImages, list(phrases), narrower, cut),
 		narrower == cut,
 	}
@@ -584,7 +590,8 @@ func gaussianFindings(with, without []shapeOf) []finding {
 	togetherWithout, unitWithout := distance(without)
 	return []finding{
 		{
-			fmt.Sprintf("The kurtosis of the units of a layer together is %.2f away from the normal distribution's with batch norm, and %.2f without, on average over the layers.",
+			fmt.Sprintf("The kurtosis of the units of a layer together is %.2f away from the normal distribution's "+
+				"with batch norm, and %.2f without, on average over the layers.",
 				together, togetherWithout),
 			together < togetherWithout,
 		},

@@ -144,7 +144,8 @@ func steadierFindings(with, without *trace) []finding {
 	jumped, jumpedWithout := jumps(with), jumps(without)
 	return []finding{
 		{
-			fmt.Sprintf("From the first fifth of the training to the last, the percentiles of the last hidden layer's units moved by %.2f with batch norm and by %.2f without, on average.",
+			fmt.Sprintf("From the first fifth of the training to the last, the percentiles of the last hidden layer's units "+
+				"moved by %.2f with batch norm and by %.2f without, on average.",
 				drifted, driftedWithout),
 			drifted < driftedWithout,
 		},

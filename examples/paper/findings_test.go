@@ -104,8 +104,10 @@ func TestFindings(t *testing.T) {
 		{"ghost spread", ghostSpreadFinding([]float64{.3, .2, .1}, []float64{.3, .3, .29}), true, "is 0.290, which is nearer to that among 8 than"},
 		{"no ghost spread", ghostSpreadFinding([]float64{.3, .2, .1}, []float64{.3, .1, .11}), false, "is 0.110, which is nearer to that among all 256."},
 		{"spread upside down", ghostSpreadFinding([]float64{.1, .2, .3}, []float64{.1, .1, .1}), false, "is 0.100, which is nearer to that among 8 than"},
-		{"ghost gap", ghostGapFinding([]float64{.1, .2, .3}, []float64{.1, .1, .1}), true, "10.0 and 30.0 for batches of 256: fewer in ghost batches in 2 of 2"},
-		{"some ghost gap", ghostGapFinding([]float64{.1, .1, .3}, []float64{.1, .2, .1}), false, "20.0 and 10.0 for batches of 60 and 10.0 and 30.0 for batches of 256: fewer in ghost batches in 1 of 2"},
+		{"ghost gap", ghostGapFinding([]float64{.1, .2, .3}, []float64{.1, .1, .1}), true,
+			"10.0 and 30.0 for batches of 256: fewer in ghost batches in 2 of 2"},
+		{"some ghost gap", ghostGapFinding([]float64{.1, .1, .3}, []float64{.1, .2, .1}), false,
+			"20.0 and 10.0 for batches of 60 and 10.0 and 30.0 for batches of 256: fewer in ghost batches in 1 of 2"},
 		{"some gap", gapFinding([]float64{.1, .3, .1}, []float64{.2, .2, .2}), false, "fewer with it in 2 of 3"},
 		{"rate", rateFinding("ReLU", rates(.75, .8, .75, .1), rates(.75, .6, 0, 0)), true, "80.0%, is x30 with batch norm and x1 without"},
 		{"rate, worse", rateFinding("ReLU", rates(.75, .1, .1, .1), rates(.8, .8, .1, .1)), false, "is x1 with batch norm and x5 without"},
@@ -115,7 +117,8 @@ func TestFindings(t *testing.T) {
 		{"not normal", gaussianFindings(heavy, normal)[0], false, "1.50 away from the normal distribution's with batch norm, and 0.10 without"},
 		{"unit normal", gaussianFindings(normal, heavy)[1], true, "0.10 away with batch norm, and 1.00 without"},
 		{"unit not normal", gaussianFindings(heavy, normal)[1], false, "1.00 away with batch norm, and 0.10 without"},
-		{"cheap", timeFinding("avx2", &stepTimes{1000, 40, 20, 900}), true, "takes 4.0% of a step; without sigmoid it would be 2.0%. A step takes 1.11 times"},
+		{"cheap", timeFinding("avx2", &stepTimes{1000, 40, 20, 900}), true,
+			"takes 4.0% of a step; without sigmoid it would be 2.0%. A step takes 1.11 times"},
 		{"dear", timeFinding("avx2", &stepTimes{1000, 60, 20, 900}), false, "takes 6.0% of a step"},
 	} {
 		if c.finding.asClaimed != c.asClaimed || !strings.Contains(c.finding.text, c.says) {

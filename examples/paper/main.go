@@ -94,7 +94,8 @@ func parse(args []string, w io.Writer) (*config, error) {
 	var path, only string
 	f := flag.NewFlagSet("paper", flag.ContinueOnError)
 	f.SetOutput(io.Discard) // run prints errors
-	f.StringVar(&c.dir, "data", installed(fashion.DefaultDir), "`folder` of the four files of Fashion-MNIST; empty: the images built in, which are the same")
+	f.StringVar(&c.dir, "data", installed(fashion.DefaultDir), "`folder` of the four files of Fashion-MNIST; "+
+		"empty: the images built in, which are the same")
 	f.Uint64Var(&c.lab.seed, "seed", 1, "`seed` of the initial weights and of the order of the images")
 	f.IntVar(&c.lab.steps, "steps", 4000, fmt.Sprintf("`steps` of Figure 1 (in the paper %d)", paperSteps))
 	f.IntVar(&c.lab.claimSteps, "claim-steps", 1200, "`steps` of every other training")
@@ -254,7 +255,8 @@ func (l *lab) settings() []string {
 			"initial weights normal with deviation %v; seed %d. With and without batch norm: same weights, same images.",
 			l.batch, l.rate, initialStd, l.seed),
 		fmt.Sprintf("%d steps for Figure 1 (%d in the paper), %d for the rest.", l.steps, paperSteps, l.claimSteps),
-		fmt.Sprintf("Accuracy in curves is over the first %d test images; what a training settles at is the average of the last fifth of its curve.", l.probe),
+		fmt.Sprintf("Accuracy in curves is over the first %d test images; "+
+			"what a training settles at is the average of the last fifth of its curve.", l.probe),
 		fmt.Sprintf("Batch norm on path %v of %s; %s/%s, %s.", l.path, strings.Join(pathNames(), ", "), runtime.GOOS, runtime.GOARCH, runtime.Version()),
 	}
 }

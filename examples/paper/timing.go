@@ -19,8 +19,10 @@ var timeShare = section{
 	recipes: func(*lab, func(string, recipe)) {}, // measures on its own
 	measure: func(l *lab, _ map[string]*trace) (*result, error) {
 		t := table{
-			caption: fmt.Sprintf("Median of %d steps of %d images, one training at a time. Batch norm is fused with sigmoid, and counts with it, forward and backward; "+
-				"beside that, without sigmoid. The network without batch norm runs its bias and sigmoid on the same kernels, which is a cost of its own.", l.timedSteps, l.batch),
+			caption: fmt.Sprintf("Median of %d steps of %d images, one training at a time. "+
+				"Batch norm is fused with sigmoid, and counts with it, forward and backward; "+
+				"beside that, without sigmoid. The network without batch norm runs its bias and sigmoid on the same kernels, which is a cost of its own.",
+				l.timedSteps, l.batch),
 			head: []string{"path", "step", "batch norm + sigmoid", "batch norm alone", "images/s with", "images/s without"},
 		}
 		var first *stepTimes
@@ -57,7 +59,8 @@ func (s *stepTimes) perSecond(step time.Duration, images int) float64 {
 
 func timeFinding(path string, s *stepTimes) finding {
 	return finding{
-		fmt.Sprintf("On path %s batch norm with its sigmoid takes %s of a step; without sigmoid it would be %s. A step takes %.2f times as long as one without batch norm.",
+		fmt.Sprintf("On path %s batch norm with its sigmoid takes %s of a step; without sigmoid it would be %s. "+
+			"A step takes %.2f times as long as one without batch norm.",
 			path, percent(s.share(s.fused)), percent(s.share(s.alone)), float64(s.step)/float64(s.plain)),
 		s.share(s.fused) < shareGoal,
 	}

@@ -266,7 +266,7 @@ var mutations = []mutation{
 	{name: "rescue: small gradients are looked for in padding", file: "call.go", pkg: ".", tests: "TestMaskOfSmallGradients",
 		old: "dy[w.element(i)]", new: "dy[i]"},
 	{name: "rescue: an infinite gradient leaves a dgamma", file: "rescue.go", pkg: ".", tests: "TestNaNGradient",
-		old: "makes of it\n			ch.flag[c], ch.sumB[c] = false, math.NaN()", new: "makes of it\n			ch.flag[c] = false"},
+		old: "makes of the sum\n			ch.flag[c], ch.sumB[c] = false, math.NaN()", new: "makes of the sum\n			ch.flag[c] = false"},
 	{name: "affine: gamma's digits are those that float32 has left", file: "stats.go", pkg: ".", tests: "TestTinyGamma",
 		old: "case f.scale != 0 && math.Abs(f.scale) < factorMin:", new: "case false:"},
 	{name: "scratch: two tasks have the same", file: "scratch.go", pkg: ".", tests: "TestRange",

@@ -97,7 +97,8 @@ func TestBackwardIsTheDerivative(t *testing.T) {
 }
 
 // The gradients are those of the loss sum(dy*y).
-func testDerivative(t *testing.T, name string, p Problem, z func(Problem) []float64, forward func(Problem) Result, backward func(Problem) Gradients) {
+func testDerivative(t *testing.T, name string, p Problem, z func(Problem) []float64,
+	forward func(Problem) Result, backward func(Problem) Gradients) {
 	t.Run(name, func(t *testing.T) {
 		p.X, p.Residual, p.Gamma, p.Beta = slices.Clone(p.X), slices.Clone(p.Residual), slices.Clone(p.Gamma), slices.Clone(p.Beta)
 		p.DY = slices.Clone(p.DY)

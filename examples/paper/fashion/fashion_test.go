@@ -192,7 +192,8 @@ func TestPack(t *testing.T) {
 	if _, err := unpack("packed", labels.Bytes(), labels.Bytes()); !errors.Is(err, ErrData) || !strings.Contains(err.Error(), "packed-bits.gz") {
 		t.Errorf("labels instead of bits: error is %v", err)
 	}
-	if _, err := unpack("packed", idx(2, make([]byte, 6), 3, 2), labels.Bytes()); !errors.Is(err, ErrData) || !strings.Contains(err.Error(), "2 bytes, must be 98") {
+	if _, err := unpack("packed", idx(2, make([]byte, 6), 3, 2), labels.Bytes()); !errors.Is(err, ErrData) ||
+		!strings.Contains(err.Error(), "2 bytes, must be 98") {
 		t.Errorf("images of another size: error is %v", err)
 	}
 }
@@ -258,7 +259,8 @@ func TestFilesThatDisagree(t *testing.T) {
 	} {
 		files := original()
 		files[c.name] = c.file
-		if _, _, err := Load(writeFiles(t, files)); !errors.Is(err, ErrData) || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), c.name) {
+		if _, _, err := Load(writeFiles(t, files)); !errors.Is(err, ErrData) || !strings.Contains(err.Error(), c.want) ||
+			!strings.Contains(err.Error(), c.name) {
 			t.Errorf("%s: error is %v, want it to name %s and %q", c.what, err, c.name, c.want)
 		}
 	}

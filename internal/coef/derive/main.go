@@ -51,7 +51,8 @@ const (
 	}
 
 	log2e := div(of(1), ln2)
-	constant("Magic is 1.5*2^52: a float64 of a few digits that is added to it is rounded to an\n// integer, which then stands in its low bits.", "Magic", of(0x1.8p52))
+	constant("Magic is 1.5*2^52: a float64 of a few digits that is added to it is rounded to an\n"+
+		"// integer, which then stands in its low bits.", "Magic", of(0x1.8p52))
 	constant("Log2E is log2(e).", "Log2E", log2e)
 	constant("TwoLog2E is 2*log2(e).", "TwoLog2E", scale(log2e, 1))
 	constant("MinusHalfLog2E is -log2(e)/2.", "MinusHalfLog2E", neg(scale(log2e, -1)))

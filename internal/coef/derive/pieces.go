@@ -339,9 +339,11 @@ var tables = []piecewise{
 			s := below(scale(t, 1))
 			return scale(mul(s, sub(of(1), s)), 2)
 		}, degree: 7, edges: likeSigmoid},
-	{name: "Expm1", comment: "1-exp(-t), where the piece is told by the exponent and the first digit of\n// Expm1Scale*t+1; the base of the first is t",
+	{name: "Expm1", comment: "1-exp(-t), where the piece is told by the exponent and the first digit of\n" +
+		"// Expm1Scale*t+1; the base of the first is t",
 		f: func(t num) num { return sub(of(1), exp(neg(t))) }, degree: 7, edges: octaves(coef.Expm1Scale), first: 6, edge: coef.Expm1Edge},
-	{name: "GELU", comment: "t times the probability that a standard normal variable is above t, where the\n// piece is t*(t+GELUShift)/4 rounded to an integer",
+	{name: "GELU", comment: "t times the probability that a standard normal variable is above t, where the\n" +
+		"// piece is t*(t+GELUShift)/4 rounded to an integer",
 		f: func(t num) num { return mul(t, normalTail(t)) }, zero: true, degree: 7, edges: likeGELU},
 	{name: "GELUSlope", comment: "the derivative of GELU(z) at z = -t, with the pieces of GELU",
 		f:      func(t num) num { return sub(normalTail(t), mul(t, density(t))) },
