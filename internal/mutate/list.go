@@ -271,7 +271,7 @@ var mutations = []mutation{
 		old: "case f.scale != 0 && math.Abs(f.scale) < factorMin:", new: "case false:"},
 	{name: "scratch: two tasks have the same", file: "scratch.go", pkg: ".", tests: "TestRange",
 		old: "	p.free = p.free[:n-1]\n", new: ""},
-	{name: "scratch: none for more tasks than were said", file: "scratch.go", pkg: ".", tests: "TestUnfitExecutors|TestUnrulyExecutor|TestConcurrent",
+	{name: "scratch: none for more tasks than were said", file: "scratch.go", pkg: ".", tests: "TestPool",
 		old: "		return s.make(p.room)\n", new: "		var none T\n		return none\n"},
 	{name: "scratch: it is not given back", file: "scratch.go", pkg: ".", tests: "TestNoAllocations",
 		old: "	p.free = append(p.free, v)\n}", new: "}"},
