@@ -270,8 +270,7 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 	id, idB, both := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct), turnsID(sums, sumsAct, writesAct, b)
 	for a.images > 0 && b.images > 0 {
 		if both < 0 || min(a.n, b.n) < turn {
-			a.simd(id, turn)
-			b.simd(idB, turn)
+			b.simd(idB, a.taken(id, turn))
 			continue
 		}
 		// Through the middle of rows it goes in one loop, and by the kernels themselves
@@ -293,6 +292,17 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 		a.simd(id, maxCall)
 	}
 	return inLoop
+}
+
+// taken runs a kernel that takes sums, and returns how many values it took. Those are
+// more than the budget if rows are short, since they are not interrupted.
+func (a *kernelArgs) taken(id, budget int) int {
+	side := 1
+	if a.images >= groupSize {
+		side = groupSize
+	}
+	a.simd(id, budget)
+	return max(1, budget-side*a.budget)
 }
 
 // simd runs a kernel on rows that stops after budget values.

@@ -57,7 +57,7 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	ADDQ R8, R9
 	ADDQ R8, R9
 	MOVQ kernelArgs_n(R14), SI
-	SUBQ $129, SI
+	SUBQ $257, SI
 	JGE long2
 
 row3:
@@ -4158,7 +4158,7 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	ADDQ R9, R10
 	ADDQ R9, R10
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $129, DI
+	SUBQ $257, DI
 	JGE long2
 
 row3:
@@ -4716,7 +4716,7 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	ADDQ R9, R10
 	ADDQ R9, R10
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $129, DI
+	SUBQ $257, DI
 	JGE long2
 
 row3:
@@ -5400,7 +5400,7 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ADDQ R10, R11
 	ADDQ R10, R11
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $129, R8
+	SUBQ $257, R8
 	JGE long2
 
 row3:
@@ -6151,7 +6151,7 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	ADDQ R11, R12
 	ADDQ R11, R12
 	ARG(kernelArgs_n, R9)
-	SUBQ $129, R9
+	SUBQ $257, R9
 	JGE long2
 
 row3:

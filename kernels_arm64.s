@@ -183,7 +183,7 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	ADD R6, R7
 	ADD R6, R7
 	MOVD kernelArgs_n(R23), R4
-	SUBS $129, R4
+	SUBS $257, R4
 	BGE long2
 
 row3:
@@ -2913,7 +2913,7 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	ADD R7, R8
 	ADD R7, R8
 	MOVD kernelArgs_n(R23), R5
-	SUBS $129, R5
+	SUBS $257, R5
 	BGE long2
 
 row3:
@@ -3504,7 +3504,7 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	ADD R7, R8
 	ADD R7, R8
 	MOVD kernelArgs_n(R23), R5
-	SUBS $129, R5
+	SUBS $257, R5
 	BGE long2
 
 row3:
@@ -4199,7 +4199,7 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	ADD R8, R9
 	ADD R8, R9
 	MOVD kernelArgs_n(R23), R6
-	SUBS $129, R6
+	SUBS $257, R6
 	BGE long2
 
 row3:
@@ -4978,7 +4978,7 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	ADD R11, R12
 	ADD R11, R12
 	ARG(kernelArgs_n, R9)
-	SUBS $129, R9
+	SUBS $257, R9
 	BGE long2
 
 row3:

@@ -2,6 +2,7 @@ package batchnorm
 
 import (
 	"fmt"
+	"math/bits"
 	"strings"
 	"unsafe"
 
@@ -136,8 +137,9 @@ func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 // group returns the number of channels in a group, for channels of so many bytes. A
 // group has about groupLen values per image, fits into its share of the second-level
 // cache, and has whole vectors of channels if there are enough. Where rows don't end
-// with a cache line, it is larger: adjacent rows that make whole lines, or twice the
-// share of the cache.
+// with a cache line, it is larger: adjacent rows that make whole lines, or as many as fill
+// twice the share of the cache, up to the next power of two. A power of two leaves the
+// fewest groups that begin within a vector.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
@@ -145,7 +147,7 @@ func (l limits) group(g *geometry, p Path, bytes int) int {
 	n := min(max(1, l.groupLen/max(1, g.inner)), max(1, l.l2/l.groupShare/bytes))
 	unit := g.lines()
 	if n < unit {
-		n = min(unit, max(n, 2*l.l2/l.groupShare/bytes))
+		n = min(unit, 1<<bits.Len(uint(max(n, 2*l.l2/l.groupShare/bytes)-1)))
 	}
 	if unit = lcm(unit, lanes); n >= unit {
 		n -= n % unit

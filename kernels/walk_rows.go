@@ -61,8 +61,9 @@ type sumWalk struct {
 }
 
 // shortRow is the largest number of values of a row that is not interrupted, which
-// saves instructions.
-const shortRow = 16 * lanes
+// saves instructions, and branches that are hard to predict. Longer rows are: outputs
+// would wait too long for their turn.
+const shortRow = pieceFour / 2
 
 // short prints the walk over four images side by side whose rows are short: a row is one
 // piece, and the walk stops between rows only.
