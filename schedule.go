@@ -137,17 +137,23 @@ func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 // group returns the number of channels in a group, for channels of so many bytes. A
 // group has about groupLen values per image, fits into its share of the second-level
 // cache, and has whole vectors of channels if there are enough. Where rows don't end
-// with a cache line, it is larger: adjacent rows that make whole lines, or as many as fill
-// twice the share of the cache, up to the next power of two. A power of two leaves the
-// fewest groups that begin within a vector.
+// with a cache line, it is larger: adjacent rows that make whole lines; or as many as fill
+// twice the share of the cache, up to the next power of two, which leaves the fewest
+// groups that begin within a vector; at least adjacent rows that make whole vectors, if
+// they are not longer than groupLen.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
-	n := min(max(1, l.groupLen/max(1, g.inner)), max(1, l.l2/l.groupShare/bytes))
-	unit := g.lines()
+	most, twice := max(1, l.groupLen/max(1, g.inner)), 2*l.l2/l.groupShare/bytes
+	n := min(most, max(1, twice/2))
+	unit, vectors := g.lines(), lanes/gcd(lanes, g.inner)
 	if n < unit {
-		n = min(unit, 1<<bits.Len(uint(max(n, 2*l.l2/l.groupShare/bytes)-1)))
+		n = 1 << bits.Len(uint(max(n, twice)-1))
+		if vectors <= most {
+			n = max(n, vectors)
+		}
+		n = min(n, unit)
 	}
 	if unit = lcm(unit, lanes); n >= unit {
 		n -= n % unit
