@@ -153,12 +153,13 @@ func (l limits) group(g *geometry, p Path, bytes int) int {
 		if vectors <= most {
 			n = max(n, vectors)
 		}
-		n = min(n, unit)
+		unit = min(unit, n)
+		n = unit
 	}
-	if unit = lcm(unit, lanes); n >= unit {
-		n -= n % unit
+	if whole := lcm(unit, lanes); n >= whole {
+		unit = whole
 	}
-	return min(n, g.channels)
+	return min(n-n%unit, g.channels)
 }
 
 // mostGroup returns the largest number of channels of a group in rows.

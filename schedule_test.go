@@ -103,6 +103,7 @@ var schedules = []scheduled{
 	{"odd rows: seven channels become eight", Shape{96, 192, 289}, "intel", "rows group 8 turns non-temporal", 192, 5326848},
 	{"of which there are eight at least", Shape{96, 192, 289}, "intel backward reads=3", "rows group 8 turns non-temporal", 192, 5326848},
 	{"unless these are longer than a group", Shape{96, 192, 529}, "intel backward reads=3", "rows group 1 turns non-temporal", 192, 9750528},
+	{"whole lines, where whole vectors of channels do not fit", Shape{32, 256, 196}, "intel backward reads=3", "rows group 4 turns non-temporal", 256, 1605632},
 	{"a larger second-level cache has room for more", Shape{32, 512, 49}, "intel", "rows group 64 turns non-temporal", 512, 802816},
 	{"rows of whole lines stay within the part, in whole vectors of channels", Shape{32, 512, 64}, "", "rows group 8 fused", 512, 1048576},
 	{"a smaller cache has room for less than a vector of them", Shape{32, 512, 64}, "small", "rows group 6 fused", 512, 1048576},
