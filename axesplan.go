@@ -3,7 +3,6 @@ package batchnorm
 import (
 	"math/bits"
 	"slices"
-	"sync"
 )
 
 // Axes returns the shape of a row-major tensor with the given dimensions in
@@ -159,8 +158,7 @@ type AxesPlan struct {
 	repeat []stridedAxis
 	run    int
 
-	mu   sync.Mutex
-	free []*axesScratch
+	calls pool[*axesScratch]
 }
 
 type stridedAxis struct{ n, stride int }
@@ -326,7 +324,7 @@ func (a *AxesPlan) FrozenBackward(args FrozenBackwardArgs) error {
 // each does an operation on every section of the operands, on copies where the plan needs
 // them.
 func (a *AxesPlan) each(whole operands, do func(p *Plan, o *operands)) {
-	s := a.acquire()
+	s := a.calls.take(func() *axesScratch { return new(axesScratch) }, nil)
 	n, c := a.section.shape.Len(), a.section.shape.Channels
 	section, o := &s.section, &s.copies
 	for i := range a.sections {
@@ -347,7 +345,8 @@ func (a *AxesPlan) each(whole operands, do func(p *Plan, o *operands)) {
 		a.unpack(section.y, o.y)
 		a.unpack(section.dresidual, o.dresidual)
 	}
-	a.release(s)
+	s.section, s.copies = operands{}, operands{}
+	a.calls.give(s)
 }
 
 // inPlace returns the input that an output overwrites, or nil if the output is not
@@ -405,22 +404,4 @@ func (a *AxesPlan) copyRuns(packed, tensor []float32, repeat []stridedAxis, toTe
 		copyCut(packed[:a.run], tensor)
 	}
 	return packed[a.run:]
-}
-
-func (a *AxesPlan) acquire() *axesScratch {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if n := len(a.free); n > 0 {
-		s := a.free[n-1]
-		a.free = a.free[:n-1]
-		return s
-	}
-	return new(axesScratch)
-}
-
-func (a *AxesPlan) release(s *axesScratch) {
-	s.section, s.copies = operands{}, operands{}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.free = append(a.free, s)
 }

@@ -44,7 +44,7 @@ func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }
 // SoilScratch fills the scratch memory that is not in use with numbers that show where
 // a call reads what it did not write.
 func (p *Plans) SoilScratch() {
-	for _, w := range p.scratch.workspaces {
+	for _, w := range p.scratch.workspaces.free {
 		if w.plan != nil {
 			w.plan = &Plan{} // it is divided anew
 		}
@@ -76,7 +76,7 @@ func soil[T any](s []T, v T) {
 // ScratchBytes returns how much scratch memory there is that is not in use.
 func (p *Plans) ScratchBytes() int {
 	n := 0
-	for _, w := range p.scratch.workspaces {
+	for _, w := range p.scratch.workspaces.free {
 		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all)
 	}
 	for _, s := range p.scratch.rows.free {

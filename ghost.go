@@ -1,7 +1,5 @@
 package batchnorm
 
-import "sync"
-
 // GhostBatches says how a batch is cut into sub-batches with statistics of their own.
 type GhostBatches struct {
 	Samples int // in the batch: the first dimension of the tensor; divides Shape.Outer
@@ -29,9 +27,7 @@ type GhostPlan struct {
 	options    options
 	batches    int
 	scratch    scratch // of the sub-batches' calls
-
-	mu   sync.Mutex
-	free []*ghostCall // not in use
+	calls      pool[*ghostCall]
 }
 
 // NewGhostPlan makes a plan for a batch of shape s that is cut into sub-batches.
@@ -305,22 +301,15 @@ func (c *ghostCall) saveGrads() {
 }
 
 func (p *GhostPlan) acquire() *ghostCall {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if n := len(p.free); n > 0 {
-		c := p.free[n-1]
-		p.free = p.free[:n-1]
+	return p.calls.take(func() *ghostCall {
+		n := p.batches * p.shape.Channels
+		c := &ghostCall{plan: p, totals: make([]gradTotal, n), mean: make([]float64, n), variance: make([]float64, n)}
+		c.task = c.batch
 		return c
-	}
-	n := p.batches * p.shape.Channels
-	c := &ghostCall{plan: p, totals: make([]gradTotal, n), mean: make([]float64, n), variance: make([]float64, n)}
-	c.task = c.batch
-	return c
+	}, nil)
 }
 
 func (p *GhostPlan) release(c *ghostCall) {
 	c.operands, c.mask, c.backward = operands{}, Mask{}, false
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.free = append(p.free, c)
+	p.calls.give(c)
 }

@@ -83,7 +83,7 @@ func (p *Plan) memory() *scratch {
 // call that panics does not release its workspace, whose state is unknown.
 func (p *Plan) release(w *workspace) {
 	w.call = call{}
-	p.memory().give(w)
+	p.memory().workspaces.give(w)
 }
 
 // Explain describes in short how a call of the plan is carried out: the layout, the

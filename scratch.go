@@ -8,20 +8,15 @@ import "sync"
 type scratch struct {
 	calls int // number of calls that overlap from the first on; 0 stands for 1
 
-	mu         sync.Mutex
-	workspaces []*workspace // not in use
-
-	rows    pool[*rowScratch]
-	buffers pool[*buffers]
+	workspaces pool[*workspace]
+	rows       taskPool[*rowScratch]
+	buffers    taskPool[*buffers]
 }
 
 // take returns a workspace that fits a plan: for calls with a source if masked is set. It
 // prefers one that fits already.
 func (s *scratch) take(p *Plan, masked bool) *workspace {
-	w := s.find(p, masked)
-	if w == nil {
-		w = newWorkspace()
-	}
+	w := s.workspaces.take(newWorkspace, func(w *workspace) bool { return w.plan == p && w.masked == masked })
 	if w.plan != p || w.masked != masked {
 		w.fit(p, s, masked)
 	}
@@ -31,12 +26,13 @@ func (s *scratch) take(p *Plan, masked bool) *workspace {
 // reserve makes workspaces for the calls that overlap from the first on, with room for
 // the plan, and for smaller plans, with a mask like m.
 func (s *scratch) reserve(p *Plan, m *Mask) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for len(s.workspaces) < s.calls {
-		s.workspaces = append(s.workspaces, newWorkspace())
+	l := &s.workspaces
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for len(l.free) < s.calls {
+		l.free = append(l.free, newWorkspace())
 	}
-	for _, w := range s.workspaces {
+	for _, w := range l.free {
 		if w.plan == nil {
 			w.fit(p, s, false)
 		}
@@ -49,45 +45,59 @@ func (s *scratch) reserve(p *Plan, m *Mask) {
 	}
 }
 
-func (s *scratch) find(p *Plan, masked bool) *workspace {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := len(s.workspaces)
-	if n == 0 {
-		return nil
-	}
-	last := n - 1
-	for i := last; i >= 0; i-- {
-		if w := s.workspaces[i]; w.plan == p && w.masked == masked {
-			last = i
-			break
-		}
-	}
-	w := s.workspaces[last]
-	s.workspaces[last] = s.workspaces[n-1]
-	s.workspaces = s.workspaces[:n-1]
-	return w
-}
-
-// give takes a workspace back.
-func (s *scratch) give(w *workspace) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.workspaces = append(s.workspaces, w)
-}
-
-// pool is memory for the tasks that run at a time. The first task of a call allocates
-// for all of its tasks, if the pool is too small, so that later calls allocate nothing.
-type pool[T interface{ room() int }] struct {
+// pool is a free list: calls and tasks take elements from it, and give them back.
+type pool[T any] struct {
 	mu   sync.Mutex
 	free []T
+}
+
+// take returns the element that was given back last, of those that fit if there are any,
+// or makes one. A nil fits prefers none.
+func (l *pool[T]) take(newT func() T, fits func(T) bool) T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	last := len(l.free) - 1
+	if last < 0 {
+		return newT()
+	}
+	if fits != nil {
+		for i := last; i >= 0; i-- {
+			if fits(l.free[i]) {
+				l.free[i], l.free[last] = l.free[last], l.free[i]
+				break
+			}
+		}
+	}
+	return l.pop()
+}
+
+// pop takes the last element out of the list, which is locked and not empty.
+func (l *pool[T]) pop() T {
+	last := len(l.free) - 1
+	v := l.free[last]
+	l.free = l.free[:last]
+	return v
+}
+
+func (l *pool[T]) give(v T) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.free = append(l.free, v)
+}
+
+// taskPool is a pool of memory for the tasks that run at a time. The first task of a call
+// allocates for all of its tasks, if the pool is too small, so that later calls allocate
+// nothing.
+type taskPool[T interface{ room() int }] struct {
+	pool[T]
 	made int // number of elements, in use or not
 	room int // least room of an element
 }
 
-// share is a call's use of a pool: n elements at a time, with room for so many channels.
+// share is a call's use of a task pool: n elements at a time, with room for so many
+// channels.
 type share[T interface{ room() int }] struct {
-	pool    *pool[T]
+	pool    *taskPool[T]
 	n, room int
 	make    func(room int) T
 }
@@ -108,14 +118,11 @@ func (s *share[T]) take() T {
 	for ; p.made < s.n; p.made++ {
 		p.free = append(p.free, s.make(p.room))
 	}
-	n := len(p.free)
-	if n == 0 { // calls overlap, or an executor runs more tasks at a time than WithWorkers says
+	if len(p.free) == 0 { // calls overlap, or an executor runs more tasks at a time than WithWorkers says
 		p.made++
 		return s.make(p.room)
 	}
-	v := p.free[n-1]
-	p.free = p.free[:n-1]
-	return v
+	return p.pop()
 }
 
 func (s *share[T]) give(v T) {

@@ -5,7 +5,7 @@ import "testing"
 // TestPool: a pool has an element for each task, for more tasks than were said too, with
 // the room that the largest call asks for, and allocates nothing after the first of them.
 func TestPool(t *testing.T) {
-	var p pool[*rowScratch]
+	var p taskPool[*rowScratch]
 	small := share[*rowScratch]{pool: &p, n: 2, room: lanes, make: newRowScratch}
 	large := share[*rowScratch]{pool: &p, n: 3, room: 3 * lanes, make: newRowScratch}
 	taken := map[*rowScratch]bool{}
