@@ -1,5 +1,7 @@
 package batchnorm
 
+import "slices"
+
 //go:generate go run ./kernels
 
 // layout is the layout of a tensor. In rows the values of a channel are adjacent (NCHW);
@@ -267,7 +269,8 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 		p.runAll(sums, sumsAct, a)
 		return 0
 	}
-	id, idB, both := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct), turnsID(sums, sumsAct, writesAct, b)
+	id, idB := a.id(sums, rows, sumsAct), b.id(writes, rows, writesAct)
+	both := slices.Index(turnsKernels, kernelPair{id, idB})
 	for a.images > 0 && b.images > 0 {
 		if both < 0 || min(a.n, b.n) < turn {
 			b.simd(idB, a.taken(id, turn))
@@ -315,7 +318,8 @@ func (a *kernelArgs) simd(id, budget int) {
 // turnsCall is how many turns of a group a call takes in one loop at most.
 const turnsCall = maxCall / (groupSize * lanes)
 
-// take takes n turns of a group in one loop.
+// take takes n turns of a group in one loop, by the kernel with the given index in
+// turnsKernels.
 func (a *kernelArgs) take(b *kernelArgs, n, id int) {
 	if watched != nil {
 		watched(watchKernel, n*groupSize*lanes)
@@ -329,27 +333,9 @@ func (a *kernelArgs) take(b *kernelArgs, n, id int) {
 	b.left -= n * groupSize * lanes
 }
 
-// turnsID is the number of the kernel that takes sums and writes outputs in one loop, or
-// -1 where there is none.
-func turnsID(sums int, sumsAct, act Activation, b *kernelArgs) int {
-	// Sums of a costly activation leave gradients for outputs that need no activation.
-	same := sums == kernelMoments || sumsAct.kind == act.kind
-	if !hasTurns || !b.stream || act.variant() == actCalled || !same {
-		return -1
-	}
-	flags := 0
-	if b.res != nil && (sums == kernelMoments || act.kind != actIdentity) {
-		flags |= withResidual
-	}
-	if b.dres != nil && sums == kernelGradSums {
-		flags |= withDResidual
-	}
-	id := int(act.variant())*withStream + flags
-	if sums == kernelGradSums {
-		id += int(actCalled) * withStream
-	}
-	return id
-}
+// kernelPair names two kernels by their [kernelID]: one takes sums, the other writes
+// outputs.
+type kernelPair struct{ sums, writes int }
 
 // groups returns how many groups of a kernel that takes sums lie in front of the end of
 // the row and of the piece, without the last, and sets how far apart they are.

@@ -19,10 +19,23 @@ func detectSIMD() []Path {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
-// hasTurns says that there are kernels that take turns in one loop.
-const hasTurns = true
+// turnsKernels lists the kernels that take turns in one loop, each as the two kernels
+// whose work it does.
+var turnsKernels = []kernelPair{
+	{kernelID(kernelMoments, rows, actNone, 0), kernelID(kernelNormalize, rows, actNone, withStream)},
+	{kernelID(kernelMoments, rows, actNone, 0), kernelID(kernelNormalize, rows, actNone, withResidual|withStream)},
+	{kernelID(kernelMoments, rows, actNone, 0), kernelID(kernelNormalize, rows, actInline, withStream)},
+	{kernelID(kernelMoments, rows, actNone, 0), kernelID(kernelNormalize, rows, actInline, withResidual|withStream)},
+	{kernelID(kernelGradSums, rows, actNone, 0), kernelID(kernelInputGrad, rows, actNone, withStream)},
+	{kernelID(kernelGradSums, rows, actNone, 0), kernelID(kernelInputGrad, rows, actNone, withDResidual|withStream)},
+	{kernelID(kernelGradSums, rows, actInline, 0), kernelID(kernelInputGrad, rows, actInline, withStream)},
+	{kernelID(kernelGradSums, rows, actInline, withResidual), kernelID(kernelInputGrad, rows, actInline, withResidual|withStream)},
+	{kernelID(kernelGradSums, rows, actInline, 0), kernelID(kernelInputGrad, rows, actInline, withDResidual|withStream)},
+	{kernelID(kernelGradSums, rows, actInline, withResidual), kernelID(kernelInputGrad, rows, actInline, withResidual|withDResidual|withStream)},
+}
 
-// simdTurns runs the kernel with the given [turnsID].
+// simdTurns runs the kernel with the given index in turnsKernels: a has the arguments of
+// the sums, b those of the outputs.
 //
 //go:noescape
 func simdTurns(id int, a, b *kernelArgs)

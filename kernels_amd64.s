@@ -16296,26 +16296,20 @@ group1:
 
 DATA simdTurnsTable<>+0(SB)/8, $·momentsWithNormalizeRowsIdentityStream<>(SB)
 DATA simdTurnsTable<>+8(SB)/8, $·momentsWithNormalizeRowsIdentityResidualStream<>(SB)
-DATA simdTurnsTable<>+16(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+24(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+32(SB)/8, $·momentsWithNormalizeRowsReLUStream<>(SB)
-DATA simdTurnsTable<>+40(SB)/8, $·momentsWithNormalizeRowsReLUResidualStream<>(SB)
-DATA simdTurnsTable<>+48(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+56(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+64(SB)/8, $·gradSumsWithInputGradRowsIdentityStream<>(SB)
-DATA simdTurnsTable<>+72(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+80(SB)/8, $·gradSumsWithInputGradRowsIdentityDResidualStream<>(SB)
-DATA simdTurnsTable<>+88(SB)/8, $·absent<>(SB)
-DATA simdTurnsTable<>+96(SB)/8, $·gradSumsWithInputGradRowsReLUStream<>(SB)
-DATA simdTurnsTable<>+104(SB)/8, $·gradSumsWithInputGradRowsReLUResidualStream<>(SB)
-DATA simdTurnsTable<>+112(SB)/8, $·gradSumsWithInputGradRowsReLUDResidualStream<>(SB)
-DATA simdTurnsTable<>+120(SB)/8, $·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB)
-GLOBL simdTurnsTable<>(SB), RODATA|NOPTR, $128
+DATA simdTurnsTable<>+16(SB)/8, $·momentsWithNormalizeRowsReLUStream<>(SB)
+DATA simdTurnsTable<>+24(SB)/8, $·momentsWithNormalizeRowsReLUResidualStream<>(SB)
+DATA simdTurnsTable<>+32(SB)/8, $·gradSumsWithInputGradRowsIdentityStream<>(SB)
+DATA simdTurnsTable<>+40(SB)/8, $·gradSumsWithInputGradRowsIdentityDResidualStream<>(SB)
+DATA simdTurnsTable<>+48(SB)/8, $·gradSumsWithInputGradRowsReLUStream<>(SB)
+DATA simdTurnsTable<>+56(SB)/8, $·gradSumsWithInputGradRowsReLUResidualStream<>(SB)
+DATA simdTurnsTable<>+64(SB)/8, $·gradSumsWithInputGradRowsReLUDResidualStream<>(SB)
+DATA simdTurnsTable<>+72(SB)/8, $·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB)
+GLOBL simdTurnsTable<>(SB), RODATA|NOPTR, $80
 
 // func simdTurns(id int, a, b *kernelArgs)
 TEXT ·simdTurns(SB), NOSPLIT|NOFRAME, $0-24
 	MOVQ id+0(FP), AX
-	CMPQ AX, $16
+	CMPQ AX, $10
 	JCC none
 	LEAQ simdTurnsTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -21,8 +21,8 @@ func detectSIMD() []Path {
 //go:noescape
 func simdKernel(id int, a *kernelArgs)
 
-// hasTurns says that there are no kernels that take turns in one loop.
-const hasTurns = false
+// turnsKernels is empty: no kernels take turns in one loop.
+var turnsKernels []kernelPair
 
 func simdTurns(id int, a, b *kernelArgs) {
 	panic("batchnorm: no kernels that take turns in this build")

@@ -8,7 +8,7 @@ func detectSIMD() []Path { return nil }
 
 func simdKernel(id int, a *kernelArgs) { panic("batchnorm: no assembly in this build") }
 
-const hasTurns = false
+var turnsKernels []kernelPair
 
 func simdTurns(id int, a, b *kernelArgs) { panic("batchnorm: no assembly in this build") }
 

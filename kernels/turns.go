@@ -11,22 +11,24 @@ import (
 // The two kernels themselves take the ends of rows and of pieces.
 type turns struct{ sums, writes variant }
 
-// turnsKernels lists the kernels in turns by their numbers, turnsID in ../kernels.go. Only
-// pairs that call no function are in the list. All have non-temporal stores.
+// turnsKernels lists the kernels in turns: the pairs that call no function and have
+// non-temporal stores. The Go file and the table of addresses have them in this order.
 func turnsKernels() []turns {
 	var list []turns
 	for _, kernels := range [...][2]kernel{{kernelMoments, kernelNormalize}, {kernelGradSums, kernelInputGrad}} {
 		sums, writes := familyOf(kernels[0]), familyOf(kernels[1])
 		for _, act := range inline {
+			sumsAct := act
+			if len(sums.acts) == 1 { // moments, which no activation changes
+				sumsAct = sums.acts[0]
+			}
 			for set := range withStream {
-				p := turns{
-					variant{sums, inRows, act, set & sums.optional(act), 0, nil},
-					variant{writes, inRows, act, set | withStream, 0, nil},
+				if set&^writes.optional(act) == 0 {
+					list = append(list, turns{
+						variant{sums, inRows, sumsAct, set & sums.optional(sumsAct), 0, nil},
+						variant{writes, inRows, act, set | withStream, 0, nil},
+					})
 				}
-				if set&^writes.optional(act) != 0 {
-					p = turns{}
-				}
-				list = append(list, p)
 			}
 		}
 	}
@@ -112,10 +114,6 @@ func turnsText(on target) string {
 	var text strings.Builder
 	var symbols []string
 	for _, p := range turnsKernels() {
-		if p.sums.family == nil {
-			symbols = append(symbols, "")
-			continue
-		}
 		a := newAsm(on, p.name(), "kernelArgs")
 		p.emit(a)
 		symbols = append(symbols, local(p.name()))
@@ -125,22 +123,29 @@ func turnsText(on target) string {
 	return text.String()
 }
 
-// turnsDeclaration declares simdTurns, which only an instruction set with non-temporal
-// stores has.
+// turnsDeclaration declares turnsKernels and simdTurns. Only an instruction set with
+// non-temporal stores has kernels in turns.
 func turnsDeclaration(there bool) string {
 	if !there {
 		return `
-// hasTurns says that there are no kernels that take turns in one loop.
-const hasTurns = false
+// turnsKernels is empty: no kernels take turns in one loop.
+var turnsKernels []kernelPair
 
 func simdTurns(id int, a, b *kernelArgs) { panic("batchnorm: no kernels that take turns in this build") }
 `
 	}
+	var list strings.Builder
+	for _, p := range turnsKernels() {
+		fmt.Fprintf(&list, "{%s, %s},\n", p.sums.goID(), p.writes.goID())
+	}
 	return `
-// hasTurns says that there are kernels that take turns in one loop.
-const hasTurns = true
+// turnsKernels lists the kernels that take turns in one loop, each as the two kernels
+// whose work it does.
+var turnsKernels = []kernelPair{
+` + list.String() + `}
 
-// simdTurns runs the kernel with the given [turnsID].
+// simdTurns runs the kernel with the given index in turnsKernels: a has the arguments of
+// the sums, b those of the outputs.
 //
 //go:noescape
 func simdTurns(id int, a, b *kernelArgs)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"math/bits"
 	"strings"
 )
@@ -178,14 +179,14 @@ const numIDs = int(numKernels) * int(numLayouts) * int(numActVariants) * int(num
 
 // goID is the id as an expression in Go.
 func (v variant) goID() string {
-	set := []string{"0"}
+	var set []string
 	for i, flag := range flagNames {
 		if v.has(1 << i) {
 			set = append(set, "with"+flag)
 		}
 	}
 	return "kernelID(kernel" + capital(kernelNames[v.family.kernel]) + ", " + layoutNames[v.layout] + ", " +
-		actVariantNames[v.act.variant()] + ", " + strings.Join(set, "|") + ")"
+		actVariantNames[v.act.variant()] + ", " + cmp.Or(strings.Join(set, "|"), "0") + ")"
 }
 
 // emit prints the kernel.
