@@ -181,7 +181,7 @@ var mutations = []mutation{
 	{name: "parts: one without values has a part in the mean", file: "parts.go", pkg: ".", tests: "TestMergeOrder|TestSplitEmptyPart",
 		old: "			if p := &parts[i]; p.Count > 0 {", new: "			if p := &parts[i]; true {"},
 	{name: "plan: the caller's tensors are kept alive", file: "plan.go", pkg: ".", tests: "TestPlanForgets",
-		old: "	w.call = call{}\n	p.memory().workspaces.give(w)", new: "	p.memory().give(w)"},
+		old: "	w.call = call{}\n	p.memory().workspaces.give(w)", new: "	p.memory().workspaces.give(w)"},
 	{name: "scratch: two calls have one workspace", file: "scratch.go", pkg: ".", tests: "TestConcurrentCalls",
 		old: "	l.free = l.free[:last]\n", new: ""},
 	{name: "scratch: a workspace fits every plan", file: "scratch.go", pkg: ".", tests: "TestPlansShareScratch",
