@@ -2,8 +2,9 @@ package batchnorm
 
 import (
 	"fmt"
-	"math"
 	"strconv"
+
+	"github.com/fusedbn/batchnorm/internal/scalar"
 )
 
 // Activation is the function applied to z = normalize(x)*gamma + beta
@@ -129,16 +130,16 @@ var acts = [numActs]actInfo{
 	actReLU:        {name: "relu"},
 	actLeakyReLU:   {name: "leaky_relu", params: []actParam{{"slope", 0.25}}},
 	actClip:        {name: "clip", params: []actParam{{"lo", 0}, {"hi", 6}}},
-	actHardSigmoid: {name: "hard_sigmoid", value: hardSigmoid, derivative: hardSigmoidSlope},
-	actHardSwish:   {name: "hard_swish", value: hardSwish, derivative: hardSwishSlope},
-	actSigmoid:     {name: "sigmoid", value: sigmoid, derivative: sigmoidSlope},
-	actTanh:        {name: "tanh", value: tanh, derivative: tanhSlope},
-	actSiLU:        {name: "silu", value: silu, derivative: siluSlope},
+	actHardSigmoid: {name: "hard_sigmoid", value: scalar.HardSigmoid, derivative: scalar.HardSigmoidSlope},
+	actHardSwish:   {name: "hard_swish", value: scalar.HardSwish, derivative: scalar.HardSwishSlope},
+	actSigmoid:     {name: "sigmoid", value: scalar.Sigmoid, derivative: scalar.SigmoidSlope},
+	actTanh:        {name: "tanh", value: scalar.Tanh, derivative: scalar.TanhSlope},
+	actSiLU:        {name: "silu", value: scalar.SiLU, derivative: scalar.SiLUSlope},
 	actELU:         {name: "elu", params: []actParam{{"alpha", 1}}},
-	actSoftplus:    {name: "softplus", value: softplus, derivative: sigmoid},
-	actMish:        {name: "mish", value: mish, derivative: mishSlope},
-	actGELU:        {name: "gelu", value: gelu, derivative: geluSlope},
-	actGELUTanh:    {name: "gelu_tanh", value: geluTanh, derivative: geluTanhSlope},
+	actSoftplus:    {name: "softplus", value: scalar.Softplus, derivative: scalar.Sigmoid},
+	actMish:        {name: "mish", value: scalar.Mish, derivative: scalar.MishSlope},
+	actGELU:        {name: "gelu", value: scalar.GELU, derivative: scalar.GELUSlope},
+	actGELUTanh:    {name: "gelu_tanh", value: scalar.GELUTanh, derivative: scalar.GELUTanhSlope},
 }
 
 // String returns the activation's name, with its parameters.
@@ -186,15 +187,15 @@ func (a Activation) forward(z []float32) {
 		}
 	case actLeakyReLU:
 		for i, v := range z {
-			z[i] = either(v > 0, v, v*a.p)
+			z[i] = scalar.Either(v > 0, v, v*a.p)
 		}
 	case actClip:
 		for i, v := range z {
-			z[i] = clip(v, a.p, a.q)
+			z[i] = scalar.Clip(v, a.p, a.q)
 		}
 	case actELU:
 		for i, v := range z {
-			z[i] = elu(v, a.p)
+			z[i] = scalar.ELU(v, a.p)
 		}
 	default:
 		f := acts[a.kind].value
@@ -213,19 +214,19 @@ func (a Activation) derivative(z []float32) {
 		}
 	case actReLU:
 		for i, v := range z {
-			z[i] = either(v > 0, 1, 0)
+			z[i] = scalar.Either(v > 0, 1, 0)
 		}
 	case actLeakyReLU:
 		for i, v := range z {
-			z[i] = either(v > 0, 1, a.p)
+			z[i] = scalar.Either(v > 0, 1, a.p)
 		}
 	case actClip:
 		for i, v := range z {
-			z[i] = either(v > a.p, either(a.q > v, 1, 0), 0)
+			z[i] = scalar.Either(v > a.p, scalar.Either(a.q > v, 1, 0), 0)
 		}
 	case actELU:
 		for i, v := range z {
-			z[i] = eluSlope(v, a.p)
+			z[i] = scalar.ELUSlope(v, a.p)
 		}
 	default:
 		f := acts[a.kind].derivative
@@ -243,7 +244,7 @@ func (a Activation) backward(z, dy []float32) {
 		copy(z, dy)
 	case actReLU:
 		for i, v := range z {
-			z[i] = either(v > 0, dy[i], 0)
+			z[i] = scalar.Either(v > 0, dy[i], 0)
 		}
 	default:
 		a.derivative(z)
@@ -251,12 +252,4 @@ func (a Activation) backward(z, dy []float32) {
 			z[i] = dy[i] * d
 		}
 	}
-}
-
-// signBit is the sign of a float32.
-const signBit = 1 << 31
-
-// withSign returns v with its sign bit set if z has it set.
-func withSign(v, z float32) float32 {
-	return math.Float32frombits(math.Float32bits(v) | math.Float32bits(z)&signBit)
 }

@@ -21,6 +21,7 @@ import (
 	"github.com/fusedbn/batchnorm/internal/coef"
 	"github.com/fusedbn/batchnorm/internal/gen"
 	"github.com/fusedbn/batchnorm/internal/reference"
+	"github.com/fusedbn/batchnorm/internal/scalar"
 	"github.com/fusedbn/batchnorm/internal/ulp"
 )
 
@@ -166,14 +167,14 @@ func sweepBounds(act Activation) [2]float64 {
 }
 
 // TestWorstInputs: the errors that docs/activations.md gives are those at the inputs
-// that it names, on every path, and vmath.go has the same beside each function.
+// that it names, on every path, and package scalar has the same beside each function.
 func TestWorstInputs(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("docs/activations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	file, err := parser.ParseFile(token.NewFileSet(), "vmath.go", nil, parser.ParseComments)
+	file, err := parser.ParseFile(token.NewFileSet(), "internal/scalar/scalar.go", nil, parser.ParseComments)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -202,7 +203,7 @@ func TestWorstInputs(t *testing.T) {
 			continue
 		}
 		ref := reference.ActivationOf(act.String())
-		names := [2]string{"elu", "eluSlope"}
+		names := [2]string{"ELU", "ELUSlope"}
 		if f := acts[act.kind]; f.value != nil {
 			names = [2]string{functionName(f.value), functionName(f.derivative)}
 		}
@@ -229,7 +230,7 @@ func TestWorstInputs(t *testing.T) {
 				}
 			}
 			if want := fmt.Sprintf("Worst: %s ULP at %s.", row[2*j], row[2*j+1]); !strings.Contains(said[name], want) {
-				t.Errorf("the comment of %s in vmath.go lacks %q", name, want)
+				t.Errorf("the comment of %s in package scalar lacks %q", name, want)
 			}
 		}
 	}
@@ -247,8 +248,8 @@ func TestELUAnyAlpha(t *testing.T) {
 	for k := math.Float32bits(0x1p-10); k < math.Float32bits(18); k += 251 {
 		z := -math.Float32frombits(k)
 		want := math.Expm1(float64(z))
-		if e := math.Abs(float64(elu(z, 1))/want-1) * 0x1p23; e > 0.676 {
-			t.Fatalf("exp(%v)-1 is %v, off by %.3f times 2^-23, allowed are 0.676", z, elu(z, 1), e)
+		if e := math.Abs(float64(scalar.ELU(z, 1))/want-1) * 0x1p23; e > 0.676 {
+			t.Fatalf("exp(%v)-1 is %v, off by %.3f times 2^-23, allowed are 0.676", z, scalar.ELU(z, 1), e)
 		}
 	}
 }
@@ -313,7 +314,7 @@ func TestActivationSpecials(t *testing.T) {
 		{LeakyReLU(0), -inf, 0, 0}, {LeakyReLU(zero), -inf, 0, 0}, {LeakyReLU(0), nan, nan, 0}, {LeakyReLU(0), -3, 0, 0},
 		{Clip(-1, 2), nan, nan, 0}, {Clip(-1, 2), -inf, -1, 0}, {Clip(-1, 2), inf, 2, 0}, {Clip(-1, 2), 2, 2, 0}, {Clip(-1, 2), -1, -1, 0},
 		{Clip(-1, 2), 0.5, 0.5, 1}, {ReLU6, zero, zero, 0}, {ReLU6, 7, 6, 0}, {Clip(3, 3), 1, 3, 0},
-		{HardSigmoid, -inf, 0, 0}, {HardSigmoid, inf, 1, 0}, {HardSigmoid, 3, 1, 0}, {HardSigmoid, 0, 0.5, sixth}, {HardSigmoid, nan, nan, 0},
+		{HardSigmoid, -inf, 0, 0}, {HardSigmoid, inf, 1, 0}, {HardSigmoid, 3, 1, 0}, {HardSigmoid, 0, 0.5, 1.0 / 6}, {HardSigmoid, nan, nan, 0},
 		{HardSwish, -inf, zero, 0}, {HardSwish, inf, inf, 1}, {HardSwish, 0, 0, 0.5}, {HardSwish, nan, nan, 0},
 		{HardSwish, math.MaxFloat32, math.MaxFloat32, 1},
 		{Sigmoid, -inf, 0, 0}, {Sigmoid, inf, 1, 0}, {Sigmoid, 0, 0.5, 0.25}, {Sigmoid, nan, nan, nan}, {Sigmoid, -math.MaxFloat32, 0, 0},

@@ -4,6 +4,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/fusedbn/batchnorm/internal/scalar"
 	"github.com/fusedbn/batchnorm/internal/team"
 )
 
@@ -324,7 +325,7 @@ func (w *workspace) leastOf(dy []float32) float64 {
 	n := g.outer * g.channels * g.inner
 	step := max(1, n/leastSample)
 	for i := 0; i < n; i += step {
-		if v := abs(dy[w.element(i)]); v < least && v != 0 {
+		if v := scalar.Abs(dy[w.element(i)]); v < least && v != 0 {
 			least = v
 		}
 	}

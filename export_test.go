@@ -3,6 +3,8 @@ package batchnorm
 import (
 	"math"
 	"unsafe"
+
+	"github.com/fusedbn/batchnorm/internal/scalar"
 )
 
 // In tests small tensors are shared by all workers.
@@ -39,7 +41,7 @@ func Rescued() int64 { return rescued.Load() }
 func Looked() int64 { return looked.Load() }
 
 // ELUInverse is what BackwardFromY turns y = ELU(z) back with.
-func ELUInverse(y, alpha float32) float32 { return eluInverse(y, alpha) }
+func ELUInverse(y, alpha float32) float32 { return scalar.ELUInverse(y, alpha) }
 
 // SoilScratch fills the scratch memory that is not in use with numbers that show where
 // a call reads what it did not write.

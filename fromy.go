@@ -3,7 +3,7 @@ package batchnorm
 import (
 	"math"
 
-	"github.com/fusedbn/batchnorm/internal/coef"
+	"github.com/fusedbn/batchnorm/internal/scalar"
 )
 
 // BackwardFromYArgs are the arguments of [Plan.BackwardFromY]. Lengths are as
@@ -161,32 +161,9 @@ func (a Activation) inverse(y, dy []float32) {
 	case actELU:
 		for i, v := range y {
 			if !(v > 0) {
-				y[i] = eluInverse(v, a.p)
+				y[i] = scalar.ELUInverse(v, a.p)
 				dy[i] *= max(v+a.p, 0) // alpha*exp(z)
 			}
 		}
 	}
-}
-
-// eluInverse is log(1 + y/alpha) for y from -alpha to 0. At -alpha, the rounded y of
-// all z below -17.3, it is log(2^-25) = -17.3.
-func eluInverse(y, alpha float32) float32 {
-	t := max(float64(y)/float64(alpha), 0x1p-25-1)
-	// With w = (f-1)/(f+1), log f is w times a polynomial in w^2; f is 1+t over a power
-	// of two.
-	w, exponent := t/(2+t), 0
-	if t < -0.5 {
-		var f float64
-		if f, exponent = math.Frexp(1 + t); f < math.Sqrt2/2 {
-			f *= 2
-			exponent--
-		}
-		w = (f - 1) / (f + 1)
-	}
-	q := float64(w * w)
-	p := float64(q*coef.Log1p4) + coef.Log1p3
-	p = float64(p*q) + coef.Log1p2
-	p = float64(p*q) + coef.Log1p1
-	p = float64(p*q) + coef.Log1p0
-	return float32(float64(p*w) + float64(float64(exponent)*math.Ln2))
 }

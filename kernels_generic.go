@@ -1,6 +1,10 @@
 package batchnorm
 
-import "math"
+import (
+	"math"
+
+	"github.com/fusedbn/batchnorm/internal/scalar"
+)
 
 // The kernels in Go: the specification of every bit that the assembly returns.
 //
@@ -226,7 +230,7 @@ func largestColsGeneric(a *kernelArgs) {
 	acc := a.acc[:a.n]
 	for r := range a.rows {
 		for c, v := range at(a.x, r*a.stride, a.n) {
-			if magnitude := int32(math.Float32bits(v) &^ signBit); magnitude > int32(math.Float32bits(acc[c])) {
+			if magnitude := int32(math.Float32bits(scalar.Abs(v))); magnitude > int32(math.Float32bits(acc[c])) {
 				acc[c] = math.Float32frombits(uint32(magnitude))
 			}
 		}

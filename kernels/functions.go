@@ -7,8 +7,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
 
-// The functions of the activations that kernels call. ../vmath.go specifies them, with
-// the same operations in the same order.
+// The functions of the activations that kernels call. ../internal/scalar specifies them,
+// with the same operations in the same order.
 
 // function is the pair of functions of one activation, which replace z by act(z)
 // and by act'(z).
@@ -244,7 +244,7 @@ func (f *fn) exp2() {
 
 // ---- the functions
 
-// Clamps, as in ../vmath.go.
+// Clamps, as in ../internal/scalar.
 const (
 	tailEnd     = 110
 	eluTail     = 200

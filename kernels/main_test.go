@@ -612,7 +612,7 @@ func TestConstants(t *testing.T) {
 	} {
 		sameConstant(t, scope, "kernels.go", name, want)
 	}
-	scope, _ = typeCheck(t, "vmath.go")
+	scope, _ = typeCheck(t, "internal/scalar/scalar.go")
 	for name, want := range map[string]int{
 		"tailEnd":     tailEnd,
 		"eluTail":     eluTail,
@@ -621,7 +621,7 @@ func TestConstants(t *testing.T) {
 		"geluEnd":     geluEnd,
 		"geluTanhEnd": geluTanhEnd,
 	} {
-		sameConstant(t, scope, "vmath.go", name, want)
+		sameConstant(t, scope, "internal/scalar/scalar.go", name, want)
 	}
 }
 

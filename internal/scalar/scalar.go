@@ -1,24 +1,25 @@
-package batchnorm
+// Package scalar has the activations of package batchnorm and their derivatives, for one
+// value at a time. It is their specification: kernels/near.go and kernels/functions.go
+// repeat each function over vectors, with the same operations in the same order.
+//
+// Where normalized values usually are, a function computes in float32, by polynomials in
+// pieces (package coef). For arguments far from there, and for NaN, a function with Far
+// in its name computes in float64 and rounds to float32 at the end. (The kernels leave NaN
+// to the polynomials, which make NaN of it as well.) Of float64 it uses what every
+// instruction set has: sums, products, quotients and the bits. Products are converted
+// before they are added, so that no compiler fuses them.
+//
+// "Worst" in a comment is the largest error over all float32, in units in the last place
+// (ULP) of the value, and the input that has it. Errors of a derivative are in ULP of its
+// largest term, and those of ELU are for an alpha of 1. docs/activations.md tells how they
+// were found.
+package scalar
 
 import (
 	"math"
 
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
-
-// The functions of the activations, one value at a time. They are the
-// specification: kernels/near.go and kernels/functions.go repeat each of them over
-// vectors, with the same operations in the same order.
-//
-// Where normalized values usually are, they compute in float32, by polynomials in
-// pieces (package coef). Far from there (the functions with Far in their name), and
-// for NaN (of which the polynomials of the kernels make NaN as well), they compute in
-// float64 and round to float32 at the end. Of float64 they use what every instruction
-// set has: sums, products, quotients and the bits.
-// Products are converted before they are added, so that nothing is fused.
-// Beside each stands its largest error over all float32, in units in the last place
-// (ULP) of the value, for a derivative of its largest term, and the input; ELU's are for
-// an alpha of 1. docs/activations.md tells how they were found.
 
 // Clamps: from these arguments on the function has reached its limit in float32.
 // Comparisons with NaN are false, so that NaN is not clamped.
@@ -31,9 +32,9 @@ const (
 	geluTanhEnd = 12
 )
 
-// either returns a or b without a branch: no processor predicts the signs of normalized
+// Either returns a or b without a branch: no processor predicts the signs of normalized
 // data.
-func either(condition bool, a, b float32) float32 {
+func Either(condition bool, a, b float32) float32 {
 	mask := uint32(0)
 	if condition { // a conditional move
 		mask = math.MaxUint32
@@ -42,8 +43,8 @@ func either(condition bool, a, b float32) float32 {
 }
 
 // atLeast and atMost are max and min that return z where it is NaN.
-func atLeast(z, lo float32) float32 { return either(lo > z, lo, z) }
-func atMost(z, hi float32) float32  { return either(hi < z, hi, z) }
+func atLeast(z, lo float32) float32 { return Either(lo > z, lo, z) }
+func atMost(z, hi float32) float32  { return Either(hi < z, hi, z) }
 
 // power splits 2^y = 2^n*(a+f)/(a-f), with an integer n in the low bits of t. |y| is at
 // most 1000. The rational function of f is that of package coef.
@@ -85,66 +86,74 @@ func deviation(q *coef.Piece, d float32) float32 {
 // NaN is not near. The value for a z that is not near is meaningless.
 
 func likeSigmoid(p *coef.Pieces, z float32) (v float32, near bool) {
-	t := abs(z)
+	t := Abs(z)
 	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t), t <= coef.SigmoidEnd
 }
 
 func likeGELU(p *coef.Pieces, z float32) (v float32, near bool) {
-	t := abs(z)
+	t := Abs(z)
 	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t), t <= coef.GELUEnd
 }
 
 func likeMish(p *coef.Pieces, z float32) (v float32, near bool) {
-	return polynomial(p, math.Float32bits(z+coef.Nearest), z), abs(z-coef.MishShift) <= coef.MishEnd
+	return polynomial(p, math.Float32bits(z+coef.Nearest), z), Abs(z-coef.MishShift) <= coef.MishEnd
 }
 
 // octaves evaluates a table whose pieces get wider, as coef.Tanh.
 func octaves(p *coef.Pieces, scale, t float32) float32 {
 	q := &p[math.Float32bits(float32(t*scale)+1)>>22%8]
 	d := t - q.Center
-	return either(q.Base == 0, d, q.Base) + deviation(q, d) // where the base is 0, so is the center
+	return Either(q.Base == 0, d, q.Base) + deviation(q, d) // where the base is 0, so is the center
 }
 
 // mirrored returns v where z has a minus sign, and 1-v elsewhere.
-func mirrored(z, v float32) float32 { return either(negative(z), v, 1-v) }
+func mirrored(z, v float32) float32 { return Either(negative(z), v, 1-v) }
 
 // negative reports whether the sign bit is set, by which blend instructions choose.
 func negative(z float32) bool { return math.Float32bits(z)&signBit != 0 }
 
+// signBit is the sign of a float32.
+const signBit = 1 << 31
+
+// withSign returns v with its sign bit set if z has it set.
+func withSign(v, z float32) float32 {
+	return math.Float32frombits(math.Float32bits(v) | math.Float32bits(z)&signBit)
+}
+
 // gated is z times a gate: v = |z|*g, the gate is g at -|z| and 1-g at |z|.
 func gated(z, v float32) float32 { return positive(z) - v }
 
-func clip(z, lo, hi float32) float32 { return atMost(atLeast(z, lo), hi) }
+func Clip(z, lo, hi float32) float32 { return atMost(atLeast(z, lo), hi) }
 
 const (
 	sixth float32 = 1.0 / 6
 	third float32 = 1.0 / 3
 )
 
-// hardSigmoid is clip(z+3, 0, 6)/6.
+// HardSigmoid is clip(z+3, 0, 6)/6.
 // Worst: 1.3333 ULP at 1.0000007.
-func hardSigmoid(z float32) float32 { return clip(z+3, 0, 6) * sixth }
+func HardSigmoid(z float32) float32 { return Clip(z+3, 0, 6) * sixth }
 
-// hardSigmoidSlope is 1/6 between the kinks.
+// HardSigmoidSlope is 1/6 between the kinks.
 // Worst: 0.3333 ULP at 0.
-func hardSigmoidSlope(z float32) float32 {
-	return either(z > -3, either(3 > z, sixth, 0), 0)
+func HardSigmoidSlope(z float32) float32 {
+	return Either(z > -3, Either(3 > z, sixth, 0), 0)
 }
 
-// hardSwish is z*hardSigmoid(z).
+// HardSwish is z*HardSigmoid(z).
 // Worst: 2.4827 ULP at 0.0019451381.
-func hardSwish(z float32) float32 { return hardSigmoid(z) * atLeast(z, -3) }
+func HardSwish(z float32) float32 { return HardSigmoid(z) * atLeast(z, -3) }
 
-// hardSwishSlope is z/3 + 1/2 between the kinks.
+// HardSwishSlope is z/3 + 1/2 between the kinks.
 // Worst: 0.6667 ULP at 0.75000024.
-func hardSwishSlope(z float32) float32 {
-	within := either(z <= 3, float32(z*third)+0.5, 1)
-	return either(-3 <= z, within, 0) // and for NaN
+func HardSwishSlope(z float32) float32 {
+	within := Either(z <= 3, float32(z*third)+0.5, 1)
+	return Either(-3 <= z, within, 0) // and for NaN
 }
 
-// sigmoid is 1/(1+exp(-z)).
+// Sigmoid is 1/(1+exp(-z)).
 // Worst: 0.8787 ULP at -1.7585514.
-func sigmoid(z float32) float32 {
+func Sigmoid(z float32) float32 {
 	v, near := likeSigmoid(&coef.Sigmoid, z)
 	if !near {
 		return sigmoidFar(z)
@@ -153,13 +162,13 @@ func sigmoid(z float32) float32 {
 }
 
 func sigmoidFar(z float32) float32 {
-	v, u := exp2(float64(clip(z, -tailEnd, tailEnd)) * coef.Log2E)
+	v, u := exp2(float64(Clip(z, -tailEnd, tailEnd)) * coef.Log2E)
 	return float32(v / (v + u))
 }
 
-// sigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
+// SigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
 // Worst: 1.7700 ULP at 1.7666515.
-func sigmoidSlope(z float32) float32 {
+func SigmoidSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.Sigmoid, z)
 	if !near {
 		return sigmoidSlopeFar(z)
@@ -169,21 +178,21 @@ func sigmoidSlope(z float32) float32 {
 
 // sigmoidSlopeFar is exp(z)/(1+exp(z))^2.
 func sigmoidSlopeFar(z float32) float32 {
-	v, u := exp2(float64(clip(z, -tailEnd, tailEnd)) * coef.Log2E)
+	v, u := exp2(float64(Clip(z, -tailEnd, tailEnd)) * coef.Log2E)
 	s := v + u
 	return float32((v * u) / (s * s))
 }
 
-// tanh is odd: the table is for |z|.
+// Tanh is odd: the table is for |z|.
 // Worst: 0.9371 ULP at 0.6905303.
-func tanh(z float32) float32 {
-	t := atMost(abs(z), coef.TanhEnd)
+func Tanh(z float32) float32 {
+	t := atMost(Abs(z), coef.TanhEnd)
 	return withSign(octaves(&coef.Tanh, coef.TanhScale, t), z)
 }
 
-// tanhSlope is 1-tanh(z)^2.
+// TanhSlope is 1-tanh(z)^2.
 // Worst: 2.7827 ULP at 0.35714915.
-func tanhSlope(z float32) float32 {
+func TanhSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.TanhSlope, z)
 	if !near {
 		return tanhSlopeFar(z)
@@ -193,14 +202,14 @@ func tanhSlope(z float32) float32 {
 
 // tanhSlopeFar is 4*exp(2z)/(1+exp(2z))^2.
 func tanhSlopeFar(z float32) float32 {
-	v, u := exp2(float64(clip(z, -tanhTail, tanhTail)) * coef.TwoLog2E)
+	v, u := exp2(float64(Clip(z, -tanhTail, tanhTail)) * coef.TwoLog2E)
 	s := v + u
 	return float32((v * u) * 4 / (s * s))
 }
 
-// silu is z/(1+exp(-z)).
+// SiLU is z/(1+exp(-z)).
 // Worst: 1.2957 ULP at -0.2907611.
-func silu(z float32) float32 {
+func SiLU(z float32) float32 {
 	v, near := likeSigmoid(&coef.SiLU, z)
 	if !near {
 		return siluFar(z)
@@ -214,9 +223,9 @@ func siluFar(z float32) float32 {
 	return float32((v * float64(z)) / (v + u))
 }
 
-// siluSlope is s*(1 + z*(1-s)) with s = sigmoid(z).
+// SiLUSlope is s*(1 + z*(1-s)) with s = sigmoid(z).
 // Worst: 1.2218 ULP at 1.7854574.
-func siluSlope(z float32) float32 {
+func SiLUSlope(z float32) float32 {
 	v, near := likeSigmoid(&coef.SiLUSlope, z)
 	if !near {
 		return siluSlopeFar(z)
@@ -225,49 +234,49 @@ func siluSlope(z float32) float32 {
 }
 
 func siluSlopeFar(z float32) float32 {
-	x := float64(clip(z, -tailEnd, tailEnd))
+	x := float64(Clip(z, -tailEnd, tailEnd))
 	v, u := exp2(x * coef.Log2E)
 	s := v + u
 	return float32(((float64(x*u) + s) * v) / (s * s))
 }
 
-// elu is alpha*(exp(z)-1) below 0.
+// ELU is alpha*(exp(z)-1) below 0.
 // Worst: 1.1323 ULP at -0.5852984.
-func elu(z, alpha float32) float32 {
+func ELU(z, alpha float32) float32 {
 	if !negative(z) {
 		return z
 	}
-	t := atMost(abs(z), coef.Expm1End)
+	t := atMost(Abs(z), coef.Expm1End)
 	return -float32(octaves(&coef.Expm1, coef.Expm1Scale, t) * alpha)
 }
 
-// eluSlope is alpha*exp(z) below 0.
+// ELUSlope is alpha*exp(z) below 0.
 // Worst: 0.9175 ULP at -0.35793802.
-func eluSlope(z, alpha float32) float32 {
+func ELUSlope(z, alpha float32) float32 {
 	v, near := likeSigmoid(&coef.Exp, z)
 	if !near {
 		return eluSlopeFar(z, alpha)
 	}
-	return either(z > 0, 1, v*alpha)
+	return Either(z > 0, 1, v*alpha)
 }
 
 func eluSlopeFar(z, alpha float32) float32 {
 	if z > 0 {
 		return 1
 	}
-	v, u := exp2(float64(clip(z, -eluTail, 0)) * coef.Log2E)
+	v, u := exp2(float64(Clip(z, -eluTail, 0)) * coef.Log2E)
 	return float32((v * float64(alpha)) / u)
 }
 
 // positive returns z where it is above 0, and 0 elsewhere.
-func positive(z float32) float32 { return either(z > 0, z, 0) }
+func positive(z float32) float32 { return Either(z > 0, z, 0) }
 
-// abs clears the sign.
-func abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^ signBit) }
+// Abs clears the sign.
+func Abs(z float32) float32 { return math.Float32frombits(math.Float32bits(z) &^ signBit) }
 
-// softplus is max(z, 0) + log(1+exp(-|z|)).
+// Softplus is max(z, 0) + log(1+exp(-|z|)).
 // Worst: 1.2301 ULP at 0.3572277.
-func softplus(z float32) float32 {
+func Softplus(z float32) float32 {
 	v, near := likeSigmoid(&coef.Softplus, z)
 	if !near {
 		return softplusFar(z)
@@ -276,7 +285,7 @@ func softplus(z float32) float32 {
 }
 
 func softplusFar(z float32) float32 {
-	v, u := exp2(float64(atMost(abs(z), tailEnd)) * -coef.Log2E)
+	v, u := exp2(float64(atMost(Abs(z), tailEnd)) * -coef.Log2E)
 	w := v / ((u + u) + v)
 	q := float64(w * w)
 	p := float64(q*coef.Log1p4) + coef.Log1p3
@@ -295,9 +304,9 @@ func mishParts(x float64) (n, n2, v, u, uu float64) {
 	return n, n + (uu + uu), v, u, uu
 }
 
-// mish is z*tanh(log(1+exp(z))).
+// Mish is z*tanh(log(1+exp(z))).
 // Worst: 1.8918 ULP at -3.4436681.
-func mish(z float32) float32 {
+func Mish(z float32) float32 {
 	v, near := likeMish(&coef.Mish, z)
 	if !near {
 		return mishFar(z)
@@ -311,9 +320,9 @@ func mishFar(z float32) float32 {
 	return float32((n * float64(z)) / n2)
 }
 
-// mishSlope is mish'(z).
+// MishSlope is mish'(z).
 // Worst: 2.8566 ULP at -0.4655378.
-func mishSlope(z float32) float32 {
+func MishSlope(z float32) float32 {
 	v, near := likeMish(&coef.MishSlope, z)
 	if !near {
 		return mishSlopeFar(z)
@@ -323,7 +332,7 @@ func mishSlope(z float32) float32 {
 
 // mishSlopeFar is (n*(n+2) + 4*z*e*(e+1)) / (n+2)^2.
 func mishSlopeFar(z float32) float32 {
-	x := float64(clip(z, -tailEnd, mishEnd))
+	x := float64(Clip(z, -tailEnd, mishEnd))
 	n, n2, v, u, uu := mishParts(x)
 	return float32((float64((((v+u)*v)*uu)*(x*4)) + float64(n*n2)) / (n2 * n2))
 }
@@ -345,9 +354,9 @@ func normalTail(x float64) (v, p, u, q float64) {
 	return v, p, u, q
 }
 
-// gelu is max(z, 0) - |z|*Phi(-|z|).
+// GELU is max(z, 0) - |z|*Phi(-|z|).
 // Worst: 1.9263 ULP at -0.611016.
-func gelu(z float32) float32 {
+func GELU(z float32) float32 {
 	v, near := likeGELU(&coef.GELU, z)
 	if !near {
 		return geluFar(z)
@@ -356,15 +365,15 @@ func gelu(z float32) float32 {
 }
 
 func geluFar(z float32) float32 {
-	x := float64(atMost(abs(z), geluEnd))
+	x := float64(atMost(Abs(z), geluEnd))
 	v, p, u, q := normalTail(x)
 	return float32(float64(positive(z)) - ((p*v)*x)/(u*q))
 }
 
-// geluSlope is Phi(z) + z*phi(z), where phi is the density: t below 0 and 1-t
+// GELUSlope is Phi(z) + z*phi(z), where phi is the density: t below 0 and 1-t
 // above, with t = Phi(-|z|) - |z|*phi(z).
 // Worst: 1.3416 ULP at -0.69581604.
-func geluSlope(z float32) float32 {
+func GELUSlope(z float32) float32 {
 	v, near := likeGELU(&coef.GELUSlope, z)
 	if !near {
 		return geluSlopeFar(z)
@@ -373,16 +382,16 @@ func geluSlope(z float32) float32 {
 }
 
 func geluSlopeFar(z float32) float32 {
-	x := float64(atMost(abs(z), geluEnd))
+	x := float64(atMost(Abs(z), geluEnd))
 	v, p, u, q := normalTail(x)
 	p -= float64(float64(x*coef.InvSqrt2Pi) * q)
 	t := float32((p * v) / (u * q))
-	return either(z > 0, 1+-t, 0+t)
+	return Either(z > 0, 1+-t, 0+t)
 }
 
-// geluTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).
+// GELUTanh is z*sigmoid(2w) with w = sqrt(2/pi)*(z + 0.044715*z^3).
 // Worst: 1.9473 ULP at -0.6369249.
-func geluTanh(z float32) float32 {
+func GELUTanh(z float32) float32 {
 	v, near := likeGELU(&coef.GELUTanh, z)
 	if !near {
 		return geluTanhFar(z)
@@ -397,9 +406,9 @@ func geluTanhFar(z float32) float32 {
 	return float32((v * float64(z)) / (v + u))
 }
 
-// geluTanhSlope is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
+// GELUTanhSlope is s*(1 + z*(1-s)*2w') with s = sigmoid(2w).
 // Worst: 1.5945 ULP at -0.67539704.
-func geluTanhSlope(z float32) float32 {
+func GELUTanhSlope(z float32) float32 {
 	v, near := likeGELU(&coef.GELUTanhSlope, z)
 	if !near {
 		return geluTanhSlopeFar(z)
@@ -408,10 +417,33 @@ func geluTanhSlope(z float32) float32 {
 }
 
 func geluTanhSlopeFar(z float32) float32 {
-	x := float64(clip(z, -geluTanhEnd, geluTanhEnd))
+	x := float64(Clip(z, -geluTanhEnd, geluTanhEnd))
 	xx := float64(x * x)
 	v, u := exp2((float64(xx*coef.TanhY3) + coef.TanhY1) * x)
 	s := v + u
 	d := float64(xx*coef.TanhD2) + coef.TanhD0
 	return float32(((float64((d*x)*u) + s) * v) / (s * s))
+}
+
+// ELUInverse is log(1 + y/alpha) for y from -alpha to 0. At -alpha, the rounded y of
+// all z below -17.3, it is log(2^-25) = -17.3.
+func ELUInverse(y, alpha float32) float32 {
+	t := max(float64(y)/float64(alpha), 0x1p-25-1)
+	// With w = (f-1)/(f+1), log f is w times a polynomial in w^2; f is 1+t over a power
+	// of two.
+	w, exponent := t/(2+t), 0
+	if t < -0.5 {
+		var f float64
+		if f, exponent = math.Frexp(1 + t); f < math.Sqrt2/2 {
+			f *= 2
+			exponent--
+		}
+		w = (f - 1) / (f + 1)
+	}
+	q := float64(w * w)
+	p := float64(q*coef.Log1p4) + coef.Log1p3
+	p = float64(p*q) + coef.Log1p2
+	p = float64(p*q) + coef.Log1p1
+	p = float64(p*q) + coef.Log1p0
+	return float32(float64(p*w) + float64(float64(exponent)*math.Ln2))
 }
