@@ -31,8 +31,8 @@ func main() {
 `
 
 // buildEverything builds that program for linux on the given architecture and
-// returns the file and the assembly that the compiler made of the package and
-// of the program. It stands in a folder that only the go command sees.
+// returns the file and the assembly that the compiler made of the package, of its
+// internal packages and of the program. It stands in a folder that only the go command sees.
 func buildEverything(t *testing.T, env []string) (binary, listing string) {
 	t.Helper()
 	const pkg, program = "github.com/fusedbn/batchnorm", "everything"
@@ -47,7 +47,7 @@ func buildEverything(t *testing.T, env []string) (binary, listing string) {
 	noError(t, err)
 	noError(t, os.WriteFile(overlay, replace, 0o644))
 	return binary, goCommand(t, append(env, "GOOS=linux", "CGO_ENABLED=0"),
-		"build", "-overlay", overlay, "-o", binary, "-gcflags="+pkg+"=-S", "-gcflags="+pkg+"/"+program+"=-S", "./"+program)
+		"build", "-overlay", overlay, "-o", binary, "-gcflags="+pkg+"/...=-S", "./"+program)
 }
 
 // goCommand runs the go command, which must succeed, and returns what it prints.
@@ -193,12 +193,15 @@ func TestNothingFused(t *testing.T) {
 		t.Run(target, func(t *testing.T) {
 			arch, level, _ := strings.Cut(target, " ")
 			_, listing := buildEverything(t, []string{"GOARCH=" + arch, "GOAMD64=" + level})
-			function, functions := "", 0
+			function, functions, scalars := "", 0, 0
 			fused := map[string]bool{} // the functions of the program
 			for _, line := range strings.SplitAfter(listing, "\n") {
 				if name, _, ok := strings.Cut(line, " STEXT "); ok {
 					function = name
 					functions++
+					if strings.Contains(name, "/internal/scalar.") {
+						scalars++
+					}
 					continue
 				}
 				// "\t0x0106 00262 (file.go:246)\tMULSS\tX1, X1\n"
@@ -214,8 +217,8 @@ func TestNothingFused(t *testing.T) {
 					t.Errorf("%s multiplies and adds with one rounding: %s", function, strings.TrimSpace(line))
 				}
 			}
-			if functions < 100 || !fused["main.fused32"] || !fused["main.fused64"] {
-				t.Errorf("the listing has %d functions, and fused instructions in %v: this test does not see what it should", functions, fused)
+			if functions < 100 || scalars < 20 || !fused["main.fused32"] || !fused["main.fused64"] {
+				t.Errorf("the listing has %d functions, %d of them of activations, and fused instructions in %v: this test does not see what it should", functions, scalars, fused)
 			}
 		})
 	}
