@@ -3,6 +3,8 @@ package batchnorm
 import (
 	"math"
 	"math/big"
+
+	"github.com/fusedbn/batchnorm/internal/exact"
 )
 
 // Precise gathers the statistics of many batches, to replace the running statistics
@@ -21,7 +23,7 @@ type Precise struct {
 }
 
 // preciseChannel holds the sums of all values of a channel and of their squares.
-type preciseChannel struct{ sum, squares exactSum }
+type preciseChannel struct{ sum, squares exact.Sum }
 
 // NewPrecise returns an empty Precise for so many channels.
 func NewPrecise(channels int) (*Precise, error) {
@@ -84,15 +86,15 @@ func (p *Precise) Add(m Moments) error {
 	for c := range p.channels {
 		ch, mean := &p.channels[c], m.Mean[c]
 		total, rest := exactProduct(count, mean)
-		ch.sum.add(total)
-		ch.sum.add(rest)
+		ch.sum.Add(total)
+		ch.sum.Add(rest)
 		// The sum of squares is m2 + count*mean^2, where mean^2 = high + low.
 		high, low := exactProduct(mean, mean)
 		total, rest = exactProduct(count, high)
-		ch.squares.add(m.M2[c])
-		ch.squares.add(total)
-		ch.squares.add(rest)
-		ch.squares.add(float64(count * low))
+		ch.squares.Add(m.M2[c])
+		ch.squares.Add(total)
+		ch.squares.Add(rest)
+		ch.squares.Add(float64(count * low))
 	}
 	return nil
 }
@@ -133,8 +135,8 @@ func (p *Precise) Merge(other *Precise) error {
 		return err
 	}
 	for c := range p.channels {
-		p.channels[c].sum.merge(&other.channels[c].sum)
-		p.channels[c].squares.merge(&other.channels[c].squares)
+		p.channels[c].sum.Merge(&other.channels[c].sum)
+		p.channels[c].squares.Merge(&other.channels[c].squares)
 	}
 	return nil
 }
@@ -173,8 +175,8 @@ func (p *Precise) Moments(dst *Moments) error {
 
 // moment returns mean and m2 of n values.
 func (c *preciseChannel) moment(n int) (mean, m2 float64) {
-	if c.sum.special != 0 { // NaN or infinite
-		return c.sum.special, math.NaN()
+	if special := c.sum.Special(); special != 0 { // NaN or infinite
+		return special, math.NaN()
 	}
 	count := new(big.Float).SetInt64(int64(n))
 	quotient := func(numerator *big.Int, exponent int) float64 {
@@ -184,90 +186,13 @@ func (c *preciseChannel) moment(n int) (mean, m2 float64) {
 		v, _ := q.SetMantExp(q, exponent).Float64()
 		return v
 	}
-	sum, squares := c.sum.whole(), c.squares.whole()
-	mean = quotient(sum, -exactScale)
-	if c.squares.special != 0 {
+	sum, squares := c.sum.Int(), c.squares.Int()
+	mean = quotient(sum, -exact.Scale)
+	if c.squares.Special() != 0 {
 		return mean, math.NaN()
 	}
 	// m2 = squares - sum^2/n
-	squares.Mul(squares, big.NewInt(int64(n))).Lsh(squares, exactScale)
+	squares.Mul(squares, big.NewInt(int64(n))).Lsh(squares, exact.Scale)
 	squares.Sub(squares, sum.Mul(sum, sum))
-	return mean, max(quotient(squares, -2*exactScale), 0)
-}
-
-// exactSum is a sum of float64 without rounding (a small superaccumulator: Neal 2015,
-// arXiv 1505.05571). Digit k weighs 2^(32*k - exactScale). Digits may have either sign,
-// and exceed 32 bits until the next carry.
-type exactSum struct {
-	digits  [exactDigits]int64
-	special float64 // sum of the values that are not finite; 0: none
-	room    int32   // additions until digits may overflow
-}
-
-const (
-	exactScale  = 1120 // at least 1074
-	exactDigits = (exactScale + 1024 + 64) / 32
-)
-
-func (s *exactSum) add(v float64) {
-	if v-v != 0 {
-		s.special += v
-		return
-	}
-	bits := math.Float64bits(v)
-	mantissa, exponent := bits&(1<<52-1), int(bits>>52&0x7ff)
-	if exponent != 0 {
-		mantissa |= 1 << 52
-	} else {
-		exponent = 1
-	}
-	if s.room == 0 {
-		s.carry()
-	}
-	s.room--
-	at := exponent - 1075 + exactScale // of the lowest bit of the mantissa
-	k, shift := at/32, at%32
-	low, high := mantissa<<shift, mantissa>>(64-shift)
-	d := (*[3]int64)(s.digits[k:])
-	if v < 0 {
-		d[0] -= int64(low & math.MaxUint32)
-		d[1] -= int64(low >> 32)
-		d[2] -= int64(high)
-	} else {
-		d[0] += int64(low & math.MaxUint32)
-		d[1] += int64(low >> 32)
-		d[2] += int64(high)
-	}
-}
-
-// carry makes all digits but the last 32 bits long.
-func (s *exactSum) carry() {
-	carry := int64(0)
-	for k := range s.digits[:exactDigits-1] {
-		d := s.digits[k] + carry
-		carry = d >> 32
-		s.digits[k] = d & math.MaxUint32
-	}
-	s.digits[exactDigits-1] += carry
-	s.room = 1 << 30
-}
-
-func (s *exactSum) merge(other *exactSum) {
-	s.carry()
-	o := *other
-	o.carry()
-	for k, d := range o.digits {
-		s.digits[k] += d
-	}
-	s.special += o.special
-	s.carry()
-}
-
-// whole returns the sum times 2^exactScale.
-func (s *exactSum) whole() *big.Int {
-	sum, digit := new(big.Int), new(big.Int)
-	for k := exactDigits - 1; k >= 0; k-- {
-		sum.Lsh(sum, 32).Add(sum, digit.SetInt64(s.digits[k]))
-	}
-	return sum
+	return mean, max(quotient(squares, -2*exact.Scale), 0)
 }
