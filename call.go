@@ -69,8 +69,8 @@ type workspace struct {
 	act      *actCode
 	gathered source
 
-	rowScratch share[*rowScratch]
-	buffers    share[*buffers]
+	rowScratch quota[*rowScratch]
+	buffers    quota[*buffers]
 	someWide   bool // cols: there are wide channels
 
 	fusedTask, sumsTask, applyTask func(int) // from tasks, for the layout
@@ -114,8 +114,8 @@ func (w *workspace) fit(p *Plan, s *scratch, masked bool) {
 		w.applyTask = t.applyGathered
 	}
 	n := 2 * p.workers * max(1, s.calls) // a task that takes sums again uses two of each
-	w.rowScratch = share[*rowScratch]{pool: &s.rows, n: n, room: group, make: newRowScratch}
-	w.buffers = share[*buffers]{pool: &s.buffers, n: n, make: newBuffers}
+	w.rowScratch = quota[*rowScratch]{pool: &s.rows, n: n, room: group, make: newRowScratch}
+	w.buffers = quota[*buffers]{pool: &s.buffers, n: n, make: newBuffers}
 }
 
 // cut cuts the slices of the workspace from its slabs.

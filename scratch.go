@@ -94,15 +94,15 @@ type taskPool[T interface{ room() int }] struct {
 	room int // least room of an element
 }
 
-// share is a call's use of a task pool: n elements at a time, with room for so many
+// quota is a call's use of a task pool: n elements at a time, with room for so many
 // channels.
-type share[T interface{ room() int }] struct {
+type quota[T interface{ room() int }] struct {
 	pool    *taskPool[T]
 	n, room int
 	make    func(room int) T
 }
 
-func (s *share[T]) take() T {
+func (s *quota[T]) take() T {
 	p := s.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -125,7 +125,7 @@ func (s *share[T]) take() T {
 	return p.pop()
 }
 
-func (s *share[T]) give(v T) {
+func (s *quota[T]) give(v T) {
 	p := s.pool
 	p.mu.Lock()
 	defer p.mu.Unlock()

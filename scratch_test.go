@@ -6,8 +6,8 @@ import "testing"
 // the room that the largest call asks for, and allocates nothing after the first of them.
 func TestPool(t *testing.T) {
 	var p taskPool[*rowScratch]
-	small := share[*rowScratch]{pool: &p, n: 2, room: lanes, make: newRowScratch}
-	large := share[*rowScratch]{pool: &p, n: 3, room: 3 * lanes, make: newRowScratch}
+	small := quota[*rowScratch]{pool: &p, n: 2, room: lanes, make: newRowScratch}
+	large := quota[*rowScratch]{pool: &p, n: 3, room: 3 * lanes, make: newRowScratch}
 	taken := map[*rowScratch]bool{}
 	for range small.n + 2 {
 		v := small.take()
