@@ -270,7 +270,7 @@ func (w *workspace) writeCarefully(c, i, n int) {
 
 // blockAt returns the block of n adjacent values from index i on.
 func blockAt(s *stage, i, n int) block {
-	return block{rows: 1, n: n, x: at(s.x, i, n), dy: at(s.dy, i, n), res: at(s.res, i, n), y: at(s.y, i, n), dres: at(s.dres, i, n)}
+	return block{rows: 1, n: n, x: slice(s.x, i, n), dy: slice(s.dy, i, n), res: slice(s.res, i, n), y: slice(s.y, i, n), dres: slice(s.dres, i, n)}
 }
 
 // writeColsCarefully writes the outputs of rows of n columns from column c on, from
@@ -286,22 +286,22 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	s, stride := &w.apply, w.geo.width
 	most := bufferLen / n
 	for r := 0; r < rows; r += most {
-		count := min(most, rows-r)
-		b := packBlock(s, buf, i+r*stride, count, n, stride)
+		height := min(most, rows-r)
+		b := packBlock(s, buf, i+r*stride, height, n, stride)
 		packed := n != stride
 		if packed {
-			b.y = buf.y[:count*n]
+			b.y = buf.y[:height*n]
 			if s.dres != nil {
-				b.dres = buf.dres[:count*n]
+				b.dres = buf.dres[:height*n]
 			}
 		} else {
-			b.y, b.dres = at(s.y, i+r*stride, count*n), at(s.dres, i+r*stride, count*n)
+			b.y, b.dres = slice(s.y, i+r*stride, height*n), slice(s.dres, i+r*stride, height*n)
 		}
 		w.writeScaled(buf, &b, k)
 		if !packed {
 			continue
 		}
-		for j := range count {
+		for j := range height {
 			to := i + (r+j)*stride
 			copy(s.y[to:to+n], b.y[j*n:])
 			if s.dres != nil {

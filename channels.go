@@ -24,20 +24,20 @@ type channels struct {
 	ones, zeros            []float32 // stand for gamma and beta that were not given
 
 	// The results of the statistics phase: forward the mean and m2 of a moment,
-	// backward the sums P and R. partA and partB have them for each segment, one
+	// backward the sums P and R. segmentA and segmentB have them for each segment, one
 	// after the other; sumA and sumB are the merged totals per channel.
-	partA, partB []float64
-	sumA, sumB   []float64
+	segmentA, segmentB []float64
+	sumA, sumB         []float64
 }
 
 // cut cuts the slices from the slabs of a workspace, for n channels. In cols there may be
-// more columns than channels. Each column has the given number of parts.
-func (ch *channels) cut(w *workspace, n, columns, parts int) {
+// more columns than channels.
+func (ch *channels) cut(w *workspace, n, columns, segments int) {
 	for _, list := range []*[]float64{&ch.mean, &ch.variance, &ch.invstd, &ch.scale, &ch.shift,
 		&ch.dgamma, &ch.dbeta, &ch.k1, &ch.k2, &ch.sumA, &ch.sumB} {
 		*list = w.float64s.cut(n)
 	}
-	ch.partA, ch.partB = w.float64s.cut(parts*columns), w.float64s.cut(parts*columns)
+	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
 	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
@@ -57,8 +57,8 @@ type fields struct {
 	next, group int // from one field to the next, and from 8 channels to the next
 }
 
-// at returns the place of a field of a channel.
-func (f *fields) at(field, c int) *float32 { return &f.all[f.index(field, c)] }
+// ref returns a reference to a field of a channel.
+func (f *fields) ref(field, c int) *float32 { return &f.all[f.index(field, c)] }
 
 func (f *fields) index(field, c int) int { return field*f.next + c/lanes*f.group + c%lanes }
 
@@ -290,10 +290,11 @@ func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	}
 }
 
-// single reports whether each channel has one part, which is its total.
+// single reports whether the result of one segment is the total of each channel.
 func (g *geometry) single() bool { return g.segments == 1 && g.columns() == g.channels }
 
-// total merges the parts of the channels c0 to c1-1, in their fixed order.
+// total merges the results of the segments of the channels c0 to c1-1, in their fixed
+// order.
 func (w *workspace) total(c0, c1 int) {
 	g, ch := w.geo, &w.channels
 	sumA, sumB := ch.sumA[c0:c1], ch.sumB[c0:c1]
@@ -313,13 +314,13 @@ func (w *workspace) total(c0, c1 int) {
 }
 
 // merge merges the results of a segment of n values into sumA and sumB, the results of the
-// seen values before it. The first channel's result is at index at, the next one's g.unit on.
-func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
+// seen values before it. The first channel's result has index first, the next one's g.unit on.
+func (w *workspace) merge(sumA, sumB []float64, first int, seen, n float64) {
 	ch, unit := &w.channels, w.geo.unit
 	weight := n / (seen + n)
 	cross := seen * weight
 	if unit == 1 {
-		a, b := ch.partA[at:at+len(sumA)], ch.partB[at:at+len(sumB)]
+		a, b := ch.segmentA[first:first+len(sumA)], ch.segmentB[first:first+len(sumB)]
 		switch {
 		case seen == 0:
 			copyCut(sumA, a)
@@ -332,7 +333,7 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 		return
 	}
 	for c := range sumA {
-		a, b := ch.partA[at+c*unit], ch.partB[at+c*unit]
+		a, b := ch.segmentA[first+c*unit], ch.segmentB[first+c*unit]
 		switch {
 		case seen == 0:
 			sumA[c], sumB[c] = a, b
@@ -352,7 +353,7 @@ func (w *workspace) merge(sumA, sumB []float64, at int, seen, n float64) {
 func (w *workspace) finish(c0, c1 int) {
 	sums := totals{w.channels.sumA, w.channels.sumB, false}
 	if w.geo.single() {
-		sums = totals{w.channels.partA, w.channels.partB, true}
+		sums = totals{w.channels.segmentA, w.channels.segmentB, true}
 	} else {
 		w.total(c0, c1)
 	}
@@ -366,10 +367,10 @@ func (w *workspace) finish(c0, c1 int) {
 }
 
 // totals are the results of the statistics phase of all channels: sumA and sumB. With
-// parts they are partA and partB, from which sumA and sumB are still to be set.
+// ofSegments they are segmentA and segmentB, which are not merged into sumA and sumB yet.
 type totals struct {
-	a, b  []float64
-	parts bool
+	a, b       []float64
+	ofSegments bool
 }
 
 // setMoments sets the statistics of channels from their moments, and the constants of z
@@ -385,7 +386,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 			continue
 		}
 		end := w.someSlowly(c, c1)
-		if sums.parts {
+		if sums.ofSegments {
 			w.total(c, end)
 		}
 		if !looked && slices.ContainsFunc(ch.sumB[c:min(c+lanes, c1)], math.IsNaN) && w.firstRow(c, c1) {
@@ -581,14 +582,14 @@ func (w *workspace) setAffine(c int) {
 
 func (ch *channels) setAffine(c int, f *affine) {
 	ch.scale[c], ch.shift[c], ch.wide[c], ch.power[c] = f.scale, f.beta, f.wide, f.power
-	*ch.fields.at(fieldN, c), *ch.fields.at(fieldA, c), *ch.fields.at(fieldB, c) = -f.m, f.a, f.b
+	*ch.fields.ref(fieldN, c), *ch.fields.ref(fieldA, c), *ch.fields.ref(fieldB, c) = -f.m, f.a, f.b
 }
 
 // affine returns the numbers that setAffine was given, but beta only where the channel is
 // wide.
 func (ch *channels) affine(c int) affine {
 	f := affine{mean: ch.mean[c], scale: ch.scale[c],
-		m: -*ch.fields.at(fieldN, c), a: *ch.fields.at(fieldA, c), b: *ch.fields.at(fieldB, c), wide: ch.wide[c]}
+		m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c), b: *ch.fields.ref(fieldB, c), wide: ch.wide[c]}
 	if f.wide {
 		f.beta, f.power = ch.shift[c], ch.power[c]
 	}
@@ -608,7 +609,7 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			continue
 		}
 		end, settled := w.someSlowly(c, c1), totals{ch.sumA, ch.sumB, false}
-		if sums.parts {
+		if sums.ofSegments {
 			w.total(c, end)
 		}
 		w.gradientsAgain(c, end, check)
@@ -672,7 +673,7 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
 		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
-		*ch.fields.at(fieldK1, c), *ch.fields.at(fieldK2, c) = float32(d.k1), float32(d.k2)
+		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)
 		}
@@ -705,8 +706,8 @@ func (ch *channels) needsCare(c int) bool {
 // values are to be scaled.
 func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
 	if !ch.gradWide[c] {
-		return scaledGradient{m: -*ch.fields.at(fieldN, c), a: *ch.fields.at(fieldA, c),
-			k1: *ch.fields.at(fieldK1, c), k2: *ch.fields.at(fieldK2, c)}
+		return scaledGradient{m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c),
+			k1: *ch.fields.ref(fieldK1, c), k2: *ch.fields.ref(fieldK2, c)}
 	}
 	f := ch.affine(c)
 	d := gradient{k1: ch.k1[c], k2: ch.k2[c]}
@@ -719,7 +720,7 @@ func (ch *channels) constantStatistics(c0, c1 int) {
 	clearCut(ch.k1[c0:c1])
 	clearCut(ch.k2[c0:c1])
 	for c := c0; c < c1; c++ {
-		*ch.fields.at(fieldK1, c), *ch.fields.at(fieldK2, c) = 0, 0
+		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = 0, 0
 	}
 	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }

@@ -26,7 +26,7 @@ func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
 	padded := roundUp(g.width, lanes)
 	acc := w.acc[(seg*padded+c)*2:][:roundUp(n, lanes)*2]
 	shift := w.shift[seg*padded+c:][:roundUp(n, lanes)]
-	sumA, sumB := w.channels.partA[seg*g.width+c:][:n], w.channels.partB[seg*g.width+c:][:n]
+	sumA, sumB := w.channels.segmentA[seg*g.width+c:][:n], w.channels.segmentB[seg*g.width+c:][:n]
 	clear(sumA)
 	clear(sumB)
 	b0, b1 := g.colSegment(seg)

@@ -24,7 +24,7 @@ type run struct {
 	first  int // position in the tensor, counted over outer and inner
 	before int // valid positions before it
 	n      int
-	at     int // index in the tensor, of channel 0
+	index  int // in the tensor, of channel 0
 }
 
 // bufferLen is the number of values of an operand that are copied at a time: values of
@@ -104,7 +104,7 @@ func (g *source) begin(m *Mask, n, workers int) {
 // it is so short that skipping it takes longer.
 func (g *source) joins(j int) bool {
 	a, b := &g.runs[j-1], &g.runs[j]
-	adjacent := b.at-a.at == (b.first-a.first)*g.unit // in the same row
+	adjacent := b.index-a.index == (b.first-a.first)*g.unit // in the same row
 	return g.clip && adjacent && b.first-a.first-a.n <= joinGap
 }
 
@@ -143,7 +143,7 @@ func (w *workspace) element(i int) int {
 // element returns where valid position i of a channel is in the tensor.
 func (g *source) element(c, i int) int {
 	r := &g.runs[g.find(i)]
-	return r.at + c*g.next + (i-r.before)*g.unit
+	return r.index + c*g.next + (i-r.before)*g.unit
 }
 
 // values returns the tensors of a stage at n values of a channel, from valid
@@ -152,13 +152,13 @@ func (g *source) values(s *stage, buf *buffers, c, i, n int) kernelArgs {
 	j := g.find(i)
 	r := g.runs[j]
 	if skip := i - r.before; skip+n <= r.n && !g.inverted {
-		return s.args(r.at + c*g.next + skip)
+		return s.args(r.index + c*g.next + skip)
 	}
 	for done := 0; done < n; j++ {
 		r := &g.runs[j]
 		skip := i + done - r.before
 		m := min(n-done, r.n-skip)
-		buf.copy(s, done, r.at+c*g.next+skip, m)
+		buf.copy(s, done, r.index+c*g.next+skip, m)
 		done += m
 	}
 	return g.copied(s, buf, n)
@@ -171,7 +171,7 @@ func (g *source) columns(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 	j := g.find(i / g.unit)
 	r := g.runs[j]
 	if skip := i - r.before*g.unit; skip+(rows-1)*stride+n <= r.n*g.unit && !g.inverted {
-		k := s.args(r.at + skip)
+		k := s.args(r.index + skip)
 		k.stride = stride
 		return k
 	}
@@ -184,7 +184,7 @@ func (g *source) columns(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 				continue
 			}
 			m := min(n-done, r.n*g.unit-skip)
-			buf.copy(s, row*n+done, r.at+skip, m)
+			buf.copy(s, row*n+done, r.index+skip, m)
 			done += m
 		}
 	}
@@ -293,35 +293,35 @@ func (g *source) end(j int) int {
 // applyRun writes the outputs of n adjacent positions.
 func (w *workspace) applyRun(position, n int) {
 	g, s := w.geo, w.source.shape
-	at := s.index(position, 0)
+	first := s.index(position, 0)
 	switch {
 	case w.source.inverted:
-		w.applyInverted(at, n)
+		w.applyInverted(first, n)
 	case g.layout == rows:
-		w.writeRows(0, s.Channels, at, n, s.Inner)
+		w.writeRows(0, s.Channels, first, n, s.Inner)
 	default:
 		// As many positions side by side as there are constants for.
 		whole := n / g.fold
 		for r := 0; r < whole; {
-			count := min(whole-r, max(1, maxCall/g.width))
-			w.writeBlock(at+r*g.width, count, g.width)
-			r += count
+			height := min(whole-r, max(1, maxCall/g.width))
+			w.writeBlock(first+r*g.width, height, g.width)
+			r += height
 		}
 		if rest := n % g.fold * s.Channels; rest > 0 {
-			w.writeBlock(at+whole*g.width, 1, rest)
+			w.writeBlock(first+whole*g.width, 1, rest)
 		}
 	}
 }
 
 // applyInverted is applyRun for operands that are computed first.
-func (w *workspace) applyInverted(at, n int) {
+func (w *workspace) applyInverted(first, n int) {
 	g, s := w.geo, w.source.shape
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	if g.layout == rows {
 		for c := range s.Channels {
 			for p := 0; p < n; p += bufferLen {
-				w.applyCopy(buf, c, at+c*s.Inner+p, min(bufferLen, n-p))
+				w.applyCopy(buf, c, first+c*s.Inner+p, min(bufferLen, n-p))
 			}
 		}
 		return
@@ -330,7 +330,7 @@ func (w *workspace) applyInverted(at, n int) {
 	for i := 0; i < n*s.Channels; i += g.width {
 		m := min(g.width, n*s.Channels-i)
 		for p := 0; p < m; p += panel {
-			w.applyCopy(buf, p, at+i+p, min(panel, m-p))
+			w.applyCopy(buf, p, first+i+p, min(panel, m-p))
 		}
 	}
 }

@@ -101,9 +101,9 @@ func gradSumsPiece(a *kernelArgs, act Activation, p, n, images int, coef []float
 		n := min(chunk, n-i)
 		for j := range images {
 			from := p + i + j*a.stride
-			x[j], g[j] = at(a.x, from, n), gradRow(act, &buf[j], a, from, n, coef)
+			x[j], g[j] = slice(a.x, from, n), gradRow(act, &buf[j], a, from, n, coef)
 			if a.dres != nil {
-				copy(at(a.dres, from, n), g[j])
+				copy(slice(a.dres, from, n), g[j])
 			}
 		}
 		if images == groupSize {
@@ -145,8 +145,8 @@ func (a *kernelArgs) eachRow(kernel int, act Activation) {
 }
 
 func normalizeRow(a *kernelArgs, act Activation, p int, coef []float32) {
-	y := at(a.y, p, a.n)
-	affineRow(y, at(a.x, p, a.n), at(a.res, p, a.n), coef)
+	y := slice(a.y, p, a.n)
+	affineRow(y, slice(a.x, p, a.n), slice(a.res, p, a.n), coef)
 	act.forward(y)
 }
 
@@ -157,7 +157,7 @@ func inputGradRow(a *kernelArgs, act Activation, first int, coef []float32) {
 		n := min(chunk, a.n-i)
 		p := first + i
 		g := gradRow(act, &buf, a, p, n, coef)
-		x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
+		x, y, dres := slice(a.x, p, n), slice(a.y, p, n), slice(a.dres, p, n)
 		for j, v := range x {
 			gj := g[j]
 			y[j] = ((gj - k1) - float32((v+m)*k2)) * s
@@ -187,12 +187,12 @@ func affineRow(z, x, res, coef []float32) {
 // gradRow returns g = dy*act'(z) of the n elements from index p. With an activation it
 // is computed in buf; without one it is dy.
 func gradRow(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
-	dy := at(a.dy, p, n)
+	dy := slice(a.dy, p, n)
 	if act.kind == actIdentity {
 		return dy
 	}
 	g := buf[:n]
-	affineRow(g, at(a.x, p, n), at(a.res, p, n), coef)
+	affineRow(g, slice(a.x, p, n), slice(a.res, p, n), coef)
 	act.backward(g, dy)
 	return g
 }
@@ -210,15 +210,15 @@ func momentsColsGeneric(a *kernelArgs) {
 			acc := (*laneSums)(a.acc[2*c:])
 			n := min(lanes, a.n-c)
 			if r+groupSize <= a.rows {
-				x0, x1 := at(a.x, r*a.stride+c, n), at(a.x, (r+1)*a.stride+c, n)
-				x2, x3 := at(a.x, (r+2)*a.stride+c, n), at(a.x, (r+3)*a.stride+c, n)
+				x0, x1 := slice(a.x, r*a.stride+c, n), slice(a.x, (r+1)*a.stride+c, n)
+				x2, x3 := slice(a.x, (r+2)*a.stride+c, n), slice(a.x, (r+3)*a.stride+c, n)
 				for l := range n {
 					addMoments4(acc, l, x0[l]+k[l], x1[l]+k[l], x2[l]+k[l], x3[l]+k[l])
 				}
 				continue
 			}
 			for j := r; j < a.rows; j++ {
-				for l, v := range at(a.x, j*a.stride+c, n) {
+				for l, v := range slice(a.x, j*a.stride+c, n) {
 					addMoments1(acc, l, v+k[l])
 				}
 			}
@@ -229,7 +229,7 @@ func momentsColsGeneric(a *kernelArgs) {
 func largestColsGeneric(a *kernelArgs) {
 	acc := a.acc[:a.n]
 	for r := range a.rows {
-		for c, v := range at(a.x, r*a.stride, a.n) {
+		for c, v := range slice(a.x, r*a.stride, a.n) {
 			if magnitude := int32(math.Float32bits(scalar.Abs(v))); magnitude > int32(math.Float32bits(acc[c])) {
 				acc[c] = math.Float32frombits(uint32(magnitude))
 			}
@@ -239,8 +239,8 @@ func largestColsGeneric(a *kernelArgs) {
 
 func normalizeColsGeneric(act Activation, a *kernelArgs) {
 	for r := range a.rows {
-		y := at(a.y, r*a.stride, a.n)
-		affineCols(y, at(a.x, r*a.stride, a.n), at(a.res, r*a.stride, a.n), a.coef)
+		y := slice(a.y, r*a.stride, a.n)
+		affineCols(y, slice(a.x, r*a.stride, a.n), slice(a.res, r*a.stride, a.n), a.coef)
 		act.forward(y)
 	}
 }
@@ -255,9 +255,9 @@ func gradSumsColsGeneric(act Activation, a *kernelArgs) {
 			for j := range group {
 				p := (r+j)*a.stride + cb
 				g[j] = gradCols(act, &buf[j], a, p, n, a.coef[cb*coefLen:])
-				x[j] = at(a.x, p, n)
+				x[j] = slice(a.x, p, n)
 				if a.dres != nil {
-					copy(at(a.dres, p, n), g[j])
+					copy(slice(a.dres, p, n), g[j])
 				}
 			}
 			for c := 0; c < n; c += lanes {
@@ -287,7 +287,7 @@ func inputGradColsGeneric(act Activation, a *kernelArgs) {
 			n := min(chunkCols, a.n-cb)
 			p := r*a.stride + cb
 			g := gradCols(act, &buf, a, p, n, a.coef[cb*coefLen:])
-			x, y, dres := at(a.x, p, n), at(a.y, p, n), at(a.dres, p, n)
+			x, y, dres := slice(a.x, p, n), slice(a.y, p, n), slice(a.dres, p, n)
 			for c := 0; c < n; c += lanes {
 				coef := (*record)(a.coef[(cb+c)*coefLen:])
 				for l := range min(lanes, n-c) {
@@ -323,12 +323,12 @@ func affineCols(z, x, res, coef []float32) {
 
 // gradCols is gradRow with another channel for every element.
 func gradCols(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef []float32) []float32 {
-	dy := at(a.dy, p, n)
+	dy := slice(a.dy, p, n)
 	if act.kind == actIdentity {
 		return dy
 	}
 	g := buf[:n]
-	affineCols(g, at(a.x, p, n), at(a.res, p, n), coef)
+	affineCols(g, slice(a.x, p, n), slice(a.res, p, n), coef)
 	act.backward(g, dy)
 	return g
 }
@@ -357,12 +357,4 @@ func addGrads4(acc *laneSums, l int, g0, g1, g2, g3, d0, d1, d2, d3 float32) {
 func addGrads1(acc *laneSums, l int, g, d float32) {
 	acc[l] += g
 	acc[l+lanes] += float32(g * d)
-}
-
-// at returns the n elements of s from index i, or nil when s is nil.
-func at(s []float32, i, n int) []float32 {
-	if s == nil {
-		return nil
-	}
-	return s[i:][:n:n]
 }

@@ -137,9 +137,9 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 		return fail(ErrState, "saved state has %d bytes and the slices %#b, want %d bytes and at most %d slices",
 			len(data), present, need, len(l.state()))
 	}
-	at := data[stateHeader:]
+	rest := data[stateHeader:]
 	if l.RunningVar != nil { // the last of the slices
-		last := at[len(at)-stateSum-4*l.channels:]
+		last := rest[len(rest)-stateSum-4*l.channels:]
 		for c := range l.channels {
 			if v := math.Float32frombits(binary.LittleEndian.Uint32(last[4*c:])); v < 0 {
 				return negativeVariance(c, v)
@@ -148,8 +148,8 @@ func (l *Layer) UnmarshalBinary(data []byte) error {
 	}
 	for _, s := range l.state() {
 		for c := range s.s {
-			s.s[c] = math.Float32frombits(binary.LittleEndian.Uint32(at))
-			at = at[4:]
+			s.s[c] = math.Float32frombits(binary.LittleEndian.Uint32(rest))
+			rest = rest[4:]
 		}
 	}
 	l.BatchesTracked = int64(batches)

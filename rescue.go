@@ -276,16 +276,16 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			}
 		}
 	}
-	count, single := 0, g.single()
+	again, single := 0, g.single()
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
 			continue
 		}
 		ch.flag[c] = false
-		count++
+		again++
 		if single && g.layout == cols && !w.backward {
 			back := powerOf(-ch.powerX[c])
-			ch.sumA[c], ch.sumB[c] = float64(ch.partA[c]*back), float64(float64(ch.partB[c]*back)*back)
+			ch.sumA[c], ch.sumB[c] = float64(ch.segmentA[c]*back), float64(float64(ch.segmentB[c]*back)*back)
 			continue
 		}
 		if g.layout == rows {
@@ -302,7 +302,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 			w.giveRowScratch(s)
 		}
 		if single {
-			ch.sumA[c], ch.sumB[c] = ch.partA[c], ch.partB[c]
+			ch.sumA[c], ch.sumB[c] = ch.segmentA[c], ch.segmentB[c]
 		} else {
 			w.total(c, c+1)
 		}
@@ -316,7 +316,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 		subtracted := ldexp(float64(float32(ldexp(mean, x))), -x) // from x
 		ch.sumA[c], ch.sumB[c] = p, r+float64((subtracted-float64(float32(mean)))*p)
 	}
-	rescued.Add(int64(count))
+	rescued.Add(int64(again))
 }
 
 // xPower returns the power of two that brings a channel to a deviation of about 1. It is

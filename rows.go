@@ -109,7 +109,7 @@ func (w *workspace) sumRows(t int) {
 func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending *kernelArgs, scale *constants) {
 	n := c1 - c0
 	first := seg*w.geo.channels + c0
-	sumA, sumB := w.channels.partA[first:first+n], w.channels.partB[first:first+n]
+	sumA, sumB := w.channels.segmentA[first:first+n], w.channels.segmentB[first:first+n]
 	segment := w.geo.segment(seg)
 	if w.backward {
 		w.sumWindow(st, s, c0, n, segment, w.coef[c0*coefLen:], coefLen, pending, scale)

@@ -526,13 +526,13 @@ func largest(a *asm, v variant) {
 	a.zero(magnitude) // all bits but the sign
 	a.op(opLE, magnitude, magnitude, magnitude)
 	a.shiftRight(magnitude, 1)
-	some := func(count int) func(at address, tail bool) {
+	some := func(vectors int) func(at address, tail bool) {
 		return func(at address, tail bool) {
-			for j := range count {
+			for j := range vectors {
 				a.read(t[j], at(x, j), tail)
 				a.op(opAnd, t[j], t[j], magnitude)
 			}
-			for n := count / 2; n > 0; n /= 2 {
+			for n := vectors / 2; n > 0; n /= 2 {
 				for j := range n {
 					a.op(opMaxInt, t[j], t[j], t[j+n])
 				}

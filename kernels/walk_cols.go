@@ -8,7 +8,7 @@ func walkCols(a *asm, b body) {
 	if b.sums != nil {
 		acc = a.newReg()
 	}
-	rows, count := a.newArg("rows"), a.newReg()
+	rows, values := a.newArg("rows"), a.newReg()
 	stride, stride3 := a.newArg("stride"), a.newReg()
 	var ahead reg
 	if b.fetch != nil {
@@ -20,9 +20,9 @@ func walkCols(a *asm, b body) {
 		a.arg(ahead, "fetch")
 	}
 
-	a.arg(count, "n")
-	a.andImm(count, lanes-1)
-	a.tail(count)
+	a.arg(values, "n")
+	a.andImm(values, lanes-1)
+	a.tail(values)
 	a.shiftLeft(stride, floatShift)
 	a.move(stride3, stride)
 	a.addReg(stride3, stride)
@@ -83,10 +83,10 @@ func walkCols(a *asm, b body) {
 		if b.sums != nil {
 			a.arg(acc, "acc")
 		}
-		a.arg(count, "n")
+		a.arg(values, "n")
 		if inOrder && len(height) == 1 {
 			many, few := a.newLabel("many"), a.newLabel("few")
-			a.subImm(count, groupValues)
+			a.subImm(values, groupValues)
 			a.branch(ifLess, few)
 			a.label(many)
 			fetchAll()
@@ -104,12 +104,12 @@ func walkCols(a *asm, b body) {
 			}
 			b.advanceImm(a, groupSize*vecBytes)
 			a.addImm(coef, groupSize*b.record*vecBytes)
-			a.subImm(count, groupValues)
+			a.subImm(values, groupValues)
 			a.branch(ifNotLess, many)
 			a.label(few)
-			a.addImm(count, groupValues)
+			a.addImm(values, groupValues)
 		}
-		a.subImm(count, lanes)
+		a.subImm(values, lanes)
 		a.branch(ifLess, tail)
 
 		a.label(column)
@@ -123,21 +123,21 @@ func walkCols(a *asm, b body) {
 		if b.sums != nil {
 			a.addImm(acc, len(b.sums)*vecBytes)
 		}
-		a.subImm(count, lanes)
+		a.subImm(values, lanes)
 		a.branch(ifNotLess, column)
 
 		a.label(tail)
-		a.andImm(count, lanes-1)
+		a.andImm(values, lanes-1)
 		a.branch(ifZero, next)
 		step(0, true)
-		a.shiftLeft(count, floatShift)
-		b.advance(a, count)
+		a.shiftLeft(values, floatShift)
+		b.advance(a, values)
 
 		a.label(next)
-		a.arg(count, "n")
-		a.shiftLeft(count, floatShift)
+		a.arg(values, "n")
+		a.shiftLeft(values, floatShift)
 		for _, t := range b.tensors {
-			a.subReg(t, count)
+			a.subReg(t, values)
 		}
 		for _, h := range height {
 			b.advance(a, h)

@@ -15,7 +15,7 @@ const sumLen = 2 * lanes
 // walkSums is the walk that takes sums, of four images side by side, as long as there
 // are four, or of single images. One call does one or the other.
 func walkSums(a *asm, b body) {
-	s := sumWalk{b: b, coef: a.newReg(), acc: a.newReg(), count: a.newReg(), t: a.newReg(), u: a.newReg()}
+	s := sumWalk{b: b, coef: a.newReg(), acc: a.newReg(), values: a.newReg(), t: a.newReg(), u: a.newReg()}
 	stride, stride3 := a.newReg(), a.newReg()
 	a.coef = s.coef
 	a.loadConst = func(dst vec, field int) { a.broadcast(dst, mem{base: s.coef, off: field * floatBytes}) }
@@ -56,8 +56,8 @@ func walkSums(a *asm, b body) {
 // sumWalk has the registers of walkSums: the constants and the sums of the row, the
 // number of values left to sum, and two temporaries.
 type sumWalk struct {
-	b                      body
-	coef, acc, count, t, u reg
+	b                       body
+	coef, acc, values, t, u reg
 }
 
 // shortRow is the largest number of values of a row that is not interrupted, which
@@ -69,12 +69,12 @@ const shortRow = pieceFour / 2
 // piece, and the walk stops between rows only.
 func (s *sumWalk) short(a *asm, at address) {
 	row, again, ended, save := a.newLabel("row"), a.newLabel("again"), a.newLabel("ended"), a.newLabel("save")
-	count, t, u := s.count, s.t, s.u
+	values, t, u := s.values, s.t, s.u
 	a.label(row)
 	s.b.constants(a, s.coef)
-	a.arg(count, "n")
+	a.arg(values, "n")
 	a.arg(t, "budget")
-	a.subReg(t, count)
+	a.subReg(t, values)
 	a.storeArg(t, "budget", u)
 	s.four(a, at)
 	s.flush(a)
@@ -135,39 +135,39 @@ func (s *sumWalk) save(a *asm) {
 	a.end()
 }
 
-// four sums count values of each of four images.
+// four sums values of four images: of each as many as the register values says.
 func (s *sumWalk) four(a *asm, at address) {
 	loop, tail, done := a.newLabel("four"), a.newLabel("tail"), a.newLabel("summed")
-	a.subImm(s.count, lanes)
+	a.subImm(s.values, lanes)
 	a.branch(ifLess, tail)
 	a.label(loop)
 	s.b.four(at, false)
 	s.b.advanceImm(a, vecBytes)
-	a.subImm(s.count, lanes)
+	a.subImm(s.values, lanes)
 	a.branch(ifNotLess, loop)
 	a.label(tail)
 	s.tail(a, done, func() { s.b.four(at, true) })
 	a.label(done)
 }
 
-// emit prints the walk over so many images side by side, piece by piece. take sums count
-// values of each of them.
+// emit prints the walk over so many images side by side, piece by piece. take sums
+// values of each of them: as many as the register values says.
 func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	next, flush, row, again, save := a.newLabel("next"), a.newLabel("flush"), a.newLabel("row"), a.newLabel("again"), a.newLabel("save")
-	count, t, u := s.count, s.t, s.u
+	values, t, u := s.values, s.t, s.u
 	constants := func() { s.b.constants(a, s.coef) }
 	constants()
 	a.label(next)
-	a.arg(count, "left")
+	a.arg(values, "left")
 	a.arg(t, "piece")
-	a.least(count, t)
+	a.least(values, t)
 	a.arg(t, "budget")
-	a.least(count, t)
-	a.subImm(count, 0)
+	a.least(values, t)
+	a.subImm(values, 0)
 	a.branch(ifZero, save)
 	for _, field := range []string{"left", "piece", "budget"} {
 		a.arg(t, field)
-		a.subReg(t, count)
+		a.subReg(t, values)
 		if field == "budget" { // whole vectors, or groups, until the end of a row
 			a.andImm(t, -groupValues/side)
 		}
@@ -221,41 +221,41 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	s.save(a)
 }
 
-// linear sums count values of one image: groups of 4 vectors, then single ones, then a
-// tail.
+// linear sums values of one image, as many as the register says: groups of 4 vectors,
+// then single vectors, then a tail.
 func (s *sumWalk) linear(a *asm) {
 	group, rest, single, tail, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("tail"), a.newLabel("summed")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	a.subImm(s.count, groupValues)
+	a.subImm(s.values, groupValues)
 	a.branch(ifLess, rest)
 	a.label(group)
 	s.b.four(at, false)
 	s.b.advanceImm(a, groupSize*vecBytes)
-	a.subImm(s.count, groupValues)
+	a.subImm(s.values, groupValues)
 	a.branch(ifNotLess, group)
 	a.label(rest)
-	a.addImm(s.count, groupValues)
-	a.subImm(s.count, lanes)
+	a.addImm(s.values, groupValues)
+	a.subImm(s.values, lanes)
 	a.branch(ifLess, tail)
 	a.label(single)
 	s.b.one(at, false)
 	s.b.advanceImm(a, vecBytes)
-	a.subImm(s.count, lanes)
+	a.subImm(s.values, lanes)
 	a.branch(ifNotLess, single)
 	a.label(tail)
 	s.tail(a, done, func() { s.b.one(at, true) })
 	a.label(done)
 }
 
-// tail sums the tail. count is its number of values minus 8.
+// tail sums the tail. The register values holds its number of values minus 8.
 func (s *sumWalk) tail(a *asm, done string, take func()) {
-	a.andImm(s.count, lanes-1)
+	a.andImm(s.values, lanes-1)
 	a.branch(ifZero, done)
-	a.move(s.t, s.count)
+	a.move(s.t, s.values)
 	a.tail(s.t)
 	take()
-	a.shiftLeft(s.count, floatShift)
-	s.b.advance(a, s.count)
+	a.shiftLeft(s.values, floatShift)
+	s.b.advance(a, s.values)
 }
 
 // flush adds the sums of a piece to the float64 sums, and sets them to 0.
