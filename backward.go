@@ -44,7 +44,7 @@ func (a *BackwardArgs) check(k *checker, batches int) {
 	k.channels("beta", a.Beta)
 	statistics := [...]*operand{k.channels64("mean", a.Mean).per(batches), k.channels64("invstd", a.InvStd).per(batches),
 		k.channels("batch mean", a.BatchMean).per(batches), k.channels("batch variance", a.BatchVar).per(batches)}
-	k.given(statistics[:2], statistics[2:])
+	k.oneForm(statistics[:2], statistics[2:])
 	k.channels("dgamma", a.DGamma).written()
 	k.channels("dbeta", a.DBeta).written()
 }

@@ -38,8 +38,8 @@ type call struct {
 	again stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
 	source *source // where the values come from, if they don't lie as the geometry says
-	// least is the least magnitude in dy, times a tiny derivative where there are some.
-	// Where its products don't vanish, sums of exactly 0 are those of zeros.
+	// least is the least magnitude other than 0 in a sample of dy, times the least slope of
+	// the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
 	least float64
 
 	// Outputs of the first phase; nil if not wanted.
@@ -229,7 +229,7 @@ func (w *workspace) run(do phases) {
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {
 		w.least = w.leastOf(w.sums.dy)
-		if w.plan.act.kind > actReLU { // whose slopes may be tiny
+		if w.plan.act.kind > actReLU { // its slopes may be tiny
 			w.least *= tinySlope
 		}
 	}
@@ -311,14 +311,14 @@ func (w *workspace) fence() {
 	}
 }
 
-// tinySlope is a derivative that is taken to be the least.
+// tinySlope stands for the least derivative of an activation.
 const tinySlope = 0x1p-40
 
-// leastSample is how many values of dy are looked at.
+// leastSample is the number of values of dy in the sample.
 const leastSample = 64
 
-// leastOf returns the least magnitude of some values of dy that are not 0, and infinity
-// without such a value.
+// leastOf returns the least magnitude other than 0 in a sample of dy, or infinity if all of
+// them are 0.
 func (w *workspace) leastOf(dy []float32) float64 {
 	least := float32(math.Inf(1))
 	g := w.geo

@@ -60,7 +60,7 @@ type LocalCollective struct {
 type localGroup struct {
 	size    int
 	timeout time.Duration
-	lanes   []localLane // from rank i to rank k: i*size + k
+	links   []localLink // from rank i to rank k: i*size + k
 
 	broken chan struct{} // closed when a rank has given up
 	once   sync.Once
@@ -70,9 +70,9 @@ type localGroup struct {
 	splits map[localSplit]*localGroup
 }
 
-// A localLane carries vectors from one rank to another, in one buffer: the sender takes
+// A localLink carries vectors from one rank to another, in one buffer: the sender takes
 // it from empty and puts it into full, the receiver the other way round.
-type localLane struct{ full, empty chan []float64 }
+type localLink struct{ full, empty chan []float64 }
 
 // localSplit names a group that Split has made.
 type localSplit struct{ number, color int }
@@ -100,16 +100,16 @@ func NewLocalCollective(ranks int, timeout time.Duration) ([]*LocalCollective, e
 
 func newLocalGroup(size int, timeout time.Duration) *localGroup {
 	g := &localGroup{
-		size: size, timeout: timeout, lanes: make([]localLane, size*size),
+		size: size, timeout: timeout, links: make([]localLink, size*size),
 		broken: make(chan struct{}), splits: map[localSplit]*localGroup{},
 	}
-	for i := range g.lanes {
+	for i := range g.links {
 		if i/size == i%size {
 			continue
 		}
-		l := localLane{make(chan []float64, 1), make(chan []float64, 1)}
+		l := localLink{make(chan []float64, 1), make(chan []float64, 1)}
 		l.empty <- nil
-		g.lanes[i] = l
+		g.links[i] = l
 	}
 	return g
 }
@@ -129,7 +129,7 @@ func (l *LocalCollective) Size() int { return l.group.size }
 // Timeout returns how long a call waits for other ranks.
 func (l *LocalCollective) Timeout() time.Duration { return l.group.timeout }
 
-// Exchange implements [Collective]. It allocates only until every lane's buffer
+// Exchange implements [Collective]. It allocates only until every link's buffer
 // is as long as the longest vector.
 func (l *LocalCollective) Exchange(recv, send [][]float64) error {
 	if err := checkVectors(l, recv, send); err != nil {
@@ -148,12 +148,12 @@ func (l *LocalCollective) Exchange(recv, send [][]float64) error {
 		if len(send[to]) == 0 {
 			continue
 		}
-		lane := &g.lanes[l.rank*g.size+to]
-		buffer, err := l.take(lane.empty, to)
+		link := &g.links[l.rank*g.size+to]
+		buffer, err := l.take(link.empty, to)
 		if err != nil {
 			return err
 		}
-		lane.full <- append(buffer[:0], send[to]...)
+		link.full <- append(buffer[:0], send[to]...)
 	}
 	var mismatch error
 	for i := range g.size {
@@ -161,8 +161,8 @@ func (l *LocalCollective) Exchange(recv, send [][]float64) error {
 		if len(recv[from]) == 0 {
 			continue
 		}
-		lane := &g.lanes[from*g.size+l.rank]
-		buffer, err := l.take(lane.full, from)
+		link := &g.links[from*g.size+l.rank]
+		buffer, err := l.take(link.full, from)
 		if err != nil {
 			return err
 		}
@@ -170,12 +170,12 @@ func (l *LocalCollective) Exchange(recv, send [][]float64) error {
 		if len(buffer) != len(recv[from]) && mismatch == nil {
 			mismatch = WrongVector(l.rank, from, len(buffer), len(recv[from]))
 		}
-		lane.empty <- buffer
+		link.empty <- buffer
 	}
 	return mismatch
 }
 
-// take waits for a buffer that the other rank puts into a lane.
+// take waits for a buffer that the other rank puts into a link.
 func (l *LocalCollective) take(from chan []float64, other int) ([]float64, error) {
 	select { // a buffer that is there already goes before the other cases
 	case buffer := <-from:

@@ -19,8 +19,8 @@ func (w *workspace) sumCols(t int) {
 	w.fence() // the sums may store gradients
 }
 
-// sumSpan takes the sums of the columns c to c+n-1 of a segment. With buffers whose
-// constants are to scale by, the values are scaled first.
+// sumSpan takes the sums of the columns c to c+n-1 of a segment. If scale is not nil, the
+// values are scaled by its constants first.
 func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
 	g, path := w.geo, w.plan.path
 	padded := roundUp(g.width, lanes)

@@ -44,13 +44,13 @@ const (
 // parameter from 2^-40 to 2^40. And gamma must not be near 0: |gamma| is at least
 // 2^-40 and at least |beta|/2^10 ([ErrInvert] otherwise, with the channel).
 //
-// The result is less accurate than from x, because y is rounded: xhat has an error e
-// of up to 2^-24*(7*|xhat| + 4*|beta/gamma| + |residual/gamma|), and dx one of up to
+// The result is less accurate than from x, because y is rounded. The error e of xhat is
+// at most 2^-24*(7*|xhat| + 4*|beta/gamma| + |residual/gamma|). The error of dx is at most
 // |gamma*invstd| times e*|mean of g*xhat| + |xhat|*(mean of |g|*e). So dx is about as
 // accurate as from x where |beta| is no larger than |gamma|, and loses digits as
-// beta/gamma grows. Below z = 0, LeakyReLU adds two roundings of z. ELU's y holds less
-// of z the lower z is: z comes back with an error of 2^-24*exp(-z), and never below
-// -17.3.
+// beta/gamma grows. Below z = 0, LeakyReLU adds two roundings of z. ELU's y has fewer
+// digits of z the lower z is: z comes back with an error of 2^-24*exp(-z), and never
+// below -17.3.
 func (p *Plan) BackwardFromY(a BackwardFromYArgs) error {
 	if err := p.ready(); err != nil {
 		return err

@@ -113,8 +113,8 @@ func (p *GhostPlan) ready() error {
 // have Batches()*Shape().Channels elements, those of sub-batch b from b*Channels on.
 // The running statistics are updated by every sub-batch in turn, with the
 // momentum given (Hoffer et al. 2017, algorithm 1). [Cumulative](n) makes them the
-// average of all sub-batches, where n is the number of the call's first; a sub-batch
-// that is all padding is not counted.
+// average of all sub-batches, if the first sub-batch of this call is number n of all
+// calls. A sub-batch that is all padding is not counted.
 func (p *GhostPlan) Forward(a ForwardArgs) error {
 	if err := p.ready(); err != nil {
 		return err
@@ -185,7 +185,7 @@ func (p *GhostPlan) checkMask(m *Mask) error {
 	return nil
 }
 
-// batch returns the plan of sub-batch b, and where it lies.
+// batch returns the plan of sub-batch b, and its place in the batch.
 func (p *GhostPlan) batch(b int) (*Plan, subBatch) {
 	q := p.full
 	if b == p.batches-1 {

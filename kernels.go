@@ -164,9 +164,9 @@ const (
 	// y and dres may each be dy, x or res, but not the same.
 	kernelInputGrad
 
-	// kernelLargest, which there is for cols only, replaces every value of acc, which has
-	// 8 for 8 channels, by the largest of it and the magnitudes in its channel: by their
-	// bits, so that a NaN is larger than an infinity, and that larger than all numbers.
+	// kernelLargest exists in cols only. acc has a value per channel, which becomes the
+	// largest of itself and of the magnitudes in the channel. They are compared by their
+	// bits, so that an infinity is larger than every number, and NaN larger still.
 	kernelLargest
 )
 
@@ -197,8 +197,8 @@ func kernelID(kernel int, l layout, v actVariant, flags int) int {
 	return ((kernel*numLayouts+int(l))*int(numVariants)+int(v))*numFlags + flags
 }
 
-// takesSums reports whether a kernel takes sums, or what is kept as sums are; the others
-// write outputs.
+// takesSums reports whether a kernel takes sums, or magnitudes, which it keeps in the same
+// place. The other kernels write outputs.
 func takesSums(kernel int) bool {
 	return kernel == kernelMoments || kernel == kernelGradSums || kernel == kernelLargest
 }
@@ -249,8 +249,8 @@ func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 	return kernelID(kernel, l, act.variant(), flags)
 }
 
-// turn is the number of values of a tensor that a kernel on rows processes before the
-// other one has its turn: so few that reads of one overlap with writes of the other.
+// turn is the number of values of a tensor that a kernel on rows processes in its turn. It
+// is small, so that reads of one kernel overlap with writes of the other.
 const turn = 512
 
 // runAll runs a kernel on rows until its work is done.
@@ -262,8 +262,8 @@ func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
 }
 
 // runTurns runs a kernel that takes sums in rows in turns with one that writes outputs,
-// until the work of the first is done. The second may be done earlier, or not yet. It
-// returns how many of the turns were taken in one loop.
+// until all sums are taken. The outputs may be written earlier, or in part. It returns how
+// many of the turns were taken in one loop.
 func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, writesAct Activation, b *kernelArgs) (inLoop int) {
 	if p == PathGeneric || raceEnabled {
 		p.runAll(sums, sumsAct, a)
@@ -276,8 +276,8 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 			b.simd(idB, a.taken(id, turn))
 			continue
 		}
-		// Through the middle of rows it goes in one loop, and by the kernels themselves
-		// where one of them comes to an end.
+		// The middle of rows is processed in one loop. Where a row or a piece ends, the
+		// kernels themselves take their turns.
 		groups, groupsB := a.groups(), b.groupsToWrite()
 		if n := min(groups, groupsB, turnsCall); n > 0 {
 			a.take(b, n, both)
@@ -337,8 +337,9 @@ func (a *kernelArgs) take(b *kernelArgs, n, id int) {
 // outputs.
 type kernelPair struct{ sums, writes int }
 
-// groups returns how many groups of a kernel that takes sums lie in front of the end of
-// the row and of the piece, without the last, and sets how far apart they are.
+// groups returns the number of groups that the sums can take before a row or a piece ends,
+// and sets the distances between them. The group that ends a row or a piece is left to the
+// kernel itself.
 func (a *kernelArgs) groups() int {
 	a.side, a.step = lanes, groupSize*lanes
 	if a.images >= groupSize {
@@ -347,8 +348,9 @@ func (a *kernelArgs) groups() int {
 	return max(0, (min(a.left, a.piece)-1)/a.step)
 }
 
-// groupsToWrite returns how many groups of a kernel that writes outputs lie in front of
-// the end of the row. An image begins with values in front of a whole vector.
+// groupsToWrite returns the number of whole groups that are left of the row of a kernel
+// that writes outputs. At the start of an image it returns 0: the values before the first
+// whole vector are left to the kernel itself.
 func (b *kernelArgs) groupsToWrite() int {
 	if b.left == b.n && b.rowsLeft == b.rows {
 		return 0

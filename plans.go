@@ -22,8 +22,9 @@ const DefaultCapacity = 64
 // lock, and the time to choose the plan that it replaces grows with the capacity.
 //
 // The plans share their scratch memory: it is as large as the largest shape so far
-// needs, for as many calls as overlapped. A call of another plan than the last one
-// divides it again, which takes well under a microsecond for some hundred channels.
+// needs, for as many calls as overlapped. When the plan of a call is not that of the call
+// before, the memory is divided anew, which takes well under a microsecond for some
+// hundred channels.
 type Plans struct {
 	opts     []Option
 	capacity int

@@ -47,8 +47,8 @@ func (o *operands) noStatistics() {
 	fill(o.batchVar, float32(math.NaN()))
 }
 
-// given requires the statistics in float64, or in float32, or none.
-func (k *checker) given(double, single []*operand) {
+// oneForm requires the statistics in one form, float64 or float32, or none.
+func (k *checker) oneForm(double, single []*operand) {
 	has := func(pair []*operand) bool { return !pair[0].absent() || !pair[1].absent() }
 	if has(double) && has(single) {
 		k.err = fail(ErrStatistics, "mean has %d elements, invstd %d, batch mean %d, batch variance %d: the first two are needed, the last two, or none",

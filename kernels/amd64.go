@@ -143,7 +143,7 @@ func (l amd64) zero(dst vec) { l.printf("VXORPS Y%d, Y%d, Y%d", dst, dst, dst) }
 
 func (l amd64) prefetch(m mem) {
 	name := "PREFETCHT1"
-	if l.near {
+	if l.toFirst {
 		name = "PREFETCHT0"
 	}
 	l.printf("%s %s", name, l.m(m))

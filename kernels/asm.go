@@ -114,7 +114,7 @@ type lowering interface {
 	storeStream(src vec, m mem)
 	streams() bool
 	fence()               // orders the stores of storeStream before later stores
-	prefetch(m mem)       // into the first-level cache if the printer's near is set
+	prefetch(m mem)       // into the first-level cache if the printer's toFirst is set
 	keepTail(v vec)       // the lanes after the tail become 0
 	elsewhere(dst, x vec) // the lanes after the tail become those of x
 	broadcast(dst vec, m mem)

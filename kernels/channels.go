@@ -40,15 +40,15 @@ type chans struct {
 	*fn
 	arrays []array
 	usual  vec // all ones where a channel is usual
-	far    *far
+	offs   *offsets
 }
 
-// far is for kernels with more arrays than there are registers. Addresses of arrays are
-// loaded when they are needed, and registers count how far the loop has come.
-type far struct {
-	at32, at64 reg // bytes, of arrays of float32 and of float64
-	at, step   reg // bytes of constants, and of those of 8 channels
-	t          reg
+// offsets is for kernels with more arrays than there are registers. Addresses of arrays
+// are loaded when they are needed. Registers hold the offsets of the current 8 channels.
+type offsets struct {
+	in32, in64 reg // in arrays of float32 and of float64
+	in, step   reg // in constants; the bytes from the constants of 8 channels to the next
+	t          reg // a temporary
 }
 
 // array is an argument: a pointer that moves along with the loop.
@@ -78,39 +78,39 @@ func (c *chans) array(field string, bytes int) array {
 func (c *chans) float32s(field string) array { return c.array(field, float32s) }
 func (c *chans) float64s(field string) array { return c.array(field, float64s) }
 
-// farArrays sets the registers that find32, find64 and findConst use.
-func (c *chans) farArrays() {
-	f := &far{c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()}
-	for _, r := range []reg{f.at32, f.at64, f.at} {
+// useOffsets sets the registers that find32, find64 and findConst use.
+func (c *chans) useOffsets() {
+	f := &offsets{c.newReg(), c.newReg(), c.newReg(), c.newReg(), c.newReg()}
+	for _, r := range []reg{f.in32, f.in64, f.in} {
 		c.set(r, 0)
 	}
 	c.arg(f.step, "step")
-	c.far = f
+	c.offs = f
 }
 
-func (c *chans) find(field string, at reg) array {
-	c.arg(c.far.t, field)
-	c.addReg(c.far.t, at)
-	return array{at: c.far.t}
+func (c *chans) find(field string, offset reg) array {
+	c.arg(c.offs.t, field)
+	c.addReg(c.offs.t, offset)
+	return array{at: c.offs.t}
 }
 
 // find32, find64 and findConst return the place of 8 channels in an array of float32, of
 // float64 and of constants. It holds until the next call of one of them.
-func (c *chans) find32(field string) array    { return c.find(field, c.far.at32) }
-func (c *chans) find64(field string) array    { return c.find(field, c.far.at64) }
-func (c *chans) findConst(field string) array { return c.find(field, c.far.at) }
+func (c *chans) find32(field string) array    { return c.find(field, c.offs.in32) }
+func (c *chans) find64(field string) array    { return c.find(field, c.offs.in64) }
+func (c *chans) findConst(field string) array { return c.find(field, c.offs.in) }
 
 // wanted prints code that is skipped unless the caller has given an array.
 func (c *chans) wanted(field string, do func()) {
 	skip := c.newLabel("unwanted")
-	c.arg(c.far.t, field)
-	c.subImm(c.far.t, 0)
+	c.arg(c.offs.t, field)
+	c.subImm(c.offs.t, 0)
 	c.branch(ifZero, skip)
 	do()
 	c.label(skip)
 }
 
-// untilUnusual is loop for a kernel with far arrays that stops in front of 8 channels of
+// untilUnusual is loop for a kernel with offsets that stops in front of 8 channels of
 // which one is unusual. body calls stop when it knows whether one is, and before it
 // overwrites anything that it reads. The number of channels that are left is stored in
 // the arguments.
@@ -120,15 +120,15 @@ func (c *chans) untilUnusual(body func(stop func())) {
 	c.buf.Reset()
 	again, end := c.newLabel("channels"), c.newLabel("unusual")
 	c.label(again)
-	f := c.far
+	f := c.offs
 	c.constant(c.usual, c.entry64(math.MaxUint64))
 	body(func() {
 		c.op(opXor, c.usual, c.usual, c.const64(math.Float64frombits(math.MaxUint64)))
 		c.ifAny(c.usual, end)
 	})
-	c.addImm(f.at32, float32s)
-	c.addImm(f.at64, float64s)
-	c.addReg(f.at, f.step)
+	c.addImm(f.in32, float32s)
+	c.addImm(f.in64, float64s)
+	c.addReg(f.in, f.step)
 	c.subImm(n, lanes)
 	c.branch(ifNotZero, again)
 	c.label(end)
@@ -255,8 +255,8 @@ func below(v float64) float64 { return math.Nextafter(v, math.Inf(-1)) }
 // mask returns a register with an argument that is 0 or all ones. It holds until the next
 // constant.
 func (c *chans) mask(field string) vec {
-	c.argAddr(c.far.t, field)
-	c.broadcast64(constVec, mem{base: c.far.t})
+	c.argAddr(c.offs.t, field)
+	c.broadcast64(constVec, mem{base: c.offs.t})
 	return constVec
 }
 
@@ -405,7 +405,7 @@ func (c *chans) reciprocalRoot(x pair) {
 
 // forwardChannels goes from moments to the constants of z.
 func forwardChannels(c *chans) {
-	c.farArrays()
+	c.useOffsets()
 	count, epsilon := c.scalar("count"), c.scalar("epsilon")
 	weight, rest, correction := c.scalar("weight"), c.scalar("cross"), c.scalar("correction")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
@@ -502,7 +502,7 @@ func runningChannels(c *chans) {
 
 // affineChannels goes from statistics to the constants of z.
 func affineChannels(c *chans) {
-	c.farArrays()
+	c.useOffsets()
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	c.untilUnusual(func(stop func()) {
@@ -548,7 +548,7 @@ func (c *chans) low(mean, t pair) {
 
 // backwardChannels goes from sums to the constants of dx.
 func backwardChannels(c *chans) {
-	c.farArrays()
+	c.useOffsets()
 	count, trusted := c.scalar("count"), c.scalar("weight")
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()

@@ -185,8 +185,8 @@ type operands struct {
 	called    []vec // arguments and results of a called function; in a backward kernel then g
 }
 
-// reserve hands out vectors for the sums, the first two, which a called function leaves
-// unchanged, and after them vectors for the function's arguments.
+// reserve hands out the first two vectors for the sums, since a called function leaves
+// these unchanged, and the next vectors for the arguments of the function.
 func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 	if sums || o.act.called {
 		s = a.newVecs(2)
@@ -297,9 +297,9 @@ func (o *operands) preActivation(a *asm, z, d vec, m func(reg) mem, tail bool) {
 }
 
 // prepare returns the code before the steps of some vectors, which only a called
-// activation has: it loads the constants in before, computes z of all vectors, calls the
-// function, which overwrites all registers of operands but the sums, loads the constants
-// in after, and in a backward kernel computes g.
+// activation has. It loads the constants in before, computes z of all vectors, and calls
+// the function, which overwrites all registers of operands but the sums. Then it loads the
+// constants in after, and in a backward kernel computes g.
 func (o *operands) prepare(a *asm, before, after []int) prepare {
 	return func(at address, n int, tail bool) {
 		if !o.act.called {

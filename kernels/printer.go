@@ -14,7 +14,7 @@ type printer struct {
 	name    string
 	args    string // the type of the arguments
 	maxRegs int    // number of registers; set by the lowering
-	near    bool   // prefetch into the first-level cache, not the second
+	toFirst bool   // prefetch into the first-level cache, not the second
 	held    bool   // a register holds the address of the arguments
 	table   []row  // constants of a function
 	saved   bool   // arm64: the mask of the tail is saved in the area

@@ -197,7 +197,7 @@ func (v variant) emit(a *asm) {
 	}
 	// A kernel that reads and writes once prefetches into the first-level cache. The sums
 	// leave no room for this there.
-	a.near = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
+	a.toFirst = v.family.kernel == kernelNormalize || v.family.kernel == kernelInputGrad && v.layout == inCols
 	if v.act.called {
 		a.area(v.family.calls, a.asked)
 	} else {
