@@ -20,7 +20,7 @@ type Accumulator struct {
 	parts     [2]Moments // arguments of a merge, kept here so that a call allocates nothing
 }
 
-// NewAccumulator returns an Accumulator for batches of so many channels. Options
+// NewAccumulator returns an Accumulator for batches with this number of channels. Options
 // are those of [NewPlans], of which path, workers, executor and capacity matter.
 func NewAccumulator(channels int, opts ...Option) (*Accumulator, error) {
 	if err := (Shape{1, channels, 1}).Valid(); err != nil {

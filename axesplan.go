@@ -112,7 +112,7 @@ func mergeGroups(all []axisGroup) []axisGroup {
 	return groups
 }
 
-// shapeOf returns the shape of groups of which at most one is kept.
+// shapeOf returns the shape of groups, at most one of which is kept.
 func shapeOf(groups []axisGroup) (s Shape, ok bool) {
 	s = Shape{Outer: 1, Channels: 1, Inner: 1}
 	seen := false
@@ -152,8 +152,8 @@ type AxesPlan struct {
 	section  *Plan
 	sections int
 
-	// Where sections are copied: the axes over which runs of so many elements repeat, in
-	// the plan's order, with the strides of the tensor.
+	// Where sections are copied: the axes over which runs of run elements repeat, in the
+	// plan's order, with the strides of the tensor.
 	copied bool
 	repeat []stridedAxis
 	run    int

@@ -34,7 +34,7 @@ func (a *BackwardArgs) operands() operands {
 		mean: a.Mean, invstd: a.InvStd, batchMean: a.BatchMean, batchVar: a.BatchVar, dgamma: a.DGamma, dbeta: a.DBeta}
 }
 
-// check adds the arguments of a backward pass over so many batches, each with
+// check adds the arguments of a backward pass over a number of batches, each with
 // statistics of its own.
 func (a *BackwardArgs) check(k *checker, batches int) {
 	dy, x, residual := k.tensor("dy", a.DY).must(), k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)

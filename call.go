@@ -279,8 +279,8 @@ func (w *workspace) parallel(n int, task func(int)) {
 	w.plan.options.parallel(n, w.plan.shape.Len(), task)
 }
 
-// parallel runs task(0) to task(n-1), on a tensor of so many values, on the workers or
-// the executor. Small tensors have fewer workers.
+// parallel runs task(0) to task(n-1), which work on a tensor with this number of values,
+// on the workers or the executor. Small tensors have fewer workers.
 func (o *options) parallel(n, values int, task func(int)) {
 	if n > 1 && o.executor != nil {
 		o.executor(n, task)
@@ -299,7 +299,8 @@ func (o *options) parallel(n, values int, task func(int)) {
 	team.Release(t, most)
 }
 
-// workersFor returns the number of workers for n tasks on a tensor of so many values.
+// workersFor returns the number of workers for n tasks on a tensor with this number of
+// values.
 func (o *options) workersFor(n, values int) int {
 	return min(o.workers, n, max(1, values/o.limits.share))
 }

@@ -77,7 +77,7 @@ type localLink struct{ full, empty chan []float64 }
 // localSplit names a group that Split has made.
 type localSplit struct{ number, color int }
 
-// NewLocalCollective connects so many goroutines, and returns the collective of
+// NewLocalCollective connects this number of goroutines, and returns the collective of
 // each rank. A rank that waits longer than the timeout for another one gives up; then
 // all ranks get an error, those that wait at once, the others from their next call. A
 // timeout of 0 is [DefaultTimeout].
@@ -444,7 +444,7 @@ func (e *exchange) share(rank int) (c0, c1 int) {
 	return c0, c1
 }
 
-// resize lays out the vectors for so many channels.
+// resize lays out the vectors for a number of channels.
 func (e *exchange) resize(channels int) {
 	if channels == e.channels && e.memory != nil {
 		return

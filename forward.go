@@ -29,7 +29,7 @@ func (a *ForwardArgs) operands() operands {
 		batchMean: a.BatchMean, batchVar: a.BatchVar, runningMean: a.RunningMean, runningVar: a.RunningVar}
 }
 
-// check adds the arguments of a training forward pass over so many batches, each with
+// check adds the arguments of a training forward pass over a number of batches, each with
 // statistics of its own.
 func (a *ForwardArgs) check(k *checker, batches int) {
 	x, residual := k.tensor("x", a.X).must(), k.tensor("residual", a.Residual)

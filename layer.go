@@ -60,7 +60,7 @@ type keptForward struct {
 	frozen      bool // normalized by the running statistics
 }
 
-// NewLayer returns a layer for tensors of so many channels, in training mode,
+// NewLayer returns a layer for tensors with this number of channels, in training mode,
 // with gamma 1, beta 0, running mean 0 and running variance 1. The options are
 // those of [NewPlans]; PyTorch's defaults are the default.
 func NewLayer(channels int, opts ...Option) (*Layer, error) {

@@ -68,8 +68,8 @@ func (m *Mask) count(s Shape) (n int, err error) {
 	return n, nil
 }
 
-// runs appends the runs of valid positions to list. A run ends with its row of so many
-// positions.
+// runs appends the runs of valid positions to list. A run ends with its row, which has
+// the given number of positions.
 func (m *Mask) runs(list []run, s Shape, row int) []run {
 	n := 0
 	add := func(first, end int) {

@@ -45,7 +45,7 @@ func (m Momentum) String() string {
 	return fmt.Sprintf("NewWeight(%v)", m.weight)
 }
 
-// after returns the momentum of the batch that comes so many batches later.
+// after returns the momentum of the batch that comes the given number of batches later.
 func (m Momentum) after(batches int) Momentum {
 	if !m.cumulative {
 		return m

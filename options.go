@@ -98,8 +98,8 @@ func WithWorkers(n int) Option {
 // maxWorkers is more than any machine has processors.
 const maxWorkers = 1 << 16
 
-// boundWorkers leaves out the workers that would have nothing to do in a tensor,
-// since each takes memory.
+// boundWorkers leaves out the workers for which a tensor has no work, since each takes
+// memory.
 func (o *options) boundWorkers(s Shape) {
 	o.workers = min(o.workers, max(1, s.Len()/o.limits.share))
 }

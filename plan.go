@@ -2,8 +2,8 @@ package batchnorm
 
 // A Plan is made once for a shape and a set of options, and then called for
 // every batch of this shape. Its methods may be called from several goroutines at a
-// time. A call allocates only the first time that so many calls overlap, since each has
-// scratch memory of its own.
+// time. Each call has scratch memory of its own, which is allocated when more calls
+// overlap than did before.
 type Plan struct {
 	options
 	shape Shape

@@ -25,7 +25,7 @@ type Precise struct {
 // preciseChannel holds the sums of all values of a channel and of their squares.
 type preciseChannel struct{ sum, squares exact.Sum }
 
-// NewPrecise returns an empty Precise for so many channels.
+// NewPrecise returns an empty Precise for this number of channels.
 func NewPrecise(channels int) (*Precise, error) {
 	if channels < 1 {
 		return nil, fail(ErrShape, "there are %d channels, must be at least 1", channels)

@@ -134,8 +134,8 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 // lines returns how many adjacent rows make whole cache lines.
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
-// group returns the number of channels in a group, for channels of so many bytes. A
-// group has about groupLen values per image, fits into its share of the second-level
+// group returns the number of channels in a group, given the bytes of a channel. A group
+// has about groupLen values per image, fits into its share of the second-level
 // cache, and has whole vectors of channels if there are enough. Where rows don't end
 // with a cache line, it is larger: adjacent rows that make whole lines; or as many as fill
 // twice the share of the cache, up to the next power of two, which leaves the fewest

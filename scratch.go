@@ -3,8 +3,8 @@ package batchnorm
 import "sync"
 
 // scratch is the scratch memory of the calls of one plan, or of all plans of a [Plans].
-// It grows with the first call of a plan, and the first time that so many calls
-// overlap; other calls allocate nothing.
+// It grows with the first call of a plan, and when more calls overlap than did before;
+// other calls allocate nothing.
 type scratch struct {
 	calls int // number of calls that overlap from the first on; 0 stands for 1
 
@@ -94,7 +94,7 @@ type taskPool[T interface{ room() int }] struct {
 	room int // least room of an element
 }
 
-// quota is a call's use of a task pool: n elements at a time, with room for so many
+// quota is a call's use of a task pool: n elements at a time, with room for a number of
 // channels.
 type quota[T interface{ room() int }] struct {
 	pool    *taskPool[T]

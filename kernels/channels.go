@@ -68,7 +68,7 @@ func newChans(on target, name string) *chans {
 	return c
 }
 
-// array returns the pointer to an argument with so many bytes for 8 channels.
+// array returns the pointer to an argument with this number of bytes for 8 channels.
 func (c *chans) array(field string, bytes int) array {
 	a := array{c.newArg(field), bytes}
 	c.arrays = append(c.arrays, a)

@@ -107,7 +107,7 @@ func (s *sumWalk) short(a *asm, at address) {
 	s.save(a)
 }
 
-// again goes on with the next images, after so many side by side. It leaves the number of
+// again goes on with the images after the ones side by side. It leaves the number of
 // images left in t.
 func (s *sumWalk) again(a *asm, side int) {
 	t, u := s.t, s.u
@@ -150,7 +150,7 @@ func (s *sumWalk) four(a *asm, at address) {
 	a.label(done)
 }
 
-// emit prints the walk over so many images side by side, piece by piece. take sums
+// emit prints the walk over a number of images side by side, piece by piece. take sums
 // values of each of them: as many as the register values says.
 func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	next, flush, row, again, save := a.newLabel("next"), a.newLabel("flush"), a.newLabel("row"), a.newLabel("again"), a.newLabel("save")

@@ -8,19 +8,20 @@ import (
 	"time"
 )
 
-// A Team runs tasks on the caller's goroutine and on helpers. Each takes task by
-// task, so that uneven tasks and a busy core even out. It runs one loop at a time.
+// A Team runs tasks on the caller's goroutine and on helpers. Each of them takes one
+// task after the other, so that uneven tasks and a busy core even out. A Team runs one
+// loop at a time.
 //
-// To start a goroutine on an idle processor takes longer than a small tensor does.
-// So a helper that has run out of tasks looks for more for a moment, as the next
-// phase of a call or the next call may bring them, before it ends. Meanwhile it
-// lets other goroutines go first. That the next call finds it, whoever makes it, is
-// what Acquire is for.
+// Starting a goroutine on an idle processor takes longer than the work on a small
+// tensor. So a helper without tasks looks for more for a moment before it ends: the
+// next phase of a call, or the next call, may bring some. Meanwhile it yields to other
+// goroutines. Acquire gives the team of the last call to the next one, whoever makes
+// it, so that it finds the helpers.
 type Team struct {
 	task     func(int)
 	state    atomic.Uint64 // the number of tasks, and in the lower bits the next
 	finished atomic.Int64  // tasks
-	helpers  atomic.Int64  // goroutines there are
+	helpers  atomic.Int64  // goroutines that run
 	waiting  atomic.Bool   // the caller sleeps until the last task is finished
 	last     chan struct{} // wakes it up
 	body     func()        // help, bound once, because binding allocates
@@ -35,22 +36,22 @@ func New() *Team {
 }
 
 // bubbled reports whether the caller is in a bubble of testing/synctest, whose
-// times have no monotonic reading. Its clock stands still while a goroutine of it
-// runs, and its channels and goroutines are nothing to callers outside.
+// times have no monotonic reading. The clock of a bubble stands still while one of its
+// goroutines runs, and callers outside can't use its channels and goroutines.
 func bubbled() bool {
 	now := time.Now()
 	return now == now.Round(0)
 }
 
-// free are the teams that are not in use, by the number of their helpers.
+// free has the teams that are not in use, by the number of their helpers.
 var free struct {
 	sync.Mutex
 	teams map[int][]*Team
 }
 
-// Acquire returns a team for loops with up to so many helpers, for which its helpers
-// were started as well: the one that was released last, whose helpers may still be
-// there. In a bubble it is a new one, since goroutines may not cross its border.
+// Acquire returns a team for loops with up to the given number of helpers: the one of
+// this number that was released last, since its helpers may still run, or a new one. In
+// a bubble it is always new, since goroutines may not cross the border of a bubble.
 func Acquire(helpers int) *Team {
 	if bubbled() {
 		return New()
@@ -66,8 +67,8 @@ func Acquire(helpers int) *Team {
 	return t
 }
 
-// Release takes back a team that was acquired for so many helpers. One whose Run
-// panicked is not released.
+// Release takes back a team that was acquired for the given number of helpers. A team
+// whose Run panicked is not released.
 func Release(t *Team, helpers int) {
 	if t.bubbled {
 		return
@@ -85,8 +86,8 @@ const (
 	indexBits = 31
 	indexMask = 1<<indexBits - 1
 	linger    = 50 * time.Microsecond
-	looks     = 100  // at the state, before it looks at the clock
-	rounds    = 5000 // of looks at most, should the clock stand still
+	looks     = 100  // looks at the state between two looks at the clock
+	rounds    = 5000 // largest number of looks at the clock, which may stand still
 )
 
 // claim returns a task that nobody else has, and the number of tasks.
@@ -97,16 +98,16 @@ func (t *Team) claim() (i, n int, ok bool) {
 		if i >= n {
 			return 0, 0, false
 		}
-		// If it is the same again it is the same loop, or another one that has
-		// come as far: the task is what it says either way.
+		// An equal state may be that of another loop that has come as far. It names
+		// the next task in this case as well.
 		if t.state.CompareAndSwap(s, s+1) {
 			return i, n, true
 		}
 	}
 }
 
-// drain runs tasks until none is left. It reports whether there were any, and
-// whether the last of all to be finished was among them.
+// drain runs tasks until none is left. It reports whether it ran any, and whether it
+// finished the last task of the loop.
 func (t *Team) drain() (some, last bool) {
 	for {
 		i, n, ok := t.claim()
@@ -158,9 +159,9 @@ func (t *Team) wait(n int64) {
 	}
 }
 
-// sleep is wait without a look at the clock. Whoever finishes the last task looks
-// at waiting afterwards, and the caller looks at finished after it has set waiting:
-// one of them sees the other.
+// sleep is wait without a look at the clock. The goroutine that finishes the last task
+// looks at waiting afterwards, and the caller looks at finished after it has set
+// waiting, so that one of the two sees the other.
 func (t *Team) sleep(n int64) {
 	t.waiting.Store(true)
 	if t.finished.Load() == n && t.waiting.CompareAndSwap(true, false) {
@@ -169,15 +170,15 @@ func (t *Team) sleep(n int64) {
 	<-t.last
 }
 
-// MaxTasks is how many tasks there may be in a loop.
+// MaxTasks is the largest number of tasks in a loop.
 const MaxTasks = indexMask
 
-// Run runs task(0) to task(n-1) with so many helpers. It allocates nothing but what
-// a goroutine takes that it starts.
+// Run runs task(0) to task(n-1) with the given number of helpers. It allocates nothing
+// but the memory of the goroutines that it starts.
 //
-// Where a task panics on the caller's goroutine, the tasks that nobody has begun are
-// left out, and the panic goes on when helpers have finished theirs. One on a
-// helper ends the process, as on any goroutine that nobody recovers.
+// If a task panics on the caller's goroutine, tasks that were not begun are left out,
+// and the panic goes on when the helpers have finished their tasks. A panic on a helper
+// ends the process, as on any goroutine that does not recover.
 func (t *Team) Run(n, helpers int, task func(int)) {
 	t.task = task
 	t.finished.Store(0)
@@ -197,10 +198,10 @@ func (t *Team) Run(n, helpers int, task func(int)) {
 	done = true
 }
 
-// abandon ends a loop of which a task of the caller's panicked.
+// abandon ends a loop after a panic of a task on the caller's goroutine.
 func (t *Team) abandon() {
 	begun := int64(t.state.Swap(0) & indexMask)
-	for t.finished.Load() < begun-1 { // all but that task
+	for t.finished.Load() < begun-1 { // all but the one that panicked
 		runtime.Gosched()
 	}
 }
