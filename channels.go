@@ -132,8 +132,8 @@ const (
 	// variance, invstd, scale and the constants neg (minus m), a and b, as affine.set
 	// does. It writes mean and invstd once more where they are saved, and updates running
 	// values as channelTrack does: by the mean, and by the variance times correction. A
-	// channel is unusual if it is wide, or if its variance can't be relied on. A settled
-	// variance can, and so can NaN, where extent is given and has an infinity or NaN.
+	// channel is unusual if it is wide, or if its variance can't be relied on. A variance
+	// can be relied on if it is settled, and NaN can if extent is given and is not finite.
 	channelForward
 
 	// channelRunning sets mean and invstd from running and runningVar.
@@ -145,9 +145,9 @@ const (
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
-	// channel is unusual if it is wide, or if its sums can't be relied on. Settled sums can,
-	// and so can sums of 0 with count*invstd*gradMin at most weight, and any sums where
-	// invstd is NaN.
+	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
+	// on if they are settled, if invstd is NaN, or if they are 0 and count*invstd*gradMin is
+	// at most weight.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
@@ -290,7 +290,7 @@ func (p Path) addSums(sumA, sumB, otherA, otherB []float64) {
 	}
 }
 
-// single reports whether the result of one segment is the total of each channel.
+// single reports whether each channel has one segment, whose result is the total.
 func (g *geometry) single() bool { return g.segments == 1 && g.columns() == g.channels }
 
 // total merges the results of the segments of the channels c0 to c1-1, in their fixed
@@ -691,9 +691,9 @@ func (w *workspace) saveGammaGrad(c0, c1 int) {
 }
 
 // needsCare reports whether dx of a channel needs scaled values. The channel is not wide,
-// but constants of dx are outside of float32's comfortable range. It needs none if these
-// are only small, and gradients and deviations are not; nor if all gradients are 0, or
-// some are not finite.
+// but constants of dx are outside of float32's comfortable range. Constants that are only
+// small do no harm if gradients and deviations are in it. Gradients that are all 0, or not
+// all finite, need no scaling.
 func (ch *channels) needsCare(c int) bool {
 	e := ch.extent[c]
 	if e == 0 || !isNumber(e) {

@@ -173,7 +173,7 @@ const negligible = 0x1p-40
 
 // gradSumsAreSafe reports whether the sums p of g and r of g*(x-m) over n
 // values, taken in float32, can be relied on: they have not overflowed, and products
-// that vanished are nothing beside them or beside g.
+// that vanished don't matter beside them or beside g.
 func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	p, r = math.Abs(p), math.Abs(r)
 	if math.IsInf(p, 0) || math.IsInf(r, 0) || math.IsNaN(p) || math.IsNaN(r) {
