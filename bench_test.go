@@ -1,11 +1,19 @@
 package batchnorm_test
 
 import (
+	"flag"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
+
+// A benchmark takes 0.3 seconds unless -benchtime says otherwise, so that -bench . takes
+// half a minute.
+func init() {
+	testing.Init()
+	flag.Set("test.benchtime", "300ms")
+}
 
 // BenchmarkPlan times the passes of a plan on three shapes of each layout, with 1
 // worker. MB/s counts each tensor once. It is a small set for comparisons by
