@@ -19,7 +19,7 @@ type stage struct {
 
 // args returns the arguments of a kernel on the tensors from index i on.
 func (s *stage) args(i int) kernelArgs {
-	return kernelArgs{x: tail(s.x, i), dy: tail(s.dy, i), res: tail(s.res, i), y: tail(s.y, i), dres: tail(s.dres, i)}
+	return kernelArgs{x: from(s.x, i), dy: from(s.dy, i), res: from(s.res, i), y: from(s.y, i), dres: from(s.dres, i)}
 }
 
 // call is one operation. It is complete before its first task runs, and no task

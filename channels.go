@@ -437,13 +437,13 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
-		savedMean: tail(o.mean, c), savedInvStd: tail(o.invstd, c), settled: allOnes(settled)}
+		savedMean: from(o.mean, c), savedInvStd: from(o.invstd, c), settled: allOnes(settled)}
 	if looked {
 		k.extent = ch.extent[c:]
 	}
 	w.setAffineArgs(&k, c)
 	if weight != 0 && weight != 1 {
-		k.running, k.runningVar = tail(o.running, c), tail(o.runningVar, c)
+		k.running, k.runningVar = from(o.running, c), from(o.runningVar, c)
 	}
 	k.run(channelForward)
 	next := c + v - k.n
@@ -650,9 +650,9 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
-		betaGrad: tail(w.betaGrad, c)}
+		betaGrad: from(w.betaGrad, c)}
 	if w.renorm.r == nil {
-		k.gammaGrad = tail(w.gammaGrad, c)
+		k.gammaGrad = from(w.gammaGrad, c)
 	}
 	k.run(channelBackward)
 	next := c + v - k.n

@@ -78,9 +78,9 @@ type localLink struct{ full, empty chan []float64 }
 type localSplit struct{ number, color int }
 
 // NewLocalCollective connects this number of goroutines, and returns the collective of
-// each rank. A rank that waits longer than the timeout for another one gives up; then
-// all ranks get an error, those that wait at once, the others from their next call. A
-// timeout of 0 is [DefaultTimeout].
+// each rank. A rank that waits longer than the timeout for another one gives up. Then
+// all ranks get an error: those that wait get it at once, the others from their next
+// call. A timeout of 0 is [DefaultTimeout].
 func NewLocalCollective(ranks int, timeout time.Duration) ([]*LocalCollective, error) {
 	switch {
 	case ranks < 1:

@@ -345,7 +345,7 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 	}
 	buf.copy(&w.apply, 0, i, n)
 	k := w.source.copied(&w.apply, buf, n)
-	k.y, k.dres = tail(w.apply.y, i), tail(w.apply.dres, i)
+	k.y, k.dres = from(w.apply.y, i), from(w.apply.dres, i)
 	b := block{rows: 1, n: n, x: k.x, dy: k.dy, res: k.res, y: k.y[:n]}
 	if k.dres != nil {
 		b.dres = k.dres[:n]

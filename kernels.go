@@ -370,7 +370,8 @@ func (a *kernelArgs) begin(first, images int) {
 	a.partial = laneSums{}
 }
 
-func tail[T float32 | float64](s []T, i int) []T {
+// from returns s from index i on; nil stays nil.
+func from[T float32 | float64](s []T, i int) []T {
 	if s == nil {
 		return nil
 	}

@@ -191,8 +191,8 @@ func (c *chans) store64(src pair, a array) {
 	}
 }
 
-// loadWide sets dst to 8 float32 from memory.
-func (c *chans) loadWide(dst pair, a array, off int) {
+// loadWidened sets dst to 8 float32 from memory.
+func (c *chans) loadWidened(dst pair, a array, off int) {
 	c.load(dst[1], mem{base: a.at, off: off})
 	c.widen(dst, dst[1])
 }
@@ -301,8 +301,8 @@ func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross ve
 func foldChannels(c *chans) {
 	acc := c.array("acc", 2*vecBytes)
 	c.fold(func(s, q pair) {
-		c.loadWide(s, acc, 0)
-		c.loadWide(q, acc, vecBytes)
+		c.loadWidened(s, acc, 0)
+		c.loadWidened(q, acc, vecBytes)
 	})
 }
 
@@ -336,7 +336,7 @@ func (c *chans) fold(get func(s, q pair)) {
 		c.div64(d, s, scalarPair(count))
 		c.mul64(s, s, d)
 		c.sub64(q, q, s)
-		c.loadWide(s, shift, 0)
+		c.loadWidened(s, shift, 0)
 		c.sub64(d, d, s)
 		c.merge(sumA, sumB, d, q, s, r, t, weight, cross)
 		c.storeShift(s, shift)
@@ -348,7 +348,7 @@ func probeChannels(c *chans) {
 	count := c.scalar("count")
 	s := c.pair()
 	c.loop(func() {
-		c.loadWide(s, acc, 0)
+		c.loadWidened(s, acc, 0)
 		c.div64(s, s, scalarPair(count))
 		c.storeShift(s, shift)
 	})
@@ -359,7 +359,7 @@ func addChannels(c *chans) {
 	a, v := c.pair(), c.pair()
 	c.loop(func() {
 		for i, sum := range []array{sumA, sumB} {
-			c.loadWide(v, acc, i*vecBytes)
+			c.loadWidened(v, acc, i*vecBytes)
 			c.load64(a, sum)
 			c.add64(a, a, v)
 			c.store64(a, sum)
@@ -426,7 +426,7 @@ func forwardChannels(c *chans) {
 		for _, v := range i { // a finite extent
 			c.zero(v)
 		}
-		c.wanted("extent", func() { c.loadWide(i, c.find32("extent"), 0) })
+		c.wanted("extent", func() { c.loadWidened(i, c.find32("extent"), 0) })
 		for h := range t { // neither safe nor settled, and the extent is finite or the variance is not NaN
 			c.op(opOr, m[h], m[h], c.mask("settled"))
 			c.op(opGE64, i[h], c.const64(math.MaxFloat64), i[h])
@@ -465,7 +465,7 @@ func (c *chans) track(running, batch string, factor *vec, weight, rest vec, r, b
 			c.mul64(b, b, scalarPair(*factor))
 		}
 		at := c.find32(running)
-		c.loadWide(r, at, 0)
+		c.loadWidened(r, at, 0)
 		c.update(r, b, weight, rest)
 		c.store32(r, at)
 	})
@@ -484,9 +484,9 @@ func runningChannels(c *chans) {
 	epsilon := c.scalar("epsilon")
 	v, zero := c.pair(), c.pair()
 	c.loop(func() {
-		c.loadWide(v, running, 0)
+		c.loadWidened(v, running, 0)
 		c.store64(v, mean)
-		c.loadWide(v, runningVar, 0)
+		c.loadWidened(v, runningVar, 0)
 		c.add64(v, v, scalarPair(epsilon))
 		for h := range v {
 			c.abs64(zero[h], v[h])
@@ -523,14 +523,14 @@ func (c *chans) affine(m, s, i, t pair) {
 		c.refuse(t[0])
 	}
 	c.refuseWild(i, sureMin, sureMax, t)
-	c.loadWide(s, c.find32("gamma"), 0)
+	c.loadWidened(s, c.find32("gamma"), 0)
 	c.mul64(s, s, i)
 	c.store64(s, c.find64("scale"))
 	c.refuseWild(s, factorMin, factorMax, t)
 	c.low(m, t)
 	c.storeNegative(t, c.findConst("neg"))
 	c.mul64(m, m, s)
-	c.loadWide(t, c.find32("beta"), 0)
+	c.loadWidened(t, c.find32("beta"), 0)
 	c.sub64(t, t, m)
 	c.store32(t, c.findConst("b"))
 	c.store32(s, c.findConst("a"))
@@ -670,7 +670,7 @@ func trackChannels(c *chans) {
 	weight, rest, factor := c.scalar("weight"), c.scalar("cross"), c.scalar("count")
 	r, b := c.pair(), c.pair()
 	c.loop(func() {
-		c.loadWide(r, running, 0)
+		c.loadWidened(r, running, 0)
 		c.load64(b, mean)
 		c.mul64(b, b, scalarPair(factor))
 		c.update(r, b, weight, rest)
