@@ -37,13 +37,13 @@
 //
 // Memory and errors: a call allocates nothing after the first one, starts no
 // goroutine unless asked to, checks its arguments before it writes anything, and
-// writes nothing but its outputs. It spends at most some tens of microseconds in
-// assembly at a time, so that the garbage collector is not held up.
+// writes only its outputs. It spends at most some tens of microseconds in assembly at a
+// time, so that the garbage collector is not held up.
 //
 // Time: the time of a call does not depend on the data, as long as their scale is far
 // from the ends of float32's range. Zeros, constant channels and dead channels take no
-// longer. The sections on arithmetic, activations and special values name the
-// exceptions.
+// longer. The exceptions are in the sections on arithmetic, activations and special
+// values.
 //
 // # Layouts
 //
@@ -147,11 +147,12 @@
 // g = dy*act'(z) is not finite. dbeta is the sum of g, infinite or NaN, and dresidual is
 // g, element by element. Where ReLU's derivative is 0, g is 0 for any dy.
 //
-// In inference a non-finite x does to its element what IEEE 754 says. ReLU(NaN) is
-// NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0 elsewhere.
-// Subnormal numbers are neither flushed nor slowed down by the package. A channel with
-// variance + epsilon outside of 2^-100 to 2^100 is read again. A channel with values that
-// are not finite is read again, at least up to the first of them.
+// In inference a non-finite x affects its own element alone, by the rules of IEEE 754.
+// ReLU(NaN) is NaN, ReLU(-0) is +0. The derivative of ReLU is 1 where z > 0 and 0
+// elsewhere.
+// Subnormal numbers are not flushed; docs/data.md of the repository has what they cost. A
+// channel with variance + epsilon outside of 2^-100 to 2^100 is read again. A channel with
+// values that are not finite is read again, at least up to the first of them.
 //
 // A batch without values (Outer 0, or a [Mask] that leaves nothing) has no
 // statistics: Forward saves NaN and leaves the running statistics, Inference
