@@ -300,7 +300,7 @@ func (w *workspace) applyRun(position, n int) {
 	case g.layout == rows:
 		w.writeRows(0, s.Channels, first, n, s.Inner)
 	default:
-		// As many positions side by side as there are constants for.
+		// A row has fold positions side by side, as the constants have.
 		whole := n / g.fold
 		for r := 0; r < whole; {
 			height := min(whole-r, max(1, maxCall/g.width))
@@ -326,7 +326,7 @@ func (w *workspace) applyInverted(first, n int) {
 		}
 		return
 	}
-	// Row by row of the columns that there are constants for, from whole records on.
+	// Rows have width columns, as the constants have. Pieces begin with whole records.
 	for i := 0; i < n*s.Channels; i += g.width {
 		m := min(g.width, n*s.Channels-i)
 		for p := 0; p < m; p += panel {

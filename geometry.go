@@ -15,9 +15,9 @@ package batchnorm
 //
 // The lengths bound the cancellation. An outlier among the p values of the probe moves
 // their mean by 1/p of itself. It is subtracted from at most p^2 values of the first
-// window, so that it adds at most its own square to the sum of squares. A window whose
-// mean is far from the mean before it makes the variance of both large too, as long as
-// the window is not much larger than everything before it.
+// window, so that it adds at most its own square to the sum of squares. If the mean of a
+// window is far from the mean before it, the variance of both together is large as well,
+// as long as the window is not much larger than everything before it.
 const (
 	segmentSize  = 64 << 10 // smallest number of values per segment
 	maxSegments  = 64       // per channel (rows) or in all (cols)

@@ -378,7 +378,7 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 // overflowPower is the power of two for values whose squares overflow.
 const overflowPower = -100
 
-// momentsAgain takes the moments of channels again whose variance float32 can't tell: the
+// momentsAgain takes the moments again of channels whose variance can't be relied on: the
 // squares overflowed, or squares vanished that matter beside the variance and epsilon.
 // With looked, the extents hold magnitudes of a part of the values.
 func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
@@ -434,9 +434,9 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 // unknownPower stands for the power of a channel whose values are still to be looked at.
 const unknownPower = mostPower + 1
 
-// gradientsAgain takes the sums of gradients again, if check is set, of the channels whose
-// sums float32 can't tell. It sets the extents and powers of channels whose dx may need
-// scaled values.
+// gradientsAgain takes the sums of gradients again, if check is set, of channels whose sums
+// can't be relied on. It sets the extents and powers of channels whose dx may need scaled
+// values.
 func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	ch := &w.channels
 	looks, again := 0, 0
