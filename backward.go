@@ -87,7 +87,7 @@ func (p *Plan) backward(o *operands, m *Mask, n int, renorm renormalization, tot
 	case o.mean != nil:
 		w.setSaved(o.mean, o.invstd)
 	default:
-		w.setRunning(o.batchMean, o.batchVar)
+		w.setAllFrom(o.batchMean, o.batchVar)
 	}
 	if totals != nil {
 		w.gammaGrad, w.betaGrad = nil, nil
@@ -206,7 +206,7 @@ func (p *Plan) frozenBackward(o *operands, m *Mask, n int) {
 	w := p.acquire(m, n, false)
 	w.frozen = true
 	w.backwardCall(p.act, o)
-	w.setRunning(o.runningMean, o.runningVar)
+	w.setAllFrom(o.runningMean, o.runningVar)
 	w.runBackward(o)
 	p.release(w)
 }

@@ -75,6 +75,7 @@ type channelArgs struct {
 	n                    int // channels; afterwards the number left, if a kernel stopped at an unusual one
 	step                 int // bytes from the constants of 8 channels to the next
 	count, weight, cross float64
+	inverse              float64 // 1/count if count is a power of two, otherwise 0
 	epsilon, correction  float64
 	settled              float64 // bits: all ones where sums are final, 0 otherwise
 	extent               []float32
@@ -82,7 +83,7 @@ type channelArgs struct {
 	sums                 []float64
 	gamma, beta          []float32
 	neg, a, b, k1, k2    []float32
-	running, runningVar  []float32 // channelForward: nil where not wanted, like the next four arrays
+	running, runningVar  []float32 // nil where not wanted, like the next four arrays
 	savedMean            []float64
 	savedInvStd          []float64
 	gammaGrad, betaGrad  []float32
@@ -136,11 +137,9 @@ const (
 	// can be relied on if it is settled, and NaN can if extent is given and is not finite.
 	channelForward
 
-	// channelRunning sets mean and invstd from running and runningVar.
-	channelRunning
-
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. A wide channel is unusual.
+	// the constants neg, a and b. A wide channel is unusual. If running and runningVar are
+	// given, it sets mean and invstd from these first.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to
@@ -176,7 +175,16 @@ func (a *channelArgs) run(kernel int) {
 	if watched != nil {
 		watched(watchChannels, a.n)
 	}
+	a.inverse = inverseOfPower(a.count)
 	simdChannels(kernel, a)
+}
+
+// inverseOfPower returns 1/v if v is a power of two from 1 on, otherwise 0.
+func inverseOfPower(v float64) float64 {
+	if v < 1 || math.Float64bits(v)&(1<<52-1) != 0 || v > math.MaxFloat64 {
+		return 0
+	}
+	return 1 / v
 }
 
 // ---- the statistics phase
@@ -509,17 +517,25 @@ func (o *savedStatistics) track(ch *channels, c0, c1 int) {
 }
 
 // setAll sets the constants of z of all channels from mean and invstd.
-func (w *workspace) setAll() {
-	w.setAffines(0, w.geo.channels)
+func (w *workspace) setAll() { w.setAllFrom(nil, nil) }
+
+// setAllFrom is setAll, after mean and invstd have been set from a mean and a variance that
+// are given, unless these are nil.
+func (w *workspace) setAllFrom(mean, variance []float32) {
+	w.setAffines(w.geo.channels, mean, variance)
 	w.spread(0, w.geo.channels, fieldN, fieldB)
 }
 
-// setAffines derives the constants of z from the statistics of channels.
-func (w *workspace) setAffines(c0, c1 int) {
-	for c := c0; c < c1; {
-		next := w.setUsualAffines(c, c1)
+// setAffines derives the constants of z of n channels from their statistics, which it sets
+// from a given mean and variance first.
+func (w *workspace) setAffines(n int, mean, variance []float32) {
+	for c := 0; c < n; {
+		next := w.setUsualAffines(c, n, mean, variance)
 		if next == c {
-			for next = w.fewSlowly(c, c1); c < next; c++ {
+			for next = w.fewSlowly(c, n); c < next; c++ {
+				if mean != nil {
+					w.channels.mean[c], w.channels.invstd[c] = float64(mean[c]), invStd(float64(variance[c]), w.plan.epsilon)
+				}
 				w.setAffine(c)
 			}
 		}
@@ -527,15 +543,18 @@ func (w *workspace) setAffines(c0, c1 int) {
 	}
 }
 
-// setUsualAffines is setAffines for channels from c to c1-1 as long as they are usual.
-// It returns the first channel that is left.
-func (w *workspace) setUsualAffines(c, c1 int) int {
-	v := w.plan.path.whole(min(c1-c, callChannels))
+// setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
+// returns the first channel that is left.
+func (w *workspace) setUsualAffines(c, n int, mean, variance []float32) int {
+	v := w.plan.path.whole(min(n-c, callChannels))
 	if v == 0 || w.renorm.r != nil {
 		return c
 	}
 	ch := &w.channels
-	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:]}
+	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon}
+	if mean != nil {
+		k.running, k.runningVar = mean[c:], variance[c:]
+	}
 	w.setAffineArgs(&k, c)
 	k.run(channelAffine)
 	next := c + v - k.n
@@ -764,22 +783,6 @@ func (w *workspace) spread(c0, c1, first, last int) {
 			}
 		}
 	}
-}
-
-// setRunning sets the statistics of all channels to running ones.
-func (w *workspace) setRunning(mean, variance []float32) {
-	ch := &w.channels
-	v := w.plan.path.whole(len(mean))
-	for c := 0; c < v; c += callChannels {
-		k := channelArgs{n: min(callChannels, v-c), epsilon: w.plan.epsilon,
-			running: mean[c:], runningVar: variance[c:], mean: ch.mean[c:], invstd: ch.invstd[c:]}
-		k.run(channelRunning)
-	}
-	for c := v; c < len(mean); c++ {
-		ch.mean[c] = float64(mean[c])
-		ch.invstd[c] = invStd(float64(variance[c]), w.plan.epsilon)
-	}
-	w.setAll()
 }
 
 // channelOf returns the channel of a column.

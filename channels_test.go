@@ -80,16 +80,11 @@ func channelCases() map[string]channelCase {
 		"forward": {channelForward, "sumA sumB gamma beta running runningVar",
 			"mean variance invstd savedMean savedInvStd scale neg a b running runningVar", true, forwardCase},
 		"forward without saved": {channelForward, "sumA sumB gamma beta", "mean variance invstd scale neg a b", true, forwardCase},
-		"running": {channelRunning, "running runningVar", "mean invstd", false, func(a *channelArgs, c int) bool {
+		"affine of running": {channelAffine, "running runningVar gamma beta", "mean invstd scale neg a b", true, func(a *channelArgs, c int) bool {
 			a.mean[c], a.invstd[c] = float64(a.running[c]), invStd(float64(a.runningVar[c]), a.epsilon)
-			return true
+			return affineCase(a, c)
 		}},
-		"affine": {channelAffine, "mean invstd gamma beta", "scale neg a b", true, func(a *channelArgs, c int) bool {
-			var f affine
-			f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
-			a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
-			return !f.wide
-		}},
+		"affine":                 {channelAffine, "mean invstd gamma beta", "scale neg a b", true, affineCase},
 		"backward":               {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2 gammaGrad betaGrad", true, backwardCase},
 		"backward without saved": {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2", true, backwardCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
@@ -97,6 +92,13 @@ func channelCases() map[string]channelCase {
 			return true
 		}},
 	}
+}
+
+func affineCase(a *channelArgs, c int) bool {
+	var f affine
+	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
+	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
+	return !f.wide
 }
 
 func forwardCase(a *channelArgs, c int) bool {

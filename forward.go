@@ -151,7 +151,7 @@ func (p *Plan) inference(o *operands, m *Mask, n int) {
 	}
 	w := p.acquire(m, n, false)
 	w.forwardCall(p.act, o)
-	w.setRunning(o.runningMean, o.runningVar)
+	w.setAllFrom(o.runningMean, o.runningVar)
 	w.run(applyThem)
 	p.release(w)
 }

@@ -16333,84 +16333,96 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), BX
 	MOVQ channelArgs_sumA(R14), CX
 	MOVQ channelArgs_sumB(R14), DX
-	LEAQ channelArgs_count(R14), SI
-	VBROADCASTSD (SI), Y0
 	LEAQ channelArgs_weight(R14), SI
-	VBROADCASTSD (SI), Y1
+	VBROADCASTSD (SI), Y0
 	LEAQ channelArgs_cross(R14), SI
-	VBROADCASTSD (SI), Y2
-	MOVQ channelArgs_n(R14), SI
+	VBROADCASTSD (SI), Y1
+	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y6
-	VCVTPS2PD X6, Y5
-	VEXTRACTF128 $1, Y6, X6
-	VCVTPS2PD X6, Y6
-	VMOVUPS 32(AX), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
-	VDIVPD Y0, Y5, Y3
-	VDIVPD Y0, Y6, Y4
+	VMOVUPS (AX), Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	VMOVUPS 32(AX), Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide2
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y4, Y2
+	VMULPD Y14, Y5, Y3
+	JMP divided3
+
+divide2:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y4, Y2
+	VDIVPD Y14, Y5, Y3
+
+divided3:
+	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VMULPD Y4, Y6, Y6
+	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VSUBPD Y6, Y8, Y8
-	VMOVUPS (BX), Y6
-	VCVTPS2PD X6, Y5
-	VEXTRACTF128 $1, Y6, X6
-	VCVTPS2PD X6, Y6
+	VMOVUPS (BX), Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
-	VSUBPD Y6, Y4, Y4
-	VMOVUPS (CX), Y5
-	VMOVUPS 32(CX), Y6
+	VMOVUPS (CX), Y4
+	VMOVUPS 32(CX), Y5
+	VSUBPD Y4, Y2, Y10
 	VSUBPD Y5, Y3, Y11
-	VSUBPD Y6, Y4, Y12
+	VADDPD Y4, Y2, Y2
 	VADDPD Y5, Y3, Y3
-	VADDPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y8
 	VMULPD Y11, Y11, Y9
-	VMULPD Y12, Y12, Y10
-	VMULPD Y2, Y9, Y9
-	VMULPD Y2, Y10, Y10
+	VMULPD Y1, Y8, Y8
+	VMULPD Y1, Y9, Y9
+	VADDPD Y8, Y6, Y6
 	VADDPD Y9, Y7, Y7
-	VADDPD Y10, Y8, Y8
-	VMOVUPS (DX), Y9
-	VMOVUPS 32(DX), Y10
+	VMOVUPS (DX), Y8
+	VMOVUPS 32(DX), Y9
+	VADDPD Y6, Y8, Y8
 	VADDPD Y7, Y9, Y9
-	VADDPD Y8, Y10, Y10
-	VMOVUPS Y9, (DX)
-	VMOVUPS Y10, 32(DX)
+	VMOVUPS Y8, (DX)
+	VMOVUPS Y9, 32(DX)
+	VSUBPD Y10, Y10, Y8
 	VSUBPD Y11, Y11, Y9
-	VSUBPD Y12, Y12, Y10
-	VMULPD Y1, Y11, Y11
-	VMULPD Y1, Y12, Y12
+	VMULPD Y0, Y10, Y10
+	VMULPD Y0, Y11, Y11
+	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VADDPD Y12, Y6, Y6
+	VMOVUPS foldChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y8, Y8
+	VANDPS Y8, Y4, Y4
+	VANDNPS Y2, Y8, Y2
+	VORPS Y2, Y4, Y4
 	VMOVUPS foldChannelsTable<>+0(SB), Y14
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
-	VMOVUPS foldChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VANDPS Y10, Y6, Y6
-	VANDNPS Y4, Y10, Y4
-	VORPS Y4, Y6, Y6
-	VMOVUPS Y5, (CX)
-	VMOVUPS Y6, 32(CX)
+	VMOVUPS Y4, (CX)
+	VMOVUPS Y5, 32(CX)
+	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
-	VCVTPD2PSY Y6, X6
-	VINSERTF128 $1, X6, Y5, Y5
-	VXORPS foldChannelsTable<>+32(SB), Y5, Y5
-	VSUBPS Y5, Y5, Y6
-	VCMPPS $0x12, Y6, Y6, Y6
-	VANDPS Y6, Y5, Y5
-	VMOVUPS Y5, (BX)
+	VINSERTF128 $1, X5, Y4, Y4
+	VXORPS foldChannelsTable<>+32(SB), Y4, Y4
+	VSUBPS Y4, Y4, Y5
+	VCMPPS $0x12, Y5, Y5, Y5
+	VANDPS Y5, Y4, Y4
+	VMOVUPS Y4, (BX)
 	ADDQ $64, AX
 	ADDQ $32, BX
 	ADDQ $64, CX
 	ADDQ $64, DX
-	SUBQ $8, SI
+	SUBQ $8, DI
 	JNE channels1
 	VZEROUPPER
 	RET
@@ -16537,81 +16549,93 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_shift(R14), CX
 	MOVQ channelArgs_sumA(R14), DX
 	MOVQ channelArgs_sumB(R14), SI
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y0
 	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y1
+	VBROADCASTSD (DI), Y0
 	LEAQ channelArgs_cross(R14), DI
-	VBROADCASTSD (DI), Y2
-	MOVQ channelArgs_n(R14), DI
+	VBROADCASTSD (DI), Y1
+	MOVQ channelArgs_n(R14), R8
 
 channels1:
-	VMOVUPS (AX), Y5
-	VMOVUPS 32(AX), Y6
-	VMOVUPS (BX), Y7
-	VMOVUPS 32(BX), Y8
-	VDIVPD Y0, Y5, Y3
-	VDIVPD Y0, Y6, Y4
+	VMOVUPS (AX), Y4
+	VMOVUPS 32(AX), Y5
+	VMOVUPS (BX), Y6
+	VMOVUPS 32(BX), Y7
+	MOVQ channelArgs_inverse(R14), DI
+	SUBQ $0, DI
+	JEQ divide2
+	LEAQ channelArgs_inverse(R14), DI
+	VBROADCASTSD (DI), Y14
+	VMULPD Y14, Y4, Y2
+	VMULPD Y14, Y5, Y3
+	JMP divided3
+
+divide2:
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y14
+	VDIVPD Y14, Y4, Y2
+	VDIVPD Y14, Y5, Y3
+
+divided3:
+	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
-	VMULPD Y4, Y6, Y6
+	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VSUBPD Y6, Y8, Y8
-	VMOVUPS (CX), Y6
-	VCVTPS2PD X6, Y5
-	VEXTRACTF128 $1, Y6, X6
-	VCVTPS2PD X6, Y6
+	VMOVUPS (CX), Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
-	VSUBPD Y6, Y4, Y4
-	VMOVUPS (DX), Y5
-	VMOVUPS 32(DX), Y6
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y5
+	VSUBPD Y4, Y2, Y10
 	VSUBPD Y5, Y3, Y11
-	VSUBPD Y6, Y4, Y12
+	VADDPD Y4, Y2, Y2
 	VADDPD Y5, Y3, Y3
-	VADDPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y8
 	VMULPD Y11, Y11, Y9
-	VMULPD Y12, Y12, Y10
-	VMULPD Y2, Y9, Y9
-	VMULPD Y2, Y10, Y10
+	VMULPD Y1, Y8, Y8
+	VMULPD Y1, Y9, Y9
+	VADDPD Y8, Y6, Y6
 	VADDPD Y9, Y7, Y7
-	VADDPD Y10, Y8, Y8
-	VMOVUPS (SI), Y9
-	VMOVUPS 32(SI), Y10
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	VADDPD Y6, Y8, Y8
 	VADDPD Y7, Y9, Y9
-	VADDPD Y8, Y10, Y10
-	VMOVUPS Y9, (SI)
-	VMOVUPS Y10, 32(SI)
+	VMOVUPS Y8, (SI)
+	VMOVUPS Y9, 32(SI)
+	VSUBPD Y10, Y10, Y8
 	VSUBPD Y11, Y11, Y9
-	VSUBPD Y12, Y12, Y10
-	VMULPD Y1, Y11, Y11
-	VMULPD Y1, Y12, Y12
+	VMULPD Y0, Y10, Y10
+	VMULPD Y0, Y11, Y11
+	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VADDPD Y12, Y6, Y6
+	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
+	VCMPPD $0x1d, Y14, Y8, Y8
+	VANDPS Y8, Y4, Y4
+	VANDNPS Y2, Y8, Y2
+	VORPS Y2, Y4, Y4
 	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
 	VCMPPD $0x1d, Y14, Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
-	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VANDPS Y10, Y6, Y6
-	VANDNPS Y4, Y10, Y4
-	VORPS Y4, Y6, Y6
-	VMOVUPS Y5, (DX)
-	VMOVUPS Y6, 32(DX)
+	VMOVUPS Y4, (DX)
+	VMOVUPS Y5, 32(DX)
+	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
-	VCVTPD2PSY Y6, X6
-	VINSERTF128 $1, X6, Y5, Y5
-	VXORPS foldReducedChannelsTable<>+32(SB), Y5, Y5
-	VSUBPS Y5, Y5, Y6
-	VCMPPS $0x12, Y6, Y6, Y6
-	VANDPS Y6, Y5, Y5
-	VMOVUPS Y5, (CX)
+	VINSERTF128 $1, X5, Y4, Y4
+	VXORPS foldReducedChannelsTable<>+32(SB), Y4, Y4
+	VSUBPS Y4, Y4, Y5
+	VCMPPS $0x12, Y5, Y5, Y5
+	VANDPS Y5, Y4, Y4
+	VMOVUPS Y4, (CX)
 	ADDQ $64, AX
 	ADDQ $64, BX
 	ADDQ $32, CX
 	ADDQ $64, DX
 	ADDQ $64, SI
-	SUBQ $8, DI
+	SUBQ $8, R8
 	JNE channels1
 	VZEROUPPER
 	RET
@@ -16626,28 +16650,40 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ channelArgs_acc(R14), AX
 	MOVQ channelArgs_shift(R14), BX
-	LEAQ channelArgs_count(R14), CX
-	VBROADCASTSD (CX), Y0
-	MOVQ channelArgs_n(R14), CX
+	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
-	VDIVPD Y0, Y1, Y1
-	VDIVPD Y0, Y2, Y2
+	VMOVUPS (AX), Y1
+	VCVTPS2PD X1, Y0
+	VEXTRACTF128 $1, Y1, X1
+	VCVTPS2PD X1, Y1
+	MOVQ channelArgs_inverse(R14), CX
+	SUBQ $0, CX
+	JEQ divide2
+	LEAQ channelArgs_inverse(R14), CX
+	VBROADCASTSD (CX), Y14
+	VMULPD Y14, Y0, Y0
+	VMULPD Y14, Y1, Y1
+	JMP divided3
+
+divide2:
+	LEAQ channelArgs_count(R14), CX
+	VBROADCASTSD (CX), Y14
+	VDIVPD Y14, Y0, Y0
+	VDIVPD Y14, Y1, Y1
+
+divided3:
+	VCVTPD2PSY Y0, X0
 	VCVTPD2PSY Y1, X1
-	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y1, Y1
-	VXORPS probeChannelsTable<>+0(SB), Y1, Y1
-	VSUBPS Y1, Y1, Y2
-	VCMPPS $0x12, Y2, Y2, Y2
-	VANDPS Y2, Y1, Y1
-	VMOVUPS Y1, (BX)
+	VINSERTF128 $1, X1, Y0, Y0
+	VXORPS probeChannelsTable<>+0(SB), Y0, Y0
+	VSUBPS Y0, Y0, Y1
+	VCMPPS $0x12, Y1, Y1, Y1
+	VANDPS Y1, Y0, Y0
+	VMOVUPS Y0, (BX)
 	ADDQ $64, AX
 	ADDQ $32, BX
-	SUBQ $8, CX
+	SUBQ $8, DX
 	JNE channels1
 	VZEROUPPER
 	RET
@@ -16852,56 +16888,77 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ $0, BX
 	MOVQ $0, CX
 	MOVQ channelArgs_step(R14), DX
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y0
 	LEAQ channelArgs_epsilon(R14), DI
-	VBROADCASTSD (DI), Y1
+	VBROADCASTSD (DI), Y0
 	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y2
+	VBROADCASTSD (DI), Y1
 	LEAQ channelArgs_cross(R14), DI
-	VBROADCASTSD (DI), Y3
+	VBROADCASTSD (DI), Y2
 	LEAQ channelArgs_correction(R14), DI
-	VBROADCASTSD (DI), Y4
+	VBROADCASTSD (DI), Y3
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS forwardChannelsTable<>+0(SB), Y13
+	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y7
-	VMOVUPS 32(SI), Y8
-	VDIVPD Y0, Y7, Y7
-	VDIVPD Y0, Y8, Y8
-	VADDPD Y1, Y7, Y11
-	VADDPD Y1, Y8, Y12
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide3
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y6, Y6
+	VMULPD Y14, Y7, Y7
+	JMP divided4
+
+divide3:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y6, Y6
+	VDIVPD Y14, Y7, Y7
+
+divided4:
+	VADDPD Y0, Y6, Y10
+	VADDPD Y0, Y7, Y11
+	VMOVUPS forwardChannelsTable<>+32(SB), Y14
+	VCMPPD $0x1d, Y14, Y10, Y4
+	VMOVUPS forwardChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDPS Y10, Y4, Y4
 	VMOVUPS forwardChannelsTable<>+32(SB), Y14
 	VCMPPD $0x1d, Y14, Y11, Y5
 	VMOVUPS forwardChannelsTable<>+64(SB), Y14
 	VCMPPD $0x1d, Y11, Y14, Y11
 	VANDPS Y11, Y5, Y5
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y12, Y6
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y12, Y14, Y12
-	VANDPS Y12, Y6, Y6
-	VANDPS Y6, Y5, Y11
+	VANDPS Y5, Y4, Y10
 	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y11, Y11
-	VTESTPS Y11, Y11
-	JEQ safe3
+	VXORPS Y14, Y10, Y10
+	VTESTPS Y10, Y10
+	JEQ safe5
+	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
-	VXORPS Y10, Y10, Y10
 	MOVQ channelArgs_extent(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted4
+	JEQ unwanted6
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y10
-	VCVTPS2PD X10, Y9
-	VEXTRACTF128 $1, Y10, X10
-	VCVTPS2PD X10, Y10
+	VMOVUPS (SI), Y9
+	VCVTPS2PD X9, Y8
+	VEXTRACTF128 $1, Y9, X9
+	VCVTPS2PD X9, Y9
 
-unwanted4:
+unwanted6:
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y4, Y4
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y8
+	VCMPPD $0x1d, Y6, Y6, Y10
+	VORPS Y10, Y8, Y8
+	VANDNPS Y8, Y4, Y4
+	VANDNPS Y12, Y4, Y12
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
@@ -16910,231 +16967,222 @@ unwanted4:
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
-	VANDNPS Y13, Y5, Y13
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y6, Y6
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VCMPPD $0x1d, Y8, Y8, Y12
-	VORPS Y12, Y10, Y10
-	VANDNPS Y10, Y6, Y6
-	VANDNPS Y13, Y6, Y13
+	VANDNPS Y12, Y5, Y12
 
-safe3:
+safe5:
 	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y5
-	VANDNPS Y7, Y5, Y7
+	VCMPPD $0x1d, Y6, Y14, Y4
+	VANDNPS Y6, Y4, Y6
 	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y5
-	VANDNPS Y8, Y5, Y8
+	VCMPPD $0x1d, Y7, Y14, Y4
+	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y7, (SI)
-	VMOVUPS Y8, 32(SI)
-	VADDPD Y1, Y7, Y9
-	VADDPD Y1, Y8, Y10
+	VMOVUPS Y6, (SI)
+	VMOVUPS Y7, 32(SI)
+	VADDPD Y0, Y6, Y8
+	VADDPD Y0, Y7, Y9
+	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VSQRTPD Y10, Y10
 	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
-	VDIVPD Y10, Y14, Y10
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y9, (SI)
-	VMOVUPS Y10, 32(SI)
+	VMOVUPS Y8, (SI)
+	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted5
+	JEQ unwanted7
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y9, (SI)
-	VMOVUPS Y10, 32(SI)
+	VMOVUPS Y8, (SI)
+	VMOVUPS Y9, 32(SI)
 
-unwanted5:
+unwanted7:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y5
-	VMOVUPS 32(SI), Y6
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y5, (SI)
-	VMOVUPS Y6, 32(SI)
+	VMOVUPS Y4, (SI)
+	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted6
+	JEQ unwanted8
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y5, (SI)
-	VMOVUPS Y6, 32(SI)
+	VMOVUPS Y4, (SI)
+	VMOVUPS Y5, 32(SI)
 
-unwanted6:
+unwanted8:
 	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y5, Y14, Y11
+	VANDNPS Y4, Y14, Y10
 	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y11
-	VCMPPD $0x1d, Y9, Y9, Y12
-	VANDPS Y12, Y11, Y11
-	VANDNPS Y13, Y11, Y13
+	VCMPPD $0x1d, Y14, Y10, Y10
+	VCMPPD $0x1d, Y8, Y8, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y6, Y14, Y11
+	VANDNPS Y5, Y14, Y10
 	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y11
-	VCMPPD $0x1d, Y10, Y10, Y12
-	VANDPS Y12, Y11, Y11
-	VANDNPS Y13, Y11, Y13
+	VCMPPD $0x1d, Y14, Y10, Y10
+	VCMPPD $0x1d, Y9, Y9, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
 	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y9, Y14, Y11
+	VANDNPS Y8, Y14, Y10
 	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y12
-	VANDNPS Y13, Y12, Y13
-	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y12
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDNPS Y13, Y12, Y13
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y12
-	VANDNPS Y13, Y12, Y13
 	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y12
+	VCMPPD $0x1d, Y10, Y14, Y11
 	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+192(SB), Y14
+	VANDNPS Y9, Y14, Y10
+	VMOVUPS forwardChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y14, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VMOVUPS forwardChannelsTable<>+256(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
+	VMOVUPS (SI), Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VMULPD Y8, Y6, Y6
 	VMULPD Y9, Y7, Y7
-	VMULPD Y10, Y8, Y8
 	MOVQ channelArgs_scale(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y7, (SI)
-	VMOVUPS Y8, 32(SI)
+	VMOVUPS Y6, (SI)
+	VMOVUPS Y7, 32(SI)
 	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y7, Y14, Y11
+	VANDNPS Y6, Y14, Y10
 	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y12
-	VANDNPS Y13, Y12, Y13
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y12
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+352(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
 	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y8, Y14, Y11
+	VANDNPS Y7, Y14, Y10
 	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y12
-	VANDNPS Y13, Y12, Y13
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y12
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VCMPPD $0x1d, Y14, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDNPS Y13, Y12, Y13
+	VMOVUPS forwardChannelsTable<>+352(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y11
+	VMOVUPS forwardChannelsTable<>+288(SB), Y14
+	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VMOVAPS Y4, Y10
 	VMOVAPS Y5, Y11
-	VMOVAPS Y6, Y12
+	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
-	VCVTPD2PSY Y12, X12
-	VINSERTF128 $1, X12, Y11, Y11
-	VMOVAPS Y11, Y12
-	VCVTPS2PD X12, Y11
-	VEXTRACTF128 $1, Y12, X12
-	VCVTPS2PD X12, Y12
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVAPS Y10, Y11
+	VCVTPS2PD X11, Y10
+	VEXTRACTF128 $1, Y11, X11
+	VCVTPS2PD X11, Y11
+	VSUBPD Y10, Y4, Y4
 	VSUBPD Y11, Y5, Y5
-	VSUBPD Y12, Y6, Y6
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
+	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
-	VCVTPD2PSY Y12, X12
-	VINSERTF128 $1, X12, Y11, Y11
-	VXORPS forwardChannelsTable<>+384(SB), Y11, Y11
-	VMOVUPS Y11, (SI)
+	VINSERTF128 $1, X11, Y10, Y10
+	VXORPS forwardChannelsTable<>+384(SB), Y10, Y10
+	VMOVUPS Y10, (SI)
+	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
-	VMULPD Y8, Y6, Y6
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y12
-	VCVTPS2PD X12, Y11
-	VEXTRACTF128 $1, Y12, X12
-	VCVTPS2PD X12, Y12
+	VMOVUPS (SI), Y11
+	VCVTPS2PD X11, Y10
+	VEXTRACTF128 $1, Y11, X11
+	VCVTPS2PD X11, Y11
+	VSUBPD Y4, Y10, Y10
 	VSUBPD Y5, Y11, Y11
-	VSUBPD Y6, Y12, Y12
 	MOVQ channelArgs_b(R14), SI
 	ADDQ CX, SI
+	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
-	VCVTPD2PSY Y12, X12
-	VINSERTF128 $1, X12, Y11, Y11
-	VMOVUPS Y11, (SI)
+	VINSERTF128 $1, X11, Y10, Y10
+	VMOVUPS Y10, (SI)
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
+	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VMOVUPS Y7, (SI)
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (SI)
 	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y13, Y13
-	VTESTPS Y13, Y13
+	VXORPS Y14, Y12, Y12
+	VTESTPS Y12, Y12
 	JNE unusual2
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted7
+	JEQ unwanted9
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y11
-	VMOVUPS 32(SI), Y12
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
-	VMULPD Y2, Y11, Y11
-	VMULPD Y2, Y12, Y12
-	VMULPD Y3, Y7, Y7
-	VMULPD Y3, Y8, Y8
+	VMOVUPS (SI), Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VMULPD Y1, Y10, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y2, Y6, Y6
+	VMULPD Y2, Y7, Y7
+	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
-	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VMOVUPS Y7, (SI)
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (SI)
 
-unwanted7:
+unwanted9:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted8
+	JEQ unwanted10
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y11
-	VMOVUPS 32(SI), Y12
-	VMULPD Y4, Y11, Y11
-	VMULPD Y4, Y12, Y12
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
+	VMULPD Y3, Y10, Y10
+	VMULPD Y3, Y11, Y11
 	MOVQ channelArgs_runningVar(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
-	VMULPD Y2, Y11, Y11
-	VMULPD Y2, Y12, Y12
-	VMULPD Y3, Y7, Y7
-	VMULPD Y3, Y8, Y8
+	VMOVUPS (SI), Y7
+	VCVTPS2PD X7, Y6
+	VEXTRACTF128 $1, Y7, X7
+	VCVTPS2PD X7, Y7
+	VMULPD Y1, Y10, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y2, Y6, Y6
+	VMULPD Y2, Y7, Y7
+	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
-	VADDPD Y12, Y8, Y8
+	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VMOVUPS Y7, (SI)
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (SI)
 
-unwanted8:
+unwanted10:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17145,69 +17193,6 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+32(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+40(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+48(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+56(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+64(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+72(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+80(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
-
-// func runningChannels(id int, a *channelArgs)
-TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ channelArgs_running(R14), AX
-	MOVQ channelArgs_runningVar(R14), BX
-	MOVQ channelArgs_mean(R14), CX
-	MOVQ channelArgs_invstd(R14), DX
-	LEAQ channelArgs_epsilon(R14), SI
-	VBROADCASTSD (SI), Y0
-	MOVQ channelArgs_n(R14), SI
-
-channels1:
-	VMOVUPS (AX), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
-	VMOVUPS Y1, (CX)
-	VMOVUPS Y2, 32(CX)
-	VMOVUPS (BX), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
-	VADDPD Y0, Y1, Y1
-	VADDPD Y0, Y2, Y2
-	VMOVUPS runningChannelsTable<>+0(SB), Y14
-	VANDNPS Y1, Y14, Y3
-	VMOVUPS runningChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y3, Y14, Y3
-	VMOVUPS runningChannelsTable<>+0(SB), Y14
-	VANDNPS Y2, Y14, Y4
-	VMOVUPS runningChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y4, Y14, Y4
-	VSQRTPD Y1, Y1
-	VSQRTPD Y2, Y2
-	VMOVUPS runningChannelsTable<>+64(SB), Y14
-	VDIVPD Y1, Y14, Y1
-	VDIVPD Y2, Y14, Y2
-	VANDNPS Y1, Y3, Y1
-	VANDNPS Y2, Y4, Y2
-	VMOVUPS Y1, (DX)
-	VMOVUPS Y2, 32(DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $64, CX
-	ADDQ $64, DX
-	SUBQ $8, SI
-	JNE channels1
-	VZEROUPPER
-	RET
 DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
@@ -17216,31 +17201,35 @@ DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+96(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+168(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+176(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+184(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+192(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+200(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+208(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+216(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
+DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -17249,131 +17238,175 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ $0, BX
 	MOVQ $0, CX
 	MOVQ channelArgs_step(R14), DX
+	LEAQ channelArgs_epsilon(R14), DI
+	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS affineChannelsTable<>+0(SB), Y8
+	VMOVUPS affineChannelsTable<>+0(SB), Y9
+	MOVQ channelArgs_running(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted3
+	MOVQ channelArgs_running(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y2
+	VCVTPS2PD X2, Y1
+	VEXTRACTF128 $1, Y2, X2
+	VCVTPS2PD X2, Y2
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y0
-	VMOVUPS 32(SI), Y1
+	VMOVUPS Y1, (SI)
+	VMOVUPS Y2, 32(SI)
+	MOVQ channelArgs_runningVar(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y6
+	VCVTPS2PD X6, Y5
+	VEXTRACTF128 $1, Y6, X6
+	VCVTPS2PD X6, Y6
+	VADDPD Y0, Y5, Y5
+	VADDPD Y0, Y6, Y6
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y6, Y14, Y8
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y8, Y14, Y8
+	VSQRTPD Y5, Y5
+	VSQRTPD Y6, Y6
+	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VDIVPD Y5, Y14, Y5
+	VDIVPD Y6, Y14, Y6
+	VANDNPS Y5, Y7, Y5
+	VANDNPS Y6, Y8, Y6
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
-	VMOVUPS (SI), Y4
-	VMOVUPS 32(SI), Y5
+	VMOVUPS Y5, (SI)
+	VMOVUPS Y6, 32(SI)
+
+unwanted3:
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y5
+	VMOVUPS 32(SI), Y6
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y0, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y6
-	VCMPPD $0x1d, Y4, Y4, Y7
-	VANDPS Y7, Y6, Y6
-	VANDNPS Y8, Y6, Y8
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y1, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y6
-	VCMPPD $0x1d, Y5, Y5, Y7
-	VANDPS Y7, Y6, Y6
-	VANDNPS Y8, Y6, Y8
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VANDNPS Y8, Y7, Y8
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y7
+	VANDNPS Y1, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDNPS Y7, Y6, Y7
-	VANDNPS Y8, Y7, Y8
+	VCMPPD $0x1d, Y14, Y7, Y7
+	VCMPPD $0x1d, Y5, Y5, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y5, Y14, Y6
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VANDNPS Y8, Y7, Y8
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y7
+	VANDNPS Y2, Y14, Y7
 	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDNPS Y7, Y6, Y7
+	VCMPPD $0x1d, Y14, Y7, Y7
+	VCMPPD $0x1d, Y6, Y6, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y5, Y14, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y8
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
 	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+32(SB), Y14
+	VANDNPS Y6, Y14, Y7
+	VMOVUPS affineChannelsTable<>+128(SB), Y14
+	VCMPPD $0x1d, Y14, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+160(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y8
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y3
-	VCVTPS2PD X3, Y2
-	VEXTRACTF128 $1, Y3, X3
-	VCVTPS2PD X3, Y3
-	VMULPD Y4, Y2, Y2
+	VMOVUPS (SI), Y4
+	VCVTPS2PD X4, Y3
+	VEXTRACTF128 $1, Y4, X4
+	VCVTPS2PD X4, Y4
 	VMULPD Y5, Y3, Y3
+	VMULPD Y6, Y4, Y4
 	MOVQ channelArgs_scale(R14), SI
 	ADDQ BX, SI
-	VMOVUPS Y2, (SI)
-	VMOVUPS Y3, 32(SI)
+	VMOVUPS Y3, (SI)
+	VMOVUPS Y4, 32(SI)
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y2, Y14, Y6
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VANDNPS Y8, Y7, Y8
+	VANDNPS Y3, Y14, Y7
 	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDNPS Y7, Y6, Y7
+	VCMPPD $0x1d, Y14, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y8
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
 	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
 	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y3, Y14, Y6
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y7
-	VANDNPS Y8, Y7, Y8
+	VANDNPS Y4, Y14, Y7
 	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
-	VANDNPS Y7, Y6, Y7
+	VCMPPD $0x1d, Y14, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+224(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y8
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
+	VCMPPD $0x1d, Y7, Y14, Y7
 	VANDNPS Y8, Y7, Y8
-	VMOVAPS Y0, Y6
+	VANDNPS Y9, Y8, Y9
 	VMOVAPS Y1, Y7
-	VCVTPD2PSY Y6, X6
+	VMOVAPS Y2, Y8
 	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVAPS Y6, Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
-	VSUBPD Y6, Y0, Y0
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVAPS Y7, Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
 	VSUBPD Y7, Y1, Y1
+	VSUBPD Y8, Y2, Y2
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
-	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VXORPS affineChannelsTable<>+224(SB), Y6, Y6
-	VMOVUPS Y6, (SI)
-	VMULPD Y2, Y0, Y0
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VXORPS affineChannelsTable<>+256(SB), Y7, Y7
+	VMOVUPS Y7, (SI)
 	VMULPD Y3, Y1, Y1
+	VMULPD Y4, Y2, Y2
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
-	VSUBPD Y0, Y6, Y6
+	VMOVUPS (SI), Y8
+	VCVTPS2PD X8, Y7
+	VEXTRACTF128 $1, Y8, X8
+	VCVTPS2PD X8, Y8
 	VSUBPD Y1, Y7, Y7
+	VSUBPD Y2, Y8, Y8
 	MOVQ channelArgs_b(R14), SI
 	ADDQ CX, SI
-	VCVTPD2PSY Y6, X6
 	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (SI)
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VMOVUPS Y7, (SI)
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
-	VCVTPD2PSY Y2, X2
 	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (SI)
+	VCVTPD2PSY Y4, X4
+	VINSERTF128 $1, X4, Y3, Y3
+	VMOVUPS Y3, (SI)
 	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y8, Y8
-	VTESTPS Y8, Y8
+	VXORPS Y14, Y9, Y9
+	VTESTPS Y9, Y9
 	JNE unusual2
 	ADDQ $32, AX
 	ADDQ $64, BX
@@ -17561,10 +17594,38 @@ unwanted3:
 unwanted4:
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
-	VDIVPD Y0, Y4, Y4
-	VDIVPD Y0, Y5, Y5
-	VDIVPD Y0, Y2, Y2
-	VDIVPD Y0, Y3, Y3
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide5
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y4, Y4
+	VMULPD Y14, Y5, Y5
+	JMP divided6
+
+divide5:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y4, Y4
+	VDIVPD Y14, Y5, Y5
+
+divided6:
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide7
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y2, Y2
+	VMULPD Y14, Y3, Y3
+	JMP divided8
+
+divide7:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y2, Y2
+	VDIVPD Y14, Y3, Y3
+
+divided8:
 	VMULPD Y4, Y8, Y8
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
@@ -17601,7 +17662,7 @@ unwanted4:
 	VCMPPD $0x1d, Y7, Y14, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large5
+	JEQ large9
 	VXORPS Y8, Y8, Y8
 	VMOVUPS backwardChannelsTable<>+96(SB), Y14
 	VCMPPD $0x1d, Y10, Y14, Y9
@@ -17628,7 +17689,7 @@ unwanted4:
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large5
+	JEQ large9
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17694,7 +17755,7 @@ unwanted4:
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 
-large5:
+large9:
 	MOVQ channelArgs_k1(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y2, X2
@@ -17769,16 +17830,15 @@ DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
 DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
 DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
-DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $12
+	CMPQ AX, $11
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -11300,78 +11300,90 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_shift(R23), R1
 	MOVD channelArgs_sumA(R23), R2
 	MOVD channelArgs_sumB(R23), R3
-	ADD $channelArgs_count, R23, R4
-	LD1R4D(4, 0)
 	ADD $channelArgs_weight, R23, R4
-	LD1R4D(4, 1)
+	LD1R4D(4, 0)
 	ADD $channelArgs_cross, R23, R4
-	LD1R4D(4, 2)
-	MOVD channelArgs_n(R23), R4
+	LD1R4D(4, 1)
+	MOVD channelArgs_n(R23), R5
 	MOVD $foldChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F12, F13)
-	WIDEN(6, 5, 6)
-	FLDPQ 32(R0), (F16, F17)
-	WIDEN(8, 7, 8)
-	FDIV4D(0, 5, 3)
-	FDIV4D(0, 6, 4)
+	FLDPQ (R0), (F10, F11)
+	WIDEN(5, 4, 5)
+	FLDPQ 32(R0), (F14, F15)
+	WIDEN(7, 6, 7)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide2
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 4, 2)
+	FMUL4D(14, 5, 3)
+	B divided3
+
+divide2:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 4, 2)
+	FDIV4D(14, 5, 3)
+
+divided3:
+	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
-	FMUL4D(4, 6, 6)
+	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	FSUB4D(6, 8, 8)
-	FLDPQ (R1), (F12, F13)
-	WIDEN(6, 5, 6)
+	FLDPQ (R1), (F10, F11)
+	WIDEN(5, 4, 5)
+	FSUB4D(4, 2, 2)
 	FSUB4D(5, 3, 3)
-	FSUB4D(6, 4, 4)
-	FLDPQ (R2), (F10, F11)
-	FLDPQ 32(R2), (F12, F13)
+	FLDPQ (R2), (F8, F9)
+	FLDPQ 32(R2), (F10, F11)
+	FSUB4D(4, 2, 10)
 	FSUB4D(5, 3, 11)
-	FSUB4D(6, 4, 12)
+	FADD4D(4, 2, 2)
 	FADD4D(5, 3, 3)
-	FADD4D(6, 4, 4)
+	FMUL4D(10, 10, 8)
 	FMUL4D(11, 11, 9)
-	FMUL4D(12, 12, 10)
-	FMUL4D(2, 9, 9)
-	FMUL4D(2, 10, 10)
+	FMUL4D(1, 8, 8)
+	FMUL4D(1, 9, 9)
+	FADD4D(8, 6, 6)
 	FADD4D(9, 7, 7)
-	FADD4D(10, 8, 8)
-	FLDPQ (R3), (F18, F19)
-	FLDPQ 32(R3), (F20, F21)
+	FLDPQ (R3), (F16, F17)
+	FLDPQ 32(R3), (F18, F19)
+	FADD4D(6, 8, 8)
 	FADD4D(7, 9, 9)
-	FADD4D(8, 10, 10)
-	FSTPQ (F18, F19), (R3)
-	FSTPQ (F20, F21), 32(R3)
+	FSTPQ (F16, F17), (R3)
+	FSTPQ (F18, F19), 32(R3)
+	FSUB4D(10, 10, 8)
 	FSUB4D(11, 11, 9)
-	FSUB4D(12, 12, 10)
-	FMUL4D(1, 11, 11)
-	FMUL4D(1, 12, 12)
+	FMUL4D(0, 10, 10)
+	FMUL4D(0, 11, 11)
+	FADD4D(10, 4, 4)
 	FADD4D(11, 5, 5)
-	FADD4D(12, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 8, 8)
+	AND8(8, 4, 4)
+	BIC8(8, 2, 2)
+	ORR8(2, 4, 4)
 	FLDPQ (R24), (F28, F29)
 	FCMGE4D(14, 9, 9)
 	AND8(9, 5, 5)
 	BIC8(9, 3, 3)
 	ORR8(3, 5, 5)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	AND8(10, 6, 6)
-	BIC8(10, 4, 4)
-	ORR8(4, 6, 6)
-	FSTPQ (F10, F11), (R2)
-	FSTPQ (F12, F13), 32(R2)
-	NARROW(5, 6, 5)
+	FSTPQ (F8, F9), (R2)
+	FSTPQ (F10, F11), 32(R2)
+	NARROW(4, 5, 4)
 	FLDPQ 32(R24), (F28, F29)
-	EOR8(14, 5, 5)
-	FSUB8(5, 5, 6)
-	FCMGE8(6, 6, 6)
-	AND8(6, 5, 5)
-	FSTPQ (F10, F11), (R1)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	FSTPQ (F8, F9), (R1)
 	ADD $64, R0
 	ADD $32, R1
 	ADD $64, R2
 	ADD $64, R3
-	SUBS $8, R4
+	SUBS $8, R5
 	BNE channels1
 	RET
 
@@ -11496,79 +11508,91 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_shift(R23), R2
 	MOVD channelArgs_sumA(R23), R3
 	MOVD channelArgs_sumB(R23), R4
-	ADD $channelArgs_count, R23, R5
-	LD1R4D(5, 0)
 	ADD $channelArgs_weight, R23, R5
-	LD1R4D(5, 1)
+	LD1R4D(5, 0)
 	ADD $channelArgs_cross, R23, R5
-	LD1R4D(5, 2)
-	MOVD channelArgs_n(R23), R5
+	LD1R4D(5, 1)
+	MOVD channelArgs_n(R23), R6
 	MOVD $foldReducedChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F10, F11)
-	FLDPQ 32(R0), (F12, F13)
-	FLDPQ (R1), (F14, F15)
-	FLDPQ 32(R1), (F16, F17)
-	FDIV4D(0, 5, 3)
-	FDIV4D(0, 6, 4)
+	FLDPQ (R0), (F8, F9)
+	FLDPQ 32(R0), (F10, F11)
+	FLDPQ (R1), (F12, F13)
+	FLDPQ 32(R1), (F14, F15)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide2
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 4, 2)
+	FMUL4D(14, 5, 3)
+	B divided3
+
+divide2:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 4, 2)
+	FDIV4D(14, 5, 3)
+
+divided3:
+	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
-	FMUL4D(4, 6, 6)
+	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	FSUB4D(6, 8, 8)
-	FLDPQ (R2), (F12, F13)
-	WIDEN(6, 5, 6)
+	FLDPQ (R2), (F10, F11)
+	WIDEN(5, 4, 5)
+	FSUB4D(4, 2, 2)
 	FSUB4D(5, 3, 3)
-	FSUB4D(6, 4, 4)
-	FLDPQ (R3), (F10, F11)
-	FLDPQ 32(R3), (F12, F13)
+	FLDPQ (R3), (F8, F9)
+	FLDPQ 32(R3), (F10, F11)
+	FSUB4D(4, 2, 10)
 	FSUB4D(5, 3, 11)
-	FSUB4D(6, 4, 12)
+	FADD4D(4, 2, 2)
 	FADD4D(5, 3, 3)
-	FADD4D(6, 4, 4)
+	FMUL4D(10, 10, 8)
 	FMUL4D(11, 11, 9)
-	FMUL4D(12, 12, 10)
-	FMUL4D(2, 9, 9)
-	FMUL4D(2, 10, 10)
+	FMUL4D(1, 8, 8)
+	FMUL4D(1, 9, 9)
+	FADD4D(8, 6, 6)
 	FADD4D(9, 7, 7)
-	FADD4D(10, 8, 8)
-	FLDPQ (R4), (F18, F19)
-	FLDPQ 32(R4), (F20, F21)
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	FADD4D(6, 8, 8)
 	FADD4D(7, 9, 9)
-	FADD4D(8, 10, 10)
-	FSTPQ (F18, F19), (R4)
-	FSTPQ (F20, F21), 32(R4)
+	FSTPQ (F16, F17), (R4)
+	FSTPQ (F18, F19), 32(R4)
+	FSUB4D(10, 10, 8)
 	FSUB4D(11, 11, 9)
-	FSUB4D(12, 12, 10)
-	FMUL4D(1, 11, 11)
-	FMUL4D(1, 12, 12)
+	FMUL4D(0, 10, 10)
+	FMUL4D(0, 11, 11)
+	FADD4D(10, 4, 4)
 	FADD4D(11, 5, 5)
-	FADD4D(12, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	FCMGE4D(14, 8, 8)
+	AND8(8, 4, 4)
+	BIC8(8, 2, 2)
+	ORR8(2, 4, 4)
 	FLDPQ (R24), (F28, F29)
 	FCMGE4D(14, 9, 9)
 	AND8(9, 5, 5)
 	BIC8(9, 3, 3)
 	ORR8(3, 5, 5)
-	FLDPQ (R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	AND8(10, 6, 6)
-	BIC8(10, 4, 4)
-	ORR8(4, 6, 6)
-	FSTPQ (F10, F11), (R3)
-	FSTPQ (F12, F13), 32(R3)
-	NARROW(5, 6, 5)
+	FSTPQ (F8, F9), (R3)
+	FSTPQ (F10, F11), 32(R3)
+	NARROW(4, 5, 4)
 	FLDPQ 32(R24), (F28, F29)
-	EOR8(14, 5, 5)
-	FSUB8(5, 5, 6)
-	FCMGE8(6, 6, 6)
-	AND8(6, 5, 5)
-	FSTPQ (F10, F11), (R2)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	FSTPQ (F8, F9), (R2)
 	ADD $64, R0
 	ADD $64, R1
 	ADD $32, R2
 	ADD $64, R3
 	ADD $64, R4
-	SUBS $8, R5
+	SUBS $8, R6
 	BNE channels1
 	RET
 DATA probeChannelsTable<>+0(SB)/8, $0x8000000080000000
@@ -11582,26 +11606,38 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD channelArgs_acc(R23), R0
 	MOVD channelArgs_shift(R23), R1
-	ADD $channelArgs_count, R23, R2
-	LD1R4D(2, 0)
-	MOVD channelArgs_n(R23), R2
+	MOVD channelArgs_n(R23), R3
 	MOVD $probeChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R0), (F4, F5)
-	WIDEN(2, 1, 2)
-	FDIV4D(0, 1, 1)
-	FDIV4D(0, 2, 2)
-	NARROW(1, 2, 1)
+	FLDPQ (R0), (F2, F3)
+	WIDEN(1, 0, 1)
+	MOVD channelArgs_inverse(R23), R2
+	SUBS $0, R2
+	BEQ divide2
+	ADD $channelArgs_inverse, R23, R2
+	LD1R4D(2, 14)
+	FMUL4D(14, 0, 0)
+	FMUL4D(14, 1, 1)
+	B divided3
+
+divide2:
+	ADD $channelArgs_count, R23, R2
+	LD1R4D(2, 14)
+	FDIV4D(14, 0, 0)
+	FDIV4D(14, 1, 1)
+
+divided3:
+	NARROW(0, 1, 0)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 1, 1)
-	FSUB8(1, 1, 2)
-	FCMGE8(2, 2, 2)
-	AND8(2, 1, 1)
-	FSTPQ (F2, F3), (R1)
+	EOR8(14, 0, 0)
+	FSUB8(0, 0, 1)
+	FCMGE8(1, 1, 1)
+	AND8(1, 0, 0)
+	FSTPQ (F0, F1), (R1)
 	ADD $64, R0
 	ADD $32, R1
-	SUBS $8, R2
+	SUBS $8, R3
 	BNE channels1
 	RET
 
@@ -11799,56 +11835,77 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $0, R1
 	MOVD $0, R2
 	MOVD channelArgs_step(R23), R3
-	ADD $channelArgs_count, R23, R5
-	LD1R4D(5, 0)
 	ADD $channelArgs_epsilon, R23, R5
-	LD1R4D(5, 1)
+	LD1R4D(5, 0)
 	ADD $channelArgs_weight, R23, R5
-	LD1R4D(5, 2)
+	LD1R4D(5, 1)
 	ADD $channelArgs_cross, R23, R5
-	LD1R4D(5, 3)
+	LD1R4D(5, 2)
 	ADD $channelArgs_correction, R23, R5
-	LD1R4D(5, 4)
+	LD1R4D(5, 3)
 	MOVD channelArgs_n(R23), R5
 	MOVD $forwardChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F26, F27)
+	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F14, F15)
-	FLDPQ 32(R4), (F16, F17)
-	FDIV4D(0, 7, 7)
-	FDIV4D(0, 8, 8)
-	FADD4D(1, 7, 11)
-	FADD4D(1, 8, 12)
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide3
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 6, 6)
+	FMUL4D(14, 7, 7)
+	B divided4
+
+divide3:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 6, 6)
+	FDIV4D(14, 7, 7)
+
+divided4:
+	FADD4D(0, 6, 10)
+	FADD4D(0, 7, 11)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	AND8(10, 4, 4)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(14, 11, 5)
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 12, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(12, 14, 12)
-	AND8(12, 6, 6)
-	AND8(6, 5, 11)
+	AND8(5, 4, 10)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 11, 11)
-	MAXOFALL(11)
-	VMOV V22.S[0], R15
-	CBZ R15, safe3
+	EOR8(14, 10, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
+	CBZ R15, safe5
+	EOR8(8, 8, 8)
 	EOR8(9, 9, 9)
-	EOR8(10, 10, 10)
 	MOVD channelArgs_extent(R23), R4
 	SUBS $0, R4
-	BEQ unwanted4
+	BEQ unwanted6
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F20, F21)
-	WIDEN(10, 9, 10)
+	FLDPQ (R4), (F18, F19)
+	WIDEN(9, 8, 9)
 
-unwanted4:
+unwanted6:
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 4, 4)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	FCMGE4D(6, 6, 10)
+	ORR8(10, 8, 8)
+	BIC8(4, 8, 4)
+	BIC8(4, 12, 12)
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 5, 5)
@@ -11857,211 +11914,202 @@ unwanted4:
 	FCMGE4D(7, 7, 11)
 	ORR8(11, 9, 9)
 	BIC8(5, 9, 5)
-	BIC8(5, 13, 13)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 6, 6)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	FCMGE4D(8, 8, 12)
-	ORR8(12, 10, 10)
-	BIC8(6, 10, 6)
-	BIC8(6, 13, 13)
+	BIC8(5, 12, 12)
 
-safe3:
+safe5:
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(7, 14, 5)
-	BIC8(5, 7, 7)
+	FCMGE4D(6, 14, 4)
+	BIC8(4, 6, 6)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(8, 14, 5)
-	BIC8(5, 8, 8)
+	FCMGE4D(7, 14, 4)
+	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
-	FSTPQ (F14, F15), (R4)
-	FSTPQ (F16, F17), 32(R4)
-	FADD4D(1, 7, 9)
-	FADD4D(1, 8, 10)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
+	FADD4D(0, 6, 8)
+	FADD4D(0, 7, 9)
+	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FSQRT4D(10, 10)
 	FLDPQ 160(R24), (F28, F29)
+	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
-	FDIV4D(10, 14, 10)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
-	FSTPQ (F18, F19), (R4)
-	FSTPQ (F20, F21), 32(R4)
+	FSTPQ (F16, F17), (R4)
+	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted5
+	BEQ unwanted7
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
-	FSTPQ (F18, F19), (R4)
-	FSTPQ (F20, F21), 32(R4)
+	FSTPQ (F16, F17), (R4)
+	FSTPQ (F18, F19), 32(R4)
 
-unwanted5:
+unwanted7:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F10, F11)
-	FLDPQ 32(R4), (F12, F13)
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FSTPQ (F10, F11), (R4)
-	FSTPQ (F12, F13), 32(R4)
+	FSTPQ (F8, F9), (R4)
+	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted6
+	BEQ unwanted8
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
-	FSTPQ (F10, F11), (R4)
-	FSTPQ (F12, F13), 32(R4)
+	FSTPQ (F8, F9), (R4)
+	FSTPQ (F10, F11), 32(R4)
 
-unwanted6:
+unwanted8:
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 5, 11)
+	BIC8(14, 4, 10)
 	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 11, 11)
-	FCMGE4D(9, 9, 12)
-	AND8(12, 11, 11)
-	BIC8(11, 13, 13)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(8, 8, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 6, 11)
+	BIC8(14, 5, 10)
 	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 11, 11)
-	FCMGE4D(10, 10, 12)
-	AND8(12, 11, 11)
-	BIC8(11, 13, 13)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(9, 9, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 9, 11)
+	BIC8(14, 8, 10)
 	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 11, 12)
-	BIC8(12, 13, 13)
-	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(11, 14, 12)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	BIC8(12, 13, 13)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 10, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 11, 12)
-	BIC8(12, 13, 13)
 	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(11, 14, 12)
+	FCMGE4D(10, 14, 11)
 	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	BIC8(12, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	BIC8(14, 9, 10)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F16, F17)
-	WIDEN(8, 7, 8)
+	FLDPQ (R4), (F14, F15)
+	WIDEN(7, 6, 7)
+	FMUL4D(8, 6, 6)
 	FMUL4D(9, 7, 7)
-	FMUL4D(10, 8, 8)
 	MOVD channelArgs_scale(R23), R4
 	ADD R1, R4
-	FSTPQ (F14, F15), (R4)
-	FSTPQ (F16, F17), 32(R4)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 7, 11)
+	BIC8(14, 6, 10)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 11, 12)
-	BIC8(12, 13, 13)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(11, 14, 12)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	BIC8(12, 13, 13)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 8, 11)
+	BIC8(14, 7, 10)
 	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 11, 12)
-	BIC8(12, 13, 13)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(11, 14, 12)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	BIC8(12, 13, 13)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	MOV8(4, 10)
 	MOV8(5, 11)
-	MOV8(6, 12)
-	NARROW(11, 12, 11)
-	MOV8(11, 12)
-	WIDEN(12, 11, 12)
+	NARROW(10, 11, 10)
+	MOV8(10, 11)
+	WIDEN(11, 10, 11)
+	FSUB4D(10, 4, 4)
 	FSUB4D(11, 5, 5)
-	FSUB4D(12, 6, 6)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
-	NARROW(11, 12, 11)
+	NARROW(10, 11, 10)
 	FLDPQ 384(R24), (F28, F29)
-	EOR8(14, 11, 11)
-	FSTPQ (F22, F23), (R4)
+	EOR8(14, 10, 10)
+	FSTPQ (F20, F21), (R4)
+	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
-	FMUL4D(8, 6, 6)
 	MOVD channelArgs_beta(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F24, F25)
-	WIDEN(12, 11, 12)
+	FLDPQ (R4), (F22, F23)
+	WIDEN(11, 10, 11)
+	FSUB4D(4, 10, 10)
 	FSUB4D(5, 11, 11)
-	FSUB4D(6, 12, 12)
 	MOVD channelArgs_b(R23), R4
 	ADD R2, R4
-	NARROW(11, 12, 11)
-	FSTPQ (F22, F23), (R4)
+	NARROW(10, 11, 10)
+	FSTPQ (F20, F21), (R4)
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
-	NARROW(7, 8, 7)
-	FSTPQ (F14, F15), (R4)
+	NARROW(6, 7, 6)
+	FSTPQ (F12, F13), (R4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted7
+	BEQ unwanted9
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F22, F23)
-	FLDPQ 32(R4), (F24, F25)
+	FLDPQ (R4), (F20, F21)
+	FLDPQ 32(R4), (F22, F23)
 	MOVD channelArgs_running(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F16, F17)
-	WIDEN(8, 7, 8)
-	FMUL4D(2, 11, 11)
-	FMUL4D(2, 12, 12)
-	FMUL4D(3, 7, 7)
-	FMUL4D(3, 8, 8)
+	FLDPQ (R4), (F14, F15)
+	WIDEN(7, 6, 7)
+	FMUL4D(1, 10, 10)
+	FMUL4D(1, 11, 11)
+	FMUL4D(2, 6, 6)
+	FMUL4D(2, 7, 7)
+	FADD4D(10, 6, 6)
 	FADD4D(11, 7, 7)
-	FADD4D(12, 8, 8)
-	NARROW(7, 8, 7)
-	FSTPQ (F14, F15), (R4)
+	NARROW(6, 7, 6)
+	FSTPQ (F12, F13), (R4)
 
-unwanted7:
+unwanted9:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted8
+	BEQ unwanted10
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F22, F23)
-	FLDPQ 32(R4), (F24, F25)
-	FMUL4D(4, 11, 11)
-	FMUL4D(4, 12, 12)
+	FLDPQ (R4), (F20, F21)
+	FLDPQ 32(R4), (F22, F23)
+	FMUL4D(3, 10, 10)
+	FMUL4D(3, 11, 11)
 	MOVD channelArgs_runningVar(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F16, F17)
-	WIDEN(8, 7, 8)
-	FMUL4D(2, 11, 11)
-	FMUL4D(2, 12, 12)
-	FMUL4D(3, 7, 7)
-	FMUL4D(3, 8, 8)
+	FLDPQ (R4), (F14, F15)
+	WIDEN(7, 6, 7)
+	FMUL4D(1, 10, 10)
+	FMUL4D(1, 11, 11)
+	FMUL4D(2, 6, 6)
+	FMUL4D(2, 7, 7)
+	FADD4D(10, 6, 6)
 	FADD4D(11, 7, 7)
-	FADD4D(12, 8, 8)
-	NARROW(7, 8, 7)
-	FSTPQ (F14, F15), (R4)
+	NARROW(6, 7, 6)
+	FSTPQ (F12, F13), (R4)
 
-unwanted8:
+unwanted10:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12071,65 +12119,6 @@ unwanted8:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA runningChannelsTable<>+0(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+8(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+16(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+24(SB)/8, $0x8000000000000000
-DATA runningChannelsTable<>+32(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+40(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+48(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+56(SB)/8, $0x0000000000000000
-DATA runningChannelsTable<>+64(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+72(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+80(SB)/8, $0x3ff0000000000000
-DATA runningChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-GLOBL runningChannelsTable<>(SB), RODATA|NOPTR, $96
-
-// func runningChannels(id int, a *channelArgs)
-TEXT ·runningChannels<>(SB), NOSPLIT, $0-16
-	MOVD a+8(FP), R23
-	MOVD channelArgs_running(R23), R0
-	MOVD channelArgs_runningVar(R23), R1
-	MOVD channelArgs_mean(R23), R2
-	MOVD channelArgs_invstd(R23), R3
-	ADD $channelArgs_epsilon, R23, R4
-	LD1R4D(4, 0)
-	MOVD channelArgs_n(R23), R4
-	MOVD $runningChannelsTable<>(SB), R24
-
-channels1:
-	FLDPQ (R0), (F4, F5)
-	WIDEN(2, 1, 2)
-	FSTPQ (F2, F3), (R2)
-	FSTPQ (F4, F5), 32(R2)
-	FLDPQ (R1), (F4, F5)
-	WIDEN(2, 1, 2)
-	FADD4D(0, 1, 1)
-	FADD4D(0, 2, 2)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 1, 3)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(3, 14, 3)
-	FLDPQ (R24), (F28, F29)
-	BIC8(14, 2, 4)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(4, 14, 4)
-	FSQRT4D(1, 1)
-	FSQRT4D(2, 2)
-	FLDPQ 64(R24), (F28, F29)
-	FDIV4D(1, 14, 1)
-	FDIV4D(2, 14, 2)
-	BIC8(3, 1, 1)
-	BIC8(4, 2, 2)
-	FSTPQ (F2, F3), (R3)
-	FSTPQ (F4, F5), 32(R3)
-	ADD $32, R0
-	ADD $32, R1
-	ADD $64, R2
-	ADD $64, R3
-	SUBS $8, R4
-	BNE channels1
-	RET
 DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
@@ -12138,31 +12127,35 @@ DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
 DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+72(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+80(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+88(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+96(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+136(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+144(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+152(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+160(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+168(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+176(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+184(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+192(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+200(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+208(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+216(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+224(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+232(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+240(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+248(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $256
+DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -12171,120 +12164,160 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD $0, R1
 	MOVD $0, R2
 	MOVD channelArgs_step(R23), R3
+	ADD $channelArgs_epsilon, R23, R5
+	LD1R4D(5, 0)
 	MOVD channelArgs_n(R23), R5
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F16, F17)
+	FLDPQ (R24), (F18, F19)
+	MOVD channelArgs_running(R23), R4
+	SUBS $0, R4
+	BEQ unwanted3
+	MOVD channelArgs_running(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F4, F5)
+	WIDEN(2, 1, 2)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F0, F1)
-	FLDPQ 32(R4), (F2, F3)
+	FSTPQ (F2, F3), (R4)
+	FSTPQ (F4, F5), 32(R4)
+	MOVD channelArgs_runningVar(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F12, F13)
+	WIDEN(6, 5, 6)
+	FADD4D(0, 5, 5)
+	FADD4D(0, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 6, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	FSQRT4D(5, 5)
+	FSQRT4D(6, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FDIV4D(5, 14, 5)
+	FDIV4D(6, 14, 6)
+	BIC8(7, 5, 5)
+	BIC8(8, 6, 6)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
-	FLDPQ (R4), (F8, F9)
-	FLDPQ 32(R4), (F10, F11)
+	FSTPQ (F10, F11), (R4)
+	FSTPQ (F12, F13), 32(R4)
+
+unwanted3:
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F10, F11)
+	FLDPQ 32(R4), (F12, F13)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 0, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 6)
-	FCMGE4D(4, 4, 7)
-	AND8(7, 6, 6)
-	BIC8(6, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 1, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 6)
-	FCMGE4D(5, 5, 7)
-	AND8(7, 6, 6)
-	BIC8(6, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	BIC8(7, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 7)
+	BIC8(14, 1, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	BIC8(6, 7, 7)
-	BIC8(7, 8, 8)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(5, 5, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 6)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	BIC8(7, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(6, 14, 7)
+	BIC8(14, 2, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	BIC8(6, 7, 7)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(6, 6, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 5, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	BIC8(14, 6, 7)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F6, F7)
-	WIDEN(3, 2, 3)
-	FMUL4D(4, 2, 2)
+	FLDPQ (R4), (F8, F9)
+	WIDEN(4, 3, 4)
 	FMUL4D(5, 3, 3)
+	FMUL4D(6, 4, 4)
 	MOVD channelArgs_scale(R23), R4
 	ADD R1, R4
-	FSTPQ (F4, F5), (R4)
-	FSTPQ (F6, F7), 32(R4)
+	FSTPQ (F6, F7), (R4)
+	FSTPQ (F8, F9), 32(R4)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 2, 6)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	BIC8(7, 8, 8)
+	BIC8(14, 3, 7)
 	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(6, 14, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	BIC8(6, 7, 7)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 3, 6)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(14, 6, 7)
-	BIC8(7, 8, 8)
+	BIC8(14, 4, 7)
 	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(6, 14, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(6, 14, 6)
-	BIC8(6, 7, 7)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
-	MOV8(0, 6)
+	BIC8(8, 9, 9)
 	MOV8(1, 7)
-	NARROW(6, 7, 6)
-	MOV8(6, 7)
-	WIDEN(7, 6, 7)
-	FSUB4D(6, 0, 0)
+	MOV8(2, 8)
+	NARROW(7, 8, 7)
+	MOV8(7, 8)
+	WIDEN(8, 7, 8)
 	FSUB4D(7, 1, 1)
+	FSUB4D(8, 2, 2)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
-	NARROW(6, 7, 6)
-	FLDPQ 224(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	FSTPQ (F12, F13), (R4)
-	FMUL4D(2, 0, 0)
+	NARROW(7, 8, 7)
+	FLDPQ 256(R24), (F28, F29)
+	EOR8(14, 7, 7)
+	FSTPQ (F14, F15), (R4)
 	FMUL4D(3, 1, 1)
+	FMUL4D(4, 2, 2)
 	MOVD channelArgs_beta(R23), R4
 	ADD R0, R4
-	FLDPQ (R4), (F14, F15)
-	WIDEN(7, 6, 7)
-	FSUB4D(0, 6, 6)
+	FLDPQ (R4), (F16, F17)
+	WIDEN(8, 7, 8)
 	FSUB4D(1, 7, 7)
+	FSUB4D(2, 8, 8)
 	MOVD channelArgs_b(R23), R4
 	ADD R2, R4
-	NARROW(6, 7, 6)
-	FSTPQ (F12, F13), (R4)
+	NARROW(7, 8, 7)
+	FSTPQ (F14, F15), (R4)
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
-	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R4)
+	NARROW(3, 4, 3)
+	FSTPQ (F6, F7), (R4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 8, 8)
-	MAXOFALL(8)
-	VMOV V16.S[0], R15
+	EOR8(14, 9, 9)
+	MAXOFALL(9)
+	VMOV V18.S[0], R15
 	CBNZ R15, unusual2
 	ADD $32, R0
 	ADD $64, R1
@@ -12464,10 +12497,38 @@ unwanted3:
 unwanted4:
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
-	FDIV4D(0, 4, 4)
-	FDIV4D(0, 5, 5)
-	FDIV4D(0, 2, 2)
-	FDIV4D(0, 3, 3)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide5
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 4, 4)
+	FMUL4D(14, 5, 5)
+	B divided6
+
+divide5:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 4, 4)
+	FDIV4D(14, 5, 5)
+
+divided6:
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide7
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 2, 2)
+	FMUL4D(14, 3, 3)
+	B divided8
+
+divide7:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 2, 2)
+	FDIV4D(14, 3, 3)
+
+divided8:
 	FMUL4D(4, 8, 8)
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
@@ -12505,7 +12566,7 @@ unwanted4:
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large5
+	CBZ R15, large9
 	EOR8(8, 8, 8)
 	FLDPQ 96(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
@@ -12533,7 +12594,7 @@ unwanted4:
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large5
+	CBZ R15, large9
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
@@ -12599,7 +12660,7 @@ unwanted4:
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
 
-large5:
+large9:
 	MOVD channelArgs_k1(R23), R4
 	ADD R2, R4
 	NARROW(2, 3, 2)
@@ -12665,16 +12726,15 @@ DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
 DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
 DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
 DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·runningChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·backwardChannels<>(SB)
-DATA simdChannelsTable<>+88(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $12, R0
+	CMP $11, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1

@@ -25,7 +25,6 @@ var channelKernels = []channelKernel{
 	{"Merge", mergeChannels},
 	{"AddSums", addSumsChannels},
 	{"Forward", forwardChannels},
-	{"Running", runningChannels},
 	{"Affine", affineChannels},
 	{"Backward", backwardChannels},
 	{"Track", trackChannels},
@@ -329,11 +328,11 @@ func reduceChannels(c *chans) {
 // fold is a kernel that folds sums. get loads them into s and q.
 func (c *chans) fold(get func(s, q pair)) {
 	shift, sumA, sumB := c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
-	count, weight, cross := c.scalar("count"), c.scalar("weight"), c.scalar("cross")
+	weight, cross, at := c.scalar("weight"), c.scalar("cross"), c.newReg()
 	d, s, q, r, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.loop(func() {
 		get(s, q)
-		c.div64(d, s, scalarPair(count))
+		c.divide(d, s, at)
 		c.mul64(s, s, d)
 		c.sub64(q, q, s)
 		c.loadWidened(s, shift, 0)
@@ -345,11 +344,10 @@ func (c *chans) fold(get func(s, q pair)) {
 
 func probeChannels(c *chans) {
 	acc, shift := c.array("acc", 2*vecBytes), c.float32s("shift")
-	count := c.scalar("count")
-	s := c.pair()
+	s, at := c.pair(), c.newReg()
 	c.loop(func() {
 		c.loadWidened(s, acc, 0)
-		c.div64(s, s, scalarPair(count))
+		c.divide(s, s, at)
 		c.storeShift(s, shift)
 	})
 }
@@ -392,6 +390,24 @@ func mergeChannels(c *chans) {
 	})
 }
 
+// divide sets dst to x/count. If count is a power of two, it multiplies by the inverse,
+// which takes less time and gives the same bits; t is a temporary.
+func (c *chans) divide(dst, x pair, t reg) {
+	other, done := c.newLabel("divide"), c.newLabel("divided")
+	c.arg(t, "inverse")
+	c.subImm(t, 0)
+	c.branch(ifZero, other)
+	c.argAddr(t, "inverse")
+	c.broadcast64(constVec, mem{base: t})
+	c.mul64(dst, x, scalarPair(constVec))
+	c.jump(done)
+	c.label(other)
+	c.argAddr(t, "count")
+	c.broadcast64(constVec, mem{base: t})
+	c.div64(dst, x, scalarPair(constVec))
+	c.label(done)
+}
+
 // reciprocalRoot sets x to 1/sqrt(x).
 func (c *chans) reciprocalRoot(x pair) {
 	for _, v := range x {
@@ -406,13 +422,13 @@ func (c *chans) reciprocalRoot(x pair) {
 // forwardChannels goes from moments to the constants of z.
 func forwardChannels(c *chans) {
 	c.useOffsets()
-	count, epsilon := c.scalar("count"), c.scalar("epsilon")
+	epsilon := c.scalar("epsilon")
 	weight, rest, correction := c.scalar("weight"), c.scalar("cross"), c.scalar("correction")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	c.untilUnusual(func(stop func()) {
 		c.load64(s, c.find64("sumB"))
-		c.div64(s, s, scalarPair(count))
+		c.divide(s, s, c.offs.t)
 		c.add64(t, s, scalarPair(epsilon))
 		for h := range t {
 			c.op(opGE64, m[h], t[h], c.const64(sureMin))
@@ -478,34 +494,29 @@ func (c *chans) update(running, batch pair, weight, rest vec) {
 	c.add64(running, running, batch)
 }
 
-func runningChannels(c *chans) {
-	running, runningVar := c.float32s("running"), c.float32s("runningVar")
-	mean, invstd := c.float64s("mean"), c.float64s("invstd")
-	epsilon := c.scalar("epsilon")
-	v, zero := c.pair(), c.pair()
-	c.loop(func() {
-		c.loadWidened(v, running, 0)
-		c.store64(v, mean)
-		c.loadWidened(v, runningVar, 0)
-		c.add64(v, v, scalarPair(epsilon))
-		for h := range v {
-			c.abs64(zero[h], v[h])
-			c.op(opGE64, zero[h], c.const64(0), zero[h])
-		}
-		c.reciprocalRoot(v)
-		for h := range v {
-			c.op(opAndNot, v[h], zero[h], v[h])
-		}
-		c.store64(v, invstd)
-	})
-}
-
-// affineChannels goes from statistics to the constants of z.
+// affineChannels goes from statistics to the constants of z. The divisions and roots of
+// given statistics take place beside the arithmetic of the channels before.
 func affineChannels(c *chans) {
 	c.useOffsets()
+	epsilon := c.scalar("epsilon")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	c.untilUnusual(func(stop func()) {
+		c.wanted("running", func() {
+			c.loadWidened(m, c.find32("running"), 0)
+			c.store64(m, c.find64("mean"))
+			c.loadWidened(i, c.find32("runningVar"), 0)
+			c.add64(i, i, scalarPair(epsilon))
+			for h, v := range i {
+				c.abs64(t[h], v)
+				c.op(opGE64, t[h], c.const64(0), t[h])
+			}
+			c.reciprocalRoot(i)
+			for h := range i {
+				c.op(opAndNot, i[h], t[h], i[h])
+			}
+			c.store64(i, c.find64("invstd"))
+		})
 		c.load64(m, c.find64("mean"))
 		c.load64(i, c.find64("invstd"))
 		c.affine(m, s, i, t)
@@ -596,8 +607,8 @@ func backwardChannels(c *chans) {
 			})
 		}
 		c.mul64(r, r, i)
-		c.div64(r, r, scalarPair(count))
-		c.div64(p, p, scalarPair(count))
+		c.divide(r, r, c.offs.t)
+		c.divide(p, p, c.offs.t)
 		c.mul64(low, low, r)
 		c.sub64(p, p, low)
 		c.refuseWildGradient(p, r, count, [3]pair{t, i, low})
