@@ -133,7 +133,7 @@ func (w *workspace) cut(segments, width int) {
 	}
 	padded := roundUp(width, lanes)
 	w.coef = w.float32s.cut(padded * coefLen)
-	if !w.masked && width == g.channels { // each column is a channel
+	if !w.masked && (width == g.channels || g.unit == 1 && g.channels%lanes == 0) { // the first columns are the channels
 		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
 	}
 	w.shift = w.float32s.cut(segments * padded)

@@ -51,7 +51,8 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 }
 
 // fields are the constants of the kernels by channel. Each field is an array with a value
-// per column. Where every column is a channel, the fields are the records of cols instead.
+// per column. Where the first columns are the channels, in whole vectors, the fields are
+// their records in cols instead.
 type fields struct {
 	all         []float32
 	next, group int // from one field to the next, and from 8 channels to the next
@@ -752,11 +753,14 @@ func (w *workspace) noSums() {
 }
 
 // spread copies the fields from first to last of the channels c0 to c1-1 into the records
-// of the kernels, unless they are these records. In cols it copies all channels.
+// of the kernels, unless they are there. In cols it copies all channels.
 func (w *workspace) spread(c0, c1, first, last int) {
 	g, fields := w.geo, &w.channels.fields
 	switch {
-	case fields.group != lanes: // they are records
+	case fields.group != lanes: // they are records, which all fields of the other columns repeat
+		for n, end := coefLen*g.channels, coefLen*g.width; n < end; {
+			n += copy(w.coef[n:end], w.coef[:n])
+		}
 	case g.layout == rows:
 		for f := first; f <= last; f++ {
 			field := fields.of(f)
