@@ -168,9 +168,10 @@ func (k *checker) check() error {
 // alias that the output allows.
 func apart(ops []operand) error {
 	for i := range ops {
+		a := &ops[i]
 		for j := range ops[:i] {
-			a, b := &ops[i], &ops[j]
-			if !a.output && !b.output {
+			b := &ops[j]
+			if !a.meets(b) || !a.output && !b.output {
 				continue
 			}
 			if err := a.apart(b, a.mayBe&(1<<j) != 0 || b.mayBe&(1<<i) != 0); err != nil {
@@ -199,9 +200,12 @@ func (a *operand) check(s Shape) error {
 	return fail(ErrLength, "%s has %d elements, shape %v has %d channels", a.name, a.n, s, need)
 }
 
+// meets reports whether two arguments overlap, or an empty one lies within the other.
+func (a *operand) meets(b *operand) bool { return a.begin < b.end && b.begin < a.end }
+
 // apart reports an overlap of two arguments. mayBeSame allows an exact one.
 func (a *operand) apart(b *operand, mayBeSame bool) error {
-	if a.begin >= b.end || b.begin >= a.end || a.n == 0 || b.n == 0 {
+	if !a.meets(b) || a.n == 0 || b.n == 0 {
 		return nil
 	}
 	if same := a.begin == b.begin && a.end == b.end; same && mayBeSame {
