@@ -58,7 +58,7 @@ const sweptHashes = "testdata/activations.json"
 func TestActivationSweep(t *testing.T) {
 	t.Parallel()
 	stride := uint64(251)
-	if testing.Short() {
+	if !Thorough() {
 		stride *= 61
 	}
 	want := map[string]map[string]string{}

@@ -85,7 +85,7 @@ func newAllocCase(s batchnorm.Shape, scale float64) *allocCase {
 func (c *allocCase) count(t *testing.T, p *batchnorm.Plan) {
 	t.Helper()
 	runs := 10 // what happens less often is the runtime's
-	if testing.Short() {
+	if !thorough() {
 		runs = 2
 	}
 	expectNoAllocations(t, runs, "forward", func() error { return p.Forward(c.forward) })

@@ -132,7 +132,7 @@ func TestKindsSameBits(t *testing.T) {
 				continue
 			}
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
-				if testing.Short() && act == batchnorm.ReLU {
+				if !thorough() && act == batchnorm.ReLU {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
