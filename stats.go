@@ -123,8 +123,8 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits even where gamma is subnormal
 	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
-		if mean != 0 {                   // and m not infinite
-			f.power = min(f.power, mostPower-exponentOf(mean))
+		if mean != 0 {
+			f.power = min(f.power, mostPower-exponentOf(mean)) // so that m is finite
 		}
 	case math.Abs(mean) > sureMax || invstd < sureMin:
 		f.power = -largeMeanPower // so that x-m does not overflow
