@@ -51,6 +51,7 @@ func evaluate(p Path, act Activation, z, slope []float32) {
 // activation; every machine has the same. After an intended change:
 //
 //	go test . -run TestActivationSweep -update
+//	BATCHNORM_TESTS=all go test . -run TestActivationSweep -update
 const sweptHashes = "testdata/activations.json"
 
 // TestActivationSweep evaluates the activations at every 251st float32 on every
@@ -59,7 +60,7 @@ const sweptHashes = "testdata/activations.json"
 func TestActivationSweep(t *testing.T) {
 	t.Parallel()
 	stride := uint64(251)
-	if testing.Short() {
+	if !Thorough() {
 		stride *= 61
 	}
 	want := map[string]map[string]string{}

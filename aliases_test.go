@@ -38,11 +38,11 @@ func TestAliases(t *testing.T) {
 	})
 }
 
-// How many problems a run, and a short one, takes one of, others on each path; and how
-// many aliases of a backward pass a short one.
+// A thorough run takes one problem of aliasThin, others on each path. A usual run takes
+// one of aliasThinPart, and one alias of a backward pass of aliasThinAliases.
 const (
 	aliasThin        = 4
-	aliasThinShort   = 10
+	aliasThinPart    = 10
 	aliasThinAliases = 3
 )
 
@@ -767,8 +767,8 @@ func (r *aliasRunner) all() {
 		acts = r.mode.acts
 	}
 	thin := aliasThin
-	if testing.Short() {
-		thin = min(aliasThinShort, len(acts))
+	if !thorough() {
+		thin = min(aliasThinPart, len(acts))
 	}
 	for a := range acts {
 		passes := make(map[[2]int][2]aliasPass) // plans, by shape and way
@@ -868,7 +868,7 @@ func (r *aliasRunner) run(p *aliasProblem, kept map[[2]int][2]aliasPass) {
 	back.y, back.runMean, back.runVar = nil, nil, nil
 	p.expectNoError(r, passes[1](&back))
 	for k, a := range aliases {
-		if testing.Short() && a.backward && r.mode.acts == nil && (k+p.turn/64)%aliasThinAliases != 0 {
+		if !thorough() && a.backward && r.mode.acts == nil && (k+p.turn/64)%aliasThinAliases != 0 {
 			continue
 		}
 		if a.ofResidual() && !p.residual || p.data.meets(a) || r.mode.keeps(a, p.act, p.data) {

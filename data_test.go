@@ -123,6 +123,7 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 // Every kind of data has equal bits by every way, in every mode, and keeps the bounds
 // where all of it is numbers.
 func TestKindsSameBits(t *testing.T) {
+	t.Parallel()
 	ways := waysOfModes()
 	severalWindows := batchnorm.Shape{Outer: 300, Channels: 130, Inner: 1} // whose blocks are scaled one by one
 	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1},
@@ -132,7 +133,7 @@ func TestKindsSameBits(t *testing.T) {
 				continue
 			}
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
-				if testing.Short() && act == batchnorm.ReLU {
+				if !thorough() && act == batchnorm.ReLU {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {

@@ -2,10 +2,22 @@ package batchnorm
 
 import (
 	"math"
+	"os"
+	"testing"
 	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/scalar"
 )
+
+// Thorough reports whether tests take as long as they need. Otherwise they look at a
+// part, so that nobody waits for defects that only changes to a few files can bring in.
+// .ci/run takes all:
+//
+//	BATCHNORM_TESTS=all go test work
+//
+// With -short they never do: emulators, the race detector and the like take part of the
+// tests.
+func Thorough() bool { return os.Getenv("BATCHNORM_TESTS") == "all" && !testing.Short() }
 
 // In tests small tensors are shared by all workers.
 func init() { defaultLimits.share = 1 }

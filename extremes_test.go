@@ -8,6 +8,7 @@ import (
 
 	"github.com/fusedbn/batchnorm"
 	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
 // TestNaNGradient: a gradient of NaN or infinity makes dgamma and dx of its channel NaN,
@@ -72,8 +73,12 @@ func TestTinyGamma(t *testing.T) {
 // to be sums of zeros. Neither the values of padding nor its place have an effect.
 func TestMaskOfSmallGradients(t *testing.T) {
 	t.Parallel()
+	seeds := uint64(16)
+	if !thorough() {
+		seeds = 6
+	}
 	for _, s := range []batchnorm.Shape{{6, 5, 20}, {9, 3, 9}, {60, 7, 1}, {200, 1, 1}, {3, 40, 2}} {
-		for seed := range uint64(16) {
+		for seed := range seeds {
 			for name, mask := range masksFor(s, seed) {
 				if count(valid(mask, s)) < 2 {
 					continue
@@ -99,6 +104,147 @@ func TestMaskOfSmallGradients(t *testing.T) {
 				}
 				expectSame(t, fmt.Sprintf("%v with mask %q, seed %d", s, name, seed), plain(mask).same(t, p, waysOfModes(), slices.Clone),
 					plain(batchnorm.Mask{}).once(t, short).expanded(s.Len(), at))
+			}
+		}
+	}
+}
+
+// TestSubnormalGradients: g = dy*act'(z) is a float32. Below 2^-126 it is a multiple of
+// 2^-149, and the sums and dx have the error of that rounding, of at most 2^-150 for each
+// value, beside the usual one. Without it they would miss the bound.
+func TestSubnormalGradients(t *testing.T) {
+	t.Parallel()
+	const usual, rounding = 1e-4, 0x1p-150 // the derivative of sigmoid at z is about exp(-|z|): an error of z is a relative one of it
+	missed := map[string]bool{}
+	for _, s := range layouts(500) {
+		for _, exponent := range []int{-60, -75, -85, -88} { // of dy
+			p := newProblem(s, bare)
+			p.act, p.epsilon = batchnorm.Sigmoid, 0
+			p.gamma, p.beta = []float32{1, -0.5, 0.25}, []float32{40, -42, 41}
+			for i := range p.x {
+				p.x[i] = float32(math.Ldexp(float64(p.x[i]), -50)) // so that dx is a normal number
+				p.dy[i] = float32(math.Ldexp(float64(p.dy[i]), exponent))
+			}
+			got := p.checkSame(t, configs(), slices.Clone)
+			fwd, want := reference.Forward(p.reference()), reference.Backward(p.reference())
+			g, z := widen(p.dy), reference.Z(p.reference())
+			for i := range g {
+				g[i] *= reference.ActivationOf(p.act.String()).Derivative(z[i])
+			}
+			for c := range s.Channels {
+				n, sum, square, off := 0.0, 0.0, 0.0, 0.0
+				for i := range p.x {
+					if channelOf(s, i) != c {
+						continue
+					}
+					n++
+					sum += math.Abs(g[i])
+					square += g[i] * g[i]
+					off += math.Abs(float64(p.x[i])-fwd.Mean[c]) * fwd.InvStd[c] * rounding
+				}
+				rms, largest := math.Sqrt(square/n), 0.0
+				expect := func(name string, got float32, want, usual, rounding float64) {
+					rounding += 0x1p-150 // of the result
+					if d := math.Abs(float64(got) - want); !(d <= usual+rounding) {
+						t.Fatalf("%v, dy * 2^%d: %s of channel %d is %g, want %g: off by %.3g, allowed is %.3g", s, exponent, name, c, got, want, d, usual+rounding)
+					} else if d > usual {
+						missed[name] = true
+					}
+				}
+				expect("dbeta", got.dbeta[c], want.DBeta[c], usual*sum, n*rounding)
+				expect("dgamma", got.dgamma[c], want.DGamma[c], usual*n*rms, off)
+				factor := math.Abs(float64(p.gamma[c])) * fwd.InvStd[c]
+				for i := range p.x {
+					if channelOf(s, i) == c {
+						largest = max(largest, math.Abs(g[i]))
+					}
+				}
+				for i := range p.x {
+					if channelOf(s, i) == c {
+						xhat := math.Abs(float64(p.x[i])-fwd.Mean[c]) * fwd.InvStd[c]
+						expect("dx", got.dx[i], want.DX[i], factor*usual*(largest+rms*(1+xhat)), factor*(rounding*2+xhat*off/n))
+					}
+				}
+			}
+		}
+	}
+	for _, name := range []string{"dgamma", "dx"} {
+		if !missed[name] {
+			t.Errorf("%s is as accurate for subnormal gradients as for others: say so in doc.go", name)
+		}
+	}
+}
+
+// TestHugeScaleFarFromZero: gamma*invstd beyond float32's range, of a channel with a large
+// mean, leaves no Inf-Inf: what is at the mean becomes beta, and everything else infinite.
+func TestHugeScaleFarFromZero(t *testing.T) {
+	t.Parallel()
+	inf := float32(math.Inf(1))
+	for _, s := range layouts(40) {
+		for _, mean := range []float64{0x1p60, -0x1p90, 0x1p100, 0x1p127, 0x1.fffffep127} {
+			for _, epsilon := range []float64{0x1p-80, 0x1p-200, 0x1p-250} {
+				for _, gamma := range []float32{1, -0x1p40, 0x1p120} {
+					p := newProblem(s, bare)
+					p.epsilon, p.ops = epsilon, forward|inference
+					p.gamma, p.beta = []float32{gamma, gamma, gamma}, []float32{1, -2, 3}
+					for i := range p.x {
+						p.x[i] = float32(mean)
+					}
+					for c := range p.mean {
+						p.mean[c], p.vari[c] = float32(mean), 0
+					}
+					r := p.checkSame(t, configs(), slices.Clone)
+					for i := range p.x {
+						if want := p.beta[channelOf(s, i)]; r.y[i] != want || r.inferred[i] != want {
+							t.Fatalf("%v, all %g, epsilon %g, gamma %g: y[%d] is %g, and %g in inference, want %g", s, mean, epsilon, gamma, i, r.y[i], r.inferred[i], want)
+						}
+					}
+					p.ops = inference
+					for i := range p.x {
+						p.x[i] = math.Nextafter32(float32(mean), 0)
+						if i%3 == 1 {
+							p.x[i] = 0
+						}
+					}
+					r = p.checkSame(t, configs(), slices.Clone)
+					invstd := 1 / math.Sqrt(epsilon)
+					for i := range p.x {
+						if z := (float64(p.x[i]) - mean) * invstd * float64(gamma); math.Abs(z) > 2*math.MaxFloat32 {
+							if want := float32(math.Copysign(float64(inf), z)); r.inferred[i] != want {
+								t.Fatalf("%v, mean %g, epsilon %g, gamma %g: %g becomes %g, want %g", s, mean, epsilon, gamma, p.x[i], r.inferred[i], want)
+							}
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestHugeScaleBetweenFloats: the same for a mean between two numbers of float32, which
+// have infinities of both signs, or one of them the largest number in its place.
+func TestHugeScaleBetweenFloats(t *testing.T) {
+	t.Parallel()
+	for _, s := range layouts(40) {
+		for _, path := range batchnorm.Paths() {
+			for _, mean := range []float32{0x1p90, -0x1p120} {
+				p := newPlan(t, s, batchnorm.WithPath(path))
+				above := math.Nextafter32(mean, float32(math.Inf(1)))
+				x, y := make([]float32, s.Len()), make([]float32, s.Len())
+				for i := range x {
+					if x[i] = mean; i%2 == 1 {
+						x[i] = above
+					}
+				}
+				means := slices.Repeat([]float64{float64(mean) + float64(above-mean)/64}, s.Channels)
+				invstd := slices.Repeat([]float64{0x1p100}, s.Channels)
+				gamma := slices.Repeat([]float32{0x1p50}, s.Channels)
+				noError(t, p.Normalize(batchnorm.NormalizeArgs{X: x, Gamma: gamma, Mean: means, InvStd: invstd, Y: y}))
+				for i, v := range y {
+					if want := float32(math.Inf(i%2*2 - 1)); v != want && (i%2 == 1 || v != -math.MaxFloat32) {
+						t.Fatalf("%v, %v: %g becomes %g, want %g", s, path, x[i], v, want)
+					}
+				}
 			}
 		}
 	}

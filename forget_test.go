@@ -32,7 +32,7 @@ func (p problem) onPlan(t *testing.T, plan *batchnorm.Plan, mask batchnorm.Mask)
 func TestCallsAreForgotten(t *testing.T) {
 	t.Parallel()
 	step := uint64(1)
-	if testing.Short() {
+	if !thorough() {
 		step = 3 // odd, so that usual ones are among them
 	}
 	for k, s := range []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Outer: 2, Channels: 3, Inner: 5000}, {Outer: 150, Channels: 37,

@@ -2,7 +2,6 @@ package batchnorm_test
 
 import (
 	"math"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -10,12 +9,8 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// thorough reports whether tests take as long as they need. Otherwise they look at a
-// part, so that nobody waits for what only changes to a few files can break. .ci/run
-// takes all:
-//
-//	BATCHNORM_TESTS=all go test work
-func thorough() bool { return os.Getenv("BATCHNORM_TESTS") == "all" && !testing.Short() }
+// thorough reports whether tests take as long as they need.
+func thorough() bool { return batchnorm.Thorough() }
 
 // needThorough skips a test that takes long for what seldom breaks.
 func needThorough(t *testing.T) {

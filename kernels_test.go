@@ -191,7 +191,7 @@ func TestKernelsSameBits(t *testing.T) {
 			t.Run(fmt.Sprint(p, "/", k), func(t *testing.T) {
 				heap := func(n int) []float32 { return make([]float32, n) }
 				for n := 1; n <= 200; n++ {
-					if n > 40 && (testing.Short() && n%7 != 1 || n%3 != k.flags%3) {
+					if n > 40 && (!Thorough() && n%7 != 1 || n%3 != k.flags%3) {
 						continue
 					}
 					// Memory that ends, or begins, where none can be touched,

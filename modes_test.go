@@ -283,11 +283,11 @@ func modeShapes() []batchnorm.Shape {
 // testShapes runs a test on those shapes and variants of the problem.
 func testShapes(t *testing.T, test func(t *testing.T, s batchnorm.Shape, variant int)) {
 	for i, s := range modeShapes() {
-		if testing.Short() && s.Len() > 20000 {
+		if !thorough() && s.Len() > 20000 {
 			continue
 		}
 		variants := 16
-		if testing.Short() {
+		if !thorough() {
 			variants = 4
 		}
 		if s.Len() > 4000 {

@@ -75,7 +75,7 @@ func TestUnrulyExecutor(t *testing.T) {
 	}
 	panics := map[string]bool{}
 	turn, each := 0, 3 // behaviours go round
-	if testing.Short() {
+	if !thorough() {
 		each = 1
 	}
 	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 40, Inner: 30}, {Outer: 1, Channels: 1, Inner: 70000}, {Outer: 300, Channels: 70,

@@ -20,8 +20,9 @@ import (
 // all. What bounds a pause is the length of a kernel's call, which
 // TestCallsAreShort proves.
 func TestPauses(t *testing.T) {
-	if testing.Short() || raceBuild {
-		t.Skip("takes 1 GB and seconds; runs without -short and without the race detector")
+	needThorough(t)
+	if raceBuild {
+		t.Skip("takes 1 GB, and with the race detector minutes")
 	}
 	if strconv.IntSize < 64 {
 		t.Skip("1 GB is much for 32 bits")

@@ -179,7 +179,7 @@ var scratchShapes = []batchnorm.Shape{{Outer: 5, Channels: 21, Inner: 13}, {Oute
 // is filled with numbers that would show.
 func TestPlansShareScratch(t *testing.T) {
 	calls := 60
-	if testing.Short() {
+	if !thorough() {
 		calls = 24
 	}
 	for k, path := range batchnorm.Paths() {

@@ -70,9 +70,7 @@ func raceBinary(t *testing.T) string {
 	if raceBuild {
 		return ownBinary(t)
 	}
-	if testing.Short() {
-		t.Skip("would build a binary with the race detector; go test -race has one")
-	}
+	needThorough(t) // builds a binary with the race detector; go test -race has one
 	binary := filepath.Join(t.TempDir(), "race.test")
 	out, err := tryGoCommand(t, nil, "test", "-race", "-c", "-o", binary, ".")
 	if unsupported := regexp.MustCompile(`-race (requires cgo|is not supported)|C compiler`); err != nil && unsupported.MatchString(out) {
@@ -91,7 +89,7 @@ func TestConcurrentCalls(t *testing.T) {
 	t.Parallel()
 	const callers = 8
 	rounds := 3
-	if testing.Short() {
+	if !thorough() {
 		rounds = 1
 	}
 	for _, s := range []batchnorm.Shape{

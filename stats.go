@@ -123,6 +123,9 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits even where gamma is subnormal
 	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
+		if mean != 0 {
+			f.power = min(f.power, mostPower-exponentOf(mean)) // so that m is finite
+		}
 	case math.Abs(mean) > sureMax || invstd < sureMin:
 		f.power = -largeMeanPower // so that x-m does not overflow
 	}
@@ -130,8 +133,20 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	if f.power != 0 {
 		mean, scale = ldexp(mean, f.power), ldexp(scale, -f.power)
 	}
-	f.m, f.a = float32(mean), float32(scale)
-	f.b = float32(beta - float64((mean-float64(f.m))*scale))
+	f.m = float32(mean)
+	b := beta - float64((mean-float64(f.m))*scale)
+	if f.power != 0 { // x-m is 0, or so large that z is infinite all the same
+		scale, b = limited(scale), limited(b)
+	}
+	f.a, f.b = float32(scale), float32(b)
+}
+
+// limited returns the number that float32 can hold next to a finite v.
+func limited(v float64) float64 {
+	if math.IsInf(v, 0) {
+		return v
+	}
+	return min(max(v, -math.MaxFloat32), math.MaxFloat32)
 }
 
 // largeMeanPower is the power of two that x is divided by where its mean is near the end

@@ -34,7 +34,7 @@ func sweep(t *testing.T, s batchnorm.Shape, variant int) {
 func TestSweepLengths(t *testing.T) {
 	t.Parallel()
 	step := 1
-	if testing.Short() {
+	if !thorough() {
 		step = 13
 	}
 	for n := 1; n <= 200; n += step {
@@ -61,7 +61,7 @@ func TestSweepBoundaries(t *testing.T) {
 	for _, at := range []int{128, 256, 2048, 4096, 8192, 32 << 10, 64 << 10, 128 << 10} {
 		for d := -1; d <= 1; d++ {
 			shapes = append(shapes, batchnorm.Shape{Outer: 1, Channels: 1, Inner: at + d})
-			if at > 8192 && testing.Short() {
+			if at > 8192 && !thorough() {
 				continue
 			}
 			shapes = append(shapes, batchnorm.Shape{Outer: at + d, Channels: 3, Inner: 1})

@@ -120,9 +120,13 @@ func unequal(rows, parts int, seed uint64) (ends []int) {
 // number of ranks and any sizes of the parts.
 func TestSyncPlan(t *testing.T) {
 	t.Parallel()
+	sizes := []int{1, 2, 3, 4, 7, 16, 64}
+	if !thorough() {
+		sizes = []int{1, 3, 16}
+	}
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, features(variant))
-		for _, ranks := range []int{1, 2, 3, 4, 7, 16, 64} {
+		for _, ranks := range sizes {
 			ends := unequal(s.Outer, ranks, uint64(variant))
 			want := split(ends, batchnorm.Mask{}).once(t, p)
 			ways := waysOfModes()
@@ -165,7 +169,7 @@ func TestSyncLateness(t *testing.T) {
 	t.Parallel()
 	const ranks, channels = 4, 5
 	steps := 1000
-	if testing.Short() {
+	if !thorough() {
 		steps = 100
 	}
 	train := func(seed uint64) (hashes [ranks]uint64) {
@@ -940,7 +944,7 @@ func TestSyncNoAllocations(t *testing.T) {
 		t.Skip("the race detector allocates")
 	}
 	steps := 100000
-	if testing.Short() {
+	if !thorough() {
 		steps = 5000
 	}
 	const ranks = 2

@@ -28,6 +28,9 @@ func TestTurnsSameBits(t *testing.T) {
 						inLoop := 0
 						for i, n := range []int{200, 511, 512, 513, 544, 640, 1023, 2048, 2100, 4104} {
 							for j, images := range [][2]int{{1, 1}, {4, 4}, {9, 2}, {2, 9}, {8, 8}, {5, 1}} {
+								if !Thorough() && (i+j+flags)%3 != 0 {
+									continue
+								}
 								a := kernelSize{rows: 1 + (i+j)%3, n: n, images: images[0], rowGap: j % 2 * 3}
 								b := kernelSize{rows: 1 + i%3, n: n, images: images[1], imageGap: j}
 								inLoop += sameTurns(t, p, sums, writes, a, b, (i+j)%lanes, j == 2)

@@ -193,9 +193,24 @@ func TestReportOfLess(t *testing.T) {
 
 // The whole way, measuring as little as it can.
 func TestReportMeasures(t *testing.T) {
+	reportMeasures(t, 1, "-shapes nc:60x100")
+}
+
+// TestReportMeasuresDefault has the tensors that the report takes by itself. Those of the
+// kinds of data are large.
+func TestReportMeasuresDefault(t *testing.T) {
+	if os.Getenv("BATCHNORM_TESTS") != "all" {
+		t.Skip("measures large tensors: BATCHNORM_TESTS=all runs it")
+	}
+	reportMeasures(t, len(kindsSet().cases), "")
+}
+
+// reportMeasures makes a report of one shape, with kinds of data on so many tensors.
+func reportMeasures(t *testing.T, tensors int, flags string) {
+	t.Helper()
 	folder := t.TempDir()
 	var stdout, stderr bytes.Buffer
-	args := strings.Fields("-only 60x100 -reps 1 -mintime 0 -maxtime 1ms -workers 1,2 -sweepmb 1 -with generic -report " + folder)
+	args := strings.Fields("-only 60x100 -reps 1 -mintime 0 -maxtime 1ms -workers 1,2 -sweepmb 1 -with generic " + flags + " -report " + folder)
 	if code := run(args, &stdout, &stderr); code != exitOK {
 		t.Fatalf("exit status %d\n%s%s", code, &stdout, &stderr)
 	}
@@ -207,7 +222,7 @@ func TestReportMeasures(t *testing.T) {
 	if len(r.Bounds) != len(ops)*2 || len(r.Sweep) != sizes*2*3 || r.Peers == nil || r.Peak <= 0 {
 		t.Errorf("%d bounds, %d in the sweep, peers %v, peak %v", len(r.Bounds), len(r.Sweep), r.Peers, r.Peak)
 	}
-	if want := 3 * (len(kinds.List())*(6+8) - 3*(3+4)); len(r.Kinds) != want { // three of which are of gradients alone
+	if want := tensors * (len(kinds.List())*(6+8) - 3*(3+4)); len(r.Kinds) != want { // three of which are of gradients alone
 		t.Errorf("%d rows of kinds of data, want %d", len(r.Kinds), want)
 	}
 	if !strings.HasPrefix(r.Command, "bench -only 60x100") {
