@@ -400,3 +400,40 @@ func TestFrozenWide(t *testing.T) {
 		}
 	}
 }
+
+// TestChannelsBehindUnusual compares inferences with those in pure Go, where one channel is
+// unusual, or where a kernel call ends: the channels behind it have statistics of their own.
+func TestChannelsBehindUnusual(t *testing.T) {
+	t.Parallel()
+	for _, p := range simdPaths(t) {
+		for _, unusual := range []bool{false, true} {
+			n := 2*callChannels + 3*lanes
+			s := Shape{Outer: 3, Channels: n, Inner: 1}
+			x, mean, variance := make([]float32, s.Len()), make([]float32, n), make([]float32, n)
+			noise(x, 1, false)
+			noise(mean, 2, false)
+			noise(variance, 3, false)
+			for c, v := range variance {
+				variance[c] = 1 + v*v
+			}
+			if unusual {
+				mean[20] = 1e35
+			}
+			y := [2][]float32{make([]float32, s.Len()), make([]float32, s.Len())}
+			for i, path := range []Path{PathGeneric, p} {
+				plan, err := NewPlan(s, WithPath(path))
+				if err == nil {
+					err = plan.Inference(InferenceArgs{X: x, Y: y[i], Mean: mean, Var: variance})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			for i, v := range y[1] {
+				if math.Float32bits(v) != math.Float32bits(y[0][i]) {
+					t.Fatalf("%v, unusual %v: y[%d] is %v, in pure Go %v", p, unusual, i, v, y[0][i])
+				}
+			}
+		}
+	}
+}
