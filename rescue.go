@@ -40,21 +40,20 @@ func ldexp(v float64, p int) float64 {
 	return v * powerOf(p)
 }
 
-// plainCols reports whether values lie as the geometry says, and every column is a channel.
-func (w *workspace) plainCols() bool {
-	g := w.geo
-	return g.layout == cols && g.width == g.channels && w.source == nil
-}
-
 // firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of the first row,
-// and reports whether it did: it does if columns are plain. Channels without any finite
-// value need no further look.
+// and reports whether it did: it does if every column is a channel, and the row lies in
+// the tensor as the geometry says. Channels without any finite value need no further look.
 func (w *workspace) firstRow(c0, c1 int) bool {
-	if !w.plainCols() || w.geo.height == 0 {
+	g := w.geo
+	if g.layout != cols || g.width != g.channels || g.height == 0 {
+		return false
+	}
+	first, ok := w.rowInTensor(0, g.width-1)
+	if !ok {
 		return false
 	}
 	for c := c0; c < c1; c += callChannels {
-		w.largest(w.again.x[c:], 1, min(callChannels, c1-c), 0, w.channels.extent[c:])
+		w.largest(w.again.x[first+c:], 1, min(callChannels, c1-c), 0, w.channels.extent[c:])
 	}
 	return true
 }
@@ -117,12 +116,14 @@ func (w *workspace) computesG() bool { return w.backward && w.again.act.kind != 
 const measureColumns = 8 * lanes
 
 // measureRow returns the largest magnitude of a channel. It ends at the first values of
-// which one is not finite, and then returns an infinity or NaN.
+// which one is not finite, and then returns an infinity or NaN. It begins with few values:
+// it may have to copy them, and an infinity or NaN is often everywhere.
 func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float32) {
-	g := w.geo
+	g, most := w.geo, measureColumns
 	for o := range g.outer {
-		for i := 0; i < g.inner; i += bufferLen {
-			n := min(bufferLen, g.inner-i)
+		for i, n := 0, 0; i < g.inner; i += n {
+			n = min(most, g.inner-i)
+			most = bufferLen
 			b := w.packRows(&w.again, buf, c, o, 1, i, n)
 			v := w.measured(buf, k, &b)
 			acc := buf.largest[:measureColumns]
@@ -350,17 +351,21 @@ func (w *workspace) setSumPowers(k *constants, j, c int) {
 
 // setListedX sets the powers of x of the listed columns.
 func (w *workspace) setListedX(k *constants, l *columnList) {
-	plain := w.geo.width == w.geo.channels
+	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
 	power, scale := 0, powerOf32(0)
-	for i, j := range l.at[:l.n] {
-		if !plain {
-			j = w.channelOf(j)
+	for i := 0; i < l.n; i += lanes {
+		record := (*[lanes]float32)(k.toX[i*coefLen+fieldA*lanes:])
+		for lane := range min(lanes, l.n-i) {
+			c := l.at[i+lane]
+			if !plain {
+				c = w.channelOf(c)
+			}
+			if p := powers[c]; p != power {
+				power, scale = p, powerOf32(p)
+				k.scalesX = true
+			}
+			record[lane] = scale
 		}
-		if p := w.channels.powerX[j]; p != power {
-			power, scale = p, powerOf32(p)
-			k.scalesX = true
-		}
-		k.toX[i/lanes*lanes*coefLen+fieldA*lanes+i%lanes] = scale
 	}
 }
 
@@ -437,6 +442,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	}
 	looks, again := 0, 0
 	sumA, sumB, flag, powerX := ch.sumA[c0:c1], ch.sumB[c0:c1], ch.flag[c0:c1], ch.powerX[c0:c1]
+	sumA, flag, powerX = sumA[:len(sumB)], flag[:len(sumB)], powerX[:len(sumB)]
 	for i, m2 := range sumB {
 		flag[i], powerX[i] = false, 0
 		switch {
