@@ -318,6 +318,18 @@ func (l amd64) saveFarResult(src vec, j int) {
 	l.printf("VMOVUPS Y%d, %d(R14)", src, amd64FarResults+j*vecBytes)
 }
 
+// The two vectors of twoFar give the processor twice as many instructions that don't wait
+// for one another.
+func (amd64) twoFar() bool { return true }
+
+func (l amd64) saveHere(src vec, j int) {
+	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", src, amd64FarResults+j*vecBytes)
+}
+
+func (l amd64) widenSaved(dst vec, h int) {
+	l.printf("VCVTPS2PD %d(R14)(AX*1), Y%d", amd64FarResults+h*vecBytes/2, dst)
+}
+
 func (l amd64) someFar() { l.printf("MOVQ $1, %d(R14)", amd64Far) }
 
 func (l amd64) ifFar(label string) {

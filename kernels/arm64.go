@@ -476,6 +476,10 @@ func (l arm64) saveFarResult(src vec, j int) {
 	l.storeTo(src, arm64FarResults+j*vecBytes, arm64Area)
 }
 
+func (arm64) twoFar() bool        { return false }
+func (arm64) saveHere(vec, int)   { panic("see twoFar") }
+func (arm64) widenSaved(vec, int) { panic("see twoFar") }
+
 func (l arm64) someFar() { l.printf("MOVD %s, %s", arm64Area, arm64Next) }
 
 func (l arm64) ifFar(label string) { l.printf("CBNZ %s, %s", arm64Next, label) }

@@ -165,6 +165,12 @@ type lowering interface {
 	// results of body for farResult, unless body goes to next.
 	eachFar(z []vec, body func(next string))
 	saveFarResult(src vec, j int)
+	// twoFar reports whether eachFar is used for two vectors at a time. In its body,
+	// saveHere saves a vector in the place of its result, and widenSaved loads half h of
+	// the two.
+	twoFar() bool
+	saveHere(src vec, j int)
+	widenSaved(dst vec, h int)
 	someFar()
 	ifFar(label string) // after someFar, instead of nothingFar
 	farResult(dst vec, j int)

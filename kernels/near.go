@@ -99,8 +99,9 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 
 // emit prints the function, with far for what is far. If all arguments of a call are far,
 // there are no polynomials. If some are, far computes them first, and their results
-// replace those of the polynomials. NaN is not far: the polynomials make NaN of it.
-func (n *near) emit(f *fn, far func(f *fn)) {
+// replace those of the polynomials. NaN is not far: the polynomials make NaN of it. two
+// says that far can take two vectors at a time.
+func (n *near) emit(f *fn, far func(f *fn), two bool) {
 	var x, u, v [4]vec
 	for j := range x {
 		x[j] = firstArg + vec(j)
@@ -181,7 +182,10 @@ func (n *near) emit(f *fn, far func(f *fn)) {
 		f.jump(done)
 
 		f.label(whole)
-		f.eachFar([]vec{f.z}, func(string) { far(f) })
+		if two && f.twoFar() {
+			f.two()
+		}
+		f.eachFar(f.zs, func(string) { far(f) })
 		for j := range x {
 			f.farResult(x[j], j)
 		}
