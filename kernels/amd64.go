@@ -392,6 +392,13 @@ func (l amd64) narrow(dst vec, src pair) {
 	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", src[1], dst, dst)
 }
 
+func (l amd64) widenHalf(dst, src vec) { l.printf("VCVTPS2PD X%d, Y%d", src, dst) }
+
+func (l amd64) narrowHalf(dst, src vec) {
+	l.printf("VCVTPD2PSY Y%d, X%d", src, dst)
+	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", dst, dst, dst)
+}
+
 func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
 
 func (l amd64) rotate(dst, x vec, n int) {
@@ -401,3 +408,5 @@ func (l amd64) rotate(dst, x vec, n int) {
 	}
 	l.printf("VPERMILPS $%d, Y%d, Y%d", imm, x, dst)
 }
+
+func (l amd64) swapHalves(dst, x vec) { l.printf("VPERM2F128 $1, Y%[1]d, Y%[1]d, Y%[2]d", x, dst) }

@@ -578,10 +578,20 @@ func (l arm64) below(dst, x, y, t vec) {
 
 func (l arm64) widen(dst pair, src vec)  { l.use(fcvtl, src, dst[0], dst[1]) }
 func (l arm64) narrow(dst vec, src pair) { l.use(fcvtn, src[0], src[1], dst) }
-func (l arm64) shift52(dst, x vec)       { l.use(shl52, x, dst) }
+
+func (l arm64) widenHalf(dst, src vec)  { l.use(fcvtlHalf, src, dst) }
+func (l arm64) narrowHalf(dst, src vec) { l.use(fcvtnHalf, src, dst) }
+
+func (l arm64) shift52(dst, x vec) { l.use(shl52, x, dst) }
 
 func (l arm64) rotate(dst, x vec, n int) {
 	for h := range 2 {
 		l.printf("VEXT $%d, V%d.B16, V%d.B16, V%d.B16", floatBytes*n, 2*int(x)+h, 2*int(x)+h, 2*int(dst)+h)
+	}
+}
+
+func (l arm64) swapHalves(dst, x vec) {
+	for h := range 2 {
+		l.printf("VORR V%[1]d.B16, V%[1]d.B16, V%[2]d.B16", 2*int(x)+1-h, 2*int(dst)+h)
 	}
 }

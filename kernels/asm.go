@@ -200,6 +200,10 @@ type lowering interface {
 	widen(dst pair, src vec)
 	narrow(dst vec, src pair) // dst may be the first of src
 	shift52(dst, x vec)       // shifts the bits of float64 left by 52
+	// widenHalf is widen for the lower half, and narrowHalf sets both halves.
+	widenHalf(dst, src vec)
+	narrowHalf(dst, src vec)
+	swapHalves(dst, x vec) // dst is not x
 	// rotate sets lane i of each half of dst to lane i+n, modulo 4, of that half of x.
 	rotate(dst, x vec, n int)
 }

@@ -89,8 +89,8 @@ type fn struct {
 	z, t vec // 8 float32; t is a temporary
 
 	// Far arguments: the vectors, and vectors of float64 for the halves of each. If there
-	// is one vector, it is z. If there are two, the vectors of s are the same one, and x
-	// is in memory.
+	// is one vector, or the lower half of one, it is z. If there are two, the vectors of s
+	// are the same one, and x is in memory.
 	zs            []vec
 	x, p, q, r, s []vec
 
@@ -108,10 +108,16 @@ func newFn(on target, name string) *fn {
 	return f
 }
 
-// one and two set the vectors for one or two vectors of far arguments.
+// one, half and two set the vectors for one vector of far arguments, for the lower half of
+// one, whose results go to both halves, or for two.
 func (f *fn) one() {
 	v := func(i vec) []vec { return []vec{i, i + 1} }
 	f.zs, f.x, f.p, f.q, f.r, f.s = []vec{f.z}, v(2), v(4), v(6), v(8), v(10)
+}
+
+func (f *fn) half() {
+	f.one()
+	f.x, f.p, f.q, f.r, f.s = f.x[:1], f.p[:1], f.q[:1], f.r[:1], f.s[:1]
 }
 
 func (f *fn) two() {
@@ -207,6 +213,10 @@ func (f *fn) abs(dst, z vec) {
 
 // result rounds x to float32 into the vectors of arguments. It overwrites x.
 func (f *fn) result(x []vec) {
+	if len(x) == 1 {
+		f.narrowHalf(f.z, x[0])
+		return
+	}
 	for j, z := range f.zs {
 		f.narrow(z, pair(x[2*j:2*j+2]))
 	}
@@ -215,12 +225,18 @@ func (f *fn) result(x []vec) {
 // widened sets dst to the arguments as float64.
 func (f *fn) widened(dst []vec) {
 	for j, z := range f.zs {
-		f.widen(pair(dst[2*j:2*j+2]), z)
+		f.widenArgument(dst[2*j:min(2*j+2, len(dst))], z)
 	}
 }
 
-// widen2 sets dst to the vector src as float64.
-func (f *fn) widen2(dst []vec, src vec) { f.widen(pair(dst), src) }
+// widenArgument sets dst to the vector src as float64, or to its lower half.
+func (f *fn) widenArgument(dst []vec, src vec) {
+	if len(dst) == 1 {
+		f.widenHalf(dst[0], src)
+		return
+	}
+	f.widen(pair(dst), src)
+}
 
 // keep keeps the arguments as float64, for kept: in x, or in memory.
 func (f *fn) keep() {
@@ -465,7 +481,7 @@ func eluSlopeFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.atLeast(f.z, f.z, -eluTail)
 	f.negative(f.z)
-	f.widen2(f.p, f.z)
+	f.widenArgument(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
@@ -481,7 +497,7 @@ func softplusFar(f *fn) {
 	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, tailEnd)
-	f.widen2(f.p, f.z)
+	f.widenArgument(f.p, f.z)
 	f.mul64C(f.p, f.p, -coef.Log2E)
 	f.exp2()
 	f.add64(f.q, f.q, f.q)
@@ -492,7 +508,7 @@ func softplusFar(f *fn) {
 	f.add64C(f.p, f.p, coef.Log1p3)
 	f.horner(f.p, f.q, coef.Log1p2, coef.Log1p1, coef.Log1p0)
 	f.mul64(f.p, f.p, f.x)
-	f.widen2(f.q, f.t)
+	f.widenArgument(f.q, f.t)
 	f.add64(f.p, f.p, f.q)
 	f.result(f.p)
 }
@@ -511,8 +527,8 @@ func mishParts(f *fn, argument []vec) {
 func mishFar(f *fn) {
 	f.atLeast(f.z, f.z, -tailEnd)
 	f.atMost(f.t, f.z, mishEnd)
-	f.widen2(f.x, f.z)
-	f.widen2(f.p, f.t)
+	f.widenArgument(f.x, f.z)
+	f.widenArgument(f.p, f.t)
 	mishParts(f, f.p)
 	f.add64(f.r, f.r, f.r)
 	f.add64(f.r, f.s, f.r)
@@ -523,7 +539,7 @@ func mishFar(f *fn) {
 
 func mishSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, mishEnd)
-	f.widen2(f.x, f.z)
+	f.widenArgument(f.x, f.z)
 	mishParts(f, f.x)
 	f.add64(f.q, f.p, f.q)
 	f.mul64(f.q, f.q, f.p)
@@ -556,13 +572,13 @@ func geluFar(f *fn) {
 	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
-	f.widen2(f.x, f.z)
+	f.widenArgument(f.x, f.z)
 	tail(f)
 	f.mul64(f.r, f.r, f.p)
 	f.mul64(f.r, f.r, f.x)
 	f.mul64(f.q, f.q, f.s)
 	f.div64(f.r, f.r, f.q)
-	f.widen2(f.p, f.t)
+	f.widenArgument(f.p, f.t)
 	f.sub64(f.p, f.p, f.r)
 	f.result(f.p)
 }
@@ -571,7 +587,7 @@ func geluSlopeFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
-	f.widen2(f.x, f.z)
+	f.widenArgument(f.x, f.z)
 	tail(f)
 	f.mul64C(f.x, f.x, coef.InvSqrt2Pi)
 	f.mul64(f.x, f.x, f.s)
@@ -598,10 +614,10 @@ func tanhArgument(f *fn) {
 func geluTanhFar(f *fn) {
 	f.atLeast(f.z, f.z, -geluTanhEnd)
 	f.atMost(f.t, f.z, geluTanhEnd)
-	f.widen2(f.x, f.t)
+	f.widenArgument(f.x, f.t)
 	tanhArgument(f)
 	f.exp2()
-	f.widen2(f.x, f.z)
+	f.widenArgument(f.x, f.z)
 	f.add64(f.q, f.p, f.q)
 	f.mul64(f.p, f.p, f.x)
 	f.div64(f.p, f.p, f.q)
@@ -610,7 +626,7 @@ func geluTanhFar(f *fn) {
 
 func geluTanhSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -geluTanhEnd, geluTanhEnd)
-	f.widen2(f.x, f.z)
+	f.widenArgument(f.x, f.z)
 	tanhArgument(f)
 	f.exp2()
 	// 2w'*x in x; x*x is computed again.

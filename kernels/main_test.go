@@ -237,6 +237,7 @@ var architectures = map[string]rules{
 			"VORPS":        "AVX",
 			"VPADDQ":       "AVX2",
 			"VPCMPGTD":     "AVX2",
+			"VPERM2F128":   "AVX",
 			"VPERMILPS":    "AVX",
 			"VPERMPS":      "AVX2",
 			"VPMAXSD":      "AVX2",

@@ -127,27 +127,33 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 	f.back()
 
 	if far != nil {
-		notANumber, whole, apart, done := f.newLabel("nan"), f.newLabel("whole"), f.newLabel("apart"), f.newLabel("done")
+		notANumber, whole, again := f.newLabel("nan"), f.newLabel("whole"), f.newLabel("again")
+		merged, full, apart := f.newLabel("merged"), f.newLabel("full"), f.newLabel("apart")
 		f.label(some)
+		d := n.distance(f, x[:], u[:])
+		f.op(opMinInt, u[0], d[0], d[1])
+		f.op(opMinInt, u[1], d[2], d[3])
+		f.op(opMinInt, u[0], u[0], u[1])
+		f.all(opGT, u[:1], u[:1], n.far)
+		f.all(opXor, u[:1], u[:1], math.Float32frombits(math.MaxUint32))
+		f.ifNone(u[0], whole) // far computes NaN as well
 		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
 		f.op(opOr, u[0], v[0], v[1])
 		f.op(opOr, u[1], v[2], v[3])
 		f.op(opOr, u[0], u[0], u[1])
 		f.ifNone(u[0], notANumber)
-		f.op(opAnd, u[0], v[0], v[1])
-		f.op(opAnd, u[1], v[2], v[3])
-		f.op(opAnd, u[0], u[0], u[1])
-		f.all(opXor, u[:1], u[:1], math.Float32frombits(math.MaxUint32))
-		f.ifNone(u[0], whole)
-		f.someFar()
-		f.merge(x[:], u[:], v[:], apart)
+		f.merge(x[:], u[:], v[:], apart, full)
+		f.half()
 		far(f)
+		f.one()
+		f.label(merged)
+		f.someFar()
 		f.saveFarResult(f.z, 0)
 		for j := 1; j < 4; j++ {
 			f.rotate(f.t, f.z, 4-j)
 			f.saveFarResult(f.t, j)
 		}
-		f.label(done)
+		f.label(again)
 		for j := range x {
 			f.argument(x[j], j)
 		}
@@ -170,7 +176,12 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 		}
 		f.back()
 
+		f.label(full)
+		far(f)
+		f.jump(merged)
+
 		f.label(apart)
+		f.someFar()
 		f.eachFar([]vec{f.z}, func(next string) {
 			x, u := []vec{f.t}, []vec{f.t}
 			f.move(f.t, f.z)
@@ -179,7 +190,7 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 			f.ifNone(f.t, next)
 			far(f)
 		})
-		f.jump(done)
+		f.jump(again)
 
 		f.label(whole)
 		if two && f.twoFar() {
@@ -196,9 +207,9 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 
 // merge puts the far lanes of the four arguments of a call together in z, and 0 into its
 // other lanes. far has masks of these lanes. It goes to apart if two vectors have far lanes
-// in the same place. The vectors are rotated first, since columns of the same kind are
-// often 8 or a multiple apart. It changes all vectors.
-func (f *fn) merge(x, u, far []vec, apart string) {
+// in the same place, and to full if the far lanes don't fit into the lower half of z. The vectors are rotated first, since columns of the same kind are often 8 or a
+// multiple apart, or the vectors have the same columns. It changes all vectors.
+func (f *fn) merge(x, u, far []vec, apart, full string) {
 	for j := range x {
 		f.argument(x[j], j)
 		if j > 0 {
@@ -212,9 +223,7 @@ func (f *fn) merge(x, u, far []vec, apart string) {
 	for j := 2; j < 4; j++ {
 		f.op(opAnd, t, seen, far[j])
 		f.op(opOr, twice, twice, t)
-		if j < 3 {
-			f.op(opOr, seen, seen, far[j])
-		}
+		f.op(opOr, seen, seen, far[j])
 	}
 	f.ifAny(twice, apart)
 	for j := range x {
@@ -223,6 +232,11 @@ func (f *fn) merge(x, u, far []vec, apart string) {
 	f.op(opOr, x[0], x[0], x[1])
 	f.op(opOr, x[2], x[2], x[3])
 	f.op(opOr, f.z, x[0], x[2])
+	f.swapHalves(t, seen)
+	f.op(opAnd, t, t, seen)
+	f.ifAny(t, full)
+	f.swapHalves(t, f.z)
+	f.op(opOr, f.z, f.z, t)
 }
 
 // polynomials replaces x by the results. Each instruction is repeated for the four
