@@ -280,7 +280,7 @@ func TestActivationMixed(t *testing.T) {
 						case round == 5:
 							z[i] = few[(i*7+n)%len(few)]
 						case round == 6: // all far
-							z[i] = 20 * z[i] / abs(z[i])
+							z[i] = float32(math.Copysign(20, float64(z[i])))
 						case round == 7 && i%lanes == n%lanes: // one column is
 							z[i] = float32(-9 - i%90)
 						}

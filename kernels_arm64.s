@@ -147,7 +147,7 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // FCVTL2 x0.S4, d1.D2; FCVTL x0.S2, d0.D2
 #define WIDENHALF(x, d) WORD $(0x4e617800|(2*x)<<5|(2*d+1)); WORD $(0x0e617800|(2*x)<<5|(2*d))
 
-// FCVTN x0.D2, d0.S2; FCVTN2 x1.D2, d0.S4; VORR d0.B16, d0.B16, d1.B16
+// FCVTN x0.D2, d0.S2; FCVTN2 x1.D2, d0.S4; VMOV d0.B16, d1.B16
 #define NARROWHALF(x, d) WORD $(0x0e616800|(2*x)<<5|(2*d)); WORD $(0x4e616800|(2*x+1)<<5|(2*d)); WORD $(0x4ea01c00|(2*d)<<16|(2*d)<<5|(2*d+1))
 
 // VORR d1.B16, d0.B16, d0.B16; VUMAXV d0.S4, d0

@@ -121,7 +121,7 @@ var (
 	fcvtnHalf = define("NARROWHALF", "xd",
 		encoding{"FCVTN x0.D2, d0.S2", 0x0e616800, "x0<<5|d0"},
 		encoding{"FCVTN2 x1.D2, d0.S4", 0x4e616800, "x1<<5|d0"},
-		encoding{"VORR d0.B16, d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
+		encoding{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
 
 	// the largest of 8 integers
 	maxOfAll = define("MAXOFALL", "d",
