@@ -270,15 +270,23 @@ func TestActivationMixed(t *testing.T) {
 	for _, p := range Paths() {
 		for _, act := range sweptActivations {
 			for n := 1; n <= 70; n++ {
-				for round := range 6 {
-					z := gen.Normal(uint64(n*6+round), n, 0, 1)
-					for k := range round { // none, then more and more
+				for round := range 8 {
+					z := gen.Normal(uint64(n*8+round), n, 0, 1)
+					for k := range min(round, 5) { // none, then more and more
 						z[(n*(k+1)*7+round*13)%n] = few[(n*11+k*5+round)%len(few)]
 					}
-					if round == 5 {
-						for i := range z {
+					for i := range z {
+						switch {
+						case round == 5:
 							z[i] = few[(i*7+n)%len(few)]
+						case round == 6: // all far
+							z[i] = float32(math.Copysign(20, float64(z[i])))
+						case round == 7 && i%lanes == n%lanes: // one column is
+							z[i] = float32(-9 - i%90)
 						}
+					}
+					if round == 6 {
+						z[n/2] = nan
 					}
 					want, wantSlope := slices.Clone(z), slices.Clone(z)
 					act.forward(want)

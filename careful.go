@@ -19,8 +19,8 @@ type constants struct {
 
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
 
-	// The block of columns whose x was scaled last, in a forward pass. A segment of few
-	// rows takes it twice, as its probe and as its window.
+	// The rows whose x was scaled last, in a forward pass over columns. A segment of few
+	// rows takes them twice, as its probe and as its window.
 	first, height, width int
 	scaled               []float32
 }
@@ -159,22 +159,60 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 	return buf.g[:]
 }
 
-// sumScaled adds the sums of some rows of n columns, from element i of the geometry's
-// tensor on.
-func (w *workspace) sumScaled(s *stage, buf *buffers, i, rows, n int, acc, shift []float32) {
-	k := &buf.constants
-	args := kernelArgs{coef: shift, acc: acc, rows: rows, n: n, stride: n}
+// columnList is some columns, in order, whose sums are taken together. Their values are
+// packed side by side.
+type columnList struct {
+	n          int
+	apart      bool // no two of them are adjacent
+	at         [mostSpan]int
+	acc        [2 * mostSpan]float32
+	shift      [mostSpan]float32
+	sumA, sumB [mostSpan]float64
+}
+
+// adjacent reports whether no column lies between those of the list.
+func (l *columnList) adjacent() bool { return l.at[l.n-1]-l.at[0] == l.n-1 }
+
+// sumListed takes the sums of the listed columns of a segment, over scaled values.
+func (w *workspace) sumListed(seg int, buf *buffers, l *columnList) {
+	g, ch := w.geo, &w.channels
+	k := columnSums{acc: l.acc[:], shift: l.shift[:], a: l.sumA[:l.n], b: l.sumB[:l.n]}
+	at := seg*g.width + l.at[0]
+	if l.adjacent() {
+		k.a, k.b = ch.segmentA[at:at+l.n], ch.segmentB[at:at+l.n]
+	}
+	for k.rest < l.n && l.at[k.rest] < g.rest {
+		k.rest++
+	}
+	w.sumColumns(seg, &k, func(r0, r1, n int) {
+		most := rowsOf(bufferLen, n)
+		for r := r0; r < r1; r += most {
+			w.sumScaled(buf, l, &k, r, min(most, r1-r), n)
+		}
+	})
+	if l.adjacent() {
+		return
+	}
+	for i, j := range l.at[:l.n] {
+		ch.segmentA[seg*g.width+j], ch.segmentB[seg*g.width+j] = l.sumA[i], l.sumB[i]
+	}
+}
+
+// sumScaled adds the sums of some rows of the first n listed columns.
+func (w *workspace) sumScaled(buf *buffers, l *columnList, sums *columnSums, r, rows, n int) {
+	s, k := &w.again, &buf.constants
+	args := kernelArgs{coef: sums.shift, acc: sums.acc, rows: rows, n: n, stride: n}
 	switch {
 	case w.backward:
-		b := w.packCols(s, buf, i, rows, n)
+		b := w.packListed(s, buf, l, r, rows, n)
 		args.x, args.dy = w.scaledOperands(s, buf, &b, k)
 		args.coef = k.dx
-	case k.scaled != nil && k.first == i && k.height == rows && k.width == n:
+	case k.scaled != nil && k.first == r && k.height == rows && k.width == n:
 		args.x = k.scaled
 	default:
-		b := w.packCols(s, buf, i, rows, n)
+		b := w.packListed(s, buf, l, r, rows, n)
 		args.x, _ = w.scaledOperands(s, buf, &b, k)
-		k.scaled, k.first, k.height, k.width = args.x, i, rows, n
+		k.scaled, k.first, k.height, k.width = args.x, r, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)
 }
@@ -341,6 +379,69 @@ func (w *workspace) packCols(s *stage, buf *buffers, i, rows, n int) block {
 	k := w.source.columns(s, buf, i, rows, n)
 	t := stage{x: k.x, dy: k.dy, res: k.res}
 	return packBlock(&t, buf, 0, rows, n, k.stride)
+}
+
+// packListed returns rows of the first n listed columns as a block, from row r of the
+// geometry's tensor on.
+func (w *workspace) packListed(s *stage, buf *buffers, l *columnList, r, rows, n int) block {
+	width, at := w.geo.width, l.at[:n]
+	if l.adjacent() {
+		return w.packCols(s, buf, r*width+at[0], rows, n)
+	}
+	if w.source == nil {
+		l.pick(s, buf, 0, r*width, rows, n, width)
+	} else {
+		for row := range rows {
+			i, to := (r+row)*width, row*n
+			if base, ok := w.rowInTensor(i, at[n-1]); ok {
+				l.pick(s, buf, to, base, 1, n, width)
+				continue
+			}
+			for c, j := range at {
+				buf.copy(s, to+c, w.element(i+j), 1)
+			}
+		}
+	}
+	k := buf.held(s, rows*n)
+	if w.source != nil {
+		k = w.source.copied(s, buf, rows*n)
+	}
+	return block{rows: rows, n: n, x: k.x, dy: k.dy, res: k.res}
+}
+
+// pick copies the first n listed columns of some rows of the tensors that a stage reads,
+// from index i on.
+func (l *columnList) pick(s *stage, buf *buffers, to, i, rows, n, stride int) {
+	for _, t := range [...]struct{ to, from []float32 }{{buf.x[to:], s.x}, {buf.dy[to:], s.dy}, {buf.res[to:], s.res}} {
+		if t.from == nil {
+			continue
+		}
+		for row := range rows {
+			from := t.from[i+row*stride:]
+			to := t.to[row*n:][:n]
+			if l.apart {
+				for c, j := range l.at[:n] {
+					to[c] = from[j]
+				}
+				continue
+			}
+			for c := 0; c < n; {
+				j, m := l.at[c], 1
+				for c+m < n && l.at[c+m] == j+m {
+					m++
+				}
+				copyShort(to[c:c+m], from[j:j+m])
+				c += m
+			}
+		}
+	}
+}
+
+// rowInTensor returns where the row from element i of the geometry's tensor on lies in the
+// caller's, and whether its columns up to the last lie side by side.
+func (w *workspace) rowInTensor(i, last int) (base int, ok bool) {
+	base = w.element(i)
+	return base, w.element(i+last) == base+last
 }
 
 // packRows returns n values of channel c, from value i on, of each of some images as a

@@ -15,37 +15,54 @@ func (w *workspace) sumCols(t int) {
 	n := w.way.tasks
 	spans := ceilDiv(w.geo.width, n)
 	c := t % spans * n
-	w.sumSpan(&w.sums, t/spans, c, min(n, w.geo.width-c), nil)
+	w.sumSpan(t/spans, c, min(n, w.geo.width-c))
 	w.fence() // the sums may store gradients
 }
 
-// sumSpan takes the sums of the columns c to c+n-1 of a segment. If scale is not nil, the
-// values are scaled by its constants first.
-func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
-	g, path := w.geo, w.plan.path
+// sumSpan takes the sums of the columns c to c+n-1 of a segment.
+func (w *workspace) sumSpan(seg, c, n int) {
+	g := w.geo
 	padded := roundUp(g.width, lanes)
-	acc := w.acc[(seg*padded+c)*2:][:roundUp(n, lanes)*2]
-	shift := w.shift[seg*padded+c:][:roundUp(n, lanes)]
-	sumA, sumB := w.channels.segmentA[seg*g.width+c:][:n], w.channels.segmentB[seg*g.width+c:][:n]
-	clear(sumA)
-	clear(sumB)
+	k := columnSums{
+		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
+		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	}
+	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
+}
+
+// columnSums are the sums of some columns of a segment: the totals a and b, and sums and
+// shifts of a window, which have room for whole vectors.
+type columnSums struct {
+	acc, shift []float32
+	a, b       []float64
+	rest       int // the number of columns with a value in the incomplete row
+}
+
+// sumColumns takes the sums of columns window by window. sum adds the values of the rows
+// r0 to r1-1 of the first n columns to the sums of the window.
+func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) {
+	g, path := w.geo, w.plan.path
+	n := len(k.a)
+	acc, shift := k.acc[:roundUp(n, lanes)*2], k.shift[:roundUp(n, lanes)]
+	clear(k.a)
+	clear(k.b)
 	b0, b1 := g.colSegment(seg)
 	if !w.backward {
 		clear(shift)
 		clear(acc)
 		r0, r1 := g.colWindow(b0)
 		r1 = min(r1, r0+probeRows)
-		w.sumBlock(s, acc, shift, c, r0, r1, n, scale)
+		sum(r0, r1, n)
 		path.probeColumns(acc, shift, float64(r1-r0))
 	}
 	seen := 0
 	window := func(r0, r1, n int) {
 		clear(acc)
-		w.sumBlock(s, acc, shift, c, r0, r1, n, scale)
+		sum(r0, r1, n)
 		if w.backward {
-			path.addColumns(sumA[:n], sumB[:n], acc)
+			path.addColumns(k.a[:n], k.b[:n], acc)
 		} else {
-			path.foldColumns(sumA[:n], sumB[:n], acc, shift, float64(seen), float64(r1-r0))
+			path.foldColumns(k.a[:n], k.b[:n], acc, shift, float64(seen), float64(r1-r0))
 		}
 		seen += r1 - r0
 	}
@@ -53,36 +70,28 @@ func (w *workspace) sumSpan(s *stage, seg, c, n int, scale *buffers) {
 		r0, r1 := g.colWindow(b)
 		window(r0, r1, n)
 	}
-	if rest := min(g.rest-c, n); b1 == g.windows && rest > 0 {
-		window(g.height, g.height+1, rest)
+	if b1 == g.windows && k.rest > 0 {
+		window(g.height, g.height+1, k.rest)
 	}
 }
 
-// sumBlock runs the kernel of a stage that takes sums over the rows r0 to r1-1 of n
-// columns from column c.
-func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, scale *buffers) {
-	g := w.geo
+// sumBlock runs the kernel that takes sums over the rows r0 to r1-1 of n columns from
+// column c.
+func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
+	g, s := w.geo, &w.sums
 	values := maxCall // per call at most
 	var buf *buffers
-	switch {
-	case scale != nil:
-		buf, values = scale, bufferLen
-	case w.source != nil:
+	if w.source != nil {
 		buf, values = w.buffers.take(), bufferLen
 		defer w.buffers.give(buf)
 	}
 	for p := 0; p < n; p += values / groupSize {
 		m := min(values/groupSize, n-p)
-		most := max(groupSize, values/m/groupSize*groupSize) // whole groups; the last may be smaller
+		most := rowsOf(values, m)
 		for r := r0; r < r1; r += most {
-			i, rows := r*g.width+c+p, min(most, r1-r)
-			if scale != nil {
-				w.sumScaled(s, buf, i, rows, m, acc, shift) // a span is no wider
-				continue
-			}
-			k := w.colArgs(s, buf, i, rows, m)
-			k.acc = acc[2*p:]
-			k.coef = shift[p:]
+			k := w.colArgs(s, buf, r*g.width+c+p, min(most, r1-r), m)
+			k.acc = sums.acc[2*p:]
+			k.coef = sums.shift[p:]
 			if w.backward {
 				k.coef = w.coef[(c+p)*coefLen:]
 			}
@@ -90,6 +99,10 @@ func (w *workspace) sumBlock(s *stage, acc, shift []float32, c, r0, r1, n int, s
 		}
 	}
 }
+
+// rowsOf returns the number of rows of n columns for a call on so many values: whole
+// groups, so that only the last call has a smaller one.
+func rowsOf(values, n int) int { return max(groupSize, values/n/groupSize*groupSize) }
 
 // colArgs returns the arguments of a kernel for rows of n columns, from element i
 // of the geometry's tensor on. A source copies the values to the buffers, unless they

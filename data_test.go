@@ -126,8 +126,9 @@ func TestKindsSameBits(t *testing.T) {
 	t.Parallel()
 	ways := waysOfModes()
 	severalWindows := batchnorm.Shape{Outer: 300, Channels: 130, Inner: 1} // whose blocks are scaled one by one
+	incomplete := batchnorm.Shape{Outer: 47, Channels: 3, Inner: 1}        // whose last row of columns is not complete
 	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 40, Channels: 24, Inner: 1},
-		{Outer: 8, Channels: 280, Inner: 1}, severalWindows} {
+		{Outer: 8, Channels: 280, Inner: 1}, severalWindows, incomplete} {
 		for _, k := range kinds.List() {
 			if s == severalWindows && k.Name != "x * 1e20" {
 				continue

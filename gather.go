@@ -38,6 +38,7 @@ type buffers struct {
 	scaled, g  [bufferLen]float32
 	sums       [sumLen]float64
 	constants  constants
+	list       columnList
 	largest    [mostSpan]float32 // magnitudes, by column
 }
 
@@ -218,15 +219,22 @@ func copyShort(to, from []float32) {
 
 // copied returns the arguments for n values that were copied.
 func (g *source) copied(s *stage, buf *buffers, n int) kernelArgs {
-	k := kernelArgs{x: buf.x[:n]}
-	if s.dy != nil {
-		k.dy = buf.dy[:n]
-	}
-	if s.res != nil {
-		k.res = buf.res[:n]
-	}
+	k := buf.held(s, n)
 	if g.inverted {
 		g.invert(&k)
+	}
+	return k
+}
+
+// held returns the arguments for n values in the buffers, of the tensors that a stage
+// reads.
+func (b *buffers) held(s *stage, n int) kernelArgs {
+	k := kernelArgs{x: b.x[:n]}
+	if s.dy != nil {
+		k.dy = b.dy[:n]
+	}
+	if s.res != nil {
+		k.res = b.res[:n]
 	}
 	return k
 }

@@ -18161,38 +18161,38 @@ DATA actSigmoidValueTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+448(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+456(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+464(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+472(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+512(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+520(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+528(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+536(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+640(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+648(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+656(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+664(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+448(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+456(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+464(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+472(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+480(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+488(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+496(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+504(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+544(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+552(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+560(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+568(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -18330,6 +18330,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -18340,66 +18349,73 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSigmoidValueTable<>+480(SB), Y4, Y4
-	VMULPD actSigmoidValueTable<>+480(SB), Y5, Y5
-	VADDPD actSigmoidValueTable<>+512(SB), Y4, Y8
-	VADDPD actSigmoidValueTable<>+512(SB), Y5, Y9
-	VSUBPD actSigmoidValueTable<>+512(SB), Y8, Y10
-	VSUBPD actSigmoidValueTable<>+512(SB), Y9, Y11
+	VMULPD actSigmoidValueTable<>+512(SB), Y4, Y4
+	VADDPD actSigmoidValueTable<>+544(SB), Y4, Y8
+	VSUBPD actSigmoidValueTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSigmoidValueTable<>+544(SB), Y10, Y6
-	VMULPD actSigmoidValueTable<>+544(SB), Y11, Y7
-	VADDPD actSigmoidValueTable<>+576(SB), Y6, Y6
-	VADDPD actSigmoidValueTable<>+576(SB), Y7, Y7
-	VADDPD actSigmoidValueTable<>+608(SB), Y10, Y10
-	VADDPD actSigmoidValueTable<>+608(SB), Y11, Y11
+	VMULPD actSigmoidValueTable<>+576(SB), Y10, Y6
+	VADDPD actSigmoidValueTable<>+608(SB), Y6, Y6
+	VADDPD actSigmoidValueTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -18409,18 +18425,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSigmoidValueTable<>+640(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -18452,7 +18456,207 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSigmoidValueTable<>+512(SB), Y4, Y4
+	VMULPD actSigmoidValueTable<>+512(SB), Y5, Y5
+	VADDPD actSigmoidValueTable<>+544(SB), Y4, Y8
+	VADDPD actSigmoidValueTable<>+544(SB), Y5, Y9
+	VSUBPD actSigmoidValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSigmoidValueTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSigmoidValueTable<>+576(SB), Y10, Y6
+	VADDPD actSigmoidValueTable<>+608(SB), Y6, Y6
+	VADDPD actSigmoidValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSigmoidValueTable<>+576(SB), Y11, Y7
+	VADDPD actSigmoidValueTable<>+608(SB), Y7, Y7
+	VADDPD actSigmoidValueTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSigmoidValueTable<>+512(SB), Y4, Y4
+	VMULPD actSigmoidValueTable<>+512(SB), Y5, Y5
+	VADDPD actSigmoidValueTable<>+544(SB), Y4, Y8
+	VADDPD actSigmoidValueTable<>+544(SB), Y5, Y9
+	VSUBPD actSigmoidValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSigmoidValueTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSigmoidValueTable<>+576(SB), Y10, Y6
+	VADDPD actSigmoidValueTable<>+608(SB), Y6, Y6
+	VADDPD actSigmoidValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSigmoidValueTable<>+576(SB), Y11, Y7
+	VADDPD actSigmoidValueTable<>+608(SB), Y7, Y7
+	VADDPD actSigmoidValueTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actSigmoidValueTable<>+512(SB), Y4, Y4
+	VMULPD actSigmoidValueTable<>+512(SB), Y5, Y5
+	VMULPD actSigmoidValueTable<>+512(SB), Y6, Y6
+	VMULPD actSigmoidValueTable<>+512(SB), Y7, Y7
+	VADDPD actSigmoidValueTable<>+544(SB), Y4, Y2
+	VADDPD actSigmoidValueTable<>+544(SB), Y5, Y12
+	VADDPD actSigmoidValueTable<>+544(SB), Y6, Y3
+	VADDPD actSigmoidValueTable<>+544(SB), Y7, Y13
+	VSUBPD actSigmoidValueTable<>+544(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actSigmoidValueTable<>+544(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actSigmoidValueTable<>+544(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actSigmoidValueTable<>+544(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actSigmoidValueTable<>+576(SB), Y14, Y8
+	VADDPD actSigmoidValueTable<>+608(SB), Y8, Y8
+	VADDPD actSigmoidValueTable<>+640(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actSigmoidValueTable<>+576(SB), Y14, Y9
+	VADDPD actSigmoidValueTable<>+608(SB), Y9, Y9
+	VADDPD actSigmoidValueTable<>+640(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actSigmoidValueTable<>+576(SB), Y14, Y10
+	VADDPD actSigmoidValueTable<>+608(SB), Y10, Y10
+	VADDPD actSigmoidValueTable<>+640(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actSigmoidValueTable<>+576(SB), Y14, Y11
+	VADDPD actSigmoidValueTable<>+608(SB), Y11, Y11
+	VADDPD actSigmoidValueTable<>+640(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VADDPD Y8, Y4, Y8
+	VADDPD Y9, Y5, Y9
+	VADDPD Y10, Y6, Y10
+	VADDPD Y11, Y7, Y11
+	VDIVPD Y8, Y4, Y4
+	VDIVPD Y9, Y5, Y5
+	VDIVPD Y10, Y6, Y6
+	VDIVPD Y11, Y7, Y7
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y2, Y2
+	VCVTPD2PSY Y6, X3
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -18507,38 +18711,38 @@ DATA actSigmoidSlopeTable<>+352(SB)/8, $0x3ea31a723eef8fbd
 DATA actSigmoidSlopeTable<>+360(SB)/8, $0x3dd085833e481b40
 DATA actSigmoidSlopeTable<>+368(SB)/8, $0x3cd3aff63d52763c
 DATA actSigmoidSlopeTable<>+376(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+384(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+392(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+400(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+408(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+416(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+424(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+432(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+440(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+448(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+456(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+464(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+472(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+480(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+488(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+496(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+504(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+384(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+392(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+400(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+408(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+416(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+424(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+432(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+440(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+448(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+456(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+464(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+472(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+512(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+520(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+528(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+536(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -18672,6 +18876,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -18682,70 +18895,75 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSigmoidSlopeTable<>+448(SB), Y4, Y4
-	VMULPD actSigmoidSlopeTable<>+448(SB), Y5, Y5
-	VADDPD actSigmoidSlopeTable<>+480(SB), Y4, Y8
-	VADDPD actSigmoidSlopeTable<>+480(SB), Y5, Y9
-	VSUBPD actSigmoidSlopeTable<>+480(SB), Y8, Y10
-	VSUBPD actSigmoidSlopeTable<>+480(SB), Y9, Y11
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y4, Y4
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y4, Y8
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSigmoidSlopeTable<>+512(SB), Y10, Y6
-	VMULPD actSigmoidSlopeTable<>+512(SB), Y11, Y7
-	VADDPD actSigmoidSlopeTable<>+544(SB), Y6, Y6
-	VADDPD actSigmoidSlopeTable<>+544(SB), Y7, Y7
-	VADDPD actSigmoidSlopeTable<>+576(SB), Y10, Y10
-	VADDPD actSigmoidSlopeTable<>+576(SB), Y11, Y11
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y10, Y6
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y6, Y6
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
 	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
 	VMULPD Y10, Y10, Y6
-	VMULPD Y11, Y11, Y7
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -18755,18 +18973,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSigmoidSlopeTable<>+608(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -18798,7 +19004,223 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y4, Y4
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y5, Y5
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y4, Y8
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y5, Y9
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y10, Y6
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y6, Y6
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y11, Y7
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y7, Y7
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y10
+	VMULPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y6
+	VADDPD Y7, Y5, Y11
+	VMULPD Y7, Y5, Y5
+	VMULPD Y11, Y11, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y4, Y4
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y5, Y5
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y4, Y8
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y5, Y9
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y10, Y6
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y6, Y6
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y11, Y7
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y7, Y7
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y10
+	VMULPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y6
+	VADDPD Y7, Y5, Y11
+	VMULPD Y7, Y5, Y5
+	VMULPD Y11, Y11, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y4, Y4
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y5, Y5
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y6, Y6
+	VMULPD actSigmoidSlopeTable<>+480(SB), Y7, Y7
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y4, Y2
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y5, Y12
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y6, Y3
+	VADDPD actSigmoidSlopeTable<>+512(SB), Y7, Y13
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actSigmoidSlopeTable<>+512(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y14, Y8
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y8, Y8
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y14, Y9
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y9, Y9
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y14, Y10
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y10, Y10
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actSigmoidSlopeTable<>+544(SB), Y14, Y11
+	VADDPD actSigmoidSlopeTable<>+576(SB), Y11, Y11
+	VADDPD actSigmoidSlopeTable<>+608(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VADDPD Y8, Y4, Y14
+	VMULPD Y8, Y4, Y4
+	VMULPD Y14, Y14, Y8
+	VADDPD Y9, Y5, Y14
+	VMULPD Y9, Y5, Y5
+	VMULPD Y14, Y14, Y9
+	VADDPD Y10, Y6, Y14
+	VMULPD Y10, Y6, Y6
+	VMULPD Y14, Y14, Y10
+	VADDPD Y11, Y7, Y14
+	VMULPD Y11, Y7, Y7
+	VMULPD Y14, Y14, Y11
+	VDIVPD Y8, Y4, Y4
+	VDIVPD Y9, Y5, Y5
+	VDIVPD Y10, Y6, Y6
+	VDIVPD Y11, Y7, Y7
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y2, Y2
+	VCVTPD2PSY Y6, X3
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -19067,42 +19489,42 @@ DATA actTanhSlopeTable<>+384(SB)/8, $0x3f2d73453f716748
 DATA actTanhSlopeTable<>+392(SB)/8, $0x3d13bbf03e3388df
 DATA actTanhSlopeTable<>+400(SB)/8, $0x3b0cfdca3c1218b0
 DATA actTanhSlopeTable<>+408(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+416(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+424(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+432(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+440(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+448(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+456(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+464(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+472(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+480(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+488(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+496(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+504(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+640(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+648(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+656(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+664(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+672(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+680(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+688(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+696(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+448(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+456(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+464(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+472(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+480(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+488(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+496(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+504(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+512(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+520(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+528(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+536(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+672(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+680(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+688(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+696(SB)/8, $0x4010000000000000
 GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -19244,6 +19666,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -19254,72 +19685,76 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actTanhSlopeTable<>+480(SB), Y4, Y4
-	VMULPD actTanhSlopeTable<>+480(SB), Y5, Y5
-	VADDPD actTanhSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actTanhSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actTanhSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actTanhSlopeTable<>+512(SB), Y9, Y11
+	VMULPD actTanhSlopeTable<>+512(SB), Y4, Y4
+	VADDPD actTanhSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actTanhSlopeTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actTanhSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actTanhSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actTanhSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actTanhSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actTanhSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actTanhSlopeTable<>+608(SB), Y11, Y11
+	VMULPD actTanhSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actTanhSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actTanhSlopeTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
 	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
 	VMULPD Y10, Y10, Y6
-	VMULPD Y11, Y11, Y7
-	VMULPD actTanhSlopeTable<>+640(SB), Y4, Y4
-	VMULPD actTanhSlopeTable<>+640(SB), Y5, Y5
+	VMULPD actTanhSlopeTable<>+672(SB), Y4, Y4
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -19329,18 +19764,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actTanhSlopeTable<>+672(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -19372,7 +19795,231 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actTanhSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actTanhSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actTanhSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actTanhSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actTanhSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actTanhSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actTanhSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actTanhSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actTanhSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actTanhSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actTanhSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y10
+	VMULPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y6
+	VADDPD Y7, Y5, Y11
+	VMULPD Y7, Y5, Y5
+	VMULPD Y11, Y11, Y7
+	VMULPD actTanhSlopeTable<>+672(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+672(SB), Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actTanhSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actTanhSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actTanhSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actTanhSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actTanhSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actTanhSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actTanhSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actTanhSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actTanhSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actTanhSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actTanhSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y10
+	VMULPD Y6, Y4, Y4
+	VMULPD Y10, Y10, Y6
+	VADDPD Y7, Y5, Y11
+	VMULPD Y7, Y5, Y5
+	VMULPD Y11, Y11, Y7
+	VMULPD actTanhSlopeTable<>+672(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+672(SB), Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actTanhSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+512(SB), Y5, Y5
+	VMULPD actTanhSlopeTable<>+512(SB), Y6, Y6
+	VMULPD actTanhSlopeTable<>+512(SB), Y7, Y7
+	VADDPD actTanhSlopeTable<>+544(SB), Y4, Y2
+	VADDPD actTanhSlopeTable<>+544(SB), Y5, Y12
+	VADDPD actTanhSlopeTable<>+544(SB), Y6, Y3
+	VADDPD actTanhSlopeTable<>+544(SB), Y7, Y13
+	VSUBPD actTanhSlopeTable<>+544(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actTanhSlopeTable<>+544(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actTanhSlopeTable<>+544(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actTanhSlopeTable<>+544(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actTanhSlopeTable<>+576(SB), Y14, Y8
+	VADDPD actTanhSlopeTable<>+608(SB), Y8, Y8
+	VADDPD actTanhSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actTanhSlopeTable<>+576(SB), Y14, Y9
+	VADDPD actTanhSlopeTable<>+608(SB), Y9, Y9
+	VADDPD actTanhSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actTanhSlopeTable<>+576(SB), Y14, Y10
+	VADDPD actTanhSlopeTable<>+608(SB), Y10, Y10
+	VADDPD actTanhSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actTanhSlopeTable<>+576(SB), Y14, Y11
+	VADDPD actTanhSlopeTable<>+608(SB), Y11, Y11
+	VADDPD actTanhSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VADDPD Y8, Y4, Y14
+	VMULPD Y8, Y4, Y4
+	VMULPD Y14, Y14, Y8
+	VADDPD Y9, Y5, Y14
+	VMULPD Y9, Y5, Y5
+	VMULPD Y14, Y14, Y9
+	VADDPD Y10, Y6, Y14
+	VMULPD Y10, Y6, Y6
+	VMULPD Y14, Y14, Y10
+	VADDPD Y11, Y7, Y14
+	VMULPD Y11, Y7, Y7
+	VMULPD Y14, Y14, Y11
+	VMULPD actTanhSlopeTable<>+672(SB), Y4, Y4
+	VMULPD actTanhSlopeTable<>+672(SB), Y5, Y5
+	VMULPD actTanhSlopeTable<>+672(SB), Y6, Y6
+	VMULPD actTanhSlopeTable<>+672(SB), Y7, Y7
+	VDIVPD Y8, Y4, Y4
+	VDIVPD Y9, Y5, Y5
+	VDIVPD Y10, Y6, Y6
+	VDIVPD Y11, Y7, Y7
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y2, Y2
+	VCVTPD2PSY Y6, X3
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -19427,38 +20074,38 @@ DATA actSiLUValueTable<>+352(SB)/8, $0x3e53378e00000000
 DATA actSiLUValueTable<>+360(SB)/8, $0x3e632d753e8c9692
 DATA actSiLUValueTable<>+368(SB)/8, $0x3dc734e23e1eca1b
 DATA actSiLUValueTable<>+376(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+384(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+392(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+400(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+408(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+416(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+424(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+432(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+440(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+448(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+456(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+464(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+472(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+480(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+488(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+496(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+504(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+512(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+520(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+528(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+536(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+544(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+552(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+560(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+568(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+576(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+584(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+592(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+600(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+608(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+616(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+624(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+632(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+384(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+392(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+400(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+408(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+416(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+424(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+432(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+440(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+448(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+456(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+464(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+472(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+480(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+488(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+496(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+504(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+512(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+520(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+528(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+536(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+544(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+552(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+560(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+568(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+608(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+616(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+624(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+632(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $640
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -19596,6 +20243,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSiLUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSiLUValueTable<>+384(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -19606,71 +20262,75 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSiLUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actSiLUValueTable<>+384(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actSiLUValueTable<>+416(SB), Y14
-	VMINPS Y12, Y14, Y13
+	VMAXPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSiLUValueTable<>+448(SB), Y4, Y4
-	VMULPD actSiLUValueTable<>+448(SB), Y5, Y5
-	VADDPD actSiLUValueTable<>+480(SB), Y4, Y8
-	VADDPD actSiLUValueTable<>+480(SB), Y5, Y9
-	VSUBPD actSiLUValueTable<>+480(SB), Y8, Y10
-	VSUBPD actSiLUValueTable<>+480(SB), Y9, Y11
+	VMOVUPS actSiLUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VMULPD actSiLUValueTable<>+480(SB), Y4, Y4
+	VADDPD actSiLUValueTable<>+512(SB), Y4, Y8
+	VSUBPD actSiLUValueTable<>+512(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSiLUValueTable<>+512(SB), Y10, Y6
-	VMULPD actSiLUValueTable<>+512(SB), Y11, Y7
-	VADDPD actSiLUValueTable<>+544(SB), Y6, Y6
-	VADDPD actSiLUValueTable<>+544(SB), Y7, Y7
-	VADDPD actSiLUValueTable<>+576(SB), Y10, Y10
-	VADDPD actSiLUValueTable<>+576(SB), Y11, Y11
+	VMULPD actSiLUValueTable<>+544(SB), Y10, Y6
+	VADDPD actSiLUValueTable<>+576(SB), Y6, Y6
+	VADDPD actSiLUValueTable<>+608(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
 	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -19680,18 +20340,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSiLUValueTable<>+608(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -19723,7 +20371,227 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMOVUPS actSiLUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSiLUValueTable<>+480(SB), Y4, Y4
+	VMULPD actSiLUValueTable<>+480(SB), Y5, Y5
+	VADDPD actSiLUValueTable<>+512(SB), Y4, Y8
+	VADDPD actSiLUValueTable<>+512(SB), Y5, Y9
+	VSUBPD actSiLUValueTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSiLUValueTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSiLUValueTable<>+544(SB), Y10, Y6
+	VADDPD actSiLUValueTable<>+576(SB), Y6, Y6
+	VADDPD actSiLUValueTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSiLUValueTable<>+544(SB), Y11, Y7
+	VADDPD actSiLUValueTable<>+576(SB), Y7, Y7
+	VADDPD actSiLUValueTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSiLUValueTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSiLUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMOVUPS actSiLUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSiLUValueTable<>+480(SB), Y4, Y4
+	VMULPD actSiLUValueTable<>+480(SB), Y5, Y5
+	VADDPD actSiLUValueTable<>+512(SB), Y4, Y8
+	VADDPD actSiLUValueTable<>+512(SB), Y5, Y9
+	VSUBPD actSiLUValueTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSiLUValueTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSiLUValueTable<>+544(SB), Y10, Y6
+	VADDPD actSiLUValueTable<>+576(SB), Y6, Y6
+	VADDPD actSiLUValueTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSiLUValueTable<>+544(SB), Y11, Y7
+	VADDPD actSiLUValueTable<>+576(SB), Y7, Y7
+	VADDPD actSiLUValueTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+	VMOVUPS actSiLUValueTable<>+448(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actSiLUValueTable<>+448(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actSiLUValueTable<>+480(SB), Y4, Y4
+	VMULPD actSiLUValueTable<>+480(SB), Y5, Y5
+	VMULPD actSiLUValueTable<>+480(SB), Y6, Y6
+	VMULPD actSiLUValueTable<>+480(SB), Y7, Y7
+	VADDPD actSiLUValueTable<>+512(SB), Y4, Y2
+	VADDPD actSiLUValueTable<>+512(SB), Y5, Y12
+	VADDPD actSiLUValueTable<>+512(SB), Y6, Y3
+	VADDPD actSiLUValueTable<>+512(SB), Y7, Y13
+	VSUBPD actSiLUValueTable<>+512(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actSiLUValueTable<>+512(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actSiLUValueTable<>+512(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actSiLUValueTable<>+512(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actSiLUValueTable<>+544(SB), Y14, Y8
+	VADDPD actSiLUValueTable<>+576(SB), Y8, Y8
+	VADDPD actSiLUValueTable<>+608(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actSiLUValueTable<>+544(SB), Y14, Y9
+	VADDPD actSiLUValueTable<>+576(SB), Y9, Y9
+	VADDPD actSiLUValueTable<>+608(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actSiLUValueTable<>+544(SB), Y14, Y10
+	VADDPD actSiLUValueTable<>+576(SB), Y10, Y10
+	VADDPD actSiLUValueTable<>+608(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actSiLUValueTable<>+544(SB), Y14, Y11
+	VADDPD actSiLUValueTable<>+576(SB), Y11, Y11
+	VADDPD actSiLUValueTable<>+608(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VADDPD Y8, Y4, Y8
+	VADDPD Y9, Y5, Y9
+	VADDPD Y10, Y6, Y10
+	VADDPD Y11, Y7, Y11
+	VCVTPS2PD 128(R14)(AX*1), Y14
+	VMULPD Y14, Y4, Y4
+	VCVTPS2PD 144(R14)(AX*1), Y14
+	VMULPD Y14, Y5, Y5
+	VCVTPS2PD 160(R14)(AX*1), Y14
+	VMULPD Y14, Y6, Y6
+	VCVTPS2PD 176(R14)(AX*1), Y14
+	VMULPD Y14, Y7, Y7
+	VDIVPD Y8, Y4, Y4
+	VDIVPD Y9, Y5, Y5
+	VDIVPD Y10, Y6, Y6
+	VDIVPD Y11, Y7, Y7
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y2, Y2
+	VCVTPD2PSY Y6, X3
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -19782,38 +20650,38 @@ DATA actSiLUSlopeTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+448(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+456(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+464(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+472(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+640(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+648(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+656(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+480(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+488(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+496(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+504(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -19951,6 +20819,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -19961,74 +20838,78 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VMULPD actSiLUSlopeTable<>+480(SB), Y2, Y4
-	VMULPD actSiLUSlopeTable<>+480(SB), Y3, Y5
-	VADDPD actSiLUSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actSiLUSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actSiLUSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actSiLUSlopeTable<>+512(SB), Y9, Y11
+	VCVTPS2PD X12, Y4
+	VMULPD actSiLUSlopeTable<>+512(SB), Y4, Y4
+	VADDPD actSiLUSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSiLUSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actSiLUSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actSiLUSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actSiLUSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actSiLUSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actSiLUSlopeTable<>+608(SB), Y11, Y11
+	VMULPD actSiLUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSiLUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSiLUSlopeTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
-	VMULPD Y6, Y2, Y2
-	VMULPD Y7, Y3, Y3
-	VADDPD Y10, Y2, Y2
-	VADDPD Y11, Y3, Y3
-	VMULPD Y4, Y2, Y2
-	VMULPD Y5, Y3, Y3
-	VMULPD Y10, Y10, Y10
-	VMULPD Y11, Y11, Y11
-	VDIVPD Y10, Y2, Y2
-	VDIVPD Y11, Y3, Y3
-	VCVTPD2PSY Y2, X12
-	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VMULPD Y6, Y2, Y8
+	VADDPD Y6, Y4, Y6
+	VADDPD Y6, Y8, Y8
+	VMULPD Y4, Y8, Y8
+	VMULPD Y6, Y6, Y6
+	VDIVPD Y6, Y8, Y8
+	VCVTPD2PSY Y8, X12
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -20038,18 +20919,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSiLUSlopeTable<>+640(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -20081,7 +20950,251 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSiLUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSiLUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actSiLUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actSiLUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSiLUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSiLUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSiLUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSiLUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actSiLUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actSiLUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD Y6, Y2, Y8
+	VMULPD Y7, Y3, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VADDPD Y6, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y6, Y6, Y6
+	VMULPD Y7, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSiLUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSiLUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actSiLUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actSiLUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSiLUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSiLUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSiLUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSiLUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actSiLUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actSiLUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD Y6, Y2, Y8
+	VMULPD Y7, Y3, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VADDPD Y6, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y6, Y6, Y6
+	VMULPD Y7, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actSiLUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSiLUSlopeTable<>+512(SB), Y5, Y5
+	VMULPD actSiLUSlopeTable<>+512(SB), Y6, Y6
+	VMULPD actSiLUSlopeTable<>+512(SB), Y7, Y7
+	VADDPD actSiLUSlopeTable<>+544(SB), Y4, Y2
+	VADDPD actSiLUSlopeTable<>+544(SB), Y5, Y12
+	VADDPD actSiLUSlopeTable<>+544(SB), Y6, Y3
+	VADDPD actSiLUSlopeTable<>+544(SB), Y7, Y13
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actSiLUSlopeTable<>+544(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actSiLUSlopeTable<>+576(SB), Y14, Y8
+	VADDPD actSiLUSlopeTable<>+608(SB), Y8, Y8
+	VADDPD actSiLUSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actSiLUSlopeTable<>+576(SB), Y14, Y9
+	VADDPD actSiLUSlopeTable<>+608(SB), Y9, Y9
+	VADDPD actSiLUSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actSiLUSlopeTable<>+576(SB), Y14, Y10
+	VADDPD actSiLUSlopeTable<>+608(SB), Y10, Y10
+	VADDPD actSiLUSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actSiLUSlopeTable<>+576(SB), Y14, Y11
+	VADDPD actSiLUSlopeTable<>+608(SB), Y11, Y11
+	VADDPD actSiLUSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VCVTPS2PD 128(R14)(AX*1), Y2
+	VMULPD Y8, Y2, Y2
+	VCVTPS2PD 144(R14)(AX*1), Y12
+	VMULPD Y9, Y12, Y12
+	VCVTPS2PD 160(R14)(AX*1), Y3
+	VMULPD Y10, Y3, Y3
+	VCVTPS2PD 176(R14)(AX*1), Y13
+	VMULPD Y11, Y13, Y13
+	VADDPD Y8, Y4, Y8
+	VADDPD Y9, Y5, Y9
+	VADDPD Y10, Y6, Y10
+	VADDPD Y11, Y7, Y11
+	VADDPD Y8, Y2, Y2
+	VADDPD Y9, Y12, Y12
+	VADDPD Y10, Y3, Y3
+	VADDPD Y11, Y13, Y13
+	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y12, Y12
+	VMULPD Y6, Y3, Y3
+	VMULPD Y7, Y13, Y13
+	VMULPD Y8, Y8, Y8
+	VMULPD Y9, Y9, Y9
+	VMULPD Y10, Y10, Y10
+	VMULPD Y11, Y11, Y11
+	VDIVPD Y8, Y2, Y2
+	VDIVPD Y9, Y12, Y12
+	VDIVPD Y10, Y3, Y3
+	VDIVPD Y11, Y13, Y13
+	VCVTPD2PSY Y2, X2
+	VCVTPD2PSY Y12, X12
+	VINSERTF128 $1, X12, Y2, Y2
+	VCVTPD2PSY Y3, X3
+	VCVTPD2PSY Y13, X13
+	VINSERTF128 $1, X13, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -20362,34 +21475,34 @@ DATA actELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+448(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+456(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+464(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+472(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+640(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+648(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+656(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+480(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+488(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+496(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+504(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -20543,6 +21656,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -20553,72 +21675,78 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VXORPS Y14, Y14, Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actELUSlopeTable<>+480(SB), Y4, Y4
-	VMULPD actELUSlopeTable<>+480(SB), Y5, Y5
-	VADDPD actELUSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actELUSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actELUSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actELUSlopeTable<>+512(SB), Y9, Y11
+	VMULPD actELUSlopeTable<>+512(SB), Y4, Y4
+	VADDPD actELUSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actELUSlopeTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actELUSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actELUSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actELUSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actELUSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actELUSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actELUSlopeTable<>+608(SB), Y11, Y11
+	VMULPD actELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actELUSlopeTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VBROADCASTSD 272(R14), Y10
-	VBROADCASTSD 272(R14), Y11
 	VMULPD Y10, Y4, Y4
-	VMULPD Y11, Y5, Y5
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VINSERTF128 $1, X12, Y12, Y12
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -20628,18 +21756,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actELUSlopeTable<>+640(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -20671,7 +21787,183 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VXORPS Y14, Y14, Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VBROADCASTSD 272(R14), Y10
+	VBROADCASTSD 272(R14), Y11
+	VMULPD Y10, Y4, Y4
+	VMULPD Y11, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VBLENDVPS Y13, Y14, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actELUSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VXORPS Y14, Y14, Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VBROADCASTSD 272(R14), Y10
+	VBROADCASTSD 272(R14), Y11
+	VMULPD Y10, Y4, Y4
+	VMULPD Y11, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VBLENDVPS Y13, Y14, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VXORPS Y14, Y14, Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VBROADCASTSD 272(R14), Y10
+	VBROADCASTSD 272(R14), Y11
+	VMULPD Y10, Y4, Y4
+	VMULPD Y11, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VBLENDVPS Y13, Y14, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -20726,54 +22018,54 @@ DATA actSoftplusValueTable<>+352(SB)/8, $0x3ecdf22a3f209e02
 DATA actSoftplusValueTable<>+360(SB)/8, $0x3ddcf14b3e438933
 DATA actSoftplusValueTable<>+368(SB)/8, $0x3ccd69643d4f66df
 DATA actSoftplusValueTable<>+376(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+384(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+392(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+400(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+408(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+416(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+424(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+432(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+440(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+448(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+456(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+464(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+472(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+480(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+488(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+496(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+504(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+512(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+520(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+528(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+536(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+544(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+552(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+560(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+568(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+576(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+584(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+592(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+600(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+608(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+616(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+624(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+632(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+640(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+648(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+656(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+664(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+672(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+680(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+688(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+696(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+704(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+712(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+720(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+728(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+384(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+392(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+400(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+408(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+416(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+424(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+432(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+440(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+448(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+456(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+464(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+472(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+480(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+488(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+496(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+504(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+512(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+520(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+528(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+536(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+544(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+552(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+560(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+568(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+576(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+584(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+592(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+600(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+608(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+616(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+624(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+632(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+640(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+648(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+656(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+664(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+672(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+680(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+688(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+696(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+704(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+712(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+720(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+728(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+736(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+744(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+752(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+760(SB)/8, $0x4000000001101073
 GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -20911,6 +22203,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -20921,95 +22222,88 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
 	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y12
-	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
+	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSoftplusValueTable<>+416(SB), Y4, Y4
-	VMULPD actSoftplusValueTable<>+416(SB), Y5, Y5
-	VADDPD actSoftplusValueTable<>+448(SB), Y4, Y8
-	VADDPD actSoftplusValueTable<>+448(SB), Y5, Y9
-	VSUBPD actSoftplusValueTable<>+448(SB), Y8, Y10
-	VSUBPD actSoftplusValueTable<>+448(SB), Y9, Y11
+	VMULPD actSoftplusValueTable<>+448(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+480(SB), Y4, Y8
+	VSUBPD actSoftplusValueTable<>+480(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSoftplusValueTable<>+480(SB), Y10, Y6
-	VMULPD actSoftplusValueTable<>+480(SB), Y11, Y7
-	VADDPD actSoftplusValueTable<>+512(SB), Y6, Y6
-	VADDPD actSoftplusValueTable<>+512(SB), Y7, Y7
-	VADDPD actSoftplusValueTable<>+544(SB), Y10, Y10
-	VADDPD actSoftplusValueTable<>+544(SB), Y11, Y11
+	VMULPD actSoftplusValueTable<>+512(SB), Y10, Y6
+	VADDPD actSoftplusValueTable<>+544(SB), Y6, Y6
+	VADDPD actSoftplusValueTable<>+576(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y6, Y6
-	VADDPD Y7, Y7, Y7
 	VADDPD Y4, Y6, Y6
-	VADDPD Y5, Y7, Y7
 	VDIVPD Y6, Y4, Y2
-	VDIVPD Y7, Y5, Y3
 	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actSoftplusValueTable<>+576(SB), Y6, Y4
-	VMULPD actSoftplusValueTable<>+576(SB), Y7, Y5
-	VADDPD actSoftplusValueTable<>+608(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+608(SB), Y5, Y5
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
+	VMULPD actSoftplusValueTable<>+608(SB), Y6, Y4
 	VADDPD actSoftplusValueTable<>+640(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+640(SB), Y5, Y5
 	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
 	VADDPD actSoftplusValueTable<>+672(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+672(SB), Y5, Y5
 	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
 	VADDPD actSoftplusValueTable<>+704(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VADDPD actSoftplusValueTable<>+736(SB), Y4, Y4
 	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
 	VCVTPS2PD X13, Y6
-	VEXTRACTF128 $1, Y13, X7
-	VCVTPS2PD X7, Y7
 	VADDPD Y6, Y4, Y4
-	VADDPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -21019,18 +22313,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSoftplusValueTable<>+736(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -21062,7 +22344,252 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSoftplusValueTable<>+448(SB), Y4, Y4
+	VMULPD actSoftplusValueTable<>+448(SB), Y5, Y5
+	VADDPD actSoftplusValueTable<>+480(SB), Y4, Y8
+	VADDPD actSoftplusValueTable<>+480(SB), Y5, Y9
+	VSUBPD actSoftplusValueTable<>+480(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSoftplusValueTable<>+480(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSoftplusValueTable<>+512(SB), Y10, Y6
+	VADDPD actSoftplusValueTable<>+544(SB), Y6, Y6
+	VADDPD actSoftplusValueTable<>+576(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSoftplusValueTable<>+512(SB), Y11, Y7
+	VADDPD actSoftplusValueTable<>+544(SB), Y7, Y7
+	VADDPD actSoftplusValueTable<>+576(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y6
+	VADDPD Y7, Y7, Y7
+	VADDPD Y4, Y6, Y6
+	VADDPD Y5, Y7, Y7
+	VDIVPD Y6, Y4, Y2
+	VDIVPD Y7, Y5, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actSoftplusValueTable<>+608(SB), Y6, Y4
+	VMULPD actSoftplusValueTable<>+608(SB), Y7, Y5
+	VADDPD actSoftplusValueTable<>+640(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+640(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+672(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+672(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+704(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+736(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+736(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VCVTPS2PD X13, Y6
+	VEXTRACTF128 $1, Y13, X7
+	VCVTPS2PD X7, Y7
+	VADDPD Y6, Y4, Y4
+	VADDPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSoftplusValueTable<>+448(SB), Y4, Y4
+	VMULPD actSoftplusValueTable<>+448(SB), Y5, Y5
+	VADDPD actSoftplusValueTable<>+480(SB), Y4, Y8
+	VADDPD actSoftplusValueTable<>+480(SB), Y5, Y9
+	VSUBPD actSoftplusValueTable<>+480(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSoftplusValueTable<>+480(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSoftplusValueTable<>+512(SB), Y10, Y6
+	VADDPD actSoftplusValueTable<>+544(SB), Y6, Y6
+	VADDPD actSoftplusValueTable<>+576(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSoftplusValueTable<>+512(SB), Y11, Y7
+	VADDPD actSoftplusValueTable<>+544(SB), Y7, Y7
+	VADDPD actSoftplusValueTable<>+576(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y6
+	VADDPD Y7, Y7, Y7
+	VADDPD Y4, Y6, Y6
+	VADDPD Y5, Y7, Y7
+	VDIVPD Y6, Y4, Y2
+	VDIVPD Y7, Y5, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actSoftplusValueTable<>+608(SB), Y6, Y4
+	VMULPD actSoftplusValueTable<>+608(SB), Y7, Y5
+	VADDPD actSoftplusValueTable<>+640(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+640(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+672(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+672(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+704(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+736(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+736(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VCVTPS2PD X13, Y6
+	VEXTRACTF128 $1, Y13, X7
+	VCVTPS2PD X7, Y7
+	VADDPD Y6, Y4, Y4
+	VADDPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSoftplusValueTable<>+448(SB), Y4, Y4
+	VMULPD actSoftplusValueTable<>+448(SB), Y5, Y5
+	VADDPD actSoftplusValueTable<>+480(SB), Y4, Y8
+	VADDPD actSoftplusValueTable<>+480(SB), Y5, Y9
+	VSUBPD actSoftplusValueTable<>+480(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSoftplusValueTable<>+480(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSoftplusValueTable<>+512(SB), Y10, Y6
+	VADDPD actSoftplusValueTable<>+544(SB), Y6, Y6
+	VADDPD actSoftplusValueTable<>+576(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSoftplusValueTable<>+512(SB), Y11, Y7
+	VADDPD actSoftplusValueTable<>+544(SB), Y7, Y7
+	VADDPD actSoftplusValueTable<>+576(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y6
+	VADDPD Y7, Y7, Y7
+	VADDPD Y4, Y6, Y6
+	VADDPD Y5, Y7, Y7
+	VDIVPD Y6, Y4, Y2
+	VDIVPD Y7, Y5, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actSoftplusValueTable<>+608(SB), Y6, Y4
+	VMULPD actSoftplusValueTable<>+608(SB), Y7, Y5
+	VADDPD actSoftplusValueTable<>+640(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+640(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+672(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+672(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+704(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VADDPD actSoftplusValueTable<>+736(SB), Y4, Y4
+	VADDPD actSoftplusValueTable<>+736(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VCVTPS2PD X13, Y6
+	VEXTRACTF128 $1, Y13, X7
+	VCVTPS2PD X7, Y7
+	VADDPD Y6, Y4, Y4
+	VADDPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -21121,38 +22648,38 @@ DATA actSoftplusSlopeTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+448(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+456(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+464(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+472(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+480(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+488(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+496(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+504(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -21290,6 +22817,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -21300,66 +22836,73 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSoftplusSlopeTable<>+480(SB), Y4, Y4
-	VMULPD actSoftplusSlopeTable<>+480(SB), Y5, Y5
-	VADDPD actSoftplusSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actSoftplusSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actSoftplusSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actSoftplusSlopeTable<>+512(SB), Y9, Y11
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y4, Y4
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSoftplusSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actSoftplusSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actSoftplusSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actSoftplusSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actSoftplusSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actSoftplusSlopeTable<>+608(SB), Y11, Y11
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -21369,18 +22912,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSoftplusSlopeTable<>+640(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -21412,7 +22943,207 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y4
+	VEXTRACTF128 $1, Y12, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y2
+	VMOVUPS 32(R14)(AX*1), Y3
+	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
+	VMAXPS Y2, Y14, Y2
+	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
+	VMINPS Y2, Y14, Y2
+	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
+	VMAXPS Y3, Y14, Y3
+	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
+	VMINPS Y3, Y14, Y3
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X3, Y6
+	VEXTRACTF128 $1, Y3, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y5, Y5
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y6, Y6
+	VMULPD actSoftplusSlopeTable<>+512(SB), Y7, Y7
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y4, Y2
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y5, Y12
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y6, Y3
+	VADDPD actSoftplusSlopeTable<>+544(SB), Y7, Y13
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y2, Y14
+	VSUBPD Y14, Y4, Y4
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y12, Y14
+	VSUBPD Y14, Y5, Y5
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y3, Y14
+	VSUBPD Y14, Y6, Y6
+	VSUBPD actSoftplusSlopeTable<>+544(SB), Y13, Y14
+	VSUBPD Y14, Y7, Y7
+	VMULPD Y4, Y4, Y14
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y14, Y8
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y8, Y8
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y4, Y14, Y4
+	VMULPD Y5, Y5, Y14
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y14, Y9
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y9, Y9
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y5, Y14, Y5
+	VMULPD Y6, Y6, Y14
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y14, Y10
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y10, Y10
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y6, Y14, Y6
+	VMULPD Y7, Y7, Y14
+	VMULPD actSoftplusSlopeTable<>+576(SB), Y14, Y11
+	VADDPD actSoftplusSlopeTable<>+608(SB), Y11, Y11
+	VADDPD actSoftplusSlopeTable<>+640(SB), Y14, Y14
+	VMULPD Y7, Y14, Y7
+	VPSLLQ $52, Y2, Y2
+	VPSLLQ $52, Y12, Y12
+	VPSLLQ $52, Y3, Y3
+	VPSLLQ $52, Y13, Y13
+	VADDPD Y4, Y8, Y14
+	VSUBPD Y4, Y8, Y8
+	VPADDQ Y2, Y14, Y4
+	VADDPD Y5, Y9, Y14
+	VSUBPD Y5, Y9, Y9
+	VPADDQ Y12, Y14, Y5
+	VADDPD Y6, Y10, Y14
+	VSUBPD Y6, Y10, Y10
+	VPADDQ Y3, Y14, Y6
+	VADDPD Y7, Y11, Y14
+	VSUBPD Y7, Y11, Y11
+	VPADDQ Y13, Y14, Y7
+	VADDPD Y8, Y4, Y8
+	VADDPD Y9, Y5, Y9
+	VADDPD Y10, Y6, Y10
+	VADDPD Y11, Y7, Y11
+	VDIVPD Y8, Y4, Y4
+	VDIVPD Y9, Y5, Y5
+	VDIVPD Y10, Y6, Y6
+	VDIVPD Y11, Y7, Y7
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y2, Y2
+	VCVTPD2PSY Y6, X3
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y3, Y3
+	VMOVUPS Y2, 128(R14)(AX*1)
+	VMOVUPS Y3, 160(R14)(AX*1)
+
+next13:
+	ADDQ $64, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -21471,38 +23202,38 @@ DATA actMishValueTable<>+384(SB)/8, $0x3f50df1d3f0fbbf2
 DATA actMishValueTable<>+392(SB)/8, $0x3f7e72a33f75a467
 DATA actMishValueTable<>+400(SB)/8, $0x3d3339f73c884877
 DATA actMishValueTable<>+408(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+448(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+456(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+464(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+472(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+512(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+520(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+528(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+536(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+640(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+648(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+656(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+664(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+448(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+456(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+464(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+472(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+480(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+488(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+496(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+504(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+544(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+552(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+560(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+568(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+664(SB)/8, $0x405f42bc28bd824e
 GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $672
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -21654,97 +23385,15 @@ far2:
 	VANDPS Y14, Y7, Y7
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
+	VPMINSD Y7, Y6, Y6
+	VPMINSD Y9, Y8, Y7
+	VPMINSD Y7, Y6, Y6
 	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actMishValueTable<>+0(SB), Y14
-	VSUBPS Y14, Y13, Y13
-	VMOVUPS actMishValueTable<>+32(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VCMPPS $0x1e, Y14, Y6, Y6
 	VMOVUPS actMishValueTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishValueTable<>+448(SB), Y14
-	VMINPS Y12, Y14, Y13
-	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actMishValueTable<>+480(SB), Y4, Y4
-	VMULPD actMishValueTable<>+480(SB), Y5, Y5
-	VADDPD actMishValueTable<>+512(SB), Y4, Y8
-	VADDPD actMishValueTable<>+512(SB), Y5, Y9
-	VSUBPD actMishValueTable<>+512(SB), Y8, Y10
-	VSUBPD actMishValueTable<>+512(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actMishValueTable<>+544(SB), Y10, Y6
-	VMULPD actMishValueTable<>+544(SB), Y11, Y7
-	VADDPD actMishValueTable<>+576(SB), Y6, Y6
-	VADDPD actMishValueTable<>+576(SB), Y7, Y7
-	VADDPD actMishValueTable<>+608(SB), Y10, Y10
-	VADDPD actMishValueTable<>+608(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y6, Y10
-	VADDPD Y7, Y7, Y11
-	VADDPD Y4, Y10, Y10
-	VADDPD Y5, Y11, Y11
-	VMULPD Y4, Y10, Y10
-	VMULPD Y5, Y11, Y11
-	VMULPD Y6, Y6, Y8
-	VMULPD Y7, Y7, Y9
-	VADDPD Y8, Y8, Y8
-	VADDPD Y9, Y9, Y9
-	VADDPD Y8, Y10, Y8
-	VADDPD Y9, Y11, Y9
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VDIVPD Y8, Y10, Y10
-	VDIVPD Y9, Y11, Y11
-	VCVTPD2PSY Y10, X12
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
-
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actMishValueTable<>+0(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
@@ -21760,13 +23409,89 @@ next7:
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
 	VCMPPS $0x1e, Y14, Y9, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actMishValueTable<>+640(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
+	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X12, Y2
+	VCVTPS2PD X13, Y4
+	VMULPD actMishValueTable<>+512(SB), Y4, Y4
+	VADDPD actMishValueTable<>+544(SB), Y4, Y8
+	VSUBPD actMishValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishValueTable<>+576(SB), Y10, Y6
+	VADDPD actMishValueTable<>+608(SB), Y6, Y6
+	VADDPD actMishValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VPSLLQ $52, Y8, Y8
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y6, Y6, Y10
+	VADDPD Y4, Y10, Y10
+	VMULPD Y4, Y10, Y10
+	VMULPD Y6, Y6, Y8
+	VADDPD Y8, Y8, Y8
+	VADDPD Y8, Y10, Y8
+	VMULPD Y2, Y10, Y10
+	VDIVPD Y8, Y10, Y10
+	VCVTPD2PSY Y10, X12
+	VINSERTF128 $1, X12, Y12, Y12
+
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	JMP near1
 
 nan4:
@@ -21803,7 +23528,212 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actMishValueTable<>+512(SB), Y4, Y4
+	VMULPD actMishValueTable<>+512(SB), Y5, Y5
+	VADDPD actMishValueTable<>+544(SB), Y4, Y8
+	VADDPD actMishValueTable<>+544(SB), Y5, Y9
+	VSUBPD actMishValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishValueTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishValueTable<>+576(SB), Y10, Y6
+	VADDPD actMishValueTable<>+608(SB), Y6, Y6
+	VADDPD actMishValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishValueTable<>+576(SB), Y11, Y7
+	VADDPD actMishValueTable<>+608(SB), Y7, Y7
+	VADDPD actMishValueTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VDIVPD Y8, Y10, Y10
+	VDIVPD Y9, Y11, Y11
+	VCVTPD2PSY Y10, X12
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actMishValueTable<>+0(SB), Y14
+	VSUBPS Y14, Y13, Y13
+	VMOVUPS actMishValueTable<>+32(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actMishValueTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actMishValueTable<>+512(SB), Y4, Y4
+	VMULPD actMishValueTable<>+512(SB), Y5, Y5
+	VADDPD actMishValueTable<>+544(SB), Y4, Y8
+	VADDPD actMishValueTable<>+544(SB), Y5, Y9
+	VSUBPD actMishValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishValueTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishValueTable<>+576(SB), Y10, Y6
+	VADDPD actMishValueTable<>+608(SB), Y6, Y6
+	VADDPD actMishValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishValueTable<>+576(SB), Y11, Y7
+	VADDPD actMishValueTable<>+608(SB), Y7, Y7
+	VADDPD actMishValueTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VDIVPD Y8, Y10, Y10
+	VDIVPD Y9, Y11, Y11
+	VCVTPD2PSY Y10, X12
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VMULPD actMishValueTable<>+512(SB), Y4, Y4
+	VMULPD actMishValueTable<>+512(SB), Y5, Y5
+	VADDPD actMishValueTable<>+544(SB), Y4, Y8
+	VADDPD actMishValueTable<>+544(SB), Y5, Y9
+	VSUBPD actMishValueTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishValueTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishValueTable<>+576(SB), Y10, Y6
+	VADDPD actMishValueTable<>+608(SB), Y6, Y6
+	VADDPD actMishValueTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishValueTable<>+576(SB), Y11, Y7
+	VADDPD actMishValueTable<>+608(SB), Y7, Y7
+	VADDPD actMishValueTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VDIVPD Y8, Y10, Y10
+	VDIVPD Y9, Y11, Y11
+	VCVTPD2PSY Y10, X12
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -21862,42 +23792,42 @@ DATA actMishSlopeTable<>+384(SB)/8, $0x3f88ae9e3ed132cd
 DATA actMishSlopeTable<>+392(SB)/8, $0x3f83117d3f86c711
 DATA actMishSlopeTable<>+400(SB)/8, $0xbda6990ebd4fb33b
 DATA actMishSlopeTable<>+408(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+448(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+456(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+464(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+472(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+640(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+648(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+656(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+664(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+672(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+680(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+688(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+696(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+480(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+488(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+496(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+504(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+672(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+680(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+688(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+696(SB)/8, $0x4010000000000000
 GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -22049,108 +23979,15 @@ far2:
 	VANDPS Y14, Y7, Y7
 	VANDPS Y14, Y8, Y8
 	VANDPS Y14, Y9, Y9
+	VPMINSD Y7, Y6, Y6
+	VPMINSD Y9, Y8, Y7
+	VPMINSD Y7, Y6, Y6
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
-	VSUBPS Y14, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VCMPPS $0x1e, Y14, Y6, Y6
 	VMOVUPS actMishSlopeTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishSlopeTable<>+448(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VMULPD actMishSlopeTable<>+480(SB), Y2, Y4
-	VMULPD actMishSlopeTable<>+480(SB), Y3, Y5
-	VADDPD actMishSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actMishSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actMishSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actMishSlopeTable<>+512(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actMishSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actMishSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actMishSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actMishSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actMishSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actMishSlopeTable<>+608(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y6, Y10
-	VADDPD Y7, Y7, Y11
-	VADDPD Y4, Y10, Y10
-	VADDPD Y5, Y11, Y11
-	VMULPD Y4, Y10, Y10
-	VMULPD Y5, Y11, Y11
-	VMULPD Y6, Y6, Y8
-	VMULPD Y7, Y7, Y9
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VMULPD Y4, Y6, Y6
-	VMULPD Y5, Y7, Y7
-	VMULPD Y8, Y6, Y6
-	VMULPD Y9, Y7, Y7
-	VMULPD actMishSlopeTable<>+640(SB), Y2, Y2
-	VMULPD actMishSlopeTable<>+640(SB), Y3, Y3
-	VMULPD Y2, Y6, Y6
-	VMULPD Y3, Y7, Y7
-	VADDPD Y8, Y8, Y8
-	VADDPD Y9, Y9, Y9
-	VADDPD Y8, Y10, Y8
-	VADDPD Y9, Y11, Y9
-	VMULPD Y8, Y10, Y10
-	VMULPD Y9, Y11, Y11
-	VADDPD Y10, Y6, Y6
-	VADDPD Y11, Y7, Y7
-	VMULPD Y8, Y8, Y8
-	VMULPD Y9, Y9, Y9
-	VDIVPD Y8, Y6, Y6
-	VDIVPD Y9, Y7, Y7
-	VCVTPD2PSY Y6, X12
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
-
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actMishSlopeTable<>+0(SB), Y14
 	VSUBPS Y14, Y2, Y6
 	VSUBPS Y14, Y3, Y7
@@ -22166,13 +24003,95 @@ next7:
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
 	VCMPPS $0x1e, Y14, Y9, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actMishSlopeTable<>+672(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VORPS Y11, Y10, Y6
+	VORPS Y13, Y12, Y7
+	VORPS Y7, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ nan4
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
+	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VMULPD actMishSlopeTable<>+512(SB), Y2, Y4
+	VADDPD actMishSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actMishSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actMishSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actMishSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VPSLLQ $52, Y8, Y8
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y6, Y6, Y10
+	VADDPD Y4, Y10, Y10
+	VMULPD Y4, Y10, Y10
+	VMULPD Y6, Y6, Y8
+	VADDPD Y6, Y4, Y6
+	VMULPD Y4, Y6, Y6
+	VMULPD Y8, Y6, Y6
+	VMULPD actMishSlopeTable<>+672(SB), Y2, Y2
+	VMULPD Y2, Y6, Y6
+	VADDPD Y8, Y8, Y8
+	VADDPD Y8, Y10, Y8
+	VMULPD Y8, Y10, Y10
+	VADDPD Y10, Y6, Y6
+	VMULPD Y8, Y8, Y8
+	VDIVPD Y8, Y6, Y6
+	VCVTPD2PSY Y6, X12
+	VINSERTF128 $1, X12, Y12, Y12
+
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VMOVUPS 64(R14), Y4
+	VMOVUPS 96(R14), Y5
 	JMP near1
 
 nan4:
@@ -22209,7 +24128,245 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD actMishSlopeTable<>+512(SB), Y2, Y4
+	VMULPD actMishSlopeTable<>+512(SB), Y3, Y5
+	VADDPD actMishSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actMishSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actMishSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actMishSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actMishSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actMishSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actMishSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VMULPD Y8, Y6, Y6
+	VMULPD Y9, Y7, Y7
+	VMULPD actMishSlopeTable<>+672(SB), Y2, Y2
+	VMULPD actMishSlopeTable<>+672(SB), Y3, Y3
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y8, Y10, Y10
+	VMULPD Y9, Y11, Y11
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VMULPD Y8, Y8, Y8
+	VMULPD Y9, Y9, Y9
+	VDIVPD Y8, Y6, Y6
+	VDIVPD Y9, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actMishSlopeTable<>+0(SB), Y14
+	VSUBPS Y14, Y13, Y13
+	VMOVUPS actMishSlopeTable<>+32(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actMishSlopeTable<>+64(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD actMishSlopeTable<>+512(SB), Y2, Y4
+	VMULPD actMishSlopeTable<>+512(SB), Y3, Y5
+	VADDPD actMishSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actMishSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actMishSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actMishSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actMishSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actMishSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actMishSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VMULPD Y8, Y6, Y6
+	VMULPD Y9, Y7, Y7
+	VMULPD actMishSlopeTable<>+672(SB), Y2, Y2
+	VMULPD actMishSlopeTable<>+672(SB), Y3, Y3
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y8, Y10, Y10
+	VMULPD Y9, Y11, Y11
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VMULPD Y8, Y8, Y8
+	VMULPD Y9, Y9, Y9
+	VDIVPD Y8, Y6, Y6
+	VDIVPD Y9, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD actMishSlopeTable<>+512(SB), Y2, Y4
+	VMULPD actMishSlopeTable<>+512(SB), Y3, Y5
+	VADDPD actMishSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actMishSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actMishSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actMishSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actMishSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actMishSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actMishSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actMishSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actMishSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actMishSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VADDPD Y6, Y6, Y10
+	VADDPD Y7, Y7, Y11
+	VADDPD Y4, Y10, Y10
+	VADDPD Y5, Y11, Y11
+	VMULPD Y4, Y10, Y10
+	VMULPD Y5, Y11, Y11
+	VMULPD Y6, Y6, Y8
+	VMULPD Y7, Y7, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VMULPD Y8, Y6, Y6
+	VMULPD Y9, Y7, Y7
+	VMULPD actMishSlopeTable<>+672(SB), Y2, Y2
+	VMULPD actMishSlopeTable<>+672(SB), Y3, Y3
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VADDPD Y8, Y8, Y8
+	VADDPD Y9, Y9, Y9
+	VADDPD Y8, Y10, Y8
+	VADDPD Y9, Y11, Y9
+	VMULPD Y8, Y10, Y10
+	VMULPD Y9, Y11, Y11
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VMULPD Y8, Y8, Y8
+	VMULPD Y9, Y9, Y9
+	VDIVPD Y8, Y6, Y6
+	VDIVPD Y9, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -22268,74 +24425,74 @@ DATA actGELUValueTable<>+384(SB)/8, $0x3e0a430f00000000
 DATA actGELUValueTable<>+392(SB)/8, $0x3c71d84c3d522d9a
 DATA actGELUValueTable<>+400(SB)/8, $0x3a95c1ad3ba03d62
 DATA actGELUValueTable<>+408(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+416(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+424(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+432(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+440(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+448(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+456(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+464(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+472(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+480(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+488(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+496(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+504(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+512(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+520(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+528(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+536(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+544(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+552(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+560(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+568(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+576(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+584(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+592(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+600(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+608(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+616(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+624(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+632(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+640(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+648(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+656(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+664(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+672(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+680(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+688(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+696(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+704(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+712(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+720(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+728(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+736(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+744(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+752(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+760(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+768(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+776(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+784(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+792(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+800(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+808(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+816(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+824(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+832(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+840(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+848(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+856(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+864(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+872(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+880(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+888(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+896(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+904(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+912(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+920(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+928(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+936(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+944(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+952(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+448(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+456(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+464(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+472(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+480(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+488(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+496(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+504(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+512(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+520(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+528(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+536(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+544(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+552(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+560(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+568(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+608(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+616(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+624(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+632(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+640(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+648(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+656(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+664(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+672(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+680(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+688(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+696(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+704(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+712(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+720(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+728(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+736(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+744(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+752(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+760(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+768(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+776(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+784(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+792(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+800(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+808(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+816(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+824(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+832(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+840(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+848(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+856(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+864(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+872(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+880(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+888(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+896(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+904(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+912(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+920(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+928(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+936(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+944(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+952(SB)/8, $0x405803a22e3cd11a
 GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $960
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -22489,6 +24646,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actGELUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actGELUValueTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -22499,113 +24665,97 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
 	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUValueTable<>+416(SB), Y14
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y4
-	VMULPD Y3, Y3, Y5
-	VMULPD actGELUValueTable<>+448(SB), Y4, Y4
-	VMULPD actGELUValueTable<>+448(SB), Y5, Y5
-	VADDPD actGELUValueTable<>+480(SB), Y4, Y8
-	VADDPD actGELUValueTable<>+480(SB), Y5, Y9
-	VSUBPD actGELUValueTable<>+480(SB), Y8, Y10
-	VSUBPD actGELUValueTable<>+480(SB), Y9, Y11
+	VMULPD actGELUValueTable<>+480(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+512(SB), Y4, Y8
+	VSUBPD actGELUValueTable<>+512(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUValueTable<>+512(SB), Y10, Y6
-	VMULPD actGELUValueTable<>+512(SB), Y11, Y7
-	VADDPD actGELUValueTable<>+544(SB), Y6, Y6
-	VADDPD actGELUValueTable<>+544(SB), Y7, Y7
-	VADDPD actGELUValueTable<>+576(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+576(SB), Y11, Y11
+	VMULPD actGELUValueTable<>+544(SB), Y10, Y6
+	VADDPD actGELUValueTable<>+576(SB), Y6, Y6
+	VADDPD actGELUValueTable<>+608(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VMULPD actGELUValueTable<>+608(SB), Y2, Y8
-	VMULPD actGELUValueTable<>+608(SB), Y3, Y9
-	VADDPD actGELUValueTable<>+640(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+640(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
+	VMULPD actGELUValueTable<>+640(SB), Y2, Y8
 	VADDPD actGELUValueTable<>+672(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+672(SB), Y9, Y9
 	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
 	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
 	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
 	VADDPD actGELUValueTable<>+736(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+736(SB), Y9, Y9
-	VADDPD actGELUValueTable<>+768(SB), Y2, Y10
-	VADDPD actGELUValueTable<>+768(SB), Y3, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+800(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+800(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
-	VMULPD Y4, Y8, Y8
-	VMULPD Y5, Y9, Y9
 	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+768(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+800(SB), Y2, Y10
+	VMULPD Y2, Y10, Y10
+	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
+	VMULPD Y2, Y10, Y10
+	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
+	VMULPD Y2, Y10, Y10
+	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
+	VMULPD Y2, Y10, Y10
+	VADDPD actGELUValueTable<>+928(SB), Y10, Y10
+	VMULPD Y4, Y8, Y8
+	VMULPD Y2, Y8, Y8
 	VMULPD Y10, Y6, Y6
-	VMULPD Y11, Y7, Y7
 	VDIVPD Y6, Y8, Y8
-	VDIVPD Y7, Y9, Y9
 	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
 	VSUBPD Y8, Y4, Y4
-	VSUBPD Y9, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -22615,18 +24765,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUValueTable<>+928(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -22658,7 +24796,306 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUValueTable<>+480(SB), Y4, Y4
+	VMULPD actGELUValueTable<>+480(SB), Y5, Y5
+	VADDPD actGELUValueTable<>+512(SB), Y4, Y8
+	VADDPD actGELUValueTable<>+512(SB), Y5, Y9
+	VSUBPD actGELUValueTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUValueTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUValueTable<>+544(SB), Y10, Y6
+	VADDPD actGELUValueTable<>+576(SB), Y6, Y6
+	VADDPD actGELUValueTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUValueTable<>+544(SB), Y11, Y7
+	VADDPD actGELUValueTable<>+576(SB), Y7, Y7
+	VADDPD actGELUValueTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUValueTable<>+640(SB), Y2, Y8
+	VMULPD actGELUValueTable<>+640(SB), Y3, Y9
+	VADDPD actGELUValueTable<>+672(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+672(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+736(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+768(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+768(SB), Y9, Y9
+	VADDPD actGELUValueTable<>+800(SB), Y2, Y10
+	VADDPD actGELUValueTable<>+800(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+928(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+928(SB), Y11, Y11
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y8, Y4, Y4
+	VSUBPD Y9, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actGELUValueTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actGELUValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUValueTable<>+480(SB), Y4, Y4
+	VMULPD actGELUValueTable<>+480(SB), Y5, Y5
+	VADDPD actGELUValueTable<>+512(SB), Y4, Y8
+	VADDPD actGELUValueTable<>+512(SB), Y5, Y9
+	VSUBPD actGELUValueTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUValueTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUValueTable<>+544(SB), Y10, Y6
+	VADDPD actGELUValueTable<>+576(SB), Y6, Y6
+	VADDPD actGELUValueTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUValueTable<>+544(SB), Y11, Y7
+	VADDPD actGELUValueTable<>+576(SB), Y7, Y7
+	VADDPD actGELUValueTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUValueTable<>+640(SB), Y2, Y8
+	VMULPD actGELUValueTable<>+640(SB), Y3, Y9
+	VADDPD actGELUValueTable<>+672(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+672(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+736(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+768(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+768(SB), Y9, Y9
+	VADDPD actGELUValueTable<>+800(SB), Y2, Y10
+	VADDPD actGELUValueTable<>+800(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+928(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+928(SB), Y11, Y11
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y8, Y4, Y4
+	VSUBPD Y9, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS Y12, Y13, Y13
+	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUValueTable<>+480(SB), Y4, Y4
+	VMULPD actGELUValueTable<>+480(SB), Y5, Y5
+	VADDPD actGELUValueTable<>+512(SB), Y4, Y8
+	VADDPD actGELUValueTable<>+512(SB), Y5, Y9
+	VSUBPD actGELUValueTable<>+512(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUValueTable<>+512(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUValueTable<>+544(SB), Y10, Y6
+	VADDPD actGELUValueTable<>+576(SB), Y6, Y6
+	VADDPD actGELUValueTable<>+608(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUValueTable<>+544(SB), Y11, Y7
+	VADDPD actGELUValueTable<>+576(SB), Y7, Y7
+	VADDPD actGELUValueTable<>+608(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUValueTable<>+640(SB), Y2, Y8
+	VMULPD actGELUValueTable<>+640(SB), Y3, Y9
+	VADDPD actGELUValueTable<>+672(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+672(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+736(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUValueTable<>+768(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+768(SB), Y9, Y9
+	VADDPD actGELUValueTable<>+800(SB), Y2, Y10
+	VADDPD actGELUValueTable<>+800(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+928(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+928(SB), Y11, Y11
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPS2PD X13, Y4
+	VEXTRACTF128 $1, Y13, X5
+	VCVTPS2PD X5, Y5
+	VSUBPD Y8, Y4, Y4
+	VSUBPD Y9, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -22721,82 +25158,82 @@ DATA actGELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+448(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+456(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+464(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+472(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+480(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+488(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+496(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+504(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+640(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+648(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+656(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+664(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+672(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+680(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+688(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+696(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+704(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+712(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+720(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+728(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+736(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+744(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+752(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+760(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+768(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+776(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+784(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+792(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+800(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+808(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+816(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+824(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+864(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+872(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+880(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+888(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+896(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+904(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+912(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+920(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+928(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+936(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+944(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+952(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+960(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+968(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+976(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+984(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+992(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1024(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1032(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1040(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1048(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+480(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+488(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+496(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+504(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+512(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+520(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+528(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+536(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+544(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+552(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+560(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+568(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+672(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+680(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+688(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+696(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+704(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+712(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+720(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+728(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+736(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+744(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+752(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+760(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+768(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+776(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+784(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+792(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+800(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+808(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+816(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+824(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+832(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+840(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+848(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+856(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+864(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+872(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+880(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+888(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+896(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+904(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+912(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+920(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+960(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+968(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+976(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+984(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+992(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x8000000080000000
 GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -22950,6 +25387,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -22960,115 +25406,100 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y4
-	VMULPD Y3, Y3, Y5
-	VMULPD actGELUSlopeTable<>+480(SB), Y4, Y4
-	VMULPD actGELUSlopeTable<>+480(SB), Y5, Y5
-	VADDPD actGELUSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actGELUSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actGELUSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actGELUSlopeTable<>+512(SB), Y9, Y11
+	VMULPD actGELUSlopeTable<>+512(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+544(SB), Y4, Y8
+	VSUBPD actGELUSlopeTable<>+544(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actGELUSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actGELUSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actGELUSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actGELUSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+608(SB), Y11, Y11
+	VMULPD actGELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actGELUSlopeTable<>+640(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VMULPD actGELUSlopeTable<>+640(SB), Y2, Y8
-	VMULPD actGELUSlopeTable<>+640(SB), Y3, Y9
-	VADDPD actGELUSlopeTable<>+672(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+672(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
+	VMULPD actGELUSlopeTable<>+672(SB), Y2, Y8
 	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
 	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
 	VADDPD actGELUSlopeTable<>+736(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+736(SB), Y9, Y9
 	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
 	VADDPD actGELUSlopeTable<>+768(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+768(SB), Y9, Y9
-	VADDPD actGELUSlopeTable<>+800(SB), Y2, Y10
-	VADDPD actGELUSlopeTable<>+800(SB), Y3, Y11
+	VMULPD Y2, Y8, Y8
+	VADDPD actGELUSlopeTable<>+800(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+832(SB), Y2, Y10
 	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+832(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+832(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
 	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
 	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
 	VADDPD actGELUSlopeTable<>+928(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+928(SB), Y11, Y11
-	VMULPD actGELUSlopeTable<>+960(SB), Y2, Y2
-	VMULPD actGELUSlopeTable<>+960(SB), Y3, Y3
+	VMULPD Y2, Y10, Y10
+	VADDPD actGELUSlopeTable<>+960(SB), Y10, Y10
+	VMULPD actGELUSlopeTable<>+992(SB), Y2, Y2
 	VMULPD Y10, Y2, Y2
-	VMULPD Y11, Y3, Y3
 	VSUBPD Y2, Y8, Y8
-	VSUBPD Y3, Y9, Y9
 	VMULPD Y4, Y8, Y8
-	VMULPD Y5, Y9, Y9
 	VMULPD Y10, Y6, Y6
-	VMULPD Y11, Y7, Y7
 	VDIVPD Y6, Y8, Y8
-	VDIVPD Y7, Y9, Y9
 	VCVTPD2PSY Y8, X12
-	VCVTPD2PSY Y9, X9
-	VINSERTF128 $1, X9, Y12, Y12
-	VANDPS actGELUSlopeTable<>+992(SB), Y13, Y4
+	VINSERTF128 $1, X12, Y12, Y12
+	VANDPS actGELUSlopeTable<>+1024(SB), Y13, Y4
 	VXORPS Y4, Y12, Y12
 	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -23078,18 +25509,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUSlopeTable<>+1024(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -23121,7 +25540,312 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actGELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actGELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actGELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actGELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actGELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actGELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUSlopeTable<>+672(SB), Y2, Y8
+	VMULPD actGELUSlopeTable<>+672(SB), Y3, Y9
+	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+736(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+768(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+768(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+800(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+800(SB), Y9, Y9
+	VADDPD actGELUSlopeTable<>+832(SB), Y2, Y10
+	VADDPD actGELUSlopeTable<>+832(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+928(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+928(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+960(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+960(SB), Y11, Y11
+	VMULPD actGELUSlopeTable<>+992(SB), Y2, Y2
+	VMULPD actGELUSlopeTable<>+992(SB), Y3, Y3
+	VMULPD Y10, Y2, Y2
+	VMULPD Y11, Y3, Y3
+	VSUBPD Y2, Y8, Y8
+	VSUBPD Y3, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VANDPS actGELUSlopeTable<>+1024(SB), Y13, Y4
+	VXORPS Y4, Y12, Y12
+	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
+	VADDPS Y12, Y13, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actGELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actGELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actGELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actGELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actGELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actGELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUSlopeTable<>+672(SB), Y2, Y8
+	VMULPD actGELUSlopeTable<>+672(SB), Y3, Y9
+	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+736(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+768(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+768(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+800(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+800(SB), Y9, Y9
+	VADDPD actGELUSlopeTable<>+832(SB), Y2, Y10
+	VADDPD actGELUSlopeTable<>+832(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+928(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+928(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+960(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+960(SB), Y11, Y11
+	VMULPD actGELUSlopeTable<>+992(SB), Y2, Y2
+	VMULPD actGELUSlopeTable<>+992(SB), Y3, Y3
+	VMULPD Y10, Y2, Y2
+	VMULPD Y11, Y3, Y3
+	VSUBPD Y2, Y8, Y8
+	VSUBPD Y3, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VANDPS actGELUSlopeTable<>+1024(SB), Y13, Y4
+	VXORPS Y4, Y12, Y12
+	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
+	VADDPS Y12, Y13, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUSlopeTable<>+512(SB), Y4, Y4
+	VMULPD actGELUSlopeTable<>+512(SB), Y5, Y5
+	VADDPD actGELUSlopeTable<>+544(SB), Y4, Y8
+	VADDPD actGELUSlopeTable<>+544(SB), Y5, Y9
+	VSUBPD actGELUSlopeTable<>+544(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUSlopeTable<>+544(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUSlopeTable<>+576(SB), Y10, Y6
+	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y6
+	VADDPD actGELUSlopeTable<>+640(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUSlopeTable<>+576(SB), Y11, Y7
+	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actGELUSlopeTable<>+640(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD actGELUSlopeTable<>+672(SB), Y2, Y8
+	VMULPD actGELUSlopeTable<>+672(SB), Y3, Y9
+	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+736(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+736(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+768(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+768(SB), Y9, Y9
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+800(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+800(SB), Y9, Y9
+	VADDPD actGELUSlopeTable<>+832(SB), Y2, Y10
+	VADDPD actGELUSlopeTable<>+832(SB), Y3, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+928(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+928(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+960(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+960(SB), Y11, Y11
+	VMULPD actGELUSlopeTable<>+992(SB), Y2, Y2
+	VMULPD actGELUSlopeTable<>+992(SB), Y3, Y3
+	VMULPD Y10, Y2, Y2
+	VMULPD Y11, Y3, Y3
+	VSUBPD Y2, Y8, Y8
+	VSUBPD Y3, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y10, Y6, Y6
+	VMULPD Y11, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VANDPS actGELUSlopeTable<>+1024(SB), Y13, Y4
+	VXORPS Y4, Y12, Y12
+	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
+	VADDPS Y12, Y13, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -23180,42 +25904,42 @@ DATA actGELUTanhValueTable<>+384(SB)/8, $0x3dfe341400000000
 DATA actGELUTanhValueTable<>+392(SB)/8, $0x3c8474ad3d634866
 DATA actGELUTanhValueTable<>+400(SB)/8, $0x3a25b5fa3b5807ee
 DATA actGELUTanhValueTable<>+408(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+416(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+424(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+432(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+440(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+448(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+456(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+464(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+472(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+480(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+488(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+496(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+504(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+512(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+520(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+528(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+536(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+544(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+552(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+560(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+568(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+672(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+680(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+688(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+696(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+448(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+456(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+464(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+472(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+480(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+488(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+496(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+504(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+512(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+520(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+528(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+536(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+544(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+552(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+560(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+568(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+576(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+584(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+592(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+600(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+608(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+616(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+624(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+632(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x405f42bc28bd824e
 GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $704
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -23369,6 +26093,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -23379,77 +26112,78 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhValueTable<>+480(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X13, Y2
-	VEXTRACTF128 $1, Y13, X3
-	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actGELUTanhValueTable<>+480(SB), Y6, Y4
-	VMULPD actGELUTanhValueTable<>+480(SB), Y7, Y5
-	VADDPD actGELUTanhValueTable<>+512(SB), Y4, Y4
-	VADDPD actGELUTanhValueTable<>+512(SB), Y5, Y5
+	VMULPD actGELUTanhValueTable<>+512(SB), Y6, Y4
+	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y4
 	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y8
-	VADDPD actGELUTanhValueTable<>+544(SB), Y5, Y9
-	VSUBPD actGELUTanhValueTable<>+544(SB), Y8, Y10
-	VSUBPD actGELUTanhValueTable<>+544(SB), Y9, Y11
+	VADDPD actGELUTanhValueTable<>+576(SB), Y4, Y8
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUTanhValueTable<>+576(SB), Y10, Y6
-	VMULPD actGELUTanhValueTable<>+576(SB), Y11, Y7
-	VADDPD actGELUTanhValueTable<>+608(SB), Y6, Y6
-	VADDPD actGELUTanhValueTable<>+608(SB), Y7, Y7
-	VADDPD actGELUTanhValueTable<>+640(SB), Y10, Y10
-	VADDPD actGELUTanhValueTable<>+640(SB), Y11, Y11
+	VMULPD actGELUTanhValueTable<>+608(SB), Y10, Y6
+	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+672(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
 	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
 	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
 	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
 	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -23459,18 +26193,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUTanhValueTable<>+672(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -23502,7 +26224,198 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X13, Y2
+	VEXTRACTF128 $1, Y13, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhValueTable<>+512(SB), Y6, Y4
+	VMULPD actGELUTanhValueTable<>+512(SB), Y7, Y5
+	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y4
+	VADDPD actGELUTanhValueTable<>+544(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhValueTable<>+576(SB), Y4, Y8
+	VADDPD actGELUTanhValueTable<>+576(SB), Y5, Y9
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhValueTable<>+608(SB), Y10, Y6
+	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+672(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhValueTable<>+608(SB), Y11, Y7
+	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y7
+	VADDPD actGELUTanhValueTable<>+672(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X13, Y2
+	VEXTRACTF128 $1, Y13, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhValueTable<>+512(SB), Y6, Y4
+	VMULPD actGELUTanhValueTable<>+512(SB), Y7, Y5
+	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y4
+	VADDPD actGELUTanhValueTable<>+544(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhValueTable<>+576(SB), Y4, Y8
+	VADDPD actGELUTanhValueTable<>+576(SB), Y5, Y9
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhValueTable<>+608(SB), Y10, Y6
+	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+672(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhValueTable<>+608(SB), Y11, Y7
+	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y7
+	VADDPD actGELUTanhValueTable<>+672(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhValueTable<>+480(SB), Y14
+	VMINPS Y12, Y14, Y13
+	VCVTPS2PD X13, Y2
+	VEXTRACTF128 $1, Y13, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhValueTable<>+512(SB), Y6, Y4
+	VMULPD actGELUTanhValueTable<>+512(SB), Y7, Y5
+	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y4
+	VADDPD actGELUTanhValueTable<>+544(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhValueTable<>+576(SB), Y4, Y8
+	VADDPD actGELUTanhValueTable<>+576(SB), Y5, Y9
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhValueTable<>+576(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhValueTable<>+608(SB), Y10, Y6
+	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+672(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhValueTable<>+608(SB), Y11, Y7
+	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y7
+	VADDPD actGELUTanhValueTable<>+672(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y6, Y4, Y4
+	VDIVPD Y7, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4
@@ -23565,50 +26478,50 @@ DATA actGELUTanhSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+448(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+456(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+464(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+472(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+480(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+488(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+496(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+504(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+480(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+488(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+496(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+504(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x3ff9884533d43651
 GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -23762,6 +26675,15 @@ near1:
 	RET
 
 far2:
+	VPMINSD Y3, Y2, Y6
+	VPMINSD Y5, Y4, Y7
+	VPMINSD Y7, Y6, Y6
+	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VXORPS Y14, Y6, Y6
+	VTESTPS Y6, Y6
+	JEQ whole5
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
@@ -23772,88 +26694,84 @@ far2:
 	VORPS Y7, Y6, Y6
 	VTESTPS Y6, Y6
 	JEQ nan4
-	MOVQ $1, 288(R14)
-	PUSHQ AX
-	MOVQ $0, AX
-
-vector6:
-	VMOVUPS (R14)(AX*1), Y12
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next7
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
-	VMAXPS Y12, Y14, Y12
+	VMOVUPS 0(R14), Y2
+	VMOVUPS 32(R14), Y3
+	VPERMILPS $57, Y3, Y3
+	VPERMILPS $57, Y11, Y11
+	VMOVUPS 64(R14), Y4
+	VPERMILPS $78, Y4, Y4
+	VPERMILPS $78, Y12, Y12
+	VMOVUPS 96(R14), Y5
+	VPERMILPS $147, Y5, Y5
+	VPERMILPS $147, Y13, Y13
+	VANDPS Y11, Y10, Y7
+	VORPS Y11, Y10, Y6
+	VANDPS Y12, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y12, Y6, Y6
+	VANDPS Y13, Y6, Y8
+	VORPS Y8, Y7, Y7
+	VORPS Y13, Y6, Y6
+	VTESTPS Y7, Y7
+	JNE apart9
+	VANDPS Y10, Y2, Y2
+	VANDPS Y11, Y3, Y3
+	VANDPS Y12, Y4, Y4
+	VANDPS Y13, Y5, Y5
+	VORPS Y3, Y2, Y2
+	VORPS Y5, Y4, Y4
+	VORPS Y4, Y2, Y12
+	VPERM2F128 $1, Y6, Y6, Y8
+	VANDPS Y6, Y8, Y8
+	VTESTPS Y8, Y8
+	JNE full8
+	VPERM2F128 $1, Y12, Y12, Y8
+	VORPS Y8, Y12, Y12
 	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhSlopeTable<>+512(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actGELUTanhSlopeTable<>+512(SB), Y6, Y4
-	VMULPD actGELUTanhSlopeTable<>+512(SB), Y7, Y5
-	VADDPD actGELUTanhSlopeTable<>+544(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+544(SB), Y5, Y5
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y6, Y4
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y4
 	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y8
-	VADDPD actGELUTanhSlopeTable<>+576(SB), Y5, Y9
-	VSUBPD actGELUTanhSlopeTable<>+576(SB), Y8, Y10
-	VSUBPD actGELUTanhSlopeTable<>+576(SB), Y9, Y11
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y4, Y8
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y8, Y10
 	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
 	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUTanhSlopeTable<>+608(SB), Y10, Y6
-	VMULPD actGELUTanhSlopeTable<>+608(SB), Y11, Y7
-	VADDPD actGELUTanhSlopeTable<>+640(SB), Y6, Y6
-	VADDPD actGELUTanhSlopeTable<>+640(SB), Y7, Y7
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y10, Y10
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y11, Y11
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y10, Y6
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
 	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
 	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
 	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
 	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
 	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
 	VMULPD Y2, Y2, Y10
-	VMULPD Y3, Y3, Y11
-	VMULPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
-	VMULPD actGELUTanhSlopeTable<>+704(SB), Y11, Y11
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y11, Y11
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y10, Y10
 	VMULPD Y2, Y10, Y2
-	VMULPD Y3, Y11, Y3
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
-	VMULPD Y6, Y2, Y2
-	VMULPD Y7, Y3, Y3
-	VADDPD Y10, Y2, Y2
-	VADDPD Y11, Y3, Y3
-	VMULPD Y4, Y2, Y2
-	VMULPD Y5, Y3, Y3
-	VMULPD Y10, Y10, Y10
-	VMULPD Y11, Y11, Y11
-	VDIVPD Y10, Y2, Y2
-	VDIVPD Y11, Y3, Y3
-	VCVTPD2PSY Y2, X12
-	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
+	VMULPD Y6, Y2, Y8
+	VADDPD Y6, Y4, Y6
+	VADDPD Y6, Y8, Y8
+	VMULPD Y4, Y8, Y8
+	VMULPD Y6, Y6, Y6
+	VDIVPD Y6, Y8, Y8
+	VCVTPD2PSY Y8, X12
+	VINSERTF128 $1, X12, Y12, Y12
 
-next7:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector6
-	POPQ AX
+merged7:
+	MOVQ $1, 288(R14)
+	VMOVUPS Y12, 128(R14)
+	VPERMILPS $147, Y12, Y13
+	VMOVUPS Y13, 160(R14)
+	VPERMILPS $78, Y12, Y13
+	VMOVUPS Y13, 192(R14)
+	VPERMILPS $57, Y12, Y13
+	VMOVUPS Y13, 224(R14)
+
+again6:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
@@ -23863,18 +26781,6 @@ next7:
 	VANDPS Y14, Y3, Y3
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUTanhSlopeTable<>+768(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
 nan4:
@@ -23906,7 +26812,231 @@ both3:
 	VBLENDVPS Y13, Y9, Y5, Y5
 	RET
 
+full8:
+	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhSlopeTable<>+512(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y6, Y4
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y7, Y5
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y4, Y8
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y5, Y9
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y10, Y6
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y11, Y7
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y7
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD Y2, Y2, Y10
+	VMULPD Y3, Y3, Y11
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y11, Y11
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y10, Y10
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y11, Y11
+	VMULPD Y2, Y10, Y2
+	VMULPD Y3, Y11, Y3
+	VMULPD Y6, Y2, Y8
+	VMULPD Y7, Y3, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VADDPD Y6, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y6, Y6, Y6
+	VMULPD Y7, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	JMP merged7
+
+apart9:
+	MOVQ $1, 288(R14)
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector10:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVAPS Y12, Y13
+	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
+	VANDPS Y14, Y13, Y13
+	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
+	VCMPPS $0x1e, Y14, Y13, Y13
+	VTESTPS Y13, Y13
+	JEQ next11
+	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhSlopeTable<>+512(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y6, Y4
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y7, Y5
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y4, Y8
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y5, Y9
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y10, Y6
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y11, Y7
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y7
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD Y2, Y2, Y10
+	VMULPD Y3, Y3, Y11
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y11, Y11
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y10, Y10
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y11, Y11
+	VMULPD Y2, Y10, Y2
+	VMULPD Y3, Y11, Y3
+	VMULPD Y6, Y2, Y8
+	VMULPD Y7, Y3, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VADDPD Y6, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y6, Y6, Y6
+	VMULPD Y7, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next11:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector10
+	POPQ AX
+	JMP again6
+
 whole5:
+	PUSHQ AX
+	MOVQ $0, AX
+
+vector12:
+	VMOVUPS 0(R14)(AX*1), Y12
+	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actGELUTanhSlopeTable<>+512(SB), Y14
+	VMINPS Y12, Y14, Y12
+	VCVTPS2PD X12, Y2
+	VEXTRACTF128 $1, Y12, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y6, Y4
+	VMULPD actGELUTanhSlopeTable<>+544(SB), Y7, Y5
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+576(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y4, Y8
+	VADDPD actGELUTanhSlopeTable<>+608(SB), Y5, Y9
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y8, Y10
+	VSUBPD Y10, Y4, Y4
+	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y9, Y11
+	VSUBPD Y11, Y5, Y5
+	VMULPD Y4, Y4, Y10
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y10, Y6
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
+	VMULPD Y4, Y10, Y4
+	VMULPD Y5, Y5, Y11
+	VMULPD actGELUTanhSlopeTable<>+640(SB), Y11, Y7
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y7
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y11, Y11
+	VMULPD Y5, Y11, Y5
+	VPSLLQ $52, Y8, Y8
+	VPSLLQ $52, Y9, Y9
+	VADDPD Y4, Y6, Y10
+	VSUBPD Y4, Y6, Y6
+	VPADDQ Y8, Y10, Y4
+	VADDPD Y5, Y7, Y11
+	VSUBPD Y5, Y7, Y7
+	VPADDQ Y9, Y11, Y5
+	VMULPD Y2, Y2, Y10
+	VMULPD Y3, Y3, Y11
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
+	VMULPD actGELUTanhSlopeTable<>+736(SB), Y11, Y11
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y10, Y10
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y11, Y11
+	VMULPD Y2, Y10, Y2
+	VMULPD Y3, Y11, Y3
+	VMULPD Y6, Y2, Y8
+	VMULPD Y7, Y3, Y9
+	VADDPD Y6, Y4, Y6
+	VADDPD Y7, Y5, Y7
+	VADDPD Y6, Y8, Y8
+	VADDPD Y7, Y9, Y9
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y6, Y6, Y6
+	VMULPD Y7, Y7, Y7
+	VDIVPD Y6, Y8, Y8
+	VDIVPD Y7, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
+	VMOVUPS Y12, 128(R14)(AX*1)
+
+next13:
+	ADDQ $32, AX
+	CMPQ AX, 280(R14)
+	JLT vector12
+	POPQ AX
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
 	VMOVUPS 192(R14), Y4

@@ -144,6 +144,12 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // FCVTN l0.D2, d0.S2; FCVTN2 l1.D2, d0.S4; FCVTN h0.D2, d1.S2; FCVTN2 h1.D2, d1.S4
 #define NARROW(l, h, d) WORD $(0x0e616800|(2*l)<<5|(2*d)); WORD $(0x4e616800|(2*l+1)<<5|(2*d)); WORD $(0x0e616800|(2*h)<<5|(2*d+1)); WORD $(0x4e616800|(2*h+1)<<5|(2*d+1))
 
+// FCVTL2 x0.S4, d1.D2; FCVTL x0.S2, d0.D2
+#define WIDENHALF(x, d) WORD $(0x4e617800|(2*x)<<5|(2*d+1)); WORD $(0x0e617800|(2*x)<<5|(2*d))
+
+// FCVTN x0.D2, d0.S2; FCVTN2 x1.D2, d0.S4; VMOV d0.B16, d1.B16
+#define NARROWHALF(x, d) WORD $(0x0e616800|(2*x)<<5|(2*d)); WORD $(0x4e616800|(2*x+1)<<5|(2*d)); WORD $(0x4ea01c00|(2*d)<<16|(2*d)<<5|(2*d+1))
+
 // VORR d1.B16, d0.B16, d0.B16; VUMAXV d0.S4, d0
 #define MAXOFALL(d) WORD $(0x4ea01c00|(2*d+1)<<16|(2*d)<<5|(2*d)); WORD $(0x6eb0a800|(2*d)<<5|(2*d))
 
@@ -13086,38 +13092,38 @@ DATA actSigmoidValueTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+608(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+616(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+624(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+632(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidValueTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidValueTable<>+640(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+648(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+656(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+664(SB)/8, $0x4338000000000000
+DATA actSigmoidValueTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidValueTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidValueTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -13285,6 +13291,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -13296,72 +13312,91 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
+	WIDENHALF(12, 4)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -13371,19 +13406,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -13416,7 +13438,186 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -13484,38 +13685,38 @@ DATA actSigmoidSlopeTable<>+448(SB)/8, $0x3ea31a723eef8fbd
 DATA actSigmoidSlopeTable<>+456(SB)/8, $0x3dd085833e481b40
 DATA actSigmoidSlopeTable<>+464(SB)/8, $0x3cd3aff63d52763c
 DATA actSigmoidSlopeTable<>+472(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+480(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+488(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+496(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+504(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+704(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+712(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+720(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+728(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
+DATA actSigmoidSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x4338000000000000
+DATA actSigmoidSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actSigmoidSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
 GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -13675,6 +13876,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 480(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -13686,76 +13897,93 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 480(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 544(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 544(R24), (F28, F29)
+	WIDENHALF(12, 4)
+	FLDPQ 576(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 544(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 576(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 576(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
 	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
 	FMUL4D(10, 10, 6)
-	FMUL4D(11, 11, 7)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -13765,19 +13993,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -13810,7 +14025,198 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -14135,42 +14541,42 @@ DATA actTanhSlopeTable<>+480(SB)/8, $0x3f2d73453f716748
 DATA actTanhSlopeTable<>+488(SB)/8, $0x3d13bbf03e3388df
 DATA actTanhSlopeTable<>+496(SB)/8, $0x3b0cfdca3c1218b0
 DATA actTanhSlopeTable<>+504(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+512(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+520(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+528(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+536(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+544(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+552(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+560(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+568(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+576(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+584(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+592(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+600(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+736(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+744(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+752(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+760(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+768(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+776(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+784(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+544(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+552(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+560(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+568(SB)/8, $0xc25c0000c25c0000
+DATA actTanhSlopeTable<>+576(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+584(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+592(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+600(SB)/8, $0x425c0000425c0000
+DATA actTanhSlopeTable<>+608(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+616(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+624(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+632(SB)/8, $0x40071547652b82fe
+DATA actTanhSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actTanhSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actTanhSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actTanhSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actTanhSlopeTable<>+768(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+776(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+784(SB)/8, $0x4010000000000000
+DATA actTanhSlopeTable<>+792(SB)/8, $0x4010000000000000
 GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -14339,6 +14745,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -14350,80 +14766,95 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
+	WIDENHALF(12, 4)
 	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
 	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
 	FMUL4D(10, 10, 6)
-	FMUL4D(11, 11, 7)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -14433,19 +14864,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 768(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -14478,7 +14896,210 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 10)
+	FMUL4D(6, 4, 4)
+	FMUL4D(10, 10, 6)
+	FADD4D(7, 5, 11)
+	FMUL4D(7, 5, 5)
+	FMUL4D(11, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -14546,38 +15167,38 @@ DATA actSiLUValueTable<>+448(SB)/8, $0x3e53378e00000000
 DATA actSiLUValueTable<>+456(SB)/8, $0x3e632d753e8c9692
 DATA actSiLUValueTable<>+464(SB)/8, $0x3dc734e23e1eca1b
 DATA actSiLUValueTable<>+472(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+480(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+488(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+496(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+504(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+544(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+552(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+560(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+568(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+576(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+584(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+592(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+600(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+704(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+712(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+720(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+728(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUValueTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+576(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+584(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+592(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+600(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUValueTable<>+608(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+616(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+624(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+632(SB)/8, $0x4338000000000000
+DATA actSiLUValueTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actSiLUValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUValueTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUValueTable<>+728(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -14741,6 +15362,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 480(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -14752,75 +15383,93 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 480(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	FMIN8(12, 14, 13)
-	WIDEN(12, 2, 3)
-	WIDEN(13, 4, 5)
+	FMAX8(12, 14, 12)
+	WIDENHALF(12, 2)
 	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDENHALF(12, 4)
+	FLDPQ 576(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 544(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 576(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 576(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
 	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -14830,19 +15479,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -14875,7 +15511,195 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 512(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -14947,38 +15771,38 @@ DATA actSiLUSlopeTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actSiLUSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actSiLUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actSiLUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actSiLUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actSiLUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -15146,6 +15970,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -15157,80 +15991,96 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 2, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 3, 5)
+	WIDENHALF(12, 2)
+	WIDENHALF(12, 4)
 	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
-	FMUL4D(6, 2, 2)
-	FMUL4D(7, 3, 3)
-	FADD4D(10, 2, 2)
-	FADD4D(11, 3, 3)
-	FMUL4D(4, 2, 2)
-	FMUL4D(5, 3, 3)
-	FMUL4D(10, 10, 10)
-	FMUL4D(11, 11, 11)
-	FDIV4D(10, 2, 2)
-	FDIV4D(11, 3, 3)
-	NARROW(2, 3, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FMUL4D(6, 2, 8)
+	FADD4D(6, 4, 6)
+	FADD4D(6, 8, 8)
+	FMUL4D(4, 8, 8)
+	FMUL4D(6, 6, 6)
+	FDIV4D(6, 8, 8)
+	NARROWHALF(8, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -15240,19 +16090,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -15285,7 +16122,213 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -15630,34 +16673,34 @@ DATA actELUSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+544(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+552(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+560(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+568(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+576(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+584(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+592(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+600(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -15841,6 +16884,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -15852,79 +16905,96 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FCMGTZERO8(12, 13)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 576(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	EOR8(14, 14, 14)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
+	WIDENHALF(12, 4)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	ADD $actCode_p64, R21, R15
 	LD1R4D(15, 10)
-	ADD $actCode_p64, R21, R15
-	LD1R4D(15, 11)
 	FMUL4D(10, 4, 4)
-	FMUL4D(11, 5, 5)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
+	NARROWHALF(4, 12)
 	FLDPQ 512(R24), (F28, F29)
 	BIT8(13, 14, 12)
-	FSTPQ (F24, F25), 128(R20)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -15934,19 +17004,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -15979,7 +17036,207 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FCMGTZERO8(12, 13)
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	EOR8(14, 14, 14)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 10)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 11)
+	FMUL4D(10, 4, 4)
+	FMUL4D(11, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FLDPQ 512(R24), (F28, F29)
+	BIT8(13, 14, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FCMGTZERO8(12, 13)
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	EOR8(14, 14, 14)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 10)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 11)
+	FMUL4D(10, 4, 4)
+	FMUL4D(11, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FLDPQ 512(R24), (F28, F29)
+	BIT8(13, 14, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FCMGTZERO8(12, 13)
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	EOR8(14, 14, 14)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 10)
+	ADD $actCode_p64, R21, R15
+	LD1R4D(15, 11)
+	FMUL4D(10, 4, 4)
+	FMUL4D(11, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FLDPQ 512(R24), (F28, F29)
+	BIT8(13, 14, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -16047,54 +17304,54 @@ DATA actSoftplusValueTable<>+448(SB)/8, $0x3ecdf22a3f209e02
 DATA actSoftplusValueTable<>+456(SB)/8, $0x3ddcf14b3e438933
 DATA actSoftplusValueTable<>+464(SB)/8, $0x3ccd69643d4f66df
 DATA actSoftplusValueTable<>+472(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+480(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+488(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+496(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+504(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+512(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+520(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+528(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+536(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+544(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+552(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+560(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+568(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+664(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+672(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+680(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+688(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+696(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+704(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+712(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+720(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+728(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+736(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+744(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+752(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+760(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+768(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+776(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+784(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+792(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+800(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+808(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+816(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+824(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+832(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+840(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+848(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+856(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+512(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+520(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+528(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+536(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+544(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+552(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+560(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+568(SB)/8, $0xbff71547652b82fe
+DATA actSoftplusValueTable<>+576(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+584(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+592(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+600(SB)/8, $0x4338000000000000
+DATA actSoftplusValueTable<>+608(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+616(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+624(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+632(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusValueTable<>+672(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+680(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+688(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+696(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusValueTable<>+704(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+712(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+720(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+728(SB)/8, $0x3fd208bef288a4fe
+DATA actSoftplusValueTable<>+736(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+744(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+752(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+760(SB)/8, $0x3fd1e51083c5f42e
+DATA actSoftplusValueTable<>+768(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+776(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+784(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+792(SB)/8, $0x3fd99dae65e96034
+DATA actSoftplusValueTable<>+800(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+808(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+816(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+824(SB)/8, $0x3fe5554df3cb49b0
+DATA actSoftplusValueTable<>+832(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+840(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+848(SB)/8, $0x4000000001101073
+DATA actSoftplusValueTable<>+856(SB)/8, $0x4000000001101073
 GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -16258,6 +17515,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 480(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -16269,109 +17536,111 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 512(R24), (F28, F29)
+	WIDENHALF(12, 4)
+	FLDPQ 544(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 512(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 576(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 544(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 576(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 544(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 6, 6)
-	FADD4D(7, 7, 7)
 	FADD4D(4, 6, 6)
-	FADD4D(5, 7, 7)
 	FDIV4D(6, 4, 2)
-	FDIV4D(7, 5, 3)
 	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 6, 4)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
 	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
 	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
 	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 4, 4)
 	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	WIDEN(13, 6, 7)
+	WIDENHALF(13, 6)
 	FADD4D(6, 4, 4)
-	FADD4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -16381,19 +17650,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 832(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -16426,7 +17682,297 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 6)
+	FADD4D(7, 7, 7)
+	FADD4D(4, 6, 6)
+	FADD4D(5, 7, 7)
+	FDIV4D(6, 4, 2)
+	FDIV4D(7, 5, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	WIDEN(13, 6, 7)
+	FADD4D(6, 4, 4)
+	FADD4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 6)
+	FADD4D(7, 7, 7)
+	FADD4D(4, 6, 6)
+	FADD4D(5, 7, 7)
+	FDIV4D(6, 4, 2)
+	FDIV4D(7, 5, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	WIDEN(13, 6, 7)
+	FADD4D(6, 4, 4)
+	FADD4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 544(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 576(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 6)
+	FADD4D(7, 7, 7)
+	FADD4D(4, 6, 6)
+	FADD4D(5, 7, 7)
+	FDIV4D(6, 4, 2)
+	FDIV4D(7, 5, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	WIDEN(13, 6, 7)
+	FADD4D(6, 4, 4)
+	FADD4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -16498,38 +18044,38 @@ DATA actSoftplusSlopeTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actSoftplusSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actSoftplusSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actSoftplusSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actSoftplusSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actSoftplusSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actSoftplusSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -16697,6 +18243,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -16708,72 +18264,91 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
+	WIDENHALF(12, 4)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -16783,19 +18358,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -16828,7 +18390,186 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -16900,38 +18641,38 @@ DATA actMishValueTable<>+480(SB)/8, $0x3f50df1d3f0fbbf2
 DATA actMishValueTable<>+488(SB)/8, $0x3f7e72a33f75a467
 DATA actMishValueTable<>+496(SB)/8, $0x3d3339f73c884877
 DATA actMishValueTable<>+504(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+544(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+552(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+560(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+568(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+608(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+616(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+624(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+632(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+736(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+744(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+752(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+760(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+576(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+584(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+592(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+600(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+640(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+648(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+656(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+664(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+760(SB)/8, $0x405f42bc28bd824e
 GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -17110,102 +18851,16 @@ far2:
 	AND8(14, 7, 7)
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
+	SMIN8(7, 6, 6)
+	SMIN8(9, 8, 7)
+	SMIN8(7, 6, 6)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FMIN8(12, 14, 13)
-	WIDEN(12, 2, 3)
-	WIDEN(13, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 6, 10)
-	FADD4D(7, 7, 11)
-	FADD4D(4, 10, 10)
-	FADD4D(5, 11, 11)
-	FMUL4D(4, 10, 10)
-	FMUL4D(5, 11, 11)
-	FMUL4D(6, 6, 8)
-	FMUL4D(7, 7, 9)
-	FADD4D(8, 8, 8)
-	FADD4D(9, 9, 9)
-	FADD4D(8, 10, 8)
-	FADD4D(9, 11, 9)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
-	FDIV4D(8, 10, 10)
-	FDIV4D(9, 11, 11)
-	NARROW(10, 11, 12)
-	FSTPQ (F24, F25), 128(R20)
-
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+	CBZ R15, whole5
 	FLDPQ (R24), (F28, F29)
 	FSUB8(14, 2, 6)
 	FSUB8(14, 3, 7)
@@ -17221,14 +18876,108 @@ next7:
 	FCMGT8(14, 7, 11)
 	FCMGT8(14, 8, 12)
 	FCMGT8(14, 9, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDENHALF(12, 2)
+	WIDENHALF(13, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
 	FLDPQ 736(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	SHL52(8, 8)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(6, 6, 10)
+	FADD4D(4, 10, 10)
+	FMUL4D(4, 10, 10)
+	FMUL4D(6, 6, 8)
+	FADD4D(8, 8, 8)
+	FADD4D(8, 10, 8)
+	FMUL4D(2, 10, 10)
+	FDIV4D(8, 10, 10)
+	NARROWHALF(10, 12)
+
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	FLDPQ 64(R23), (F8, F9)
+	FLDPQ 96(R23), (F10, F11)
 	B near1
 
 nan4:
@@ -17266,7 +19015,227 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(12, 2, 3)
+	WIDEN(13, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FDIV4D(8, 10, 10)
+	FDIV4D(9, 11, 11)
+	NARROW(10, 11, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(12, 2, 3)
+	WIDEN(13, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FDIV4D(8, 10, 10)
+	FDIV4D(9, 11, 11)
+	NARROW(10, 11, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(12, 2, 3)
+	WIDEN(13, 4, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FDIV4D(8, 10, 10)
+	FDIV4D(9, 11, 11)
+	NARROW(10, 11, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -17338,42 +19307,42 @@ DATA actMishSlopeTable<>+480(SB)/8, $0x3f88ae9e3ed132cd
 DATA actMishSlopeTable<>+488(SB)/8, $0x3f83117d3f86c711
 DATA actMishSlopeTable<>+496(SB)/8, $0xbda6990ebd4fb33b
 DATA actMishSlopeTable<>+504(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+544(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+552(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+560(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+568(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+736(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+744(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+752(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+760(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+768(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+776(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+784(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+792(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+576(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+584(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+592(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+600(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+768(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+776(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+784(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+792(SB)/8, $0x4010000000000000
 GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -17552,117 +19521,16 @@ far2:
 	AND8(14, 7, 7)
 	AND8(14, 8, 8)
 	AND8(14, 9, 9)
+	SMIN8(7, 6, 6)
+	SMIN8(9, 8, 7)
+	SMIN8(7, 6, 6)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 2, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 3, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 6, 10)
-	FADD4D(7, 7, 11)
-	FADD4D(4, 10, 10)
-	FADD4D(5, 11, 11)
-	FMUL4D(4, 10, 10)
-	FMUL4D(5, 11, 11)
-	FMUL4D(6, 6, 8)
-	FMUL4D(7, 7, 9)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FMUL4D(4, 6, 6)
-	FMUL4D(5, 7, 7)
-	FMUL4D(8, 6, 6)
-	FMUL4D(9, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 2, 2)
-	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 3, 3)
-	FMUL4D(2, 6, 6)
-	FMUL4D(3, 7, 7)
-	FADD4D(8, 8, 8)
-	FADD4D(9, 9, 9)
-	FADD4D(8, 10, 8)
-	FADD4D(9, 11, 9)
-	FMUL4D(8, 10, 10)
-	FMUL4D(9, 11, 11)
-	FADD4D(10, 6, 6)
-	FADD4D(11, 7, 7)
-	FMUL4D(8, 8, 8)
-	FMUL4D(9, 9, 9)
-	FDIV4D(8, 6, 6)
-	FDIV4D(9, 7, 7)
-	NARROW(6, 7, 12)
-	FSTPQ (F24, F25), 128(R20)
-
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+	CBZ R15, whole5
 	FLDPQ (R24), (F28, F29)
 	FSUB8(14, 2, 6)
 	FSUB8(14, 3, 7)
@@ -17678,14 +19546,115 @@ next7:
 	FCMGT8(14, 7, 11)
 	FCMGT8(14, 8, 12)
 	FCMGT8(14, 9, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
+	ORR8(11, 10, 6)
+	ORR8(13, 12, 7)
+	ORR8(7, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan4
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDENHALF(12, 2)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 2, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	SHL52(8, 8)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(6, 6, 10)
+	FADD4D(4, 10, 10)
+	FMUL4D(4, 10, 10)
+	FMUL4D(6, 6, 8)
+	FADD4D(6, 4, 6)
+	FMUL4D(4, 6, 6)
+	FMUL4D(8, 6, 6)
 	FLDPQ 768(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FMUL4D(14, 2, 2)
+	FMUL4D(2, 6, 6)
+	FADD4D(8, 8, 8)
+	FADD4D(8, 10, 8)
+	FMUL4D(8, 10, 10)
+	FADD4D(10, 6, 6)
+	FMUL4D(8, 8, 8)
+	FDIV4D(8, 6, 6)
+	NARROWHALF(6, 12)
+
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	FLDPQ 64(R23), (F8, F9)
+	FLDPQ 96(R23), (F10, F11)
 	B near1
 
 nan4:
@@ -17723,7 +19692,272 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 2, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 3, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FMUL4D(8, 6, 6)
+	FMUL4D(9, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 2)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(8, 10, 10)
+	FMUL4D(9, 11, 11)
+	FADD4D(10, 6, 6)
+	FADD4D(11, 7, 7)
+	FMUL4D(8, 8, 8)
+	FMUL4D(9, 9, 9)
+	FDIV4D(8, 6, 6)
+	FDIV4D(9, 7, 7)
+	NARROW(6, 7, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	FSUB8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 2, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 3, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FMUL4D(8, 6, 6)
+	FMUL4D(9, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 2)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(8, 10, 10)
+	FMUL4D(9, 11, 11)
+	FADD4D(10, 6, 6)
+	FADD4D(11, 7, 7)
+	FMUL4D(8, 8, 8)
+	FMUL4D(9, 9, 9)
+	FDIV4D(8, 6, 6)
+	FDIV4D(9, 7, 7)
+	NARROW(6, 7, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 2, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 3, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FADD4D(6, 6, 10)
+	FADD4D(7, 7, 11)
+	FADD4D(4, 10, 10)
+	FADD4D(5, 11, 11)
+	FMUL4D(4, 10, 10)
+	FMUL4D(5, 11, 11)
+	FMUL4D(6, 6, 8)
+	FMUL4D(7, 7, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FMUL4D(8, 6, 6)
+	FMUL4D(9, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 2)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FADD4D(8, 8, 8)
+	FADD4D(9, 9, 9)
+	FADD4D(8, 10, 8)
+	FADD4D(9, 11, 9)
+	FMUL4D(8, 10, 10)
+	FMUL4D(9, 11, 11)
+	FADD4D(10, 6, 6)
+	FADD4D(11, 7, 7)
+	FMUL4D(8, 8, 8)
+	FMUL4D(9, 9, 9)
+	FDIV4D(8, 6, 6)
+	FDIV4D(9, 7, 7)
+	NARROW(6, 7, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -17795,74 +20029,74 @@ DATA actGELUValueTable<>+480(SB)/8, $0x3e0a430f00000000
 DATA actGELUValueTable<>+488(SB)/8, $0x3c71d84c3d522d9a
 DATA actGELUValueTable<>+496(SB)/8, $0x3a95c1ad3ba03d62
 DATA actGELUValueTable<>+504(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+512(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+520(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+528(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+536(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+544(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+552(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+560(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+568(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+576(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+584(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+592(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+600(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+704(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+712(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+720(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+728(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+736(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+744(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+752(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+760(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+768(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+776(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+784(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+792(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+800(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+808(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+816(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+824(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+832(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+840(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+848(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+856(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+864(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+872(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+880(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+888(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+896(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+904(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+912(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+920(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+928(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+936(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+944(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+952(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+960(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+968(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+976(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+984(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+992(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1000(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1008(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1016(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1024(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+1032(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+1040(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+1048(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+544(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+552(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+560(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+568(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+576(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+584(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+592(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+600(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+608(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+616(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+624(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+632(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+728(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+736(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+744(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+752(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+760(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+768(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+776(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+784(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+792(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+800(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+808(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+816(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+824(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+832(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+840(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+848(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+856(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+864(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+872(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+880(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+888(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+896(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+904(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+912(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+920(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+928(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+936(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+944(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+952(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+960(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+968(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+976(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+984(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+992(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1000(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1008(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1016(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1024(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1032(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1040(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1048(SB)/8, $0x405803a22e3cd11a
 GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -18043,6 +20277,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -18054,137 +20298,126 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 512(R24), (F28, F29)
+	FLDPQ 544(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
+	WIDENHALF(12, 2)
 	FMUL4D(2, 2, 4)
-	FMUL4D(3, 3, 5)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 576(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 544(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 576(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 576(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL4D(14, 2, 8)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 3, 9)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 8, 8)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 9, 9)
 	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
 	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
 	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 2, 10)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 3, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
-	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 928(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 960(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 960(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 992(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
 	FMUL4D(4, 8, 8)
-	FMUL4D(5, 9, 9)
 	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FMUL4D(10, 6, 6)
-	FMUL4D(11, 7, 7)
 	FDIV4D(6, 8, 8)
-	FDIV4D(7, 9, 9)
-	WIDEN(13, 4, 5)
+	WIDENHALF(13, 4)
 	FSUB4D(8, 4, 4)
-	FSUB4D(9, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -18194,20 +20427,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -18240,7 +20459,387 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	WIDEN(13, 4, 5)
+	FSUB4D(8, 4, 4)
+	FSUB4D(9, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	WIDEN(13, 4, 5)
+	FSUB4D(8, 4, 4)
+	FSUB4D(9, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FCMGTZERO8(12, 13)
+	AND8(12, 13, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 576(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 608(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	WIDEN(13, 4, 5)
+	FSUB4D(8, 4, 4)
+	FSUB4D(9, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -18316,82 +20915,82 @@ DATA actGELUSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+544(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+552(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+560(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+568(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+576(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+584(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+592(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+600(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+736(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+744(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+752(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+760(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+768(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+776(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+784(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+792(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+800(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+808(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+816(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+824(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+864(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+872(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+880(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+888(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+896(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+904(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+912(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+920(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+960(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+968(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+976(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+984(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+992(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1056(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1064(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1072(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1080(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1088(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1096(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1104(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1112(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1120(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1128(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1136(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+1144(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+576(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+584(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+592(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+600(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+608(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+616(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+624(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+632(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+768(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+776(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+784(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+792(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+800(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+808(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+816(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+824(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+864(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+872(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+880(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+888(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+896(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+904(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+912(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+920(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+960(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+968(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+976(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+984(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+992(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1056(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1064(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1072(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1080(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1088(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1096(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1104(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1112(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1120(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1128(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1136(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1144(SB)/8, $0x8000000080000000
 GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -18576,6 +21175,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -18587,150 +21196,135 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FCMGTZERO8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
+	WIDENHALF(12, 2)
 	FMUL4D(2, 2, 4)
-	FMUL4D(3, 3, 5)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 2, 8)
-	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 3, 9)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
 	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 9, 9)
 	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
 	FLDPQ 864(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
 	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 2, 10)
-	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 3, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
-	FLDPQ 928(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 928(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 960(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 960(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 992(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 10, 10)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
 	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1088, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FMUL4D(14, 2, 2)
-	ADD $1056, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FMUL4D(14, 3, 3)
 	FMUL4D(10, 2, 2)
-	FMUL4D(11, 3, 3)
 	FSUB4D(2, 8, 8)
-	FSUB4D(3, 9, 9)
 	FMUL4D(4, 8, 8)
-	FMUL4D(5, 9, 9)
 	FMUL4D(10, 6, 6)
-	FMUL4D(11, 7, 7)
 	FDIV4D(6, 8, 8)
-	FDIV4D(7, 9, 9)
-	NARROW(8, 9, 12)
-	ADD $1088, R24, R15
+	NARROWHALF(8, 12)
+	ADD $1120, R24, R15
 	FLDPQ (R15), (F28, F29)
 	AND8(14, 13, 4)
 	EOR8(4, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
 	AND8(14, 13, 13)
 	FADD8(12, 13, 12)
-	FSTPQ (F24, F25), 128(R20)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -18740,20 +21334,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	ADD $1120, R24, R15
-	FLDPQ (R15), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -18786,7 +21366,426 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FCMGTZERO8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 2, 2)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(10, 2, 2)
+	FMUL4D(11, 3, 3)
+	FSUB4D(2, 8, 8)
+	FSUB4D(3, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 4)
+	EOR8(4, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	AND8(14, 13, 13)
+	FADD8(12, 13, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FCMGTZERO8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 2, 2)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(10, 2, 2)
+	FMUL4D(11, 3, 3)
+	FSUB4D(2, 8, 8)
+	FSUB4D(3, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 4)
+	EOR8(4, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	AND8(14, 13, 13)
+	FADD8(12, 13, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FCMGTZERO8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 2, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 3, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 896(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 2, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 3, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 10, 10)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 11, 11)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 2, 2)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(10, 2, 2)
+	FMUL4D(11, 3, 3)
+	FSUB4D(2, 8, 8)
+	FSUB4D(3, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(10, 6, 6)
+	FMUL4D(11, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 4)
+	EOR8(4, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	AND8(14, 13, 13)
+	FADD8(12, 13, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -18858,42 +21857,42 @@ DATA actGELUTanhValueTable<>+480(SB)/8, $0x3dfe341400000000
 DATA actGELUTanhValueTable<>+488(SB)/8, $0x3c8474ad3d634866
 DATA actGELUTanhValueTable<>+496(SB)/8, $0x3a25b5fa3b5807ee
 DATA actGELUTanhValueTable<>+504(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+512(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+520(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+528(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+536(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+544(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+552(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+560(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+568(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+608(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+616(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+624(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+632(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+768(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+776(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+784(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+792(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+544(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+552(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+560(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+568(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+576(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+584(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+592(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+600(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+608(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+616(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+624(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+632(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+640(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+648(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+656(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+664(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+704(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+712(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+720(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+728(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+736(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+744(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+752(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+760(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+768(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+776(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+784(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+792(SB)/8, $0x405f42bc28bd824e
 GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -19074,6 +22073,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -19085,83 +22094,97 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
 	FMIN8(12, 14, 13)
-	WIDEN(13, 2, 3)
+	WIDENHALF(13, 2)
 	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FMUL4D(14, 6, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 5)
 	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	WIDEN(12, 2, 3)
+	WIDENHALF(12, 2)
 	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
 	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
 	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	NARROWHALF(4, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -19171,19 +22194,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 768(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -19216,7 +22226,219 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(13, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	WIDEN(12, 2, 3)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(13, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	WIDEN(12, 2, 3)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 544(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FMIN8(12, 14, 13)
+	WIDEN(13, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 608(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	WIDEN(12, 2, 3)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(6, 4, 4)
+	FDIV4D(7, 5, 5)
+	NARROW(4, 5, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
@@ -19292,50 +22514,50 @@ DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+864(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+872(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+880(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+888(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+576(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+584(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+592(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+600(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x3ff9884533d43651
 GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $896
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
@@ -19520,6 +22742,16 @@ near1:
 	RET
 
 far2:
+	SMIN8(3, 2, 6)
+	SMIN8(5, 4, 7)
+	SMIN8(7, 6, 6)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	EOR8(14, 6, 6)
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, whole5
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
@@ -19531,100 +22763,105 @@ far2:
 	MAXOFALL(6)
 	VMOV V12.S[0], R15
 	CBZ R15, nan4
-	MOVD R23, R20
-
-vector6:
-	FLDPQ (R20), (F24, F25)
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next7
-	FLDPQ 544(R24), (F28, F29)
-	FMAX8(12, 14, 12)
+	FLDPQ (R23), (F4, F5)
+	FLDPQ 32(R23), (F6, F7)
+	VEXT $4, V6.B16, V6.B16, V6.B16
+	VEXT $4, V7.B16, V7.B16, V7.B16
+	VEXT $4, V22.B16, V22.B16, V22.B16
+	VEXT $4, V23.B16, V23.B16, V23.B16
+	FLDPQ 64(R23), (F8, F9)
+	VEXT $8, V8.B16, V8.B16, V8.B16
+	VEXT $8, V9.B16, V9.B16, V9.B16
+	VEXT $8, V24.B16, V24.B16, V24.B16
+	VEXT $8, V25.B16, V25.B16, V25.B16
+	FLDPQ 96(R23), (F10, F11)
+	VEXT $12, V10.B16, V10.B16, V10.B16
+	VEXT $12, V11.B16, V11.B16, V11.B16
+	VEXT $12, V26.B16, V26.B16, V26.B16
+	VEXT $12, V27.B16, V27.B16, V27.B16
+	AND8(11, 10, 7)
+	ORR8(11, 10, 6)
+	AND8(12, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(12, 6, 6)
+	AND8(13, 6, 8)
+	ORR8(8, 7, 7)
+	ORR8(13, 6, 6)
+	MAXOFALL(7)
+	VMOV V14.S[0], R15
+	CBNZ R15, apart9
+	AND8(10, 2, 2)
+	AND8(11, 3, 3)
+	AND8(12, 4, 4)
+	AND8(13, 5, 5)
+	ORR8(3, 2, 2)
+	ORR8(5, 4, 4)
+	ORR8(4, 2, 12)
+	VORR V13.B16, V13.B16, V16.B16
+	VORR V12.B16, V12.B16, V17.B16
+	AND8(6, 8, 8)
+	MAXOFALL(8)
+	VMOV V16.S[0], R15
+	CBNZ R15, full8
+	VORR V25.B16, V25.B16, V16.B16
+	VORR V24.B16, V24.B16, V17.B16
+	ORR8(8, 12, 12)
 	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 608(R24), (F28, F29)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
+	WIDENHALF(12, 2)
 	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMUL4D(14, 6, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 5)
 	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 4, 8)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FSUB4D(14, 8, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
 	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
 	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL4D(14, 10, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
 	SHL52(8, 8)
-	SHL52(9, 9)
 	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
 	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
 	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
 	FMUL4D(2, 2, 10)
-	FMUL4D(3, 3, 11)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
-	FLDPQ 800(R24), (F28, F29)
-	FMUL4D(14, 11, 11)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FADD4D(14, 10, 10)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 2)
-	FMUL4D(3, 11, 3)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
-	FMUL4D(6, 2, 2)
-	FMUL4D(7, 3, 3)
-	FADD4D(10, 2, 2)
-	FADD4D(11, 3, 3)
-	FMUL4D(4, 2, 2)
-	FMUL4D(5, 3, 3)
-	FMUL4D(10, 10, 10)
-	FMUL4D(11, 11, 11)
-	FDIV4D(10, 2, 2)
-	FDIV4D(11, 3, 3)
-	NARROW(2, 3, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FMUL4D(6, 2, 8)
+	FADD4D(6, 4, 6)
+	FADD4D(6, 8, 8)
+	FMUL4D(4, 8, 8)
+	FMUL4D(6, 6, 6)
+	FDIV4D(6, 8, 8)
+	NARROWHALF(8, 12)
 
-next7:
-	ADD $32, R20
-	SUBS $1, R19
-	BNE vector6
+merged7:
+	MOVD R23, R20
+	FSTPQ (F24, F25), 128(R23)
+	VEXT $12, V24.B16, V24.B16, V26.B16
+	VEXT $12, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 160(R23)
+	VEXT $8, V24.B16, V24.B16, V26.B16
+	VEXT $8, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 192(R23)
+	VEXT $4, V24.B16, V24.B16, V26.B16
+	VEXT $4, V25.B16, V25.B16, V27.B16
+	FSTPQ (F26, F27), 224(R23)
+
+again6:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
@@ -19634,19 +22871,6 @@ next7:
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 864(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
 nan4:
@@ -19679,7 +22903,270 @@ both3:
 	FLDPQ 256(R23), (F30, F31)
 	RET
 
+full8:
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 608(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(2, 2, 10)
+	FMUL4D(3, 3, 11)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 11, 11)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 2)
+	FMUL4D(3, 11, 3)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	B merged7
+
+apart9:
+	MOVD R23, R20
+	MOVD R23, R20
+
+vector10:
+	FLDPQ (R20), (F24, F25)
+	MOV8(12, 13)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 13, 13)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 13, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, next11
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 608(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(2, 2, 10)
+	FMUL4D(3, 3, 11)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 11, 11)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 2)
+	FMUL4D(3, 11, 3)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next11:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector10
+	B again6
+
 whole5:
+	MOVD R23, R20
+
+vector12:
+	FLDPQ (R20), (F24, F25)
+	FLDPQ 576(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 608(R24), (F28, F29)
+	FMIN8(12, 14, 12)
+	WIDEN(12, 2, 3)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 6, 4)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL4D(14, 7, 5)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 4, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FADD4D(14, 5, 9)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 8, 10)
+	FSUB4D(10, 4, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 9, 11)
+	FSUB4D(11, 5, 5)
+	FMUL4D(4, 4, 10)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 10, 6)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 6, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FMUL4D(4, 10, 4)
+	FMUL4D(5, 5, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 11, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 7, 7)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(5, 11, 5)
+	SHL52(8, 8)
+	SHL52(9, 9)
+	FADD4D(4, 6, 10)
+	FSUB4D(4, 6, 6)
+	ADD4D(8, 10, 4)
+	FADD4D(5, 7, 11)
+	FSUB4D(5, 7, 7)
+	ADD4D(9, 11, 5)
+	FMUL4D(2, 2, 10)
+	FMUL4D(3, 3, 11)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL4D(14, 11, 11)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 2)
+	FMUL4D(3, 11, 3)
+	FMUL4D(6, 2, 8)
+	FMUL4D(7, 3, 9)
+	FADD4D(6, 4, 6)
+	FADD4D(7, 5, 7)
+	FADD4D(6, 8, 8)
+	FADD4D(7, 9, 9)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(6, 6, 6)
+	FMUL4D(7, 7, 7)
+	FDIV4D(6, 8, 8)
+	FDIV4D(7, 9, 9)
+	NARROW(8, 9, 12)
+	FSTPQ (F24, F25), 128(R20)
+
+next13:
+	ADD $32, R20
+	SUBS $1, R19
+	BGT vector12
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)

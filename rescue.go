@@ -40,21 +40,20 @@ func ldexp(v float64, p int) float64 {
 	return v * powerOf(p)
 }
 
-// plainCols reports whether values lie as the geometry says, and every column is a channel.
-func (w *workspace) plainCols() bool {
-	g := w.geo
-	return g.layout == cols && g.width == g.channels && w.source == nil
-}
-
 // firstRow sets the extents of the channels c0 to c1-1 to the magnitudes of the first row,
-// and reports whether it did: it does if columns are plain. Channels without any finite
-// value need no further look.
+// and reports whether it did: it does if every column is a channel, and the row lies in
+// the tensor as the geometry says. Channels without any finite value need no further look.
 func (w *workspace) firstRow(c0, c1 int) bool {
-	if !w.plainCols() || w.geo.height == 0 {
+	g := w.geo
+	if g.layout != cols || g.width != g.channels || g.height == 0 {
+		return false
+	}
+	first, ok := w.rowInTensor(0, g.width-1)
+	if !ok {
 		return false
 	}
 	for c := c0; c < c1; c += callChannels {
-		w.largest(w.again.x[c:], 1, min(callChannels, c1-c), 0, w.channels.extent[c:])
+		w.largest(w.again.x[first+c:], 1, min(callChannels, c1-c), 0, w.channels.extent[c:])
 	}
 	return true
 }
@@ -117,12 +116,14 @@ func (w *workspace) computesG() bool { return w.backward && w.again.act.kind != 
 const measureColumns = 8 * lanes
 
 // measureRow returns the largest magnitude of a channel. It ends at the first values of
-// which one is not finite, and then returns an infinity or NaN.
+// which one is not finite, and then returns an infinity or NaN. It begins with few values:
+// it may have to copy them, and an infinity or NaN is often everywhere.
 func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float32) {
-	g := w.geo
+	g, most := w.geo, measureColumns
 	for o := range g.outer {
-		for i := 0; i < g.inner; i += bufferLen {
-			n := min(bufferLen, g.inner-i)
+		for i, n := 0, 0; i < g.inner; i += n {
+			n = min(most, g.inner-i)
+			most = bufferLen
 			b := w.packRows(&w.again, buf, c, o, 1, i, n)
 			v := w.measured(buf, k, &b)
 			acc := buf.largest[:measureColumns]
@@ -253,47 +254,51 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	defer w.buffers.give(buf)
 	k := &buf.constants
 	if g.layout == cols {
-		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
+		l := &buf.list
+		for j := w.listFlagged(l, 0, c0, c1); l.n > 0; j = w.listFlagged(l, j, c0, c1) {
 			k.reset(w.geo.layout)
-			for i := range n {
-				c := w.channelOf(j + i)
-				flagged := c >= c0 && c < c1 && ch.flag[c]
-				if !w.backward {
-					power := 0
-					if flagged {
-						power = ch.powerX[c]
+			if w.backward {
+				for i, j := range l.at[:l.n] {
+					c := w.channelOf(j)
+					if computesG {
+						w.setZ(k, i, c)
 					}
-					k.setX(i, power)
-					continue
+					w.setSumPowers(k, i, c)
 				}
-				if computesG {
-					w.setZ(k, i, c)
-				}
-				w.setSumPowers(k, i, c, flagged)
+			} else {
+				w.setListedX(k, l)
 			}
 			for seg := range g.segments {
-				w.sumSpan(&w.again, seg, j, n, buf)
+				w.sumListed(seg, buf, l)
 			}
 		}
 	}
 	again, single := 0, g.single()
+	if single && g.layout == cols && !w.backward {
+		sumA, sumB, segmentA, segmentB, power := ch.sumA[c0:c1], ch.sumB[c0:c1], ch.segmentA[c0:c1], ch.segmentB[c0:c1], ch.powerX[c0:c1]
+		for i, flagged := range ch.flag[c0:c1] {
+			if flagged {
+				back := powerOf(-power[i])
+				sumA[i], sumB[i] = float64(segmentA[i]*back), float64(float64(segmentB[i]*back)*back)
+				again++
+			}
+		}
+		clear(ch.flag[c0:c1])
+		rescued.Add(int64(again))
+		return
+	}
 	for c := c0; c < c1; c++ {
 		if !ch.flag[c] {
 			continue
 		}
 		ch.flag[c] = false
 		again++
-		if single && g.layout == cols && !w.backward {
-			back := powerOf(-ch.powerX[c])
-			ch.sumA[c], ch.sumB[c] = float64(ch.segmentA[c]*back), float64(float64(ch.segmentB[c]*back)*back)
-			continue
-		}
 		if g.layout == rows {
 			k.reset(w.geo.layout)
 			if computesG {
 				w.setZ(k, 0, c)
 			}
-			w.setSumPowers(k, 0, c, true)
+			w.setSumPowers(k, 0, c)
 			s := w.rowScratch.take()
 			s.next.images = 0
 			for seg := range g.segments {
@@ -332,20 +337,62 @@ func xPower(mean, invstd float64) int {
 	return clampPower(p)
 }
 
-// setSumPowers sets the powers of row or column j, of channel c: the powers of the channel
-// if it is flagged, else 0. It also sets the mean that backward sums subtract from x.
-func (w *workspace) setSumPowers(k *constants, j, c int, flagged bool) {
+// setSumPowers sets the powers of row or column j to those of channel c, and the mean that
+// backward sums subtract from x.
+func (w *workspace) setSumPowers(k *constants, j, c int) {
 	ch := &w.channels
-	x, g := 0, 0
-	if flagged {
-		x, g = ch.powerX[c], ch.powerG[c]
-	}
-	k.setX(j, x)
+	k.setX(j, ch.powerX[c])
 	if !w.backward {
 		return
 	}
-	k.setG(j, g)
-	k.set(k.dx, j, fieldN, -float32(ldexp(ch.mean[c], x)))
+	k.setG(j, ch.powerG[c])
+	k.set(k.dx, j, fieldN, -float32(ldexp(ch.mean[c], ch.powerX[c])))
+}
+
+// setListedX sets the powers of x of the listed columns.
+func (w *workspace) setListedX(k *constants, l *columnList) {
+	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
+	power, scale := 0, powerOf32(0)
+	for i := 0; i < l.n; i += lanes {
+		record := (*[lanes]float32)(k.toX[i*coefLen+fieldA*lanes:])
+		for lane := range min(lanes, l.n-i) {
+			c := l.at[i+lane]
+			if !plain {
+				c = w.channelOf(c)
+			}
+			if p := powers[c]; p != power {
+				power, scale = p, powerOf32(p)
+				k.scalesX = true
+			}
+			record[lane] = scale
+		}
+	}
+}
+
+// listFlagged lists columns of flagged channels of c0 to c1-1, as many as have room, from
+// column j on. It returns the column after them.
+func (w *workspace) listFlagged(l *columnList, j, c0, c1 int) int {
+	g, flag := w.geo, w.channels.flag
+	l.n, l.apart = 0, true
+	add := func(j int) {
+		l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != j-1)
+		l.at[l.n] = j
+		l.n++
+	}
+	if g.width == g.channels {
+		for j = max(j, c0); j < c1 && l.n < mostSpan; j++ {
+			if flag[j] {
+				add(j)
+			}
+		}
+		return j
+	}
+	for ; j < g.width && l.n < mostSpan; j++ {
+		if c := w.channelOf(j); c >= c0 && c < c1 && flag[c] {
+			add(j)
+		}
+	}
+	return j
 }
 
 // sumScaledWindow takes the sums of scaled values over a window of a channel, in rows.
@@ -375,8 +422,12 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 
 // ---- which channels
 
-// overflowPower is the power of two for values whose squares overflow.
-const overflowPower = -100
+// Powers of two for values whose squares overflow, and for values whose squares are too
+// large but finite. Either does for all such values.
+const (
+	overflowPower = -100
+	largePower    = -50
+)
 
 // momentsAgain takes the moments again of channels whose variance can't be relied on: the
 // squares overflowed, or squares vanished that matter beside the variance and epsilon.
@@ -384,25 +435,28 @@ const overflowPower = -100
 func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
 	n, epsilon := w.values, w.plan.epsilon
-	// Sums that are surely safe need no division.
-	least, most := 2*sureMin*n, sureMax/2*n
+	// Sums that are surely safe, or surely are not, need no division.
+	least, most, unsafe := 2*sureMin*n, sureMax/2*n, 2*sureMax*n
 	if epsilon > 1 {
 		least = math.Inf(1)
 	}
 	looks, again := 0, 0
-	for c := c0; c < c1; c++ {
-		m2 := ch.sumB[c]
-		ch.flag[c] = false
+	sumA, sumB, flag, powerX := ch.sumA[c0:c1], ch.sumB[c0:c1], ch.flag[c0:c1], ch.powerX[c0:c1]
+	sumA, flag, powerX = sumA[:len(sumB)], flag[:len(sumB)], powerX[:len(sumB)]
+	for i, m2 := range sumB {
+		flag[i], powerX[i] = false, 0
 		switch {
 		case m2 >= least && m2 <= most:
-		case m2 > math.MaxFloat64 && ch.sumA[c]-ch.sumA[c] == 0:
-			// Only the squares overflowed, and all values are finite. One power does for
-			// the largest value of float32 and for the least whose square overflows.
-			ch.flag[c], ch.powerX[c], ch.powerG[c] = true, overflowPower, 0
+		case m2 > most && sumA[i]-sumA[i] == 0 && (m2 > unsafe || !sumsAreSafe(m2/n, epsilon)):
+			// Only the squares are too large, and all values are finite.
+			flag[i], powerX[i] = true, largePower
+			if m2 > math.MaxFloat64 {
+				powerX[i] = overflowPower
+			}
 			again++
-		case m2 != m2 && looked && !isNumber(ch.extent[c]):
+		case m2 != m2 && looked && !isNumber(ch.extent[c0+i]):
 		case !sumsAreSafe(m2/n, epsilon):
-			ch.flag[c], ch.powerX[c] = true, unknownPower
+			flag[i], powerX[i] = true, unknownPower
 			looks++
 		}
 	}
@@ -413,7 +467,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 		w.measure(c0, c1)
 		for c := c0; c < c1; c++ {
 			if !ch.flag[c] {
-				ch.flag[c] = again > 0 && math.IsInf(ch.sumB[c], 1) && ch.sumA[c]-ch.sumA[c] == 0
+				ch.flag[c] = ch.powerX[c] != 0
 				continue
 			}
 			switch e := ch.extent[c]; {
@@ -422,7 +476,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 			case e == 0:
 				ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
 			default:
-				ch.powerX[c], ch.powerG[c] = clampPower(-exponentOf(float64(e))), 0
+				ch.powerX[c] = clampPower(-exponentOf(float64(e)))
 			}
 		}
 	}

@@ -237,6 +237,8 @@ var architectures = map[string]rules{
 			"VORPS":        "AVX",
 			"VPADDQ":       "AVX2",
 			"VPCMPGTD":     "AVX2",
+			"VPERM2F128":   "AVX",
+			"VPERMILPS":    "AVX",
 			"VPERMPS":      "AVX2",
 			"VPMAXSD":      "AVX2",
 			"VPMINSD":      "AVX2",
@@ -298,6 +300,8 @@ var architectures = map[string]rules{
 		frame:     arm64{}.frame(),
 		forbidden: regexp.MustCompile(`\b(R16|R17|R18|R18_PLATFORM|R26|R27|REGTMP|R28|g|R29|R30|LR|RSP|SP)\b`),
 		features: map[string]string{
+			"BGT":     base,
+			"VEXT":    base,
 			"ADD":     base,
 			"ANDS":    base,
 			"ARG":     base, // two moves
