@@ -233,7 +233,7 @@ const (
 	amd64Params                         // two float32
 	amd64Param64                        // the first parameter as float64
 	amd64Bytes                          // bytes of the arguments of this call
-	amd64Far                            // 1 if an argument has far lanes, else 0
+	amd64Far                            // 0 if no argument has far lanes, 2 if these are merged, else 1
 	amd64Flags                          // for each flag: not 0 if it is set
 
 	amd64AreaLen    = amd64Flags + 8*len(flagNames)
@@ -295,42 +295,47 @@ func (l amd64) ifNone(v vec, label string) {
 
 func (l amd64) nothingFar() { l.printf("MOVQ $0, %d(R14)", amd64Far) }
 
-func (l amd64) eachFar(z []vec, body func(next string)) {
-	l.printf("PUSHQ AX")
+func (l amd64) beginFar() { l.printf("PUSHQ AX") }
+
+func (l amd64) eachFar(z vec, enter string, body func(next string)) {
+	l.printf("MOVQ $1, %d(R14)", amd64Far)
 	l.printf("MOVQ $0, AX")
 	loop, next := l.newLabel("vector"), l.newLabel("next")
 	l.label(loop)
-	for j, v := range z {
-		l.printf("VMOVUPS %d(R14)(AX*1), Y%d", j*vecBytes, v)
-	}
+	l.printf("VMOVUPS (R14)(AX*1), Y%d", z)
+	l.label(enter)
 	body(next)
-	for j, v := range z {
-		l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", v, amd64FarResults+j*vecBytes)
-	}
+	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", z, amd64FarResults)
 	l.label(next)
-	l.printf("ADDQ $%d, AX", len(z)*vecBytes)
+	l.printf("ADDQ $%d, AX", vecBytes)
 	l.printf("CMPQ AX, %d(R14)", amd64Bytes)
 	l.printf("JLT %s", loop)
 	l.printf("POPQ AX")
+}
+
+func (l amd64) alone(enter string) { // as the last vector of the loop
+	l.printf("MOVQ $2, %d(R14)", amd64Far)
+	l.printf("MOVQ %d(R14), AX", amd64Bytes)
+	l.printf("SUBQ $%d, AX", vecBytes)
+	l.jump(enter)
+}
+
+func (l amd64) ifEach(label string) {
+	l.printf("CMPQ %d(R14), $1", amd64Far)
+	l.printf("JEQ %s", label)
 }
 
 func (l amd64) saveFarResult(src vec, j int) {
 	l.printf("VMOVUPS Y%d, %d(R14)", src, amd64FarResults+j*vecBytes)
 }
 
-// The two vectors of twoFar give the processor twice as many instructions that don't wait
-// for one another.
-func (amd64) twoFar() bool { return true }
-
-func (l amd64) saveHere(src vec, j int) {
-	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", src, amd64FarResults+j*vecBytes)
+func (l amd64) rotate(dst, x vec, n int) {
+	imm := 0
+	for i := range 4 {
+		imm |= (i + n) % 4 << (2 * i)
+	}
+	l.printf("VPERMILPS $%d, Y%d, Y%d", imm, x, dst)
 }
-
-func (l amd64) widenSaved(dst vec, h int) {
-	l.printf("VCVTPS2PD %d(R14)(AX*1), Y%d", amd64FarResults+h*vecBytes/2, dst)
-}
-
-func (l amd64) someFar() { l.printf("MOVQ $1, %d(R14)", amd64Far) }
 
 func (l amd64) ifFar(label string) {
 	l.printf("CMPQ %d(R14), $0", amd64Far)
@@ -392,21 +397,4 @@ func (l amd64) narrow(dst vec, src pair) {
 	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", src[1], dst, dst)
 }
 
-func (l amd64) widenHalf(dst, src vec) { l.printf("VCVTPS2PD X%d, Y%d", src, dst) }
-
-func (l amd64) narrowHalf(dst, src vec) {
-	l.printf("VCVTPD2PSY Y%d, X%d", src, dst)
-	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", dst, dst, dst)
-}
-
 func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
-
-func (l amd64) rotate(dst, x vec, n int) {
-	imm := 0
-	for i := range 4 {
-		imm |= (i + n) % 4 << (2 * i)
-	}
-	l.printf("VPERMILPS $%d, Y%d, Y%d", imm, x, dst)
-}
-
-func (l amd64) swapHalves(dst, x vec) { l.printf("VPERM2F128 $1, Y%[1]d, Y%[1]d, Y%[2]d", x, dst) }

@@ -455,32 +455,39 @@ func (l arm64) ifNone(v vec, label string) {
 
 func (l arm64) nothingFar() { l.printf("MOVD ZR, %s", arm64Next) }
 
-func (l arm64) eachFar(z []vec, body func(next string)) {
-	l.someFar()
+func (l arm64) beginFar() {}
+
+func (l arm64) eachFar(z vec, enter string, body func(next string)) {
+	l.printf("MOVD %s, %s", arm64Area, arm64Next)
 	loop, next := l.newLabel("vector"), l.newLabel("next")
 	l.label(loop)
-	for j, v := range z {
-		l.loadFrom(v, j*vecBytes, arm64Next)
-	}
+	l.loadFrom(z, 0, arm64Next)
+	l.label(enter)
 	body(next)
-	for j, v := range z {
-		l.storeTo(v, arm64FarResults+j*vecBytes, arm64Next)
-	}
+	l.storeTo(z, arm64FarResults, arm64Next)
 	l.label(next)
-	l.printf("ADD $%d, %s", len(z)*vecBytes, arm64Next)
-	l.printf("SUBS $%d, %s", len(z), arm64Left)
+	l.printf("ADD $%d, %s", vecBytes, arm64Next)
+	l.printf("SUBS $1, %s", arm64Left)
 	l.printf("BGT %s", loop)
 }
+
+func (l arm64) alone(enter string) { // with none left, so that less than none are at the end
+	l.printf("MOVD %s, %s", arm64Area, arm64Next)
+	l.printf("MOVD ZR, %s", arm64Left)
+	l.jump(enter)
+}
+
+func (l arm64) ifEach(label string) { l.printf("TBZ $63, %s, %s", arm64Left, label) }
 
 func (l arm64) saveFarResult(src vec, j int) {
 	l.storeTo(src, arm64FarResults+j*vecBytes, arm64Area)
 }
 
-func (arm64) twoFar() bool        { return false }
-func (arm64) saveHere(vec, int)   { panic("see twoFar") }
-func (arm64) widenSaved(vec, int) { panic("see twoFar") }
-
-func (l arm64) someFar() { l.printf("MOVD %s, %s", arm64Area, arm64Next) }
+func (l arm64) rotate(dst, x vec, n int) {
+	for h := range 2 {
+		l.printf("VEXT $%d, V%d.B16, V%d.B16, V%d.B16", floatBytes*n, 2*int(x)+h, 2*int(x)+h, 2*int(dst)+h)
+	}
+}
 
 func (l arm64) ifFar(label string) { l.printf("CBNZ %s, %s", arm64Next, label) }
 
@@ -578,20 +585,4 @@ func (l arm64) below(dst, x, y, t vec) {
 
 func (l arm64) widen(dst pair, src vec)  { l.use(fcvtl, src, dst[0], dst[1]) }
 func (l arm64) narrow(dst vec, src pair) { l.use(fcvtn, src[0], src[1], dst) }
-
-func (l arm64) widenHalf(dst, src vec)  { l.use(fcvtlHalf, src, dst) }
-func (l arm64) narrowHalf(dst, src vec) { l.use(fcvtnHalf, src, dst) }
-
-func (l arm64) shift52(dst, x vec) { l.use(shl52, x, dst) }
-
-func (l arm64) rotate(dst, x vec, n int) {
-	for h := range 2 {
-		l.printf("VEXT $%d, V%d.B16, V%d.B16, V%d.B16", floatBytes*n, 2*int(x)+h, 2*int(x)+h, 2*int(dst)+h)
-	}
-}
-
-func (l arm64) swapHalves(dst, x vec) {
-	for h := range 2 {
-		l.printf("VORR V%[1]d.B16, V%[1]d.B16, V%[2]d.B16", 2*int(x)+1-h, 2*int(dst)+h)
-	}
-}
+func (l arm64) shift52(dst, x vec)       { l.use(shl52, x, dst) }

@@ -161,18 +161,18 @@ type lowering interface {
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
 	nothingFar()
-	// eachFar loads the vectors of a call into z, as many at a time as z has, and saves the
-	// results of body for farResult, unless body goes to next.
-	eachFar(z []vec, body func(next string))
+	// eachFar loads the vectors of a call into z, one after the other, and saves the
+	// results of body for farResult, unless body goes to next. alone goes to the label enter
+	// of body, which then runs for the vector in z alone. ifEach goes to a label if it ran
+	// for each vector. beginFar comes before both.
+	beginFar()
+	eachFar(z vec, enter string, body func(next string))
+	alone(enter string)
+	ifEach(label string)
 	saveFarResult(src vec, j int)
-	// twoFar reports whether eachFar is used for two vectors at a time. In its body,
-	// saveHere saves a vector in the place of its result, and widenSaved loads half h of
-	// the two.
-	twoFar() bool
-	saveHere(src vec, j int)
-	widenSaved(dst vec, h int)
-	someFar()
-	ifFar(label string) // after someFar, instead of nothingFar
+	// rotate sets lane i of each half of dst to lane i+n, modulo 4, of that half of x.
+	rotate(dst, x vec, n int)
+	ifFar(label string) // if a vector has far lanes
 	farResult(dst vec, j int)
 
 	// For polynomials in pieces. pieceIndex turns integers whose low 3 bits are the number
@@ -200,12 +200,6 @@ type lowering interface {
 	widen(dst pair, src vec)
 	narrow(dst vec, src pair) // dst may be the first of src
 	shift52(dst, x vec)       // shifts the bits of float64 left by 52
-	// widenHalf is widen for the lower half, and narrowHalf sets both halves.
-	widenHalf(dst, src vec)
-	narrowHalf(dst, src vec)
-	swapHalves(dst, x vec) // dst is not x
-	// rotate sets lane i of each half of dst to lane i+n, modulo 4, of that half of x.
-	rotate(dst, x vec, n int)
 }
 
 // target is an instruction set: it makes the lowering that prints to p.

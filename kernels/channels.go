@@ -178,11 +178,6 @@ func (c *chans) loop(body func()) {
 }
 
 // load64 and store64 move 8 float64.
-func (c *chans) add64(dst, x, y pair) { c.fn.add64(dst[:], x[:], y[:]) }
-func (c *chans) sub64(dst, x, y pair) { c.fn.sub64(dst[:], x[:], y[:]) }
-func (c *chans) mul64(dst, x, y pair) { c.fn.mul64(dst[:], x[:], y[:]) }
-func (c *chans) div64(dst, x, y pair) { c.fn.div64(dst[:], x[:], y[:]) }
-
 func (c *chans) load64(dst pair, a array) {
 	for h, v := range dst {
 		c.load(v, mem{base: a.at, off: h * vecBytes})

@@ -23,7 +23,6 @@ type computation struct {
 	quick func(f *fn)
 	near  *near
 	far   func(f *fn) // nil if there are no far arguments
-	two   bool        // far takes two vectors, too
 }
 
 // called has the functions in the order of actKind, after the inline activations.
@@ -32,11 +31,11 @@ var called = []function{
 	{"Clip", computation{quick: clip}, computation{quick: clipSlope}},
 	{"HardSigmoid", computation{quick: hardSigmoid}, computation{quick: hardSigmoidSlope}},
 	{"HardSwish", computation{quick: hardSwish}, computation{quick: hardSwishSlope}},
-	{"Sigmoid", sigmoid, computation{near: likeSigmoid(&coef.Sigmoid, product), far: sigmoidSlopeFar, two: true}},
+	{"Sigmoid", sigmoid, computation{near: likeSigmoid(&coef.Sigmoid, product), far: sigmoidSlopeFar}},
 	{"Tanh", computation{near: octaves(&coef.Tanh, coef.TanhScale, coef.TanhEdge, coef.TanhEnd, withSign)},
-		computation{near: likeSigmoid(&coef.TanhSlope, asItIs), far: tanhSlopeFar, two: true}},
-	{"SiLU", computation{near: likeSigmoid(&coef.SiLU, gated), far: siluFar, two: true},
-		computation{near: likeSigmoid(&coef.SiLUSlope, mirrored), far: siluSlopeFar, two: true}},
+		computation{near: likeSigmoid(&coef.TanhSlope, asItIs), far: tanhSlopeFar}},
+	{"SiLU", computation{near: likeSigmoid(&coef.SiLU, gated), far: siluFar},
+		computation{near: likeSigmoid(&coef.SiLUSlope, mirrored), far: siluSlopeFar}},
 	{"ELU", computation{near: octaves(&coef.Expm1, coef.Expm1Scale, coef.Expm1Edge, coef.Expm1End, elu)},
 		computation{near: likeSigmoid(&coef.Exp, eluSlope), far: eluSlopeFar}},
 	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar}, sigmoid},
@@ -48,7 +47,7 @@ var called = []function{
 		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar}},
 }
 
-var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar, two: true}
+var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
 
 // functions returns the text of all functions, and their symbols by [functionID].
 func functions(on target) (text string, symbols []string) {
@@ -78,7 +77,7 @@ func (c computation) text(on target, name string) string {
 		f.tableFirst()
 		f.back()
 	} else {
-		c.near.emit(f, c.far, c.two)
+		c.near.emit(f, c.far)
 	}
 	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
 }
@@ -88,11 +87,8 @@ type fn struct {
 	*asm
 	z, t vec // 8 float32; t is a temporary
 
-	// Far arguments: the vectors, and vectors of float64 for the halves of each. If there
-	// is one vector, or the lower half of one, it is z. If there are two, the vectors of s
-	// are the same one, and x is in memory.
-	zs            []vec
-	x, p, q, r, s []vec
+	// Pairs of vectors for far arguments.
+	x, p, q, r, s pair
 
 	// A quick function has another temporary, and holds constants and parameters for
 	// all of its vectors.
@@ -103,25 +99,8 @@ type fn struct {
 const constVec vec = numVecs - 1 // holds a constant until the next one
 
 func newFn(on target, name string) *fn {
-	f := &fn{asm: newAsm(on, name, ""), z: 12, t: 13}
-	f.one()
-	return f
-}
-
-// one, half and two set the vectors for one vector of far arguments, for the lower half of
-// one, whose results go to both halves, or for two.
-func (f *fn) one() {
-	v := func(i vec) []vec { return []vec{i, i + 1} }
-	f.zs, f.x, f.p, f.q, f.r, f.s = []vec{f.z}, v(2), v(4), v(6), v(8), v(10)
-}
-
-func (f *fn) half() {
-	f.one()
-	f.x, f.p, f.q, f.r, f.s = f.x[:1], f.p[:1], f.q[:1], f.r[:1], f.s[:1]
-}
-
-func (f *fn) two() {
-	f.zs, f.x, f.p, f.q, f.r, f.s = []vec{2, 3}, nil, []vec{4, 5, 6, 7}, []vec{8, 9, 10, 11}, []vec{2, 12, 3, 13}, []vec{14, 14, 14, 14}
+	v := func(i vec) pair { return pair{i, i + 1} }
+	return &fn{asm: newAsm(on, name, ""), x: v(2), p: v(4), q: v(6), r: v(8), s: v(10), z: 12, t: 13}
 }
 
 func (f *fn) entry32(c float32) int {
@@ -211,101 +190,45 @@ func (f *fn) abs(dst, z vec) {
 
 // Operations on float64, each on both halves.
 
-// result rounds x to float32 into the vectors of arguments. It overwrites x.
-func (f *fn) result(x []vec) {
-	if len(x) == 1 {
-		f.narrowHalf(f.z, x[0])
-		return
-	}
-	for j, z := range f.zs {
-		f.narrow(z, pair(x[2*j:2*j+2]))
-	}
-}
+// result rounds x to float32 into z. It overwrites x.
+func (f *fn) result(x pair) { f.narrow(f.z, x) }
 
-// widened sets dst to the arguments as float64.
-func (f *fn) widened(dst []vec) {
-	for j, z := range f.zs {
-		f.widenArgument(dst[2*j:min(2*j+2, len(dst))], z)
-	}
-}
-
-// widenArgument sets dst to the vector src as float64, or to its lower half.
-func (f *fn) widenArgument(dst []vec, src vec) {
-	if len(dst) == 1 {
-		f.widenHalf(dst[0], src)
-		return
-	}
-	f.widen(pair(dst), src)
-}
-
-// keep keeps the arguments as float64, for kept: in x, or in memory.
-func (f *fn) keep() {
-	if f.x != nil {
-		f.widened(f.x)
-		return
-	}
-	for j, z := range f.zs {
-		f.saveHere(z, j)
-	}
-}
-
-// kept returns the vector that has half h of the arguments. It may load it into t.
-func (f *fn) kept(h int, t vec) vec {
-	if f.x != nil {
-		return f.x[h]
-	}
-	f.widenSaved(t, h)
-	return t
-}
-
-func (f *fn) op64(o op, dst, x, y []vec) {
+func (f *fn) op64(o op, dst, x, y pair) {
 	for h := range dst {
 		f.op(o, dst[h], x[h], y[h])
 	}
 }
-func (f *fn) add64(dst, x, y []vec) { f.op64(opAdd64, dst, x, y) }
-func (f *fn) sub64(dst, x, y []vec) { f.op64(opSub64, dst, x, y) }
-func (f *fn) mul64(dst, x, y []vec) { f.op64(opMul64, dst, x, y) }
-func (f *fn) div64(dst, x, y []vec) { f.op64(opDiv64, dst, x, y) }
+func (f *fn) add64(dst, x, y pair) { f.op64(opAdd64, dst, x, y) }
+func (f *fn) sub64(dst, x, y pair) { f.op64(opSub64, dst, x, y) }
+func (f *fn) mul64(dst, x, y pair) { f.op64(opMul64, dst, x, y) }
+func (f *fn) div64(dst, x, y pair) { f.op64(opDiv64, dst, x, y) }
 
-func (f *fn) op64C(o op, dst, x []vec, c float64) {
+func (f *fn) op64C(o op, dst, x pair, c float64) {
 	for h := range dst {
 		f.opConstant(o, dst[h], x[h], f.entry64(math.Float64bits(c)))
 	}
 }
-func (f *fn) add64C(dst, x []vec, c float64) { f.op64C(opAdd64, dst, x, c) }
-func (f *fn) mul64C(dst, x []vec, c float64) { f.op64C(opMul64, dst, x, c) }
+func (f *fn) add64C(dst, x pair, c float64) { f.op64C(opAdd64, dst, x, c) }
+func (f *fn) mul64C(dst, x pair, c float64) { f.op64C(opMul64, dst, x, c) }
 
 // horner sets dst to a polynomial in x whose leading two steps are done.
-func (f *fn) horner(dst, x []vec, c ...float64) {
+func (f *fn) horner(dst, x pair, c ...float64) {
 	for _, v := range c {
 		f.mul64(dst, dst, x)
 		f.add64C(dst, dst, v)
 	}
 }
 
-// eachHalf calls do for each half, with vectors of one half. The vectors of s have no
-// values from one call of it to the next.
-func (f *fn) eachHalf(do func(p, q, r, s []vec)) {
-	for h := range f.p {
-		do(f.p[h:h+1], f.q[h:h+1], f.r[h:h+1], f.s[h:h+1])
-	}
-}
-
 // power takes y in p and leaves a in q, f in p and t in r. It overwrites s.
 func (f *fn) power() {
 	f.add64C(f.r, f.p, coef.Magic)
-	f.eachHalf(func(p, q, r, s []vec) {
-		f.op64C(opSub64, s, r, coef.Magic)
-		f.sub64(p, p, s)
-	})
-	f.eachHalf(func(p, q, r, s []vec) {
-		f.mul64(s, p, p)
-		f.mul64C(q, s, coef.ExpA1)
-		f.add64C(q, q, coef.ExpA0)
-		f.add64C(s, s, coef.ExpB0)
-		f.mul64(p, s, p)
-	})
+	f.op64C(opSub64, f.s, f.r, coef.Magic)
+	f.sub64(f.p, f.p, f.s)
+	f.mul64(f.s, f.p, f.p)
+	f.mul64C(f.q, f.s, coef.ExpA1)
+	f.add64C(f.q, f.q, coef.ExpA0)
+	f.add64C(f.s, f.s, coef.ExpB0)
+	f.mul64(f.p, f.s, f.p)
 }
 
 // exp2 takes y in p and leaves v in p and u in q. It overwrites r and s.
@@ -314,11 +237,9 @@ func (f *fn) exp2() {
 	for _, v := range f.r {
 		f.shift52(v, v)
 	}
-	f.eachHalf(func(p, q, r, s []vec) {
-		f.add64(s, q, p)
-		f.sub64(q, q, p)
-		f.op64(opAddInt64, p, s, r)
-	})
+	f.add64(f.s, f.q, f.p)
+	f.sub64(f.q, f.q, f.p)
+	f.op64(opAddInt64, f.p, f.s, f.r)
 }
 
 // ---- the functions
@@ -391,8 +312,8 @@ func hardSwishSlope(f *fn) {
 // ---- far
 
 func sigmoidFar(f *fn) {
-	f.clipArguments(tailEnd)
-	f.widened(f.p)
+	f.clip(f.z, f.z, -tailEnd, tailEnd)
+	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	f.add64(f.q, f.p, f.q)
@@ -400,26 +321,17 @@ func sigmoidFar(f *fn) {
 	f.result(f.p)
 }
 
-// clipArguments clips the arguments to -end and end.
-func (f *fn) clipArguments(end float32) {
-	for _, z := range f.zs {
-		f.clip(z, z, -end, end)
-	}
-}
-
 // bell takes y in p and leaves v*u in p and (v+u)^2 in q.
 func bell(f *fn) {
 	f.exp2()
-	f.eachHalf(func(p, q, _, s []vec) {
-		f.add64(s, p, q)
-		f.mul64(p, p, q)
-		f.mul64(q, s, s)
-	})
+	f.add64(f.s, f.p, f.q)
+	f.mul64(f.p, f.p, f.q)
+	f.mul64(f.q, f.s, f.s)
 }
 
 func sigmoidSlopeFar(f *fn) {
-	f.clipArguments(tailEnd)
-	f.widened(f.p)
+	f.clip(f.z, f.z, -tailEnd, tailEnd)
+	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	bell(f)
 	f.div64(f.p, f.p, f.q)
@@ -427,8 +339,8 @@ func sigmoidSlopeFar(f *fn) {
 }
 
 func tanhSlopeFar(f *fn) {
-	f.clipArguments(tanhTail)
-	f.widened(f.p)
+	f.clip(f.z, f.z, -tanhTail, tanhTail)
+	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.TwoLog2E)
 	bell(f)
 	f.mul64C(f.p, f.p, 4)
@@ -437,51 +349,43 @@ func tanhSlopeFar(f *fn) {
 }
 
 func siluFar(f *fn) {
-	for _, z := range f.zs {
-		f.atLeast(z, z, -tailEnd)
-	}
-	f.keep()
-	for _, z := range f.zs {
-		f.atMost(z, z, tailEnd)
-	}
-	f.widened(f.p)
+	f.atLeast(f.z, f.z, -tailEnd)
+	f.atMost(f.t, f.z, tailEnd)
+	f.widen(f.x, f.z)
+	f.widen(f.p, f.t)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	f.add64(f.q, f.p, f.q)
-	for h, p := range f.p {
-		f.op(opMul64, p, p, f.kept(h, f.s[h]))
-	}
+	f.mul64(f.p, f.p, f.x)
 	f.div64(f.p, f.p, f.q)
 	f.result(f.p)
 }
 
 func siluSlopeFar(f *fn) {
-	f.clipArguments(tailEnd)
-	f.keep()
-	f.widened(f.p)
-	f.mul64C(f.p, f.p, coef.Log2E)
+	f.clip(f.z, f.z, -tailEnd, tailEnd)
+	f.widen(f.x, f.z)
+	f.mul64C(f.p, f.x, coef.Log2E)
 	f.exp2()
 	gate(f)
 }
 
-// gate takes x as kept, and v, u in p, q, and ends with (x*u + s)*v / s^2 for s = v+u.
+// gate takes x in x and v, u in p, q, and ends with (x*u + s)*v / s^2 for
+// s = v+u.
 func gate(f *fn) {
-	for h, r := range f.r {
-		f.op(opMul64, r, f.kept(h, r), f.q[h])
-	}
-	f.add64(f.q, f.p, f.q)
-	f.add64(f.r, f.r, f.q)
-	f.mul64(f.r, f.r, f.p)
-	f.mul64(f.q, f.q, f.q)
-	f.div64(f.r, f.r, f.q)
-	f.result(f.r)
+	f.add64(f.s, f.p, f.q)
+	f.mul64(f.x, f.x, f.q)
+	f.add64(f.x, f.x, f.s)
+	f.mul64(f.x, f.x, f.p)
+	f.mul64(f.s, f.s, f.s)
+	f.div64(f.x, f.x, f.s)
+	f.result(f.x)
 }
 
 func eluSlopeFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.atLeast(f.z, f.z, -eluTail)
 	f.negative(f.z)
-	f.widenArgument(f.p, f.z)
+	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, coef.Log2E)
 	f.exp2()
 	for h := range f.s {
@@ -497,7 +401,7 @@ func softplusFar(f *fn) {
 	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, tailEnd)
-	f.widenArgument(f.p, f.z)
+	f.widen(f.p, f.z)
 	f.mul64C(f.p, f.p, -coef.Log2E)
 	f.exp2()
 	f.add64(f.q, f.q, f.q)
@@ -508,14 +412,14 @@ func softplusFar(f *fn) {
 	f.add64C(f.p, f.p, coef.Log1p3)
 	f.horner(f.p, f.q, coef.Log1p2, coef.Log1p1, coef.Log1p0)
 	f.mul64(f.p, f.p, f.x)
-	f.widenArgument(f.q, f.t)
+	f.widen(f.q, f.t)
 	f.add64(f.p, f.p, f.q)
 	f.result(f.p)
 }
 
 // mishParts takes an argument, in x or p, and leaves v in p, u in q, u*u in r and
 // n in s.
-func mishParts(f *fn, argument []vec) {
+func mishParts(f *fn, argument pair) {
 	f.mul64C(f.p, argument, coef.Log2E)
 	f.exp2()
 	f.add64(f.s, f.q, f.q)
@@ -527,8 +431,8 @@ func mishParts(f *fn, argument []vec) {
 func mishFar(f *fn) {
 	f.atLeast(f.z, f.z, -tailEnd)
 	f.atMost(f.t, f.z, mishEnd)
-	f.widenArgument(f.x, f.z)
-	f.widenArgument(f.p, f.t)
+	f.widen(f.x, f.z)
+	f.widen(f.p, f.t)
 	mishParts(f, f.p)
 	f.add64(f.r, f.r, f.r)
 	f.add64(f.r, f.s, f.r)
@@ -539,7 +443,7 @@ func mishFar(f *fn) {
 
 func mishSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -tailEnd, mishEnd)
-	f.widenArgument(f.x, f.z)
+	f.widen(f.x, f.z)
 	mishParts(f, f.x)
 	f.add64(f.q, f.p, f.q)
 	f.mul64(f.q, f.q, f.p)
@@ -572,13 +476,13 @@ func geluFar(f *fn) {
 	f.keepPositive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
-	f.widenArgument(f.x, f.z)
+	f.widen(f.x, f.z)
 	tail(f)
 	f.mul64(f.r, f.r, f.p)
 	f.mul64(f.r, f.r, f.x)
 	f.mul64(f.q, f.q, f.s)
 	f.div64(f.r, f.r, f.q)
-	f.widenArgument(f.p, f.t)
+	f.widen(f.p, f.t)
 	f.sub64(f.p, f.p, f.r)
 	f.result(f.p)
 }
@@ -587,7 +491,7 @@ func geluSlopeFar(f *fn) {
 	f.positive(f.t, f.z)
 	f.abs(f.z, f.z)
 	f.atMost(f.z, f.z, geluEnd)
-	f.widenArgument(f.x, f.z)
+	f.widen(f.x, f.z)
 	tail(f)
 	f.mul64C(f.x, f.x, coef.InvSqrt2Pi)
 	f.mul64(f.x, f.x, f.s)
@@ -614,10 +518,10 @@ func tanhArgument(f *fn) {
 func geluTanhFar(f *fn) {
 	f.atLeast(f.z, f.z, -geluTanhEnd)
 	f.atMost(f.t, f.z, geluTanhEnd)
-	f.widenArgument(f.x, f.t)
+	f.widen(f.x, f.t)
 	tanhArgument(f)
 	f.exp2()
-	f.widenArgument(f.x, f.z)
+	f.widen(f.x, f.z)
 	f.add64(f.q, f.p, f.q)
 	f.mul64(f.p, f.p, f.x)
 	f.div64(f.p, f.p, f.q)
@@ -626,7 +530,7 @@ func geluTanhFar(f *fn) {
 
 func geluTanhSlopeFar(f *fn) {
 	f.clip(f.z, f.z, -geluTanhEnd, geluTanhEnd)
-	f.widenArgument(f.x, f.z)
+	f.widen(f.x, f.z)
 	tanhArgument(f)
 	f.exp2()
 	// 2w'*x in x; x*x is computed again.

@@ -114,14 +114,6 @@ var (
 		encoding{"FCVTN2 l1.D2, d0.S4", 0x4e616800, "l1<<5|d0"},
 		encoding{"FCVTN h0.D2, d1.S2", 0x0e616800, "h0<<5|d1"},
 		encoding{"FCVTN2 h1.D2, d1.S4", 0x4e616800, "h1<<5|d1"})
-	// the same of the first 4 float32; back, they go to both halves
-	fcvtlHalf = define("WIDENHALF", "xd",
-		encoding{"FCVTL2 x0.S4, d1.D2", 0x4e617800, "x0<<5|d1"},
-		encoding{"FCVTL x0.S2, d0.D2", 0x0e617800, "x0<<5|d0"})
-	fcvtnHalf = define("NARROWHALF", "xd",
-		encoding{"FCVTN x0.D2, d0.S2", 0x0e616800, "x0<<5|d0"},
-		encoding{"FCVTN2 x1.D2, d0.S4", 0x4e616800, "x1<<5|d0"},
-		encoding{"VMOV d0.B16, d1.B16", 0x4ea01c00, "d0<<16|d0<<5|d1"})
 
 	// the largest of 8 integers
 	maxOfAll = define("MAXOFALL", "d",

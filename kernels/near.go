@@ -97,11 +97,11 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 	return u
 }
 
-// emit prints the function, with far for what is far. If all arguments of a call are far,
-// there are no polynomials. If some are, far computes them first, and their results
-// replace those of the polynomials. NaN is not far: the polynomials make NaN of it. two
-// says that far can take two vectors at a time.
-func (n *near) emit(f *fn, far func(f *fn), two bool) {
+// emit prints the function, with far for what is far: those vectors of a call that
+// have something far are computed that way first, and behind the polynomials it takes
+// the place of what they made of it. Where all is far, there are no polynomials. NaN is not
+// far: the polynomials make NaN of it.
+func (n *near) emit(f *fn, far func(f *fn)) {
 	var x, u, v [4]vec
 	for j := range x {
 		x[j] = firstArg + vec(j)
@@ -127,28 +127,33 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 	f.back()
 
 	if far != nil {
-		notANumber, whole, again := f.newLabel("nan"), f.newLabel("whole"), f.newLabel("again")
-		merged, full, apart := f.newLabel("merged"), f.newLabel("full"), f.newLabel("apart")
+		notANumber, whole := f.newLabel("nan"), f.newLabel("whole")
+		vector, apart, again := f.newLabel("vector"), f.newLabel("apart"), f.newLabel("again")
 		f.label(some)
-		d := n.distance(f, x[:], u[:])
-		f.op(opMinInt, u[0], d[0], d[1])
-		f.op(opMinInt, u[1], d[2], d[3])
-		f.op(opMinInt, u[0], u[0], u[1])
-		f.all(opGT, u[:1], u[:1], n.far)
-		f.all(opXor, u[:1], u[:1], math.Float32frombits(math.MaxUint32))
-		f.ifNone(u[0], whole) // far computes NaN as well
 		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
 		f.op(opOr, u[0], v[0], v[1])
 		f.op(opOr, u[1], v[2], v[3])
 		f.op(opOr, u[0], u[0], u[1])
 		f.ifNone(u[0], notANumber)
-		f.merge(x[:], u[:], v[:], apart, full)
-		f.half()
-		far(f)
-		f.one()
-		f.label(merged)
-		f.someFar()
-		f.saveFarResult(f.z, 0)
+		f.beginFar()
+		f.op(opAnd, u[0], v[0], v[1])
+		f.op(opAnd, u[1], v[2], v[3])
+		f.op(opAnd, u[0], u[0], u[1])
+		f.all(opXor, u[:1], u[:1], math.Float32frombits(math.MaxUint32))
+		f.ifNone(u[0], apart) // all are far
+		f.merge(x[:], u[:], v[:], apart)
+		f.alone(vector)
+		f.label(apart)
+		f.eachFar(f.z, vector, func(next string) {
+			x, u := []vec{f.t}, []vec{f.t}
+			f.move(f.t, f.z)
+			n.argument(f, x)
+			f.all(opGT, x, n.distance(f, x, u), n.far)
+			f.ifNone(f.t, next)
+			far(f)
+		})
+		f.ifEach(again)
+		f.saveFarResult(f.z, 0) // of the vectors that were merged
 		for j := 1; j < 4; j++ {
 			f.rotate(f.t, f.z, 4-j)
 			f.saveFarResult(f.t, j)
@@ -158,6 +163,13 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 			f.argument(x[j], j)
 		}
 		n.argument(f, x[:])
+		// Is something near, or NaN?
+		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
+		f.op(opAnd, v[0], v[0], v[1])
+		f.op(opAnd, v[2], v[2], v[3])
+		f.op(opAnd, v[0], v[0], v[2])
+		f.all(opXor, v[:1], v[:1], math.Float32frombits(math.MaxUint32))
+		f.ifNone(v[0], whole)
 		f.jump(inside)
 
 		f.label(notANumber)
@@ -176,27 +188,7 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 		}
 		f.back()
 
-		f.label(full)
-		far(f)
-		f.jump(merged)
-
-		f.label(apart)
-		f.someFar()
-		f.eachFar([]vec{f.z}, func(next string) {
-			x, u := []vec{f.t}, []vec{f.t}
-			f.move(f.t, f.z)
-			n.argument(f, x)
-			f.all(opGT, x, n.distance(f, x, u), n.far)
-			f.ifNone(f.t, next)
-			far(f)
-		})
-		f.jump(again)
-
 		f.label(whole)
-		if two && f.twoFar() {
-			f.two()
-		}
-		f.eachFar(f.zs, func(string) { far(f) })
 		for j := range x {
 			f.farResult(x[j], j)
 		}
@@ -207,9 +199,9 @@ func (n *near) emit(f *fn, far func(f *fn), two bool) {
 
 // merge puts the far lanes of the four arguments of a call together in z, and 0 into its
 // other lanes. far has masks of these lanes. It goes to apart if two vectors have far lanes
-// in the same place, and to full if the far lanes don't fit into the lower half of z. The vectors are rotated first, since columns of the same kind are often 8 or a
-// multiple apart, or the vectors have the same columns. It changes all vectors.
-func (f *fn) merge(x, u, far []vec, apart, full string) {
+// in the same place. The vectors are rotated first, since columns of the same kind are
+// often 8 or a multiple apart, or the vectors have the same columns. It changes all vectors.
+func (f *fn) merge(x, u, far []vec, apart string) {
 	for j := range x {
 		f.argument(x[j], j)
 		if j > 0 {
@@ -232,11 +224,6 @@ func (f *fn) merge(x, u, far []vec, apart, full string) {
 	f.op(opOr, x[0], x[0], x[1])
 	f.op(opOr, x[2], x[2], x[3])
 	f.op(opOr, f.z, x[0], x[2])
-	f.swapHalves(t, seen)
-	f.op(opAnd, t, t, seen)
-	f.ifAny(t, full)
-	f.swapHalves(t, f.z)
-	f.op(opOr, f.z, f.z, t)
 }
 
 // polynomials replaces x by the results. Each instruction is repeated for the four

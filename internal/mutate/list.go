@@ -239,7 +239,7 @@ var mutations = []mutation{
 	{name: "rows: the images of a group are adjacent", file: "rows.go", pkg: ".", tests: "TestBits$",
 		old: "k.imageGap = (g.channels - (c1 - c0)) * g.inner", new: "k.imageGap = 0"},
 	{name: "cols: the rest is not summed", file: "cols.go", pkg: ".", tests: "TestBits$",
-		old: "b1 == g.windows && rest > 0 {", new: "b1 < 0 && rest > 0 {"},
+		old: "b1 == g.windows && k.rest > 0 {", new: "b1 < 0 && k.rest > 0 {"},
 	{name: "cols: the rest is not written", file: "cols.go", pkg: ".", tests: "TestBits$",
 		old: "if r1 == g.height && g.rest > 0 {", new: "if false {"},
 	{name: "cols: the probe is a window", file: "cols.go", pkg: ".", tests: "TestBits$",
