@@ -135,12 +135,12 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
 // group returns the number of channels in a group, given the bytes of a channel. A group
-// has about groupLen values per image, fits into its share of the second-level
-// cache, and has whole vectors of channels if there are enough. Where rows don't end
-// with a cache line, it is larger: adjacent rows that make whole lines; or as many as fill
-// twice the share of the cache, up to the next power of two, which leaves the fewest
-// groups that begin within a vector; at least adjacent rows that make whole vectors, if
-// they are not longer than groupLen.
+// has about groupLen values per image, fits into its share of the second-level cache, and
+// has whole vectors of channels if there are enough. Where rows don't end with a cache
+// line, it also ends with a line if it has room for so many rows. If it has not, it fills
+// twice its share, up to the next power of two, which leaves the fewest groups that begin
+// within a vector. It has at least the rows of whole vectors, if these are not longer than
+// groupLen.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1

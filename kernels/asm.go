@@ -161,10 +161,10 @@ type lowering interface {
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
 	nothingFar()
-	// eachFar loads the vectors of a call into z, one after the other, and saves the
-	// results of body for farResult, unless body goes to next. alone goes to the label enter
-	// of body, which then runs for the vector in z alone. ifEach goes to a label if it ran
-	// for each vector. beginFar comes before both.
+	// eachFar loads the vectors of a call into z, one after the other. It saves the results
+	// of body for farResult, unless body goes to next. alone runs body, from the label enter
+	// on, for the vector in z alone. ifEach goes to a label if body ran for each vector.
+	// beginFar comes before both.
 	beginFar()
 	eachFar(z vec, enter string, body func(next string))
 	alone(enter string)

@@ -97,10 +97,11 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 	return u
 }
 
-// emit prints the function, with far for what is far: those vectors of a call that
-// have something far are computed that way first, and behind the polynomials it takes
-// the place of what they made of it. Where all is far, there are no polynomials. NaN is not
-// far: the polynomials make NaN of it.
+// emit prints the function, with far for arguments that are far from 0. If a call has
+// some, they are computed first. The far lanes of the four vectors are merged into one
+// vector, unless two of them are in the same place: then the vectors are taken one after
+// the other. The results replace those of the polynomials. If all arguments are far, there
+// are no polynomials. NaN is not far: the polynomials make NaN of it.
 func (n *near) emit(f *fn, far func(f *fn)) {
 	var x, u, v [4]vec
 	for j := range x {
