@@ -175,19 +175,27 @@ func (w *workspace) writePanel(i, c, rows, n int) {
 }
 
 // rowsCollide reports whether the rows of a group lie so far apart that their cache
-// lines share a few sets of the first-level cache, and evict each other before their
-// second half is read. It assumes that all tensors begin at the same offset in a page.
+// lines share a few sets of the first-level cache. Lines of many tensors evict each other
+// then before their second half is read. With one input, loads wait for stores at the same
+// offset in a page, while the constants of single rows cost little. It assumes that all
+// tensors begin at the same offset in a page.
 func (w *workspace) rowsCollide() bool {
 	if w.plan.path != PathAVX2 {
 		return false
 	}
-	const waySize, ways = 4096, 8 // of a first-level cache on amd64
 	tensors := 0
 	for _, t := range [...][]float32{w.apply.x, w.apply.dy, w.apply.res, w.apply.y, w.apply.dres} {
 		if t != nil {
 			tensors++
 		}
 	}
-	sets := waySize / gcd(4*w.geo.width, waySize)
-	return tensors*groupSize/min(sets, groupSize) > ways
+	return collide(tensors, w.geo.width)
+}
+
+// collide is rowsCollide for the rows of so many tensors.
+func collide(tensors, width int) bool {
+	const waySize, ways = 4096, 8 // of a first-level cache on amd64
+	sets := waySize / gcd(4*width, waySize)
+	lines := tensors * groupSize / min(sets, groupSize) // in a set
+	return lines > ways || tensors == 2 && lines > groupSize/2
 }

@@ -289,3 +289,18 @@ func TestSituation(t *testing.T) {
 		t.Errorf("forward: %+v, want %+v", got, want)
 	}
 }
+
+func TestCollide(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		tensors, width int
+		want           bool
+	}{
+		{2, 64, false}, {2, 256, false}, {2, 1000, false}, {2, 512, true}, {2, 1024, true}, {2, 1536, true}, {2, 4096, true},
+		{3, 512, false}, {3, 1000, false}, {3, 1024, true}, {3, 4096, true}, {5, 512, true}, {5, 256, false},
+	} {
+		if got := collide(c.tensors, c.width); got != c.want {
+			t.Errorf("rows of %d tensors with %d columns collide: %v, want %v", c.tensors, c.width, got, c.want)
+		}
+	}
+}
