@@ -194,6 +194,8 @@ var mutations = []mutation{
 		old: "return a.begin < b.end && b.begin < a.end", new: "return a.begin == b.begin"},
 	{name: "operands: neither of a pair is an output", file: "operands.go", pkg: ".", tests: "TestOverlap|TestAliases",
 		old: "|| !a.output && !b.output {", new: "|| !a.output {"},
+	{name: "cols: loads that wait for stores", file: "cols.go", pkg: ".", tests: "TestCollide",
+		old: "|| tensors == 2 && lines > groupSize/2", new: ""},
 	{name: "group: rows that begin within a vector", file: "schedule.go", pkg: ".", tests: "TestChoose",
 		old: "n = max(n, vectors)", new: "n = max(n, 1)"},
 	{name: "group: rows that end within a line", file: "schedule.go", pkg: ".", tests: "TestChoose",
