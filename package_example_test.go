@@ -1,6 +1,7 @@
 package batchnorm_test
 
 import (
+	"errors"
 	"fmt"
 	"log"
 
@@ -8,19 +9,16 @@ import (
 )
 
 // A training step: four samples of two channels. The loss is the sum of y, so that
-// its gradient is 1 everywhere. README.md shows this example.
+// its gradient is 1 everywhere. Errors are joined, since a method of a nil Layer returns
+// one as well. README.md shows this example.
 func Example() {
 	layer, err := batchnorm.NewLayer(2, batchnorm.WithActivation(batchnorm.ReLU))
-	if err != nil {
-		log.Fatal(err)
-	}
 	shape := batchnorm.Shape{Outer: 4, Channels: 2, Inner: 1} // or NCHW(4, 2), NHWC(...), Axis(...)
 	x, y := []float32{1, 10, 3, 30, 1, 10, 3, 30}, make([]float32, 8)
-	if err := layer.Forward(batchnorm.LayerForwardArgs{Shape: shape, X: x, Y: y}); err != nil {
-		log.Fatal(err)
-	}
 	dy, dx := []float32{1, 1, 1, 1, 1, 1, 1, 1}, make([]float32, 8)
-	if err := layer.Backward(batchnorm.LayerBackwardArgs{DY: dy, DX: dx}); err != nil {
+	err = errors.Join(err, layer.Forward(batchnorm.LayerForwardArgs{Shape: shape, X: x, Y: y}))
+	err = errors.Join(err, layer.Backward(batchnorm.LayerBackwardArgs{DY: dy, DX: dx}))
+	if err != nil {
 		log.Fatal(err)
 	}
 	for c := range layer.Gamma {
