@@ -181,7 +181,7 @@ func TestHugeScaleFarFromZero(t *testing.T) {
 	t.Parallel()
 	inf := float32(math.Inf(1))
 	for _, s := range layouts(40) {
-		for _, mean := range []float64{0x1p60, -0x1p90, 0x1p100, 0x1p127, 0x1.fffffep127} {
+		for _, mean := range []float64{0x1p60, -0x1p90, 0x1p100, -0x1p126, 0x1p127, 0x1.fffffep127} {
 			for _, epsilon := range []float64{0x1p-80, 0x1p-200, 0x1p-250} {
 				for _, gamma := range []float32{1, -0x1p40, 0x1p120} {
 					p := newProblem(s, bare)

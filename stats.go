@@ -135,7 +135,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	}
 	f.m = float32(mean)
 	b := beta - float64((mean-float64(f.m))*scale)
-	if f.power != 0 { // x-m is 0, or so large that z is infinite all the same
+	if f.wide { // x-m is 0, or so large that z is infinite all the same
 		scale, b = limited(scale), limited(b)
 	}
 	f.a, f.b = float32(scale), float32(b)
