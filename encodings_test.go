@@ -218,7 +218,8 @@ func TestNothingFused(t *testing.T) {
 				}
 			}
 			if functions < 100 || scalars < 20 || !fused["main.fused32"] || !fused["main.fused64"] {
-				t.Errorf("the listing has %d functions, %d of them of activations, and fused instructions in %v: this test does not see what it should", functions, scalars, fused)
+				t.Errorf("the listing has %d functions, %d of them of activations, and fused instructions in %v: this test does not see what it should",
+					functions, scalars, fused)
 			}
 		})
 	}

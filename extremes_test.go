@@ -196,7 +196,8 @@ func TestHugeScaleFarFromZero(t *testing.T) {
 					r := p.checkSame(t, configs(), slices.Clone)
 					for i := range p.x {
 						if want := p.beta[channelOf(s, i)]; r.y[i] != want || r.inferred[i] != want {
-							t.Fatalf("%v, all %g, epsilon %g, gamma %g: y[%d] is %g, and %g in inference, want %g", s, mean, epsilon, gamma, i, r.y[i], r.inferred[i], want)
+							t.Fatalf("%v, all %g, epsilon %g, gamma %g: y[%d] is %g, and %g in inference, want %g",
+								s, mean, epsilon, gamma, i, r.y[i], r.inferred[i], want)
 						}
 					}
 					p.ops = inference

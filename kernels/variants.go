@@ -56,7 +56,6 @@ type family struct {
 	kernel  kernel
 	layouts []layout
 	acts    []activation
-	always  flags // every variant has these
 	// optional are the flags that a variant may have. There is a variant for each set of
 	// them. A kernel with calls is one variant, which tests the flags in every call: the
 	// tests take little time beside the function.
@@ -123,12 +122,12 @@ func variants() []variant {
 			for _, act := range f.acts {
 				optional := f.optional(act)
 				if act.called {
-					list = append(list, variant{f, l, act, f.always, optional, nil})
+					list = append(list, variant{f, l, act, 0, optional, nil})
 					continue
 				}
 				for set := range numFlags {
 					if set&^optional == 0 {
-						list = append(list, variant{f, l, act, set | f.always, 0, nil})
+						list = append(list, variant{f, l, act, set, 0, nil})
 					}
 				}
 			}

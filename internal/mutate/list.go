@@ -231,7 +231,8 @@ var mutations = []mutation{
 		reason: "it only takes longer: each value is read before it is stored"},
 
 	// rows and columns
-	{name: "rows: the group that is pending last is not written", file: "rows.go", pkg: ".", tests: "TestEachOperandMisaligned|TestAliases|TestSweepLengths",
+	{name: "rows: the group that is pending last is not written", file: "rows.go", pkg: ".",
+		tests: "TestEachOperandMisaligned|TestAliases|TestSweepLengths",
 		old: "	w.writeAll(pending)\n	w.giveRowScratch(s)", new: "	w.giveRowScratch(s)"},
 	{name: "rows: scratch memory keeps the caller's tensors alive", file: "rows.go", pkg: ".", tests: "TestPlanForgets",
 		old: "	s.args, s.next = kernelArgs{}, kernelArgs{}\n", new: ""},
