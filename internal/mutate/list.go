@@ -233,7 +233,7 @@ var mutations = []mutation{
 	// rows and columns
 	{name: "rows: the group that is pending last is not written", file: "rows.go", pkg: ".",
 		tests: "TestEachOperandMisaligned|TestAliases|TestSweepLengths",
-		old: "	w.writeAll(pending)\n	w.giveRowScratch(s)", new: "	w.giveRowScratch(s)"},
+		old:   "	w.writeAll(pending)\n	w.giveRowScratch(s)", new: "	w.giveRowScratch(s)"},
 	{name: "rows: scratch memory keeps the caller's tensors alive", file: "rows.go", pkg: ".", tests: "TestPlanForgets",
 		old: "	s.args, s.next = kernelArgs{}, kernelArgs{}\n", new: ""},
 	{name: "rows: all short rows have the first's constants", file: "rows.go", pkg: ".",
