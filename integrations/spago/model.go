@@ -23,6 +23,7 @@ import (
 	"encoding/gob"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/fusedbn/batchnorm"
@@ -222,11 +223,10 @@ func (m *Model) plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 	return m.plans.Plan(s)
 }
 
-// activations are those that need no parameter.
-var activations = []batchnorm.Activation{
-	batchnorm.Identity, batchnorm.ReLU, batchnorm.HardSigmoid, batchnorm.HardSwish, batchnorm.Sigmoid, batchnorm.Tanh,
-	batchnorm.SiLU, batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU, batchnorm.GELUTanh,
-}
+// activations are those without parameters; the names of the others end with theirs.
+var activations = slices.DeleteFunc(batchnorm.Activations(), func(a batchnorm.Activation) bool {
+	return strings.HasSuffix(a.String(), ")")
+})
 
 func activation(name string) (batchnorm.Activation, error) {
 	if name == "" {
