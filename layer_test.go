@@ -270,7 +270,7 @@ func TestLayerErrors(t *testing.T) {
 			{"no y", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) { f.Y = nil },
 				batchnorm.ErrMissing, []string{"y"}},
 			{"y in x", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) { f.Y = f.X },
-				batchnorm.ErrAlias, []string{"x", "y"}},
+				batchnorm.ErrAlias, []string{"x", "y", "Backward reads x"}},
 			{"y in residual", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) {
 				f.Y = f.Residual
 			},
