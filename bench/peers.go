@@ -666,7 +666,7 @@ func (s standing) verdict() string {
 	if s.goal == 0 {
 		return ""
 	}
-	text := fmt.Sprintf("mean %.2f of %.3g", s.mean, s.goal)
+	text := fmt.Sprintf("mean %.2f, goal %.3g", s.mean, s.goal)
 	if s.contest.least > 0 {
 		text += fmt.Sprintf("; %d of %d cells below %.3g", s.below, s.cells, s.contest.least)
 	}
