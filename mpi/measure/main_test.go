@@ -63,7 +63,7 @@ func TestModelIsPackage(t *testing.T) {
 			for _, c := range counts {
 				messages, elements = max(messages, c.messages), max(elements, c.elements)
 			}
-			k := m.cost(ways[0], ranks, channels)
+			k := m.cost(protocols[0], ranks, channels)
 			if k.messages != messages {
 				t.Errorf("%d ranks, %d channels: %d messages in the model, %d in the package", ranks, channels, k.messages, messages)
 			}
@@ -79,13 +79,13 @@ func TestModelIsPackage(t *testing.T) {
 // that several send to one come in one after the other.
 func TestSimulation(t *testing.T) {
 	m := &model{far: 1, near: 1, beta: 0.5, node: 1}
-	two := way{"", func(*model, int, int) []phase {
+	two := protocol{"", func(*model, int, int) []phase {
 		return []phase{func(rank int) []message { return []message{{1 - rank, 4}, {1 - rank, 2}} }}
 	}}
 	if k := m.cost(two, 2, 1); k.seconds != 3+2 || k.messages != 2 || k.bytes != 6 {
 		t.Errorf("two ranks: %+v", k)
 	}
-	crowd := way{"", func(*model, int, int) []phase {
+	crowd := protocol{"", func(*model, int, int) []phase {
 		return []phase{func(rank int) (list []message) {
 			if rank > 0 {
 				list = append(list, message{0, 2})

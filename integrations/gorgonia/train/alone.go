@@ -30,7 +30,7 @@ var alone = []caseAlone{
 // none is no batch norm.
 func none(x, _, _ *gorgonia.Node) (*gorgonia.Node, error) { return x, nil }
 
-// outcome is how one batch norm did.
+// outcome has the errors and times of one batch norm.
 type outcome struct {
 	y, dx   float64 // largest error, relative to the largest value or 1
 	seconds []float64

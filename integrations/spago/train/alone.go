@@ -26,7 +26,7 @@ var alone = []caseAlone{
 	{256, 1024, 0},
 }
 
-// outcome is how one batch norm did.
+// outcome has the errors and times of one batch norm.
 type outcome struct {
 	y, dx   float64 // largest error, relative to the largest value or 1
 	seconds []float64
