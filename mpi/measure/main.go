@@ -14,11 +14,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/fusedbn/batchnorm/internal/gen"
 	"github.com/fusedbn/batchnorm/mpi"
 )
@@ -177,7 +177,7 @@ func (c *config) exchange(l batchnorm.Collective, n int) (float64, error) {
 		}
 		times = append(times, time.Since(begin).Seconds()/inner)
 	}
-	return median(times), nil
+	return compare.Median(times), nil
 }
 
 // sum returns the median time of AllReduce of n values, which has the bytes of a pass
@@ -192,7 +192,7 @@ func (c *config) sum(g *batchnorm.SyncGroup, n int) (float64, error) {
 		}
 		times = append(times, time.Since(begin).Seconds())
 	}
-	return median(times), nil
+	return compare.Median(times), nil
 }
 
 // timing has the seconds of an operation: unsynchronized, synchronized, and of these in
@@ -252,12 +252,7 @@ func (c *config) calls(g *batchnorm.SyncGroup, t *timed, s batchnorm.Shape) (r [
 		}
 	}
 	for op := range r {
-		r[op] = timing{median(times[op][0]), median(times[op][1]), median(times[op][2])}
+		r[op] = timing{compare.Median(times[op][0]), compare.Median(times[op][1]), compare.Median(times[op][2])}
 	}
 	return r, nil
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	return v[len(v)/2]
 }
