@@ -320,7 +320,7 @@ func TestActivationMixed(t *testing.T) {
 	}
 }
 
-// TestActivationSpecials looks at what has an exact answer.
+// TestActivationSpecials checks arguments with an exact answer.
 func TestActivationSpecials(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	zero := float32(math.Copysign(0, -1))

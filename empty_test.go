@@ -31,8 +31,8 @@ func newEmptyBatch(s batchnorm.Shape, mask batchnorm.Mask, statistics int) *empt
 	return e
 }
 
-// expect holds the results to what an empty batch gives: no statistics, running
-// statistics as they were, gradients 0, and at padding 0 or what was there.
+// expect compares with the results of an empty batch: no statistics, unchanged running
+// statistics, gradients 0, and at padding 0 or the earlier contents.
 func (e *emptyBatch) expect(t *testing.T, what string, keep bool) {
 	t.Helper()
 	nan := slices.Repeat([]float64{math.NaN()}, len(e.forward.Mean))

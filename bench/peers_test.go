@@ -181,7 +181,7 @@ func TestPeersWithFakes(t *testing.T) {
 	}
 }
 
-// What needs nothing but Go, as a whole.
+// The peers that need nothing but Go, as a whole.
 func TestPeersPlain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rows.json")
 	var stdout, stderr bytes.Buffer

@@ -163,7 +163,7 @@ func TestReportPage(t *testing.T) {
 	}
 }
 
-// What was not measured is said, and nothing else is in the way.
+// The page says which parts were not measured, and works without them.
 func TestReportOfLess(t *testing.T) {
 	full := someReport()
 	for name, r := range map[string]*report{

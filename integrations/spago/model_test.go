@@ -428,7 +428,7 @@ func TestConcurrentInference(t *testing.T) {
 	wg.Wait()
 }
 
-// What is wrong is an error, and leaves the running statistics.
+// A wrong argument is an error, and leaves the running statistics.
 func TestErrors(t *testing.T) {
 	good := func() mat.Tensor { return vector[float32]([]float32{1, 2, 3}) }
 	for _, c := range []struct {
