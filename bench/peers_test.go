@@ -19,7 +19,7 @@ import (
 	"github.com/fusedbn/batchnorm/bench/peers/peer"
 )
 
-// fakeRival computes with this package, and spoils what it is told to.
+// fakeRival computes with this package, and spoils some results.
 type fakeRival struct {
 	*own
 	out    map[peer.Op]*outputs
@@ -227,7 +227,7 @@ func TestPeersLeaveOutLarge(t *testing.T) {
 	}
 }
 
-// A peer is not given what takes it too long; the others are.
+// A peer gets no tensor that takes it too long; the others do.
 func TestPeersLimited(t *testing.T) {
 	c, set := peerConfig(t, "-with onednn,spago -only 32x512x7x7 -workers 1 -ops inference")
 	c.contests[1].most = 1

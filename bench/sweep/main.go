@@ -143,8 +143,8 @@ type evaluator struct {
 	zero, one, dx []float32
 }
 
-// One more value lies behind those of a chunk: with a derivative that is not 0,
-// so that the gradients' sums are never taken for those of vanished data.
+// One more value lies behind those of a chunk. Its derivative is not 0, so that the
+// gradients' sums do not look like those of vanished data.
 func newEvaluator(act batchnorm.Activation) (*evaluator, error) {
 	e := &evaluator{ref: reference.ActivationOf(act.String())}
 	for _, p := range batchnorm.Paths() {

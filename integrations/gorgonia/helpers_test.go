@@ -67,7 +67,7 @@ type result struct {
 // batchNorm is gorgonia.BatchNorm or this package's.
 type batchNorm func(p problem, x, scale, bias *gorgonia.Node) (*gorgonia.Node, operation, error)
 
-// operation is what the two operations have in common.
+// operation has the methods that both operations have.
 type operation interface {
 	SetTraining(bool) error
 	Stats() (tensor.Tensor, tensor.Tensor)

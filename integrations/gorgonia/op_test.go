@@ -337,8 +337,7 @@ func TestViews(t *testing.T) {
 	}
 }
 
-// What is wrong is an error with the numbers, before a node is made or a value
-// written.
+// A wrong argument is an error with the numbers, before a node is made or a value written.
 func TestErrors(t *testing.T) {
 	g := gorgonia.NewGraph()
 	x := node(g, "x", tensor.Shape{4, 3}, make([]float32, 12))

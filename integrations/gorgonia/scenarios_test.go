@@ -216,7 +216,7 @@ func TestScenarioHalves(t *testing.T) {
 	}
 }
 
-// SetStats takes what fits, and says what does not.
+// SetStats takes values that fit, and refuses others.
 func TestScenarioSetStats(t *testing.T) {
 	_, _, _, op, err := BatchNorm(node(gorgonia.NewGraph(), "x", tensor.Shape{2, 2}, make([]float32, 4)), nil, nil, 0.9, 1e-5)
 	check(t, err)

@@ -174,7 +174,7 @@ func (m *Model) forward(xs []mat.Tensor, training bool) ([]mat.Tensor, error) {
 		return nil, err
 	}
 	if training {
-		// Of float64 buffers the slices above are copies.
+		// The slices above are copies if the buffers are float64.
 		m.Mean.Value().(mat.Matrix).SetData(float.Make(mean...))
 		m.Variance.Value().(mat.Matrix).SetData(float.Make(variance...))
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// counting counts what a rank sends.
+// counting counts the messages and elements that a rank sends.
 type counting struct {
 	batchnorm.Collective
 	messages, elements int
@@ -27,7 +27,7 @@ func (c *counting) Exchange(recv, send [][]float64) error {
 	return c.Collective.Exchange(recv, send)
 }
 
-// The model of the direct exchange counts what the package sends.
+// The model of the direct exchange counts the elements that the package sends.
 func TestModelIsPackage(t *testing.T) {
 	m := &model{far: 1e-6, near: 1e-6, beta: 1e-9, node: 4}
 	for _, ranks := range []int{2, 4, 8, 16} {
