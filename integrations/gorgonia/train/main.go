@@ -49,7 +49,8 @@ func run(w io.Writer, s settings) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "batch norm\tfirst loss\tlast losses\ttest accuracy\tms per step\t")
 	for _, n := range nets {
-		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], compare.Mean(n.losses[len(n.losses)*9/10:]), n.accuracy, compare.Median(n.seconds)*1e3)
+		last := compare.Mean(n.losses[len(n.losses)*9/10:])
+		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], last, n.accuracy, compare.Median(n.seconds)*1e3)
 	}
 	if err := t.Flush(); err != nil {
 		return err
@@ -65,7 +66,8 @@ func run(w io.Writer, s settings) error {
 			return err
 		}
 		fmt.Fprintf(t, "%v\t%g\t%.1e\t%.1e\t%.1e\t%.1e\t%.2f\t%.2f\t%.2f\t\n",
-			c.dims, c.mean, r[0].y, r[1].y, r[0].dx, r[1].dx, compare.Median(r[0].seconds)*1e3, compare.Median(r[1].seconds)*1e3, compare.Median(r[2].seconds)*1e3)
+			c.dims, c.mean, r[0].y, r[1].y, r[0].dx, r[1].dx,
+			compare.Median(r[0].seconds)*1e3, compare.Median(r[1].seconds)*1e3, compare.Median(r[2].seconds)*1e3)
 	}
 	return t.Flush()
 }

@@ -49,7 +49,8 @@ func run(w io.Writer, s settings) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "batch norm\tfirst loss\tlast losses\ttest accuracy\tms per step\t")
 	for _, n := range nets {
-		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], compare.Mean(n.losses[len(n.losses)*9/10:]), n.accuracy, compare.Median(n.seconds)*1e3)
+		last := compare.Mean(n.losses[len(n.losses)*9/10:])
+		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], last, n.accuracy, compare.Median(n.seconds)*1e3)
 	}
 	if err := t.Flush(); err != nil {
 		return err
