@@ -294,7 +294,7 @@ func aliasHugeDY(g *aliasGroup) {
 
 func aliasZeroDY(g *aliasGroup) { g.scale(g.dy, 0) }
 
-// What one half adds to the sums the other takes away again.
+// The two halves add opposite numbers to the sums.
 func aliasHalves(g *aliasGroup) {
 	half := len(g.at) / 2
 	for k, i := range g.at[:half] {
@@ -319,7 +319,7 @@ func aliasPair(g *aliasGroup) {
 	g.opposite(first, last)
 }
 
-// opposite gives an element what another has, and its gradient the other sign.
+// opposite makes one element a copy of another, with the opposite gradient.
 func (g *aliasGroup) opposite(from, to int) {
 	g.x[to], g.dy[to] = g.x[from], -g.dy[from]
 	if g.residual != nil {
@@ -371,7 +371,7 @@ type aliasOperands struct {
 	mean, variance  []float32 // running statistics that are read
 	runMean, runVar []float32 // and those that are updated
 
-	saved, invstd, r, d []float64 // what the forward pass saves
+	saved, invstd, r, d []float64 // saved by the forward pass
 	dgamma, dbeta       []float32
 }
 
@@ -390,7 +390,7 @@ type aliasPass func(o *aliasOperands) error
 type aliasMode struct {
 	name         string
 	acts         []batchnorm.Activation // nil: all
-	fromY        bool                   // the backward pass takes what the forward pass gave
+	fromY        bool                   // the backward pass reads the output of the forward pass
 	keepsForward bool                   // y is apart from x, and with an activation from the residual
 	layout       func(s batchnorm.Shape) aliasLayout
 	passes       func(t testing.TB, s batchnorm.Shape, opts []batchnorm.Option) (forward, backward aliasPass)
@@ -425,8 +425,8 @@ var aliasModes = []aliasMode{
 	aliasLayer("layer in evaluation", aliasNoMask, true),
 }
 
-// keeps reports whether an alias writes y over what the mode keeps for its backward
-// pass, which is not allowed.
+// keeps reports whether an alias writes y over an input that the mode's backward pass
+// reads, which is not allowed.
 func (m *aliasMode) keeps(a alias, act batchnorm.Activation, d *aliasData) bool {
 	if !m.keepsForward || a.backward {
 		return false
@@ -619,8 +619,8 @@ func aliasSplit(name string, parts int, mask aliasMaskOf) aliasMode {
 	}
 }
 
-// aliasGhost is a GhostPlan with three sub-batches, the last of which is smaller
-// where that is so.
+// aliasGhost is a GhostPlan with three sub-batches; the last one is smaller in some
+// problems.
 func aliasGhost(name string, mask aliasMaskOf) aliasMode {
 	size := func(s batchnorm.Shape) int { return (s.Outer + 2) / 3 }
 	return aliasMode{
@@ -727,9 +727,9 @@ type aliasRunner struct {
 	mode    *aliasMode
 	cover   *aliasCover
 	layouts []*aliasLayout // by shape
-	random  aliasOperands  // what usual values are taken from
+	random  aliasOperands  // usual values are drawn from these
 	buffers [6][]float32   // tensors: dy, x, residual, and outputs
-	want    [2][]float32   // what outputs with padding are to be
+	want    [2][]float32   // expected outputs with padding
 	failed  int
 }
 
@@ -747,7 +747,7 @@ func newAliasRunner(t *testing.T, path batchnorm.Path, number int, cover *aliasC
 	return r
 }
 
-// aliasProblem is what a mode is run on, and what it gives with all apart.
+// aliasProblem has the input of a mode, and its results with all operands apart.
 type aliasProblem struct {
 	levels   aliasLevels
 	shape    batchnorm.Shape
@@ -756,7 +756,7 @@ type aliasProblem struct {
 	layout   *aliasLayout
 	in       aliasOperands // of forward, and the outputs of both passes with all apart
 	backX    []float32     // x of backward
-	turn     int           // what goes round
+	turn     int           // counts the problems, for the factors that go round
 	residual bool
 }
 
@@ -895,8 +895,7 @@ func (p *aliasProblem) expectNoError(r *aliasRunner, err error) {
 	}
 }
 
-// alias runs a pass with outputs in the places that an alias says, and returns what
-// is wrong with it.
+// alias runs a pass with outputs in the places of an alias, and returns the first fault.
 func (r *aliasRunner) alias(p *aliasProblem, a alias, levels aliasLevels, passes [2]aliasPass) string {
 	n := p.layout.n
 	x := p.in.x
@@ -1019,8 +1018,8 @@ func aliasSame(a, b []float32) bool {
 	return true
 }
 
-// padded returns what an output is to be: where padding is kept, what has been in
-// its place before.
+// padded returns the expected output: where padding is kept, it has the earlier contents of
+// its place.
 func (p *aliasProblem) padded(buffer, apart []float32, inputs [][]float32, place aliasPlace, before float32) []float32 {
 	if !p.layout.keepPadding {
 		return apart
@@ -1045,8 +1044,8 @@ type aliasLevels struct{ mode, act, data, residual, shape, alias, way, sums int 
 
 const aliasFactors = 8
 
-// hash returns a number of 16 bits, so that what goes round does not go in step with
-// a factor.
+// hash returns a number of 16 bits, so that factors that go round do not keep step with the
+// others.
 func (l aliasLevels) hash() int {
 	h := uint32(17)
 	for _, v := range l.list() {

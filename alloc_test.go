@@ -84,7 +84,7 @@ func newAllocCase(s batchnorm.Shape, scale float64) *allocCase {
 // count expects that no operation allocates.
 func (c *allocCase) count(t *testing.T, p *batchnorm.Plan) {
 	t.Helper()
-	runs := 10 // what happens less often is the runtime's
+	runs := 10 // allocations that are rarer than that are the runtime's
 	if !thorough() {
 		runs = 2
 	}

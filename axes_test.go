@@ -147,7 +147,7 @@ func (c axesCase) inOrder(x []float32) []float32 {
 	return y
 }
 
-// asTensor returns what the reference gives in the order of the tensor.
+// asTensor returns the reference's results in the order of the tensor.
 func (c axesCase) asTensor(x []float64) []float64 {
 	y := make([]float64, len(x))
 	for k := range y {
@@ -432,7 +432,7 @@ func TestAxesPlanKnowsAllArguments(t *testing.T) {
 	}
 }
 
-// What is not wanted has no effect on what is.
+// Outputs that are not wanted have no effect on the others.
 func TestAxesPlanOneOutput(t *testing.T) {
 	for _, c := range axesKinds {
 		p := c.plan(t, batchnorm.DefaultPath(), 1)
@@ -493,7 +493,7 @@ func TestAxesPlanNoAllocations(t *testing.T) {
 	}
 }
 
-// Several goroutines on one plan get what one alone gets.
+// Several goroutines on one plan get the results of one alone.
 func TestAxesPlanConcurrent(t *testing.T) {
 	t.Parallel()
 	c := newAxesCase([]int{1, 3}, []int{3, 4, 2, 5})

@@ -100,7 +100,7 @@ type channelArgs struct {
 // of them stop in front of 8 channels of which one is unusual, and leave in n the number
 // of channels that are left.
 const (
-	// channelFold merges the sums of a block into the moments of its segment:
+	// channelFold merges the sums of a window into the moments of its segment:
 	//
 	//	mean, m2 := blockMoment(count, -shift, S, Q)
 	//	sumA, sumB = mergeMoment(sumA, sumB, mean, m2, weight, cross)

@@ -18,7 +18,7 @@ import (
 // noAssembly is true in a build without assembly.
 var noAssembly bool
 
-// instructionSet is what a path of an architecture needs.
+// instructionSet has the requirements of a path.
 type instructionSet struct {
 	path    batchnorm.Path
 	has     bool
@@ -37,8 +37,8 @@ func instructionSetsHere() []instructionSet {
 	return nil
 }
 
-// wantPaths returns the paths that there should be with a setting of GODEBUG, on a
-// machine that has what the sets say.
+// wantPaths returns the expected paths with a setting of GODEBUG, on a machine with these
+// instruction sets.
 func wantPaths(sets []instructionSet, godebug string) []batchnorm.Path {
 	var want []batchnorm.Path
 	for _, set := range sets {
@@ -66,8 +66,7 @@ func TestDefaultPath(t *testing.T) {
 	}
 }
 
-// childVariable tells a test that it runs in a process of its own, and what to
-// do there.
+// childVariable tells a test that it runs in a process of its own, and names its task.
 const childVariable = "BATCHNORM_TEST_CHILD"
 
 // runChild runs a test of the given test binary in a process of its own.
@@ -121,8 +120,8 @@ func TestGODEBUG(t *testing.T) {
 	}
 }
 
-// TestPrintPath is what TestGODEBUG runs. The features are printed too, since the
-// parent may run on an emulator and the child may not.
+// TestPrintPath is run by TestGODEBUG. The features are printed too, since the parent may
+// run on an emulator and the child may not.
 func TestPrintPath(t *testing.T) {
 	if os.Getenv(childVariable) == "" {
 		t.Skip("is run by TestGODEBUG")

@@ -15,8 +15,8 @@
 //   - [AxesPlan], for statistics over any set of axes, and [GhostPlan], for
 //     statistics by sub-batch.
 //
-// docs/frameworks.md of the repository maps operations of ONNX, XLA, cuDNN and
-// PyTorch to calls.
+// docs/frameworks.md of the repository maps operations of ONNX, XLA, cuDNN, PyTorch,
+// Keras, Flax, TensorFlow and Paddle to calls.
 //
 // # Promises
 //

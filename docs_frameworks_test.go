@@ -28,7 +28,7 @@ func TestFrameworksNames(t *testing.T) {
 			functions = append(functions, f.Name.Name)
 		}
 	}
-	helpers := []string{"ok", "like", "xlaPlan", "cudnnPlan", "torchPlan"}
+	helpers := []string{"ok", "like", "xlaPlan", "cudnnPlan", "torchPlan", "flaxPlan", "fusedPlan"}
 	for _, name := range functions {
 		if !slices.Contains(helpers, name) && !strings.Contains(string(text), "`"+name+"`") {
 			t.Errorf("docs/frameworks.md does not mention %s", name)
@@ -37,7 +37,7 @@ func TestFrameworksNames(t *testing.T) {
 	code := regexp.MustCompile("`[^`]+`")
 	for _, name := range code.FindAllString(string(text), -1) {
 		name = strings.Trim(name, "`")
-		if regexp.MustCompile(`^(Example\w*|(xla|onnx|native)[A-Z]\w*)$`).MatchString(name) && !slices.Contains(functions, name) {
+		if regexp.MustCompile(`^(Example\w*|(xla|onnx|native|flax|fused|paddle)[A-Z]\w*)$`).MatchString(name) && !slices.Contains(functions, name) {
 			t.Errorf("docs/frameworks.md mentions %s, which is not in frameworks_example_test.go", name)
 		}
 	}

@@ -1,6 +1,10 @@
 package batchnorm_test
 
 import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -71,4 +75,56 @@ func readText(t *testing.T, path string) string {
 	text, err := os.ReadFile(path)
 	noError(t, err)
 	return strings.ReplaceAll(string(text), "\r\n", "\n")
+}
+
+// In CONTRIBUTING.md, the files to which a paragraph, an item of a list or a row of a table
+// links declare every name in it: in the walk through the code, the function at each hop.
+func TestContributingNames(t *testing.T) {
+	begins := regexp.MustCompile(`(?m)^(?:\||\* |\d+\. |#)`)
+	link, code := regexp.MustCompile(`\]\(([\w/.-]+\.go)\)`), regexp.MustCompile("`([A-Za-z]\\w*(?:\\.[A-Za-z]\\w*)?)`")
+	text := regexp.MustCompile("(?ms)^```.*?^```").ReplaceAllString(readText(t, "CONTRIBUTING.md"), "")
+	checked := 0
+	for _, paragraph := range strings.Split(begins.ReplaceAllString(text, "\n\n$0"), "\n\n") {
+		declared := map[string]bool{}
+		for _, m := range link.FindAllStringSubmatch(paragraph, -1) {
+			file, err := parser.ParseFile(token.NewFileSet(), m[1], nil, 0)
+			noError(t, err)
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					declared[n.Name.Name] = true
+					if n.Recv != nil {
+						receiver := n.Recv.List[0].Type
+						if star, ok := receiver.(*ast.StarExpr); ok {
+							receiver = star.X
+						}
+						declared[fmt.Sprint(receiver)+"."+n.Name.Name] = true
+					}
+				case *ast.TypeSpec:
+					declared[n.Name.Name] = true
+				case *ast.ValueSpec:
+					for _, name := range n.Names {
+						declared[name.Name] = true
+					}
+				case *ast.Field:
+					for _, name := range n.Names {
+						declared[name.Name] = true
+					}
+				}
+				return true
+			})
+		}
+		if len(declared) == 0 {
+			continue
+		}
+		for _, m := range code.FindAllStringSubmatch(paragraph, -1) {
+			checked++
+			if !declared[m[1]] {
+				t.Errorf("CONTRIBUTING.md: no linked file declares %s: %s", m[1], strings.TrimSpace(paragraph))
+			}
+		}
+	}
+	if checked < 35 {
+		t.Errorf("only %d names were found", checked)
+	}
 }

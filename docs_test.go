@@ -11,8 +11,8 @@ import (
 	"testing"
 )
 
-// What the first columns of docs/semantics.md say of other systems can't be
-// checked here; that every name of this package in the last one exists can.
+// Every name of this package in docs/semantics.md exists. The statements about other
+// systems can't be checked here.
 func TestSemanticsNames(t *testing.T) {
 	known := exportedNames(t)
 	text, err := os.ReadFile(filepath.Join("docs", "semantics.md"))

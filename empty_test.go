@@ -1,6 +1,7 @@
 package batchnorm_test
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"slices"
@@ -30,8 +31,8 @@ func newEmptyBatch(s batchnorm.Shape, mask batchnorm.Mask, statistics int) *empt
 	return e
 }
 
-// expect holds the results to what an empty batch gives: no statistics, running
-// statistics as they were, gradients 0, and at padding 0 or what was there.
+// expect compares with the results of an empty batch: no statistics, unchanged running
+// statistics, gradients 0, and at padding 0 or the earlier contents.
 func (e *emptyBatch) expect(t *testing.T, what string, keep bool) {
 	t.Helper()
 	nan := slices.Repeat([]float64{math.NaN()}, len(e.forward.Mean))
@@ -190,4 +191,28 @@ func TestGhostEmptySubBatch(t *testing.T) {
 	expectBits(t, "running variance", gotVar, wantVar)
 	nan := math.NaN()
 	expectBits(t, "invstd", invstd, slices.Concat(want[:4], []float64{nan, nan, nan, nan}, want[4:]))
+}
+
+// TestMaskOfEmptyBatch: an empty batch has no samples, and so no lengths.
+func TestMaskOfEmptyBatch(t *testing.T) {
+	for _, s := range []batchnorm.Shape{{Outer: 0, Channels: 3, Inner: 4}, {Outer: 0, Channels: 3, Inner: 1}, {Outer: 0, Channels: 1, Inner: 1}} {
+		p := newPlan(t, s)
+		mean := []float64{1, 1, 1}[:s.Channels]
+		dbeta := []float32{1, 1, 1}[:s.Channels]
+		for _, m := range []batchnorm.Mask{{Lengths: []int{}}, {Valid: []bool{}}, {}} {
+			noError(t, p.Forward(batchnorm.ForwardArgs{X: []float32{}, Y: []float32{}, Mask: m}))
+			noError(t, p.Backward(batchnorm.BackwardArgs{X: []float32{}, DY: []float32{}, Mask: m, Mean: mean, InvStd: mean, DBeta: dbeta}))
+			expectBits(t, "dbeta", dbeta, make([]float32, s.Channels))
+		}
+		for _, lengths := range [][]int{{0}, {0, 0}, {1}} {
+			err := p.Forward(batchnorm.ForwardArgs{X: []float32{}, Y: []float32{}, Mask: batchnorm.Mask{Lengths: lengths}})
+			if !errors.Is(err, batchnorm.ErrLength) {
+				t.Errorf("shape %v with lengths %v: the error is %v, want ErrLength", s, lengths, err)
+			}
+		}
+		err := p.Forward(batchnorm.ForwardArgs{X: []float32{}, Y: []float32{}, Mask: batchnorm.Mask{Valid: []bool{false}}})
+		if !errors.Is(err, batchnorm.ErrLength) {
+			t.Errorf("shape %v with one position: the error is %v, want ErrLength", s, err)
+		}
+	}
 }

@@ -50,7 +50,7 @@ func buildEverything(t *testing.T, env []string) (binary, listing string) {
 		"build", "-overlay", overlay, "-o", binary, "-gcflags="+pkg+"/...=-S", "./"+program)
 }
 
-// goCommand runs the go command, which must succeed, and returns what it prints.
+// goCommand runs the go command, which must succeed, and returns its output.
 func goCommand(t *testing.T, env []string, args ...string) string {
 	t.Helper()
 	out, err := tryGoCommand(t, env, args...)
@@ -114,8 +114,8 @@ func (m *encodedMacro) expand(values []string) ([]string, error) {
 	return list, nil
 }
 
-// TestEncodings compares what a disassembler makes of every use of a macro that
-// consists of words with what the comment above the macro says.
+// TestEncodings disassembles every use of a macro that consists of words, and compares the
+// instructions with the comment above the macro.
 func TestEncodings(t *testing.T) {
 	t.Parallel()
 	const file = "kernels_arm64.s"
@@ -180,9 +180,8 @@ func TestEncodings(t *testing.T) {
 // XSMADDADP, VFMLA, FMULAD and the like.
 var fusedMnemonic = regexp.MustCompile(`^(V?FN?M(ADD|SUB|LA|LS)|WFN?M[AS][DS]B|X[SV]N?M(ADD|SUB)|FN?MUL[AS][DF]$)`)
 
-// TestNothingFused looks for fused instructions in what the compiler makes of
-// the package, where it is free to fuse: the result would have other bits than
-// on the architectures where it does not.
+// TestNothingFused looks for fused instructions in the compiled package, on architectures
+// where the compiler may fuse: results would have other bits than elsewhere.
 func TestNothingFused(t *testing.T) {
 	t.Parallel()
 	targets := []string{"arm64", "amd64 v3", "ppc64le", "s390x", "riscv64", "loong64"}

@@ -158,8 +158,8 @@ var operations = []operation{
 	},
 }
 
-// gradientsOf is the outputs of a backward pass that reads x, or what takes its
-// place.
+// gradientsOf has the outputs of a backward pass, with the inputs that each may overwrite;
+// x is the name of the input, or of the output in its place.
 func gradientsOf(x string) map[string][]string {
 	inputs := []string{"DY", x, "Residual"}
 	return map[string][]string{"DX": inputs, "DResidual": inputs, "DGamma": nil, "DBeta": nil}
@@ -203,7 +203,7 @@ func need(s batchnorm.Shape, name string) int {
 	return s.Channels
 }
 
-// nameInMessages is what an error calls the argument.
+// nameInMessages returns the name of the argument in errors.
 func nameInMessages(name string) string {
 	switch name {
 	case "RunningMean":

@@ -8,9 +8,9 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// Fine-tuning with frozen statistics: forward is inference, and the backward
-// pass treats the running statistics as constants. gamma and beta still learn.
-// Where the layers below don't, DX is left out.
+// Fine-tuning with frozen statistics: forward is inference, and the backward pass treats
+// the running statistics as constants. gamma and beta still learn. If the layers before it
+// are frozen, too, DX is left out.
 func ExamplePlan_FrozenBackward() {
 	plan, err := batchnorm.NewPlan(batchnorm.Shape{Outer: 3, Channels: 1, Inner: 1}, batchnorm.WithEpsilon(0))
 	if err != nil {
@@ -35,10 +35,10 @@ func ExamplePlan_FrozenBackward() {
 	// [0 10 20] [5] [4]
 }
 
-// Synchronized batch norm: two goroutines with parts of different size share
-// their statistics, and their sums in the backward pass. The slices that they
-// share stand for what a network would gather; each knows its own index, so
-// that the result does not depend on who comes first.
+// Synchronized batch norm: two goroutines with parts of different sizes share their
+// statistics, and their sums in the backward pass. The shared slices stand for a gather
+// over the network. Each goroutine knows its index, so that the result does not depend on
+// the order in which they come.
 func ExampleMergeMoments() {
 	const channels = 1
 	xs := [2][]float32{{1, 2, 3, 4, 5, 6}, {7, 8}}
@@ -96,8 +96,8 @@ func ExampleMergeMoments() {
 	// part 1: y [1.091 1.528], dx [-0.255 0.582]
 }
 
-// Sentences of different lengths: what lies behind their ends counts for
-// nothing, NaN among it, and becomes 0.
+// Sentences of different lengths: padding has no effect on the statistics, NaN included,
+// and becomes 0.
 func ExampleMask() {
 	shape, err := batchnorm.NCHW(2, 1, 4) // two samples of one channel, of up to four values
 	if err != nil {
@@ -120,8 +120,8 @@ func ExampleMask() {
 	// [-1.000 1.000 -1.000 1.000 -1.000 1.000 0.000 0.000]
 }
 
-// A batch of five is normalized in sub-batches of two; one is left over, with
-// the two values that it has.
+// A batch of five is normalized in sub-batches of two; the last sub-batch is one sample,
+// with two values.
 func ExampleGhostPlan() {
 	shape, err := batchnorm.NHWC(5, 1, 2, 1)
 	if err != nil {
@@ -150,8 +150,8 @@ func ExampleGhostPlan() {
 	// 3 [-1 1 -1 1 -1 1 -1 1 -1 1] [5.1875]
 }
 
-// Memory-saving training: the output takes the place of the input, and the
-// backward pass makes do with it. dx takes the place of dy.
+// Memory-saving training: the output overwrites the input, the backward pass reads the
+// output, and dx overwrites dy.
 func ExamplePlan_BackwardFromY() {
 	plan, err := batchnorm.NewPlan(batchnorm.Shape{Outer: 4, Channels: 1, Inner: 1})
 	if err != nil {
@@ -173,8 +173,8 @@ func ExamplePlan_BackwardFromY() {
 	// y [3.000 7.000 3.000 7.000], dx [-2.000 -4.000 2.000 4.000], dgamma [4.000]
 }
 
-// A small batch that happens to lie off the running mean is corrected towards
-// what inference would make of it, as far as the limits allow.
+// A small batch whose mean is off the running mean is corrected towards the result of
+// inference, within the limits.
 func ExamplePlan_RenormForward() {
 	plan, err := batchnorm.NewPlan(batchnorm.Shape{Outer: 2, Channels: 1, Inner: 1}, batchnorm.WithEpsilon(0))
 	if err != nil {

@@ -77,7 +77,7 @@ func ExamplePlan_Inference() {
 	// [0.000 0.000 2.000 0.000 1.000 2.000]
 }
 
-// The backward pass needs the input and what the forward pass saved.
+// The backward pass needs the input and the statistics that the forward pass saved.
 func ExamplePlan_Backward() {
 	shape, err := batchnorm.NCHW(4, 1)
 	if err != nil {
@@ -113,7 +113,7 @@ func ExamplePlan_Backward() {
 	// dbeta  [12.000]
 }
 
-// The same image in both layouts; only the shape says which it is.
+// The same image in both layouts; they differ in the shape alone.
 func ExampleNHWC() {
 	first, err := batchnorm.NCHW(1, 2, 1, 3)
 	if err != nil {

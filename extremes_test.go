@@ -176,7 +176,7 @@ func TestSubnormalGradients(t *testing.T) {
 }
 
 // TestHugeScaleFarFromZero: gamma*invstd beyond float32's range, of a channel with a large
-// mean, leaves no Inf-Inf: what is at the mean becomes beta, and everything else infinite.
+// mean, leaves no Inf-Inf: a value at the mean becomes beta, and every other infinite.
 func TestHugeScaleFarFromZero(t *testing.T) {
 	t.Parallel()
 	inf := float32(math.Inf(1))

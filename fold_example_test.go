@@ -7,8 +7,8 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// Batch norm in front of a linear layer of two inputs and one output: the layer takes
-// it over, and x goes into the folded layer as it is.
+// A linear layer of two inputs and one output takes over the batch norm before it, and x
+// goes into the folded layer unchanged.
 func ExampleAffine_FoldIntoNext() {
 	affine, err := batchnorm.NewAffine(batchnorm.AffineArgs{
 		Gamma: []float32{2, 1},
@@ -32,7 +32,7 @@ func ExampleAffine_FoldIntoNext() {
 	// [5 7] [-15]
 }
 
-// Statistics in float64 that come from elsewhere normalize a batch.
+// A batch is normalized by given statistics in float64.
 func ExamplePlan_Normalize() {
 	shape, err := batchnorm.NCHW(2, 2)
 	if err != nil {

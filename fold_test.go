@@ -70,8 +70,8 @@ func linear(weight, bias, x []float64, outputs int, outputsLast bool) (y, size [
 	return y, size
 }
 
-// The layer before: all that leads to a channel is scaled, in any layout of the
-// weights, and the folded layer gives what layer and batch norm give.
+// The layer before: every weight of a channel is scaled, in any layout of the weights, and
+// the folded layer has the results of layer and batch norm.
 func TestFoldIntoPrevious(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
@@ -139,8 +139,8 @@ func TestFoldIntoPrevious(t *testing.T) {
 	}
 }
 
-// expectRoundedOnce allows what a result in float64, rounded to float32, may
-// be: half a unit, and what float64 leaves open.
+// expectRoundedOnce allows a float64 result that is rounded to float32 once: half a unit,
+// and the error of float64.
 func expectRoundedOnce(t *testing.T, name string, got []float32, want []float64) {
 	t.Helper()
 	expectNear(t, name, got, want, func(i int) float64 { return ulp.Of(want[i])*0.5 + 1e-14*(1+math.Abs(want[i])) })

@@ -21,7 +21,7 @@ func (p problem) onPlan(t *testing.T, plan *batchnorm.Plan, mask batchnorm.Mask)
 	noError(t, plan.Backward(batchnorm.BackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask,
 		Mean: r.mean, InvStd: r.invstd,
 		DX: r.dx, DResidual: r.dres, DGamma: r.dgamma, DBeta: r.dbeta}))
-	// Frozen gradients go in the place of what is compared less.
+	// Frozen gradients take the places of results that are compared less.
 	noError(t, plan.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: p.dy, X: p.x, Residual: p.residual, Gamma: p.gamma, Beta: p.beta, Mask: mask,
 		Mean: p.mean, Var: p.vari,
 		DX: r.inferred, DBeta: r.runVar}))

@@ -298,6 +298,169 @@ func Example_keras() {
 	// gradients [-1 -2 0 2 1 0] [4]
 }
 
+// flaxPlan is for both of Flax' functions: the features are the last axis.
+func flaxPlan(dims []int, momentum, epsilon float64) *batchnorm.Plan {
+	shape, err := batchnorm.NHWC(dims...)
+	ok(err)
+	plan, err := batchnorm.NewPlan(shape, batchnorm.Flax(), batchnorm.WithMomentum(batchnorm.OldWeight(momentum)), batchnorm.WithEpsilon(epsilon))
+	ok(err)
+	return plan
+}
+
+// flaxBatchNorm is the call of flax.linen.BatchNorm in training. mask has an element
+// per position, true where the value enters the statistics; nil: all do. Flax
+// normalizes padding as well. raMean and raVar are updated.
+func flaxBatchNorm(x []float32, dims []int, scale, bias, raMean, raVar []float32, mask []bool, momentum, epsilon float64) (
+	y []float32, mean, invstd []float64, count int) {
+	plan, features := flaxPlan(dims, momentum, epsilon), dims[len(dims)-1]
+	y, mean, invstd = like(x), make([]float64, features), make([]float64, features)
+	m := batchnorm.Moments{Mean: mean, M2: invstd}
+	ok(plan.Moments(batchnorm.MomentsArgs{X: x, Mask: batchnorm.Mask{Valid: mask}, Moments: &m}))
+	ok(plan.Statistics(batchnorm.StatisticsArgs{Moments: m, Mean: mean, InvStd: invstd, RunningMean: raMean, RunningVar: raVar}))
+	ok(plan.Normalize(batchnorm.NormalizeArgs{X: x, Gamma: scale, Beta: bias, Mean: mean, InvStd: invstd, Y: y}))
+	return y, mean, invstd, m.Count
+}
+
+// flaxBatchNormGrad is the gradient of flaxBatchNorm. The outputs at padding depend on
+// the statistics, so that their dy enters the sums. dx is the frozen gradient at
+// padding, and has the terms of the statistics elsewhere, whose means are over the
+// count values that entered these.
+func flaxBatchNormGrad(dy, x []float32, dims []int, scale []float32, mask []bool, mean, invstd []float64, count int, epsilon float64) (
+	dx, dscale, dbias []float32) {
+	plan, features := flaxPlan(dims, 0, epsilon), dims[len(dims)-1]
+	dx, dscale, dbias = like(x), make([]float32, features), make([]float32, features)
+	none := batchnorm.GradSums{Count: len(x) / features, G: make([]float64, features), GD: make([]float64, features)}
+	ok(plan.InputGrad(batchnorm.InputGradArgs{DY: dy, X: x, Gamma: scale, Mean: mean, InvStd: invstd, Sums: none, DX: dx}))
+	sums := batchnorm.GradSums{G: make([]float64, features), GD: make([]float64, features)}
+	ok(plan.GradSums(batchnorm.GradSumsArgs{DY: dy, X: x, Gamma: scale, Mean: mean, InvStd: invstd, Sums: &sums}))
+	sums.Count = count
+	ok(plan.InputGrad(batchnorm.InputGradArgs{DY: dy, X: x, Gamma: scale, Mean: mean, InvStd: invstd, Sums: sums,
+		Mask: batchnorm.Mask{Valid: mask, KeepPadding: true}, DX: dx, DGamma: dscale, DBeta: dbias}))
+	return dx, dscale, dbias
+}
+
+// Flax' BatchNorm with a mask of time steps.
+func Example_flax() {
+	x, dims := []float32{1, 3, 99, 3, 1, -99}, []int{2, 3, 1}
+	mask := []bool{true, true, false, true, true, false}
+	raMean, raVar := []float32{0}, []float32{1}
+	y, mean, invstd, count := flaxBatchNorm(x, dims, []float32{2}, nil, raMean, raVar, mask, 0.5, 0)
+	fmt.Println("output   ", y, raMean, raVar)
+	dx, dscale, dbias := flaxBatchNormGrad([]float32{1, 2, 1, 6, 3, 0}, x, dims, []float32{2}, mask, mean, invstd, count, 0)
+	fmt.Println("gradients", dx, dscale, dbias)
+	// Output:
+	// output    [-2 2 194 2 -2 -202] [1] [1]
+	// gradients [46 -53 2 -45 50 0] [101] [13]
+}
+
+// fusedPlan is for both of TensorFlow's operations.
+func fusedPlan(dims []int, epsilon float64, dataFormat string) *batchnorm.Plan {
+	layout := batchnorm.NHWC
+	if dataFormat == "NCHW" {
+		layout = batchnorm.NCHW
+	}
+	shape, err := layout(dims...)
+	ok(err)
+	plan, err := batchnorm.NewPlan(shape, batchnorm.TensorFlow(), batchnorm.WithEpsilon(epsilon))
+	ok(err)
+	return plan
+}
+
+// fusedBatchNormV3 is TensorFlow's FusedBatchNormV3 on a CPU. mean and variance may be
+// empty if exponentialAvgFactor is 1.
+func fusedBatchNormV3(x []float32, dims []int, scale, offset, mean, variance []float32, epsilon, exponentialAvgFactor float64,
+	dataFormat string, isTraining bool) (y, batchMean, batchVariance, reserve1, reserve2 []float32) {
+	plan := fusedPlan(dims, epsilon, dataFormat)
+	y, batchMean, batchVariance = like(x), like(scale), like(scale)
+	copy(batchMean, mean)
+	copy(batchVariance, variance)
+	if !isTraining {
+		ok(plan.Inference(batchnorm.InferenceArgs{X: x, Gamma: scale, Beta: offset, Mean: mean, Var: variance, Y: y}))
+		return y, batchMean, batchVariance, mean, variance
+	}
+	reserve1, reserve2 = like(scale), like(scale)
+	ok(plan.Forward(batchnorm.ForwardArgs{X: x, Gamma: scale, Beta: offset, Y: y, BatchMean: reserve1, BatchVar: reserve2,
+		RunningMean: batchMean, RunningVar: batchVariance, Momentum: batchnorm.NewWeight(exponentialAvgFactor)}))
+	return y, batchMean, batchVariance, reserve1, reserve2
+}
+
+// fusedBatchNormGradV3 is TensorFlow's FusedBatchNormGradV3.
+func fusedBatchNormGradV3(yBackprop, x []float32, dims []int, scale, reserve1, reserve2 []float32, epsilon float64,
+	dataFormat string, isTraining bool) (xBackprop, scaleBackprop, offsetBackprop []float32) {
+	plan := fusedPlan(dims, epsilon, dataFormat)
+	xBackprop, scaleBackprop, offsetBackprop = like(x), like(scale), like(scale)
+	if isTraining {
+		ok(plan.Backward(batchnorm.BackwardArgs{DY: yBackprop, X: x, Gamma: scale, BatchMean: reserve1, BatchVar: reserve2,
+			DX: xBackprop, DGamma: scaleBackprop, DBeta: offsetBackprop}))
+	} else {
+		ok(plan.FrozenBackward(batchnorm.FrozenBackwardArgs{DY: yBackprop, X: x, Gamma: scale, Mean: reserve1, Var: reserve2,
+			DX: xBackprop, DGamma: scaleBackprop, DBeta: offsetBackprop}))
+	}
+	return xBackprop, scaleBackprop, offsetBackprop
+}
+
+// TensorFlow's fused operation and its gradient, in training and not.
+func Example_tensorflow() {
+	x, dims := []float32{1, 3, 1, 3}, []int{1, 2, 2, 1}
+	scale, offset, dy := []float32{2}, []float32{1}, []float32{1, 2, 3, 6}
+	y, mean, variance, r1, r2 := fusedBatchNormV3(x, dims, scale, offset, nil, nil, 0, 1, "NHWC", true)
+	fmt.Printf("training  %v, statistics %v %.4f\n", y, mean, variance)
+	dx, dscale, doffset := fusedBatchNormGradV3(dy, x, dims, scale, r1, r2, 0, "NHWC", true)
+	fmt.Println("gradients", dx, dscale, doffset)
+
+	y, _, _, r1, r2 = fusedBatchNormV3(x, dims, scale, offset, []float32{1}, []float32{4}, 0, 1, "NHWC", false)
+	fmt.Println("inference", y)
+	dx, dscale, doffset = fusedBatchNormGradV3(dy, x, dims, scale, r1, r2, 0, "NHWC", false)
+	fmt.Println("gradients", dx, dscale, doffset)
+	// Output:
+	// training  [-1 3 -1 3], statistics [2] [1.3333]
+	// gradients [-2 -4 2 4] [4] [12]
+	// inference [1 3 1 3]
+	// gradients [1 2 3 6] [8] [12]
+}
+
+// paddleBatchNorm is paddle.nn.functional.batch_norm on a CPU; useGlobalStats is nil for
+// None. The gradient is Plan.FrozenBackward if the saved statistics are nil, and
+// Plan.Backward with them otherwise.
+func paddleBatchNorm(x []float32, dims []int, runningMean, runningVar, weight, bias []float32, training bool, momentum, epsilon float64,
+	dataFormat string, useGlobalStats *bool) (y []float32, savedMean, savedInvStd []float64) {
+	layout := batchnorm.NCHW // NC and NCL, too
+	if dataFormat == "NHWC" || dataFormat == "NLC" || dataFormat == "NDHWC" {
+		layout = batchnorm.NHWC
+	}
+	shape, err := layout(dims...)
+	ok(err)
+	plan, err := batchnorm.NewPlan(shape, batchnorm.WithEpsilon(epsilon), batchnorm.WithMomentum(batchnorm.OldWeight(momentum)),
+		batchnorm.WithRunningVariance(batchnorm.Population), batchnorm.WithSingleValue())
+	ok(err)
+	global := !training
+	if useGlobalStats != nil {
+		global = *useGlobalStats
+	}
+	y = like(x)
+	if global {
+		ok(plan.Inference(batchnorm.InferenceArgs{X: x, Gamma: weight, Beta: bias, Mean: runningMean, Var: runningVar, Y: y}))
+		return y, nil, nil
+	}
+	savedMean, savedInvStd = make([]float64, shape.Channels), make([]float64, shape.Channels)
+	ok(plan.Forward(batchnorm.ForwardArgs{X: x, Gamma: weight, Beta: bias, RunningMean: runningMean, RunningVar: runningVar,
+		Y: y, Mean: savedMean, InvStd: savedInvStd}))
+	return y, savedMean, savedInvStd
+}
+
+// Paddle's batch_norm, in training by the batch and by the running statistics.
+func Example_paddle() {
+	x, dims := []float32{1, 3, 1, 3}, []int{4, 1}
+	runningMean, runningVar, global := []float32{0}, []float32{4}, true
+	y, _, _ := paddleBatchNorm(x, dims, runningMean, runningVar, []float32{2}, nil, true, 0.9, 0, "NC", &global)
+	fmt.Println("use_global_stats", y, runningMean, runningVar)
+	y, mean, invstd := paddleBatchNorm(x, dims, runningMean, runningVar, []float32{2}, nil, true, 0.9, 0, "NC", nil)
+	fmt.Println("training        ", y, runningMean, runningVar, mean, invstd)
+	// Output:
+	// use_global_stats [1 3 1 3] [0] [4]
+	// training         [-2 2 -2 2] [0.2] [3.7] [2] [1]
+}
+
 // workerPool stands for a framework's own: try hands work to an idle worker, and
 // says false if there is none.
 type workerPool struct {

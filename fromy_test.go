@@ -48,7 +48,7 @@ func (p problem) checkFromY(t testing.TB, r results) (worst float64) {
 		g[i] = float64(p.dy[i]) * slope
 	}
 	grad := reference.BackwardOf(ref, g)
-	// The error of xhat, and what sums make of it.
+	// The error of xhat, and its effect on the sums.
 	back := make([]float64, s.Len())
 	var meanGE, meanGX, rms = make([]float64, s.Channels), make([]float64, s.Channels), make([]float64, s.Channels)
 	off, meanOff := make([]float64, s.Len()), make([]float64, s.Channels) // of g
@@ -91,9 +91,9 @@ func (p problem) checkFromY(t testing.TB, r results) (worst float64) {
 	return worst
 }
 
-// TestAccuracyFromY measures what BackwardFromY costs beside Backward, for data
-// N(mean, 1) and several ratios of beta to gamma, and holds it to the figures
-// in its documentation.
+// TestAccuracyFromY measures the errors of BackwardFromY beside those of Backward, for data
+// N(mean, 1) and several ratios of beta to gamma, and compares them with the figures in its
+// documentation.
 func TestAccuracyFromY(t *testing.T) {
 	t.Parallel()
 	for _, s := range []batchnorm.Shape{{32, 8, 784}, {32 * 49, 40, 1}} {

@@ -10,8 +10,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/reference"
 )
 
-// The reference's gradients are what frozen statistics give, and z is what
-// Inference made of x.
+// The gradients agree with the reference for frozen statistics, where z is that of
+// Inference.
 func TestFrozen(t *testing.T) {
 	t.Parallel()
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {

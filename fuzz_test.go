@@ -87,8 +87,8 @@ func fuzzed(outer, channels, inner uint16, options uint32, seed uint64, mean, de
 	return p
 }
 
-// unusual makes channels of several kinds, which choice says: of other scales, dead,
-// constant, without gradients or with such as cancel out.
+// unusual makes channels of several kinds, by the bits of choice: of other scales, dead,
+// constant, without gradients or with gradients that cancel.
 func (p *problem) unusual(choice uint64) {
 	const one = 0x9e3779b97f4a7c15
 	s := p.shape

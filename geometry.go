@@ -104,7 +104,7 @@ func colGeometry(outer, channels, unit int) geometry {
 
 // ---- rows
 
-// window is a block of a channel: n values from value i on, of each of some images from
+// window is a stretch of a channel: n values from value i on, of each of some images from
 // image o on.
 type window struct{ o, images, i, n int }
 

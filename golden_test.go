@@ -153,8 +153,7 @@ func testGoldenTraining(t *testing.T, g reference.Golden, p *batchnorm.Plan) {
 	expectGoldenGradients(t, g, s, mean, invStd, dx, dgamma, dbeta, dresidual)
 }
 
-// expectGoldenGradients compares gradients of what was normalized by those
-// statistics.
+// expectGoldenGradients compares gradients, for data normalized by the golden statistics.
 func expectGoldenGradients(t *testing.T, g reference.Golden, s batchnorm.Shape, mean, invStd []float64, dx, dgamma, dbeta, dresidual []float32) {
 	t.Helper()
 	largestDX := perChannel(s, func(old float64, k int) float64 { return max(old, math.Abs(g.DX[k])) })

@@ -12,7 +12,7 @@ import (
 // thorough reports whether tests take as long as they need.
 func thorough() bool { return batchnorm.Thorough() }
 
-// needThorough skips a test that takes long for what seldom breaks.
+// needThorough skips a test that takes long and seldom fails.
 func needThorough(t *testing.T) {
 	t.Helper()
 	if !thorough() {

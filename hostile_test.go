@@ -173,8 +173,8 @@ func TestBatchesTrackedOverflow(t *testing.T) {
 	}
 }
 
-// TestNegativeVarianceInState: what can be saved can be loaded, and a negative
-// variance can be neither. NaN, as after a training that diverged, can be both.
+// TestNegativeVarianceInState: every state that can be saved can be loaded. A negative
+// variance can be neither; NaN, as after a training that diverged, can be both.
 func TestNegativeVarianceInState(t *testing.T) {
 	l, err := batchnorm.NewLayer(3)
 	noError(t, err)

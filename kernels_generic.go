@@ -303,7 +303,7 @@ func inputGradColsGeneric(act Activation, a *kernelArgs) {
 	}
 }
 
-// record is the constants of 8 channels in cols.
+// record has the constants of 8 channels in cols.
 type record = [coefLen * lanes]float32
 
 // affineCols is affineRow with another channel for every element.

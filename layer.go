@@ -1,6 +1,7 @@
 package batchnorm
 
 import (
+	"fmt"
 	"math"
 	"slices"
 )
@@ -31,8 +32,8 @@ type Layer struct {
 	// Cumulative makes the running statistics the plain average of the batches
 	// tracked (PyTorch's momentum=None), whatever Momentum is.
 	Cumulative bool
-	// Precise, if it is not nil, takes in the statistics of every batch of a training
-	// forward pass, at the cost of one more read of X: see SetRunning.
+	// Precise, if it is not nil, takes in the statistics of every batch that a training
+	// forward pass tracks, at the cost of one more read of X: see SetRunning.
 	Precise *Precise
 	// Accumulate makes Backward add to DGamma and DBeta, for a batch in several
 	// pieces. Otherwise it overwrites them.
@@ -249,7 +250,7 @@ func (l *Layer) Forward(a LayerForwardArgs) error {
 		return nil
 	}
 	if lost != nil {
-		return l.refuse(lost)
+		return l.refuse(fmt.Errorf("%w: Backward reads x and, if there is an activation, the residual", lost))
 	}
 	momentum, runningMean, runningVar := l.Momentum, l.RunningMean, l.RunningVar
 	if l.Cumulative {
@@ -300,9 +301,15 @@ func (l *Layer) checkRunning() error {
 }
 
 // SetRunning replaces the running statistics by the moments of many batches, for
-// example those of a [Precise]. The layer's options choose the variance.
+// example those of a [Precise]. The layer's options choose the variance. Moments of no
+// values (Count 0) leave the running statistics.
 //
-//	layer.Precise, err = batchnorm.NewPrecise(layer.Channels())
+// Running statistics lag behind weights that still change, and inference can then be
+// far worse than training. Taking them again with the final weights mends it:
+//
+//	n := layer.Channels()
+//	m := batchnorm.Moments{Mean: make([]float64, n), M2: make([]float64, n)}
+//	layer.Precise, err = batchnorm.NewPrecise(n)
 //	// ... Forward of many batches, in training mode ...
 //	err = layer.Precise.Moments(&m)
 //	layer.Precise = nil

@@ -69,8 +69,8 @@ func ExampleLayer_Inference() {
 	// [2.000 -1.000]
 }
 
-// What a layer has learned is saved, and loaded into a layer that is made alike.
-// A damaged file is refused.
+// The state of a layer is saved, and loaded into a layer made with the same options. A
+// damaged file is refused.
 func ExampleLayer_MarshalBinary() {
 	trained, err := batchnorm.NewLayer(2, batchnorm.Keras())
 	if err != nil {
@@ -99,8 +99,7 @@ func ExampleLayer_MarshalBinary() {
 	// truncated is refused: true
 }
 
-// A linear layer of two inputs and three outputs, with batch norm behind it,
-// becomes a linear layer.
+// A linear layer of two inputs and three outputs takes over the batch norm after it.
 func ExampleAffine_FoldIntoPrevious() {
 	affine, err := batchnorm.NewAffine(batchnorm.AffineArgs{
 		Gamma: []float32{1, 2, 1},
@@ -131,8 +130,8 @@ func ExampleAffine_FoldIntoPrevious() {
 	// [0.5 0 0]
 }
 
-// Statistics over height and batch, for every channel and column of an image: no
-// Shape has this form, so parts of the tensor are copied on the way.
+// Statistics over height and batch, for every channel and column of an image. No Shape has
+// this form, so parts of the tensor are copied.
 func ExampleNewAxesPlan() {
 	keep, dims := []int{1, 3}, []int{1, 2, 2, 3} // (N, C, H, W)
 	if _, err := batchnorm.Axes(keep, dims...); err != nil {

@@ -7,5 +7,5 @@ func (l *Layer) PlannedShapes() []Shape { return l.plans.shapes() }
 // Shapes returns the shapes that there are plans for, the last used first.
 func (p *Plans) Shapes() []Shape { return p.shapes() }
 
-// Keeps returns what the layer keeps references to for Backward.
+// Keeps returns the slices to which the layer keeps references for Backward.
 func (l *Layer) Keeps() (x, residual []float32) { return l.kept.x, l.kept.residual }

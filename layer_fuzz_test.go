@@ -10,10 +10,9 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// layerModel is a layer without a cache of plans, without references to the caller's
-// tensors and without a state of its own but the one that Layer's documentation tells:
-// every call makes a plan, of whatever it needs there is a copy, and what waits for
-// Backward is a function.
+// layerModel is a layer without a cache of plans and without references to the caller's
+// tensors: every call makes a plan, the layer keeps copies, and a pass that waits for
+// Backward is a function. It has only the state that Layer's documentation names.
 type layerModel struct {
 	opts                    []batchnorm.Option
 	channels                int
@@ -134,8 +133,8 @@ func (m *layerModel) compare(t *testing.T, step int, l *batchnorm.Layer) {
 	}
 }
 
-// FuzzLayer makes calls, as bytes say, on a layer and on its model: each takes a byte for
-// what is done and one for how. States and outputs stay the same in every bit.
+// FuzzLayer makes calls on a layer and on its model. Each call takes a byte for the
+// operation and one for its form. States and outputs stay the same in every bit.
 func FuzzLayer(f *testing.F) {
 	f.Add(uint8(3), uint8(0), []byte{2, 0, 3, 0, 8, 0, 2, 9, 3, 3, 1, 0, 2, 0, 3, 1})
 	f.Add(uint8(1), uint8(1), []byte{10, 0, 2, 1, 4, 0, 3, 0, 5, 0, 2, 2, 2, 3, 3, 0, 3, 0, 11, 0, 3, 0})

@@ -45,7 +45,7 @@ func (l *Layer) state() [4]stateSlice {
 // it. A negative running variance is [ErrState], here and in UnmarshalBinary.
 func (l *Layer) MarshalBinary() ([]byte, error) { return l.AppendBinary(nil) }
 
-// AppendBinary appends to b what MarshalBinary returns.
+// AppendBinary appends the layer's state to b, in the form of MarshalBinary.
 func (l *Layer) AppendBinary(b []byte) ([]byte, error) {
 	if err := l.ready(); err != nil {
 		return nil, err

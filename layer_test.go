@@ -60,8 +60,8 @@ func clone(t testing.TB, l *batchnorm.Layer) *batchnorm.Layer {
 	return c
 }
 
-// A layer over batches of changing shapes does what a plan for each of these
-// does, on every path and with several workers.
+// A layer gives the bits of a plan for each batch, over batches of changing shapes, on
+// every path and with several workers.
 func TestLayerIsPlan(t *testing.T) {
 	t.Parallel()
 	const channels = 5
@@ -205,7 +205,7 @@ func TestLayerCumulative(t *testing.T) {
 	}
 }
 
-// Without some of its slices a layer does without what they stand for.
+// A layer works without some of its slices, and leaves out their part.
 func TestLayerWithout(t *testing.T) {
 	s := batchnorm.Shape{6, 3, 2}
 	x, dy := gen.Normal(1, s.Len(), 1, 2), gen.Normal(2, s.Len(), 0, 1)
@@ -270,7 +270,7 @@ func TestLayerErrors(t *testing.T) {
 			{"no y", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) { f.Y = nil },
 				batchnorm.ErrMissing, []string{"y"}},
 			{"y in x", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) { f.Y = f.X },
-				batchnorm.ErrAlias, []string{"x", "y"}},
+				batchnorm.ErrAlias, []string{"x", "y", "Backward reads x"}},
 			{"y in residual", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) {
 				f.Y = f.Residual
 			},
@@ -291,7 +291,7 @@ func TestLayerErrors(t *testing.T) {
 			{"one value", func(_ *batchnorm.Layer, f *batchnorm.LayerForwardArgs, _ *batchnorm.LayerBackwardArgs) {
 				f.Shape, f.X, f.Residual, f.Y = batchnorm.Shape{1, 3, 1}, f.X[:3], nil, f.Y[:3]
 			}, batchnorm.ErrTooFewValues, []string{"1x3x1"}},
-			// Of the backward pass, where one is waiting.
+			// Arguments of Backward, while a forward pass waits for it.
 			{"dy too short", func(_ *batchnorm.Layer, _ *batchnorm.LayerForwardArgs, b *batchnorm.LayerBackwardArgs) {
 				b.DY = b.DY[:59]
 			},
@@ -718,9 +718,9 @@ func TestLayerStateMismatch(t *testing.T) {
 	expectErrorWords(t, "saving", err, batchnorm.ErrState, "-1")
 }
 
-// FuzzUnmarshalBinary: data is loaded and saves as itself, but for digits of epsilon
-// that float32 does not have, or is refused and changes nothing. With sum the checksum is made to fit, so that what is behind
-// it is reached.
+// FuzzUnmarshalBinary: data is loaded and saved again unchanged, except for digits of
+// epsilon that float32 does not have, or it is refused and changes nothing. With sum the
+// checksum is made to fit, so that the checks after it are reached.
 func FuzzUnmarshalBinary(f *testing.F) {
 	good, err := trainedLayer(f, 3).MarshalBinary()
 	noError(f, err)

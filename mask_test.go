@@ -203,7 +203,7 @@ func (p problem) checkMasked(t *testing.T, mask batchnorm.Mask, r results) {
 	near("y", r.y, fwd.Y, 2e-6, 3)
 	ref.DY, ref.Activation, ref.Residual = p.slopes(r.y), "identity", nil
 	grad := reference.Backward(ref)
-	if count(ref.Valid) > 4 { // with a few values dx is what cancellation leaves
+	if count(ref.Valid) > 4 { // with few values dx is the rest of a cancellation
 		near("dx", r.dx, grad.DX, 1e-4, 1e-6)
 	}
 }
@@ -216,7 +216,7 @@ func TestKeepPadding(t *testing.T) {
 		for name, mask := range masksFor(s, 3) {
 			v := valid(mask, s)
 			p := newProblem(s, hasResidual|hasGammaBeta).spoilt(mask)
-			fresh := func(in []float32) []float32 { // outputs are what is all 0
+			fresh := func(in []float32) []float32 { // outputs are the slices of zeros
 				out := slices.Clone(in)
 				if !slices.ContainsFunc(in, func(v float32) bool { return v != 0 }) {
 					for i := range out {

@@ -223,7 +223,7 @@ func TestGhostErrors(t *testing.T) {
 	}
 }
 
-// The calls of a GhostPlan reject what those of a Plan reject.
+// The calls of a GhostPlan refuse the arguments that those of a Plan refuse.
 func TestGhostCallErrors(t *testing.T) {
 	s := batchnorm.Shape{5, 4, 6}
 	p, err := batchnorm.NewGhostPlan(s, batchnorm.GhostBatches{5, 2})

@@ -19,7 +19,9 @@ type Momentum struct {
 
 // NewWeight weighs the new batch:
 // running = (1-w)*running + w*batch. This is "momentum" in PyTorch,
-// exponentialAverageFactor in cuDNN, and exponential_avg_factor in TensorFlow.
+// exponentialAverageFactor in cuDNN, and exponential_avg_factor in TensorFlow. With
+// w = 1 the old values are not read, so that they may be NaN; with w = 0 the running
+// statistics keep their bits.
 func NewWeight(w float64) Momentum { return Momentum{weight: w, set: true} }
 
 // OldWeight weighs the value so far: running = w*running + (1-w)*batch. This

@@ -17,8 +17,8 @@ import (
 // The tests of this file are faults that users of other systems reported, each with the
 // numbers of its report; docs/others.md lists them.
 
-// trained is what a training pass over x gives, with dy = x in the backward pass. Gamma
-// is 1 and beta 0.
+// trained has the results of a training pass over x, with dy = x in the backward pass.
+// Gamma is 1 and beta 0.
 type trained struct {
 	y, dx        []float32
 	mean, invstd []float64

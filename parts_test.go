@@ -135,3 +135,75 @@ func TestMergeMoments(t *testing.T) {
 		}
 	}
 }
+
+// TestMergeOrder: parts are merged from the first to the last, so that the bits are
+// those of one part after the other. For these parts any other order has others.
+func TestMergeOrder(t *testing.T) {
+	t.Parallel()
+	nan := math.NaN()
+	sums := []batchnorm.GradSums{
+		{Count: 3, G: []float64{1e16, 1}, GD: []float64{1, -1e16}},
+		{Count: 1, G: []float64{1, 1e16}, GD: []float64{1e16, 1}},
+		{Count: 2, G: []float64{-1e16, -1e16}, GD: []float64{-1e16, 1e16}},
+		{Count: 5, G: []float64{1, 1}, GD: []float64{1, 1}},
+	}
+	moments := []batchnorm.Moments{
+		{Count: 0, Mean: []float64{nan, nan}, M2: []float64{nan, nan}}, // of no meaning
+		{Count: 3, Mean: []float64{0.1, 7}, M2: []float64{1e16, 1}},
+		{Count: 1, Mean: []float64{0.7, 1e9}, M2: []float64{1, 1e16}},
+		{Count: 7, Mean: []float64{1e7, 0.3}, M2: []float64{3, 1}},
+		{Count: 0, Mean: []float64{nan, nan}, M2: []float64{nan, nan}}, // of no meaning
+		{Count: 5, Mean: []float64{-0.9, 1e-3}, M2: []float64{1, 1}},
+	}
+	// all is the merge of all parts, and steps that of the first two, then of that and
+	// the third, and so on.
+	differs := func(a, b [2][]float64) bool { return !slices.Equal(a[0], b[0]) || !slices.Equal(a[1], b[1]) }
+	grad := func(parts []batchnorm.GradSums) (all, steps [2][]float64) {
+		a := batchnorm.GradSums{G: make([]float64, 2), GD: make([]float64, 2)}
+		b := batchnorm.GradSums{G: slices.Clone(parts[0].G), GD: slices.Clone(parts[0].GD), Count: parts[0].Count}
+		noError(t, batchnorm.MergeGradSums(&a, parts))
+		for _, p := range parts[1:] {
+			noError(t, batchnorm.MergeGradSums(&b, []batchnorm.GradSums{b, p}))
+		}
+		if a.Count != 11 || b.Count != 11 {
+			t.Errorf("the sums count %d values, step by step %d, want 11", a.Count, b.Count)
+		}
+		return [2][]float64{a.G, a.GD}, [2][]float64{b.G, b.GD}
+	}
+	merge := func(parts []batchnorm.Moments) (all, steps [2][]float64) {
+		a := batchnorm.Moments{Mean: make([]float64, 2), M2: make([]float64, 2)}
+		b := batchnorm.Moments{Mean: slices.Clone(parts[0].Mean), M2: slices.Clone(parts[0].M2), Count: parts[0].Count}
+		noError(t, batchnorm.MergeMoments(&a, parts))
+		for _, p := range parts[1:] {
+			noError(t, batchnorm.MergeMoments(&b, []batchnorm.Moments{b, p}))
+		}
+		if a.Count != 16 || b.Count != 16 {
+			t.Errorf("the moments count %d values, step by step %d, want 16", a.Count, b.Count)
+		}
+		return [2][]float64{a.Mean, a.M2}, [2][]float64{b.Mean, b.M2}
+	}
+	all, steps := grad(sums)
+	if differs(all, steps) {
+		t.Errorf("the sums of all parts are %v, step by step %v", all, steps)
+	}
+	slices.Reverse(sums)
+	if reversed, _ := grad(sums); !differs(reversed, all) {
+		t.Error("the parts do not tell their order")
+	}
+	// Where all means are equal, M2 is a sum: 1 + 1 before 1e16 counts, and behind it does not.
+	ordered := []batchnorm.Moments{{Count: 1, Mean: []float64{0}, M2: []float64{1}}, {Count: 1, Mean: []float64{0}, M2: []float64{1}},
+		{Count: 1, Mean: []float64{0}, M2: []float64{1e16}}}
+	sum := batchnorm.Moments{Mean: make([]float64, 1), M2: make([]float64, 1)}
+	noError(t, batchnorm.MergeMoments(&sum, ordered))
+	if sum.M2[0] != 1e16+2 {
+		t.Errorf("1 + 1 + 1e16 is %v, want 1e16 + 2", sum.M2[0])
+	}
+	all, steps = merge(moments)
+	if all[0][0] != all[0][0] || differs(all, steps) {
+		t.Errorf("the moments of all parts are %v, step by step %v", all, steps)
+	}
+	slices.Reverse(moments)
+	if reversed, _ := merge(moments); !differs(reversed, all) {
+		t.Error("the parts do not tell their order")
+	}
+}

@@ -11,14 +11,13 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// TestPauses normalizes 1 GB with 2 workers, again and again, while another
-// goroutine collects garbage, and shows (go test -v) how long the world was
-// stopped: until every worker had left its kernel, and in all.
+// TestPauses normalizes 1 GB with 2 workers, again and again, while another goroutine
+// collects garbage. It shows (go test -v) how long the world was stopped: until every
+// worker had left its kernel, and in all.
 //
-// How long that is depends on what else the machine does, so that it is shown
-// and not judged; collections have to end while a normalization runs, that is
-// all. What bounds a pause is the length of a kernel's call, which
-// TestCallsAreShort proves.
+// The time depends on the load of the machine, so that it is shown and not judged. The test
+// fails only if no collection ends while a normalization runs. TestCallsAreShort proves the
+// bound of a pause: the length of a kernel's call.
 func TestPauses(t *testing.T) {
 	needThorough(t)
 	if raceBuild {

@@ -226,6 +226,8 @@ func TestLayerPrecise(t *testing.T) {
 				want = got
 			}
 			expectBits(t, fmt.Sprintf("%v, round %d", variance, round), got, want)
+			noError(t, l.SetRunning(newMoments(3))) // of no values
+			expectBits(t, "after moments of no values", slices.Concat(l.RunningMean, l.RunningVar), want)
 		}
 	}
 	l := newLayer(t, 3)

@@ -14,8 +14,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/ulp"
 )
 
-// problem is the input of an operation, of which every path, cut and placement
-// must make the same bits.
+// problem is the input of an operation. Its results have the same bits on every path, with
+// every cut and placement.
 type problem struct {
 	shape       batchnorm.Shape
 	act         batchnorm.Activation
@@ -27,7 +27,8 @@ type problem struct {
 	ops         ops
 }
 
-// features says what a problem has. Bits above theirs make problems with other values.
+// features are the operands and options of a problem. Bits above theirs make problems with
+// other values.
 type features uint64
 
 const (
@@ -70,7 +71,7 @@ type ops int
 const (
 	forward ops = 1 << iota
 	inference
-	backward // needs forward, for what it saves
+	backward // needs forward, for its saved statistics
 )
 
 func (p problem) has(o ops) bool { return p.ops == 0 || p.ops&o != 0 }
@@ -256,10 +257,10 @@ func (p problem) checkSame(t testing.TB, ways []config, alloc func([]float32) []
 // unit is the rounding error of one float32 operation.
 const unit = 0x1p-24
 
-// sumUnits bounds, in units, the relative error of a block's sums: a lane adds
-// 64 times at most, groups of values or single ones, and a group is two additions
-// deep. What reaches the statistics through mean and deviation is a few times
-// that in the worst case, and about a hundredth of it for random data.
+// sumUnits bounds, in units, the relative error of a block's sums: a lane adds 64 times at
+// most, groups of values or single ones, and a group is two additions deep. The effect on
+// the statistics through mean and deviation is a few times that in the worst case, and
+// about a hundredth of it for random data.
 const sumUnits = 4 * 70
 
 // The errors of an activation's value and derivative, as bench/sweep finds them,
@@ -294,8 +295,8 @@ func orDefault(s []float32, c int, v float64) float64 {
 	return float64(s[c])
 }
 
-// checkBounds compares results with the float64 reference, within what the
-// roundings allow in the worst case. The problem is finite.
+// checkBounds compares results with the float64 reference, within the largest effect of the
+// roundings. The problem is finite.
 func (p problem) checkBounds(t testing.TB, r results) {
 	t.Helper()
 	ref := p.reference()

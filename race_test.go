@@ -12,9 +12,9 @@ import (
 
 func init() { raceBuild = true }
 
-// TestRace is what TestRaceIsCaught runs: two goroutines, each with a plan of
-// its own, use the same memory. It ends the process before the testing package
-// can take note of the race, so that the exit status is the race detector's.
+// TestRace is run by TestRaceIsCaught: two goroutines, each with a plan of its own, use the
+// same memory. It ends the process before the testing package can take note of the race, so
+// that the exit status is the race detector's.
 func TestRace(t *testing.T) {
 	task := os.Getenv(childVariable)
 	if task == "" {

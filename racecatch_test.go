@@ -16,8 +16,7 @@ import (
 // raceBuild is true in a build with the race detector.
 var raceBuild bool
 
-// race is a pair of calls of which one writes what the other writes too, or
-// reads.
+// race is a pair of calls, of which one writes memory that the other writes or reads.
 type race struct {
 	shape           batchnorm.Shape
 	backward, reads bool
@@ -48,8 +47,8 @@ var races = func() map[string]race {
 	return m
 }()
 
-// TestRaceIsCaught checks that the race detector sees what the kernels read and
-// write, those in assembly among them.
+// TestRaceIsCaught checks that the race detector sees all reads and writes of the kernels,
+// in assembly as well.
 func TestRaceIsCaught(t *testing.T) {
 	needThorough(t)
 	binary := raceBinary(t)
@@ -130,12 +129,12 @@ func TestConcurrentCalls(t *testing.T) {
 	}
 }
 
-// concurrent is what several goroutines read.
+// concurrent has the memory that several goroutines read.
 type concurrent struct {
 	x, dy, residual, gamma, beta, mean, variance []float32
 }
 
-// run does every operation and returns what they write, by name.
+// run does every operation and returns the outputs, by name.
 func (c *concurrent) run(p *batchnorm.Plan) (map[string][]float32, error) {
 	n, channels := len(c.x), len(c.gamma)
 	out := map[string][]float32{

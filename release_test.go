@@ -43,8 +43,8 @@ func TestRelease(t *testing.T) {
 	}
 }
 
-// releases looks at what plans refer to after every call, and returns how many calls
-// there were.
+// releases looks at all references of plans after every call, and returns the number of
+// calls.
 func releases(t *testing.T, name string, s Shape, scale float64, o []Option) (calls int) {
 	t.Helper()
 	m := memory{}
@@ -173,7 +173,7 @@ type visit struct {
 	typ reflect.Type
 }
 
-// refer looks at a pointer, and reports whether what it points at is new.
+// refer looks at a pointer, and reports whether its target is new.
 func (v *visitor) refer(at uintptr, typ reflect.Type) bool {
 	for name, m := range v.memory {
 		if at >= m[0] && at < m[1] {
@@ -223,7 +223,7 @@ func (v *visitor) walk(r reflect.Value) {
 			v.visited += r.Len()
 			return
 		}
-		// What an append has not overwritten yet counts as well.
+		// Elements that an append has not overwritten yet count as well.
 		all := r.Slice(0, r.Cap())
 		for i := range all.Len() {
 			v.into(all.Index(i), step{index: i})

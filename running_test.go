@@ -40,7 +40,7 @@ func TestWeightZeroKeeps(t *testing.T) {
 	})
 }
 
-// What docs/semantics.md says of NaN and infinities in a batch.
+// The section of docs/semantics.md on NaN and infinities in a batch.
 func TestBadValuesAndRunningStatistics(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {

@@ -22,8 +22,8 @@ type statisticsForm int
 
 const (
 	saved     statisticsForm = iota // as Forward saved them
-	narrowed                        // the same, made of what it saved as float32
-	inFloat32                       // what it saved as float32
+	narrowed                        // the same, made of the statistics saved as float32
+	inFloat32                       // the statistics saved as float32
 	fromX                           // not at all
 )
 
@@ -82,7 +82,7 @@ func TestStatisticsForms(t *testing.T) {
 	testShapes(t, func(t *testing.T, s batchnorm.Shape, variant int) {
 		p := newProblem(s, features(variant))
 		if variant%3 == 0 {
-			for i := range p.x { // beyond what float32 squares
+			for i := range p.x { // beyond the range whose squares float32 holds
 				p.x[i] *= 1e30
 			}
 		}
@@ -116,7 +116,7 @@ func TestStatisticsForms(t *testing.T) {
 	})
 }
 
-// What Forward and Statistics save as float32 is the moments, rounded once.
+// The float32 statistics of Forward and Statistics are the moments, rounded once.
 func TestBatchMeanAndVariance(t *testing.T) {
 	t.Parallel()
 	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
@@ -245,7 +245,7 @@ func TestFloat32Statistics(t *testing.T) {
 			}
 		}
 		table += fmt.Sprintf("| %g | %.1e | %.1e | %.1e | %.1e |\n", offset, worst[0][0], worst[1][0], worst[0][1], worst[1][1])
-		// What the comments say.
+		// As the comments of BackwardArgs say.
 		if bound := 3e-7 + 6e-8*offset; worst[1][0] > bound || worst[0][0] > 1e-6 {
 			t.Errorf("mean %g: dx is off by %.2g from saved statistics, by %.2g from float32 ones", offset, worst[0][0], worst[1][0])
 		}

@@ -75,7 +75,8 @@ func recoverTree(n int, sizes func(pairs) ([]int, error)) (*sumTree, pairs, []in
 		asked, answers = append(asked, p...), append(answers, got...)
 		var next []part
 		for _, o := range open {
-			// What the first leaf meets on its way up, and the sizes of the trees that it is in then.
+			// The other leaves, by the size of the smallest tree that has the first leaf
+			// and them.
 			bySize := map[int][]int{}
 			for k, j := range o.leaves[1:] {
 				bySize[got[k]] = append(bySize[got[k]], j)
@@ -333,8 +334,8 @@ func expectSizes(t *testing.T, what string, u *summation, asked pairs, channel i
 	}
 }
 
-// TestSumResponse: what pairs leave of mean and variance has the same bits on every
-// path and for every number of workers.
+// TestSumResponse: the rest that pairs leave of mean and variance has the same bits on
+// every path and for every number of workers.
 func TestSumResponse(t *testing.T) {
 	t.Parallel()
 	names, ways := sumWays()

@@ -53,8 +53,8 @@ func ExampleSyncPlan() {
 	// [4.500] [0.436] [1.528]
 }
 
-// Layers of several ranks, which stay the same on all of them. The gradients of
-// other layers are added by AllReduce.
+// Layers on several ranks stay the same on all of them. AllReduce adds the gradients of
+// other layers.
 func ExampleLayer_Synchronize() {
 	collectives, err := batchnorm.NewLocalCollective(3, time.Minute)
 	if err != nil {

@@ -544,7 +544,7 @@ func TestAllReduce(t *testing.T) {
 
 // ---- failures
 
-// syncFailure is what one rank does while all others call forward on 6 channels.
+// syncFailure is a fault of one rank while all others call forward on 6 channels.
 type syncFailure struct {
 	name  string
 	kind  error
@@ -861,7 +861,7 @@ func (l *lostCollective) Exchange(recv, send [][]float64) error {
 	return l.Collective.Exchange(recv, send)
 }
 
-// Errors of a collective's own become ErrExchange, and keep what they say.
+// Errors of a collective's own become ErrExchange, and keep their text.
 func TestSyncForeignError(t *testing.T) {
 	t.Parallel()
 	all, err := batchnorm.NewLocalCollective(2, syncPatience)
@@ -888,7 +888,7 @@ func TestSyncForeignError(t *testing.T) {
 
 // ---- cost
 
-// countingCollective counts what a rank sends.
+// countingCollective counts the messages and elements that a rank sends.
 type countingCollective struct {
 	batchnorm.Collective
 	elements, messages int

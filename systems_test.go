@@ -13,8 +13,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/ulp"
 )
 
-// channelFormula is a system's published formula for one channel: what becomes
-// of its values and of its running statistics.
+// channelFormula is a system's published formula for one channel: its outputs and its
+// running statistics.
 type channelFormula func(x []float64, gamma, beta, runningMean, runningVar float64) (y []float64, newMean, newVar float64)
 
 // Every system's formula, in the terms of its own documentation.

@@ -55,7 +55,7 @@ func plural(n int, what string) string {
 const fractionTop = 1.3
 
 func fractionFigure(title string, rows []boundRow) (figure, error) {
-	p := newChart("tensor, NxCxHxW or NxC", "bound / time")
+	p := newChart("tensor, NxCxHxW or NxC", "time of the bound / time")
 	shapes := unique(rows, func(r boundRow) string { return r.Shape })
 	list := unique(rows, func(r boundRow) string { return r.Operation })
 	nameX(p, shapes)
@@ -284,7 +284,7 @@ func peersByShape(rows []peerRow, all []standing) (figure, error) {
 				lo, hi = min(lo, y), max(hi, y)
 				points = append(points, plotter.XY{X: spread(float64(i), k, len(all)), Y: y})
 				if y < least {
-					least, finding = y, fmt.Sprintf("The lowest mean is %.2f: %s, %s.", y, s.name, shape)
+					least, finding = y, fmt.Sprintf("The lowest speed-up is %.2f: over %s, %s.", y, s.name, shape)
 				}
 			}
 		}
@@ -385,12 +385,13 @@ func sweepFigures(rows []boundRow, known []cache) ([]figure, error) {
 			if x > hi/8 { // no room on the right
 				align = text.XRight
 			}
-			if err := note(p, x, top*1.01, c.Name+", "+sizeText(x), align); err != nil {
+			// At the lower end, where no curve runs.
+			if err := note(p, x, top*0.01, " "+c.Name+", "+sizeText(x)+" ", align); err != nil {
 				return nil, err
 			}
 		}
-		boundName := "bound, with small marks"
-		for k, name := range unique(rows, func(r boundRow) string { return r.Operation }) {
+		names := unique(rows, func(r boundRow) string { return r.Operation })
+		for k, name := range names {
 			var ours, bounds plotter.XYs
 			for _, r := range rows {
 				if r.Layout == layout && r.Operation == name {
@@ -405,13 +406,16 @@ func sweepFigures(rows []boundRow, known []cache) ([]figure, error) {
 			if err := series(p, name, k, ours); err != nil {
 				return nil, err
 			}
+			boundName := ""
+			if k == len(names)-1 { // the last entry of the legend stands for all
+				boundName = "bound, with small marks"
+			}
 			if err := curve(p, boundName, palette[k], dashed, bounds); err != nil {
 				return nil, err
 			}
 			if err := smallSeries(p, k, bounds); err != nil {
 				return nil, err
 			}
-			boundName = ""
 			if opNamed(name).kind == forward {
 				forwards = ours
 			}

@@ -26,7 +26,7 @@ const modesNote = "The same, with ReLU, by way of a mask, of frozen statistics, 
 // kindCell is the width of a column of numbers.
 const kindCell = 10
 
-// kindActivations are what -data fuses.
+// kindActivations are the activations of -data.
 var kindActivations = []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU}
 
 // kindOps are the operations of -data.

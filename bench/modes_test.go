@@ -10,8 +10,8 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// BenchmarkModes times what a mode costs beside the plain pass on the same
-// data: the two take turns, and times-plain is the ratio of their medians.
+// BenchmarkModes compares the time of a mode with the plain pass on the same data: the two
+// take turns, and times-plain is the ratio of their medians.
 func BenchmarkModes(b *testing.B) {
 	for _, dims := range [][]int{{32, 64, 56, 56}, {32, 256, 14, 14}, {8, 64, 16, 16}} {
 		n, c, hw := dims[0], dims[1], dims[2]*dims[3]
@@ -43,7 +43,7 @@ func BenchmarkModes(b *testing.B) {
 	}
 }
 
-// modeCase is a mode and what it is compared with.
+// modeCase is a mode with the pass that it is compared with.
 type modeCase struct {
 	name        string
 	plain, call func() error

@@ -206,7 +206,7 @@ func (r *report) page(w io.Writer, bandwidth float64, keep func(figure)) error {
 	if err := add(section{
 		Title: "Kinds of data",
 		Read: "Read: at 1 an operation takes as long on this kind of data as on usual data, in turn with it. A number over its limit " +
-			"has a !.",
+			"is followed by !.",
 		Table: kindLines(r.Kinds),
 		Notes: []string{strings.ReplaceAll(kindsNote, "\n", " ")},
 	}, nil, nil); err != nil {
@@ -284,6 +284,8 @@ table { border-collapse: collapse; font-size: 0.875rem; margin: 0.75rem 0; }
 th, td { padding: 0.2rem 0.75rem 0.2rem 0; text-align: left; white-space: nowrap;
   border-bottom: 1px solid #eee; font-variant-numeric: tabular-nums; }
 th { vertical-align: bottom; }
+p.narrow { display: none; }
+@media (max-width: 40rem) { p.narrow { display: block; } }
 </style>
 </head>
 <body>
@@ -292,6 +294,7 @@ th { vertical-align: bottom; }
 {{- with .Report.Command}} Made by <code>{{.}}</code>.{{end}}</p>
 <p class="note">Every number is here as well:
 <a href="results.json">results.json</a>, and <a href="benchmarks.txt">benchmarks.txt</a> for benchstat.</p>
+<p class="note narrow">Figures and tables that are wider than the screen can be moved sideways.</p>
 {{range .Sections}}
 <section>
 <h2>{{.Title}}</h2>
@@ -307,7 +310,7 @@ th { vertical-align: bottom; }
 {{- end}}
 {{range .Figures}}
 <figure>
-<figcaption>{{.Title}}{{with .Finding}}<br><span>{{.}}</span>{{end}}</figcaption>
+<figcaption>{{with .Finding}}{{.}}<br>{{end}}<span>{{.Title}}</span></figcaption>
 <ul class="keys">{{range .Keys}}<li>{{.SVG}}{{.Name}}</li>{{end}}</ul>
 <div class="scroll">{{.SVG}}</div>
 </figure>

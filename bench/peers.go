@@ -527,7 +527,7 @@ func newOwn(t testCase, in *inputs, relu bool, threads int, path batchnorm.Path)
 	return &own{plan, in, newOutputs(in)}, nil
 }
 
-// Run runs an operation so many times and returns what each took.
+// Run runs an operation so many times and returns the time of each.
 func (w *own) Run(what peer.Op, times int) ([]time.Duration, error) {
 	i := slices.IndexFunc(peerOps, func(o op) bool { return peerOpOf[o.kind] == what })
 	took := make([]time.Duration, times)
@@ -666,14 +666,14 @@ func (s standing) verdict() string {
 	if s.goal == 0 {
 		return ""
 	}
-	text := fmt.Sprintf("mean %.2f of %.3g", s.mean, s.goal)
+	text := fmt.Sprintf("mean %.2f, goal %.3g", s.mean, s.goal)
 	if s.contest.least > 0 {
 		text += fmt.Sprintf("; %d of %d cells below %.3g", s.below, s.cells, s.contest.least)
 	}
 	return text
 }
 
-// summary prints the contests' standings, and what is missing or wrong.
+// summary prints the contests' standings, and all that is missing or wrong.
 func (r *peerResults) summary(w io.Writer) {
 	fmt.Fprintf(w, "\n%-9s  %5s  %9s  %6s  %-44s  %10s  %s\n", "peer", "cells", "geo. mean", "least", "in (with workers)", "difference", "goals")
 	for _, s := range standings(r.Rows) {

@@ -19,7 +19,7 @@ import (
 	"github.com/fusedbn/batchnorm/bench/peers/peer"
 )
 
-// fakeRival computes with this package, and spoils what it is told to.
+// fakeRival computes with this package, and spoils some results.
 type fakeRival struct {
 	*own
 	out    map[peer.Op]*outputs
@@ -156,7 +156,7 @@ func TestPeersWithFakes(t *testing.T) {
 		"FAIL torch: backward nchw 8x64x16x16, 1: results differ by NaN of the largest",
 		"FAIL archsimd: nchw 8x64x16x16: it has had enough",
 		"onednn8c does not offer 12 cells.",
-		" of 2.5; ",
+		", goal 2.5; ",
 	} {
 		if !strings.Contains(text, want) {
 			t.Errorf("the output lacks %q:\n%s", want, text)
@@ -181,7 +181,7 @@ func TestPeersWithFakes(t *testing.T) {
 	}
 }
 
-// What needs nothing but Go, as a whole.
+// The peers that need nothing but Go, as a whole.
 func TestPeersPlain(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "rows.json")
 	var stdout, stderr bytes.Buffer
@@ -227,7 +227,7 @@ func TestPeersLeaveOutLarge(t *testing.T) {
 	}
 }
 
-// A peer is not given what takes it too long; the others are.
+// A peer gets no tensor that takes it too long; the others do.
 func TestPeersLimited(t *testing.T) {
 	c, set := peerConfig(t, "-with onednn,spago -only 32x512x7x7 -workers 1 -ops inference")
 	c.contests[1].most = 1
@@ -252,9 +252,9 @@ func TestStandings(t *testing.T) {
 		least   float64
 		verdict string
 	}{
-		{[]peerRow{row("onednn", 2), row("onednn", 8)}, 4, 2, "mean 4.00 of 2.5; 0 of 2 cells below 1"},
-		{[]peerRow{row("onednn", 0.5), row("onednn", 8), row("torch", 100)}, 2, 0.5, "mean 2.00 of 2.5; 1 of 2 cells below 1"},
-		{[]peerRow{row("archsimd", 0.5), row("archsimd", 18)}, 3, 0.5, "mean 3.00 of 2"},
+		{[]peerRow{row("onednn", 2), row("onednn", 8)}, 4, 2, "mean 4.00, goal 2.5; 0 of 2 cells below 1"},
+		{[]peerRow{row("onednn", 0.5), row("onednn", 8), row("torch", 100)}, 2, 0.5, "mean 2.00, goal 2.5; 1 of 2 cells below 1"},
+		{[]peerRow{row("archsimd", 0.5), row("archsimd", 18)}, 3, 0.5, "mean 3.00, goal 2"},
 		{[]peerRow{row("gomlx", 3)}, 3, 3, ""},
 	} {
 		s := standings(c.rows)[0]

@@ -60,8 +60,37 @@ var palette = []color.RGBA{
 }
 
 var marks = []draw.GlyphDrawer{
-	draw.CircleGlyph{}, draw.SquareGlyph{}, draw.TriangleGlyph{}, draw.PyramidGlyph{}, draw.RingGlyph{}, draw.BoxGlyph{},
+	draw.CircleGlyph{}, outline{4, math.Pi / 4}, outline{3, math.Pi / 2}, draw.PyramidGlyph{}, outline{}, draw.BoxGlyph{},
 	draw.CrossGlyph{}, draw.PlusGlyph{}, diamond{},
+}
+
+// outline is a regular polygon with its first corner in the given direction, or a circle
+// without corners. Its line is wide enough for light colours and for grey: those of
+// package draw are half a point wide.
+type outline struct {
+	corners int
+	angle   float64
+}
+
+func (o outline) DrawGlyph(c *draw.Canvas, style draw.GlyphStyle, at vg.Point) {
+	c.SetLineStyle(draw.LineStyle{Color: style.Color, Width: vg.Points(1.1)})
+	var p vg.Path
+	if o.corners == 0 {
+		p.Move(vg.Point{X: at.X + style.Radius, Y: at.Y})
+		p.Arc(at, style.Radius, 0, 2*math.Pi)
+	}
+	for k := range o.corners {
+		sin, cos := math.Sincos(o.angle + 2*math.Pi*float64(k)/float64(o.corners))
+		r := 1.25 * style.Radius // of corners, which look smaller than a circle
+		corner := vg.Point{X: at.X + vg.Length(cos)*r, Y: at.Y + vg.Length(sin)*r}
+		if k == 0 {
+			p.Move(corner)
+		} else {
+			p.Line(corner)
+		}
+	}
+	p.Close()
+	c.Stroke(p)
 }
 
 // diamond is a filled square on its corner.
@@ -127,7 +156,7 @@ func (p *chart) figure(title, finding string, height int) (figure, error) {
 	return f, err
 }
 
-// picture draws the plot below its title and finding, and the legend in rows below it.
+// picture draws the plot below its finding and title, and the legend in rows below it.
 func (p *chart) picture(title, finding string, height int) (string, error) {
 	const margin, line, perRow = 10, 16, 3
 	rows := (len(p.keys) + perRow - 1) / perRow
@@ -139,7 +168,7 @@ func (p *chart) picture(title, finding string, height int) (string, error) {
 	style.XAlign, style.YAlign = text.XLeft, text.YCenter
 	under := vg.Points(float64(rows*line + line/2))
 	p.Draw(draw.Crop(all, 0, -vg.Points(8), under, -vg.Points(2.5*line)))
-	for i, text := range []string{title, finding} {
+	for i, text := range []string{finding, title} {
 		all.FillText(style, vg.Point{X: vg.Points(margin), Y: all.Max.Y - vg.Points((float64(i)+0.75)*line)}, text)
 	}
 	for i, k := range p.keys {

@@ -112,7 +112,7 @@ func TestReportPage(t *testing.T) {
 		"Half of the operations reach 0.80 of the bound or more.", "Scaling by workers: NHWC", "204.8 GB/s", "64, model",
 		"Speed by the size of a tensor: NCHW, 1 worker", "Speed by the size of a tensor: NHWC, 1 worker", "L1, 32 KB", "256 MB",
 		"oneDNN 0.1", "Left out: torch: not on this machine: apt-get install python3-torch.", "Left out: nchw 1x1: 900 MB.",
-		"256x64x112x112", "mean 5.65 of 2.5; 1 of 28 cells below 1", "10 % dead channels", "1.25!", "Kinds of data",
+		"256x64x112x112", "mean 5.65, goal 2.5; 1 of 28 cells below 1", "10 % dead channels", "1.25!", "Kinds of data",
 	} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
@@ -163,7 +163,7 @@ func TestReportPage(t *testing.T) {
 	}
 }
 
-// What was not measured is said, and nothing else is in the way.
+// The page says which parts were not measured, and works without them.
 func TestReportOfLess(t *testing.T) {
 	full := someReport()
 	for name, r := range map[string]*report{
@@ -334,7 +334,7 @@ func TestReportPictures(t *testing.T) {
 			shown = append(shown, strings.TrimSpace(string(s)))
 		}
 	}
-	for _, want := range []string{"Fraction of the bound: NCHW, 1 worker", "bound", "forward", "bound / time"} {
+	for _, want := range []string{"Fraction of the bound: NCHW, 1 worker", "bound", "forward", "time of the bound / time"} {
 		if !slices.Contains(shown, want) {
 			t.Errorf("the picture lacks %q; it has %q", want, shown)
 		}

@@ -35,7 +35,7 @@ func TestListedSet(t *testing.T) {
 	}
 }
 
-// A list is what every kind of run measures, and nothing else.
+// Every kind of run measures the tensors of a list, and no others.
 func TestRunListed(t *testing.T) {
 	const list = "nchw:3x5x7x6,nhwc:3x5x7x6,nc:8x33"
 	names := []string{"nc 8x33", "nchw 3x5x7x6", "nhwc 3x5x7x6"}

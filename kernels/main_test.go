@@ -50,7 +50,7 @@ func firstDifferentLine(a, b []byte) int {
 // routine is a function of an assembly file.
 type routine struct {
 	name  string
-	frame string // what stands behind its name
+	frame string // text after its name
 	body  []instruction
 }
 
@@ -79,13 +79,14 @@ func (k routine) plain() bool { return plainFrames[k.name] != "" }
 // subroutine reports whether it is one that moves a tail.
 func (k routine) subroutine() bool { return strings.Contains(k.name, "Tail") }
 
-// instruction is one of a line; a macro of words is taken for what its comment says.
+// instruction is an instruction of a line; a macro of words stands for the instructions in
+// its comment.
 type instruction struct {
 	line               int
 	mnemonic, operands string
 }
 
-// parse reads what the generator printed.
+// parse reads the output of the generator.
 func parse(t *testing.T, text []byte) []routine {
 	t.Helper()
 	var list []routine
@@ -178,17 +179,17 @@ func expand(t *testing.T, line string) []string {
 	return list
 }
 
-// rules are what the code of an architecture must obey.
+// rules are the rules for the code of an architecture.
 type rules struct {
 	// forbidden are the registers that Go reserves, and those that the
 	// instruction set of the path has not.
 	forbidden *regexp.Regexp
-	// features tells for every instruction in use what a machine must have to
-	// execute it. The guard is what detectSIMD asks for, and grants it all.
+	// features names for every instruction in use the feature that a machine must have.
+	// guard is the feature that detectSIMD asks for; it grants the features in granted.
 	features map[string]string
 	guard    string
 	granted  []string
-	// end is what every return looks like.
+	// end has the instructions of every return.
 	end []string
 	// own are the registers that kernels which call, and functions, may use in
 	// spite of all that; kept are those that a function may not touch.
@@ -423,9 +424,9 @@ func TestRegisters(t *testing.T) {
 	})
 }
 
-// TestFunctionsKeep checks that a function of an activation leaves alone what a
-// kernel that calls it relies on: the sums, the mask of the tail, and the registers
-// that are neither the function's own nor saved by it.
+// TestFunctionsKeep checks that a function of an activation leaves unchanged all that a
+// kernel relies on: the sums, the mask of the tail, and the registers that are neither the
+// function's own nor saved by it.
 func TestFunctionsKeep(t *testing.T) {
 	forEachArchitecture(t, func(t *testing.T, r rules, kernels []routine, _ string) {
 		functions := 0

@@ -287,7 +287,8 @@ func product(f *fn, dst, v, z vec) {
 	f.sub(dst, v, constVec)
 }
 
-// positivePart sets dst to max(z, 0). NaN does not come here, since it is far.
+// positivePart sets dst to max(z, 0), by a comparison of integers. A NaN whose sign is set
+// becomes 0; v is NaN there, and so is the result.
 func positivePart(f *fn, dst, z vec) {
 	f.zero(dst)
 	f.op(opMaxInt, dst, z, dst)

@@ -11,21 +11,20 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// ErrMissing is what Init returns from a program that was built without MPI. Its
-// text says how to build it with MPI.
+// ErrMissing is the error of Init in a program that was built without MPI. Its text says
+// how to build the program with MPI.
 var ErrMissing = errors.New("mpi: this program was built without MPI; install it (apt-get install libopenmpi-dev openmpi-bin), " +
 	"and build with the tag mpi and cgo: CGO_ENABLED=1 go build -tags mpi")
 
-// ErrInit is wrapped by errors of Init, Finalize and Abort at a time at which they
-// can't be called.
+// ErrInit is wrapped by the errors of Init, Finalize and Abort that were called too early
+// or too late.
 var ErrInit = errors.New("mpi: not initialized, or finalized already")
 
 // Built reports whether the program was built with MPI.
 func Built() bool { return built }
 
-// Launched reports whether the process was started by an mpirun, or by a workload
-// manager in its place, which is told by the environment. A program may do
-// without MPI when it was not. Neither does it need MPI to be built in.
+// Launched reports whether the process was started by mpirun or a workload manager. It
+// looks at the environment, and works in a program that was built without MPI, too.
 func Launched() bool {
 	for _, name := range []string{"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMI_RANK", "PMIX_RANK", "MPI_LOCALNRANKS"} {
 		if os.Getenv(name) != "" {
@@ -42,23 +41,23 @@ type Comm struct {
 	timeout    time.Duration
 
 	mu     sync.Mutex
-	err    error // why it is of no more use
+	err    error // the first failure; after it the communicator can't be used
 	native native
 }
 
 var _ batchnorm.Collective = (*Comm)(nil)
 
-// world is what the package has one of.
+// world is the state of MPI in this process.
 var world struct {
 	sync.Mutex
 	begun, over bool
-	failed      error // of any communicator
+	failed      error // the first failure of any communicator
 }
 
-// Init initializes MPI and returns the communicator of all processes (a duplicate of
-// MPI_COMM_WORLD, so that no other user of MPI meets its messages). It is called
-// once. A rank that has waited for another for longer than the timeout gives up; 0 is
-// [batchnorm.DefaultTimeout].
+// Init initializes MPI and returns the communicator of all processes: a duplicate of
+// MPI_COMM_WORLD, which keeps its messages apart from those of other users of MPI. It is
+// called once. A rank gives up when it has waited for another rank for longer than the
+// timeout; 0 is [batchnorm.DefaultTimeout].
 //
 // Without mpirun there is one process, with rank 0 of 1.
 func Init(timeout time.Duration) (*Comm, error) {
@@ -81,9 +80,9 @@ func Init(timeout time.Duration) (*Comm, error) {
 	return &Comm{rank: rank, size: size, timeout: timeout, native: n}, nil
 }
 
-// Finalize ends MPI, in the regular way: all ranks call it, and no communicator is
-// used after it. When one has failed MPI might wait for ever for a rank that is
-// gone; then Finalize returns an error, and [Abort] is the way out.
+// Finalize ends MPI. All ranks call it, and no communicator is used after it. After the
+// failure of a communicator MPI might wait for ever for a rank that has ended: Finalize
+// then returns an error, and [Abort] ends the processes.
 func Finalize() error {
 	world.Lock()
 	defer world.Unlock()
@@ -97,8 +96,8 @@ func Finalize() error {
 	return finalize()
 }
 
-// Abort ends the processes of all ranks with the given exit code. It returns an
-// error only where MPI is not initialized.
+// Abort ends the processes of all ranks with the given exit code. It returns only if MPI
+// is not initialized, with an error.
 func Abort(code int) error {
 	world.Lock()
 	defer world.Unlock()
@@ -108,7 +107,7 @@ func Abort(code int) error {
 	return abort(code)
 }
 
-// Library returns which MPI the program uses, in its own words, or "none".
+// Library returns the name and version of the MPI library, in its own words, or "none".
 func Library() string { return library() }
 
 // Rank returns the number of this process in the communicator.
@@ -154,7 +153,7 @@ func (c *Comm) exchange(recv, send [][]float64) error {
 	return err
 }
 
-// fail notes that the communicator is of no more use.
+// fail keeps the first failure of the communicator, which ends its use.
 func (c *Comm) fail(err error) {
 	c.err = err
 	world.Lock()
@@ -171,10 +170,10 @@ func (c *Comm) ready() error {
 	return nil
 }
 
-// Split makes communicators of the ranks that name the same color, for statistics
-// over a part of the ranks: those of one node, say. All ranks call it; the new
-// ranks are in the order of the old ones. A rank whose color is below 0 joins
-// none, and gets nil. The time limit is that of c.
+// Split makes a communicator of the ranks with the same color, for statistics over some of
+// the ranks, for example those of one node. All ranks call it; the new ranks are in the
+// order of the old ones. A rank whose color is below 0 joins none, and gets nil. The new
+// communicator has the time limit of c.
 func (c *Comm) Split(color int) (*Comm, error) {
 	if err := c.ready(); err != nil {
 		return nil, err
@@ -184,7 +183,7 @@ func (c *Comm) Split(color int) (*Comm, error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	// MPI's call has no time limit. An exchange before it has one, and sees to it that
+	// MPI's call has no time limit. The exchange before it has one, and makes sure that
 	// all ranks are about to call it.
 	if err := c.meet(); err != nil {
 		return nil, err
@@ -200,7 +199,7 @@ func (c *Comm) Split(color int) (*Comm, error) {
 	return &Comm{rank: rank, size: size, timeout: c.timeout, native: n}, nil
 }
 
-// meet returns when all ranks have called it.
+// meet returns when all ranks have called meet.
 func (c *Comm) meet() error {
 	recv, send := make([][]float64, c.size), make([][]float64, c.size)
 	for i := range c.size {
@@ -211,9 +210,9 @@ func (c *Comm) meet() error {
 	return c.exchange(recv, send)
 }
 
-// Free gives the memory of a communicator back. All its ranks call it, and none uses
-// it any more. One that has failed keeps its memory, since messages may be under
-// way in it.
+// Free gives the memory of a communicator back. All its ranks call it, and none uses the
+// communicator afterwards. A communicator that has failed keeps its memory, since messages
+// may still be written to it.
 func (c *Comm) Free() error {
 	if err := c.ready(); err != nil {
 		return err

@@ -1,18 +1,18 @@
 // Package mpi connects the processes of an MPI program for synchronized batch
-// norm: [Comm] is a [batchnorm.Collective] over MPI, which brings the
-// transport, be it shared memory or the network of a cluster.
+// norm: [Comm] is a [batchnorm.Collective] over MPI. The transport, shared memory or the
+// network of a cluster, is MPI's.
 //
-// It uses cgo, and only behind the build tag mpi, so that nothing else of this
-// repository needs a C compiler. Without the tag it builds as well, and [Init] returns
-// [ErrMissing], which says what to install and how to build:
+// It uses cgo behind the build tag mpi, so that nothing else of this repository needs a C
+// compiler. Without the tag it builds as well, and [Init] returns [ErrMissing], whose text
+// says how to build the program:
 //
 //	apt-get install libopenmpi-dev openmpi-bin    # or libmpich-dev mpich
 //	go build -tags mpi -o train .
 //	mpirun -np 4 ./train
 //
-// The header and the library are looked for where Debian's alternatives put them. In
-// any other place CC=mpicc names them. Where Open MPI and MPICH are both installed,
-// the tags mpi,mpich take MPICH, with mpirun.mpich.
+// The compiler looks for the header and the library where Debian puts them; in any other
+// place, CC=mpicc finds them. Where Open MPI and MPICH are both installed, the tags
+// mpi,mpich choose MPICH, with mpirun.mpich.
 //
 // # A program
 //
@@ -24,25 +24,24 @@
 //
 // # Failure
 //
-// No call waits for ever. A rank that has ended, or does not come within the time
-// limit of the communicator, is an error that wraps [batchnorm.ErrExchange] and
-// names the rank; it comes on every rank that waits, directly or for a rank that
-// waits, within two time limits. The communicator is of no use then, and [Abort] ends
-// the program. MPI's own errors come back as errors too (MPI_ERRORS_RETURN).
+// No call waits for ever. If a rank has ended, or does not come within the time limit of
+// the communicator, every rank that waits for it, directly or through another rank, gets
+// an error within two time limits. The error wraps [batchnorm.ErrExchange] and names the
+// rank. The communicator can't be used afterwards, and [Abort] ends the program. MPI's own
+// errors come back as errors, too (MPI_ERRORS_RETURN).
 //
-// mpirun itself ends all processes when one is killed, unless told otherwise:
-// mpirun --enable-recovery for Open MPI 4. MPICH's mpirun ends them in any case.
+// When one process is killed, mpirun ends all others. With --enable-recovery that of Open
+// MPI 4 leaves them; MPICH's always ends them.
 //
 // # Threads
 //
-// Init asks for MPI_THREAD_SERIALIZED: goroutines move from thread to thread, so
-// that MPI is called by several threads, which MPI_THREAD_FUNNELED forbids; and a
-// lock sees to it that there is one call at a time, so that
-// MPI_THREAD_MULTIPLE, slower in some libraries, isn't needed. No call
-// blocks: messages are begun, and tested for their arrival until all
-// are there. So communicators can be used by several goroutines at a time, and
-// a message on one makes progress while another is waited for. A program that
-// calls MPI by other means besides has to ask for MPI_THREAD_MULTIPLE itself before Init.
+// Init asks for MPI_THREAD_SERIALIZED. Goroutines move from thread to thread, so that
+// several threads call MPI, which MPI_THREAD_FUNNELED forbids. A lock lets one thread call
+// at a time, so that MPI_THREAD_MULTIPLE, slower in some libraries, isn't needed. No call
+// blocks: messages are begun, and then tested until all have arrived. So several
+// goroutines can use communicators at a time, and a message of one communicator arrives
+// while another is waited for. A program that also calls MPI by other means asks for
+// MPI_THREAD_MULTIPLE itself before Init.
 //
 // # Memory
 //

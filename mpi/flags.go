@@ -2,7 +2,7 @@
 
 package mpi
 
-// Debian's alternatives. With CC=mpicc the compiler has its own.
+// The paths are those of Debian's alternatives. mpicc, as CC, adds its own.
 
 /*
 #cgo linux,amd64 CFLAGS: -I/usr/include/x86_64-linux-gnu/mpi

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestMissing is for the build without MPI, and says what to do about it.
+// TestMissing is for the build without MPI: its error says how to build with MPI.
 func TestMissing(t *testing.T) {
 	if mpi.Built() {
 		t.Skip("MPI is built in")
@@ -72,8 +72,8 @@ func TestLaunched(t *testing.T) {
 	}
 }
 
-// mpirun is the command that belongs to the library, with what root and few cores
-// need, and with what keeps it from ending the other ranks when one dies.
+// mpirun is the library's command, with the flags for root and for few cores, and with
+// those that keep it from ending the other ranks when one dies.
 func mpirun(t *testing.T, ranks int) []string {
 	t.Helper()
 	command, options := "mpirun.openmpi", []string{"--oversubscribe", "--allow-run-as-root", "--enable-recovery", "--quiet", "--bind-to", "none"}
@@ -89,8 +89,7 @@ func mpirun(t *testing.T, ranks int) []string {
 	return append(append([]string{command}, options...), "-np", fmt.Sprint(ranks))
 }
 
-// launch plays a scenario and returns what each rank has to say, which is its
-// lines that begin with "= RANK ".
+// launch plays a scenario and returns the lines of each rank, which begin with "= RANK ".
 func launch(t *testing.T, ranks int, scenario string) [][]string {
 	t.Helper()
 	if !mpi.Built() {
@@ -106,7 +105,7 @@ func launch(t *testing.T, ranks int, scenario string) [][]string {
 	command.WaitDelay = 5 * time.Second
 	kill := time.AfterFunc(5*time.Minute, func() { command.Process.Kill() })
 	defer kill.Stop()
-	// Scenarios in which a rank dies make mpirun fail: what they say counts.
+	// Scenarios in which a rank dies make mpirun fail: only their output counts.
 	out, err := command.CombinedOutput()
 	said := make([][]string, ranks)
 	for line := range strings.Lines(string(out)) {
@@ -131,8 +130,7 @@ func launch(t *testing.T, ranks int, scenario string) [][]string {
 
 var rankCounts = []int{2, 3, 4, 7}
 
-// expectAll requires of every rank a line with the prefix, and returns what
-// stands behind it.
+// expectAll requires of every rank a line with the prefix, and returns the rest of it.
 func expectAll(t *testing.T, said [][]string, prefix string) []string {
 	t.Helper()
 	rest := make([]string, len(said))

@@ -22,13 +22,14 @@ struct bn_comm {
 	int rank, size;
 	double *memory;
 	int64_t capacity;
-	// Messages under way: requests of sends, and then those of receives, with their peers.
+	// Messages under way: the requests of sends, then those of receives, with the other ranks.
 	MPI_Request *requests;
 	MPI_Status *statuses;
 	int *indices, *peers;
 	int sends, messages, left;
-	// Ranks from which nothing has come yet; and by rank where the doubles go that are
-	// expected, how many they are, and where the message is if it has more.
+	// awaited lists ranks from which nothing has come yet. By rank: at is the place of the
+	// expected doubles in the memory, expected their number, and larger the memory of a
+	// message that has more.
 	int *awaited, awaiting;
 	int64_t *at;
 	int *expected;
@@ -37,8 +38,8 @@ struct bn_comm {
 
 enum { tag = 1 };
 
-// Go's runtime needs every signal handler to run on a stack of its own. Some
-// libraries install handlers that don't ask for it.
+// Go's runtime needs every signal handler to run on the signal stack. Some libraries
+// install handlers without the flag for it.
 static void own_signal_stacks(void)
 {
 	for (int s = 1; s < 32; s++) {
@@ -178,8 +179,8 @@ static int64_t now(void)
 	return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
 }
 
-// receive begins to receive a message that has come, of any length: not all
-// libraries can be relied on to cut one that is longer than its place.
+// receive begins to receive a message that has come. A message that is longer than its
+// place gets memory of its own, since not all libraries truncate it.
 static int receive(bn_comm *c, int from, MPI_Message *message, MPI_Status *status, int *recv)
 {
 	int n = 0;
@@ -199,7 +200,7 @@ static int receive(bn_comm *c, int from, MPI_Message *message, MPI_Status *statu
 	return MPI_Imrecv(to, n, MPI_DOUBLE, message, &c->requests[c->messages++]);
 }
 
-// look begins to receive what has come from the ranks that are awaited.
+// look begins to receive the messages that have come from awaited ranks.
 static int look(bn_comm *c, int *recv, int *peer)
 {
 	for (int k = 0; k < c->awaiting;) {

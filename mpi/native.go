@@ -22,15 +22,15 @@ const built = true
 // lock is held during every call of MPI.
 var lock sync.Mutex
 
-// A native communicator, with the counts of the exchange under way.
+// native is a communicator of MPI, with the counts of the exchange under way.
 type native struct {
 	comm       *C.bn_comm
-	recv, send []C.int // doubles by rank; recv: then what has come
-	status     []C.int // messages that are not done, and the other rank of one
+	recv, send []C.int // numbers of doubles by rank; recv afterwards: of those that came
+	status     []C.int // number of messages that are not done, and the other rank of one of them
 }
 
-// mainThread runs functions on the thread on which MPI was initialized, where it
-// wants to be finalized too.
+// mainThread runs functions on the thread that has initialized MPI. The same thread must
+// finalize it.
 var mainThread = make(chan func())
 
 func onMainThread(f func()) {
@@ -97,7 +97,7 @@ func abort(code int) error {
 	return nil
 }
 
-// text returns what MPI says of an error. The lock is held.
+// text returns MPI's text for an error. The caller holds the lock.
 func text(code C.int) string {
 	return words(func(s *C.char, n C.int) { C.bn_error(code, s, n) })
 }
@@ -117,9 +117,9 @@ func words(write func(s *C.char, size C.int)) string {
 	return strings.TrimRight(line, "\x00 ")
 }
 
-// How a rank waits: it tests for the arrival of messages for some time, and lets
-// others go first in between; after a while it sleeps between tests, for longer and
-// longer, since whoever is that late won't come within microseconds.
+// A rank that waits tests its messages for pollMicros at a time, and yields in between.
+// After eager it sleeps between tests, from a microsecond up to longestNap: a rank that is
+// so late won't come within microseconds.
 const (
 	pollMicros = 20
 	eager      = 2 * time.Millisecond

@@ -1,18 +1,18 @@
-// What the package calls of MPI. All functions return MPI's error code, and are
+// The calls of MPI that the package needs. All functions return MPI's error code, and are
 // called one at a time.
 
 #include <stdint.h>
 
 typedef struct bn_comm bn_comm;
 
-// bn_init initializes MPI, unless somebody else has, and says which thread level it
-// grants, and the least that is enough.
+// bn_init initializes MPI, unless that has been done already. granted is the thread level
+// that it grants, and enough the lowest one that is enough.
 int bn_init(int *granted, int *enough);
 int bn_finalize(void);
 int bn_abort(int code);
 
-// bn_world duplicates MPI_COMM_WORLD, and bn_split splits c, which gives no
-// communicator for a color below 0.
+// bn_world duplicates MPI_COMM_WORLD. bn_split splits c, and gives no communicator for a
+// color below 0.
 int bn_world(bn_comm **out, int *rank, int *size);
 int bn_split(bn_comm *c, int color, int key, bn_comm **out, int *rank, int *size);
 int bn_free(bn_comm *c);
@@ -34,5 +34,5 @@ int bn_poll(bn_comm *c, int64_t micros, int *recv, int *left, int *peer);
 // bn_error writes the text of an error.
 void bn_error(int code, char *text, int size);
 
-// bn_library writes which MPI this is.
+// bn_library writes name and version of the library.
 void bn_library(char *text, int size);

@@ -21,7 +21,7 @@ import (
 // failLimit is the time limit of scenarios that fail.
 const failLimit = 2 * time.Second
 
-// play is what a rank does in a scenario. It returns the exit code.
+// play plays a rank's part in a scenario. It returns the exit code.
 func play(scenario string) int {
 	limit := time.Minute
 	fails := map[string]func(c *mpi.Comm) error{"killed": killed, "shape": shape, "large": large, "operation": operation, "arguments": arguments}

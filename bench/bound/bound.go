@@ -1,5 +1,5 @@
-// Package bound moves memory as fast as the machine can: the least that an
-// operation on tensors takes is what its reads and writes take here.
+// Package bound moves memory as fast as the machine can: an operation on tensors takes at
+// least the time of its reads and writes.
 package bound
 
 import (
@@ -151,7 +151,7 @@ func (t *Team) part(i, lo, hi int) {
 	}
 }
 
-// ---- assembly where there is some, and Go for what is left at the ends
+// ---- assembly where there is some, and Go for the rest at the ends
 
 func read(x []float32) float32 {
 	if !haveSIMD {

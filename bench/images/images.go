@@ -51,7 +51,7 @@ func decode(compressed []byte) (*Set, error) {
 	if _, err := io.ReadFull(r, pixels); err != nil {
 		return nil, damaged("pixels: %w", err)
 	}
-	// Reading on to the end is also what makes gzip compare its checksum.
+	// Reading on to the end makes gzip compare its checksum, too.
 	rest, err := io.Copy(io.Discard, r)
 	if err != nil {
 		return nil, damaged("%w", err)

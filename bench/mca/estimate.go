@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// cost is what a processor takes for an iteration, in cycles.
+// cost is the time of an iteration on a processor, in cycles.
 type cost struct {
 	cycles float64 // of the loop
 	bound  float64 // of its loads and stores of tensors alone
@@ -71,9 +71,9 @@ func throughputs(out string) ([]float64, error) {
 
 var postIndexPattern = regexp.MustCompile(`^(.*\[(x\d+)\]), (#\S+|x\d+)$`)
 
-// assembly returns the loop for llvm-mca. Branches go to themselves, as their
-// targets are not there. What moves its address on after the access is split:
-// the models would have the next access wait for the loaded value.
+// assembly returns the loop for llvm-mca. Branches go to themselves, as their targets are
+// not there. An instruction that moves its address on after the access is split: the models
+// would have the next access wait for the loaded value.
 func (l loop) assembly() []string {
 	var lines []string
 	for _, in := range l.body {

@@ -34,8 +34,7 @@ func layoutOfArgs(root string) (map[int]string, error) {
 		files = append(files, f)
 	}
 	conf := types.Config{
-		// The struct needs nothing from elsewhere: what can't be imported
-		// doesn't matter.
+		// The struct needs no other package, so that imports that fail don't matter.
 		Importer: importer.Default(), Error: func(error) {}, IgnoreFuncBodies: true, FakeImportC: true,
 	}
 	checked, _ := conf.Check(pkg.Name, set, files, nil)
@@ -85,7 +84,7 @@ var (
 	kernelPattern = regexp.MustCompile(`^[a-z]+([A-Z][a-z]+)?(Rows|Cols|Runs)((Identity|ReLU|Called)(Residual)?(DResidual)?(Stream)?)?$`)
 )
 
-// functions returns the kernels of what llvm-objdump prints.
+// functions returns the kernels in the output of llvm-objdump.
 func functions(text string) []function {
 	var all []function
 	inside := false

@@ -21,7 +21,7 @@ import (
 	"strings"
 )
 
-// processors are what the models are asked for, by LLVM's names.
+// processors are LLVM's names of the models.
 var processors = []string{"neoverse-n1", "neoverse-v1", "neoverse-v2", "apple-m1"}
 
 // goal is the fraction of the bound that kernels are to reach which match
@@ -90,8 +90,8 @@ func run(w io.Writer, kernels, mca, objdump string) error {
 	return nil
 }
 
-// disassemble returns the kernels as llvm-objdump prints them. They are in the
-// test binary, because in any other the linker leaves out what is not called.
+// disassemble returns the kernels in the form of llvm-objdump. They are in the test binary,
+// because the linker leaves out of any other the functions that are not called.
 func disassemble(root, objdump string) (string, error) {
 	folder, err := os.MkdirTemp("", "batchnorm-mca-")
 	if err != nil {

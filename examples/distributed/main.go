@@ -1,8 +1,8 @@
 // Command distributed trains the network of section 4.1 of Ioffe and Szegedy's
 // paper on batch normalization (arXiv 1502.03167) on the images of Fashion-MNIST
-// with several processes: each has a part of every batch, MPI adds the gradients,
-// and batch norm takes its statistics over all parts. It compares that with
-// statistics of each process's own part, and with one process.
+// with several processes. Each has a part of every batch, MPI adds the gradients, and batch
+// norm takes its statistics over all parts. The command compares this with statistics of
+// each process's own part, and with one process.
 //
 // Without mpirun the processes are goroutines.
 package main
@@ -27,7 +27,7 @@ import (
 const (
 	exitOK     = 0
 	exitFailed = 1
-	exitUsage  = 2 // the flags can't be followed
+	exitUsage  = 2 // wrong flags
 )
 
 type config struct {
@@ -117,7 +117,7 @@ func (c *config) goroutines(train, test *fashion.Set, stdout, stderr io.Writer) 
 	return errors.Join(errs...)
 }
 
-// errChecks says that something does not hold, which was printed.
+// errChecks is the error of a check that has failed, after it was printed.
 var errChecks = errors.New("not all that should hold does")
 
 // rank is the whole program on one rank. Rank 0 prints.
@@ -167,8 +167,8 @@ func (c *config) rank(l batchnorm.Collective, where string, train, test *fashion
 	return nil
 }
 
-// newProgress returns a bar that goes away when n steps are done. It is drawn
-// seldom into a file, where every bar stays.
+// newProgress returns a bar that is removed when n steps are done. It is drawn seldom into
+// a file, where every drawing stays.
 func newProgress(w io.Writer, n int) *progressbar.ProgressBar {
 	interval := 10 * time.Second
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {

@@ -17,11 +17,11 @@ import (
 // activation, and a last layer that gives the logits of the classes.
 type network struct {
 	layers []*dense
-	// All gradients of this process's images lie one behind the other, so that one
-	// exchange adds them over the processes: first those of the weights and biases,
-	// which each process has its part of, and then those of gamma and beta.
+	// The gradients of this process's images lie one behind the other, so that one exchange
+	// adds them over the processes: first those of weights and biases, which every process
+	// has for its own images, then those of gamma and beta.
 	gradients []float32
-	own       int // how many of them are of weights and biases
+	own       int // the number of gradients of weights and biases
 }
 
 // dense is x*W, followed by batch norm and sigmoid, or by a bias in the last layer.
@@ -85,7 +85,7 @@ func (net *network) synchronize(g *batchnorm.SyncGroup) error {
 	return nil
 }
 
-// parameters calls f for all that is trained, with its gradient.
+// parameters calls f for all parameters, each with its gradient.
 func (net *network) parameters(f func(value, gradient []float32)) {
 	for _, l := range net.layers {
 		f(l.weight, l.dweight)
@@ -106,7 +106,7 @@ func (net *network) step(rate float32) {
 	})
 }
 
-// running calls f for the running statistics.
+// running calls f for all running statistics.
 func (net *network) running(f func(v []float32)) {
 	for _, l := range net.layers {
 		if l.norm != nil {
@@ -116,7 +116,7 @@ func (net *network) running(f func(v []float32)) {
 	}
 }
 
-// hash is one of all parameters and running statistics, to the bit.
+// hash returns a hash of all bits of the parameters and running statistics.
 func (net *network) hash() uint64 {
 	h := fnv.New64a()
 	var b [4]byte
@@ -131,7 +131,7 @@ func (net *network) hash() uint64 {
 	return h.Sum64()
 }
 
-// A pass is the memory of n images on their way through a network.
+// A pass is the memory for n images in a network.
 type pass struct {
 	net    *network
 	n      int
@@ -144,7 +144,7 @@ type pass struct {
 
 type layerPass struct {
 	z, dz []float32 // x*W + bias, and the gradient by it
-	y, dy []float32 // what batch norm makes of z; nil in the last layer
+	y, dy []float32 // output of batch norm; nil in the last layer
 }
 
 func newPass(net *network, n int) *pass {
@@ -170,7 +170,7 @@ func (p *pass) fill(set *fashion.Set, images []int) {
 	}
 }
 
-// input returns what layer i gets.
+// input returns the input of layer i.
 func (p *pass) input(i int) []float32 {
 	if i == 0 {
 		return p.x
@@ -205,9 +205,9 @@ func (p *pass) forward(training bool) error {
 	return nil
 }
 
-// loss returns the sum of the images' cross-entropies and how many of them are
-// classified right, and makes the last layer's gradient, of the loss's mean over
-// so many images.
+// loss returns the sum of the images' cross-entropies and the number of images that are
+// classified right. It sets the last layer's gradient, of the mean loss over so many
+// images.
 func (p *pass) loss(images int) (loss float64, right int) {
 	last := &p.layers[len(p.layers)-1]
 	const classes = fashion.Classes
@@ -240,9 +240,9 @@ func (p *pass) loss(images int) (loss float64, right int) {
 	return loss, right
 }
 
-// backward computes the gradients by all parameters. Those of the weights are sums
-// over the images: over those of each part of the batch by itself, which are then
-// added as SyncGroup.AllReduce adds them over the processes.
+// backward computes the gradients by all parameters. Those of the weights are sums over the
+// images. Each part of the batch is summed by itself, and the sums are added as
+// SyncGroup.AllReduce adds them over the processes.
 func (p *pass) backward(parts int) error {
 	for i := len(p.layers) - 1; i >= 0; i-- {
 		l, lp := p.net.layers[i], &p.layers[i]
@@ -302,8 +302,8 @@ func matrix(rows, cols int, data []float32) blas32.General {
 	return blas32.General{Rows: rows, Cols: cols, Stride: cols, Data: data}
 }
 
-// product is dst = a*b, of n x in and in x out. Every row of it has the same bits
-// in any batch.
+// product sets dst = a*b, of n x in and in x out. The bits of a row do not depend on the
+// batch.
 func product(dst, a, b []float32, n, in, out int) {
 	blas32.Gemm(blas.NoTrans, blas.NoTrans, 1, matrix(n, in, a), matrix(in, out, b), 0, matrix(n, out, dst))
 }

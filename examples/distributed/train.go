@@ -11,7 +11,7 @@ import (
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
 )
 
-// statistics says over which images batch norm takes its statistics.
+// statistics names the images whose statistics batch norm takes.
 type statistics int
 
 const (
@@ -20,7 +20,7 @@ const (
 	alone                          // rank 0 has all images, the others none
 )
 
-// recipe is all that decides a training. The same recipe gives the same network on
+// recipe has everything that decides a training. The same recipe gives the same network on
 // every rank, and in every run.
 type recipe struct {
 	units int
@@ -31,7 +31,7 @@ type recipe struct {
 	test  int // images of the test set
 }
 
-// result is what a training comes to.
+// result is the outcome of a training.
 type result struct {
 	net      *network
 	loss     float64 // mean over the last steps
@@ -41,10 +41,10 @@ type result struct {
 	exchange time.Duration // of it; waiting for other ranks is part of it
 }
 
-// share of the time that was spent in exchanges.
+// share returns the share of the time that was spent in exchanges.
 func (r *result) share() float64 { return r.exchange.Seconds() / r.time.Seconds() }
 
-// worker is a rank.
+// worker trains on one rank.
 type worker struct {
 	collective  *timed
 	group       *batchnorm.SyncGroup
@@ -52,7 +52,7 @@ type worker struct {
 	progress    func(steps int, loss float64)
 }
 
-// timed measures how long a rank is in exchanges.
+// timed adds up the time that a rank spends in exchanges.
 type timed struct {
 	batchnorm.Collective
 	total time.Duration
@@ -117,8 +117,8 @@ func (w *worker) run(r recipe, s statistics) (*result, error) {
 	return out, err
 }
 
-// steps trains on n images of each step, from the first on, whose gradients are
-// taken over so many parts and then reduced.
+// steps trains on n images of each step, from the first on. Their gradients are taken over
+// so many parts and then reduced.
 func (w *worker) steps(out *result, r recipe, first, n, parts int, reduce func() error) error {
 	all := r.batch * w.group.Size()
 	p := newPass(out.net, n)
@@ -149,7 +149,7 @@ func (w *worker) steps(out *result, r recipe, first, n, parts int, reduce func()
 	return nil
 }
 
-// share gives rank 0's network to all ranks: the sum with the zeros of the others.
+// share gives rank 0's network to all ranks, as the sum of it and the zeros of the others.
 func (w *worker) share(net *network) (err error) {
 	give := func(v []float32) {
 		if w.group.Rank() != 0 {
@@ -165,7 +165,7 @@ func (w *worker) share(net *network) (err error) {
 }
 
 // evaluate finds the accuracy on the test set, of which each rank takes a part, and
-// makes the loss the mean of all ranks'.
+// replaces the loss by the mean over all ranks.
 func (w *worker) evaluate(out *result, r recipe) error {
 	rank, ranks := w.group.Rank(), w.group.Size()
 	test := w.test.First(r.test)
@@ -209,12 +209,12 @@ func (w *worker) gather(hash uint64) ([]uint64, error) {
 	return hashes, nil
 }
 
-// same says whether all hashes are equal.
+// same reports whether all hashes are equal.
 func same(hashes ...uint64) bool {
 	return !slices.ContainsFunc(hashes, func(h uint64) bool { return h != hashes[0] })
 }
 
-// difference returns the largest difference of a parameter.
+// difference returns the largest difference between two values of a parameter.
 func difference(a, b *network) float64 {
 	var values [][]float32
 	b.parameters(func(value, _ []float32) { values = append(values, value) })
@@ -231,7 +231,7 @@ func difference(a, b *network) float64 {
 	return largest
 }
 
-// order draws images without putting them back, until all are drawn.
+// order draws images in random order, each once before any is drawn again.
 type order struct {
 	r    *rand.Rand
 	deck []int
@@ -257,7 +257,7 @@ func (o *order) next(images []int) {
 	}
 }
 
-// check is something that must hold, with the numbers.
+// check is a condition that must hold, with its numbers.
 type check struct {
 	what string
 	ok   bool
@@ -272,8 +272,8 @@ const (
 	segmentSteps = 3
 )
 
-// experiment is everything that the program shows. The result is the same on all
-// ranks but for the times.
+// experiment does everything that the program shows. The result is the same on all ranks
+// except for the times.
 func (w *worker) experiment(r recipe) (names []string, results []*result, checks []check, err error) {
 	run := func(r recipe, s statistics) *result {
 		if err != nil {

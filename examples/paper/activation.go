@@ -7,7 +7,7 @@ type activation struct {
 	name   string
 	kernel batchnorm.Activation
 
-	// The derivative, of a function with two flat ends.
+	// The derivative of a function with two flat ends.
 	slope func(z float64) float64
 }
 

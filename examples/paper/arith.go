@@ -2,11 +2,11 @@ package main
 
 import "math"
 
-// What the program computes in Go itself rounds every product before it is
-// added, so that no compiler fuses them: the bits are those of any machine.
+// The arithmetic that the program does in Go rounds every product before it is added, so
+// that no compiler fuses them: the bits are the same on every machine.
 
-// exp is e^x in float64, to some units of its last place. math.Exp would do,
-// but on amd64 it depends on whether the processor can fuse.
+// exp is e^x in float64, to some units in the last place. The bits of math.Exp depend on
+// whether the processor of an amd64 machine has fused multiply-add.
 func exp(x float64) float64 {
 	const (
 		ln2Hi = 0x1.62e42feep-1 // 32 bits, so that its products with k are exact
@@ -22,7 +22,7 @@ func exp(x float64) float64 {
 	}
 	k := math.Round(float64(x * math.Log2E))
 	r := (x - float64(k*ln2Hi)) - float64(k*ln2Lo)
-	// Taylor's polynomial: what is left out is below 2^-54 for |r| <= ln2/2.
+	// Taylor's polynomial. The terms left out are below 2^-54 for |r| <= ln2/2.
 	p := 1.0
 	for n := 13.0; n > 0; n-- {
 		p = 1 + float64(r*p)/n

@@ -99,8 +99,8 @@ var activations = section{
 
 var otherActivations = []*activation{relu, tanh, gelu}
 
-// helpsFinding compares the average over a training, which a network has high
-// for learning soon and for ending well.
+// helpsFinding compares the average accuracy over a training. A network that learns soon
+// and ends well has a high one.
 func helpsFinding(act string, with, without *trace) finding {
 	a, b := mean(with.accuracy), mean(without.accuracy)
 	return finding{
@@ -156,8 +156,8 @@ func biasExactFinding(biased *trace) finding {
 	}
 }
 
-// biasGradientFinding holds that the sum over the images, which the network is
-// trained with, is 0 if it is no more than float32 rounds its addends by.
+// biasGradientFinding compares the sum over the images, by which the network is trained,
+// with 0: it holds if the sum is within the rounding of its addends to float32.
 func biasGradientFinding(biased *trace) finding {
 	const unitRoundoff = 0x1p-24
 	if biased.biasGradient == 0 {
@@ -180,7 +180,8 @@ func biasAccuracyFinding(biased, plain, shuffled *trace) finding {
 	}
 }
 
-// largestDifference is that of the accuracies, over all measurements.
+// largestDifference returns the largest difference of the accuracies, over all
+// measurements.
 func largestDifference(s, t *trace) float64 {
 	largest := 0.0
 	for i := range min(len(s.accuracy), len(t.accuracy)) {
@@ -189,17 +190,17 @@ func largestDifference(s, t *trace) float64 {
 	return largest
 }
 
-// regularImages is of how many training images regularization is shown: few,
-// so that there is something to learn by heart.
+// regularImages is the number of training images for the section on regularization: few, so
+// that a network can learn them by heart.
 const regularImages = 5000
 
 var regularBatches = []int{8, 60, 256}
 
-// ghostImages are in a ghost batch: as many as in the smallest batch, whose
-// noise it is meant to have.
+// ghostImages are in a ghost batch: as many as in the smallest batch, since it is to have
+// the same noise.
 const ghostImages = 8
 
-// company is which images a network's batch norm takes together.
+// company names the images whose statistics batch norm takes together.
 type company struct {
 	norm  bool
 	ghost int // as in design
@@ -228,7 +229,8 @@ func (c company) style() style {
 	return s
 }
 
-// in is the company in a batch. A batch of the size of a ghost batch is one.
+// in returns the company in a batch. A batch of the size of a ghost batch is one ghost
+// batch.
 func (c company) in(batch int) company {
 	if batch <= c.ghost {
 		c.ghost = 0
@@ -382,11 +384,11 @@ func ghostGapFinding(whole, ghost []float64) finding {
 	}
 }
 
-// companyGuests is how many images get company.
+// companyGuests is the number of images that are put into several batches.
 const companyGuests = 10
 
-// spread is how much the probability of an image's label depends on which
-// images share its batch: the standard deviation, averaged over some images.
+// spread returns how much the probability of an image's label depends on the other images
+// of its batch: the standard deviation, averaged over some images.
 func (l *lab) spread(net *network, n int) (float64, error) {
 	p, err := newPass(net, n)
 	if err != nil {
@@ -418,7 +420,7 @@ func (l *lab) spread(net *network, n int) (float64, error) {
 
 var rateFactors = []float64{1, 5, 30, 150}
 
-// rateColors are others than with and without batch norm have.
+// rateColors are other colours than those of networks with and without batch norm.
 var rateColors = []color.Color{
 	color.RGBA{68, 1, 84, 255}, color.RGBA{49, 104, 142, 255}, color.RGBA{53, 160, 100, 255}, color.RGBA{190, 160, 0, 255},
 }
@@ -487,11 +489,11 @@ var learningRate = section{
 	},
 }
 
-// usable is how far from the best accuracy a rate is still of use.
+// usable is the largest distance from the best accuracy at which a rate counts as usable.
 const usable = 0.1
 
-// rateFinding names the highest rate that is of use, with and without: one
-// that comes near the best accuracy that either network reaches at any rate.
+// rateFinding names the highest usable rate, with and without batch norm: its accuracy
+// comes near the best that either network reaches at any rate.
 func rateFinding(act string, with, without []*trace) finding {
 	best := 0.0
 	for _, t := range slices.Concat(with, without) {
@@ -562,7 +564,7 @@ var gaussian = section{
 	},
 }
 
-// shapeOf is the kurtosis of a layer's pre-activations.
+// shapeOf has the kurtosis of a layer's pre-activations.
 type shapeOf struct{ together, unit float64 }
 
 func shapeOfLayer(values []float64, units int) shapeOf {
@@ -604,8 +606,8 @@ func gaussianFindings(with, without []shapeOf) []finding {
 
 const normalKurtosis = 3
 
-// preactivations returns what the activations of every hidden layer get for
-// the probe images, image by image.
+// preactivations returns the inputs of the activations of every hidden layer for the probe
+// images, image by image.
 func (l *lab) preactivations(net *network) ([][]float64, error) {
 	p, err := newPass(net, probeBatch)
 	if err != nil {
@@ -619,8 +621,8 @@ func (l *lab) preactivations(net *network) ([][]float64, error) {
 	return all, err
 }
 
-// quantiles returns quantiles of the normal distribution, and those of the
-// values, standardized.
+// quantiles returns quantiles of the normal distribution, and those of the standardized
+// values.
 func quantiles(values []float64) (normal, own []float64) {
 	sorted := slices.Sorted(slices.Values(values))
 	m, std, _ := moments(sorted)

@@ -27,8 +27,8 @@ const (
 	figureHeight = vg.Length(220)
 )
 
-// Two colours that people who see fewer colours tell apart as well; shades of
-// them for lines of one kind.
+// Two colours that colour-blind people can distinguish, and shades of them for lines of one
+// kind.
 var (
 	blues   = []color.Color{color.RGBA{0, 84, 166, 255}, color.RGBA{64, 140, 210, 255}, color.RGBA{130, 190, 235, 255}}
 	oranges = []color.Color{color.RGBA{200, 66, 0, 255}, color.RGBA{232, 120, 40, 255}, color.RGBA{245, 170, 110, 255}}

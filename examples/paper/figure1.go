@@ -35,7 +35,8 @@ var figure1a = section{
 	},
 }
 
-// soonerFinding compares when two trainings come near what both reach.
+// soonerFinding compares the steps at which two trainings reach nine tenths of the lower of
+// their settled accuracies.
 func soonerFinding(with, without *trace) finding {
 	target := 0.9 * min(with.settled(), without.settled())
 	first := func(t *trace) int {
@@ -128,7 +129,7 @@ func jumps(t *trace) float64 {
 	return sum / float64(max(1, n))
 }
 
-// typicalUnit is the one whose drift is the median.
+// typicalUnit returns the unit with the median drift.
 func typicalUnit(t *trace) int {
 	moved := drift(t)
 	units := make([]int, len(moved))

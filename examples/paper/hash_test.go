@@ -10,8 +10,8 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// trainedHashes are what -hash prints after so many steps: on AVX2, on NEON, in pure Go,
-// on processors of either byte order, on 32 bits as on 64.
+// trainedHashes are the hashes that -hash prints after so many steps: the same on AVX2, on
+// NEON, in pure Go, on processors of either byte order, on 32 bits as on 64.
 var trainedHashes = map[int]string{
 	40:   "09acc52294392ee02e18fa9a9a0cee3fe90f3bb754e6190195b098757272d21d",
 	4000: "db5bec4c3efe4edafa6c8f612cb9c42ddc31e708e05bfd094d130e3debed7029",

@@ -1,7 +1,7 @@
 // Command paper repeats the experiment of section 4.1 of Ioffe and Szegedy's
-// paper on batch normalization (arXiv 1502.03167), and measures what is often
-// said of batch norm, on the images of Fashion-MNIST. What it concludes is made
-// from the numbers of the run.
+// paper on batch normalization (arXiv 1502.03167), and measures common claims about batch
+// norm, on the images of Fashion-MNIST. Its conclusions are made from the numbers of the
+// run.
 package main
 
 import (
@@ -22,7 +22,7 @@ import (
 const (
 	exitOK     = 0
 	exitFailed = 1
-	exitUsage  = 2 // the flags can't be followed
+	exitUsage  = 2 // wrong flags
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
@@ -47,7 +47,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 		}
 		return exitOK
 	}
-	if cfg.report != "" { // before the work: it would be a pity afterwards
+	if cfg.report != "" { // before the work, so that a wrong path costs no training
 		if err := os.MkdirAll(cfg.report, 0o755); err != nil {
 			fmt.Fprintf(stderr, "paper: -report: %v\n", err)
 			return exitUsage
@@ -73,7 +73,7 @@ func run(args []string, stdout, stderr io.Writer) int {
 	return exitOK
 }
 
-// config is the flags.
+// config holds the flags.
 type config struct {
 	lab      lab
 	hash     bool   // nothing but the hash of a trained network
@@ -88,7 +88,7 @@ const (
 	paperSteps = 50000
 )
 
-// parse prints the usage to w when that is asked for.
+// parse returns the flags. For -h it prints the usage.
 func parse(args []string, w io.Writer) (*config, error) {
 	c := &config{lab: lab{probe: probeImages, final: finalImages, companies: companies, timedSteps: timedSteps}}
 	var path, only string
@@ -197,8 +197,8 @@ func (c *config) load() (err error) {
 	return nil
 }
 
-// investigate trains all that the sections need, and then measures. Progress
-// goes to w.
+// investigate trains all networks that the sections need, and then measures. Progress goes
+// to w.
 func (l *lab) investigate(sections []section, w io.Writer) (*report, error) {
 	recipes := map[string]recipe{}
 	for _, s := range sections {
@@ -246,7 +246,7 @@ func (l *lab) printHash(stdout, stderr io.Writer) error {
 	return err
 }
 
-// settings says what decides the numbers.
+// settings lists everything that decides the numbers.
 func (l *lab) settings() []string {
 	return []string{
 		fmt.Sprintf("Fashion-MNIST, %s: %d training and %d test images; a pixel of at least %d of 255 is 1, any other 0.",

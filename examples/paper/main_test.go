@@ -89,7 +89,7 @@ func smallReport(t *testing.T) *report {
 	return r
 }
 
-// strange is what a number or a sentence looks like that went wrong.
+// strange matches a number or a sentence that went wrong.
 var strange = regexp.MustCompile(`NaN|Inf|%!|<nil>`)
 
 func TestReport(t *testing.T) {

@@ -12,8 +12,7 @@ import (
 	"github.com/fusedbn/batchnorm/internal/gen"
 )
 
-// design is what a network is made from. Two of the same design are equal bit
-// by bit.
+// design is the plan of a network. Two networks of the same design are equal bit by bit.
 type design struct {
 	inputs  int
 	hidden  []int // units of each hidden layer
@@ -27,7 +26,7 @@ type design struct {
 	path    batchnorm.Path
 }
 
-// paperDesign is section 4.1's: three hidden layers of 100 units.
+// paperDesign is the network of section 4.1: three hidden layers of 100 units.
 func paperDesign(act *activation, norm bool, seed uint64) design {
 	return design{
 		inputs: fashion.Pixels, hidden: []int{100, 100, 100}, classes: fashion.Classes,
@@ -38,24 +37,23 @@ func paperDesign(act *activation, norm bool, seed uint64) design {
 // initialStd is the standard deviation of the initial weights.
 const initialStd = 0.1
 
-// A network is fully connected layers, the last of which gives the logits of
-// the classes. It holds the parameters; what a batch needs is in a pass.
+// A network has fully connected layers, the last of which gives the logits of the classes.
+// It holds the parameters; the memory for a batch is a pass.
 type network struct {
 	design
 	layers []*layer
 	params []param
 }
 
-// param is parameters that are trained, and the gradient of the loss by them.
+// param has parameters that are trained, and the gradient of the loss by them.
 type param struct {
 	name        string
 	value, grad []float32
 }
 
-// A layer is x*W + bias, followed in hidden layers by batch norm and the
-// activation. A hidden layer without batch norm has the same kernels run, as
-// inference from constants that change nothing but to add the bias, which is
-// beta: z = (x*W - 0)*1 + beta.
+// A layer is x*W + bias, followed in hidden layers by batch norm and the activation. A
+// hidden layer without batch norm runs the same kernels, as inference with constants: z =
+// (x*W - 0)*1 + beta, where beta is the bias.
 type layer struct {
 	in, out int
 	hidden  bool
@@ -122,9 +120,9 @@ func (net *network) step(rate float32) {
 	}
 }
 
-// hash is the SHA-256 of all parameters and running statistics, each number as 4 bytes,
-// the lowest first: of weight, bias, gamma and beta of every layer in turn, as far as
-// there are such, and then of running mean and variance of every layer.
+// hash returns the SHA-256 of all parameters and running statistics, each number as 4
+// bytes, the lowest first: weight, bias, gamma and beta of every layer in turn, as far as
+// the layer has them, and then running mean and variance of every layer.
 func (net *network) hash() string {
 	h := sha256.New()
 	add := func(values []float32) {
@@ -142,8 +140,8 @@ func (net *network) hash() string {
 	return hex.EncodeToString(h.Sum(nil))
 }
 
-// A pass is the memory of n images on their way through a network. Several
-// passes of a network may run at a time, if none of them trains.
+// A pass is the memory for n images in a network. Several passes of a network may run at a
+// time, if none of them trains.
 type pass struct {
 	net    *network
 	n      int
@@ -164,11 +162,11 @@ type layerPass struct {
 	// Of hidden layers.
 	fused        plans
 	bare         plans     // without the activation
-	pre          []float32 // what the activation gets, where wanted
+	pre          []float32 // input of the activation, where wanted
 	mean, invStd []float64 // of the batch, or of each ghost batch
 }
 
-// plans are how a layer is normalized: by given statistics, and by the batch's.
+// plans has the plans of a layer: for given statistics, and for those of the batch.
 type plans struct {
 	given *batchnorm.Plan
 	batch trainer
@@ -199,7 +197,7 @@ func (d *design) newPlans(n, units int, options ...batchnorm.Option) (plans, err
 	return plans{given, ghost}, err
 }
 
-// batches returns of how many parts of n images batch norm takes statistics.
+// batches returns the number of parts of n images that have statistics of their own.
 func (d *design) batches(n int) int {
 	if d.ghost == 0 {
 		return 1
@@ -238,7 +236,7 @@ func (p *pass) fill(set *fashion.Set, images []int) {
 	}
 }
 
-// input returns what layer i gets.
+// input returns the input of layer i.
 func (p *pass) input(i int) []float32 {
 	if i == 0 {
 		return p.x
@@ -246,10 +244,10 @@ func (p *pass) input(i int) []float32 {
 	return p.layers[i-1].y
 }
 
-// probabilities returns what the network said last: classes for each image.
+// probabilities returns the last output of the network: classes for each image.
 func (p *pass) probabilities() []float32 { return p.layers[len(p.layers)-1].y }
 
-// mode says where batch norm takes its statistics from.
+// mode names the statistics that normalize.
 type mode int
 
 const (
@@ -276,8 +274,8 @@ func (p *pass) forward(m mode) (loss float64, err error) {
 	return softmax(p.probabilities(), p.labels), nil
 }
 
-// normalize is the part of hidden layer i behind its product, by plans with
-// or without the activation.
+// normalize runs batch norm and activation of hidden layer i, by plans with or without the
+// activation.
 func (p *pass) normalize(i int, by plans, m mode, y []float32) error {
 	l, lp := p.net.layers[i], &p.layers[i]
 	if !l.norm || m == inference {
@@ -319,7 +317,7 @@ func (p *pass) backward() error {
 		}
 		multiplyTransposed(l.dweight, p.input(i), lp.dz, p.n, l.in, l.out)
 		if i > 0 {
-			// Times a transposed copy: gonum's product with a transposed right
+			// A product with a transposed copy: gonum's product with a transposed right
 			// matrix sums in an order that depends on the machine.
 			transpose(l.transposed, l.weight, l.out)
 			multiply(p.layers[i-1].dy, lp.dz, l.transposed, p.n, l.out, l.in)
@@ -328,7 +326,7 @@ func (p *pass) backward() error {
 	return nil
 }
 
-// unnormalize is the gradient of normalize: dx is that by x*W + bias.
+// unnormalize computes the gradient of normalize. dx is the gradient by x*W + bias.
 func (p *pass) unnormalize(i int, by plans, dx []float32) error {
 	l, lp := p.net.layers[i], &p.layers[i]
 	if l.norm {
@@ -343,15 +341,15 @@ func (p *pass) unnormalize(i int, by plans, dx []float32) error {
 	})
 }
 
-// preactivations computes what the activation of hidden layer i gets, after
-// forward in inference mode.
+// preactivations computes the input of the activation of hidden layer i, after forward in
+// inference mode.
 func (p *pass) preactivations(i int) ([]float32, error) {
 	lp := &p.layers[i]
 	return lp.pre, p.normalize(i, lp.bare, inference, lp.pre)
 }
 
-// correct returns how many of the images got their label the largest
-// probability. NaN is never largest.
+// correct returns the number of images whose label has the largest probability. NaN is
+// never largest.
 func (p *pass) correct() int {
 	right := 0
 	for i, label := range p.labels {
@@ -379,8 +377,8 @@ func addRows(m, v []float32) {
 	}
 }
 
-// sumRows makes v the sum of all rows of m. It sums in float64, so that what
-// is left of a sum that should be 0 is not its own rounding.
+// sumRows sets v to the sum of all rows of m. It sums in float64, so that a sum that should
+// be 0 shows the rounding of its addends, not its own.
 func sumRows(v, m []float32) {
 	for j := range v {
 		sum := 0.0

@@ -7,10 +7,10 @@ import (
 	"gonum.org/v1/gonum/blas/blas32"
 )
 
-// assembled says that products are gonum's assembly, which rounds a product before it
-// adds it. Where gonum has none, its loops are Go, which compilers for most processors
-// fuse; there the loops below take its place. They sum in the same order, along the
-// inner index, and so have the same bits.
+// assembled is true where products are gonum's assembly, which rounds a product before it
+// adds it. Elsewhere gonum's loops are Go, which most compilers fuse, and the loops below
+// take their place. They sum in the same order, along the inner index, and so have the same
+// bits.
 const assembled = runtime.GOARCH == "amd64"
 
 // multiply sets c = a*b, which are n x inner and inner x out.

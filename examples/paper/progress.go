@@ -9,8 +9,8 @@ import (
 	"golang.org/x/term"
 )
 
-// newProgress returns a bar that goes away when n is done. It is drawn seldom
-// into a file, where every bar stays.
+// newProgress returns a bar that is removed when n is done. It is drawn seldom into a file,
+// where every drawing stays.
 func newProgress(w io.Writer, n int, what string) *progressbar.ProgressBar {
 	interval := 10 * time.Second
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {

@@ -11,9 +11,9 @@ import (
 	"strings"
 )
 
-// report is all that a run found out.
+// report has all findings of a run.
 type report struct {
-	Settings []string // what decides the numbers
+	Settings []string // everything that decides the numbers
 	Command  string
 	Sections []*reportSection
 }
@@ -29,7 +29,7 @@ func (r *report) add(s section, res *result) {
 	r.Sections = append(r.Sections, &reportSection{s.id, s.title, s.claim, res.findings, res.figures, res.tables})
 }
 
-// Verdict says how many of the findings are as claimed.
+// Verdict returns the number of findings that are as claimed, in words.
 func (s *reportSection) Verdict() string {
 	n := 0
 	for _, f := range s.Findings {
@@ -40,7 +40,7 @@ func (s *reportSection) Verdict() string {
 	return fmt.Sprintf("%d of %d", n, len(s.Findings))
 }
 
-// Verdict says whether the finding is as claimed.
+// Verdict returns in words whether the finding is as claimed.
 func (f finding) Verdict() string { return choose(f.asClaimed, "As claimed", "Not as claimed") }
 
 func (f finding) AsClaimed() bool { return f.asClaimed }
@@ -109,7 +109,7 @@ var pageTemplate = template.Must(template.New("report").Parse(page))
 // html writes the report as a page that needs no other file.
 func (r *report) html(w io.Writer) error { return pageTemplate.Execute(w, r) }
 
-// SVG returns the figure to stand in a page.
+// SVG returns the figure as an element of a page.
 func (f *figure) SVG() (template.HTML, error) {
 	b, err := f.encode("svg")
 	if err != nil {
@@ -122,10 +122,10 @@ func (f *figure) SVG() (template.HTML, error) {
 	return template.HTML("<svg" + string(element)), nil
 }
 
-// Caption returns what stands below the figure.
+// Caption returns the text below the figure.
 func (f *figure) Caption() string { return f.caption }
 
-// Title returns what the figure shows, for those who can't see it.
+// Title returns a description of the figure, for screen readers.
 func (f *figure) Title() string { return f.plot.Title.Text }
 
 func (t table) Head() []string   { return t.head }

@@ -8,26 +8,25 @@ import (
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
 )
 
-// A section is a claim and what is measured about it.
+// A section is a claim with its measurement.
 type section struct {
 	id, title string
-	claim     string // what the paper or the notes say
+	claim     string // of the paper or the notes
 
-	// recipes adds what has to be trained, under the names that measure reads.
-	// A name stands for the same recipe in all sections.
+	// recipes adds the trainings that measure needs, under the names that it reads. A name
+	// stands for the same recipe in all sections.
 	recipes func(l *lab, add func(name string, r recipe))
 	measure func(l *lab, traces map[string]*trace) (*result, error)
 }
 
-// result is what a section found.
+// result has the findings of a section.
 type result struct {
 	figures  []*figure
 	tables   []table
 	findings []finding
 }
 
-// finding is a sentence that is made from numbers, and whether these are as
-// claimed.
+// finding is a sentence made from numbers, and whether these are as claimed.
 type finding struct {
 	text      string
 	asClaimed bool
@@ -51,10 +50,10 @@ var sections = []section{
 	timeShare,
 }
 
-// lab is what the sections work with: the data and the settings.
+// lab has the data and the settings for the sections.
 type lab struct {
 	train, test *fashion.Set
-	data        string // where the images are from
+	data        string // source of the images
 	seed        uint64
 	steps       int // of Figure 1
 	claimSteps  int // of the other trainings
@@ -63,13 +62,13 @@ type lab struct {
 	path        batchnorm.Path
 	workers     int
 
-	// How much is measured; tests take less.
+	// The extent of the measurements; tests take less.
 	probe, final int // as in recipe
 	companies    int // batches around one image
 	timedSteps   int
 }
 
-// The defaults of the above.
+// The defaults of these.
 const (
 	probeImages = 2000
 	finalImages = 10000
@@ -77,7 +76,7 @@ const (
 	timedSteps  = 200
 )
 
-// How often a training is measured.
+// The number of measurements of a training.
 const (
 	paperPoints = 40
 	claimPoints = 20
@@ -107,11 +106,11 @@ func withName(norm bool) string {
 	return "without"
 }
 
-// both are the two sides of every comparison.
+// both are the two sides of a comparison.
 var both = []bool{true, false}
 
-// settled is the accuracy that a training has reached: the average of the last
-// fifth of its measurements, as single ones scatter; 0 if it diverged.
+// settled returns the accuracy that a training has reached: the average of the last fifth
+// of its measurements, as single ones scatter; 0 if it diverged.
 func (t *trace) settled() float64 {
 	if t.diverged >= 0 {
 		return 0
@@ -159,16 +158,16 @@ func scaled(values []float64, by float64) []float64 {
 	return out
 }
 
-// material is how much accuracies have to differ to count as different: about
-// the standard error over the probe images.
+// material is the least difference of accuracies that counts: about the standard error over
+// the probe images.
 const material = 0.01
 
 func percent(v float64) string { return fmt.Sprintf("%.1f%%", 100*v) }
 
-// points is a difference of shares, in percentage points.
+// points returns a difference of shares in percentage points.
 func points(v float64) string { return fmt.Sprintf("%.1f points", 100*v) }
 
-// list joins phrases as a sentence does.
+// list joins phrases to a part of a sentence.
 func list(phrases []string) string {
 	if n := len(phrases); n > 1 {
 		return strings.Join(phrases[:n-1], ", ") + " and " + phrases[n-1]
@@ -176,7 +175,7 @@ func list(phrases []string) string {
 	return strings.Join(phrases, "")
 }
 
-// choose returns the phrase that is true.
+// choose returns the first phrase if the condition is true, and else the second.
 func choose(condition bool, yes, no string) string {
 	if condition {
 		return yes

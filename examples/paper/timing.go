@@ -8,8 +8,7 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// shareGoal is how much of a step batch norm is meant to take at most, on the
-// fastest path.
+// shareGoal is the goal for batch norm's share of a step, on the fastest path.
 const shareGoal = 0.05
 
 var timeShare = section{
@@ -43,7 +42,7 @@ var timeShare = section{
 	},
 }
 
-// stepTimes is how long the parts of a step take.
+// stepTimes has the times of the parts of a step.
 type stepTimes struct {
 	step  time.Duration // with batch norm
 	fused time.Duration // batch norm and activation in it
@@ -66,8 +65,7 @@ func timeFinding(path string, s *stepTimes) finding {
 	}
 }
 
-// timeSteps takes turns between the networks, so that what disturbs the
-// machine disturbs both.
+// timeSteps times the networks in turns, so that a disturbance of the machine disturbs all.
 func (l *lab) timeSteps(path batchnorm.Path) (*stepTimes, error) {
 	var passes []*pass
 	for _, norm := range both {
@@ -110,8 +108,8 @@ func (l *lab) timeSteps(path batchnorm.Path) (*stepTimes, error) {
 	return &stepTimes{median(steps[passes[0]]), median(fused), median(alone), median(steps[passes[1]])}, nil
 }
 
-// bareTime runs batch norm without activation, forward and backward, on what a
-// step has left in memory.
+// bareTime times batch norm without activation, forward and backward, on the memory that a
+// step has left.
 func (p *pass) bareTime() (time.Duration, error) {
 	c := &clock{}
 	for i, l := range p.net.layers {

@@ -13,8 +13,8 @@ import (
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
 )
 
-// recipe is all that decides a training. The same recipe gives the same trace,
-// bit by bit.
+// recipe has everything that decides a training. The same recipe gives the same trace, bit
+// by bit.
 type recipe struct {
 	design      design
 	train, test *fashion.Set
@@ -22,32 +22,32 @@ type recipe struct {
 	steps       int     // how many
 	rate        float64 // by which a gradient is multiplied
 	order       uint64  // seed of the images' order
-	points      int     // how often to measure, beside before the first step
-	watch       bool    // what the activations get, too
+	points      int     // number of measurements, besides the one before the first step
+	watch       bool    // measure the inputs of the activations, too
 	probe       int     // images of the test set for each measurement, a multiple of probeBatch
 	final       int     // images of either set for the last one, likewise
 }
 
-// trace is what a training has shown. The slices that have a value for every
-// measurement stand side by side.
+// trace has the measurements of a training. Slices with a value for every measurement have
+// the same order.
 type trace struct {
 	recipe
-	net *network // as it is after the last step
+	net *network // the network after the last step
 
-	at       []int     // the step of each measurement: how many were taken before it
+	at       []int     // number of steps before each measurement
 	accuracy []float64 // share of probe images of the test set whose label was found
 
 	// If watched: share of a hidden layer's activations, by measurement and
 	// layer, on a flat end: derivative < flatEnd.
 	flat [][]float64
 
-	// If watched: what the units of the last hidden layer get, by measurement
-	// and unit, as the 15th, 50th and 85th percentile over the probe images.
+	// If watched: the inputs of the units of the last hidden layer, by measurement and
+	// unit, as the 15th, 50th and 85th percentile over the probe images.
 	percentiles [][][3]float64
 
-	// With a bias in front of batch norm: the largest gradient of a bias as
-	// Plan.BiasGradient gives it; and as the sum over the images, by itself and
-	// as a share of the sum of the absolute values of its addends.
+	// With a bias before batch norm: the largest gradient of a bias as Plan.BiasGradient
+	// gives it; and as the sum over the images, alone and as a share of the sum of the
+	// absolute values of its addends.
 	biasExact, biasGradient, biasShare float64
 
 	diverged int // the step whose loss was not finite; -1: none
@@ -66,13 +66,13 @@ const (
 // percents are the percentiles of Figure 1(b, c).
 var percents = [3]float64{0.15, 0.50, 0.85}
 
-// cost is how long a recipe takes, in images that a network trains on.
+// cost returns the work of a recipe, in images that a network trains on.
 func (r *recipe) cost() int {
 	const forwardOnly = 3 // a pass there and back takes about three times as long
 	return r.steps*r.batch + ((r.points+1)*r.probe+2*r.final)/forwardOnly
 }
 
-// run trains. It tells progress of the work done, cost in all.
+// run trains. It reports progress, in units of cost.
 func (r recipe) run(progress func(int)) (*trace, error) {
 	t := &trace{recipe: r, net: newNetwork(r.design), diverged: -1}
 	p, err := newPass(t.net, r.batch)
@@ -173,8 +173,8 @@ func (t *trace) measure(probe *pass, step int) error {
 	return nil
 }
 
-// collect adds what the activations of every hidden layer got in the last
-// forward pass, which was in inference mode, image by image.
+// collect adds the inputs of the activations of every hidden layer in the last forward
+// pass, which was in inference mode, image by image.
 func (p *pass) collect(layers [][]float64) ([][]float64, error) {
 	if layers == nil {
 		layers = make([][]float64, len(p.net.hidden))
@@ -191,7 +191,7 @@ func (p *pass) collect(layers [][]float64) ([][]float64, error) {
 	return layers, nil
 }
 
-// unitValues returns the values of a unit out of a layer's.
+// unitValues returns the values of one unit of a layer.
 func unitValues(values []float64, unit, units int) []float64 {
 	own := make([]float64, 0, len(values)/units)
 	for k := unit; k < len(values); k += units {
@@ -200,9 +200,9 @@ func unitValues(values []float64, unit, units int) []float64 {
 	return own
 }
 
-// momentum is what the running statistics are updated with in a step of so
-// many batches or ghost batches: at first they are the plain average of all,
-// and then a step has about the same weight however it is cut.
+// momentum returns the momentum of the running statistics in a step of so many batches or
+// ghost batches. At first they are the plain average of all. Later a step has about the
+// same weight with any number of ghost batches.
 func momentum(step, batches int) batchnorm.Momentum {
 	if number := step*batches + 1; float64(number)*newWeight <= float64(batches) {
 		return batchnorm.Cumulative(number)
@@ -216,7 +216,7 @@ func (t *trace) observeBias(p *pass) error {
 		if !l.norm || l.bias == nil {
 			continue
 		}
-		exact := slices.Clone(l.dbias) // so that what is not written is seen
+		exact := slices.Clone(l.dbias) // a copy, so that an element that is not written shows
 		err := p.layers[i].fused.given.BiasGradient(batchnorm.BiasGradientArgs{Gamma: l.gamma, DBeta: l.dbeta, DBias: exact})
 		if err != nil {
 			return err
@@ -239,8 +239,8 @@ func (t *trace) observeBias(p *pass) error {
 	return nil
 }
 
-// each calls f after a forward pass in inference mode over every p.n images of
-// the set, less the images that are left over.
+// each calls f after each forward pass in inference mode. Passes take p.n images of the set
+// at a time, and leave out the rest.
 func (p *pass) each(set *fashion.Set, f func() error) error {
 	images := make([]int, p.n)
 	for first := 0; first+p.n <= set.N; first += p.n {
@@ -268,7 +268,7 @@ func accuracyOf(p *pass, set *fashion.Set) (float64, error) {
 	return float64(right) / float64(n), err
 }
 
-// order draws images without putting them back, until all are drawn.
+// order draws images in random order, each once before any is drawn again.
 type order struct {
 	r    *rand.Rand
 	deck []int

@@ -178,7 +178,7 @@ func TestOrder(t *testing.T) {
 	}
 }
 
-// What the trainings find does not depend on how many run at a time.
+// The results of trainings do not depend on the number that run at a time.
 func TestRunAll(t *testing.T) {
 	l := testLab(t)
 	recipes := map[string]recipe{}

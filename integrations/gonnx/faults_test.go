@@ -10,9 +10,8 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// What came to light in gonnx v1.1.0, so that its authors can see it and the
-// README can be trusted. Such a test fails when the behaviour is gone; the README
-// then has a line too many.
+// Faults of gonnx v1.1.0, for its authors, and as a proof of the README. A test fails when
+// the fault is gone; the README then has a line too many.
 
 // Relu is x*(x > 0), and infinity times 0 is NaN. BatchNormalization with its Relu
 // has 0 here.

@@ -78,7 +78,7 @@ func NewModelFromBytes(b []byte, opts ...batchnorm.Option) (*gonnx.Model, error)
 // others as well, but for those whose definition differs: a model that has
 // one of these is [ErrOpset].
 //
-// A Relu that alone reads what a BatchNormalization gives is computed with it.
+// A Relu that is the only reader of a BatchNormalization's output is fused into it.
 func NewModel(mp *onnx.ModelProto, opts ...batchnorm.Option) (*gonnx.Model, error) {
 	opset := int64(1) // a model that names none has the first
 	for _, o := range mp.GetOpsetImport() {
@@ -105,19 +105,18 @@ func NewModel(mp *onnx.ModelProto, opts ...batchnorm.Option) (*gonnx.Model, erro
 	return model, err
 }
 
-// since has the operators of gonnx that mean something else in an operator set
-// from 7 to 12, and the first set of what they mean in 13.
+// since lists the operators of gonnx that have another definition in an operator set from 7
+// to 12, with the first set of the definition of 13.
 var since = map[string]int64{"Slice": 10, "Softmax": 13, "Squeeze": 13, "Unsqueeze": 13}
 
-// later has the attributes that an operator set behind 13 added and that gonnx
-// doesn't read.
+// later has the attributes that operator sets after 13 added and that gonnx doesn't read.
 var later = map[string][]string{
 	"Reshape": {"allowzero"}, "Shape": {"start", "end"},
 	"GRU": {"layout"}, "LSTM": {"layout"}, "RNN": {"layout"},
 }
 
-// sameDefinition returns an error if a node of an operator set does not mean what
-// it means in that of gonnx.
+// sameDefinition returns an error if a node's operator has another definition in its
+// operator set than in that of gonnx.
 func sameDefinition(n *onnx.NodeProto, opset int64) error {
 	if first := since[n.GetOpType()]; opset < first {
 		return fmt.Errorf("%w %d: gonnx has %s as it is since %d", ErrOpset, opset, n.GetOpType(), first)
@@ -132,12 +131,11 @@ func sameDefinition(n *onnx.NodeProto, opset int64) error {
 	return nil
 }
 
-// activation is the attribute by which a BatchNormalization is told what is
-// computed with it.
+// activation is the attribute that names the activation fused into a BatchNormalization.
 const activation = "gonnxbn.activation"
 
-// fuseRelu returns the graph in which each Relu that alone reads the one output of
-// a BatchNormalization is part of that node.
+// fuseRelu returns the graph in which a BatchNormalization takes in the Relu behind it, if
+// that alone reads its one output.
 func fuseRelu(g *onnx.GraphProto) *onnx.GraphProto {
 	readers := make(map[string]int)
 	for _, o := range g.GetOutput() {
@@ -149,7 +147,7 @@ func fuseRelu(g *onnx.GraphProto) *onnx.GraphProto {
 		}
 	}
 	var nodes []*onnx.NodeProto
-	norms := make(map[string]int) // by output: which of nodes
+	norms := make(map[string]int) // index in nodes, by output
 	for _, n := range g.GetNode() {
 		if n.GetOpType() == "Relu" && len(n.GetInput()) == 1 && len(n.GetOutput()) == 1 && readers[n.GetInput()[0]] == 1 {
 			if i, ok := norms[n.GetInput()[0]]; ok {

@@ -172,8 +172,8 @@ func (o *operator) train(plan *batchnorm.Plan, x, gamma, beta, mean, variance, y
 	return []any{runningMean, runningVar, batchMean, batchVar}, err
 }
 
-// train64 is train with statistics in float64, so that outputs of that type get
-// what they can hold.
+// train64 is train with statistics in float64, so that outputs of that type have all their
+// digits.
 func (o *operator) train64(plan *batchnorm.Plan, x, gamma, beta []float32, runningMean, runningVar []float64, y []float32) ([]any, error) {
 	channels := plan.Shape().Channels
 	m := batchnorm.Moments{Mean: make([]float64, channels), M2: make([]float64, channels)}
@@ -219,9 +219,8 @@ func (o *operator) shape(dims tensor.Shape) (batchnorm.Shape, error) {
 	return batchnorm.NCHW(dims...)
 }
 
-// values returns the elements of a tensor of float32 or float64, row by row. They
-// are the tensor's own if they lie so and T is float32 like theirs, and copies
-// otherwise.
+// values returns the elements of a tensor of float32 or float64, row by row: its own memory
+// if that has this order and T is float32 like its elements, and a copy otherwise.
 func values[T float32 | float64](t tensor.Tensor) ([]T, error) {
 	if d, ok := t.(*tensor.Dense); ok && d.IsMaterializable() && d.RequiresIterator() {
 		t = d.Materialize()
@@ -265,10 +264,10 @@ func (o *operator) GetMinInputs() int { return 5 }
 // GetMaxInputs returns 5.
 func (o *operator) GetMaxInputs() int { return 5 }
 
-// GetInputTypeConstraints returns the types that this operator has: X is float32.
-// Of ONNX's types that leaves out float64, which the kernels don't have, and the
-// half ones, which gonnx doesn't. The parameters may be float64; scale and B are
-// then rounded to float32, and mean and var are not.
+// GetInputTypeConstraints returns the types that this operator has: X is float32. Of ONNX's
+// types, float64 is left out because the kernels don't have it, and half precision because
+// gonnx doesn't. The parameters may be float64; scale and B are then rounded to float32,
+// and mean and var are not.
 func (o *operator) GetInputTypeConstraints() [][]tensor.Dtype {
 	parameter := []tensor.Dtype{tensor.Float32, tensor.Float64}
 	return [][]tensor.Dtype{{tensor.Float32}, parameter, parameter, parameter, parameter}

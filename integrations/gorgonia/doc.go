@@ -6,11 +6,10 @@
 //
 //	y, gamma, beta, op, err := gorgoniabn.BatchNorm(x, gamma, beta, 0.1, 1e-5)
 //
-// The scale, the shift and an activation are part of the operation. Gradients
-// come from gorgonia.Grad with a tape machine, and from a Lisp machine. The
-// statistics of the batch normalize in training, the running ones in evaluation
-// (gorgonia.EvalMode, or [Op.SetTraining]), and the gradients are those of
-// either.
+// The scale, the shift and an activation are part of the operation. Gradients come from
+// gorgonia.Grad with a tape machine, and from a Lisp machine. In training the statistics of
+// the batch normalize, in evaluation (gorgonia.EvalMode, or [Op.SetTraining]) the running
+// ones, and the gradients are those of the mode.
 //
 // # Where it differs from gorgonia.BatchNorm
 //

@@ -4,6 +4,7 @@ import (
 	"math"
 	"testing"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
 )
@@ -40,10 +41,10 @@ func TestGorgoniaEvaluationGradient(t *testing.T) {
 		}},
 	} {
 		other := p.run(t, c.apply)
-		if d := distance(other.y, want.y); d > 1e-5 {
+		if d := compare.Distance(other.y, want.y); d > 1e-5 {
 			t.Errorf("%s: y is off by %.3g", c.name, d)
 		}
-		d := distance(other.dx, want.dx)
+		d := compare.Distance(other.dx, want.dx)
 		t.Logf("%s: dx in evaluation mode is off by %.3g", c.name, d)
 		if d < 0.05 {
 			mended(t, "the 4-D gradient in evaluation mode")
@@ -59,10 +60,10 @@ func TestGorgoniaOffset(t *testing.T) {
 		want := p.reference()
 		own, other := p.run(t, fused), p.run(t, theirs)
 		t.Logf("mean %g: y is off by %.2g (Gorgonia %.2g), dx by %.2g (Gorgonia %.2g), running variance by %.2g (Gorgonia %.2g)", offset,
-			distance(own.y, want.y), distance(other.y, want.y), distance(own.dx, want.dx), distance(other.dx, want.dx),
-			distance(own.vari, want.vari), distance(other.vari, want.vari))
+			compare.Distance(own.y, want.y), compare.Distance(other.y, want.y), compare.Distance(own.dx, want.dx), compare.Distance(other.dx, want.dx),
+			compare.Distance(own.vari, want.vari), compare.Distance(other.vari, want.vari))
 		own.near(t, want, bound)
-		if offset == 1e4 && distance(other.y, want.y) < 1e-3 {
+		if offset == 1e4 && compare.Distance(other.y, want.y) < 1e-3 {
 			mended(t, "the digits lost to an offset")
 		}
 	}
@@ -92,7 +93,7 @@ func TestGorgoniaSameNode(t *testing.T) {
 		t.Errorf("this package's is one with Gorgonia's (error %v)", err)
 	}
 	want := p.reference()
-	if d := distance(p.run(t, fused).y, want.y); d > bound {
+	if d := compare.Distance(p.run(t, fused).y, want.y); d > bound {
 		t.Errorf("y is off by %.3g", d)
 	}
 }
@@ -108,7 +109,7 @@ func TestGorgoniaPrealloc(t *testing.T) {
 	check(t, err)
 	v, err := op.UsePreallocDo(dense(p.dims, make([]float32, 12)), x)
 	check(t, err)
-	if distance(v.(*tensor.Dense).Float32s(), wide(right.(*tensor.Dense).Float32s())) < 1e-3 {
+	if compare.Distance(v.(*tensor.Dense).Float32s(), wide(right.(*tensor.Dense).Float32s())) < 1e-3 {
 		mended(t, "memory that is offered")
 	}
 }

@@ -1,11 +1,11 @@
 package gorgoniabn
 
 import (
-	"math"
 	"math/rand/v2"
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/fusedbn/batchnorm/internal/reference"
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
@@ -67,7 +67,7 @@ type result struct {
 // batchNorm is gorgonia.BatchNorm or this package's.
 type batchNorm func(p problem, x, scale, bias *gorgonia.Node) (*gorgonia.Node, operation, error)
 
-// operation is what the two operations have in common.
+// operation has the methods that both operations have.
 type operation interface {
 	SetTraining(bool) error
 	Stats() (tensor.Tensor, tensor.Tensor)
@@ -183,22 +183,6 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// distance is the largest difference, relative to the largest value or 1.
-func distance(got []float32, want []float64) float64 {
-	if len(got) != len(want) {
-		return math.Inf(1)
-	}
-	largest, scale := 0.0, 1.0
-	for i, w := range want {
-		d := math.Abs(float64(got[i]) - w)
-		if math.IsNaN(d) {
-			return math.Inf(1)
-		}
-		largest, scale = max(largest, d), max(scale, math.Abs(w))
-	}
-	return largest / scale
-}
-
 // near compares all of a result with the truth.
 func (r result) near(t *testing.T, want truth, bound float64) {
 	t.Helper()
@@ -214,7 +198,7 @@ func (r result) near(t *testing.T, want truth, bound float64) {
 		{"running mean", r.mean, want.mean},
 		{"running variance", r.vari, want.vari},
 	} {
-		if d := distance(s.got, s.want); !(d <= bound) {
+		if d := compare.Distance(s.got, s.want); !(d <= bound) {
 			t.Errorf("%s is off by %.3g, want at most %.3g", s.name, d, bound)
 		}
 	}

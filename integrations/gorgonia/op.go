@@ -192,7 +192,7 @@ func (op *Op) CallsExtern() bool { return false }
 // OverwritesInput is -1: no input is overwritten.
 func (op *Op) OverwritesInput() int { return -1 }
 
-// WriteHash writes what tells this operation from all others.
+// WriteHash writes the name and the number of the operation, which no other has.
 func (op *Op) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%v#%d", op, op.id) }
 
 // Hashcode returns the hash as a number.
@@ -239,7 +239,7 @@ func (op *Op) UsePreallocDo(prealloc gorgonia.Value, inputs ...gorgonia.Value) (
 	return out, nil
 }
 
-// operands are what all passes read.
+// operands are the inputs of all passes.
 type operands struct {
 	plan           *batchnorm.Plan
 	shape          tensor.Shape

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
 )
@@ -147,7 +148,7 @@ func TestAgainstGorgonia(t *testing.T) {
 			{"running mean", own.mean, other.mean},
 			{"running variance", own.vari, other.vari},
 		} {
-			if d := distance(s.a, wide(s.b)); d > 1e-5 {
+			if d := compare.Distance(s.a, wide(s.b)); d > 1e-5 {
 				t.Errorf("%v, eval=%v: %s differs by %.3g", c.dims, c.eval, s.name, d)
 			}
 		}
@@ -236,7 +237,7 @@ func TestTwoLosses(t *testing.T) {
 	}
 	dx, err := x.Grad()
 	check(t, err)
-	if d := distance(dx.(*tensor.Dense).Float32s(), want.dx); d > bound {
+	if d := compare.Distance(dx.(*tensor.Dense).Float32s(), want.dx); d > bound {
 		t.Errorf("dx is off by %.3g", d)
 	}
 }
@@ -260,7 +261,7 @@ func TestLispMachineAdds(t *testing.T) {
 	}
 	dx, err := x.Grad()
 	check(t, err)
-	if d := distance(dx.(*tensor.Dense).Float32s(), want.dx); d > bound {
+	if d := compare.Distance(dx.(*tensor.Dense).Float32s(), want.dx); d > bound {
 		t.Errorf("dx is off by %.3g", d)
 	}
 }
@@ -291,7 +292,7 @@ func TestPrealloc(t *testing.T) {
 		if used := v == c.pre; used != c.used {
 			t.Errorf("%s: used is %v", c.name, used)
 		}
-		if d := distance(v.(*tensor.Dense).Float32s(), want); d > bound {
+		if d := compare.Distance(v.(*tensor.Dense).Float32s(), want); d > bound {
 			t.Errorf("%s: y is off by %.3g", c.name, d)
 		}
 		if !slices.Equal(xv.Float32s(), p.x) {
@@ -330,14 +331,13 @@ func TestViews(t *testing.T) {
 	}{{"transposed", tr}, {"columns of a wider one", sl.(*tensor.Dense)}, {"rows of a longer one", rows.(*tensor.Dense)}, {"column-major", col}} {
 		v, err := op.Do(c.v, scale, bias)
 		check(t, err)
-		if d := distance(v.(*tensor.Dense).Float32s(), want); d > bound {
+		if d := compare.Distance(v.(*tensor.Dense).Float32s(), want); d > bound {
 			t.Errorf("%s: y is off by %.3g", c.name, d)
 		}
 	}
 }
 
-// What is wrong is an error with the numbers, before a node is made or a value
-// written.
+// A wrong argument is an error with the numbers, before a node is made or a value written.
 func TestErrors(t *testing.T) {
 	g := gorgonia.NewGraph()
 	x := node(g, "x", tensor.Shape{4, 3}, make([]float32, 12))

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
 )
@@ -92,7 +93,7 @@ func TestScenarioFullyConnected(t *testing.T) {
 			// hundred times as large.
 			own.near(t, p.reference(), 10*bound)
 			other.near(t, p.reference(), 1e-4)
-			if d := distance(evaluated, wide(otherEvaluated)); d > 1e-4 {
+			if d := compare.Distance(evaluated, wide(otherEvaluated)); d > 1e-4 {
 				t.Errorf("after one step, evaluations differ by %.3g", d)
 			}
 		})
@@ -145,16 +146,16 @@ func TestScenarioStacked(t *testing.T) {
 
 	y, dx := run(fused)
 	otherY, otherDX := run(theirs)
-	if d := distance(y, want.y); d > bound {
+	if d := compare.Distance(y, want.y); d > bound {
 		t.Errorf("y is off by %.3g", d)
 	}
-	if d := distance(dx, wantDX); d > bound {
+	if d := compare.Distance(dx, wantDX); d > bound {
 		t.Errorf("dx is off by %.3g", d)
 	}
-	if d := distance(y, wide(otherY)); d > 1e-4 {
+	if d := compare.Distance(y, wide(otherY)); d > 1e-4 {
 		t.Errorf("y differs by %.3g", d)
 	}
-	if d := distance(dx, wide(otherDX)); d > 1e-3 {
+	if d := compare.Distance(dx, wide(otherDX)); d > 1e-3 {
 		t.Errorf("dx differs by %.3g", d)
 	}
 }
@@ -206,16 +207,16 @@ func TestScenarioHalves(t *testing.T) {
 		got, other []float32
 		want       []float64
 	}{{"y", y, otherY, want.y}, {"dx", dx, otherDX, want.dx}, {"dscale", dscale, otherDscale, want.dgamma}} {
-		if d := distance(s.got, s.want); d > bound {
+		if d := compare.Distance(s.got, s.want); d > bound {
 			t.Errorf("%s is off by %.3g", s.name, d)
 		}
-		if d := distance(s.other, s.want); d > 1e-5 {
+		if d := compare.Distance(s.other, s.want); d > 1e-5 {
 			t.Errorf("theirs: %s is off by %.3g", s.name, d)
 		}
 	}
 }
 
-// SetStats takes what fits, and says what does not.
+// SetStats takes values that fit, and refuses others.
 func TestScenarioSetStats(t *testing.T) {
 	_, _, _, op, err := BatchNorm(node(gorgonia.NewGraph(), "x", tensor.Shape{2, 2}, make([]float32, 4)), nil, nil, 0.9, 1e-5)
 	check(t, err)

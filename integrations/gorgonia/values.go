@@ -58,8 +58,8 @@ func gathered(d *tensor.Dense) []float32 {
 	return to
 }
 
-// output returns the value to write a result of the shape to, with its elements:
-// prealloc if it serves, which has to be apart from what is read, or a new one.
+// output returns a value of the shape that takes a result, with its elements: prealloc, if
+// it fits and is apart from the inputs, or a new value.
 func output(prealloc gorgonia.Value, shape tensor.Shape, read ...[]float32) (gorgonia.Value, []float32) {
 	if d, ok := prealloc.(*tensor.Dense); ok && d != nil && d.Dtype() == tensor.Float32 && d.IsNativelyAccessible() &&
 		slices.Equal(d.Shape(), shape) && rowMajor(d) && !slices.ContainsFunc(read, func(r []float32) bool { return overlap(d.Float32s(), r) }) {

@@ -10,13 +10,12 @@ import (
 	"gorgonia.org/tensor"
 )
 
-// What came to light in onnx-go v0.5.0, so that its authors can see it and the
-// README can be trusted: each test runs onnx-go's own operator and then this
-// package's. It fails when the behaviour is gone; the README then has a line too
-// many.
+// Faults of onnx-go v0.5.0, for its authors, and as a proof of the README. Each test runs
+// onnx-go's own operator and then this package's. It fails when the fault is gone; the
+// README then has a line too many.
 
-// both returns what the two operators give for a model with the inputs
-// x (1, 1, 1, 3), s, bias, mean, var, and others.
+// both returns the results of the two operators for a model with the inputs x (1, 1, 1, 3),
+// s, bias, mean, var, and others.
 func both(t *testing.T, inputs, outputs []string, nodes []onnxmodel.Node, others ...float32) (own, replaced [][]float32) {
 	t.Helper()
 	for _, installed := range []bool{false, true} {

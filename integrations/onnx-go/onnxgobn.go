@@ -22,7 +22,7 @@ import (
 	"gorgonia.org/gorgonia"
 )
 
-// ErrVersion is wrapped by the error of an onnx-go that is not the one known.
+// ErrVersion is wrapped by the error about a version of onnx-go that is not known.
 var ErrVersion = errors.New("onnxgobn: onnx-go is not v0.5.0")
 
 const (
@@ -30,7 +30,7 @@ const (
 	version    = "v0.5.0"
 	opType     = "BatchNormalization"
 	nodeField  = "gorgoniaNode"
-	nodeFields = 5 // how many gorgonnx.Node has
+	nodeFields = 5 // number of fields of gorgonnx.Node
 )
 
 // operator has the methods of gorgonnx's type of this name, in the same order, so
@@ -98,7 +98,7 @@ func known() error {
 	return nil
 }
 
-// gorgoniaNode returns the field of n by this name, to be read and set.
+// gorgoniaNode returns a pointer to the field of n with this name.
 func gorgoniaNode(n *gorgonnx.Node) **gorgonia.Node {
 	return (**gorgonia.Node)(unsafe.Add(unsafe.Pointer(n), nodeOffset))
 }

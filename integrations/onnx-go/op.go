@@ -121,7 +121,7 @@ func (o *op) statistics(plan *batchnorm.Plan, x, mean, variance, dst []float32) 
 	return nil
 }
 
-// shape returns that of x: (N, C, ...), or (N) of one channel.
+// shape returns the shape of x: (N, C, ...), or (N) of one channel.
 func (o *op) shape(dims tensor.Shape) (batchnorm.Shape, error) {
 	switch {
 	case len(dims) == 0:
@@ -157,7 +157,7 @@ func (o *op) ReturnsPtr() bool     { return true }
 func (o *op) CallsExtern() bool    { return false }
 func (o *op) OverwritesInput() int { return -1 }
 
-// WriteHash tells apart what computes differently: gorgonia takes two nodes of the
+// WriteHash writes all settings that the result depends on: gorgonia takes two nodes of the
 // same hash and inputs for one.
 func (o *op) WriteHash(h hash.Hash) { fmt.Fprintf(h, "%s %d %+v", opType, o.output, o.settings) }
 

@@ -28,7 +28,7 @@ type batchNormalization struct {
 	settings  settings
 }
 
-// settings are what decides a result, beside the inputs.
+// settings decide the result, together with the inputs.
 type settings struct {
 	epsilon, momentum       float64
 	training, perActivation bool

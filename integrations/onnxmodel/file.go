@@ -32,8 +32,8 @@ type Attribute struct {
 	Value any
 }
 
-// Value is an input or output of float32. Of its dimensions -1 is any; nil: it is
-// named alone.
+// Value is an input or output of float32. A dimension of -1 is any number. Without
+// dimensions the value has only a name.
 type Value struct {
 	Name string
 	Dims []int64

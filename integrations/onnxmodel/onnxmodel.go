@@ -42,9 +42,9 @@ func Images(n int) (x []float32, labels []int, err error) {
 	return x, labels, nil
 }
 
-// Composed returns the model with each BatchNormalization replaced by Mul and
-// Add with scale and shift per channel, which are computed in float64 and rounded
-// once. It is what a runtime without the operator can run.
+// Composed returns the model with each BatchNormalization replaced by Mul and Add with
+// scale and shift per channel, which are computed in float64 and rounded once. A runtime
+// without the operator can run it.
 func Composed(m *Model) (*Model, error) {
 	c := *m
 	c.Nodes, c.Initializers = nil, slices.Clone(m.Initializers)

@@ -84,7 +84,7 @@ func TestComposed(t *testing.T) {
 	}
 }
 
-// What is written is read again.
+// A file that was written can be read.
 func TestMarshal(t *testing.T) {
 	m := &Model{Opset: 9,
 		Nodes: []Node{{Op: "Conv", Inputs: []string{"x", "w"}, Outputs: []string{"y"}, Attributes: []Attribute{

@@ -9,9 +9,9 @@ import (
 	"github.com/nlpodyssey/spago/nn"
 )
 
-// spaGO's layers take a list of vectors, and return one. All of them are one
-// operation here: the batch, whose value is a matrix with a row for each vector.
-// The outputs are operations too, each of which takes a row of it.
+// spaGO's layers take a list of vectors, and return a list. Here one operation computes the
+// whole batch, as a matrix with a row for each vector, and each output is an operation that
+// takes a row of the matrix.
 
 var (
 	_ ag.AutoGradFunction = &batch{}
@@ -123,7 +123,7 @@ func (r *row) Backward(gy mat.Tensor) error {
 	return nil
 }
 
-// rowGrad is a gradient by one row; by the others it is 0.
+// rowGrad is a gradient that is 0 in all rows but one.
 type rowGrad struct {
 	mat.Tensor
 	i int
@@ -167,7 +167,7 @@ func (m *matrix) Grad() mat.Tensor {
 // HasGrad reports whether there is a gradient.
 func (m *matrix) HasGrad() bool { return m.Grad() != nil }
 
-// ZeroGrad makes it none.
+// ZeroGrad removes the gradient.
 func (m *matrix) ZeroGrad() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -1,10 +1,10 @@
 package spagobn
 
 import (
-	"math"
 	"math/rand/v2"
 	"testing"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/fusedbn/batchnorm/internal/reference"
 	"github.com/nlpodyssey/spago/ag"
 	"github.com/nlpodyssey/spago/mat"
@@ -157,22 +157,6 @@ func wide(v []float32) []float64 {
 	return w
 }
 
-// distance is the largest difference, relative to the largest value or 1.
-func distance(got []float32, want []float64) float64 {
-	if len(got) != len(want) {
-		return math.Inf(1)
-	}
-	largest, scale := 0.0, 1.0
-	for i, w := range want {
-		d := math.Abs(float64(got[i]) - w)
-		if math.IsNaN(d) {
-			return math.Inf(1)
-		}
-		largest, scale = max(largest, d), max(scale, math.Abs(w))
-	}
-	return largest / scale
-}
-
 // near compares all of a result with the truth.
 func (r result) near(t *testing.T, want truth, bound float64) {
 	t.Helper()
@@ -188,7 +172,7 @@ func (r result) near(t *testing.T, want truth, bound float64) {
 		{"running mean", r.mean, want.mean},
 		{"running variance", r.variance, want.variance},
 	} {
-		if d := distance(s.got, s.want); !(d <= bound) {
+		if d := compare.Distance(s.got, s.want); !(d <= bound) {
 			t.Errorf("%s is off by %.3g, want at most %.3g", s.name, d, bound)
 		}
 	}

@@ -23,6 +23,7 @@ import (
 	"encoding/gob"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/fusedbn/batchnorm"
@@ -34,8 +35,8 @@ import (
 
 var _ nn.StandardModel = &Model{}
 
-// Model is a layer. Its exported fields are what gob saves and loads, and may be
-// changed between calls.
+// Model is a layer. Its exported fields are saved and loaded by gob, and may be changed
+// between calls.
 //
 // Forward may be called by several goroutines at a time while nothing changes
 // the layer; ForwardT changes the running statistics.
@@ -54,7 +55,7 @@ type Model struct {
 	// Activation is the name of an activation without parameters, such as
 	// "relu" or "gelu", which is then part of the layer; "" is none.
 	Activation string
-	// Workers is how many goroutines may work on a call; 0 is 1.
+	// Workers is the number of goroutines that may work on a call; 0 is 1.
 	Workers int
 
 	mu     sync.Mutex
@@ -62,7 +63,7 @@ type Model struct {
 	plans  *batchnorm.Plans
 }
 
-// config is everything that plans depend on.
+// config has all settings that plans depend on.
 type config struct {
 	epsilon    float64
 	activation string
@@ -90,10 +91,10 @@ func NewWithMomentum[T float.DType](size int, momentum T) *Model {
 	}
 }
 
-// From returns a layer with copies of what a layer of spaGO has learned, whose
-// Forward gives what that one's gives. Its epsilon is 0, and the running
-// variance is (deviation + 1e-5)², which says the same as spaGO's deviation;
-// for further training another epsilon may be set.
+// From returns a layer with copies of the parameters and statistics of spaGO's layer, whose
+// Forward has the same results. Its epsilon is 0, and its running variance is (deviation +
+// 1e-5)², which stands for spaGO's deviation and epsilon. For further training another
+// epsilon may be set.
 func From(m *spago.Model) (*Model, error) {
 	if m == nil || m.W == nil || m.B == nil || m.Mean == nil || m.StdDev == nil || m.Momentum == nil {
 		return nil, fmt.Errorf("spagobn: the layer or a part of it is nil")
@@ -173,14 +174,14 @@ func (m *Model) forward(xs []mat.Tensor, training bool) ([]mat.Tensor, error) {
 		return nil, err
 	}
 	if training {
-		// Of float64 buffers the slices above are copies.
+		// The slices above are copies if the buffers are float64.
 		m.Mean.Value().(mat.Matrix).SetData(float.Make(mean...))
 		m.Variance.Value().(mat.Matrix).SetData(float.Make(variance...))
 	}
 	return b.outputs(y), nil
 }
 
-// valid checks what can be wrong with the exported fields.
+// valid checks the exported fields.
 func (m *Model) valid() error {
 	if m.W == nil || m.B == nil || m.Mean == nil || m.Variance == nil {
 		return fmt.Errorf("spagobn: W, B, Mean or Variance is nil; New makes a layer")
@@ -197,7 +198,7 @@ func (m *Model) valid() error {
 	return nil
 }
 
-// plan returns the plan for a batch, made with what the fields say now.
+// plan returns the plan for a batch, made with the present values of the fields.
 func (m *Model) plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -222,11 +223,10 @@ func (m *Model) plan(s batchnorm.Shape) (*batchnorm.Plan, error) {
 	return m.plans.Plan(s)
 }
 
-// activations are those that need no parameter.
-var activations = []batchnorm.Activation{
-	batchnorm.Identity, batchnorm.ReLU, batchnorm.HardSigmoid, batchnorm.HardSwish, batchnorm.Sigmoid, batchnorm.Tanh,
-	batchnorm.SiLU, batchnorm.Softplus, batchnorm.Mish, batchnorm.GELU, batchnorm.GELUTanh,
-}
+// activations are those without parameters; the names of the others end with theirs.
+var activations = slices.DeleteFunc(batchnorm.Activations(), func(a batchnorm.Activation) bool {
+	return strings.HasSuffix(a.String(), ")")
+})
 
 func activation(name string) (batchnorm.Activation, error) {
 	if name == "" {

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/nlpodyssey/spago/ag"
 	"github.com/nlpodyssey/spago/mat"
 	"github.com/nlpodyssey/spago/mat/float"
@@ -91,7 +92,7 @@ func TestAgainstSpago(t *testing.T) {
 			name string
 			a, b []float32
 		}{{"y", own.y, other.y}, {"dx", own.dx, other.dx}, {"gradient by W", own.dgamma, other.dgamma}, {"gradient by B", own.dbeta, other.dbeta}} {
-			if d := distance(s.a, wide(s.b)); d > 2e-4 {
+			if d := compare.Distance(s.a, wide(s.b)); d > 2e-4 {
 				t.Errorf("%d vectors: %s differs by %.3g", n, s.name, d)
 			}
 		}
@@ -157,12 +158,12 @@ func scenarioInference[T float.DType](t *testing.T) {
 
 	m, err := From(other)
 	check(t, err)
-	if got := mat.Data[float32](m.Forward(x)[0].Value()); distance(got, wide(want)) > bound {
+	if got := mat.Data[float32](m.Forward(x)[0].Value()); compare.Distance(got, wide(want)) > bound {
 		t.Errorf("taken over: y is %v, spaGO's %v", got, want)
 	}
 	own := New[T](3)
 	own.Mean, own.Variance = nn.Buf(vector[T]([]float32{0, 0, 1})), nn.Buf(vector[T]([]float32{1, 0.25, 4}))
-	if got := mat.Data[float32](own.Forward(x)[0].Value()); distance(got, []float64{1, 4, 1}) > 1e-4 {
+	if got := mat.Data[float32](own.Forward(x)[0].Value()); compare.Distance(got, []float64{1, 4, 1}) > 1e-4 {
 		t.Errorf("y is %v, want about 1, 4, 1", got)
 	}
 	// They are copies.
@@ -215,7 +216,7 @@ func scenarioTraining[T float.DType](t *testing.T) {
 		name string
 		a, b []float32
 	}{{"y", r.y, s.y}, {"dx", r.dx, s.dx}, {"gradient by W", r.dgamma, s.dgamma}, {"gradient by B", r.dbeta, s.dbeta}} {
-		if d := distance(s.a, wide(s.b)); d > 2e-4 {
+		if d := compare.Distance(s.a, wide(s.b)); d > 2e-4 {
 			t.Errorf("%s differs by %.3g", s.name, d)
 		}
 	}
@@ -239,7 +240,7 @@ func TestGraphs(t *testing.T) {
 	for _, x := range xs {
 		dx = append(dx, mat.Data[float32](x.Grad())...)
 	}
-	if d := distance(dx, want.dx); d > bound {
+	if d := compare.Distance(dx, want.dx); d > bound {
 		t.Errorf("one output: dx is off by %.3g", d)
 	}
 
@@ -262,7 +263,7 @@ func TestGraphs(t *testing.T) {
 	for i := range sum {
 		sum[i] = want.dx[i] + want.dx[9+i]
 	}
-	if d := distance(mat.Data[float32](leaf.Grad()), sum); d > bound {
+	if d := compare.Distance(mat.Data[float32](leaf.Grad()), sum); d > bound {
 		t.Errorf("a vector twice: its gradient is off by %.3g", d)
 	}
 	if m.W.HasGrad() || xs[1].HasGrad() || !m.B.HasGrad() {
@@ -281,7 +282,7 @@ func TestTwoBackwardPasses(t *testing.T) {
 	for i := range want.dgamma {
 		want.dgamma[i] *= 2
 	}
-	if d := distance(mat.Data[float32](m.W.Grad()), want.dgamma); d > bound {
+	if d := compare.Distance(mat.Data[float32](m.W.Grad()), want.dgamma); d > bound {
 		t.Errorf("gradient by W is off by %.3g", d)
 	}
 }
@@ -305,7 +306,7 @@ func TestBackwardAgain(t *testing.T) {
 	for i := range want {
 		want[i] *= 3 // dy once, and then twice
 	}
-	if d := distance(dx, want); d > bound {
+	if d := compare.Distance(dx, want); d > bound {
 		t.Errorf("dx is off by %.3g", d)
 	}
 }
@@ -320,7 +321,7 @@ func TestParametersChange(t *testing.T) {
 	m.W.Value().(mat.Matrix).Zeros()
 	m.B.Value().(mat.Matrix).Zeros()
 	r := backward[float32](t, p, xs, ys, m.W, m.B)
-	if d := distance(r.dx, p.reference().dx); d > bound {
+	if d := compare.Distance(r.dx, p.reference().dx); d > bound {
 		t.Errorf("dx is off by %.3g", d)
 	}
 }
@@ -337,7 +338,7 @@ func TestShapes(t *testing.T) {
 	if s := ys[4].Shape(); !slices.Equal(s, []int{2, 3}) {
 		t.Errorf("y has the shape %v, want [2 3]", s)
 	}
-	if d := distance(mat.Data[float32](ys[4].Value()), p.reference().y[24:]); d > bound {
+	if d := compare.Distance(mat.Data[float32](ys[4].Value()), p.reference().y[24:]); d > bound {
 		t.Errorf("y is off by %.3g", d)
 	}
 }
@@ -395,7 +396,7 @@ func TestSettings(t *testing.T) {
 		for _, v := range m.ForwardT(vectors[float32](p)...) {
 			y = append(y, mat.Data[float32](v.Value())...)
 		}
-		if d := distance(y, p.reference().y); d > bound {
+		if d := compare.Distance(y, p.reference().y); d > bound {
 			t.Errorf("%+v: y is off by %.3g", c, d)
 		}
 	}
@@ -419,7 +420,7 @@ func TestConcurrentInference(t *testing.T) {
 			for _, v := range m.Forward(vectors[float32](q)...) {
 				y = append(y, mat.Data[float32](v.Value())...)
 			}
-			if d := distance(y, q.reference().y); d > bound {
+			if d := compare.Distance(y, q.reference().y); d > bound {
 				t.Errorf("%d vectors: y is off by %.3g", n, d)
 			}
 		}()
@@ -427,7 +428,7 @@ func TestConcurrentInference(t *testing.T) {
 	wg.Wait()
 }
 
-// What is wrong is an error, and leaves the running statistics.
+// A wrong argument is an error, and leaves the running statistics.
 func TestErrors(t *testing.T) {
 	good := func() mat.Tensor { return vector[float32]([]float32{1, 2, 3}) }
 	for _, c := range []struct {

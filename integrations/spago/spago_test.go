@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/nlpodyssey/spago/mat"
 	"github.com/nlpodyssey/spago/nn"
 	spago "github.com/nlpodyssey/spago/nn/normalization/batchnorm"
@@ -32,7 +33,7 @@ func TestSpagoEpsilon(t *testing.T) {
 	}
 	want := p.reference()
 	run[float32](t, p).near(t, want, 10*bound)
-	d := distance(theirs[float64](t, p).y, want.y)
+	d := compare.Distance(theirs[float64](t, p).y, want.y)
 	t.Logf("deviation 0.001: y is off by %.3g", d)
 	if d < 0.1 {
 		mended(t, "epsilon beside the deviation")
@@ -57,10 +58,10 @@ func TestSpagoConstantFeature(t *testing.T) {
 func TestSpagoMean(t *testing.T) {
 	p := random(4, 1, 1e6)
 	want := p.reference()
-	if d := distance(run[float32](t, p).y, want.y); d > bound {
+	if d := compare.Distance(run[float32](t, p).y, want.y); d > bound {
 		t.Errorf("y is off by %.3g", d)
 	}
-	d := distance(theirs[float64](t, p).y, want.y)
+	d := compare.Distance(theirs[float64](t, p).y, want.y)
 	t.Logf("4 vectors of mean 1e6: y is off by %.3g in float64", d)
 	if d < 0.1 {
 		mended(t, "the mean over n + 1e-5")
@@ -86,9 +87,9 @@ func TestSpagoOffset(t *testing.T) {
 		want := p.reference()
 		own, other := run[float32](t, p), theirs[float32](t, p)
 		t.Logf("mean %g: y is off by %.2g (spaGO %.2g), dx by %.2g (spaGO %.2g)", offset,
-			distance(own.y, want.y), distance(other.y, want.y), distance(own.dx, want.dx), distance(other.dx, want.dx))
+			compare.Distance(own.y, want.y), compare.Distance(other.y, want.y), compare.Distance(own.dx, want.dx), compare.Distance(other.dx, want.dx))
 		own.near(t, want, bound)
-		if offset == 1e4 && distance(other.y, want.y) < 1e-4 {
+		if offset == 1e4 && compare.Distance(other.y, want.y) < 1e-4 {
 			mended(t, "the digits lost to an offset")
 		}
 	}

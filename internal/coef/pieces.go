@@ -43,9 +43,8 @@ func (p *Pieces) each(f func(*Piece) float32) (list [8]float32) {
 	return list
 }
 
-// How the functions come by the piece of t, and up to where there are pieces. Each
-// end lies a little before that of the last piece, for the rounding of what tells
-// the piece.
+// The scale and the end of each kind of pieces. An end lies a little before that of the
+// last piece, because the number that gives the piece is rounded.
 const (
 	// Nearest is added to a float32, whose low bits are then those of the nearest
 	// integer, NearestQuarter to have those of the integer nearest to a quarter of it.

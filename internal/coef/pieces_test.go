@@ -5,12 +5,12 @@ import (
 	"testing"
 )
 
-// piece is what the low bits of the sum's bits tell.
+// piece returns the piece that the low bits of the sum give.
 func piece(sum float32, shift int) int { return int(math.Float32bits(sum) >> shift % 8) }
 
-// TestPieces looks at what tells the piece: from the first argument to the last the
-// pieces come one after the other, each once, the center of each lies in it, and at the
-// end is the last.
+// TestPieces checks the choice of the piece: from the first argument to the last the pieces
+// come one after the other, each once, the center of each lies in it, and at the end is the
+// last.
 func TestPieces(t *testing.T) {
 	sigmoid := func(t float32) int { return piece(t*SigmoidScale+Nearest, 0) }
 	gelu := func(t float32) int { return piece((t+GELUShift)*t+NearestQuarter, 0) }

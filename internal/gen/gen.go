@@ -22,9 +22,8 @@ func Normal(seed uint64, n int, mean, std float64) []float32 {
 	})
 }
 
-// Special returns n values of which half are ordinary (between -2 and 2) and
-// half are what a kernel can stumble over: NaN, infinities, zeros of both
-// signs, subnormals, and the ends of the range.
+// Special returns n values. Half are ordinary (between -2 and 2), and half are special:
+// NaN, infinities, zeros of both signs, subnormals, and the ends of the range.
 func Special(seed uint64, n int) []float32 {
 	r := source(seed)
 	return fill(n, func() float32 {

@@ -29,9 +29,9 @@ func AtStart(tb testing.TB, n int) []float32 {
 	return place(tb, mem, 0, n, release)
 }
 
-// mapped has pages between inaccessible ones that no test uses any more, by their
-// length in bytes. A test asks for thousands of the same length, and to map, protect
-// and unmap each takes longer than what is tested.
+// mapped has pages between inaccessible ones that no test uses any more, by their length in
+// bytes. A test asks for thousands of the same length, and mapping, protecting and
+// unmapping each takes longer than the test.
 var mapped struct {
 	sync.Mutex
 	free  map[int][][]byte

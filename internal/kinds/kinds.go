@@ -19,7 +19,7 @@ type Kind struct {
 	changes []change // channels take them in turn
 }
 
-// change is what becomes of the usual data of a channel.
+// change is a change to the usual data of a channel.
 type change struct {
 	x, dy func(float32) float32 // nil: none
 	first func(x []float32)     // changes a value of a channel

@@ -29,11 +29,11 @@ import (
 
 // A mutation is a defect that is made on purpose.
 type mutation struct {
-	name     string // what is wrong then
+	name     string // the defect
 	file     string // of the module, with slashes
 	old, new string // old is in the file once
 	pkg      string // whose tests are run, such as "." or "./internal/team"
-	tests    string // what go test -run is given
+	tests    string // the argument of go test -run
 	reason   string // why no test can find it; "": one does
 }
 
@@ -86,7 +86,7 @@ func fail(err error) {
 type runner struct {
 	dir   string
 	limit time.Duration
-	log   io.Writer // what commands print goes there
+	log   io.Writer // takes the output of commands
 }
 
 // newRunner copies the module, without the modules nested in it.
@@ -121,7 +121,7 @@ func newRunner(root string, limit time.Duration) (*runner, error) {
 	})
 }
 
-// verdict is what became of a mutation.
+// verdict is the outcome of a mutation.
 type verdict string
 
 const (
@@ -131,8 +131,8 @@ const (
 	broken   verdict = "BROKEN" // it does not compile
 )
 
-// run tries the mutations, says what became of each, and returns how many did not
-// end as the list says.
+// run tries the mutations, prints the outcome of each, and returns the number of outcomes
+// that differ from the list.
 func (r *runner) run(list []mutation, out io.Writer) (bad int, err error) {
 	// The tests have to pass without a mutation.
 	tests := map[string][]string{} // by package
@@ -216,7 +216,7 @@ func (r *runner) generate(file string) error {
 	return nil
 }
 
-// test runs tests of a package, and returns what a mutation is that was made.
+// test runs tests of a package, and returns the verdict on a mutation that was made.
 func (r *runner) test(pkg, tests string) (verdict, []byte, error) {
 	// Without vet, which would say of some defects that they are none of a test's.
 	output, err := r.command("go", "test", "-vet=off", "-count=1", "-timeout", r.limit.String(), "-run", tests, pkg).CombinedOutput()

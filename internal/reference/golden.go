@@ -7,9 +7,8 @@ import (
 	"path/filepath"
 )
 
-// Golden is one of the cases in testdata/golden, whose README says what the
-// fields mean. It lies here because both the reference and the package are
-// compared with it.
+// Golden is one of the cases in testdata/golden, whose README describes the fields. It lies
+// here because both the reference and the package are compared with it.
 type Golden struct {
 	Name       string   `json:"name"`
 	Dims       []int    `json:"dims"`
@@ -26,7 +25,7 @@ type Golden struct {
 	RunningMeanBefore []float32 `json:"running_mean_before"`
 	RunningVarBefore  []float32 `json:"running_var_before"`
 
-	// Of one mode each, in testdata/modes.
+	// Only in testdata/modes, and each for one mode.
 	Lengths   []int   `json:"lengths"`
 	Valid     []bool  `json:"valid"`
 	GhostSize int     `json:"ghost_size"`

@@ -30,7 +30,7 @@ type Problem struct {
 
 func (p Problem) activation() Activation { return ActivationOf(p.Activation) }
 
-// Result is what a training forward pass gives.
+// Result has the results of a training forward pass.
 type Result struct {
 	Y, Mean, Var, InvStd []float64 // Var is the population variance
 }
@@ -47,7 +47,7 @@ func Forward(p Problem) Result {
 	return r
 }
 
-// Z returns what Forward gives to the activation.
+// Z returns the arguments of the activation in Forward.
 func Z(p Problem) []float64 { return p.z(p.statistics) }
 
 // Inference normalizes with the given statistics.
@@ -107,8 +107,8 @@ func (p Problem) slope(z []float64) []float64 {
 	return g
 }
 
-// backward returns the gradients of what normalizes with some statistics, which
-// depend on x or else are constants.
+// backward returns the gradients of a normalization by some statistics, which depend on x
+// or else are constants.
 func (p Problem) backward(residual []float64, stats func(c int) statistics, dependent bool) Gradients {
 	g := Gradients{DX: make([]float64, len(p.X)), DResidual: residual}
 	for c := range p.Channels {
@@ -189,9 +189,9 @@ func (p Problem) statistics(c int) statistics {
 	return newStatistics(mean, rest, squares.value()/n, p.Epsilon)
 }
 
-// statistics are those of one channel. The mean is mean+rest: of values near
-// 1e8 with deviation 1, half a unit in the last place of a float64 would be
-// 1e-8 deviations, close to what a float32 result resolves.
+// statistics has the statistics of one channel. The mean is mean+rest: of values near 1e8
+// with deviation 1, half a unit in the last place of a float64 would be 1e-8 deviations,
+// close to the resolution of a float32 result.
 type statistics struct {
 	mean, rest, variance, invStd float64
 }
@@ -230,7 +230,7 @@ func (s *sum) value() float64 {
 	return s.high + s.low
 }
 
-// div returns the quotient and what it lacks of the exact one.
+// div returns the quotient, and its difference from the exact one.
 func (s *sum) div(n float64) (quotient, rest float64) {
 	quotient = s.value() / n
 	if math.IsInf(quotient, 0) || math.IsNaN(quotient) {
@@ -239,7 +239,7 @@ func (s *sum) div(n float64) (quotient, rest float64) {
 	return quotient, (math.FMA(-quotient, n, s.high) + s.low) / n
 }
 
-// at returns s[i], or what a missing slice stands for.
+// at returns s[i], or the value for a missing slice.
 func at(s []float32, i int, missing float64) float64 {
 	if s == nil {
 		return missing

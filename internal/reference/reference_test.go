@@ -25,7 +25,7 @@ func problem(activation string) Problem {
 var names = []string{"identity", "relu", "leaky_relu(0.01)", "leaky_relu(-0.5)", "clip(0,6)", "clip(-1,0.5)", "hard_sigmoid", "hard_swish",
 	"sigmoid", "tanh", "silu", "elu(1)", "elu(0.3)", "softplus", "mish", "gelu", "gelu_tanh"}
 
-// Slope, Curvature and Jump bound what they are said to, and nearly are reached.
+// Slope, Curvature and Jump are bounds, and are nearly reached.
 func TestActivationBounds(t *testing.T) {
 	for _, name := range names {
 		act := ActivationOf(name)

@@ -1,5 +1,5 @@
 // Command measure times synchronized batch norm against the unsynchronized one,
-// and what an exchange costs. It prints what docs/distributed.md says.
+// and exchanges alone. It prints the tables of docs/distributed.md.
 //
 //	go build -tags mpi -o measure ./mpi/measure
 //	mpirun -np 2 ./measure          # the calls, for ResNet-50's shapes, and the exchange alone
@@ -14,11 +14,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/fusedbn/batchnorm/internal/gen"
 	"github.com/fusedbn/batchnorm/mpi"
 )
@@ -93,7 +93,7 @@ func run(args []string, out io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// timed measures how long a rank is in exchanges.
+// timed adds up the time that a rank spends in exchanges.
 type timed struct {
 	batchnorm.Collective
 	total time.Duration
@@ -105,7 +105,7 @@ func (t *timed) Exchange(recv, send [][]float64) error {
 	return t.Collective.Exchange(recv, send)
 }
 
-// resNet50 is the shapes of batch norm in ResNet-50: channels, and pixels.
+// resNet50 has the shapes of batch norm in ResNet-50: channels and pixels.
 var resNet50 = [][2]int{
 	{64, 112 * 112}, {64, 56 * 56}, {256, 56 * 56}, {128, 28 * 28}, {512, 28 * 28}, {256, 14 * 14}, {1024, 14 * 14}, {512, 7 * 7}, {2048, 7 * 7},
 }
@@ -177,7 +177,7 @@ func (c *config) exchange(l batchnorm.Collective, n int) (float64, error) {
 		}
 		times = append(times, time.Since(begin).Seconds()/inner)
 	}
-	return median(times), nil
+	return compare.Median(times), nil
 }
 
 // sum returns the median time of AllReduce of n values, which has the bytes of a pass
@@ -192,15 +192,16 @@ func (c *config) sum(g *batchnorm.SyncGroup, n int) (float64, error) {
 		}
 		times = append(times, time.Since(begin).Seconds())
 	}
-	return median(times), nil
+	return compare.Median(times), nil
 }
 
-// timing of an operation, in seconds.
+// timing has the seconds of an operation: unsynchronized, synchronized, and of these in
+// exchanges.
 type timing struct{ plain, synced, exchange float64 }
 
-// calls times forward and backward of a shape, without and with synchronization in
-// turn. Each pair begins when all ranks are there, so that the exchange waits for
-// nobody but for what the pass itself makes late.
+// calls times forward and backward of a shape, in turn without and with synchronization.
+// All ranks meet before each call, so that the exchange waits only for ranks whose own pass
+// takes longer.
 func (c *config) calls(g *batchnorm.SyncGroup, t *timed, s batchnorm.Shape) (r [2]timing, err error) {
 	n := s.Len()
 	x, dy, y, dx := gen.Normal(1, n, 0, 1), gen.Normal(2, n, 0, 1), make([]float32, n), make([]float32, n)
@@ -251,12 +252,7 @@ func (c *config) calls(g *batchnorm.SyncGroup, t *timed, s batchnorm.Shape) (r [
 		}
 	}
 	for op := range r {
-		r[op] = timing{median(times[op][0]), median(times[op][1]), median(times[op][2])}
+		r[op] = timing{compare.Median(times[op][0]), compare.Median(times[op][1]), compare.Median(times[op][2])}
 	}
 	return r, nil
-}
-
-func median(v []float64) float64 {
-	slices.Sort(v)
-	return v[len(v)/2]
 }

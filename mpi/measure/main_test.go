@@ -11,7 +11,7 @@ import (
 	"github.com/fusedbn/batchnorm"
 )
 
-// counting counts what a rank sends.
+// counting counts the messages and elements that a rank sends.
 type counting struct {
 	batchnorm.Collective
 	messages, elements int
@@ -27,7 +27,7 @@ func (c *counting) Exchange(recv, send [][]float64) error {
 	return c.Collective.Exchange(recv, send)
 }
 
-// The model of the direct exchange counts what the package sends.
+// The model of the direct exchange counts the elements that the package sends.
 func TestModelIsPackage(t *testing.T) {
 	m := &model{far: 1e-6, near: 1e-6, beta: 1e-9, node: 4}
 	for _, ranks := range []int{2, 4, 8, 16} {
@@ -63,7 +63,7 @@ func TestModelIsPackage(t *testing.T) {
 			for _, c := range counts {
 				messages, elements = max(messages, c.messages), max(elements, c.elements)
 			}
-			k := m.cost(ways[0], ranks, channels)
+			k := m.cost(protocols[0], ranks, channels)
 			if k.messages != messages {
 				t.Errorf("%d ranks, %d channels: %d messages in the model, %d in the package", ranks, channels, k.messages, messages)
 			}
@@ -79,13 +79,13 @@ func TestModelIsPackage(t *testing.T) {
 // that several send to one come in one after the other.
 func TestSimulation(t *testing.T) {
 	m := &model{far: 1, near: 1, beta: 0.5, node: 1}
-	two := way{"", func(*model, int, int) []phase {
+	two := protocol{"", func(*model, int, int) []phase {
 		return []phase{func(rank int) []message { return []message{{1 - rank, 4}, {1 - rank, 2}} }}
 	}}
 	if k := m.cost(two, 2, 1); k.seconds != 3+2 || k.messages != 2 || k.bytes != 6 {
 		t.Errorf("two ranks: %+v", k)
 	}
-	crowd := way{"", func(*model, int, int) []phase {
+	crowd := protocol{"", func(*model, int, int) []phase {
 		return []phase{func(rank int) (list []message) {
 			if rank > 0 {
 				list = append(list, message{0, 2})

@@ -7,13 +7,14 @@ import (
 	"math"
 )
 
-// model is the time of messages: alpha + beta*bytes on the port over which a rank
-// sends one message at a time, and again on that over which the other receives.
+// model gives the time of messages. A rank sends one message at a time, and receives one
+// at a time; each takes alpha + beta*bytes on the side of the sender and on that of the
+// receiver.
 type model struct {
 	far, near float64 // alpha between nodes, and within one; seconds
 	beta      float64 // seconds per byte
 	node      int     // ranks of a node
-	most      int     // ranks that are printed
+	most      int     // largest number of ranks that is printed
 }
 
 // channels of the 53 batch norms of ResNet-50.
@@ -23,7 +24,7 @@ func channels() (list []int) {
 		width := 64 << stage
 		for block := range blocks {
 			list = append(list, width, width, 4*width)
-			if block == 0 { // the shortcut's
+			if block == 0 { // that of the shortcut
 				list = append(list, 4*width)
 			}
 		}
@@ -39,36 +40,36 @@ const (
 	double    = 8 // bytes
 )
 
-// share is how many channels an owner has at most.
+// share returns the largest number of channels that an owner has.
 func share(channels, owners int) int { return (channels + owners - 1) / owners }
 
-// A message from one rank to another.
+// message goes from one rank to another.
 type message struct {
 	to    int
 	bytes float64
 }
 
-// A phase is what all ranks send, in their order; a rank begins the next phase when it
-// has sent its own messages and received all that are for it.
+// phase returns the messages that a rank sends, in order. A rank begins the next phase when
+// it has sent its own messages and received all that are for it.
 type phase func(rank int) []message
 
-// A way is how the ranks exchange the values of a layer.
-type way struct {
+// protocol is a way for the ranks to exchange the values of a layer.
+type protocol struct {
 	name   string
 	phases func(m *model, ranks, channels int) []phase
 }
 
-// ring lists the other ranks of a group [first, first+n), each beginning behind
-// itself, so that at any time each receives from one.
+// ring calls f for the other ranks from first to first+n-1, beginning behind the rank
+// itself. All ranks do so, and at any time each receives from one other.
 func ring(rank, first, n int, f func(other int)) {
 	for k := 1; k < n; k++ {
 		f(first + (rank-first+k)%n)
 	}
 }
 
-// ways are what is compared. Only the last one changes the bits.
-var ways = []way{
-	// What the package does: parts to their owners, wholes to all.
+// protocols are compared. Only the last one changes the bits.
+var protocols = []protocol{
+	// The package's protocol: parts go to their owners, and wholes to all.
 	{"direct", func(_ *model, ranks, channels int) []phase {
 		owners := min(ranks, channels)
 		c := share(channels, owners)
@@ -89,8 +90,8 @@ var ways = []way{
 			},
 		}
 	}},
-	// Everybody gets all parts and merges them itself, by recursive doubling: the
-	// number of ranks is a power of two.
+	// Every rank gets all parts, by recursive doubling, and merges them itself. The number of
+	// ranks is a power of two.
 	{"all-gather", func(_ *model, ranks, channels int) (list []phase) {
 		for d := 1; d < ranks; d *= 2 {
 			list = append(list, func(rank int) []message {
@@ -99,10 +100,9 @@ var ways = []way{
 		}
 		return list
 	}},
-	// The ranks of a node give their parts, unmerged, to one of them for each share of
-	// the channels: rank k of a node is for the owners k of all nodes. Each then sends
-	// one message to each node, with the parts of all its node's ranks, and the
-	// wholes come back over the same way. The order of merging is that of the ranks.
+	// Rank k of a node gathers the parts of the node's ranks that are for the owners k of all
+	// nodes, and does not merge them. It sends one message to each node, and the wholes come
+	// back the same way. Parts are merged in the order of the ranks.
 	{"two levels", func(m *model, ranks, channels int) []phase {
 		node := min(m.node, ranks)
 		nodes := ranks / node
@@ -131,9 +131,9 @@ var ways = []way{
 			within(whole * ownersOf * float64(nodes)),
 		}
 	}},
-	// The parts go to their owners in log2(ranks) steps, each to one rank, which sends on
-	// what is not for it (Bruck et al. 1997), and the wholes come back by recursive
-	// doubling. Nothing is merged on the way: the order of merging is that of the ranks.
+	// The parts go to their owners in log2(ranks) steps. In each step a rank sends one message
+	// to one rank, which sends the parts for others on (Bruck et al. 1997). The wholes come
+	// back by recursive doubling. Only owners merge, in the order of the ranks.
 	{"forwarded", func(_ *model, ranks, channels int) (list []phase) {
 		owners := min(ranks, channels)
 		c := float64(share(channels, owners))
@@ -149,8 +149,8 @@ var ways = []way{
 		}
 		return list
 	}},
-	// Sums over pairs, pairs of pairs and so on, halving the channels every time, and
-	// back. Merged in the order of a tree, which depends on the number of ranks.
+	// Sums over pairs of ranks, pairs of pairs and so on, of half as many channels every
+	// time, and back. The order of merging is a tree, which depends on the number of ranks.
 	{"tree", func(_ *model, ranks, channels int) (list []phase) {
 		c := float64(channels)
 		for d := 1; d < ranks; d *= 2 {
@@ -167,7 +167,7 @@ var ways = []way{
 	}},
 }
 
-// cost is what a rank sends, at most, and when the last one is done.
+// cost has the most that a rank sends, and the time at which the last rank is done.
 type cost struct {
 	messages int
 	bytes    float64
@@ -175,7 +175,7 @@ type cost struct {
 }
 
 // cost simulates an exchange, message by message.
-func (m *model) cost(w way, ranks, channels int) (c cost) {
+func (m *model) cost(w protocol, ranks, channels int) (c cost) {
 	ready := make([]float64, ranks) // when a rank begins its phase
 	sent := make([]int, ranks)
 	bytes := make([]float64, ranks)
@@ -193,13 +193,13 @@ func (m *model) cost(w way, ranks, channels int) (c cost) {
 	return c
 }
 
-// phase simulates one, and returns when each rank is done with it. The ranks' next
-// messages go in the order of time.
+// phase simulates a phase, and returns when each rank is done with it. Messages are taken
+// in the order of the times at which they can begin.
 func (m *model) phase(p phase, ready []float64, count func(rank int, bytes float64)) []float64 {
 	n := len(ready)
 	queue := make(events, 0, n)
 	lists := make([][]message, n)
-	port := make([]float64, n) // when it is free to receive
+	port := make([]float64, n) // when the rank is free to receive
 	done := make([]float64, n)
 	for rank := range n {
 		lists[rank] = p(rank)
@@ -265,13 +265,13 @@ func (m *model) print(out io.Writer) {
 	fmt.Fprintf(out, "alpha %.3g us between nodes, %.3g us within a node of %d ranks; %.3g GB/s\n", m.far*1e6, m.near*1e6, m.node, 1e-9/m.beta)
 	for _, c := range []int{64, 512, 2048} {
 		fmt.Fprintf(out, "\n%d channels, one pass: messages and KB that a rank sends, and microseconds\n%6s", c, "ranks")
-		for _, w := range ways {
+		for _, w := range protocols {
 			fmt.Fprintf(out, " %26s", w.name)
 		}
 		fmt.Fprintln(out)
 		for _, r := range ranks {
 			fmt.Fprintf(out, "%6d", r)
-			for _, w := range ways {
+			for _, w := range protocols {
 				k := m.cost(w, r, c)
 				fmt.Fprintf(out, " %5d %9.1f %10.0f", k.messages, k.bytes/1e3, k.seconds*1e6)
 			}
@@ -280,13 +280,13 @@ func (m *model) print(out io.Writer) {
 	}
 	list := channels()
 	fmt.Fprintf(out, "\nResNet-50, one step: %d layers forward and backward, %d channels: messages, MB and ms\n%6s", len(list), sum(list), "ranks")
-	for _, w := range ways {
+	for _, w := range protocols {
 		fmt.Fprintf(out, " %26s", w.name)
 	}
 	fmt.Fprintln(out)
 	for _, r := range ranks {
 		fmt.Fprintf(out, "%6d", r)
-		for _, w := range ways {
+		for _, w := range protocols {
 			var total cost
 			known := map[int]cost{}
 			for _, c := range list {

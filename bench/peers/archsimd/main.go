@@ -21,5 +21,5 @@ func main() {
 	})
 }
 
-// layouts is nil where there is no simd/archsimd.
+// layouts is nil in a build without simd/archsimd.
 var layouts map[peer.Layout]loops.Kernels

@@ -17,8 +17,8 @@ func momentsNHWC(s loops.Shape, x, mean, variance []float32) {
 	}
 }
 
-// totals adds up by blocks, so that errors stay small: add adds row n to
-// float32 sums, which go to float64 now and then.
+// totals adds up by blocks, so that errors stay small: add adds row n to float32 sums, and
+// moves these to float64 sums after each block.
 func totals(s loops.Shape, count int, add func(n int, sums []float32)) []float64 {
 	const blockRows = 256
 	sums := make([]float32, count)

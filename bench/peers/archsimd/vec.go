@@ -27,8 +27,8 @@ func broadcast(v float32) vec { return archsimd.BroadcastFloat32x8(v) }
 // positive returns v where y > 0, and 0 elsewhere.
 func positive(v, y vec) vec { return v.Masked(y.Greater(vec{})) }
 
-// leave comes between vectors and scalars: on some machines the instructions
-// for scalars wait for the upper halves of the vectors otherwise.
+// leave comes between vectors and scalars: on some machines scalar instructions wait for
+// the upper halves of the vectors otherwise.
 func leave() { archsimd.ClearAVXUpperBits() }
 
 // across returns the sum of the lanes.

@@ -18,11 +18,11 @@ import (
 	"github.com/fusedbn/batchnorm/bench/peers/peer"
 )
 
-// ErrMissing is the error of a peer that lacks something on this machine. The
-// text says what to install.
+// ErrMissing is the error of a peer that lacks something on this machine. The text names
+// the package to install.
 var ErrMissing = errors.New("not on this machine")
 
-// program says how a peer is started.
+// program describes how to start a peer.
 type program struct {
 	name   string
 	folder string // of its module, in this one
@@ -34,8 +34,8 @@ type program struct {
 
 var programs = []program{
 	{name: "onednn", folder: "onednn", pkg: ".", openMP: true},
-	// Without this the allocator gives large tensors back to the system after
-	// every call, and the next one takes the time to get new pages.
+	// Without this the allocator gives the memory of large tensors back to the system after
+	// every call, and the next call waits for new pages.
 	{name: "torch", folder: "torch", script: "peer.py", openMP: true, env: []string{"MALLOC_MMAP_MAX_=0", "MALLOC_TRIM_THRESHOLD_=1000000000000"}},
 	{name: "gomlx", folder: "gopeers", pkg: "./gomlx"},
 	{name: "spago", folder: "gopeers", pkg: "./spago"},
@@ -138,7 +138,7 @@ func build(prog program, folder, binary string) error {
 	if err == nil {
 		return nil
 	}
-	// The build of what uses C fails with a line for that.
+	// Code in C that lacks a library fails to build with this directive.
 	for line := range strings.Lines(string(out)) {
 		if _, message, ok := strings.Cut(line, "#error "); ok {
 			return missing(strings.Trim(message, "\"\n"))
@@ -147,8 +147,8 @@ func build(prog program, folder, binary string) error {
 	return fmt.Errorf("go build: %w\n%s", err, out)
 }
 
-// python returns an interpreter that has PyTorch, if there is one: Debian's is
-// not always the first in the path. The folder is where to look from.
+// python returns an interpreter that has PyTorch, if there is one: Debian's is not always
+// the first in the path. It looks from the given folder.
 func python(folder string) string {
 	const first, debian = "python3", "/usr/bin/python3"
 	for _, name := range []string{first, debian} {
@@ -163,8 +163,8 @@ func python(folder string) string {
 
 func missing(message string) error { return fmt.Errorf("%w: %s", ErrMissing, message) }
 
-// Load gives the peer a problem, in place of the one before. Threads are at
-// least 1. The error wraps [peer.ErrUnsupported] when the peer can't do it.
+// Load gives the peer a problem, in place of the one before. There is at least 1 thread.
+// The error wraps [peer.ErrUnsupported] if the peer does not offer the problem.
 func (p *Peer) Load(problem peer.Problem, threads int) error {
 	for _, t := range problem.Tensors() {
 		if err := t.Write(p.folder); err != nil {
@@ -176,13 +176,13 @@ func (p *Peer) Load(problem peer.Problem, threads int) error {
 	return err
 }
 
-// settle is how long the threads of OpenMP spin after a call, in the hope of
-// the next one, while whatever else is timed would have to share the machine.
+// settle is how long the threads of OpenMP spin after a call, ready for the next one.
+// Anything else that is timed then would share the machine with them.
 const settle = 20 * time.Millisecond
 
-// Run runs an operation so many times and returns what each took, without the
-// way there and back. The error wraps [peer.ErrUnsupported] when the peer does
-// not offer the operation.
+// Run runs an operation so many times and returns the time of each, without the
+// communication. The error wraps [peer.ErrUnsupported] if the peer does not offer the
+// operation.
 func (p *Peer) Run(op peer.Op, times int) ([]time.Duration, error) {
 	reply, err := p.ask(peer.Request{Op: op, Times: times})
 	if p.openMP && p.threads > 1 {
@@ -195,8 +195,8 @@ func (p *Peer) Run(op peer.Op, times int) ([]time.Duration, error) {
 	return took, err
 }
 
-// Outputs returns the results of the last run of each operation since Load;
-// nil where there was none.
+// Outputs returns the results of the last run of each operation since Load; they are nil
+// for operations that did not run.
 func (p *Peer) Outputs() (peer.Outputs, error) {
 	var o peer.Outputs
 	tensors := o.Tensors(&p.problem)
@@ -244,7 +244,7 @@ func (p *Peer) reply() (peer.Reply, error) {
 	return r, nil
 }
 
-// died returns why there is no conversation any more.
+// died returns the reason for which the peer does not answer any more.
 func (p *Peer) died(err error) error {
 	p.stdin.Close()
 	p.cmd.Wait()

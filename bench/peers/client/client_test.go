@@ -9,7 +9,7 @@ import (
 	"github.com/fusedbn/batchnorm/bench/peers/peer"
 )
 
-// Of the peers this is the one that needs nothing but Go.
+// plain is the peer that needs nothing but Go.
 const plain = "plain"
 
 // Two samples of one channel: mean 2, variance 1.
@@ -69,7 +69,7 @@ func TestPlain(t *testing.T) {
 			t.Errorf("dx is %v, must be 0", o.DX)
 		}
 	}
-	// What is not offered is said, and does not end it.
+	// A problem that is not offered is an error, and does not end the peer.
 	blocked := problem()
 	blocked.Layout = peer.NCHW8c
 	if err := p.Load(blocked, 1); !errors.Is(err, peer.ErrUnsupported) {

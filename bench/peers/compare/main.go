@@ -1,6 +1,6 @@
-// Command compare shows that the peers compute what they are compared for: it
-// runs each of them, or those that are named, against the reference, and exits
-// with 1 when one is off. The times are no measurement, only a first idea.
+// Command compare checks that the peers compute batch normalization: it compares all or
+// some of them with the reference, and exits with 1 when one is off. It prints rough times,
+// too.
 package main
 
 import (
@@ -46,7 +46,7 @@ func main() {
 	}
 }
 
-// bound is loose: it tells another formula or another epsilon, not rounding.
+// bound is loose: it finds another formula or another epsilon, and allows rounding.
 const bound = 1e-4
 
 var (
@@ -106,8 +106,8 @@ func compare(w io.Writer, name string, threads, times int) error {
 	return nil
 }
 
-// run runs every operation and returns the shortest time of each: 0 for one
-// that is not offered.
+// run runs every operation and returns the shortest time of each: 0 for an operation that
+// is not offered.
 func run(p *client.Peer, problem peer.Problem, threads, times int) ([]time.Duration, error) {
 	if err := p.Load(problem, threads); err != nil {
 		return nil, err
@@ -138,8 +138,8 @@ func makeProblem(s [4]int, layout peer.Layout, relu bool) (peer.Problem, referen
 	ref.Outer, ref.Channels, ref.Inner = p.Shape()
 	if relu {
 		ref.Activation = "relu"
-		// Rounding may carry what is near the kink across it. It has no part in
-		// the gradients where dy is 0.
+		// Rounding may carry a value beside the kink across it. With dy 0 it has no part in
+		// the gradients.
 		for i, z := range reference.Z(ref) {
 			if math.Abs(z) < bound {
 				p.DY[i] = 0

@@ -1,5 +1,5 @@
-// Package loops is batch normalization as a Go user would write it, around
-// loops that are given: the arithmetic per channel is the same for all.
+// Package loops is batch normalization as a Go user would write it, around given loops: the
+// arithmetic per channel is the same for all.
 package loops
 
 import (

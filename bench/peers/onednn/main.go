@@ -17,7 +17,7 @@ package main
 #error "oneDNN is not of version 2.3 to 2.7, whose API this needs: apt-get install libdnnl-dev"
 #endif
 
-// A macro is not visible to Go.
+// A function, since Go can't see a macro.
 static void *allocate(void) { return DNNL_MEMORY_ALLOCATE; }
 
 // execute runs a primitive to its end and takes the time on this side, without
@@ -72,15 +72,15 @@ type call struct {
 	args      []C.dnnl_exec_arg_t
 }
 
-// memory is a tensor as oneDNN holds it.
+// memory is a tensor in the form of oneDNN.
 type memory struct {
 	handle C.dnnl_memory_t
 	desc   C.dnnl_memory_desc_t
-	plain  C.dnnl_memory_desc_t // as the problem holds it
+	plain  C.dnnl_memory_desc_t // in the form of the problem
 	values int
 }
 
-// check panics, for which Serve has an answer, unless the call was a success.
+// check panics if the call has failed; Serve turns the panic into an error.
 func check(what string, status C.dnnl_status_t) {
 	if status == C.dnnl_unimplemented {
 		panic(peer.Unsupported("%s", what))
@@ -91,7 +91,7 @@ func check(what string, status C.dnnl_status_t) {
 }
 
 func newRunner(p peer.Problem, threads int) (*runner, error) {
-	tags := map[peer.Layout][2]C.dnnl_format_tag_t{ // here and in the problem
+	tags := map[peer.Layout][2]C.dnnl_format_tag_t{ // in oneDNN and in the problem
 		peer.NCHW:   {C.dnnl_nchw, C.dnnl_nchw},
 		peer.NHWC:   {C.dnnl_nhwc, C.dnnl_nhwc},
 		peer.NCHW8c: {C.dnnl_nChw8c, C.dnnl_nchw},

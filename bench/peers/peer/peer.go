@@ -1,5 +1,5 @@
-// Package peer is what a program has to do that runs another implementation
-// of batch normalization, and the protocol that it speaks.
+// Package peer has the interface of a program that runs another implementation of batch
+// normalization, and the protocol that it speaks.
 package peer
 
 import (
@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Layout is the order of a tensor in memory. A matrix of samples by features is
-// NHWC with H and W 1: every peer is at its best with that.
+// Layout is the order of a tensor in memory. A matrix of samples by features is NHWC with H
+// and W 1, in which every peer is fastest.
 type Layout string
 
 const (
@@ -45,8 +45,8 @@ func (p Problem) Shape() (outer, channels, inner int) {
 	return p.N, p.C, p.H * p.W
 }
 
-// Outputs are the results of the last run of each operation. On the side that
-// asks for them they are nil when there was none.
+// Outputs are the results of the last run of each operation. For the client, they are nil
+// for operations that did not run.
 type Outputs struct {
 	Y             []float32 // of Forward
 	Inference     []float32 // the y of Inference
@@ -54,9 +54,8 @@ type Outputs struct {
 	DGamma, DBeta []float32
 }
 
-// A Runner runs one problem. Each operation runs once, on memory that is there
-// already as far as the implementation allows, and returns the time that the
-// operation alone took.
+// A Runner runs one problem. Each operation runs once, on memory that exists already as far
+// as the implementation allows, and returns its own time.
 type Runner interface {
 	Forward() (time.Duration, error)   // training: with the statistics of the batch
 	Inference() (time.Duration, error) // with the running statistics
@@ -71,7 +70,7 @@ type Peer struct {
 	New  func(p Problem, threads int) (Runner, error)
 }
 
-// ErrUnsupported is what a peer answers that does not offer something.
+// ErrUnsupported is the error of a peer that does not offer an operation or a problem.
 var ErrUnsupported = errors.New("not offered")
 
 // Unsupported returns an error that wraps [ErrUnsupported].
@@ -83,7 +82,7 @@ func Unsupported(format string, args ...any) error {
 // machine.
 const ExitMissing = 3
 
-// Missing ends the program and says what it lacks.
+// Missing ends the program with a message that names the missing package.
 func Missing(message string) {
 	fmt.Fprintln(os.Stderr, message)
 	os.Exit(ExitMissing)

@@ -15,7 +15,7 @@ import (
 	"unsafe"
 )
 
-// Op is an operation that can be asked for.
+// Op is a request for an operation.
 type Op string
 
 const (
@@ -48,12 +48,12 @@ type Reply struct {
 // Tensor is exchanged in a file of little-endian float32.
 type Tensor struct {
 	Name   string
-	Op     Op // whose output it is
+	Op     Op // the operation that has this output
 	Values *[]float32
 	Len    int
 }
 
-// Tensors lists what a problem consists of.
+// Tensors lists the tensors of a problem.
 func (p *Problem) Tensors() []Tensor {
 	n := p.Len()
 	return []Tensor{
@@ -115,9 +115,8 @@ func (t Tensor) Write(folder string) error {
 	return errors.Join(err, f.Close())
 }
 
-// littleEndian returns the memory of s on a machine that has it in the order of
-// the file; nil on others. Tensors are large, and encoding takes longer than
-// what is timed.
+// littleEndian returns the memory of s on a little-endian machine, and nil on others.
+// Tensors are large, and encoding them takes longer than the operations that are timed.
 func littleEndian(s []float32) []byte {
 	if binary.NativeEndian.Uint16([]byte{1, 0}) != 1 || len(s) == 0 {
 		return nil
@@ -125,11 +124,11 @@ func littleEndian(s []float32) []byte {
 	return unsafe.Slice((*byte)(unsafe.Pointer(&s[0])), 4*len(s))
 }
 
-// Serve answers requests until there are no more. It is all that the main
-// function of a peer has to call.
+// Serve answers requests until there are no more. The main function of a peer calls nothing
+// else.
 func Serve(p Peer) {
 	out := json.NewEncoder(os.Stdout)
-	os.Stdout = os.Stderr // libraries that print must not get in between
+	os.Stdout = os.Stderr // libraries that print must not write into the replies
 	s := server{peer: p}
 	err := out.Encode(Reply{Name: p.Name})
 	for in := json.NewDecoder(os.Stdin); err == nil; {
@@ -155,7 +154,7 @@ type server struct {
 func (s *server) answer(r Request) (reply Reply) {
 	var err error
 	defer func() {
-		// Some libraries have no other way to say what is wrong.
+		// Some libraries panic where others return an error.
 		if v := recover(); v != nil {
 			if err, _ = v.(error); err == nil {
 				err = fmt.Errorf("panic: %v", v)

@@ -40,7 +40,7 @@ type Set struct {
 	labels []byte
 }
 
-// Label returns what image i shows.
+// Label returns the class of image i.
 func (s *Set) Label(i int) int { return int(s.labels[i]) }
 
 // Image writes the pixels of image i to dst, row by row: 1 is on, 0 is off.
@@ -146,8 +146,8 @@ var (
 	testLabels []byte
 )
 
-// Builtin returns the images that are built into the program: what Load makes
-// of the original files.
+// Builtin returns the images that are built into the program. They equal those that Load
+// makes of the original files.
 func Builtin() (train, test *Set, err error) {
 	if train, err = unpack("data/train", trainBits, trainLabels); err != nil {
 		return nil, nil, err

@@ -173,7 +173,7 @@ func TestLoad(t *testing.T) {
 	}
 }
 
-// What Pack writes is what is built in.
+// Pack writes the files that are built in.
 func TestPack(t *testing.T) {
 	want, _, err := Load(writeFiles(t, original()))
 	if err != nil {

@@ -19,8 +19,8 @@ const (
 	maxBytes = 1 << 28
 )
 
-// readIDX reads a file of unsigned bytes with the given number of dimensions,
-// to its end, which is also what makes gzip compare its checksum.
+// readIDX reads a file of unsigned bytes with the given number of dimensions. It reads to
+// the end, so that gzip compares its checksum.
 func readIDX(file io.Reader, dims int) (shape []int, data []byte, err error) {
 	r, err := gzip.NewReader(file)
 	if err != nil {
@@ -57,7 +57,7 @@ func readIDX(file io.Reader, dims int) (shape []int, data []byte, err error) {
 	return shape, data, nil
 }
 
-// writeIDX writes what readIDX reads.
+// writeIDX writes a file in the form that readIDX reads.
 func writeIDX(w io.Writer, data []byte, shape ...int) error {
 	z, err := gzip.NewWriterLevel(w, gzip.BestCompression)
 	if err != nil {

@@ -1,6 +1,6 @@
-// Compare runs ONNX models with gonnx, once as gonnx can, with Mul and Add in the
-// place of BatchNormalization, and once with the operator, in turn; it prints the
-// medians of the times and the largest errors against float64.
+// Compare runs ONNX models with gonnx in turn with Mul and Add in the place of
+// BatchNormalization, as gonnx can run them, and with the operator. It prints the medians
+// of the times and the largest errors against float64.
 package main
 
 import (
@@ -91,7 +91,7 @@ func block(dims []int, offset float64) (*onnxmodel.Model, []float32, []float64) 
 	return m, x, want
 }
 
-// row times the two in turn until the time is over.
+// row times both in turn until the time is over.
 func row(w *tabwriter.Writer, name string, m *onnxmodel.Model, input, output string, dims []int, x []float32, want []float64, limit time.Duration) {
 	composed, err := onnxmodel.Composed(m)
 	check(err)

@@ -1,12 +1,12 @@
 package main
 
 import (
-	"math"
 	"math/rand/v2"
 	"runtime"
 	"slices"
 	"time"
 
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"github.com/fusedbn/batchnorm/internal/reference"
 	"gorgonia.org/gorgonia"
 	"gorgonia.org/tensor"
@@ -30,7 +30,7 @@ var alone = []caseAlone{
 // none is no batch norm.
 func none(x, _, _ *gorgonia.Node) (*gorgonia.Node, error) { return x, nil }
 
-// outcome is how one batch norm did.
+// outcome has the errors and times of one batch norm.
 type outcome struct {
 	y, dx   float64 // largest error, relative to the largest value or 1
 	seconds []float64
@@ -87,7 +87,7 @@ func (c caseAlone) measure(s settings) ([3]outcome, error) {
 		if err := machines[i].RunAll(); err != nil {
 			return out, err
 		}
-		out[i].y, out[i].dx = distance(yv.Data().([]float32), y), distance(dxv.Data().([]float32), dx)
+		out[i].y, out[i].dx = compare.Distance(yv.Data().([]float32), y), compare.Distance(dxv.Data().([]float32), dx)
 		machines[i].Reset()
 	}
 	limit := time.Now().Add(3 * time.Second) // for one case, after the first round
@@ -107,39 +107,4 @@ func (c caseAlone) measure(s settings) ([3]outcome, error) {
 		}
 	}
 	return out, nil
-}
-
-// distance is the largest difference, relative to the largest value or 1.
-func distance(got []float32, want []float64) float64 {
-	largest, scale := 0.0, 1.0
-	for i, w := range want {
-		d := math.Abs(float64(got[i]) - w)
-		if math.IsNaN(d) {
-			return d
-		}
-		largest, scale = max(largest, d), max(scale, math.Abs(w))
-	}
-	return largest / scale
-}
-
-func mean(v []float64) float64 {
-	sum := 0.0
-	for _, x := range v {
-		sum += x
-	}
-	return sum / float64(len(v))
-}
-
-func median(v []float64) float64 {
-	v = slices.Clone(v)
-	slices.Sort(v)
-	return v[len(v)/2]
-}
-
-// difference returns the first and the largest difference.
-func difference(a, b []float64) (first, largest float64) {
-	for i := range a {
-		largest = max(largest, math.Abs(a[i]-b[i]))
-	}
-	return math.Abs(a[0] - b[0]), largest
 }

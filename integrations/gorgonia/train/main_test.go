@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
+	"github.com/fusedbn/batchnorm/internal/compare"
 	"gorgonia.org/tensor"
 )
 
@@ -21,14 +22,14 @@ func TestTrained(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, n := range nets {
-		if begin, end := mean(n.losses[:3]), mean(n.losses[27:]); !(end < 0.7*begin) {
+		if begin, end := compare.Mean(n.losses[:3]), compare.Mean(n.losses[27:]); !(end < 0.7*begin) {
 			t.Errorf("%s: the loss goes from %v to %v", n.name, begin, end)
 		}
 		if n.accuracy < 0.5 {
 			t.Errorf("%s: the accuracy is %v", n.name, n.accuracy)
 		}
 	}
-	if first, _ := difference(nets[0].losses, nets[1].losses); first > 1e-4 {
+	if first, _ := compare.Differences(nets[0].losses, nets[1].losses); first > 1e-4 {
 		t.Errorf("the losses differ by %v in the first step", first)
 	}
 }

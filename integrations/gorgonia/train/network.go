@@ -34,7 +34,7 @@ func ours(workers int) normalizer {
 	}
 }
 
-// network is a graph and what became of it.
+// network is a graph with its results.
 type network struct {
 	name     string
 	graph    *gorgonia.ExprGraph
@@ -98,7 +98,8 @@ func newNetwork(name string, batch int, apply normalizer) (*network, error) {
 	z = gorgonia.Must(gorgonia.Mul(z, param("w2", normal(hidden), hidden, fashion.Classes)))
 	p := gorgonia.Must(gorgonia.SoftMax(z))
 	gorgonia.Read(p, &n.output)
-	// The mean over all classes, of which one counts: a tenth of the cross-entropy.
+	// The mean over all ten classes, of which only the right one counts: a tenth of the
+	// cross-entropy.
 	loss := gorgonia.Must(gorgonia.Neg(gorgonia.Must(gorgonia.Mean(gorgonia.Must(gorgonia.HadamardProd(gorgonia.Must(gorgonia.Log(p)), n.label))))))
 	gorgonia.Read(loss, &n.loss)
 	if _, err := gorgonia.Grad(loss, n.params...); err != nil {
@@ -109,7 +110,7 @@ func newNetwork(name string, batch int, apply normalizer) (*network, error) {
 	return n, nil
 }
 
-// load puts images into the graph.
+// load copies images into the graph.
 func (n *network) load(set *fashion.Set, at []int) {
 	x, label := n.x.Value().Data().([]float32), n.label.Value().Data().([]float32)
 	clear(label)
@@ -186,7 +187,7 @@ func trained(train, test *fashion.Set, s settings) ([]*network, error) {
 			at[i] = r.IntN(train.N)
 		}
 		for i := range nets {
-			if err := nets[(i+k)%2].step(train, at); err != nil { // who is first changes
+			if err := nets[(i+k)%2].step(train, at); err != nil { // the first one changes from step to step
 				return nil, err
 			}
 		}

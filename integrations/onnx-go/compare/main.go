@@ -93,11 +93,11 @@ func norm(dims []int, offset float64) (file []byte, x []float32, want []float64)
 	return file, x, want
 }
 
-// row times the two in turn until the time is over.
+// row times both in turn until the time is over.
 func row(w *tabwriter.Writer, name string, file []byte, dims []int, x []float32, want []float64, limit time.Duration) {
 	var graphs [2]*gorgonnx.Graph
 	var models [2]*onnx.Model
-	// onnx-go's operator writes over its input, so that every run gets it anew.
+	// onnx-go's operator overwrites its input, so that every run gets a copy.
 	feed := func(i int) {
 		check(models[i].SetInput(0, tensor.New(tensor.WithShape(dims...), tensor.WithBacking(slices.Clone(x)))))
 	}

@@ -49,7 +49,7 @@ func check(err error) {
 
 const batch = 20
 
-// parameter is a tensor that learns, by stochastic gradient descent with momentum.
+// parameter is a tensor that is trained, by stochastic gradient descent with momentum.
 type parameter struct{ value, gradient, velocity []float32 }
 
 func newParameter(n, fanIn int, r *rand.Rand) parameter {
@@ -98,8 +98,8 @@ func newBlock(in, out, side, stride int, r *rand.Rand) *block {
 	return b
 }
 
-// pixel returns which element of a channel's image tap t of the kernel reads for
-// a position; -1 is padding.
+// pixel returns the element of a channel's image that tap t of the kernel reads for a
+// position; -1 is padding.
 func (b *block) pixel(t, position int) int {
 	i, j := position/b.size*b.stride+t/3-1, position%b.size*b.stride+t%3-1
 	if i < 0 || i >= b.side || j < 0 || j >= b.side {
@@ -137,8 +137,8 @@ func (b *block) shape() batchnorm.Shape {
 	return batchnorm.Shape{Outer: batch, Channels: b.out, Inner: b.size * b.size}
 }
 
-// backward returns the gradient by the block's input; that by the residual goes
-// to dresidual.
+// backward returns the gradient by the block's input, and writes the gradient by the
+// residual to dresidual.
 func (b *block) backward(dy, dresidual []float32) []float32 {
 	check(b.norm.Backward(batchnorm.LayerBackwardArgs{DY: dy, DX: b.dconv, DResidual: dresidual}))
 	positions, taps, plane := b.size*b.size, b.in*9, b.side*b.side

@@ -13,6 +13,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/fusedbn/batchnorm/examples/paper/fashion"
+	"github.com/fusedbn/batchnorm/internal/compare"
 )
 
 func main() {
@@ -48,12 +49,13 @@ func run(w io.Writer, s settings) error {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(t, "batch norm\tfirst loss\tlast losses\ttest accuracy\tms per step\t")
 	for _, n := range nets {
-		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], mean(n.losses[len(n.losses)*9/10:]), n.accuracy, median(n.seconds)*1e3)
+		last := compare.Mean(n.losses[len(n.losses)*9/10:])
+		fmt.Fprintf(t, "%s\t%.6f\t%.4f\t%.4f\t%.2f\t\n", n.name, n.losses[0], last, n.accuracy, compare.Median(n.seconds)*1e3)
 	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
-	first, largest := difference(nets[0].losses, nets[1].losses)
+	first, largest := compare.Differences(nets[0].losses, nets[1].losses)
 	fmt.Fprintf(w, "\nThe losses differ by %.2g in the first step, and by %.2g at most.\n\n", first, largest)
 
 	fmt.Fprintln(w, "Batch norm alone, forward and backward:")
@@ -64,7 +66,7 @@ func run(w io.Writer, s settings) error {
 			return err
 		}
 		fmt.Fprintf(t, "%d\t%d\t%g\t%.1e\t%.1e\t%.1e\t%.1e\t%.3f\t%.3f\t\n",
-			c.n, c.features, c.mean, r[0].y, r[1].y, r[0].dx, r[1].dx, median(r[0].seconds)*1e3, median(r[1].seconds)*1e3)
+			c.n, c.features, c.mean, r[0].y, r[1].y, r[0].dx, r[1].dx, compare.Median(r[0].seconds)*1e3, compare.Median(r[1].seconds)*1e3)
 	}
 	return t.Flush()
 }

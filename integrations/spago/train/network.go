@@ -165,7 +165,7 @@ func trained(train, test *fashion.Set, s settings) ([]*network, error) {
 			at[i] = r.IntN(train.N)
 		}
 		for i := range nets {
-			if err := nets[(i+k)%2].step(train, at); err != nil { // who is first changes
+			if err := nets[(i+k)%2].step(train, at); err != nil { // the first one changes from step to step
 				return nil, err
 			}
 		}

@@ -23,7 +23,7 @@ const pieces = 8
 type piecewise struct {
 	name, comment string
 	f             func(t num) num
-	// weight is what an error is relative to; nil for f itself.
+	// an error is relative to weight; nil: to f itself
 	weight func(t num) num
 	degree int
 	edges  [pieces + 1]float64
@@ -49,7 +49,7 @@ func uniform(a float64, n int) (edges [pieces + 1]float64) {
 	return edges
 }
 
-// fromZero moves what lies below 0.
+// fromZero sets the first edge to 0.
 func fromZero(edges [pieces + 1]float64) [pieces + 1]float64 {
 	edges[0] = 0
 	return edges
@@ -252,7 +252,7 @@ func (w *piecewise) write(b io.Writer) {
 	fmt.Fprint(b, "}\n")
 }
 
-// What the approximations are of.
+// The functions that are approximated.
 
 func sigmoid(z num) num { return div(of(1), add(of(1), exp(neg(z)))) }
 

@@ -51,8 +51,8 @@ func newRunner(p peer.Problem, threads int) (peer.Runner, error) {
 	return r, err
 }
 
-// layer returns the layer, in training or not. Each has variables of its own,
-// as training changes them.
+// layer returns the layer, for training or inference. Each has variables of its own, as
+// training changes them.
 func (r *runner) layer(axis int, training bool) (*context.Exec, error) {
 	ctx := context.New().Checked(false)
 	vars := ctx.In(batchnorm.BatchNormalizationScopeName)
@@ -63,8 +63,7 @@ func (r *runner) layer(axis int, training bool) (*context.Exec, error) {
 	}
 	return context.NewExec(r.backend, ctx, func(ctx *context.Context, x *graph.Node) *graph.Node {
 		ctx.SetTraining(x.Graph(), training)
-		// The backend has no operation of its own for it: the layer is made of
-		// simpler ones.
+		// The backend has no batch norm operation: the layer is composed of simpler ones.
 		y := batchnorm.New(ctx, x, axis).Epsilon(r.problem.Epsilon).UseBackendInference(false).Done()
 		if r.problem.ReLU {
 			y = activations.Relu(y)
@@ -77,7 +76,7 @@ func (r *runner) Forward() (time.Duration, error)   { return r.run(r.training, &
 func (r *runner) Inference() (time.Duration, error) { return r.run(r.running, &r.inferred) }
 
 func (r *runner) run(layer *context.Exec, to **tensors.Tensor) (time.Duration, error) {
-	if *to != nil { // its memory is for the next
+	if *to != nil { // its memory is for the next run
 		if err := (*to).FinalizeAll(); err != nil {
 			return 0, err
 		}
@@ -87,9 +86,8 @@ func (r *runner) run(layer *context.Exec, to **tensors.Tensor) (time.Duration, e
 	return took, err
 }
 
-// Backward is what the layer can't do on this backend: composed of simpler
-// operations it takes the statistics of the batch for constants, which gives
-// another dx.
+// Backward is not offered. On this backend the layer takes the statistics of the batch for
+// constants, so that its dx is another one.
 func (r *runner) Backward() (time.Duration, error) {
 	return 0, peer.Unsupported("the gradient through the statistics of the batch")
 }

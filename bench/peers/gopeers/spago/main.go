@@ -59,13 +59,13 @@ func (r *runner) Inference() (time.Duration, error) {
 	for c, v := range r.problem.Var {
 		deviation[c] = float32(math.Sqrt(float64(v)))
 	}
-	// Forward with the batch's statistics has moved these on.
+	// Forward with the batch's statistics has changed the running ones.
 	r.model.Mean = nn.Buf(vector(r.problem.Mean, false))
 	r.model.StdDev = nn.Buf(vector(deviation, false))
 	return peer.Time(func() { r.inferred = r.finish(r.model.Forward(r.x...)) }), nil
 }
 
-// finish adds ReLU and waits for the values, which goroutines compute.
+// finish adds ReLU and waits for the goroutines that compute the values.
 func (r *runner) finish(ys []mat.Tensor) []mat.Tensor {
 	for i := range ys {
 		if r.problem.ReLU {
@@ -79,8 +79,8 @@ func (r *runner) finish(ys []mat.Tensor) []mat.Tensor {
 }
 
 func (r *runner) Backward() (time.Duration, error) {
-	// Gradients add up in the graph of a forward pass, so that each takes its
-	// own.
+	// Gradients add up in the graph of a forward pass, so that each backward pass has a
+	// forward pass of its own.
 	if _, err := r.Forward(); err != nil {
 		return 0, err
 	}
