@@ -125,7 +125,7 @@ func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 func (w *workspace) applyCols(t int) {
 	g := w.geo
 	defer w.fence()
-	r0 := t * w.way.tile
+	r0 := (ceilDiv(g.height, w.way.tile) - 1 - t) * w.way.tile
 	r1 := min(r0+w.way.tile, g.height)
 	w.writeBlock(r0*g.width, r1-r0, g.width)
 	if r1 == g.height && g.rest > 0 {
