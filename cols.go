@@ -125,6 +125,7 @@ func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 func (w *workspace) applyCols(t int) {
 	g := w.geo
 	defer w.fence()
+	// The sums have read the last rows last, which are in the caches still.
 	r0 := (ceilDiv(g.height, w.way.tile) - 1 - t) * w.way.tile
 	r1 := min(r0+w.way.tile, g.height)
 	w.writeBlock(r0*g.width, r1-r0, g.width)
@@ -161,41 +162,12 @@ func (w *workspace) writeBlock(i, rows, n int) {
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
 // fit into the first-level cache. The first output has index i.
 func (w *workspace) writePanel(i, c, rows, n int) {
-	together := rows
-	if !w.way.stream && w.rowsCollide() {
-		together = 1
+	k := w.apply.args(i)
+	k.coef = w.coef[c*coefLen:]
+	k.rows, k.n, k.stride = rows, n, w.geo.width
+	k.stream = w.apply.stream && k.aligned()
+	if w.way.inOrder {
+		k.single = rows
 	}
-	for r := 0; r < rows; r += together {
-		k := w.apply.args(i + r*w.geo.width)
-		k.coef = w.coef[c*coefLen:]
-		k.rows, k.n, k.stride = together, n, w.geo.width
-		k.stream = w.apply.stream && k.aligned()
-		w.kernel(&w.apply, &k)
-	}
-}
-
-// rowsCollide reports whether the rows of a group lie so far apart that their cache
-// lines share a few sets of the first-level cache. Lines of many tensors evict each other
-// then before their second half is read. With one input, loads wait for stores at the same
-// offset in a page, while the constants of single rows cost little. It assumes that all
-// tensors begin at the same offset in a page.
-func (w *workspace) rowsCollide() bool {
-	if w.plan.path != PathAVX2 {
-		return false
-	}
-	tensors := 0
-	for _, t := range [...][]float32{w.apply.x, w.apply.dy, w.apply.res, w.apply.y, w.apply.dres} {
-		if t != nil {
-			tensors++
-		}
-	}
-	return collide(tensors, w.geo.width)
-}
-
-// collide is rowsCollide for the rows of so many tensors.
-func collide(tensors, width int) bool {
-	const waySize, ways = 4096, 8 // of a first-level cache on amd64
-	sets := waySize / gcd(4*width, waySize)
-	lines := tensors * groupSize / min(sets, groupSize) // in a set
-	return lines > ways || tensors == 2 && lines > groupSize/2
+	w.kernel(&w.apply, &k)
 }

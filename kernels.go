@@ -30,13 +30,16 @@ type kernelArgs struct {
 	// first sum and 8 of the second.
 	sums []float64
 
-	// In cols a call processes rows of n channels each, stride floats apart.
+	// In cols a call processes rows of n channels each, stride floats apart. Outputs are
+	// written in groups of groupSize rows, except for the last single rows, or all rows with
+	// non-temporal stores: these are written one by one.
 	//
 	// In rows it processes images, each of some rows of n values, one channel after
 	// the other. After each row there is a gap of rowGap floats, and after the last row's
 	// gap there are imageGap floats to the next image. Sums need stride as well, the
 	// floats from an image to the next.
 	rows, n, stride  int
+	single           int
 	rowGap, imageGap int
 
 	coefStep  int // rows: floats from a row's record to the next row's

@@ -2676,6 +2676,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ DI, R8
 	ADDQ DI, R8
 	ADDQ DI, R8
+	MOVQ kernelArgs_single(R14), CX
+	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
 
@@ -2755,6 +2757,8 @@ next7:
 
 rest2:
 	ADDQ $4, DX
+	MOVQ kernelArgs_single(R14), CX
+	ADDQ CX, DX
 	SUBQ $1, DX
 	JLT done4
 
@@ -2825,6 +2829,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -2921,6 +2927,8 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
 	JLT done4
 
@@ -3212,6 +3220,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ DI, R8
 	ADDQ DI, R8
 	ADDQ DI, R8
+	MOVQ kernelArgs_single(R14), CX
+	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
 
@@ -3315,6 +3325,8 @@ next7:
 
 rest2:
 	ADDQ $4, DX
+	MOVQ kernelArgs_single(R14), CX
+	ADDQ CX, DX
 	SUBQ $1, DX
 	JLT done4
 
@@ -3391,6 +3403,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -3511,6 +3525,8 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
 	JLT done4
 
@@ -3861,6 +3877,8 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	ADDQ R8, R9
 	CMPQ 312(R14), $0
 	JNE with5
+	ARG(kernelArgs_single, DX)
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -3969,6 +3987,8 @@ next8:
 
 rest2:
 	ADDQ $4, SI
+	ARG(kernelArgs_single, DX)
+	ADDQ DX, SI
 
 with5:
 	SUBQ $1, SI
@@ -11718,6 +11738,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -11828,6 +11850,8 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
 	JLT done4
 
@@ -11911,6 +11935,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -12034,6 +12060,8 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
 	JLT done4
 
@@ -12386,6 +12414,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -12538,6 +12568,8 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
 	JLT done4
 
@@ -12633,6 +12665,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -12802,6 +12836,8 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
 	JLT done4
 
@@ -12904,6 +12940,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -13069,6 +13107,8 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
 	JLT done4
 
@@ -13171,6 +13211,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
+	MOVQ kernelArgs_single(R14), DI
+	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
 
@@ -13353,6 +13395,8 @@ next7:
 
 rest2:
 	ADDQ $4, R8
+	MOVQ kernelArgs_single(R14), DI
+	ADDQ DI, R8
 	SUBQ $1, R8
 	JLT done4
 
@@ -14158,6 +14202,8 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	ADDQ R10, R11
 	CMPQ 312(R14), $0
 	JNE with5
+	ARG(kernelArgs_single, DI)
+	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
 
@@ -14356,6 +14402,8 @@ next8:
 
 rest2:
 	ADDQ $4, R8
+	ARG(kernelArgs_single, DI)
+	ADDQ DI, R8
 
 with5:
 	SUBQ $1, R8

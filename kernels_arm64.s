@@ -1900,6 +1900,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD R5, R6
 	ADD R5, R6
 	ADD R5, R6
+	MOVD kernelArgs_single(R23), R2
+	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
 
@@ -1995,6 +1997,8 @@ next7:
 
 rest2:
 	ADD $4, R3
+	MOVD kernelArgs_single(R23), R2
+	ADD R2, R3
 	SUBS $1, R3
 	BLT done4
 
@@ -2065,6 +2069,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -2187,6 +2193,8 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
 	BLT done4
 
@@ -2264,6 +2272,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD R5, R6
 	ADD R5, R6
 	ADD R5, R6
+	MOVD kernelArgs_single(R23), R2
+	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
 
@@ -2375,6 +2385,8 @@ next7:
 
 rest2:
 	ADD $4, R3
+	MOVD kernelArgs_single(R23), R2
+	ADD R2, R3
 	SUBS $1, R3
 	BLT done4
 
@@ -2449,6 +2461,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -2587,6 +2601,8 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
 	BLT done4
 
@@ -2673,6 +2689,8 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	ARG(kernelArgs_single, R4)
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -2805,6 +2823,8 @@ next7:
 
 rest2:
 	ADD $4, R5
+	ARG(kernelArgs_single, R4)
+	ADD R4, R5
 	SUBS $1, R5
 	BLT done4
 
@@ -8914,6 +8934,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -9046,6 +9068,8 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
 	BLT done4
 
@@ -9129,6 +9153,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -9280,6 +9306,8 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
 	BLT done4
 
@@ -9368,6 +9396,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -9534,6 +9564,8 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
 	BLT done4
 
@@ -9627,6 +9659,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -9820,6 +9854,8 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
 	BLT done4
 
@@ -9921,6 +9957,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -10106,6 +10144,8 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
 	BLT done4
 
@@ -10206,6 +10246,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R8, R9
 	ADD R8, R9
 	ADD R8, R9
+	MOVD kernelArgs_single(R23), R5
+	SUB R5, R6
 	SUBS $4, R6
 	BLT rest2
 
@@ -10418,6 +10460,8 @@ next7:
 
 rest2:
 	ADD $4, R6
+	MOVD kernelArgs_single(R23), R5
+	ADD R5, R6
 	SUBS $1, R6
 	BLT done4
 
@@ -10531,6 +10575,8 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD R10, R11
 	ADD R10, R11
 	ADD R10, R11
+	ARG(kernelArgs_single, R7)
+	SUB R7, R8
 	SUBS $4, R8
 	BLT rest2
 
@@ -10777,6 +10823,8 @@ next7:
 
 rest2:
 	ADD $4, R8
+	ARG(kernelArgs_single, R7)
+	ADD R7, R8
 	SUBS $1, R8
 	BLT done4
 

@@ -41,13 +41,19 @@ type way struct {
 	stores bool // backward: the sums store g in an output, and the second phase reads it there
 	stream bool // outputs are written with non-temporal stores
 
+	// inOrder says that cols are written row by row. Otherwise groups of rows are written
+	// together, which loads constants once for a group: faster where all tensors and constants
+	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
+	// second level sooner.
+	inOrder bool
+
 	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
 	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
 }
 
 // machine holds the figures of the machine that a schedule depends on.
 type machine struct {
-	l2, l3 int // bytes of a core's second-level cache, and of the third-level cache
+	l1, l2, l3 int // bytes of a core's first-level cache of data, of its second-level cache, and of the third-level cache
 	// stream is the size of an output, in bytes, from which on non-temporal stores are
 	// faster. Measured: AMD's third-level cache takes plain stores fast up to 6 MB; on
 	// Intel's processors only the second level does, since the third is far.
@@ -56,10 +62,13 @@ type machine struct {
 
 // thisMachine has the cache sizes that cpuid reports. On arm64 and under emulators it
 // reports none, and usual sizes take their place.
-var thisMachine = newMachine(cpuid.CPU.Cache.L2, cpuid.CPU.Cache.L3, cpuid.CPU.VendorID == cpuid.Intel)
+var thisMachine = newMachine(cpuid.CPU.Cache.L1D, cpuid.CPU.Cache.L2, cpuid.CPU.Cache.L3, cpuid.CPU.VendorID == cpuid.Intel)
 
-func newMachine(l2, l3 int, farL3 bool) machine {
-	m := machine{l2: 512 << 10, l3: 32 << 20, stream: 6 << 20}
+func newMachine(l1, l2, l3 int, farL3 bool) machine {
+	m := machine{l1: 32 << 10, l2: 512 << 10, l3: 32 << 20, stream: 6 << 20}
+	if l1 > 0 {
+		m.l1 = l1
+	}
 	if l2 > 0 {
 		m.l2 = l2
 	}
@@ -171,6 +180,11 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if w.stream && g.width <= l.recompute {
 		w.stores = false // g would have to come back from memory
 	}
+	tensors := s.reads + s.writes
+	if s.inPlace {
+		tensors--
+	}
+	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {
@@ -196,6 +210,7 @@ func (w way) String() string {
 	add(w.turns, "turns")
 	add(w.stores, "stores g")
 	add(w.stream, "non-temporal")
+	add(w.inOrder && !w.stream, "in order")
 	return b.String()
 }
 

@@ -1,7 +1,8 @@
 package main
 
 // walkCols is the walk where the channels are adjacent. It takes groups of 4 rows, then
-// single rows. Within these it goes vector by vector, and ends with a tail.
+// single rows, of which the caller may want more. Within these it goes vector by vector,
+// and ends with a tail.
 func walkCols(a *asm, b body) {
 	coef := a.newReg()
 	var acc reg
@@ -148,6 +149,10 @@ func walkCols(a *asm, b body) {
 	a.choose(withStream, nil, func() {
 		asked := a.asked
 		a.asked &^= withStream
+		if b.sums == nil {
+			a.arg(coef, "single")
+			a.subReg(rows, coef)
+		}
 		a.subImm(rows, groupSize)
 		a.branch(ifLess, rest)
 		a.label(groups)
@@ -156,6 +161,10 @@ func walkCols(a *asm, b body) {
 		a.branch(ifNotLess, groups)
 		a.label(rest)
 		a.addImm(rows, groupSize)
+		if b.sums == nil {
+			a.arg(coef, "single")
+			a.addReg(rows, coef)
+		}
 		a.asked = asked
 	})
 	a.subImm(rows, 1)
