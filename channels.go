@@ -41,7 +41,7 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
-	each := roundUp(columns, lanes)
+	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
 	ch.fields = fields{w.float32s.cut(coefLen * each), each, lanes}
 	ch.ones, ch.zeros = w.float32s.cut(n), w.float32s.cut(n)
 	for i := range ch.ones {
@@ -778,12 +778,17 @@ func (w *workspace) spread(c0, c1, first, last int) {
 	default:
 		for f := first; f <= last; f++ {
 			field := fields.of(f)
-			for j := g.channels; j < g.width; j += g.channels {
-				copyCut(field[j:g.width], field[:g.channels])
+			for c := range lanes - 1 {
+				field[g.channels+c] = field[c]
 			}
-			for j := 0; j < g.width; j += lanes {
-				v := *(*[lanes]float32)(field[j:]) // without a call, which copies that may overlap need
+		}
+		for j, c := 0, 0; j < w.side*g.width; j += lanes {
+			for f := first; f <= last; f++ {
+				v := *(*[lanes]float32)(fields.all[f*fields.next+c:]) // without a call, which copies that may overlap need
 				*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = v
+			}
+			for c += lanes; c >= g.channels; {
+				c -= g.channels
 			}
 		}
 	}

@@ -128,18 +128,30 @@ func (w *workspace) applyCols(t int) {
 	// The sums have read the last rows last, which are in the caches still.
 	r0 := (ceilDiv(g.height, w.way.tile) - 1 - t) * w.way.tile
 	r1 := min(r0+w.way.tile, g.height)
-	w.writeBlock(r0*g.width, r1-r0, g.width)
-	if r1 == g.height && g.rest > 0 {
-		w.writeBlock(g.height*g.width, 1, g.rest)
+	n := (r1 - r0) * g.width
+	if r1 == g.height {
+		n += g.rest
+	}
+	width := g.width
+	if !w.someWide { // these are written carefully, row by row
+		width *= w.way.side
+	}
+	rest := n % width
+	if n >= width {
+		w.writeBlock(r0*g.width, n/width, width)
+	}
+	if rest > 0 {
+		w.writeBlock(r0*g.width+n-rest, 1, rest)
 	}
 }
 
-// writeBlock writes the outputs of rows of n columns, from index i on.
+// writeBlock writes the outputs of rows of n columns, from index i on. Columns beyond the
+// geometry's width are those of the next rows.
 func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		m := min(panel, n-p)
 		if !w.anyWideColumn(p, m) {
-			w.writePanel(i+p, p, rows, m)
+			w.writePanel(i+p, p, rows, m, n)
 			continue
 		}
 		// Columns are taken by cache lines. Lines with a wide channel are written carefully.
@@ -152,7 +164,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			if careful {
 				w.writeColsCarefully(i+q, q, rows, end-q)
 			} else {
-				w.writePanel(i+q, q, rows, end-q)
+				w.writePanel(i+q, q, rows, end-q, n)
 			}
 			q = end
 		}
@@ -160,11 +172,12 @@ func (w *workspace) writeBlock(i, rows, n int) {
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
-// fit into the first-level cache. The first output has index i.
-func (w *workspace) writePanel(i, c, rows, n int) {
+// fit into the first-level cache. The rows are stride values apart, and the first output
+// has index i.
+func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	k := w.apply.args(i)
 	k.coef = w.coef[c*coefLen:]
-	k.rows, k.n, k.stride = rows, n, w.geo.width
+	k.rows, k.n, k.stride = rows, n, stride
 	k.stream = w.apply.stream && k.aligned()
 	if w.way.inOrder {
 		k.single = rows

@@ -46,6 +46,7 @@ type way struct {
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
 	// second level sooner.
 	inOrder bool
+	side    int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
 
 	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
 	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
@@ -190,10 +191,27 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {
 		w.tasks = max(64, roundUp(ceilDiv(g.width, want), lanes))
 	}
-	w.tile = max(1, maxCall/g.width)
-	if s.workers > 1 {
-		w.tile = max(1, min(w.tile, g.height/(4*s.workers)))
+	w.side = 1
+	if w.stream && !s.masked {
+		w.side = l.side(g, s.path)
 	}
+	w.tile = maxCall / min(panel, w.side*g.width)
+	if s.workers > 1 {
+		w.tile = min(w.tile, g.height/w.side/(4*s.workers))
+	}
+	w.tile = max(1, w.tile) * w.side
+}
+
+// side returns how many rows of cols, side by side, make a row of whole vectors. Tensors
+// that are large enough for non-temporal stores are written by such rows, unless their
+// constants would take too much memory.
+func (l limits) side(g *geometry, p Path) int {
+	const most = 16 << 10 // columns
+	side := lanes / gcd(lanes, g.width)
+	if p != PathAVX2 || g.unit > 1 || 4*g.outer*g.channels < l.stream || side*g.width > most {
+		return 1
+	}
+	return side
 }
 
 // String returns the way in short, as printed beside times.
@@ -211,6 +229,7 @@ func (w way) String() string {
 	add(w.stores, "stores g")
 	add(w.stream, "non-temporal")
 	add(w.inOrder && !w.stream, "in order")
+	add(w.side > 1, "%d rows as one", w.side)
 	return b.String()
 }
 
