@@ -16446,13 +16446,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VMOVUPS foldChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VMOVUPS foldChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -16658,13 +16656,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -16820,13 +16816,11 @@ channels1:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
-	VMOVUPS mergeChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y6, Y6
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y6, Y6
-	VMOVUPS mergeChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y7, Y7
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y7, Y7
@@ -16875,59 +16869,79 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
+DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -16947,7 +16961,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -16970,59 +16983,15 @@ divide3:
 divided4:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y4
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDPS Y10, Y4, Y4
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y5
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y5, Y5
-	VANDPS Y5, Y4, Y10
-	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ safe5
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	MOVQ channelArgs_extent(R14), SI
-	SUBQ $0, SI
-	JEQ unwanted6
-	MOVQ channelArgs_extent(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y9
-	VCVTPS2PD X9, Y8
-	VEXTRACTF128 $1, Y9, X9
-	VCVTPS2PD X9, Y9
-
-unwanted6:
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y4, Y4
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y8
-	VCMPPD $0x1d, Y6, Y6, Y10
-	VORPS Y10, Y8, Y8
-	VANDNPS Y8, Y4, Y4
-	VANDNPS Y12, Y4, Y12
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y5, Y5
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y9
-	VCMPPD $0x1d, Y7, Y7, Y11
-	VORPS Y11, Y9, Y9
-	VANDNPS Y9, Y5, Y5
-	VANDNPS Y12, Y5, Y12
-
-safe5:
-	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+32(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -17032,7 +17001,7 @@ safe5:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
 	MOVQ channelArgs_invstd(R14), SI
@@ -17041,13 +17010,13 @@ safe5:
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted7
+	JEQ unwanted5
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 
-unwanted7:
+unwanted5:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -17058,49 +17027,13 @@ unwanted7:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted8
+	JEQ unwanted6
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
 
-unwanted8:
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y4, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VCMPPD $0x1d, Y8, Y8, Y11
-	VANDPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y5, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VCMPPD $0x1d, Y9, Y9, Y11
-	VANDPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y8, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y9, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
+unwanted6:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y7
@@ -17113,46 +17046,32 @@ unwanted8:
 	ADDQ BX, SI
 	VMOVUPS Y6, (SI)
 	VMOVUPS Y7, 32(SI)
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y6, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y7, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVAPS Y4, Y10
-	VMOVAPS Y5, Y11
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y6, X10
+	VCVTPD2PSY Y7, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	VMOVAPS Y10, Y11
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCVTPD2PSY Y4, X11
+	VCVTPD2PSY Y5, X10
+	VINSERTF128 $1, X10, Y11, Y11
+	VXORPS forwardChannelsTable<>+224(SB), Y11, Y10
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y14
+	VANDPS Y14, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
 	VCVTPS2PD X11, Y11
 	VSUBPD Y10, Y4, Y4
 	VSUBPD Y11, Y5, Y5
-	MOVQ channelArgs_neg(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
-	VXORPS forwardChannelsTable<>+384(SB), Y10, Y10
-	VMOVUPS Y10, (SI)
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_beta(R14), SI
@@ -17169,19 +17088,125 @@ unwanted8:
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
-	MOVQ channelArgs_a(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y6, X6
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (SI)
-	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y12, Y12
+	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ usual7
+	VMOVUPS forwardChannelsTable<>+256(SB), Y12
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide8
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y6, Y6
+	VMULPD Y14, Y7, Y7
+	JMP divided9
+
+divide8:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y6, Y6
+	VDIVPD Y14, Y7, Y7
+
+divided9:
+	VADDPD Y0, Y6, Y10
+	VADDPD Y0, Y7, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y10, Y10
+	VANDPS Y10, Y4, Y4
+	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y11, Y11
+	VANDPS Y11, Y5, Y5
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted10
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y9
+	VCVTPS2PD X9, Y8
+	VEXTRACTF128 $1, Y9, X9
+	VCVTPS2PD X9, Y9
+
+unwanted10:
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y4, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y8, Y8
+	VCMPPD $0x1d, Y6, Y6, Y10
+	VORPS Y10, Y8, Y8
+	VANDNPS Y8, Y4, Y4
+	VANDNPS Y12, Y4, Y12
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y5, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y9, Y9
+	VCMPPD $0x1d, Y7, Y7, Y11
+	VORPS Y11, Y9, Y9
+	VANDNPS Y9, Y5, Y5
+	VANDNPS Y12, Y5, Y12
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VANDPS forwardChannelsTable<>+384(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VCMPPD $0x1d, Y8, Y8, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VCMPPD $0x1d, Y9, Y9, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y6, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y7, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
+
+usual7:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted9
+	JEQ unwanted11
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -17203,10 +17228,10 @@ unwanted8:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted9:
+unwanted11:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted10
+	JEQ unwanted12
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -17230,7 +17255,7 @@ unwanted9:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted10:
+unwanted12:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17241,43 +17266,63 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA affineChannelsTable<>+0(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -17291,7 +17336,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS affineChannelsTable<>+0(SB), Y9
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted3
@@ -17313,17 +17357,13 @@ channels1:
 	VCVTPS2PD X6, Y6
 	VADDPD Y0, Y5, Y5
 	VADDPD Y0, Y6, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y6, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y8
+	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+0(SB), Y6, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y8, Y8
 	VSQRTPD Y5, Y5
 	VSQRTPD Y6, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VDIVPD Y5, Y14, Y5
 	VDIVPD Y6, Y14, Y6
 	VANDNPS Y5, Y7, Y5
@@ -17342,42 +17382,15 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y5
 	VMOVUPS 32(SI), Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y1, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y7
-	VCMPPD $0x1d, Y5, Y5, Y8
-	VANDPS Y8, Y7, Y7
-	VANDNPS Y9, Y7, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y2, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y7
-	VCMPPD $0x1d, Y6, Y6, Y8
-	VANDPS Y8, Y7, Y7
-	VANDNPS Y9, Y7, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y6, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	VCVTPD2PSY Y5, X7
+	VCVTPD2PSY Y6, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y8
+	VANDPS Y8, Y9, Y9
+	VCMPPS $0x1e, affineChannelsTable<>+192(SB), Y7, Y7
+	VANDPS Y7, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y4
@@ -17390,46 +17403,32 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS Y3, (SI)
 	VMOVUPS Y4, 32(SI)
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y3, Y14, Y7
-	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y4, Y14, Y7
-	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVAPS Y1, Y7
-	VMOVAPS Y2, Y8
-	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
+	VCVTPD2PSY Y3, X7
+	VCVTPD2PSY Y4, X8
 	VINSERTF128 $1, X8, Y7, Y7
-	VMOVAPS Y7, Y8
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y7, (SI)
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+224(SB), Y7, Y8
+	VANDPS Y8, Y9, Y9
+	VCMPPS $0x1e, affineChannelsTable<>+256(SB), Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VCVTPD2PSY Y1, X8
+	VCVTPD2PSY Y2, X7
+	VINSERTF128 $1, X7, Y8, Y8
+	VXORPS affineChannelsTable<>+288(SB), Y8, Y7
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y7, (SI)
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y14
+	VANDPS Y14, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
 	VCVTPS2PD X8, Y8
 	VSUBPD Y7, Y1, Y1
 	VSUBPD Y8, Y2, Y2
-	MOVQ channelArgs_neg(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VXORPS affineChannelsTable<>+256(SB), Y7, Y7
-	VMOVUPS Y7, (SI)
 	VMULPD Y3, Y1, Y1
 	VMULPD Y4, Y2, Y2
 	MOVQ channelArgs_beta(R14), SI
@@ -17446,16 +17445,65 @@ unwanted3:
 	VCVTPD2PSY Y8, X8
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
-	MOVQ channelArgs_a(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y3, X3
-	VCVTPD2PSY Y4, X4
-	VINSERTF128 $1, X4, Y3, Y3
-	VMOVUPS Y3, (SI)
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y9, Y9
+	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VTESTPS Y9, Y9
+	JEQ usual4
+	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y5
+	VMOVUPS 32(SI), Y6
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y3
+	VMOVUPS 32(SI), Y4
+	VANDPS affineChannelsTable<>+0(SB), Y1, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VCMPPD $0x1d, Y5, Y5, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y2, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VCMPPD $0x1d, Y6, Y6, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y6, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y3, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y4, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
+
+usual4:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17466,43 +17514,55 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -17513,12 +17573,10 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_step(R14), DX
 	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y0
-	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y1
 	MOVQ channelArgs_n(R14), DI
+	VMULPD backwardChannelsTable<>+0(SB), Y0, Y1
 
 channels1:
-	VMOVUPS backwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y2
@@ -17531,60 +17589,19 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VMULPD Y6, Y0, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y10, Y10
-	VCMPPD $0x1d, Y10, Y1, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y8
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VADDPD Y8, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
-	VANDPS Y14, Y9, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y9
-	VCMPPD $0x1d, Y9, Y8, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y11
+	VADDPD Y11, Y10, Y10
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
+	VANDPS Y11, Y10, Y12
+	VANDPS backwardChannelsTable<>+32(SB), Y3, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y11
+	VADDPD Y11, Y10, Y10
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
-	VCMPPD $0x1d, Y6, Y6, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VANDNPS Y11, Y14, Y11
-	VANDNPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMULPD Y7, Y0, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y10, Y10
-	VCMPPD $0x1d, Y10, Y1, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y8
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VADDPD Y8, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
-	VANDPS Y14, Y9, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y9
-	VCMPPD $0x1d, Y9, Y8, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y10, Y10
-	VCMPPD $0x1d, Y7, Y7, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VANDNPS Y11, Y14, Y11
-	VANDNPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
+	VANDPS Y10, Y12, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -17593,12 +17610,9 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VMOVAPS Y8, Y10
-	VMOVAPS Y9, Y11
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
-	VMOVAPS Y10, Y11
+	VCVTPD2PSY Y8, X11
+	VCVTPD2PSY Y9, X10
+	VINSERTF128 $1, X10, Y11, Y11
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
 	VCVTPS2PD X11, Y11
@@ -17617,26 +17631,22 @@ channels1:
 	MOVQ channelArgs_gammaGrad(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted3
-	VMOVAPS Y4, Y10
-	VMOVAPS Y5, Y11
+	VCVTPD2PSY Y4, X10
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y10, Y10
 	MOVQ channelArgs_gammaGrad(R14), SI
 	ADDQ AX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
 
 unwanted3:
 	MOVQ channelArgs_betaGrad(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted4
-	VMOVAPS Y2, Y10
-	VMOVAPS Y3, Y11
+	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y3, X11
+	VINSERTF128 $1, X11, Y10, Y10
 	MOVQ channelArgs_betaGrad(R14), SI
 	ADDQ AX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
 
 unwanted4:
@@ -17678,148 +17688,191 @@ divided8:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y9
+	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y3, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
+	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCVTPD2PSY Y4, X10
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
+	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ usual9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMULPD Y6, Y0, Y10
+	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	LEAQ channelArgs_weight(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y10, Y14, Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x1d, Y10, Y8, Y10
+	VADDPD Y9, Y8, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VANDPS Y8, Y7, Y7
+	VORPS Y7, Y10, Y10
+	VCMPPD $0x1d, Y1, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y6
+	VMULPD Y6, Y0, Y10
+	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	LEAQ channelArgs_weight(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y10, Y14, Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x1d, Y10, Y8, Y10
+	VADDPD Y9, Y8, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VANDPS Y8, Y7, Y7
+	VORPS Y7, Y10, Y10
+	VCMPPD $0x1d, Y1, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y10, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y8
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y6, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y3, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y11, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y9
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y7, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large9
+	JEQ large10
 	VXORPS Y8, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large9
+	JEQ large10
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y8, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y9, Y14, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VMULPD Y0, Y8, Y8
 	VMULPD Y0, Y9, Y9
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y6, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+224(SB), Y14
-	VMULPD Y14, Y6, Y6
+	VANDPS backwardChannelsTable<>+32(SB), Y6, Y6
+	VMULPD backwardChannelsTable<>+320(SB), Y6, Y6
 	VCMPPD $0x1d, Y8, Y6, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y6
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y7, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+224(SB), Y14
-	VMULPD Y14, Y7, Y7
+	VANDPS backwardChannelsTable<>+32(SB), Y7, Y7
+	VMULPD backwardChannelsTable<>+320(SB), Y7, Y7
 	VCMPPD $0x1d, Y9, Y7, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 
-large9:
-	MOVQ channelArgs_k1(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y2, X2
-	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (SI)
+large10:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
-	VMOVUPS backwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y12, Y12
+	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
+
+usual9:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX

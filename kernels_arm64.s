@@ -11822,59 +11822,79 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
+DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -11895,7 +11915,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $forwardChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
@@ -11918,57 +11937,16 @@ divide3:
 divided4:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 4)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(10, 4, 4)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 11, 5)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 5, 5)
-	AND8(5, 4, 10)
+	NARROW(10, 11, 10)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, safe5
-	EOR8(8, 8, 8)
-	EOR8(9, 9, 9)
-	MOVD channelArgs_extent(R23), R4
-	SUBS $0, R4
-	BEQ unwanted6
-	MOVD channelArgs_extent(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F18, F19)
-	WIDEN(9, 8, 9)
-
-unwanted6:
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 4, 4)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 8)
-	FCMGE4D(6, 6, 10)
-	ORR8(10, 8, 8)
-	BIC8(4, 8, 4)
-	BIC8(4, 12, 12)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 5, 5)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 9)
-	FCMGE4D(7, 7, 11)
-	ORR8(11, 9, 9)
-	BIC8(5, 9, 5)
-	BIC8(5, 12, 12)
-
-safe5:
-	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 12)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(7, 14, 4)
 	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
@@ -11979,7 +11957,7 @@ safe5:
 	FADD4D(0, 7, 9)
 	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
 	MOVD channelArgs_invstd(R23), R4
@@ -11988,13 +11966,13 @@ safe5:
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted7
+	BEQ unwanted5
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 
-unwanted7:
+unwanted5:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -12005,49 +11983,13 @@ unwanted7:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted8
+	BEQ unwanted6
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 
-unwanted8:
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 4, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	FCMGE4D(8, 8, 11)
-	AND8(11, 10, 10)
-	BIC8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	FCMGE4D(9, 9, 11)
-	AND8(11, 10, 10)
-	BIC8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 8, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 9, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
+unwanted6:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -12058,41 +12000,32 @@ unwanted8:
 	ADD R1, R4
 	FSTPQ (F12, F13), (R4)
 	FSTPQ (F14, F15), 32(R4)
+	NARROW(6, 7, 10)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 6, 10)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 7, 10)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	MOV8(4, 10)
-	MOV8(5, 11)
-	NARROW(10, 11, 10)
-	MOV8(10, 11)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	NARROW(4, 5, 11)
+	FLDPQ 224(R24), (F28, F29)
+	EOR8(14, 11, 10)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ (R24), (F28, F29)
+	FCMGE8(10, 14, 14)
+	AND8(14, 12, 12)
 	WIDEN(11, 10, 11)
 	FSUB4D(10, 4, 4)
 	FSUB4D(11, 5, 5)
-	MOVD channelArgs_neg(R23), R4
-	ADD R2, R4
-	NARROW(10, 11, 10)
-	FLDPQ 384(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	FSTPQ (F20, F21), (R4)
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
 	MOVD channelArgs_beta(R23), R4
@@ -12105,18 +12038,153 @@ unwanted8:
 	ADD R2, R4
 	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
-	MOVD channelArgs_a(R23), R4
-	ADD R2, R4
-	NARROW(6, 7, 6)
-	FSTPQ (F12, F13), (R4)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, usual7
+	FLDPQ 256(R24), (F24, F25)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide8
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 6, 6)
+	FMUL4D(14, 7, 7)
+	B divided9
+
+divide8:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 6, 6)
+	FDIV4D(14, 7, 7)
+
+divided9:
+	FADD4D(0, 6, 10)
+	FADD4D(0, 7, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	AND8(10, 4, 4)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 5, 5)
+	EOR8(8, 8, 8)
+	EOR8(9, 9, 9)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted10
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F18, F19)
+	WIDEN(9, 8, 9)
+
+unwanted10:
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 4, 4)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	FCMGE4D(6, 6, 10)
+	ORR8(10, 8, 8)
+	BIC8(4, 8, 4)
+	BIC8(4, 12, 12)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 5, 5)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(9, 14, 9)
+	FCMGE4D(7, 7, 11)
+	ORR8(11, 9, 9)
+	BIC8(5, 9, 5)
+	BIC8(5, 12, 12)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 4, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(8, 8, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 5, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(9, 9, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 8, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 9, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 6, 10)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 7, 10)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
+
+usual7:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted9
+	BEQ unwanted11
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12134,10 +12202,10 @@ unwanted8:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted9:
+unwanted11:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted10
+	BEQ unwanted12
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12157,7 +12225,7 @@ unwanted9:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted10:
+unwanted12:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12167,43 +12235,63 @@ unwanted10:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA affineChannelsTable<>+0(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -12218,7 +12306,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F18, F19)
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
 	BEQ unwanted3
@@ -12236,17 +12323,17 @@ channels1:
 	WIDEN(6, 5, 6)
 	FADD4D(0, 5, 5)
 	FADD4D(0, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 5, 7)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 6, 8)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 6, 8)
-	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FSQRT4D(5, 5)
 	FSQRT4D(6, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FDIV4D(5, 14, 5)
 	FDIV4D(6, 14, 6)
 	BIC8(7, 5, 5)
@@ -12265,42 +12352,16 @@ unwanted3:
 	ADD R1, R4
 	FLDPQ (R4), (F10, F11)
 	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 1, 7)
+	FLDPQ 96(R24), (F18, F19)
+	NARROW(5, 6, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
-	FCMGE4D(5, 5, 8)
-	AND8(8, 7, 7)
-	BIC8(7, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 2, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
-	FCMGE4D(6, 6, 8)
-	AND8(8, 7, 7)
-	BIC8(7, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	AND8(14, 7, 7)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 6, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
+	FCMGE8(7, 14, 8)
+	AND8(8, 9, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGT8(14, 7, 7)
+	AND8(7, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F8, F9)
@@ -12311,41 +12372,32 @@ unwanted3:
 	ADD R1, R4
 	FSTPQ (F6, F7), (R4)
 	FSTPQ (F8, F9), 32(R4)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 3, 7)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	NARROW(3, 4, 7)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	FSTPQ (F14, F15), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
 	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 4, 7)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	MOV8(1, 7)
-	MOV8(2, 8)
-	NARROW(7, 8, 7)
-	MOV8(7, 8)
+	FCMGE8(7, 14, 8)
+	AND8(8, 9, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGT8(14, 7, 7)
+	AND8(7, 9, 9)
+	NARROW(1, 2, 8)
+	FLDPQ 288(R24), (F28, F29)
+	EOR8(14, 8, 7)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FSTPQ (F14, F15), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE8(7, 14, 14)
+	AND8(14, 9, 9)
 	WIDEN(8, 7, 8)
 	FSUB4D(7, 1, 1)
 	FSUB4D(8, 2, 2)
-	MOVD channelArgs_neg(R23), R4
-	ADD R2, R4
-	NARROW(7, 8, 7)
-	FLDPQ 256(R24), (F28, F29)
-	EOR8(14, 7, 7)
-	FSTPQ (F14, F15), (R4)
 	FMUL4D(3, 1, 1)
 	FMUL4D(4, 2, 2)
 	MOVD channelArgs_beta(R23), R4
@@ -12358,15 +12410,89 @@ unwanted3:
 	ADD R2, R4
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
-	MOVD channelArgs_a(R23), R4
-	ADD R2, R4
-	NARROW(3, 4, 3)
-	FSTPQ (F6, F7), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	EOR8(14, 9, 9)
+	MAXOFALL(9)
+	VMOV V18.S[0], R15
+	CBZ R15, usual4
+	FLDPQ 96(R24), (F18, F19)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F10, F11)
+	FLDPQ 32(R4), (F12, F13)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F6, F7)
+	FLDPQ 32(R4), (F8, F9)
 	FLDPQ (R24), (F28, F29)
+	AND8(14, 1, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(5, 5, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 2, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(6, 6, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 6, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 3, 7)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 4, 7)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 96(R24), (F28, F29)
 	EOR8(14, 9, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
 	CBNZ R15, unusual2
+
+usual4:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12376,43 +12502,55 @@ unwanted3:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -12423,13 +12561,12 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_step(R23), R3
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 0)
-	ADD $channelArgs_weight, R23, R5
-	LD1R4D(5, 1)
 	MOVD channelArgs_n(R23), R5
 	MOVD $backwardChannelsTable<>(SB), R24
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 0, 1)
 
 channels1:
-	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F4, F5)
@@ -12442,60 +12579,25 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FMUL4D(6, 0, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 10, 10)
-	FCMGE4D(10, 1, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 8)
-	FCMGE4D(10, 11, 10)
-	FADD4D(8, 11, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 14)
-	AND8(14, 9, 9)
-	ORR8(9, 10, 10)
+	AND8(14, 2, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 9)
-	FCMGE4D(9, 8, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	AND8(14, 4, 11)
+	FADD4D(11, 10, 10)
+	FCMGE4D(1, 11, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	AND8(11, 10, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 3, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 11)
+	FADD4D(11, 10, 10)
+	FCMGE4D(1, 11, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
 	AND8(11, 10, 10)
-	FCMGE4D(6, 6, 11)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	BIC8(14, 11, 11)
-	BIC8(10, 11, 10)
-	BIC8(10, 12, 12)
-	FMUL4D(7, 0, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 10, 10)
-	FCMGE4D(10, 1, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 8)
-	FCMGE4D(10, 11, 10)
-	FADD4D(8, 11, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 14)
-	AND8(14, 9, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 9)
-	FCMGE4D(9, 8, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 10, 10)
-	FCMGE4D(7, 7, 11)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	BIC8(14, 11, 11)
-	BIC8(10, 11, 10)
-	BIC8(10, 12, 12)
+	AND8(10, 12, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -12504,10 +12606,7 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	MOV8(8, 10)
-	MOV8(9, 11)
-	NARROW(10, 11, 10)
-	MOV8(10, 11)
+	NARROW(8, 9, 11)
 	WIDEN(11, 10, 11)
 	FSUB4D(10, 8, 8)
 	FSUB4D(11, 9, 9)
@@ -12524,22 +12623,18 @@ channels1:
 	MOVD channelArgs_gammaGrad(R23), R4
 	SUBS $0, R4
 	BEQ unwanted3
-	MOV8(4, 10)
-	MOV8(5, 11)
+	NARROW(4, 5, 10)
 	MOVD channelArgs_gammaGrad(R23), R4
 	ADD R0, R4
-	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
 
 unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
 	SUBS $0, R4
 	BEQ unwanted4
-	MOV8(2, 10)
-	MOV8(3, 11)
+	NARROW(2, 3, 10)
 	MOVD channelArgs_betaGrad(R23), R4
 	ADD R0, R4
-	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
 
 unwanted4:
@@ -12581,147 +12676,247 @@ divided8:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
+	NARROW(2, 3, 10)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	NARROW(4, 5, 10)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, usual9
+	FLDPQ 192(R24), (F24, F25)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FMUL4D(6, 0, 10)
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	ADD $channelArgs_weight, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(10, 14, 7)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FCMGE4D(10, 8, 10)
+	FADD4D(9, 8, 11)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 8)
+	AND8(8, 7, 7)
+	ORR8(7, 10, 10)
+	FCMGE4D(1, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(6, 6, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F12, F13)
+	FMUL4D(6, 0, 10)
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	ADD $channelArgs_weight, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(10, 14, 7)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F18, F19)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FCMGE4D(10, 8, 10)
+	FADD4D(9, 8, 11)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 8)
+	AND8(8, 7, 7)
+	ORR8(7, 10, 10)
+	FCMGE4D(1, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(6, 6, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 10, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 6, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 3, 11)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 11, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 7, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large9
+	CBZ R15, large10
 	EOR8(8, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large9
+	CBZ R15, large10
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
 	FMUL4D(0, 8, 8)
 	FMUL4D(0, 9, 9)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 6, 6)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
 	FCMGE4D(8, 6, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	AND8(6, 8, 8)
 	BIC8(8, 4, 4)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	BIC8(8, 6, 6)
 	BIC8(6, 12, 12)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 7, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 7, 7)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	FCMGE4D(9, 7, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	AND8(7, 9, 9)
 	BIC8(9, 5, 5)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
 
-large9:
-	MOVD channelArgs_k1(R23), R4
-	ADD R2, R4
-	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R4)
+large10:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
+
+usual9:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2

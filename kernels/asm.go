@@ -63,6 +63,7 @@ const (
 	opMul64
 	opDiv64
 	opGE64     // all ones where a >= b, zero elsewhere and for NaN
+	opLE64     // all ones where a <= b, zero elsewhere and for NaN
 	opAddInt64 // on the bits
 )
 
@@ -198,7 +199,8 @@ type lowering interface {
 	above(dst, x, y, t vec)
 	below(dst, x, y, t vec)
 	widen(dst pair, src vec)
-	narrow(dst vec, src pair) // dst may be the first of src
+	// narrow rounds to float32; dst may be the first of src, and the temporary t the second.
+	narrow(dst vec, src pair, t vec)
 	shift52(dst, x vec)       // shifts the bits of float64 left by 52
 }
 
