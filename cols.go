@@ -179,7 +179,7 @@ func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	k.coef = w.coef[c*coefLen:]
 	k.rows, k.n, k.stride = rows, n, stride
 	k.stream = w.apply.stream && k.aligned()
-	if w.way.inOrder {
+	if w.way.inOrder || k.stream {
 		k.single = rows
 	}
 	w.kernel(&w.apply, &k)

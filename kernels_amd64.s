@@ -567,9 +567,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
 	ADDQ $96, R9
@@ -598,11 +598,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $64, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (BX), Y0
 	VMOVUPS (CX), Y1
 	VMOVUPS 32(CX), Y2
@@ -631,7 +631,7 @@ tail6:
 	SHLQ $2, SI
 	ADDQ SI, AX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -643,9 +643,9 @@ next7:
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
@@ -690,9 +690,9 @@ next10:
 	SUBQ SI, AX
 	ADDQ DI, AX
 	SUBQ $1, DX
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -2685,9 +2685,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2711,11 +2711,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2743,7 +2743,7 @@ tail6:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2760,31 +2760,33 @@ rest2:
 	MOVQ kernelArgs_single(R14), CX
 	ADDQ CX, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, (BX)
+	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2797,7 +2799,7 @@ tail9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2805,9 +2807,59 @@ next10:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail15
+
+column14:
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	SUBQ $8, SI
+	JGE column14
+
+tail15:
+	ANDQ $7, SI
+	JEQ next16
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+next16:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	SUBQ SI, BX
+	ADDQ DI, AX
+	ADDQ DI, BX
+	SUBQ $1, DX
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -2838,9 +2890,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2869,11 +2921,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2910,7 +2962,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2930,15 +2982,72 @@ rest2:
 	MOVQ kernelArgs_single(R14), DX
 	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column10
+
+tail11:
+	ANDQ $7, DI
+	JEQ next12
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next12:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2952,11 +3061,11 @@ column8:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2972,7 +3081,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2982,224 +3091,11 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func normalizeColsIdentityStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_rows(R14), DX
-	MOVQ kernelArgs_stride(R14), DI
-	MOVQ kernelArgs_fetch(R14), R9
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $32, SI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(CX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(CX), Y4, Y4
-	VADDPS 224(CX), Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(CX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(CX), Y4, Y4
-	VADDPS 384(CX), Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(CX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(CX), Y4, Y4
-	VADDPS 544(CX), Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $640, CX
-	SUBQ $32, SI
-	JGE many8
-
-few9:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT tail6
-
-column5:
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-tail6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	MOVQ kernelArgs_n(R14), SI
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(DX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(DX), Y4, Y4
-	VADDPS 224(DX), Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(DX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(DX), Y4, Y4
-	VADDPS 384(DX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(DX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(DX), Y4, Y4
-	VADDPS 544(DX), Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -3229,9 +3125,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3267,11 +3163,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3311,7 +3207,7 @@ tail6:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3328,15 +3224,17 @@ rest2:
 	MOVQ kernelArgs_single(R14), CX
 	ADDQ CX, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3346,16 +3244,16 @@ column8:
 	VXORPS Y5, Y5, Y5
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
+	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3371,7 +3269,7 @@ tail9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3379,9 +3277,65 @@ next10:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail15
+
+column14:
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	SUBQ $8, SI
+	JGE column14
+
+tail15:
+	ANDQ $7, SI
+	JEQ next16
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+next16:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	SUBQ SI, BX
+	ADDQ DI, AX
+	ADDQ DI, BX
+	SUBQ $1, DX
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -3412,9 +3366,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3455,11 +3409,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3508,7 +3462,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3528,15 +3482,78 @@ rest2:
 	MOVQ kernelArgs_single(R14), DX
 	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column10
+
+tail11:
+	ANDQ $7, DI
+	JEQ next12
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next12:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3553,11 +3570,11 @@ column8:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3576,7 +3593,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3586,260 +3603,11 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func normalizeColsReLUStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_rows(R14), DX
-	MOVQ kernelArgs_stride(R14), DI
-	MOVQ kernelArgs_fetch(R14), R9
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $32, SI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(CX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(CX), Y4, Y4
-	VADDPS 224(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(CX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(CX), Y4, Y4
-	VADDPS 384(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(CX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(CX), Y4, Y4
-	VADDPS 544(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $640, CX
-	SUBQ $32, SI
-	JGE many8
-
-few9:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT tail6
-
-column5:
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-tail6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	MOVQ kernelArgs_n(R14), SI
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(DX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(DX), Y4, Y4
-	VADDPS 224(DX), Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(DX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(DX), Y4, Y4
-	VADDPS 384(DX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(DX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(DX), Y4, Y4
-	VADDPS 544(DX), Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -3864,19 +3632,16 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_rows, SI)
 	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
 	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
+	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
+	SUBQ DI, R10
+	VMOVDQU (R10), Y15
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
-	CMPQ 312(R14), $0
-	JNE with5
 	ARG(kernelArgs_single, DX)
 	SUBQ DX, SI
 	SUBQ $4, SI
@@ -3886,9 +3651,9 @@ groups1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
-	JLT tail7
+	JLT tail5
 
-column6:
+column4:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -3905,13 +3670,13 @@ column6:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R8*1), Y3, Y3
 	VADDPS (CX)(R8*2), Y4, Y4
 	VADDPS (CX)(R9*1), Y5, Y5
 
-without9:
+without7:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS Y2, (BX)
@@ -3923,11 +3688,11 @@ without9:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column6
+	JGE column4
 
-tail7:
+tail5:
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next6
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -3948,7 +3713,7 @@ tail7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without10
+	JEQ without8
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R8*1), Y15, Y9
@@ -3958,7 +3723,7 @@ tail7:
 	VMASKMOVPS (CX)(R9*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without10:
+without8:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
@@ -3970,7 +3735,7 @@ without10:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next8:
+next6:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3989,26 +3754,16 @@ rest2:
 	ADDQ $4, SI
 	ARG(kernelArgs_single, DX)
 	ADDQ DX, SI
-
-with5:
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row9:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
-	JLT few15
+	JLT few14
 
-many14:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	CMPQ 296(R14), $0
-	JEQ without16
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-
-without16:
+many13:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4034,43 +3789,43 @@ without16:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without17
+	JEQ without15
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without17:
+without15:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without18
+	JEQ without16
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
-	JMP chosen19
+	JMP chosen17
 
-without18:
+without16:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
 
-chosen19:
+chosen17:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $640, DX
 	SUBQ $32, DI
-	JGE many14
+	JGE many13
 
-few15:
+few14:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT tail12
+	JLT tail11
 
-column11:
+column10:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4078,34 +3833,34 @@ column11:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without20
+	JEQ without18
 	VADDPS (CX), Y2, Y2
 
-without20:
+without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without21
+	JEQ without19
 	VMOVNTPS Y2, (BX)
-	JMP chosen22
+	JMP chosen20
 
-without21:
+without19:
 	VMOVUPS Y2, (BX)
 
-chosen22:
+chosen20:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column11
+	JGE column10
 
-tail12:
+tail11:
 	ANDQ $7, DI
-	JEQ next13
+	JEQ next12
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4114,11 +3869,11 @@ tail12:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without23
+	JEQ without21
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without23:
+without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -4130,7 +3885,7 @@ without23:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next13:
+next12:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -4140,9 +3895,9 @@ next13:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7029,9 +6784,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
 	PREFETCHT1 (AX)(R10*1)
@@ -7067,11 +6822,11 @@ column5:
 	ADDQ $160, CX
 	ADDQ $64, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y2
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -7105,7 +6860,7 @@ tail6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -7120,9 +6875,9 @@ next7:
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
@@ -7173,9 +6928,9 @@ next10:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $1, SI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7205,9 +6960,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
 	PREFETCHT1 (AX)(R10*1)
@@ -7265,11 +7020,11 @@ column5:
 	ADDQ $160, CX
 	ADDQ $64, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y4
 	VMOVUPS 32(CX), Y2
 	VMOVUPS 64(CX), Y3
@@ -7325,7 +7080,7 @@ tail6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -7340,9 +7095,9 @@ next7:
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
@@ -7407,9 +7162,9 @@ next10:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $1, SI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7440,9 +7195,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R11*1)
 	PREFETCHT1 64(BX)(R11*1)
 	PREFETCHT1 (AX)(R11*1)
@@ -7507,11 +7262,11 @@ column5:
 	ADDQ $160, DX
 	ADDQ $64, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -7576,7 +7331,7 @@ tail6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -7594,9 +7349,9 @@ next7:
 rest2:
 	ADDQ $4, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
@@ -7668,9 +7423,9 @@ next10:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $1, DI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7715,19 +7470,19 @@ groups1:
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R12*1)
 	PREFETCHT1 64(BX)(R12*1)
 	PREFETCHT1 (AX)(R12*1)
 	PREFETCHT1 64(AX)(R12*1)
 	CMPQ 296(R14), $0
-	JEQ without8
+	JEQ without7
 	PREFETCHT1 (CX)(R12*1)
 	PREFETCHT1 64(CX)(R12*1)
 
-without8:
+without7:
 	ADDQ $96, R12
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
@@ -7747,13 +7502,13 @@ without8:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without8
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
 
-without9:
+without8:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
@@ -7762,13 +7517,13 @@ without9:
 	VMULPS (AX)(R10*2), Y4, Y4
 	VMULPS (AX)(R11*1), Y5, Y5
 	CMPQ 304(R14), $0
-	JEQ without10
+	JEQ without9
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R10*1)
 	VMOVUPS Y4, (DX)(R10*2)
 	VMOVUPS Y5, (DX)(R11*1)
 
-without10:
+without9:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R10*1), Y8, Y12
@@ -7794,11 +7549,11 @@ without10:
 	ADDQ $160, SI
 	ADDQ $64, DI
 	SUBQ $8, R9
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS (SI), Y8
@@ -7821,7 +7576,7 @@ tail6:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without11
+	JEQ without10
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R10*1), Y15, Y9
@@ -7831,7 +7586,7 @@ tail6:
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without11:
+without10:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
@@ -7844,13 +7599,13 @@ without11:
 	VMASKMOVPS (AX)(R11*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
 	CMPQ 304(R14), $0
-	JEQ without12
+	JEQ without11
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R10*1)
 	VMASKMOVPS Y4, Y15, (DX)(R10*2)
 	VMASKMOVPS Y5, Y15, (DX)(R11*1)
 
-without12:
+without11:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -7879,7 +7634,7 @@ without12:
 	ADDQ R9, CX
 	ADDQ R9, DX
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -7900,9 +7655,9 @@ next7:
 rest2:
 	ADDQ $4, R8
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
 
-single3:
+row12:
 	ARG(kernelArgs_coef, SI)
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
@@ -8006,9 +7761,9 @@ next15:
 	ADDQ R10, CX
 	ADDQ R10, DX
 	SUBQ $1, R8
-	JGE single3
+	JGE row12
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -11747,9 +11502,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11787,11 +11542,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11833,7 +11588,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11853,15 +11608,17 @@ rest2:
 	MOVQ kernelArgs_single(R14), DX
 	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11872,17 +11629,17 @@ column8:
 	VMULPS Y1, Y4, Y4
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
+	VMOVNTPS Y6, (CX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11900,7 +11657,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11910,9 +11667,71 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVUPS Y6, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column14
+
+tail15:
+	ANDQ $7, DI
+	JEQ next16
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next16:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -11944,9 +11763,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11989,11 +11808,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12040,7 +11859,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12063,15 +11882,83 @@ rest2:
 	MOVQ kernelArgs_single(R14), SI
 	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVNTPS Y6, (CX)
+	VMOVNTPS Y5, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column10
+
+tail11:
+	ANDQ $7, R8
+	JEQ next12
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	VMASKMOVPS Y5, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next12:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12090,11 +11977,11 @@ column8:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next16
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12114,7 +12001,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12126,273 +12013,11 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func inputGradColsIdentityStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R10*1)
-	PREFETCHT0 64(BX)(R10*1)
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	VMOVUPS (DX), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVUPS 160(DX), Y2
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS 256(DX), Y5, Y6
-	VMULPS 288(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 192(DX), Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VMOVUPS 320(DX), Y2
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS 416(DX), Y5, Y6
-	VMULPS 448(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 352(DX), Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VMOVUPS 480(DX), Y2
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS 576(DX), Y5, Y6
-	VMULPS 608(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 512(DX), Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y2
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_dres(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	VMOVUPS (SI), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	VMOVUPS 160(SI), Y2
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS 256(SI), Y5, Y6
-	VMULPS 288(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 192(SI), Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VMOVNTPS Y5, 32(DX)
-	VMOVUPS 320(SI), Y2
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS 416(SI), Y5, Y6
-	VMULPS 448(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 352(SI), Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VMOVNTPS Y5, 64(DX)
-	VMOVUPS 480(SI), Y2
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS 576(SI), Y5, Y6
-	VMULPS 608(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 512(SI), Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	VMOVNTPS Y5, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y2
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -12423,9 +12048,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12484,11 +12109,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12551,7 +12176,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -12571,15 +12196,17 @@ rest2:
 	MOVQ kernelArgs_single(R14), DX
 	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12596,17 +12223,17 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
+	VMOVNTPS Y7, (CX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12630,7 +12257,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -12640,9 +12267,83 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column14
+
+tail15:
+	ANDQ $7, DI
+	JEQ next16
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next16:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -12674,9 +12375,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12740,11 +12441,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12816,7 +12517,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12839,15 +12540,17 @@ rest2:
 	MOVQ kernelArgs_single(R14), SI
 	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12865,18 +12568,18 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
+	VMOVNTPS Y7, (DX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next12
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12903,7 +12606,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12915,9 +12618,90 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column14
+
+tail15:
+	ANDQ $7, R8
+	JEQ next16
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next16:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -12949,9 +12733,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13015,11 +12799,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13087,7 +12871,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -13110,15 +12894,17 @@ rest2:
 	MOVQ kernelArgs_single(R14), SI
 	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13135,19 +12921,19 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y6, (DX)
+	VMOVNTPS Y7, (CX)
+	VMOVNTPS Y6, (DX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next12
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13173,7 +12959,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -13185,9 +12971,89 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y6, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column14
+
+tail15:
+	ANDQ $7, R8
+	JEQ next16
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	VMASKMOVPS Y6, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next16:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -13220,9 +13086,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13291,11 +13157,11 @@ column5:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13372,7 +13238,7 @@ tail6:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -13398,15 +13264,102 @@ rest2:
 	MOVQ kernelArgs_single(R14), DI
 	ADDQ DI, R8
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DI), Y4
+	VMOVUPS 32(DI), Y2
+	VMOVUPS 64(DI), Y3
+	VMOVUPS 96(DI), Y0
+	VMOVUPS 128(DI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (DX)
+	VMOVNTPS Y6, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	ADDQ $160, DI
+	SUBQ $8, R9
+	JGE column10
+
+tail11:
+	ANDQ $7, R9
+	JEQ next12
+	VMOVUPS (DI), Y4
+	VMOVUPS 32(DI), Y2
+	VMOVUPS 64(DI), Y3
+	VMOVUPS 96(DI), Y0
+	VMOVUPS 128(DI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	VMASKMOVPS Y6, Y15, (SI)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+
+next12:
+	MOVQ kernelArgs_n(R14), R9
+	SHLQ $2, R9
+	SUBQ R9, AX
+	SUBQ R9, BX
+	SUBQ R9, CX
+	SUBQ R9, DX
+	SUBQ R9, SI
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	ADDQ R10, SI
+	SUBQ $1, R8
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_n(R14), R9
+	SUBQ $8, R9
+	JLT tail15
+
+column14:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13433,11 +13386,11 @@ column8:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, R9
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13466,7 +13419,7 @@ tail9:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -13480,687 +13433,11 @@ next10:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func inputGradColsReLUStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R10*1)
-	PREFETCHT0 64(BX)(R10*1)
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	VMOVUPS (DX), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVUPS 160(DX), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(DX), Y5, Y8
-	VADDPS 224(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(DX), Y6, Y7
-	VMULPS 288(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(DX), Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VMOVUPS 320(DX), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(DX), Y5, Y8
-	VADDPS 384(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(DX), Y6, Y7
-	VMULPS 448(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(DX), Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VMOVUPS 480(DX), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(DX), Y5, Y8
-	VADDPS 544(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(DX), Y6, Y7
-	VMULPS 608(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(DX), Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_y(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVUPS 160(SI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(SI), Y5, Y8
-	VADDPS 224(SI), Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(SI), Y6, Y7
-	VMULPS 288(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(SI), Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VMOVUPS 320(SI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(SI), Y5, Y8
-	VADDPS 384(SI), Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(SI), Y6, Y7
-	VMULPS 448(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(SI), Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VMOVUPS 480(SI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(SI), Y5, Y8
-	VADDPS 544(SI), Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(SI), Y6, Y7
-	VMULPS 608(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(SI), Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_dres(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	VMOVUPS 160(SI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(SI), Y5, Y8
-	VADDPS 224(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(SI), Y6, Y7
-	VMULPS 288(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(SI), Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VMOVNTPS Y6, 32(DX)
-	VMOVUPS 320(SI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(SI), Y5, Y8
-	VADDPS 384(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(SI), Y6, Y7
-	VMULPS 448(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(SI), Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VMOVNTPS Y6, 64(DX)
-	VMOVUPS 480(SI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(SI), Y5, Y8
-	VADDPS 544(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(SI), Y6, Y7
-	VMULPS 608(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(SI), Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	VMOVNTPS Y6, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_y(R14), DX
-	MOVQ kernelArgs_dres(R14), SI
-	MOVQ kernelArgs_rows(R14), R8
-	MOVQ kernelArgs_stride(R14), R10
-	MOVQ kernelArgs_fetch(R14), R12
-	MOVQ kernelArgs_n(R14), R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	SHLQ $2, R10
-	MOVQ R10, R11
-	ADDQ R10, R11
-	ADDQ R10, R11
-	SUBQ $1, R8
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DI
-	MOVQ kernelArgs_n(R14), R9
-	SUBQ $32, R9
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R12*1)
-	PREFETCHT0 64(BX)(R12*1)
-	PREFETCHT0 (AX)(R12*1)
-	PREFETCHT0 64(AX)(R12*1)
-	PREFETCHT0 (CX)(R12*1)
-	PREFETCHT0 64(CX)(R12*1)
-	VMOVUPS (DI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	VMOVUPS 160(DI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(DI), Y5, Y8
-	VADDPS 224(DI), Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(DI), Y6, Y7
-	VMULPS 288(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(DI), Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VMOVNTPS Y6, 32(SI)
-	VMOVUPS 320(DI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(DI), Y5, Y8
-	VADDPS 384(DI), Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(DI), Y6, Y7
-	VMULPS 448(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(DI), Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VMOVNTPS Y6, 64(SI)
-	VMOVUPS 480(DI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(DI), Y5, Y8
-	VADDPS 544(DI), Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(DI), Y6, Y7
-	VMULPS 608(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(DI), Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	VMOVNTPS Y6, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	ADDQ $640, DI
-	SUBQ $32, R9
-	JGE many8
-
-few9:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT tail6
-
-column5:
-	VMOVUPS (DI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	ADDQ $160, DI
-	SUBQ $8, R9
-	JGE column5
-
-tail6:
-	ANDQ $7, R9
-	JEQ next7
-	VMOVUPS (DI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-next7:
-	MOVQ kernelArgs_n(R14), R9
-	SHLQ $2, R9
-	SUBQ R9, AX
-	SUBQ R9, BX
-	SUBQ R9, CX
-	SUBQ R9, DX
-	SUBQ R9, SI
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R8
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14189,19 +13466,16 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_dres, SI)
 	ARG(kernelArgs_rows, R8)
 	ARG(kernelArgs_stride, R10)
-	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R13
+	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
+	SUBQ R9, R12
+	VMOVDQU (R12), Y15
 	SHLQ $2, R10
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
-	CMPQ 312(R14), $0
-	JNE with5
 	ARG(kernelArgs_single, DI)
 	SUBQ DI, R8
 	SUBQ $4, R8
@@ -14211,9 +13485,9 @@ groups1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT tail7
+	JLT tail5
 
-column6:
+column4:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14230,13 +13504,13 @@ column6:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
 
-without9:
+without7:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (DI), Y10
@@ -14272,13 +13546,13 @@ without9:
 	VMOVUPS Y12, (DX)(R10*2)
 	VMOVUPS Y13, (DX)(R11*1)
 	CMPQ 304(R14), $0
-	JEQ without10
+	JEQ without8
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, (SI)(R10*1)
 	VMOVUPS Y4, (SI)(R10*2)
 	VMOVUPS Y5, (SI)(R11*1)
 
-without10:
+without8:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -14286,11 +13560,11 @@ without10:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column6
+	JGE column4
 
-tail7:
+tail5:
 	ANDQ $7, R9
-	JEQ next8
+	JEQ next6
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14311,7 +13585,7 @@ tail7:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without11
+	JEQ without9
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 	VMASKMOVPS (CX)(R10*1), Y15, Y11
@@ -14321,7 +13595,7 @@ tail7:
 	VMASKMOVPS (CX)(R11*1), Y15, Y11
 	VADDPS Y11, Y5, Y5
 
-without11:
+without9:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (DI), Y10
@@ -14365,13 +13639,13 @@ without11:
 	VMASKMOVPS Y12, Y15, (DX)(R10*2)
 	VMASKMOVPS Y13, Y15, (DX)(R11*1)
 	CMPQ 304(R14), $0
-	JEQ without12
+	JEQ without10
 	VMASKMOVPS Y2, Y15, (SI)
 	VMASKMOVPS Y3, Y15, (SI)(R10*1)
 	VMASKMOVPS Y4, Y15, (SI)(R10*2)
 	VMASKMOVPS Y5, Y15, (SI)(R11*1)
 
-without12:
+without10:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -14379,7 +13653,7 @@ without12:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next8:
+next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -14404,28 +13678,16 @@ rest2:
 	ADDQ $4, R8
 	ARG(kernelArgs_single, DI)
 	ADDQ DI, R8
-
-with5:
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
 
-single3:
+row11:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
-	JLT few17
+	JLT few16
 
-many16:
-	PREFETCHT0 (BX)(R12*1)
-	PREFETCHT0 64(BX)(R12*1)
-	PREFETCHT0 (AX)(R12*1)
-	PREFETCHT0 64(AX)(R12*1)
-	CMPQ 296(R14), $0
-	JEQ without18
-	PREFETCHT0 (CX)(R12*1)
-	PREFETCHT0 64(CX)(R12*1)
-
-without18:
+many15:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14451,13 +13713,13 @@ without18:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without19
+	JEQ without17
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without19:
+without17:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMULPS (AX), Y2, Y2
@@ -14501,39 +13763,39 @@ without19:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	CMPQ 312(R14), $0
-	JEQ without20
+	JEQ without18
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	JMP chosen21
+	JMP chosen19
 
-without20:
+without18:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
 
-chosen21:
+chosen19:
 	CMPQ 304(R14), $0
-	JEQ without22
+	JEQ without20
 	CMPQ 312(R14), $0
-	JEQ without23
+	JEQ without21
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
-	JMP chosen24
+	JMP chosen22
 
-without23:
+without21:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
 
-chosen24:
+chosen22:
 
-without22:
+without20:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -14541,14 +13803,14 @@ without22:
 	ADDQ $128, SI
 	ADDQ $640, DI
 	SUBQ $32, R9
-	JGE many16
+	JGE many15
 
-few17:
+few16:
 	ADDQ $32, R9
 	SUBQ $8, R9
-	JLT tail14
+	JLT tail13
 
-column13:
+column12:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14556,10 +13818,10 @@ column13:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without25
+	JEQ without23
 	VADDPS (CX), Y2, Y2
 
-without25:
+without23:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -14576,27 +13838,27 @@ without25:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 312(R14), $0
-	JEQ without26
+	JEQ without24
 	VMOVNTPS Y0, (DX)
-	JMP chosen27
+	JMP chosen25
 
-without26:
+without24:
 	VMOVUPS Y0, (DX)
 
-chosen27:
+chosen25:
 	CMPQ 304(R14), $0
-	JEQ without28
+	JEQ without26
 	CMPQ 312(R14), $0
-	JEQ without29
+	JEQ without27
 	VMOVNTPS Y2, (SI)
-	JMP chosen30
+	JMP chosen28
 
-without29:
+without27:
 	VMOVUPS Y2, (SI)
 
-chosen30:
+chosen28:
 
-without28:
+without26:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -14604,11 +13866,11 @@ without28:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column13
+	JGE column12
 
-tail14:
+tail13:
 	ANDQ $7, R9
-	JEQ next15
+	JEQ next14
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14617,11 +13879,11 @@ tail14:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without31
+	JEQ without29
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 
-without31:
+without29:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -14641,10 +13903,10 @@ without31:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 304(R14), $0
-	JEQ without32
+	JEQ without30
 	VMASKMOVPS Y2, Y15, (SI)
 
-without32:
+without30:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -14652,7 +13914,7 @@ without32:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next15:
+next14:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -14666,9 +13928,9 @@ next15:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE single3
+	JGE row11
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14700,9 +13962,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
 	ADDQ $96, R9
@@ -14724,11 +13986,11 @@ column5:
 	ADDQ $0, BX
 	ADDQ $32, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMASKMOVPS (AX), Y15, Y2
 	VANDPS Y1, Y2, Y2
@@ -14746,7 +14008,7 @@ tail6:
 	SHLQ $2, SI
 	ADDQ SI, AX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -14758,9 +14020,9 @@ next7:
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
@@ -14796,9 +14058,9 @@ next10:
 	SUBQ SI, AX
 	ADDQ DI, AX
 	SUBQ $1, DX
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14878,16 +14140,16 @@ DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
 DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentityStream<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
 DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLUStream<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
@@ -14974,18 +14236,18 @@ DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentityStream<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
 DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLUStream<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
 DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)

@@ -714,9 +714,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R7<<0, R0, R24
@@ -754,11 +754,11 @@ column5:
 	ADD $32, R1
 	ADD $64, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R1), (F0, F1)
 	FLDPQ (R2), (F2, F3)
 	FLDPQ 32(R2), (F4, F5)
@@ -790,7 +790,7 @@ tail6:
 	LSL $2, R4
 	ADD R4, R0
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -802,9 +802,9 @@ next7:
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
@@ -850,9 +850,9 @@ next10:
 	SUB R4, R0
 	ADD R5, R0
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeRowsIdentity(id int, a *kernelArgs)
@@ -1909,9 +1909,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -1945,11 +1945,11 @@ column5:
 	ADD $32, R1
 	ADD $160, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -1983,7 +1983,7 @@ tail6:
 	ADD R4, R0
 	ADD R4, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -2000,9 +2000,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R2
 	ADD R2, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -2046,9 +2046,9 @@ next10:
 	ADD R5, R0
 	ADD R5, R1
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
@@ -2078,9 +2078,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2126,11 +2126,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2176,7 +2176,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -2196,9 +2196,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2250,9 +2250,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsReLU(id int, a *kernelArgs)
@@ -2281,9 +2281,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -2325,11 +2325,11 @@ column5:
 	ADD $32, R1
 	ADD $160, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -2371,7 +2371,7 @@ tail6:
 	ADD R4, R0
 	ADD R4, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -2388,9 +2388,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R2
 	ADD R2, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -2438,9 +2438,9 @@ next10:
 	ADD R5, R0
 	ADD R5, R1
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
@@ -2470,9 +2470,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2526,11 +2526,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2584,7 +2584,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -2604,9 +2604,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2662,9 +2662,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsCalled(id int, a *kernelArgs)
@@ -2698,9 +2698,9 @@ groups1:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
@@ -2723,7 +2723,7 @@ column5:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without7
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R7<<0, R3, R24
@@ -2736,7 +2736,7 @@ column5:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without8:
+without7:
 	MOVD $4, R19
 	CALL (R22)
 	FSTPQ (F4, F5), (R2)
@@ -2751,11 +2751,11 @@ without8:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
@@ -2778,7 +2778,7 @@ tail6:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without8
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 	ADD R7<<0, R3, R24
@@ -2791,7 +2791,7 @@ tail6:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without9:
+without8:
 	MOVD $4, R19
 	CALL (R22)
 	TAIL(·storeTail2<>, 0, R2)
@@ -2806,7 +2806,7 @@ without9:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	ARG(kernelArgs_n, R6)
 	LSL $2, R6
 	SUB R6, R1
@@ -2826,11 +2826,69 @@ rest2:
 	ARG(kernelArgs_single, R4)
 	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row9:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
+	SUBS $32, R6
+	BLT few14
+
+many13:
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ 160(R4), (F12, F13)
+	FLDPQ 192(R4), (F14, F15)
+	FLDPQ 224(R4), (F16, F17)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 6, 3)
+	FMUL8(7, 3, 3)
+	FADD8(8, 3, 3)
+	FLDPQ 320(R4), (F12, F13)
+	FLDPQ 352(R4), (F14, F15)
+	FLDPQ 384(R4), (F16, F17)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 6, 4)
+	FMUL8(7, 4, 4)
+	FADD8(8, 4, 4)
+	FLDPQ 480(R4), (F12, F13)
+	FLDPQ 512(R4), (F14, F15)
+	FLDPQ 544(R4), (F16, F17)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 6, 5)
+	FMUL8(7, 5, 5)
+	FADD8(8, 5, 5)
+	CBZ R0, without15
+	FLDPQ (R3), (F18, F19)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R3), (F18, F19)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R3), (F18, F19)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R3), (F18, F19)
+	FADD8(9, 5, 5)
+
+without15:
+	MOVD $4, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R2)
+	FSTPQ (F6, F7), 32(R2)
+	FSTPQ (F8, F9), 64(R2)
+	FSTPQ (F10, F11), 96(R2)
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $640, R4
+	SUBS $32, R6
+	BGE many13
+
+few14:
+	ADD $32, R6
 	SUBS $8, R6
 	BLT tail11
 
@@ -2842,11 +2900,11 @@ column10:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without13
+	CBZ R0, without16
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without13:
+without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -2870,11 +2928,11 @@ tail11:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without14
+	CBZ R0, without17
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
-without14:
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -2896,9 +2954,9 @@ next12:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row9
 
-done4:
+done3:
 	RET
 
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
@@ -5950,9 +6008,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
@@ -6002,11 +6060,11 @@ column5:
 	ADD $160, R2
 	ADD $64, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F4, F5)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -6046,7 +6104,7 @@ tail6:
 	ADD R5, R0
 	ADD R5, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -6061,9 +6119,9 @@ next7:
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
@@ -6115,9 +6173,9 @@ next10:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsReLU(id int, a *kernelArgs)
@@ -6146,9 +6204,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
@@ -6216,11 +6274,11 @@ column5:
 	ADD $160, R2
 	ADD $64, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F8, F9)
 	FLDPQ 32(R2), (F4, F5)
 	FLDPQ 64(R2), (F6, F7)
@@ -6278,7 +6336,7 @@ tail6:
 	ADD R5, R0
 	ADD R5, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -6293,9 +6351,9 @@ next7:
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
@@ -6359,9 +6417,9 @@ next10:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
@@ -6391,9 +6449,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
@@ -6477,11 +6535,11 @@ column5:
 	ADD $160, R3
 	ADD $64, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -6551,7 +6609,7 @@ tail6:
 	ADD R6, R1
 	ADD R6, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -6569,9 +6627,9 @@ next7:
 rest2:
 	ADD $4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
@@ -6643,9 +6701,9 @@ next10:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
@@ -6681,9 +6739,9 @@ groups1:
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R12<<0, R3, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R3, R24
@@ -6692,13 +6750,13 @@ column5:
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	CBZ R0, without8
+	CBZ R0, without7
 	ADD R12<<0, R4, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R4, R24
 	PRFM 64(R24), PLDL1KEEP
 
-without8:
+without7:
 	ADD $96, R12
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
@@ -6724,7 +6782,7 @@ without8:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without8
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R4, R24
@@ -6737,7 +6795,7 @@ without8:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without9:
+without8:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
@@ -6752,7 +6810,7 @@ without9:
 	ADD R11<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
 	FMUL8(9, 5, 5)
-	CBZ R1, without10
+	CBZ R1, without9
 	FSTPQ (F4, F5), (R5)
 	ADD R10<<0, R5, R24
 	FSTPQ (F6, F7), (R24)
@@ -6761,7 +6819,7 @@ without9:
 	ADD R11<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
 
-without10:
+without9:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -6794,11 +6852,11 @@ without10:
 	ADD $160, R6
 	ADD $64, R7
 	SUBS $8, R9
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R9
-	BEQ next7
+	BEQ next6
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
 	FLDPQ (R6), (F16, F17)
@@ -6823,7 +6881,7 @@ tail6:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without11
+	CBZ R0, without10
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R4, R24
@@ -6836,7 +6894,7 @@ tail6:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without11:
+without10:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
@@ -6851,7 +6909,7 @@ without11:
 	ADD R11<<0, R2, R24
 	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
-	CBZ R1, without12
+	CBZ R1, without11
 	TAIL(·storeTail2<>, 0, R5)
 	ADD R10<<0, R5, R24
 	CALL ·storeTail3<>(SB)
@@ -6860,7 +6918,7 @@ without11:
 	ADD R11<<0, R5, R24
 	CALL ·storeTail5<>(SB)
 
-without12:
+without11:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -6892,7 +6950,7 @@ without12:
 	ADD R9, R4
 	ADD R9, R5
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
 	SUB R9, R2
@@ -6913,9 +6971,9 @@ next7:
 rest2:
 	ADD $4, R8
 	SUBS $1, R8
-	BLT done4
+	BLT done3
 
-single3:
+row12:
 	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
@@ -7019,9 +7077,9 @@ next15:
 	ADD R10, R4
 	ADD R10, R5
 	SUBS $1, R8
-	BGE single3
+	BGE row12
 
-done4:
+done3:
 	RET
 
 // func inputGradRowsIdentity(id int, a *kernelArgs)
@@ -8943,9 +9001,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
@@ -8996,11 +9054,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
@@ -9051,7 +9109,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -9071,9 +9129,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9129,9 +9187,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
@@ -9162,9 +9220,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
@@ -9223,11 +9281,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
@@ -9286,7 +9344,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -9309,9 +9367,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9373,9 +9431,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLU(id int, a *kernelArgs)
@@ -9405,9 +9463,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -9475,11 +9533,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -9547,7 +9605,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -9567,9 +9625,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9635,9 +9693,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
@@ -9668,9 +9726,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -9750,11 +9808,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -9834,7 +9892,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -9857,9 +9915,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9933,9 +9991,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
@@ -9966,9 +10024,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -10044,11 +10102,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -10124,7 +10182,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -10147,9 +10205,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -10221,9 +10279,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
@@ -10255,9 +10313,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
 	FLDPQ 64(R5), (F6, F7)
@@ -10345,11 +10403,11 @@ column5:
 	ADD $32, R4
 	ADD $160, R5
 	SUBS $8, R7
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R7
-	BEQ next7
+	BEQ next6
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
 	FLDPQ 64(R5), (F6, F7)
@@ -10437,7 +10495,7 @@ tail6:
 	ADD R7, R3
 	ADD R7, R4
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
 	SUB R7, R0
@@ -10463,9 +10521,9 @@ rest2:
 	MOVD kernelArgs_single(R23), R5
 	ADD R5, R6
 	SUBS $1, R6
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
@@ -10545,9 +10603,9 @@ next10:
 	ADD R8, R3
 	ADD R8, R4
 	SUBS $1, R6
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsCalled(id int, a *kernelArgs)
@@ -10584,9 +10642,9 @@ groups1:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
@@ -10609,7 +10667,7 @@ column5:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without7
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 	ADD R10<<0, R4, R24
@@ -10622,7 +10680,7 @@ column5:
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 5, 5)
 
-without8:
+without7:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R7), (F20, F21)
@@ -10674,7 +10732,7 @@ without8:
 	FSTPQ (F24, F25), (R24)
 	ADD R11<<0, R5, R24
 	FSTPQ (F26, F27), (R24)
-	CBZ R1, without9
+	CBZ R1, without8
 	FSTPQ (F4, F5), (R6)
 	ADD R10<<0, R6, R24
 	FSTPQ (F6, F7), (R24)
@@ -10683,7 +10741,7 @@ without8:
 	ADD R11<<0, R6, R24
 	FSTPQ (F10, F11), (R24)
 
-without9:
+without8:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -10691,11 +10749,11 @@ without9:
 	ADD $32, R6
 	ADD $160, R7
 	SUBS $8, R9
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R9
-	BEQ next7
+	BEQ next6
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
@@ -10718,7 +10776,7 @@ tail6:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without10
+	CBZ R0, without9
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 	ADD R10<<0, R4, R24
@@ -10731,7 +10789,7 @@ tail6:
 	CALL ·loadTail11<>(SB)
 	FADD8(11, 5, 5)
 
-without10:
+without9:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R7), (F20, F21)
@@ -10783,7 +10841,7 @@ without10:
 	CALL ·storeTail12<>(SB)
 	ADD R11<<0, R5, R24
 	CALL ·storeTail13<>(SB)
-	CBZ R1, without11
+	CBZ R1, without10
 	TAIL(·storeTail2<>, 0, R6)
 	ADD R10<<0, R6, R24
 	CALL ·storeTail3<>(SB)
@@ -10792,7 +10850,7 @@ without10:
 	ADD R11<<0, R6, R24
 	CALL ·storeTail5<>(SB)
 
-without11:
+without10:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -10800,7 +10858,7 @@ without11:
 	ADD R9, R5
 	ADD R9, R6
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
 	SUB R9, R2
@@ -10826,11 +10884,126 @@ rest2:
 	ARG(kernelArgs_single, R7)
 	ADD R7, R8
 	SUBS $1, R8
-	BLT done4
+	BLT done3
 
-single3:
+row11:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
+	SUBS $32, R9
+	BLT few16
+
+many15:
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ 160(R7), (F20, F21)
+	FLDPQ 192(R7), (F16, F17)
+	FLDPQ 224(R7), (F18, F19)
+	FLDPQ 32(R3), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 320(R7), (F20, F21)
+	FLDPQ 352(R7), (F16, F17)
+	FLDPQ 384(R7), (F18, F19)
+	FLDPQ 64(R3), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 480(R7), (F20, F21)
+	FLDPQ 512(R7), (F16, F17)
+	FLDPQ 544(R7), (F18, F19)
+	FLDPQ 96(R3), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	CBZ R0, without17
+	FLDPQ (R4), (F22, F23)
+	FADD8(11, 2, 2)
+	FLDPQ 32(R4), (F22, F23)
+	FADD8(11, 3, 3)
+	FLDPQ 64(R4), (F22, F23)
+	FADD8(11, 4, 4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD8(11, 5, 5)
+
+without17:
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R2), (F22, F23)
+	FMUL8(11, 2, 2)
+	FLDPQ 32(R2), (F22, F23)
+	FMUL8(11, 3, 3)
+	FLDPQ 64(R2), (F22, F23)
+	FMUL8(11, 4, 4)
+	FLDPQ 96(R2), (F22, F23)
+	FMUL8(11, 5, 5)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
+	FLDPQ (R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 2, 0)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FLDPQ 160(R7), (F20, F21)
+	FLDPQ 192(R7), (F16, F17)
+	FLDPQ 256(R7), (F12, F13)
+	FLDPQ 288(R7), (F14, F15)
+	FLDPQ 32(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 3, 1)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 1, 1)
+	FMUL8(8, 1, 1)
+	FLDPQ 320(R7), (F20, F21)
+	FLDPQ 352(R7), (F16, F17)
+	FLDPQ 416(R7), (F12, F13)
+	FLDPQ 448(R7), (F14, F15)
+	FLDPQ 64(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 4, 12)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 12, 12)
+	FMUL8(8, 12, 12)
+	FLDPQ 480(R7), (F20, F21)
+	FLDPQ 512(R7), (F16, F17)
+	FLDPQ 576(R7), (F12, F13)
+	FLDPQ 608(R7), (F14, F15)
+	FLDPQ 96(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 5, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	FSTPQ (F24, F25), 64(R5)
+	FSTPQ (F26, F27), 96(R5)
+	CBZ R1, without18
+	FSTPQ (F4, F5), (R6)
+	FSTPQ (F6, F7), 32(R6)
+	FSTPQ (F8, F9), 64(R6)
+	FSTPQ (F10, F11), 96(R6)
+
+without18:
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	ADD $128, R5
+	ADD $128, R6
+	ADD $640, R7
+	SUBS $32, R9
+	BGE many15
+
+few16:
+	ADD $32, R9
 	SUBS $8, R9
 	BLT tail13
 
@@ -10842,11 +11015,11 @@ column12:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without15
+	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without15:
+without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -10865,10 +11038,10 @@ without15:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without16
+	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
 
-without16:
+without20:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -10888,11 +11061,11 @@ tail13:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without17
+	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
-without17:
+without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -10911,10 +11084,10 @@ without17:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	TAIL(·storeTail0<>, 0, R5)
-	CBZ R1, without18
+	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
 
-without18:
+without22:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -10936,9 +11109,9 @@ next14:
 	ADD R10, R5
 	ADD R10, R6
 	SUBS $1, R8
-	BGE single3
+	BGE row11
 
-done4:
+done3:
 	RET
 
 // func largestCols(id int, a *kernelArgs)
@@ -10969,9 +11142,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R7<<0, R0, R24
@@ -10998,11 +11171,11 @@ column5:
 	ADD $0, R1
 	ADD $32, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	TAIL(·loadTail2<>, 0, R0)
 	AND8(1, 2, 2)
@@ -11023,7 +11196,7 @@ tail6:
 	LSL $2, R4
 	ADD R4, R0
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -11035,9 +11208,9 @@ next7:
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
@@ -11073,9 +11246,9 @@ next10:
 	SUB R4, R0
 	ADD R5, R0
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
@@ -11154,16 +11327,16 @@ DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
 DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentity<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
 DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLU<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidual<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
@@ -11250,18 +11423,18 @@ DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentity<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
 DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLU<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidual<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidual<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
 DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)

@@ -264,7 +264,11 @@ func (l amd64) area(field string, flags flags) {
 }
 
 func (l amd64) ifFlag(f flags, set bool, label string) {
-	l.printf("CMPQ %d(R14), $0", amd64Flags+8*f.index())
+	if l.held {
+		l.printf("CMPB %s_%s(R14), $0", l.args, flagFields[f.index()]) // a bool: that of withStream
+	} else {
+		l.printf("CMPQ %d(R14), $0", amd64Flags+8*f.index())
+	}
 	l.branch(map[bool]cond{false: ifZero, true: ifNotZero}[set], label)
 }
 

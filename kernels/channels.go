@@ -232,7 +232,9 @@ func (c *chans) const64(v float64) vec {
 }
 
 // op64C is op with a constant operand.
-func (c *chans) op64C(o op, dst, x vec, v float64) { c.opConstant(o, dst, x, c.entry64(math.Float64bits(v))) }
+func (c *chans) op64C(o op, dst, x vec, v float64) {
+	c.opConstant(o, dst, x, c.entry64(math.Float64bits(v)))
+}
 
 // abs64 sets dst to |x|.
 func (c *chans) abs64(dst, x vec) { c.opConstant(opAnd, dst, x, c.entry64(math.MaxInt64)) }
