@@ -331,7 +331,11 @@ func (w *workspace) leastOf(dy []float32) float64 {
 	n := g.outer * g.channels * g.inner
 	step := max(1, n/leastSample)
 	for i := 0; i < n; i += step {
-		if v := scalar.Abs(dy[w.element(i)]); v < least && v != 0 {
+		j := i
+		if w.source != nil {
+			j = w.element(i)
+		}
+		if v := scalar.Abs(dy[j]); v < least && v != 0 {
 			least = v
 		}
 	}

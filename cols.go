@@ -21,12 +21,14 @@ func (w *workspace) sumCols(t int) {
 
 // sumSpan takes the sums of the columns c to c+n-1 of a segment.
 func (w *workspace) sumSpan(seg, c, n int) {
-	g := w.geo
-	padded := roundUp(g.width, lanes)
-	k := columnSums{
-		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
-		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	if w.way.strips {
+		done := w.sumStrips(seg, c, n)
+		c, n = c+done, n-done
+		if n == 0 {
+			return
+		}
 	}
+	k := w.columnSums(seg, c, n)
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
 }
 
@@ -36,6 +38,32 @@ type columnSums struct {
 	acc, shift []float32
 	a, b       []float64
 	rest       int // the number of columns with a value in the incomplete row
+}
+
+// columnSums returns the sums of the columns c to c+n-1 of a segment.
+func (w *workspace) columnSums(seg, c, n int) columnSums {
+	g := w.geo
+	padded := roundUp(g.width, lanes)
+	return columnSums{
+		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
+		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	}
+}
+
+// sumStrips takes the sums of whole vectors of the columns c to c+n-1, if the segment is one
+// window. It returns how many columns these are.
+func (w *workspace) sumStrips(seg, c, n int) int {
+	g, path := w.geo, w.plan.path
+	r0, r1 := g.colWindow(seg)
+	k := w.columnSums(seg, c, n)
+	done := path.foldStrips(k.a, k.b, k.shift, w.sums.x[r0*g.width+c:], r1-r0, g.width)
+	if rest := min(k.rest, done); rest > 0 && r1 == g.height {
+		acc := k.acc[:roundUp(rest, lanes)*2]
+		clear(acc)
+		w.sumBlock(&k, c, r1, r1+1, rest)
+		path.foldColumns(k.a[:rest], k.b[:rest], acc, k.shift, float64(r1-r0), 1)
+	}
+	return done
 }
 
 // sumColumns takes the sums of columns window by window. sum adds the values of the rows

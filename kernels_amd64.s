@@ -17184,6 +17184,197 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
+DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func stripChannels(id int, a *channelArgs)
+TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_x(R14), AX
+	MOVQ channelArgs_shift(R14), BX
+	MOVQ channelArgs_sumA(R14), CX
+	MOVQ channelArgs_sumB(R14), DX
+	MOVQ channelArgs_stride(R14), SI
+	MOVQ channelArgs_n(R14), R9
+
+channels1:
+	VXORPS Y0, Y0, Y0
+	MOVQ AX, DI
+	MOVQ channelArgs_probe(R14), R8
+	SUBQ $4, R8
+	JLT rest3
+
+groups2:
+	VMOVUPS (DI), Y3
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VMOVUPS (DI), Y7
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y7, Y3, Y3
+	VMOVUPS (DI), Y5
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VMOVUPS (DI), Y7
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y7, Y5, Y5
+	VADDPS Y5, Y3, Y3
+	VADDPS Y3, Y0, Y0
+	SUBQ $4, R8
+	JGE groups2
+
+rest3:
+	ADDQ $4, R8
+	SUBQ $0, R8
+	JEQ done5
+
+row4:
+	VMOVUPS (DI), Y3
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y3, Y0, Y0
+	SUBQ $1, R8
+	JNE row4
+
+done5:
+	VMOVAPS Y0, Y4
+	VCVTPS2PD X4, Y3
+	VEXTRACTF128 $1, Y4, X4
+	VCVTPS2PD X4, Y4
+	MOVQ channelArgs_probeInverse(R14), DI
+	SUBQ $0, DI
+	JEQ divide6
+	LEAQ channelArgs_probeInverse(R14), DI
+	VBROADCASTSD (DI), Y14
+	VMULPD Y14, Y3, Y3
+	VMULPD Y14, Y4, Y4
+	JMP divided7
+
+divide6:
+	LEAQ channelArgs_probeCount(R14), DI
+	VBROADCASTSD (DI), Y14
+	VDIVPD Y14, Y3, Y3
+	VDIVPD Y14, Y4, Y4
+
+divided7:
+	VCVTPD2PSY Y3, X3
+	VCVTPD2PSY Y4, X4
+	VINSERTF128 $1, X4, Y3, Y3
+	VXORPS stripChannelsTable<>+0(SB), Y3, Y3
+	VSUBPS Y3, Y3, Y4
+	VCMPPS $0x12, Y4, Y4, Y4
+	VANDPS Y4, Y3, Y3
+	VMOVAPS Y3, Y2
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ AX, DI
+	MOVQ channelArgs_rows(R14), R8
+	SUBQ $4, R8
+	JLT rest9
+
+groups8:
+	VADDPS (DI), Y2, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ SI, DI
+	VADDPS Y7, Y3, Y3
+	VADDPS Y8, Y4, Y4
+	VADDPS (DI), Y2, Y5
+	VMULPS Y5, Y5, Y6
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ SI, DI
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SUBQ $4, R8
+	JGE groups8
+
+rest9:
+	ADDQ $4, R8
+	SUBQ $0, R8
+	JEQ done11
+
+row10:
+	VADDPS (DI), Y2, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ SI, DI
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SUBQ $1, R8
+	JNE row10
+
+done11:
+	VCVTPS2PD X0, Y3
+	VEXTRACTF128 $1, Y0, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	MOVQ channelArgs_inverse(R14), DI
+	SUBQ $0, DI
+	JEQ divide12
+	LEAQ channelArgs_inverse(R14), DI
+	VBROADCASTSD (DI), Y14
+	VMULPD Y14, Y3, Y7
+	VMULPD Y14, Y4, Y8
+	JMP divided13
+
+divide12:
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y14
+	VDIVPD Y14, Y3, Y7
+	VDIVPD Y14, Y4, Y8
+
+divided13:
+	VMULPD Y7, Y3, Y3
+	VMULPD Y8, Y4, Y4
+	VSUBPD Y3, Y5, Y5
+	VSUBPD Y4, Y6, Y6
+	VCVTPS2PD X2, Y3
+	VEXTRACTF128 $1, Y2, X4
+	VCVTPS2PD X4, Y4
+	VSUBPD Y3, Y7, Y7
+	VSUBPD Y4, Y8, Y8
+	VXORPS Y2, Y2, Y2
+	VADDPD Y2, Y7, Y7
+	VADDPD Y2, Y8, Y8
+	VMULPD Y7, Y7, Y3
+	VMULPD Y8, Y8, Y4
+	VMULPD Y2, Y3, Y3
+	VMULPD Y2, Y4, Y4
+	VADDPD Y3, Y5, Y5
+	VADDPD Y4, Y6, Y6
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y5, (DX)
+	VMOVUPS Y6, 32(DX)
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VXORPS stripChannelsTable<>+0(SB), Y7, Y7
+	VSUBPS Y7, Y7, Y8
+	VCMPPS $0x12, Y8, Y8, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS Y7, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	SUBQ $8, R9
+	JNE channels1
+	VZEROUPPER
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -17196,12 +17387,13 @@ DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
 DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $11
+	CMPQ AX, $12
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -13133,6 +13133,192 @@ channels1:
 	SUBS $8, R2
 	BNE channels1
 	RET
+DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func stripChannels(id int, a *channelArgs)
+TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD channelArgs_x(R23), R0
+	MOVD channelArgs_shift(R23), R1
+	MOVD channelArgs_sumA(R23), R2
+	MOVD channelArgs_sumB(R23), R3
+	MOVD channelArgs_stride(R23), R4
+	MOVD channelArgs_n(R23), R7
+	MOVD $stripChannelsTable<>(SB), R24
+
+channels1:
+	EOR8(0, 0, 0)
+	MOVD R0, R5
+	MOVD channelArgs_probe(R23), R6
+	SUBS $4, R6
+	BLT rest3
+
+groups2:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 3, 3)
+	FLDPQ (R5), (F10, F11)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 5, 5)
+	FADD8(5, 3, 3)
+	FADD8(3, 0, 0)
+	SUBS $4, R6
+	BGE groups2
+
+rest3:
+	ADD $4, R6
+	SUBS $0, R6
+	BEQ done5
+
+row4:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	SUBS $1, R6
+	BNE row4
+
+done5:
+	MOV8(0, 4)
+	WIDEN(4, 3, 4)
+	MOVD channelArgs_probeInverse(R23), R5
+	SUBS $0, R5
+	BEQ divide6
+	ADD $channelArgs_probeInverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 3)
+	FMUL4D(14, 4, 4)
+	B divided7
+
+divide6:
+	ADD $channelArgs_probeCount, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 3)
+	FDIV4D(14, 4, 4)
+
+divided7:
+	NARROW(3, 4, 3)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 3, 3)
+	FSUB8(3, 3, 4)
+	FCMGE8(4, 4, 4)
+	AND8(4, 3, 3)
+	MOV8(3, 2)
+	EOR8(0, 0, 0)
+	EOR8(1, 1, 1)
+	MOVD R0, R5
+	MOVD channelArgs_rows(R23), R6
+	SUBS $4, R6
+	BLT rest9
+
+groups8:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
+	FADD8(7, 3, 3)
+	FADD8(8, 4, 4)
+	FLDPQ (R5), (F10, F11)
+	FADD8(5, 2, 5)
+	FMUL8(5, 5, 6)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $4, R6
+	BGE groups8
+
+rest9:
+	ADD $4, R6
+	SUBS $0, R6
+	BEQ done11
+
+row10:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $1, R6
+	BNE row10
+
+done11:
+	WIDEN(0, 3, 4)
+	WIDEN(1, 5, 6)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide12
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 7)
+	FMUL4D(14, 4, 8)
+	B divided13
+
+divide12:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 7)
+	FDIV4D(14, 4, 8)
+
+divided13:
+	FMUL4D(7, 3, 3)
+	FMUL4D(8, 4, 4)
+	FSUB4D(3, 5, 5)
+	FSUB4D(4, 6, 6)
+	WIDEN(2, 3, 4)
+	FSUB4D(3, 7, 7)
+	FSUB4D(4, 8, 8)
+	EOR8(2, 2, 2)
+	FADD4D(2, 7, 7)
+	FADD4D(2, 8, 8)
+	FMUL4D(7, 7, 3)
+	FMUL4D(8, 8, 4)
+	FMUL4D(2, 3, 3)
+	FMUL4D(2, 4, 4)
+	FADD4D(3, 5, 5)
+	FADD4D(4, 6, 6)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F10, F11), (R3)
+	FSTPQ (F12, F13), 32(R3)
+	NARROW(7, 8, 7)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 7, 7)
+	FSUB8(7, 7, 8)
+	FCMGE8(8, 8, 8)
+	AND8(8, 7, 7)
+	FSTPQ (F14, F15), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $64, R2
+	ADD $64, R3
+	SUBS $8, R7
+	BNE channels1
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -13145,12 +13331,13 @@ DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
 DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $11, R0
+	CMP $12, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1

@@ -46,7 +46,10 @@ type way struct {
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
 	// second level sooner.
 	inOrder bool
-	side    int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
+	// strips says that moments of cols are taken of 8 columns at a time: of few rows, whose
+	// values stay in a cache from the probe to the sums.
+	strips bool
+	side   int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
 
 	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
 	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
@@ -97,6 +100,9 @@ type limits struct {
 
 var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2,
 	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+
+// stripRows is the largest number of rows that are summed in strips.
+const stripRows = 32
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -186,6 +192,8 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 		tensors--
 	}
 	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
+	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.masked && g.windows == g.segments && g.height > 0 &&
+		g.height <= stripRows && 4*g.outer*g.channels*g.inner <= 2*l.l1
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {
@@ -228,6 +236,7 @@ func (w way) String() string {
 	add(w.turns, "turns")
 	add(w.stores, "stores g")
 	add(w.stream, "non-temporal")
+	add(w.strips, "strips")
 	add(w.inOrder && !w.stream, "in order")
 	add(w.side > 1, "%d rows as one", w.side)
 	return b.String()

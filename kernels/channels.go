@@ -28,6 +28,7 @@ var channelKernels = []channelKernel{
 	{"Affine", affineChannels},
 	{"Backward", backwardChannels},
 	{"Track", trackChannels},
+	{"Strip", stripChannels},
 }
 
 func (k channelKernel) function() string {
@@ -212,13 +213,18 @@ func (c *chans) store32(src pair, a array) {
 	c.store(src[0], mem{base: a.at})
 }
 
-// storeShift stores shiftFor (../stats.go) of a mean; src is lost.
-func (c *chans) storeShift(src pair, a array) {
+// shiftFor leaves shiftFor (../stats.go) of a mean in the first half of src.
+func (c *chans) shiftFor(src pair) {
 	c.round(src)
 	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
 	c.sub(src[1], src[0], src[0])
 	c.op(opLE, src[1], src[1], src[1])
 	c.op(opAnd, src[0], src[0], src[1])
+}
+
+// storeShift stores shiftFor of a mean; src is lost.
+func (c *chans) storeShift(src pair, a array) {
+	c.shiftFor(src)
 	c.store(src[0], mem{base: a.at})
 }
 
@@ -413,17 +419,19 @@ func mergeChannels(c *chans) {
 
 // divide sets dst to x/count. If count is a power of two, it multiplies by the inverse,
 // which takes less time and gives the same bits; t is a temporary.
-func (c *chans) divide(dst, x pair, t reg) {
+func (c *chans) divide(dst, x pair, t reg) { c.divideBy("count", "inverse", dst, x, t) }
+
+func (c *chans) divideBy(count, inverse string, dst, x pair, t reg) {
 	other, done := c.newLabel("divide"), c.newLabel("divided")
-	c.arg(t, "inverse")
+	c.arg(t, inverse)
 	c.subImm(t, 0)
 	c.branch(ifZero, other)
-	c.argAddr(t, "inverse")
+	c.argAddr(t, inverse)
 	c.broadcast64(constVec, mem{base: t})
 	c.mul64(dst, x, scalarPair(constVec))
 	c.jump(done)
 	c.label(other)
-	c.argAddr(t, "count")
+	c.argAddr(t, count)
 	c.broadcast64(constVec, mem{base: t})
 	c.div64(dst, x, scalarPair(constVec))
 	c.label(done)
@@ -740,6 +748,91 @@ func trackChannels(c *chans) {
 		c.mul64(b, b, scalarPair(factor))
 		c.update(r, b, weight, rest)
 		c.store32(r, running)
+	})
+}
+
+// stripChannels takes the moments of 8 columns at a time, whose values stay in the
+// first-level cache between the probe and the sums.
+func stripChannels(c *chans) {
+	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	stride, at, left := c.newReg(), c.newReg(), c.newReg()
+	c.arg(stride, "stride")
+	sums, k := c.pair(), c.newVec()
+	a, b, d := c.pair(), c.pair(), c.pair()
+	c.toFirst = true
+	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
+	// addends of a row; there are n of them.
+	sum := func(rows string, n int, value func(dst pair)) {
+		groups, rest, row, done := c.newLabel("groups"), c.newLabel("rest"), c.newLabel("row"), c.newLabel("done")
+		add := func(dst, src pair) {
+			for i := range n {
+				c.add(dst[i], dst[i], src[i])
+			}
+		}
+		next := func(dst pair) {
+			value(dst)
+			c.addReg(at, stride)
+		}
+		for i := range n {
+			c.zero(sums[i])
+		}
+		c.asm.move(at, x.at)
+		c.arg(left, rows)
+		c.subImm(left, groupSize)
+		c.branch(ifLess, rest)
+		c.label(groups)
+		next(a)
+		next(d)
+		add(a, d)
+		next(b)
+		next(d)
+		add(b, d)
+		add(a, b)
+		add(sums, a)
+		c.subImm(left, groupSize)
+		c.branch(ifNotLess, groups)
+		c.label(rest)
+		c.addImm(left, groupSize)
+		c.subImm(left, 0)
+		c.branch(ifZero, done)
+		c.label(row)
+		next(a)
+		add(sums, a)
+		c.subImm(left, 1)
+		c.branch(ifNotZero, row)
+		c.label(done)
+	}
+	c.loop(func() {
+		sum("probe", 1, func(dst pair) {
+			c.load(dst[0], mem{base: at})
+			c.prefetch(mem{base: at, off: cacheLine})
+		})
+		c.move(a[1], sums[0])
+		c.widen(a, a[1])
+		c.divideBy("probeCount", "probeInverse", a, a, at)
+		c.shiftFor(a)
+		c.move(k, a[0])
+		sum("rows", len(sums), func(dst pair) {
+			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
+			c.mul(dst[1], dst[0], dst[0])
+		})
+		// The moment of the window is that of the segment: merged with that of no values, it
+		// stays, apart from the signs of zeros, and from infinities times 0.
+		c.widen(a, sums[0])
+		c.widen(b, sums[1])
+		c.divide(d, a, at)
+		c.mul64(a, a, d)
+		c.sub64(b, b, a)
+		c.widen(a, k)
+		c.sub64(d, d, a)
+		c.zero(k)
+		c.add64(d, d, scalarPair(k))
+		c.mul64(a, d, d)
+		c.mul64(a, a, scalarPair(k))
+		c.add64(b, b, a)
+		c.store64(d, sumA)
+		c.store64(b, sumB)
+		c.storeShift(d, shift)
 	})
 }
 
