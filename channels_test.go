@@ -38,7 +38,7 @@ func (a *channelArgs) fields() map[string]field {
 		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1}, "dbeta": {f64: &a.dbeta, per: 1},
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
-		"x": {f32: &a.x, per: stripRows},
+		"x":    {f32: &a.x, per: stripRows},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
 	}
 }
