@@ -66,6 +66,7 @@ type workspace struct {
 	coef     []float32 // records of the constants of all channels, for the kernels
 	acc      []float32 // cols: sums, [segment][column]
 	shift    []float32 // cols: minus the shift K, [segment][column]
+	side     int       // cols: coef has the constants of so many rows, side by side
 	act      *actCode
 	gathered source
 
@@ -132,8 +133,12 @@ func (w *workspace) cut(segments, width int) {
 		return
 	}
 	padded := roundUp(width, lanes)
-	w.coef = w.float32s.cut(padded * coefLen)
-	if !w.masked && (width == g.channels || g.unit == 1 && g.channels%lanes == 0) { // the first columns are the channels
+	w.side = 1
+	if !w.masked {
+		w.side = w.plan.limits.side(g, w.plan.path)
+	}
+	w.coef = w.float32s.cut(roundUp(w.side*width, lanes) * coefLen)
+	if !w.masked && w.side == 1 && (width == g.channels || g.unit == 1 && g.channels%lanes == 0) { // the first columns are the channels
 		w.channels.fields = fields{w.coef, lanes, lanes * coefLen}
 	}
 	w.shift = w.float32s.cut(segments * padded)
@@ -326,7 +331,11 @@ func (w *workspace) leastOf(dy []float32) float64 {
 	n := g.outer * g.channels * g.inner
 	step := max(1, n/leastSample)
 	for i := 0; i < n; i += step {
-		if v := scalar.Abs(dy[w.element(i)]); v < least && v != 0 {
+		j := i
+		if w.source != nil {
+			j = w.element(i)
+		}
+		if v := scalar.Abs(dy[j]); v < least && v != 0 {
 			least = v
 		}
 	}

@@ -41,7 +41,7 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
-	each := roundUp(columns, lanes)
+	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
 	ch.fields = fields{w.float32s.cut(coefLen * each), each, lanes}
 	ch.ones, ch.zeros = w.float32s.cut(n), w.float32s.cut(n)
 	for i := range ch.ones {
@@ -77,7 +77,12 @@ type channelArgs struct {
 	step                 int // bytes from the constants of 8 channels to the next
 	count, weight, cross float64
 	inverse              float64 // 1/count if count is a power of two, otherwise 0
+	probeCount           float64
+	probeInverse         float64 // 1/probeCount, like inverse
 	epsilon, correction  float64
+	x                    []float32
+	rows, probe          int     // of x, and those of the probe
+	stride               int     // bytes from a row of x to the next
 	settled              float64 // bits: all ones where sums are final, 0 otherwise
 	extent               []float32
 	acc, shift           []float32
@@ -153,6 +158,11 @@ const (
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
 	// weight below 1.
 	channelTrack
+
+	// channelStrip takes the moments of count rows of x: it sums the first probeCount of them
+	// with a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums
+	// all with this shift, and folds as channelFold does into a segment of no values.
+	channelStrip
 )
 
 // mostChannels is the number of channels that are looked at together when one of them is
@@ -176,7 +186,7 @@ func (a *channelArgs) run(kernel int) {
 	if watched != nil {
 		watched(watchChannels, a.n)
 	}
-	a.inverse = inverseOfPower(a.count)
+	a.inverse, a.probeInverse = inverseOfPower(a.count), inverseOfPower(a.probeCount)
 	simdChannels(kernel, a)
 }
 
@@ -206,6 +216,20 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 		a := (*laneSums)(acc[c/lanes*2*lanes:])
 		foldChannel(sumA, sumB, shift, c, float64(a[c%lanes]), float64(a[c%lanes+lanes]), count, weight, cross)
 	}
+}
+
+// foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
+// x, stride values apart. It returns for how many columns it has done so, whole vectors.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int) int {
+	v := p.whole(len(sumA))
+	probe := min(rows, probeRows)
+	most := max(lanes, maxCall/rows&^(lanes-1))
+	for c := 0; c < v; c += most {
+		k := channelArgs{n: min(most, v-c), sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
+			count: float64(rows), probeCount: float64(probe)}
+		k.run(channelStrip)
+	}
+	return v
 }
 
 // reduceLanes sums the lanes of len(a) channels.
@@ -778,12 +802,17 @@ func (w *workspace) spread(c0, c1, first, last int) {
 	default:
 		for f := first; f <= last; f++ {
 			field := fields.of(f)
-			for j := g.channels; j < g.width; j += g.channels {
-				copyCut(field[j:g.width], field[:g.channels])
+			for c := range lanes - 1 {
+				field[g.channels+c] = field[c]
 			}
-			for j := 0; j < g.width; j += lanes {
-				v := *(*[lanes]float32)(field[j:]) // without a call, which copies that may overlap need
+		}
+		for j, c := 0, 0; j < w.side*g.width; j += lanes {
+			for f := first; f <= last; f++ {
+				v := *(*[lanes]float32)(fields.all[f*fields.next+c:]) // without a call, which copies that may overlap need
 				*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = v
+			}
+			for c += lanes; c >= g.channels; {
+				c -= g.channels
 			}
 		}
 	}

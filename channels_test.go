@@ -38,6 +38,7 @@ func (a *channelArgs) fields() map[string]field {
 		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1}, "dbeta": {f64: &a.dbeta, per: 1},
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
+		"x":    {f32: &a.x, per: stripRows},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
 	}
 }
@@ -87,11 +88,35 @@ func channelCases() map[string]channelCase {
 		"affine":                 {channelAffine, "mean invstd gamma beta", "scale neg a b", true, affineCase},
 		"backward":               {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2 gammaGrad betaGrad", true, backwardCase},
 		"backward without saved": {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2", true, backwardCase},
+		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
 			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
 			return true
 		}},
 	}
+}
+
+// stripCase takes the moment of a column as the kernels of cols and the functions for a
+// channel do.
+func stripCase(a *channelArgs, c int) bool {
+	at := func(r int) float32 { return a.x[r*a.stride/4+c] }
+	sum := func(rows int, k float32) (s, q float64) {
+		var acc laneSums
+		r := 0
+		for ; r+groupSize <= rows; r += groupSize {
+			addMoments4(&acc, 0, at(r)+k, at(r+1)+k, at(r+2)+k, at(r+3)+k)
+		}
+		for ; r < rows; r++ {
+			addMoments1(&acc, 0, at(r)+k)
+		}
+		return float64(acc[0]), float64(acc[lanes])
+	}
+	s, _ := sum(a.probe, 0)
+	a.shift[c] = shiftFor(s / a.probeCount)
+	s, q := sum(a.rows, a.shift[c])
+	a.sumA[c], a.sumB[c] = 0, 0
+	foldChannel(a.sumA, a.sumB, a.shift, c, s, q, a.count, 1, 0)
+	return true
 }
 
 func affineCase(a *channelArgs, c int) bool {
@@ -225,6 +250,11 @@ func (s *channelSet) set(seed uint64) {
 		a.epsilon = 0
 	}
 	a.cross = 1 - a.weight
+	if s.kernel == channelStrip {
+		a.rows, a.stride = 1+int(seed)%stripRows, 4*s.channels
+		a.probe = min(a.rows, probeRows)
+		a.count, a.probeCount = float64(a.rows), float64(a.probe)
+	}
 	mean := []float64{0, 100, -1e6}[seed%3]
 	inputs := strings.Fields(s.in)
 	for i, name := range append(inputs, strings.Fields(s.out)...) {

@@ -21,12 +21,14 @@ func (w *workspace) sumCols(t int) {
 
 // sumSpan takes the sums of the columns c to c+n-1 of a segment.
 func (w *workspace) sumSpan(seg, c, n int) {
-	g := w.geo
-	padded := roundUp(g.width, lanes)
-	k := columnSums{
-		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
-		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	if w.way.strips {
+		done := w.sumStrips(seg, c, n)
+		c, n = c+done, n-done
+		if n == 0 {
+			return
+		}
 	}
+	k := w.columnSums(seg, c, n)
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
 }
 
@@ -36,6 +38,32 @@ type columnSums struct {
 	acc, shift []float32
 	a, b       []float64
 	rest       int // the number of columns with a value in the incomplete row
+}
+
+// columnSums returns the sums of the columns c to c+n-1 of a segment.
+func (w *workspace) columnSums(seg, c, n int) columnSums {
+	g := w.geo
+	padded := roundUp(g.width, lanes)
+	return columnSums{
+		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
+		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	}
+}
+
+// sumStrips takes the sums of whole vectors of the columns c to c+n-1, if the segment is one
+// window. It returns how many columns these are.
+func (w *workspace) sumStrips(seg, c, n int) int {
+	g, path := w.geo, w.plan.path
+	r0, r1 := g.colWindow(seg)
+	k := w.columnSums(seg, c, n)
+	done := path.foldStrips(k.a, k.b, k.shift, w.sums.x[r0*g.width+c:], r1-r0, g.width)
+	if rest := min(k.rest, done); rest > 0 && r1 == g.height {
+		acc := k.acc[:roundUp(rest, lanes)*2]
+		clear(acc)
+		w.sumBlock(&k, c, r1, r1+1, rest)
+		path.foldColumns(k.a[:rest], k.b[:rest], acc, k.shift, float64(r1-r0), 1)
+	}
+	return done
 }
 
 // sumColumns takes the sums of columns window by window. sum adds the values of the rows
@@ -125,20 +153,33 @@ func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 func (w *workspace) applyCols(t int) {
 	g := w.geo
 	defer w.fence()
-	r0 := t * w.way.tile
+	// The sums have read the last rows last, which are in the caches still.
+	r0 := (ceilDiv(g.height, w.way.tile) - 1 - t) * w.way.tile
 	r1 := min(r0+w.way.tile, g.height)
-	w.writeBlock(r0*g.width, r1-r0, g.width)
-	if r1 == g.height && g.rest > 0 {
-		w.writeBlock(g.height*g.width, 1, g.rest)
+	n := (r1 - r0) * g.width
+	if r1 == g.height {
+		n += g.rest
+	}
+	width := g.width
+	if !w.someWide { // these are written carefully, row by row
+		width *= w.way.side
+	}
+	rest := n % width
+	if n >= width {
+		w.writeBlock(r0*g.width, n/width, width)
+	}
+	if rest > 0 {
+		w.writeBlock(r0*g.width+n-rest, 1, rest)
 	}
 }
 
-// writeBlock writes the outputs of rows of n columns, from index i on.
+// writeBlock writes the outputs of rows of n columns, from index i on. Columns beyond the
+// geometry's width are those of the next rows.
 func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		m := min(panel, n-p)
 		if !w.anyWideColumn(p, m) {
-			w.writePanel(i+p, p, rows, m)
+			w.writePanel(i+p, p, rows, m, n)
 			continue
 		}
 		// Columns are taken by cache lines. Lines with a wide channel are written carefully.
@@ -151,7 +192,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 			if careful {
 				w.writeColsCarefully(i+q, q, rows, end-q)
 			} else {
-				w.writePanel(i+q, q, rows, end-q)
+				w.writePanel(i+q, q, rows, end-q, n)
 			}
 			q = end
 		}
@@ -159,43 +200,15 @@ func (w *workspace) writeBlock(i, rows, n int) {
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
-// fit into the first-level cache. The first output has index i.
-func (w *workspace) writePanel(i, c, rows, n int) {
-	together := rows
-	if !w.way.stream && w.rowsCollide() {
-		together = 1
+// fit into the first-level cache. The rows are stride values apart, and the first output
+// has index i.
+func (w *workspace) writePanel(i, c, rows, n, stride int) {
+	k := w.apply.args(i)
+	k.coef = w.coef[c*coefLen:]
+	k.rows, k.n, k.stride = rows, n, stride
+	k.stream = w.apply.stream && k.aligned()
+	if w.way.inOrder || k.stream {
+		k.single = rows
 	}
-	for r := 0; r < rows; r += together {
-		k := w.apply.args(i + r*w.geo.width)
-		k.coef = w.coef[c*coefLen:]
-		k.rows, k.n, k.stride = together, n, w.geo.width
-		k.stream = w.apply.stream && k.aligned()
-		w.kernel(&w.apply, &k)
-	}
-}
-
-// rowsCollide reports whether the rows of a group lie so far apart that their cache
-// lines share a few sets of the first-level cache. Lines of many tensors evict each other
-// then before their second half is read. With one input, loads wait for stores at the same
-// offset in a page, while the constants of single rows cost little. It assumes that all
-// tensors begin at the same offset in a page.
-func (w *workspace) rowsCollide() bool {
-	if w.plan.path != PathAVX2 {
-		return false
-	}
-	tensors := 0
-	for _, t := range [...][]float32{w.apply.x, w.apply.dy, w.apply.res, w.apply.y, w.apply.dres} {
-		if t != nil {
-			tensors++
-		}
-	}
-	return collide(tensors, w.geo.width)
-}
-
-// collide is rowsCollide for the rows of so many tensors.
-func collide(tensors, width int) bool {
-	const waySize, ways = 4096, 8 // of a first-level cache on amd64
-	sets := waySize / gcd(4*width, waySize)
-	lines := tensors * groupSize / min(sets, groupSize) // in a set
-	return lines > ways || tensors == 2 && lines > groupSize/2
+	w.kernel(&w.apply, &k)
 }

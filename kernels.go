@@ -30,13 +30,16 @@ type kernelArgs struct {
 	// first sum and 8 of the second.
 	sums []float64
 
-	// In cols a call processes rows of n channels each, stride floats apart.
+	// In cols a call processes rows of n channels each, stride floats apart. Outputs are
+	// written in groups of groupSize rows, except for the last single rows, which are written
+	// one by one. Only these can have non-temporal stores.
 	//
 	// In rows it processes images, each of some rows of n values, one channel after
 	// the other. After each row there is a gap of rowGap floats, and after the last row's
 	// gap there are imageGap floats to the next image. Sums need stride as well, the
 	// floats from an image to the next.
 	rows, n, stride  int
+	single           int
 	rowGap, imageGap int
 
 	coefStep  int // rows: floats from a row's record to the next row's
@@ -61,8 +64,8 @@ type kernelArgs struct {
 	side, step int
 
 	act    *actCode // for the kernels that call an activation's function
-	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors
-	fetch  int      // distance of prefetches in bytes, in cols and in rows without sums; in rows 0: none
+	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors, and all rows are single
+	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -171,7 +174,7 @@ const (
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests
-// its operands.
+// its operands. Kernels in cols have none for withStream.
 const (
 	withResidual  = 1 << iota // res is read
 	withDResidual             // dres is written
@@ -243,7 +246,7 @@ func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 	if a.dres != nil && kernel != kernelMoments && kernel != kernelNormalize {
 		flags |= withDResidual
 	}
-	if a.stream && !takesSums(kernel) {
+	if a.stream && !takesSums(kernel) && l == rows { // kernels in cols test it
 		flags |= withStream
 	}
 	return kernelID(kernel, l, act.variant(), flags)

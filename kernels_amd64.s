@@ -567,9 +567,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
 	ADDQ $96, R9
@@ -598,11 +598,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $64, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (BX), Y0
 	VMOVUPS (CX), Y1
 	VMOVUPS 32(CX), Y2
@@ -631,7 +631,7 @@ tail6:
 	SHLQ $2, SI
 	ADDQ SI, AX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -643,9 +643,9 @@ next7:
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
@@ -690,9 +690,9 @@ next10:
 	SUBQ SI, AX
 	ADDQ DI, AX
 	SUBQ $1, DX
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -2676,6 +2676,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ DI, R8
 	ADDQ DI, R8
 	ADDQ DI, R8
+	MOVQ kernelArgs_single(R14), CX
+	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
 
@@ -2683,9 +2685,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2709,11 +2711,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2741,7 +2743,7 @@ tail6:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2755,32 +2757,36 @@ next7:
 
 rest2:
 	ADDQ $4, DX
+	MOVQ kernelArgs_single(R14), CX
+	ADDQ CX, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
-	VMOVUPS Y4, (BX)
+	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -2793,7 +2799,7 @@ tail9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -2801,9 +2807,59 @@ next10:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail15
+
+column14:
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	SUBQ $8, SI
+	JGE column14
+
+tail15:
+	ANDQ $7, SI
+	JEQ next16
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+next16:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	SUBQ SI, BX
+	ADDQ DI, AX
+	ADDQ DI, BX
+	SUBQ $1, DX
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -2825,6 +2881,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -2832,9 +2890,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2863,11 +2921,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2904,7 +2962,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2921,16 +2979,75 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column10
+
+tail11:
+	ANDQ $7, DI
+	JEQ next12
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next12:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2944,11 +3061,11 @@ column8:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -2964,7 +3081,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -2974,224 +3091,11 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func normalizeColsIdentityStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_rows(R14), DX
-	MOVQ kernelArgs_stride(R14), DI
-	MOVQ kernelArgs_fetch(R14), R9
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $32, SI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(CX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(CX), Y4, Y4
-	VADDPS 224(CX), Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(CX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(CX), Y4, Y4
-	VADDPS 384(CX), Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(CX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(CX), Y4, Y4
-	VADDPS 544(CX), Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $640, CX
-	SUBQ $32, SI
-	JGE many8
-
-few9:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT tail6
-
-column5:
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-tail6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	MOVQ kernelArgs_n(R14), SI
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsIdentityResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsIdentityResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(DX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(DX), Y4, Y4
-	VADDPS 224(DX), Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(DX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(DX), Y4, Y4
-	VADDPS 384(DX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(DX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(DX), Y4, Y4
-	VADDPS 544(DX), Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -3212,6 +3116,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ DI, R8
 	ADDQ DI, R8
 	ADDQ DI, R8
+	MOVQ kernelArgs_single(R14), CX
+	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
 
@@ -3219,9 +3125,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3257,11 +3163,11 @@ column5:
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3301,7 +3207,7 @@ tail6:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3315,16 +3221,20 @@ next7:
 
 rest2:
 	ADDQ $4, DX
+	MOVQ kernelArgs_single(R14), CX
+	ADDQ CX, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3334,16 +3244,16 @@ column8:
 	VXORPS Y5, Y5, Y5
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
-	VMOVUPS Y4, (BX)
+	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $160, CX
 	SUBQ $8, SI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VMOVUPS 64(CX), Y2
@@ -3359,7 +3269,7 @@ tail9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -3367,9 +3277,65 @@ next10:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	SUBQ $1, DX
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail15
+
+column14:
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVUPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $160, CX
+	SUBQ $8, SI
+	JGE column14
+
+tail15:
+	ANDQ $7, SI
+	JEQ next16
+	VMOVUPS (CX), Y0
+	VMOVUPS 32(CX), Y1
+	VMOVUPS 64(CX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, SI
+	ADDQ SI, AX
+	ADDQ SI, BX
+
+next16:
+	MOVQ kernelArgs_n(R14), SI
+	SHLQ $2, SI
+	SUBQ SI, AX
+	SUBQ SI, BX
+	ADDQ DI, AX
+	ADDQ DI, BX
+	SUBQ $1, DX
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -3391,6 +3357,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -3398,9 +3366,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3441,11 +3409,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3494,7 +3462,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3511,16 +3479,81 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VADDPS (AX), Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VADDPS (CX), Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMOVNTPS Y4, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column10
+
+tail11:
+	ANDQ $7, DI
+	JEQ next12
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
+	VMOVUPS 64(DX), Y2
+	VMASKMOVPS (AX), Y15, Y4
+	VADDPS Y4, Y0, Y4
+	VMULPS Y1, Y4, Y4
+	VADDPS Y2, Y4, Y4
+	VMASKMOVPS (CX), Y15, Y5
+	VADDPS Y5, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x12, Y5, Y4, Y5
+	VANDNPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (BX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next12:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3537,11 +3570,11 @@ column8:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
 	VMOVUPS 64(DX), Y2
@@ -3560,7 +3593,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3570,260 +3603,11 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func normalizeColsReLUStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_rows(R14), DX
-	MOVQ kernelArgs_stride(R14), DI
-	MOVQ kernelArgs_fetch(R14), R9
-	MOVQ kernelArgs_n(R14), SI
-	ANDQ $7, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
-	SHLQ $2, DI
-	MOVQ DI, R8
-	ADDQ DI, R8
-	ADDQ DI, R8
-	SUBQ $1, DX
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_n(R14), SI
-	SUBQ $32, SI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R9*1)
-	PREFETCHT0 64(AX)(R9*1)
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(CX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(CX), Y4, Y4
-	VADDPS 224(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(CX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(CX), Y4, Y4
-	VADDPS 384(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(CX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(CX), Y4, Y4
-	VADDPS 544(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $640, CX
-	SUBQ $32, SI
-	JGE many8
-
-few9:
-	ADDQ $32, SI
-	SUBQ $8, SI
-	JLT tail6
-
-column5:
-	VMOVUPS (CX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $160, CX
-	SUBQ $8, SI
-	JGE column5
-
-tail6:
-	ANDQ $7, SI
-	JEQ next7
-	VMOVUPS (CX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(CX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
-
-next7:
-	MOVQ kernelArgs_n(R14), SI
-	SHLQ $2, SI
-	SUBQ SI, AX
-	SUBQ SI, BX
-	ADDQ DI, AX
-	ADDQ DI, BX
-	SUBQ $1, DX
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func normalizeColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·normalizeColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_x(R14), AX
-	MOVQ kernelArgs_y(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	VMOVUPS 160(DX), Y0
-	VADDPS 32(AX), Y0, Y4
-	VMULPS 192(DX), Y4, Y4
-	VADDPS 224(DX), Y4, Y4
-	VADDPS 32(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 32(BX)
-	VMOVUPS 320(DX), Y0
-	VADDPS 64(AX), Y0, Y4
-	VMULPS 352(DX), Y4, Y4
-	VADDPS 384(DX), Y4, Y4
-	VADDPS 64(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 64(BX)
-	VMOVUPS 480(DX), Y0
-	VADDPS 96(AX), Y0, Y4
-	VMULPS 512(DX), Y4, Y4
-	VADDPS 544(DX), Y4, Y4
-	VADDPS 96(CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, 96(BX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y0
-	VADDPS (AX), Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VADDPS (CX), Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMOVNTPS Y4, (BX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y0
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS 32(DX), Y4, Y4
-	VADDPS 64(DX), Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -3848,19 +3632,18 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_res, CX)
 	ARG(kernelArgs_rows, SI)
 	ARG(kernelArgs_stride, R8)
-	ARG(kernelArgs_fetch, R10)
 	ARG(kernelArgs_n, DI)
 	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
+	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
+	SUBQ DI, R10
+	VMOVDQU (R10), Y15
 	SHLQ $2, R8
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
-	CMPQ 312(R14), $0
-	JNE with5
+	ARG(kernelArgs_single, DX)
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -3868,9 +3651,9 @@ groups1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
-	JLT tail7
+	JLT tail5
 
-column6:
+column4:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -3887,13 +3670,13 @@ column6:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R8*1), Y3, Y3
 	VADDPS (CX)(R8*2), Y4, Y4
 	VADDPS (CX)(R9*1), Y5, Y5
 
-without9:
+without7:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS Y2, (BX)
@@ -3905,11 +3688,11 @@ without9:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column6
+	JGE column4
 
-tail7:
+tail5:
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next6
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -3930,7 +3713,7 @@ tail7:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without10
+	JEQ without8
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R8*1), Y15, Y9
@@ -3940,7 +3723,7 @@ tail7:
 	VMASKMOVPS (CX)(R9*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without10:
+without8:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
@@ -3952,7 +3735,7 @@ without10:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next8:
+next6:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -3969,26 +3752,18 @@ next8:
 
 rest2:
 	ADDQ $4, SI
-
-with5:
+	ARG(kernelArgs_single, DX)
+	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row9:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
-	JLT few15
+	JLT few14
 
-many14:
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	CMPQ 296(R14), $0
-	JEQ without16
-	PREFETCHT0 (CX)(R10*1)
-	PREFETCHT0 64(CX)(R10*1)
-
-without16:
+many13:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4014,43 +3789,43 @@ without16:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without17
+	JEQ without15
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without17:
+without15:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without18
+	JEQ without16
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
-	JMP chosen19
+	JMP chosen17
 
-without18:
+without16:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
 
-chosen19:
+chosen17:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $640, DX
 	SUBQ $32, DI
-	JGE many14
+	JGE many13
 
-few15:
+few14:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT tail12
+	JLT tail11
 
-column11:
+column10:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4058,34 +3833,34 @@ column11:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without20
+	JEQ without18
 	VADDPS (CX), Y2, Y2
 
-without20:
+without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without21
+	JEQ without19
 	VMOVNTPS Y2, (BX)
-	JMP chosen22
+	JMP chosen20
 
-without21:
+without19:
 	VMOVUPS Y2, (BX)
 
-chosen22:
+chosen20:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column11
+	JGE column10
 
-tail12:
+tail11:
 	ANDQ $7, DI
-	JEQ next13
+	JEQ next12
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
 	VMOVUPS 64(DX), Y8
@@ -4094,11 +3869,11 @@ tail12:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without23
+	JEQ without21
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without23:
+without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -4110,7 +3885,7 @@ without23:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next13:
+next12:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -4120,9 +3895,9 @@ next13:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7009,9 +6784,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
 	PREFETCHT1 (AX)(R10*1)
@@ -7047,11 +6822,11 @@ column5:
 	ADDQ $160, CX
 	ADDQ $64, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y2
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -7085,7 +6860,7 @@ tail6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -7100,9 +6875,9 @@ next7:
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
@@ -7153,9 +6928,9 @@ next10:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $1, SI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7185,9 +6960,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
 	PREFETCHT1 (AX)(R10*1)
@@ -7245,11 +7020,11 @@ column5:
 	ADDQ $160, CX
 	ADDQ $64, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y4
 	VMOVUPS 32(CX), Y2
 	VMOVUPS 64(CX), Y3
@@ -7305,7 +7080,7 @@ tail6:
 	ADDQ DI, AX
 	ADDQ DI, BX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -7320,9 +7095,9 @@ next7:
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
@@ -7387,9 +7162,9 @@ next10:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $1, SI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7420,9 +7195,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R11*1)
 	PREFETCHT1 64(BX)(R11*1)
 	PREFETCHT1 (AX)(R11*1)
@@ -7487,11 +7262,11 @@ column5:
 	ADDQ $160, DX
 	ADDQ $64, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -7556,7 +7331,7 @@ tail6:
 	ADDQ R8, BX
 	ADDQ R8, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -7574,9 +7349,9 @@ next7:
 rest2:
 	ADDQ $4, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
@@ -7648,9 +7423,9 @@ next10:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $1, DI
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -7695,19 +7470,19 @@ groups1:
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (BX)(R12*1)
 	PREFETCHT1 64(BX)(R12*1)
 	PREFETCHT1 (AX)(R12*1)
 	PREFETCHT1 64(AX)(R12*1)
 	CMPQ 296(R14), $0
-	JEQ without8
+	JEQ without7
 	PREFETCHT1 (CX)(R12*1)
 	PREFETCHT1 64(CX)(R12*1)
 
-without8:
+without7:
 	ADDQ $96, R12
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
@@ -7727,13 +7502,13 @@ without8:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without8
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
 
-without9:
+without8:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
@@ -7742,13 +7517,13 @@ without9:
 	VMULPS (AX)(R10*2), Y4, Y4
 	VMULPS (AX)(R11*1), Y5, Y5
 	CMPQ 304(R14), $0
-	JEQ without10
+	JEQ without9
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R10*1)
 	VMOVUPS Y4, (DX)(R10*2)
 	VMOVUPS Y5, (DX)(R11*1)
 
-without10:
+without9:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R10*1), Y8, Y12
@@ -7774,11 +7549,11 @@ without10:
 	ADDQ $160, SI
 	ADDQ $64, DI
 	SUBQ $8, R9
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VMOVUPS (SI), Y8
@@ -7801,7 +7576,7 @@ tail6:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without11
+	JEQ without10
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R10*1), Y15, Y9
@@ -7811,7 +7586,7 @@ tail6:
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without11:
+without10:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (SI), Y8
@@ -7824,13 +7599,13 @@ without11:
 	VMASKMOVPS (AX)(R11*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
 	CMPQ 304(R14), $0
-	JEQ without12
+	JEQ without11
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R10*1)
 	VMASKMOVPS Y4, Y15, (DX)(R10*2)
 	VMASKMOVPS Y5, Y15, (DX)(R11*1)
 
-without12:
+without11:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -7859,7 +7634,7 @@ without12:
 	ADDQ R9, CX
 	ADDQ R9, DX
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -7880,9 +7655,9 @@ next7:
 rest2:
 	ADDQ $4, R8
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
 
-single3:
+row12:
 	ARG(kernelArgs_coef, SI)
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
@@ -7986,9 +7761,9 @@ next15:
 	ADDQ R10, CX
 	ADDQ R10, DX
 	SUBQ $1, R8
-	JGE single3
+	JGE row12
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -11718,6 +11493,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -11725,9 +11502,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11765,11 +11542,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11811,7 +11588,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11828,16 +11605,20 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11848,17 +11629,17 @@ column8:
 	VMULPS Y1, Y4, Y4
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
-	VMOVUPS Y6, (CX)
+	VMOVNTPS Y6, (CX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
 	VMOVUPS 96(DX), Y0
@@ -11876,7 +11657,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -11886,9 +11667,71 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVUPS Y6, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column14
+
+tail15:
+	ANDQ $7, DI
+	JEQ next16
+	VMOVUPS (DX), Y2
+	VMOVUPS 32(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next16:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -11911,6 +11754,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -11918,9 +11763,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -11963,11 +11808,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12014,7 +11859,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12034,16 +11879,86 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y2, Y4
+	VMOVUPS (AX), Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMOVNTPS Y6, (CX)
+	VMOVNTPS Y5, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column10
+
+tail11:
+	ANDQ $7, R8
+	JEQ next12
+	VMOVUPS (SI), Y2
+	VMOVUPS 32(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y4
+	VADDPS Y4, Y2, Y4
+	VMASKMOVPS (AX), Y15, Y5
+	VSUBPS Y0, Y5, Y6
+	VMULPS Y1, Y4, Y4
+	VSUBPS Y4, Y6, Y6
+	VMULPS Y3, Y6, Y6
+	VMASKMOVPS Y6, Y15, (CX)
+	VMASKMOVPS Y5, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next12:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12062,11 +11977,11 @@ column8:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next16
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
 	VMOVUPS 96(SI), Y0
@@ -12086,7 +12001,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12098,273 +12013,11 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func inputGradColsIdentityStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R10*1)
-	PREFETCHT0 64(BX)(R10*1)
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	VMOVUPS (DX), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVUPS 160(DX), Y2
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS 256(DX), Y5, Y6
-	VMULPS 288(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 192(DX), Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VMOVUPS 320(DX), Y2
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS 416(DX), Y5, Y6
-	VMULPS 448(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 352(DX), Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VMOVUPS 480(DX), Y2
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS 576(DX), Y5, Y6
-	VMULPS 608(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 512(DX), Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y2
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS 96(DX), Y5, Y6
-	VMULPS 128(DX), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(DX), Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsIdentityDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_dres(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	VMOVUPS (SI), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	VMOVUPS 160(SI), Y2
-	VADDPS 32(BX), Y2, Y4
-	VMOVUPS 32(AX), Y5
-	VSUBPS 256(SI), Y5, Y6
-	VMULPS 288(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 192(SI), Y6, Y6
-	VMOVNTPS Y6, 32(CX)
-	VMOVNTPS Y5, 32(DX)
-	VMOVUPS 320(SI), Y2
-	VADDPS 64(BX), Y2, Y4
-	VMOVUPS 64(AX), Y5
-	VSUBPS 416(SI), Y5, Y6
-	VMULPS 448(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 352(SI), Y6, Y6
-	VMOVNTPS Y6, 64(CX)
-	VMOVNTPS Y5, 64(DX)
-	VMOVUPS 480(SI), Y2
-	VADDPS 96(BX), Y2, Y4
-	VMOVUPS 96(AX), Y5
-	VSUBPS 576(SI), Y5, Y6
-	VMULPS 608(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 512(SI), Y6, Y6
-	VMOVNTPS Y6, 96(CX)
-	VMOVNTPS Y5, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y2
-	VADDPS (BX), Y2, Y4
-	VMOVUPS (AX), Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMOVNTPS Y6, (CX)
-	VMOVNTPS Y5, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y2
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS 96(SI), Y5, Y6
-	VMULPS 128(SI), Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS 32(SI), Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -12386,6 +12039,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ R8, R9
 	ADDQ R8, R9
 	ADDQ R8, R9
+	MOVQ kernelArgs_single(R14), DX
+	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
 
@@ -12393,9 +12048,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12454,11 +12109,11 @@ column5:
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, DI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12521,7 +12176,7 @@ tail6:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -12538,16 +12193,20 @@ next7:
 
 rest2:
 	ADDQ $4, SI
+	MOVQ kernelArgs_single(R14), DX
+	ADDQ DX, SI
 	SUBQ $1, SI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12564,17 +12223,17 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
+	VMOVNTPS Y7, (CX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $160, DX
 	SUBQ $8, DI
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next12
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
 	VMOVUPS 64(DX), Y3
@@ -12598,7 +12257,7 @@ tail9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
 	SUBQ DI, AX
@@ -12608,9 +12267,83 @@ next10:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	SUBQ $1, SI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DX
+	MOVQ kernelArgs_n(R14), DI
+	SUBQ $8, DI
+	JLT tail15
+
+column14:
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $160, DX
+	SUBQ $8, DI
+	JGE column14
+
+tail15:
+	ANDQ $7, DI
+	JEQ next16
+	VMOVUPS (DX), Y4
+	VMOVUPS 32(DX), Y2
+	VMOVUPS 64(DX), Y3
+	VMOVUPS 96(DX), Y0
+	VMOVUPS 128(DX), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	SHLQ $2, DI
+	ADDQ DI, AX
+	ADDQ DI, BX
+	ADDQ DI, CX
+
+next16:
+	MOVQ kernelArgs_n(R14), DI
+	SHLQ $2, DI
+	SUBQ DI, AX
+	SUBQ DI, BX
+	SUBQ DI, CX
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	SUBQ $1, SI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -12633,6 +12366,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -12640,9 +12375,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12706,11 +12441,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12782,7 +12517,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12802,16 +12537,20 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12829,18 +12568,18 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (DX)
+	VMOVNTPS Y7, (DX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next12
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12867,7 +12606,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -12879,9 +12618,90 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column14
+
+tail15:
+	ANDQ $7, R8
+	JEQ next16
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next16:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -12904,6 +12724,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R9, R10
 	ADDQ R9, R10
 	ADDQ R9, R10
+	MOVQ kernelArgs_single(R14), SI
+	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
 
@@ -12911,9 +12733,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -12977,11 +12799,11 @@ column5:
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R8
-	JEQ next7
+	JEQ next6
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13049,7 +12871,7 @@ tail6:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -13069,16 +12891,20 @@ next7:
 
 rest2:
 	ADDQ $4, DI
+	MOVQ kernelArgs_single(R14), SI
+	ADDQ SI, DI
 	SUBQ $1, DI
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13095,19 +12921,19 @@ column8:
 	VMULPS Y1, Y5, Y5
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y6, (DX)
+	VMOVNTPS Y7, (CX)
+	VMOVNTPS Y6, (DX)
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $160, SI
 	SUBQ $8, R8
-	JGE column8
+	JGE column10
 
-tail9:
+tail11:
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next12
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
 	VMOVUPS 64(SI), Y3
@@ -13133,7 +12959,7 @@ tail9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-next10:
+next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
 	SUBQ R8, AX
@@ -13145,9 +12971,89 @@ next10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	SUBQ $1, DI
-	JGE single3
+	JGE row9
+	JMP chosen8
 
-done4:
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), SI
+	MOVQ kernelArgs_n(R14), R8
+	SUBQ $8, R8
+	JLT tail15
+
+column14:
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y6, (DX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $160, SI
+	SUBQ $8, R8
+	JGE column14
+
+tail15:
+	ANDQ $7, R8
+	JEQ next16
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y2
+	VMOVUPS 64(SI), Y3
+	VMOVUPS 96(SI), Y0
+	VMOVUPS 128(SI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (CX)
+	VMASKMOVPS Y6, Y15, (DX)
+	SHLQ $2, R8
+	ADDQ R8, AX
+	ADDQ R8, BX
+	ADDQ R8, CX
+	ADDQ R8, DX
+
+next16:
+	MOVQ kernelArgs_n(R14), R8
+	SHLQ $2, R8
+	SUBQ R8, AX
+	SUBQ R8, BX
+	SUBQ R8, CX
+	SUBQ R8, DX
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	SUBQ $1, DI
+	JGE row13
+
+chosen8:
+
+done3:
 	VZEROUPPER
 	RET
 
@@ -13171,6 +13077,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
+	MOVQ kernelArgs_single(R14), DI
+	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
 
@@ -13178,9 +13086,9 @@ groups1:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13249,11 +13157,11 @@ column5:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, R9
-	JEQ next7
+	JEQ next6
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13330,7 +13238,7 @@ tail6:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -13353,16 +13261,105 @@ next7:
 
 rest2:
 	ADDQ $4, R8
+	MOVQ kernelArgs_single(R14), DI
+	ADDQ DI, R8
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without7
 
-single3:
+row9:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
-	JLT tail9
+	JLT tail11
 
-column8:
+column10:
+	VMOVUPS (DI), Y4
+	VMOVUPS 32(DI), Y2
+	VMOVUPS 64(DI), Y3
+	VMOVUPS 96(DI), Y0
+	VMOVUPS 128(DI), Y1
+	VADDPS (BX), Y4, Y5
+	VMOVUPS (AX), Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VADDPS (CX), Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMOVNTPS Y7, (DX)
+	VMOVNTPS Y6, (SI)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $32, CX
+	ADDQ $32, DX
+	ADDQ $32, SI
+	ADDQ $160, DI
+	SUBQ $8, R9
+	JGE column10
+
+tail11:
+	ANDQ $7, R9
+	JEQ next12
+	VMOVUPS (DI), Y4
+	VMOVUPS 32(DI), Y2
+	VMOVUPS 64(DI), Y3
+	VMOVUPS 96(DI), Y0
+	VMOVUPS 128(DI), Y1
+	VMASKMOVPS (BX), Y15, Y5
+	VADDPS Y5, Y4, Y5
+	VMASKMOVPS (AX), Y15, Y6
+	VMULPS Y2, Y5, Y8
+	VADDPS Y3, Y8, Y8
+	VMASKMOVPS (CX), Y15, Y9
+	VADDPS Y9, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VCMPPS $0x1e, Y9, Y8, Y9
+	VANDPS Y6, Y9, Y6
+	VSUBPS Y0, Y6, Y7
+	VMULPS Y1, Y5, Y5
+	VSUBPS Y5, Y7, Y7
+	VMULPS Y2, Y7, Y7
+	VMASKMOVPS Y7, Y15, (DX)
+	VMASKMOVPS Y6, Y15, (SI)
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	ADDQ R9, CX
+	ADDQ R9, DX
+	ADDQ R9, SI
+
+next12:
+	MOVQ kernelArgs_n(R14), R9
+	SHLQ $2, R9
+	SUBQ R9, AX
+	SUBQ R9, BX
+	SUBQ R9, CX
+	SUBQ R9, DX
+	SUBQ R9, SI
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	ADDQ R10, DX
+	ADDQ R10, SI
+	SUBQ $1, R8
+	JGE row9
+	JMP chosen8
+
+without7:
+
+row13:
+	MOVQ kernelArgs_coef(R14), DI
+	MOVQ kernelArgs_n(R14), R9
+	SUBQ $8, R9
+	JLT tail15
+
+column14:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13389,11 +13386,11 @@ column8:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column8
+	JGE column14
 
-tail9:
+tail15:
 	ANDQ $7, R9
-	JEQ next10
+	JEQ next16
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
 	VMOVUPS 64(DI), Y3
@@ -13422,7 +13419,7 @@ tail9:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next10:
+next16:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -13436,687 +13433,11 @@ next10:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE single3
+	JGE row13
 
-done4:
-	VZEROUPPER
-	RET
+chosen8:
 
-// func inputGradColsReLUStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_rows(R14), SI
-	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_fetch(R14), R10
-	MOVQ kernelArgs_n(R14), DI
-	ANDQ $7, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
-	SHLQ $2, R8
-	MOVQ R8, R9
-	ADDQ R8, R9
-	ADDQ R8, R9
-	SUBQ $1, SI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_n(R14), DI
-	SUBQ $32, DI
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R10*1)
-	PREFETCHT0 64(BX)(R10*1)
-	PREFETCHT0 (AX)(R10*1)
-	PREFETCHT0 64(AX)(R10*1)
-	VMOVUPS (DX), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVUPS 160(DX), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(DX), Y5, Y8
-	VADDPS 224(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(DX), Y6, Y7
-	VMULPS 288(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(DX), Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VMOVUPS 320(DX), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(DX), Y5, Y8
-	VADDPS 384(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(DX), Y6, Y7
-	VMULPS 448(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(DX), Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VMOVUPS 480(DX), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(DX), Y5, Y8
-	VADDPS 544(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(DX), Y6, Y7
-	VMULPS 608(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(DX), Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $640, DX
-	SUBQ $32, DI
-	JGE many8
-
-few9:
-	ADDQ $32, DI
-	SUBQ $8, DI
-	JLT tail6
-
-column5:
-	VMOVUPS (DX), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $160, DX
-	SUBQ $8, DI
-	JGE column5
-
-tail6:
-	ANDQ $7, DI
-	JEQ next7
-	VMOVUPS (DX), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(DX), Y5, Y8
-	VADDPS 64(DX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DX), Y6, Y7
-	VMULPS 128(DX), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DX), Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-next7:
-	MOVQ kernelArgs_n(R14), DI
-	SHLQ $2, DI
-	SUBQ DI, AX
-	SUBQ DI, BX
-	SUBQ DI, CX
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	SUBQ $1, SI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_y(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	PREFETCHT0 (CX)(R11*1)
-	PREFETCHT0 64(CX)(R11*1)
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVUPS 160(SI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(SI), Y5, Y8
-	VADDPS 224(SI), Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(SI), Y6, Y7
-	VMULPS 288(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(SI), Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VMOVUPS 320(SI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(SI), Y5, Y8
-	VADDPS 384(SI), Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(SI), Y6, Y7
-	VMULPS 448(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(SI), Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VMOVUPS 480(SI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(SI), Y5, Y8
-	VADDPS 544(SI), Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(SI), Y6, Y7
-	VMULPS 608(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(SI), Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_dres(R14), DX
-	MOVQ kernelArgs_rows(R14), DI
-	MOVQ kernelArgs_stride(R14), R9
-	MOVQ kernelArgs_fetch(R14), R11
-	MOVQ kernelArgs_n(R14), R8
-	ANDQ $7, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
-	SHLQ $2, R9
-	MOVQ R9, R10
-	ADDQ R9, R10
-	ADDQ R9, R10
-	SUBQ $1, DI
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), SI
-	MOVQ kernelArgs_n(R14), R8
-	SUBQ $32, R8
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R11*1)
-	PREFETCHT0 64(BX)(R11*1)
-	PREFETCHT0 (AX)(R11*1)
-	PREFETCHT0 64(AX)(R11*1)
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	VMOVUPS 160(SI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(SI), Y5, Y8
-	VADDPS 224(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(SI), Y6, Y7
-	VMULPS 288(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(SI), Y7, Y7
-	VMOVNTPS Y7, 32(CX)
-	VMOVNTPS Y6, 32(DX)
-	VMOVUPS 320(SI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(SI), Y5, Y8
-	VADDPS 384(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(SI), Y6, Y7
-	VMULPS 448(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(SI), Y7, Y7
-	VMOVNTPS Y7, 64(CX)
-	VMOVNTPS Y6, 64(DX)
-	VMOVUPS 480(SI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(SI), Y5, Y8
-	VADDPS 544(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(SI), Y6, Y7
-	VMULPS 608(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(SI), Y7, Y7
-	VMOVNTPS Y7, 96(CX)
-	VMOVNTPS Y6, 96(DX)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $640, SI
-	SUBQ $32, R8
-	JGE many8
-
-few9:
-	ADDQ $32, R8
-	SUBQ $8, R8
-	JLT tail6
-
-column5:
-	VMOVUPS (SI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMOVNTPS Y7, (CX)
-	VMOVNTPS Y6, (DX)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $160, SI
-	SUBQ $8, R8
-	JGE column5
-
-tail6:
-	ANDQ $7, R8
-	JEQ next7
-	VMOVUPS (SI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(SI), Y5, Y8
-	VADDPS 64(SI), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(SI), Y6, Y7
-	VMULPS 128(SI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(SI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
-
-next7:
-	MOVQ kernelArgs_n(R14), R8
-	SHLQ $2, R8
-	SUBQ R8, AX
-	SUBQ R8, BX
-	SUBQ R8, CX
-	SUBQ R8, DX
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	SUBQ $1, DI
-	JGE single3
-
-done4:
-	VZEROUPPER
-	RET
-
-// func inputGradColsReLUResidualDResidualStream(id int, a *kernelArgs)
-TEXT ·inputGradColsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
-	MOVQ a+8(FP), R14
-	MOVQ kernelArgs_dy(R14), AX
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_res(R14), CX
-	MOVQ kernelArgs_y(R14), DX
-	MOVQ kernelArgs_dres(R14), SI
-	MOVQ kernelArgs_rows(R14), R8
-	MOVQ kernelArgs_stride(R14), R10
-	MOVQ kernelArgs_fetch(R14), R12
-	MOVQ kernelArgs_n(R14), R9
-	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
-	SHLQ $2, R10
-	MOVQ R10, R11
-	ADDQ R10, R11
-	ADDQ R10, R11
-	SUBQ $1, R8
-	JLT done4
-
-single3:
-	MOVQ kernelArgs_coef(R14), DI
-	MOVQ kernelArgs_n(R14), R9
-	SUBQ $32, R9
-	JLT few9
-
-many8:
-	PREFETCHT0 (BX)(R12*1)
-	PREFETCHT0 64(BX)(R12*1)
-	PREFETCHT0 (AX)(R12*1)
-	PREFETCHT0 64(AX)(R12*1)
-	PREFETCHT0 (CX)(R12*1)
-	PREFETCHT0 64(CX)(R12*1)
-	VMOVUPS (DI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	VMOVUPS 160(DI), Y4
-	VADDPS 32(BX), Y4, Y5
-	VMOVUPS 32(AX), Y6
-	VMULPS 192(DI), Y5, Y8
-	VADDPS 224(DI), Y8, Y8
-	VADDPS 32(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 256(DI), Y6, Y7
-	VMULPS 288(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 192(DI), Y7, Y7
-	VMOVNTPS Y7, 32(DX)
-	VMOVNTPS Y6, 32(SI)
-	VMOVUPS 320(DI), Y4
-	VADDPS 64(BX), Y4, Y5
-	VMOVUPS 64(AX), Y6
-	VMULPS 352(DI), Y5, Y8
-	VADDPS 384(DI), Y8, Y8
-	VADDPS 64(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 416(DI), Y6, Y7
-	VMULPS 448(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 352(DI), Y7, Y7
-	VMOVNTPS Y7, 64(DX)
-	VMOVNTPS Y6, 64(SI)
-	VMOVUPS 480(DI), Y4
-	VADDPS 96(BX), Y4, Y5
-	VMOVUPS 96(AX), Y6
-	VMULPS 512(DI), Y5, Y8
-	VADDPS 544(DI), Y8, Y8
-	VADDPS 96(CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 576(DI), Y6, Y7
-	VMULPS 608(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 512(DI), Y7, Y7
-	VMOVNTPS Y7, 96(DX)
-	VMOVNTPS Y6, 96(SI)
-	ADDQ $128, AX
-	ADDQ $128, BX
-	ADDQ $128, CX
-	ADDQ $128, DX
-	ADDQ $128, SI
-	ADDQ $640, DI
-	SUBQ $32, R9
-	JGE many8
-
-few9:
-	ADDQ $32, R9
-	SUBQ $8, R9
-	JLT tail6
-
-column5:
-	VMOVUPS (DI), Y4
-	VADDPS (BX), Y4, Y5
-	VMOVUPS (AX), Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VADDPS (CX), Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMOVNTPS Y7, (DX)
-	VMOVNTPS Y6, (SI)
-	ADDQ $32, AX
-	ADDQ $32, BX
-	ADDQ $32, CX
-	ADDQ $32, DX
-	ADDQ $32, SI
-	ADDQ $160, DI
-	SUBQ $8, R9
-	JGE column5
-
-tail6:
-	ANDQ $7, R9
-	JEQ next7
-	VMOVUPS (DI), Y4
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS 32(DI), Y5, Y8
-	VADDPS 64(DI), Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS 96(DI), Y6, Y7
-	VMULPS 128(DI), Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS 32(DI), Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-next7:
-	MOVQ kernelArgs_n(R14), R9
-	SHLQ $2, R9
-	SUBQ R9, AX
-	SUBQ R9, BX
-	SUBQ R9, CX
-	SUBQ R9, DX
-	SUBQ R9, SI
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
-	ADDQ R10, SI
-	SUBQ $1, R8
-	JGE single3
-
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14145,19 +13466,18 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_dres, SI)
 	ARG(kernelArgs_rows, R8)
 	ARG(kernelArgs_stride, R10)
-	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_n, R9)
 	ANDQ $7, R9
-	LEAQ maskTable<>+32(SB), R13
+	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
+	SUBQ R9, R12
+	VMOVDQU (R12), Y15
 	SHLQ $2, R10
 	MOVQ R10, R11
 	ADDQ R10, R11
 	ADDQ R10, R11
-	CMPQ 312(R14), $0
-	JNE with5
+	ARG(kernelArgs_single, DI)
+	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
 
@@ -14165,9 +13485,9 @@ groups1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
-	JLT tail7
+	JLT tail5
 
-column6:
+column4:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14184,13 +13504,13 @@ column6:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
 
-without9:
+without7:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (DI), Y10
@@ -14226,13 +13546,13 @@ without9:
 	VMOVUPS Y12, (DX)(R10*2)
 	VMOVUPS Y13, (DX)(R11*1)
 	CMPQ 304(R14), $0
-	JEQ without10
+	JEQ without8
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, (SI)(R10*1)
 	VMOVUPS Y4, (SI)(R10*2)
 	VMOVUPS Y5, (SI)(R11*1)
 
-without10:
+without8:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -14240,11 +13560,11 @@ without10:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column6
+	JGE column4
 
-tail7:
+tail5:
 	ANDQ $7, R9
-	JEQ next8
+	JEQ next6
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14265,7 +13585,7 @@ tail7:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without11
+	JEQ without9
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 	VMASKMOVPS (CX)(R10*1), Y15, Y11
@@ -14275,7 +13595,7 @@ tail7:
 	VMASKMOVPS (CX)(R11*1), Y15, Y11
 	VADDPS Y11, Y5, Y5
 
-without11:
+without9:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMOVUPS (DI), Y10
@@ -14319,13 +13639,13 @@ without11:
 	VMASKMOVPS Y12, Y15, (DX)(R10*2)
 	VMASKMOVPS Y13, Y15, (DX)(R11*1)
 	CMPQ 304(R14), $0
-	JEQ without12
+	JEQ without10
 	VMASKMOVPS Y2, Y15, (SI)
 	VMASKMOVPS Y3, Y15, (SI)(R10*1)
 	VMASKMOVPS Y4, Y15, (SI)(R10*2)
 	VMASKMOVPS Y5, Y15, (SI)(R11*1)
 
-without12:
+without10:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -14333,7 +13653,7 @@ without12:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next8:
+next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -14356,28 +13676,18 @@ next8:
 
 rest2:
 	ADDQ $4, R8
-
-with5:
+	ARG(kernelArgs_single, DI)
+	ADDQ DI, R8
 	SUBQ $1, R8
-	JLT done4
+	JLT done3
 
-single3:
+row11:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
-	JLT few17
+	JLT few16
 
-many16:
-	PREFETCHT0 (BX)(R12*1)
-	PREFETCHT0 64(BX)(R12*1)
-	PREFETCHT0 (AX)(R12*1)
-	PREFETCHT0 64(AX)(R12*1)
-	CMPQ 296(R14), $0
-	JEQ without18
-	PREFETCHT0 (CX)(R12*1)
-	PREFETCHT0 64(CX)(R12*1)
-
-without18:
+many15:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14403,13 +13713,13 @@ without18:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without19
+	JEQ without17
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without19:
+without17:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VMULPS (AX), Y2, Y2
@@ -14453,39 +13763,39 @@ without19:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	CMPQ 312(R14), $0
-	JEQ without20
+	JEQ without18
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	JMP chosen21
+	JMP chosen19
 
-without20:
+without18:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
 
-chosen21:
+chosen19:
 	CMPQ 304(R14), $0
-	JEQ without22
+	JEQ without20
 	CMPQ 312(R14), $0
-	JEQ without23
+	JEQ without21
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
-	JMP chosen24
+	JMP chosen22
 
-without23:
+without21:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
 
-chosen24:
+chosen22:
 
-without22:
+without20:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -14493,14 +13803,14 @@ without22:
 	ADDQ $128, SI
 	ADDQ $640, DI
 	SUBQ $32, R9
-	JGE many16
+	JGE many15
 
-few17:
+few16:
 	ADDQ $32, R9
 	SUBQ $8, R9
-	JLT tail14
+	JLT tail13
 
-column13:
+column12:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14508,10 +13818,10 @@ column13:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without25
+	JEQ without23
 	VADDPS (CX), Y2, Y2
 
-without25:
+without23:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -14528,27 +13838,27 @@ without25:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 312(R14), $0
-	JEQ without26
+	JEQ without24
 	VMOVNTPS Y0, (DX)
-	JMP chosen27
+	JMP chosen25
 
-without26:
+without24:
 	VMOVUPS Y0, (DX)
 
-chosen27:
+chosen25:
 	CMPQ 304(R14), $0
-	JEQ without28
+	JEQ without26
 	CMPQ 312(R14), $0
-	JEQ without29
+	JEQ without27
 	VMOVNTPS Y2, (SI)
-	JMP chosen30
+	JMP chosen28
 
-without29:
+without27:
 	VMOVUPS Y2, (SI)
 
-chosen30:
+chosen28:
 
-without28:
+without26:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -14556,11 +13866,11 @@ without28:
 	ADDQ $32, SI
 	ADDQ $160, DI
 	SUBQ $8, R9
-	JGE column13
+	JGE column12
 
-tail14:
+tail13:
 	ANDQ $7, R9
-	JEQ next15
+	JEQ next14
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 64(DI), Y9
@@ -14569,11 +13879,11 @@ tail14:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without31
+	JEQ without29
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 
-without31:
+without29:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -14593,10 +13903,10 @@ without31:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 304(R14), $0
-	JEQ without32
+	JEQ without30
 	VMASKMOVPS Y2, Y15, (SI)
 
-without32:
+without30:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -14604,7 +13914,7 @@ without32:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-next15:
+next14:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
 	SUBQ R9, AX
@@ -14618,9 +13928,9 @@ next15:
 	ADDQ R10, DX
 	ADDQ R10, SI
 	SUBQ $1, R8
-	JGE single3
+	JGE row11
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14652,9 +13962,9 @@ groups1:
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
-	JLT tail6
+	JLT tail5
 
-column5:
+column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
 	ADDQ $96, R9
@@ -14676,11 +13986,11 @@ column5:
 	ADDQ $0, BX
 	ADDQ $32, CX
 	SUBQ $8, SI
-	JGE column5
+	JGE column4
 
-tail6:
+tail5:
 	ANDQ $7, SI
-	JEQ next7
+	JEQ next6
 	VMOVUPS (CX), Y0
 	VMASKMOVPS (AX), Y15, Y2
 	VANDPS Y1, Y2, Y2
@@ -14698,7 +14008,7 @@ tail6:
 	SHLQ $2, SI
 	ADDQ SI, AX
 
-next7:
+next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
 	SUBQ SI, AX
@@ -14710,9 +14020,9 @@ next7:
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
-	JLT done4
+	JLT done3
 
-single3:
+row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
@@ -14748,9 +14058,9 @@ next10:
 	SUBQ SI, AX
 	ADDQ DI, AX
 	SUBQ $1, DX
-	JGE single3
+	JGE row7
 
-done4:
+done3:
 	VZEROUPPER
 	RET
 
@@ -14830,16 +14140,16 @@ DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
 DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentityStream<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidualStream<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
 DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLUStream<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidualStream<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
@@ -14926,18 +14236,18 @@ DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentityStream<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidualStream<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
 DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLUStream<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidualStream<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidualStream<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidualStream<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
 DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)
@@ -16398,13 +15708,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VMOVUPS foldChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VMOVUPS foldChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, foldChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -16610,13 +15918,11 @@ divided3:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y4, Y4
 	VADDPD Y11, Y5, Y5
-	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y4, Y4
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y4, Y4
-	VMOVUPS foldReducedChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, foldReducedChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y5, Y5
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y5, Y5
@@ -16772,13 +16078,11 @@ channels1:
 	VMULPD Y0, Y11, Y11
 	VADDPD Y10, Y6, Y6
 	VADDPD Y11, Y7, Y7
-	VMOVUPS mergeChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y8, Y8
+	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y8, Y8
 	VANDPS Y8, Y6, Y6
 	VANDNPS Y2, Y8, Y2
 	VORPS Y2, Y6, Y6
-	VMOVUPS mergeChannelsTable<>+0(SB), Y14
-	VCMPPD $0x1d, Y14, Y9, Y9
+	VCMPPD $0x1d, mergeChannelsTable<>+0(SB), Y9, Y9
 	VANDPS Y9, Y7, Y7
 	VANDNPS Y3, Y9, Y3
 	VORPS Y3, Y7, Y7
@@ -16827,59 +16131,79 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
+DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -16899,7 +16223,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -16922,59 +16245,15 @@ divide3:
 divided4:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y4
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDPS Y10, Y4, Y4
-	VMOVUPS forwardChannelsTable<>+32(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y5
-	VMOVUPS forwardChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y5, Y5
-	VANDPS Y5, Y4, Y10
-	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ safe5
-	VXORPS Y8, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	MOVQ channelArgs_extent(R14), SI
-	SUBQ $0, SI
-	JEQ unwanted6
-	MOVQ channelArgs_extent(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y9
-	VCVTPS2PD X9, Y8
-	VEXTRACTF128 $1, Y9, X9
-	VCVTPS2PD X9, Y9
-
-unwanted6:
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y4, Y4
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y8
-	VCMPPD $0x1d, Y6, Y6, Y10
-	VORPS Y10, Y8, Y8
-	VANDNPS Y8, Y4, Y4
-	VANDNPS Y12, Y4, Y12
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y5, Y5
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y9, Y14, Y9
-	VCMPPD $0x1d, Y7, Y7, Y11
-	VORPS Y11, Y9, Y9
-	VANDNPS Y9, Y5, Y5
-	VANDNPS Y12, Y5, Y12
-
-safe5:
-	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y4
+	VCVTPD2PSY Y10, X10
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+32(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VMOVUPS forwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -16984,7 +16263,7 @@ safe5:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
 	MOVQ channelArgs_invstd(R14), SI
@@ -16993,13 +16272,13 @@ safe5:
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted7
+	JEQ unwanted5
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 
-unwanted7:
+unwanted5:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -17010,49 +16289,13 @@ unwanted7:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted8
+	JEQ unwanted6
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
 
-unwanted8:
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y4, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VCMPPD $0x1d, Y8, Y8, Y11
-	VANDPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y5, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y10
-	VCMPPD $0x1d, Y9, Y9, Y11
-	VANDPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y8, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y9, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
+unwanted6:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y7
@@ -17065,46 +16308,32 @@ unwanted8:
 	ADDQ BX, SI
 	VMOVUPS Y6, (SI)
 	VMOVUPS Y7, 32(SI)
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y6, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+192(SB), Y14
-	VANDNPS Y7, Y14, Y10
-	VMOVUPS forwardChannelsTable<>+320(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVUPS forwardChannelsTable<>+352(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y11
-	VMOVUPS forwardChannelsTable<>+288(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
-	VANDNPS Y11, Y10, Y11
-	VANDNPS Y12, Y11, Y12
-	VMOVAPS Y4, Y10
-	VMOVAPS Y5, Y11
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
+	VCVTPD2PSY Y6, X10
+	VCVTPD2PSY Y7, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	VMOVAPS Y10, Y11
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCVTPD2PSY Y4, X11
+	VCVTPD2PSY Y5, X10
+	VINSERTF128 $1, X10, Y11, Y11
+	VXORPS forwardChannelsTable<>+224(SB), Y11, Y10
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y14
+	VANDPS Y14, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
 	VCVTPS2PD X11, Y11
 	VSUBPD Y10, Y4, Y4
 	VSUBPD Y11, Y5, Y5
-	MOVQ channelArgs_neg(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
-	VXORPS forwardChannelsTable<>+384(SB), Y10, Y10
-	VMOVUPS Y10, (SI)
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_beta(R14), SI
@@ -17121,19 +16350,125 @@ unwanted8:
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
-	MOVQ channelArgs_a(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y6, X6
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (SI)
-	VMOVUPS forwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y12, Y12
+	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ usual7
+	VMOVUPS forwardChannelsTable<>+256(SB), Y12
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	MOVQ channelArgs_inverse(R14), SI
+	SUBQ $0, SI
+	JEQ divide8
+	LEAQ channelArgs_inverse(R14), SI
+	VBROADCASTSD (SI), Y14
+	VMULPD Y14, Y6, Y6
+	VMULPD Y14, Y7, Y7
+	JMP divided9
+
+divide8:
+	LEAQ channelArgs_count(R14), SI
+	VBROADCASTSD (SI), Y14
+	VDIVPD Y14, Y6, Y6
+	VDIVPD Y14, Y7, Y7
+
+divided9:
+	VADDPD Y0, Y6, Y10
+	VADDPD Y0, Y7, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y10, Y10
+	VANDPS Y10, Y4, Y4
+	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y11, Y11
+	VANDPS Y11, Y5, Y5
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted10
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y9
+	VCVTPS2PD X9, Y8
+	VEXTRACTF128 $1, Y9, X9
+	VCVTPS2PD X9, Y9
+
+unwanted10:
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y4, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y8, Y8
+	VCMPPD $0x1d, Y6, Y6, Y10
+	VORPS Y10, Y8, Y8
+	VANDNPS Y8, Y4, Y4
+	VANDNPS Y12, Y4, Y12
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y5, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y9, Y9
+	VCMPPD $0x1d, Y7, Y7, Y11
+	VORPS Y11, Y9, Y9
+	VANDNPS Y9, Y5, Y5
+	VANDNPS Y12, Y5, Y12
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y4
+	VMOVUPS 32(SI), Y5
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMOVUPS 32(SI), Y7
+	VANDPS forwardChannelsTable<>+384(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VCMPPD $0x1d, Y8, Y8, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VCMPPD $0x1d, Y9, Y9, Y11
+	VANDPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y6, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VANDPS forwardChannelsTable<>+384(SB), Y7, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDNPS Y11, Y10, Y11
+	VANDNPS Y12, Y11, Y12
+	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
+
+usual7:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted9
+	JEQ unwanted11
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -17155,10 +16490,10 @@ unwanted8:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted9:
+unwanted11:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted10
+	JEQ unwanted12
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -17182,7 +16517,7 @@ unwanted9:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted10:
+unwanted12:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17193,43 +16528,63 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA affineChannelsTable<>+0(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -17243,7 +16598,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS affineChannelsTable<>+0(SB), Y9
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted3
@@ -17265,17 +16619,13 @@ channels1:
 	VCVTPS2PD X6, Y6
 	VADDPD Y0, Y5, Y5
 	VADDPD Y0, Y6, Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y6, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y8, Y14, Y8
+	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+0(SB), Y6, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y8, Y8
 	VSQRTPD Y5, Y5
 	VSQRTPD Y6, Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y14
+	VMOVUPS affineChannelsTable<>+64(SB), Y14
 	VDIVPD Y5, Y14, Y5
 	VDIVPD Y6, Y14, Y6
 	VANDNPS Y5, Y7, Y5
@@ -17294,42 +16644,15 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y5
 	VMOVUPS 32(SI), Y6
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y1, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y7
-	VCMPPD $0x1d, Y5, Y5, Y8
-	VANDPS Y8, Y7, Y7
-	VANDNPS Y9, Y7, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y2, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y7
-	VCMPPD $0x1d, Y6, Y6, Y8
-	VANDPS Y8, Y7, Y7
-	VANDNPS Y9, Y7, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y6, Y14, Y7
-	VMOVUPS affineChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
+	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	VCVTPD2PSY Y5, X7
+	VCVTPD2PSY Y6, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y8
+	VANDPS Y8, Y9, Y9
+	VCMPPS $0x1e, affineChannelsTable<>+192(SB), Y7, Y7
+	VANDPS Y7, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y4
@@ -17342,46 +16665,32 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS Y3, (SI)
 	VMOVUPS Y4, 32(SI)
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y3, Y14, Y7
-	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+32(SB), Y14
-	VANDNPS Y4, Y14, Y7
-	VMOVUPS affineChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVUPS affineChannelsTable<>+224(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y8
-	VMOVUPS affineChannelsTable<>+64(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
-	VANDNPS Y8, Y7, Y8
-	VANDNPS Y9, Y8, Y9
-	VMOVAPS Y1, Y7
-	VMOVAPS Y2, Y8
-	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
+	VCVTPD2PSY Y3, X7
+	VCVTPD2PSY Y4, X8
 	VINSERTF128 $1, X8, Y7, Y7
-	VMOVAPS Y7, Y8
+	MOVQ channelArgs_a(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y7, (SI)
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+224(SB), Y7, Y8
+	VANDPS Y8, Y9, Y9
+	VCMPPS $0x1e, affineChannelsTable<>+256(SB), Y7, Y7
+	VANDPS Y7, Y9, Y9
+	VCVTPD2PSY Y1, X8
+	VCVTPD2PSY Y2, X7
+	VINSERTF128 $1, X7, Y8, Y8
+	VXORPS affineChannelsTable<>+288(SB), Y8, Y7
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y7, (SI)
+	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y14
+	VANDPS Y14, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
 	VCVTPS2PD X8, Y8
 	VSUBPD Y7, Y1, Y1
 	VSUBPD Y8, Y2, Y2
-	MOVQ channelArgs_neg(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y7, X7
-	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VXORPS affineChannelsTable<>+256(SB), Y7, Y7
-	VMOVUPS Y7, (SI)
 	VMULPD Y3, Y1, Y1
 	VMULPD Y4, Y2, Y2
 	MOVQ channelArgs_beta(R14), SI
@@ -17398,16 +16707,65 @@ unwanted3:
 	VCVTPD2PSY Y8, X8
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
-	MOVQ channelArgs_a(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y3, X3
-	VCVTPD2PSY Y4, X4
-	VINSERTF128 $1, X4, Y3, Y3
-	VMOVUPS Y3, (SI)
-	VMOVUPS affineChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y9, Y9
+	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VTESTPS Y9, Y9
+	JEQ usual4
+	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	MOVQ channelArgs_mean(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y5
+	VMOVUPS 32(SI), Y6
+	MOVQ channelArgs_scale(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y3
+	VMOVUPS 32(SI), Y4
+	VANDPS affineChannelsTable<>+0(SB), Y1, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VCMPPD $0x1d, Y5, Y5, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y2, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y7
+	VCMPPD $0x1d, Y6, Y6, Y8
+	VANDPS Y8, Y7, Y7
+	VANDNPS Y9, Y7, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y6, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+320(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+352(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y3, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VANDPS affineChannelsTable<>+0(SB), Y4, Y7
+	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
+	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
+	VANDNPS Y8, Y7, Y8
+	VANDNPS Y9, Y8, Y9
+	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
+
+usual4:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17418,43 +16776,55 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -17465,12 +16835,10 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_step(R14), DX
 	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y0
-	LEAQ channelArgs_weight(R14), DI
-	VBROADCASTSD (DI), Y1
 	MOVQ channelArgs_n(R14), DI
+	VMULPD backwardChannelsTable<>+0(SB), Y0, Y1
 
 channels1:
-	VMOVUPS backwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y2
@@ -17483,60 +16851,19 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VMULPD Y6, Y0, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y10, Y10
-	VCMPPD $0x1d, Y10, Y1, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y8
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VADDPD Y8, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
-	VANDPS Y14, Y9, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y9
-	VCMPPD $0x1d, Y9, Y8, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y11
+	VADDPD Y11, Y10, Y10
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
+	VANDPS Y11, Y10, Y12
+	VANDPS backwardChannelsTable<>+32(SB), Y3, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y11
+	VADDPD Y11, Y10, Y10
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
-	VCMPPD $0x1d, Y6, Y6, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VANDNPS Y11, Y14, Y11
-	VANDNPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
-	VMULPD Y7, Y0, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y10, Y10
-	VCMPPD $0x1d, Y10, Y1, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y8
-	VCMPPD $0x1d, Y10, Y11, Y10
-	VADDPD Y8, Y11, Y11
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
-	VANDPS Y14, Y9, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+32(SB), Y14
-	VMULPD Y14, Y0, Y9
-	VCMPPD $0x1d, Y9, Y8, Y9
-	VORPS Y9, Y10, Y10
-	VMOVUPS backwardChannelsTable<>+128(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
-	VANDPS Y11, Y10, Y10
-	VCMPPD $0x1d, Y7, Y7, Y11
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VANDNPS Y11, Y14, Y11
-	VANDNPS Y11, Y10, Y10
-	VANDNPS Y12, Y10, Y12
+	VANDPS Y10, Y12, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -17545,12 +16872,9 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VMOVAPS Y8, Y10
-	VMOVAPS Y9, Y11
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
-	VMOVAPS Y10, Y11
+	VCVTPD2PSY Y8, X11
+	VCVTPD2PSY Y9, X10
+	VINSERTF128 $1, X10, Y11, Y11
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
 	VCVTPS2PD X11, Y11
@@ -17569,26 +16893,22 @@ channels1:
 	MOVQ channelArgs_gammaGrad(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted3
-	VMOVAPS Y4, Y10
-	VMOVAPS Y5, Y11
+	VCVTPD2PSY Y4, X10
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y10, Y10
 	MOVQ channelArgs_gammaGrad(R14), SI
 	ADDQ AX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
 
 unwanted3:
 	MOVQ channelArgs_betaGrad(R14), SI
 	SUBQ $0, SI
 	JEQ unwanted4
-	VMOVAPS Y2, Y10
-	VMOVAPS Y3, Y11
+	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y3, X11
+	VINSERTF128 $1, X11, Y10, Y10
 	MOVQ channelArgs_betaGrad(R14), SI
 	ADDQ AX, SI
-	VCVTPD2PSY Y10, X10
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
 
 unwanted4:
@@ -17630,148 +16950,191 @@ divided8:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y2, Y14, Y10
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y10, Y9
+	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y3, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
+	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VCVTPD2PSY Y4, X10
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS Y10, (SI)
+	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
+	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
+	VANDPS Y11, Y12, Y12
+	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
+	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ usual9
+	VMOVUPS backwardChannelsTable<>+192(SB), Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	VMULPD Y6, Y0, Y10
+	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	LEAQ channelArgs_weight(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y10, Y14, Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x1d, Y10, Y8, Y10
+	VADDPD Y9, Y8, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VANDPS Y8, Y7, Y7
+	VORPS Y7, Y10, Y10
+	VCMPPD $0x1d, Y1, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y6
+	VMULPD Y6, Y0, Y10
+	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	LEAQ channelArgs_weight(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y10, Y14, Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x1d, Y10, Y8, Y10
+	VADDPD Y9, Y8, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VANDPS Y8, Y7, Y7
+	VORPS Y7, Y10, Y10
+	VCMPPD $0x1d, Y1, Y9, Y9
+	VORPS Y9, Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VANDPS Y11, Y10, Y10
+	VCMPPD $0x1d, Y6, Y6, Y11
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
+	VANDNPS Y11, Y10, Y10
+	VANDNPS Y12, Y10, Y12
+	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y10, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y8
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y6, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y3, Y14, Y11
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y11, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y3, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y11, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+160(SB), Y14
-	VCMPPD $0x1d, Y14, Y7, Y9
+	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y7, Y9
 	VANDNPS Y12, Y9, Y12
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large9
+	JEQ large10
 	VXORPS Y8, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large9
+	JEQ large10
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y8, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y9, Y14, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VMULPD Y0, Y8, Y8
 	VMULPD Y0, Y9, Y9
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y6, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+224(SB), Y14
-	VMULPD Y14, Y6, Y6
+	VANDPS backwardChannelsTable<>+32(SB), Y6, Y6
+	VMULPD backwardChannelsTable<>+320(SB), Y6, Y6
 	VCMPPD $0x1d, Y8, Y6, Y8
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y6
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y4, Y14, Y6
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y10, Y14, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y8
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y6, Y14, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y7, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+224(SB), Y14
-	VMULPD Y14, Y7, Y7
+	VANDPS backwardChannelsTable<>+32(SB), Y7, Y7
+	VMULPD backwardChannelsTable<>+320(SB), Y7, Y7
 	VCMPPD $0x1d, Y9, Y7, Y9
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+192(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
-	VMOVUPS backwardChannelsTable<>+64(SB), Y14
-	VANDNPS Y5, Y14, Y7
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y11, Y14, Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
-	VMOVUPS backwardChannelsTable<>+96(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y9
-	VMOVUPS backwardChannelsTable<>+256(SB), Y14
-	VCMPPD $0x1d, Y7, Y14, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 
-large9:
-	MOVQ channelArgs_k1(R14), SI
-	ADDQ CX, SI
-	VCVTPD2PSY Y2, X2
-	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y2, Y2
-	VMOVUPS Y2, (SI)
+large10:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
-	VMOVUPS backwardChannelsTable<>+0(SB), Y14
-	VXORPS Y14, Y12, Y12
+	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
+
+usual9:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -17821,6 +17184,197 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
+DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func stripChannels(id int, a *channelArgs)
+TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_x(R14), AX
+	MOVQ channelArgs_shift(R14), BX
+	MOVQ channelArgs_sumA(R14), CX
+	MOVQ channelArgs_sumB(R14), DX
+	MOVQ channelArgs_stride(R14), SI
+	MOVQ channelArgs_n(R14), R9
+
+channels1:
+	VXORPS Y0, Y0, Y0
+	MOVQ AX, DI
+	MOVQ channelArgs_probe(R14), R8
+	SUBQ $4, R8
+	JLT rest3
+
+groups2:
+	VMOVUPS (DI), Y3
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VMOVUPS (DI), Y7
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y7, Y3, Y3
+	VMOVUPS (DI), Y5
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VMOVUPS (DI), Y7
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y7, Y5, Y5
+	VADDPS Y5, Y3, Y3
+	VADDPS Y3, Y0, Y0
+	SUBQ $4, R8
+	JGE groups2
+
+rest3:
+	ADDQ $4, R8
+	SUBQ $0, R8
+	JEQ done5
+
+row4:
+	VMOVUPS (DI), Y3
+	PREFETCHT0 64(DI)
+	ADDQ SI, DI
+	VADDPS Y3, Y0, Y0
+	SUBQ $1, R8
+	JNE row4
+
+done5:
+	VMOVAPS Y0, Y4
+	VCVTPS2PD X4, Y3
+	VEXTRACTF128 $1, Y4, X4
+	VCVTPS2PD X4, Y4
+	MOVQ channelArgs_probeInverse(R14), DI
+	SUBQ $0, DI
+	JEQ divide6
+	LEAQ channelArgs_probeInverse(R14), DI
+	VBROADCASTSD (DI), Y14
+	VMULPD Y14, Y3, Y3
+	VMULPD Y14, Y4, Y4
+	JMP divided7
+
+divide6:
+	LEAQ channelArgs_probeCount(R14), DI
+	VBROADCASTSD (DI), Y14
+	VDIVPD Y14, Y3, Y3
+	VDIVPD Y14, Y4, Y4
+
+divided7:
+	VCVTPD2PSY Y3, X3
+	VCVTPD2PSY Y4, X4
+	VINSERTF128 $1, X4, Y3, Y3
+	VXORPS stripChannelsTable<>+0(SB), Y3, Y3
+	VSUBPS Y3, Y3, Y4
+	VCMPPS $0x12, Y4, Y4, Y4
+	VANDPS Y4, Y3, Y3
+	VMOVAPS Y3, Y2
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ AX, DI
+	MOVQ channelArgs_rows(R14), R8
+	SUBQ $4, R8
+	JLT rest9
+
+groups8:
+	VADDPS (DI), Y2, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ SI, DI
+	VADDPS Y7, Y3, Y3
+	VADDPS Y8, Y4, Y4
+	VADDPS (DI), Y2, Y5
+	VMULPS Y5, Y5, Y6
+	ADDQ SI, DI
+	VADDPS (DI), Y2, Y7
+	VMULPS Y7, Y7, Y8
+	ADDQ SI, DI
+	VADDPS Y7, Y5, Y5
+	VADDPS Y8, Y6, Y6
+	VADDPS Y5, Y3, Y3
+	VADDPS Y6, Y4, Y4
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SUBQ $4, R8
+	JGE groups8
+
+rest9:
+	ADDQ $4, R8
+	SUBQ $0, R8
+	JEQ done11
+
+row10:
+	VADDPS (DI), Y2, Y3
+	VMULPS Y3, Y3, Y4
+	ADDQ SI, DI
+	VADDPS Y3, Y0, Y0
+	VADDPS Y4, Y1, Y1
+	SUBQ $1, R8
+	JNE row10
+
+done11:
+	VCVTPS2PD X0, Y3
+	VEXTRACTF128 $1, Y0, X4
+	VCVTPS2PD X4, Y4
+	VCVTPS2PD X1, Y5
+	VEXTRACTF128 $1, Y1, X6
+	VCVTPS2PD X6, Y6
+	MOVQ channelArgs_inverse(R14), DI
+	SUBQ $0, DI
+	JEQ divide12
+	LEAQ channelArgs_inverse(R14), DI
+	VBROADCASTSD (DI), Y14
+	VMULPD Y14, Y3, Y7
+	VMULPD Y14, Y4, Y8
+	JMP divided13
+
+divide12:
+	LEAQ channelArgs_count(R14), DI
+	VBROADCASTSD (DI), Y14
+	VDIVPD Y14, Y3, Y7
+	VDIVPD Y14, Y4, Y8
+
+divided13:
+	VMULPD Y7, Y3, Y3
+	VMULPD Y8, Y4, Y4
+	VSUBPD Y3, Y5, Y5
+	VSUBPD Y4, Y6, Y6
+	VCVTPS2PD X2, Y3
+	VEXTRACTF128 $1, Y2, X4
+	VCVTPS2PD X4, Y4
+	VSUBPD Y3, Y7, Y7
+	VSUBPD Y4, Y8, Y8
+	VXORPS Y2, Y2, Y2
+	VADDPD Y2, Y7, Y7
+	VADDPD Y2, Y8, Y8
+	VMULPD Y7, Y7, Y3
+	VMULPD Y8, Y8, Y4
+	VMULPD Y2, Y3, Y3
+	VMULPD Y2, Y4, Y4
+	VADDPD Y3, Y5, Y5
+	VADDPD Y4, Y6, Y6
+	VMOVUPS Y7, (CX)
+	VMOVUPS Y8, 32(CX)
+	VMOVUPS Y5, (DX)
+	VMOVUPS Y6, 32(DX)
+	VCVTPD2PSY Y7, X7
+	VCVTPD2PSY Y8, X8
+	VINSERTF128 $1, X8, Y7, Y7
+	VXORPS stripChannelsTable<>+0(SB), Y7, Y7
+	VSUBPS Y7, Y7, Y8
+	VCMPPS $0x12, Y8, Y8, Y8
+	VANDPS Y8, Y7, Y7
+	VMOVUPS Y7, (BX)
+	ADDQ $32, AX
+	ADDQ $32, BX
+	ADDQ $64, CX
+	ADDQ $64, DX
+	SUBQ $8, R9
+	JNE channels1
+	VZEROUPPER
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -17833,12 +17387,13 @@ DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
 DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $11
+	CMPQ AX, $12
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -714,9 +714,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R7<<0, R0, R24
@@ -754,11 +754,11 @@ column5:
 	ADD $32, R1
 	ADD $64, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R1), (F0, F1)
 	FLDPQ (R2), (F2, F3)
 	FLDPQ 32(R2), (F4, F5)
@@ -790,7 +790,7 @@ tail6:
 	LSL $2, R4
 	ADD R4, R0
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -802,9 +802,9 @@ next7:
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
@@ -850,9 +850,9 @@ next10:
 	SUB R4, R0
 	ADD R5, R0
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeRowsIdentity(id int, a *kernelArgs)
@@ -1900,6 +1900,8 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD R5, R6
 	ADD R5, R6
 	ADD R5, R6
+	MOVD kernelArgs_single(R23), R2
+	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
 
@@ -1907,9 +1909,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -1943,11 +1945,11 @@ column5:
 	ADD $32, R1
 	ADD $160, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -1981,7 +1983,7 @@ tail6:
 	ADD R4, R0
 	ADD R4, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -1995,10 +1997,12 @@ next7:
 
 rest2:
 	ADD $4, R3
+	MOVD kernelArgs_single(R23), R2
+	ADD R2, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -2042,9 +2046,9 @@ next10:
 	ADD R5, R0
 	ADD R5, R1
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsIdentityResidual(id int, a *kernelArgs)
@@ -2065,6 +2069,8 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -2072,9 +2078,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2120,11 +2126,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2170,7 +2176,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -2187,10 +2193,12 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2242,9 +2250,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsReLU(id int, a *kernelArgs)
@@ -2264,6 +2272,8 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD R5, R6
 	ADD R5, R6
 	ADD R5, R6
+	MOVD kernelArgs_single(R23), R2
+	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
 
@@ -2271,9 +2281,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -2315,11 +2325,11 @@ column5:
 	ADD $32, R1
 	ADD $160, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
 	FLDPQ 64(R2), (F4, F5)
@@ -2361,7 +2371,7 @@ tail6:
 	ADD R4, R0
 	ADD R4, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -2375,10 +2385,12 @@ next7:
 
 rest2:
 	ADD $4, R3
+	MOVD kernelArgs_single(R23), R2
+	ADD R2, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -2426,9 +2438,9 @@ next10:
 	ADD R5, R0
 	ADD R5, R1
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsReLUResidual(id int, a *kernelArgs)
@@ -2449,6 +2461,8 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -2456,9 +2470,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2512,11 +2526,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
 	FLDPQ 64(R3), (F4, F5)
@@ -2570,7 +2584,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -2587,10 +2601,12 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2646,9 +2662,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func normalizeColsCalled(id int, a *kernelArgs)
@@ -2673,6 +2689,8 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	ARG(kernelArgs_single, R4)
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -2680,9 +2698,9 @@ groups1:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
@@ -2705,7 +2723,7 @@ column5:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without7
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R7<<0, R3, R24
@@ -2718,7 +2736,7 @@ column5:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without8:
+without7:
 	MOVD $4, R19
 	CALL (R22)
 	FSTPQ (F4, F5), (R2)
@@ -2733,11 +2751,11 @@ without8:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 64(R4), (F16, F17)
@@ -2760,7 +2778,7 @@ tail6:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without8
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 	ADD R7<<0, R3, R24
@@ -2773,7 +2791,7 @@ tail6:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without9:
+without8:
 	MOVD $4, R19
 	CALL (R22)
 	TAIL(·storeTail2<>, 0, R2)
@@ -2788,7 +2806,7 @@ without9:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	ARG(kernelArgs_n, R6)
 	LSL $2, R6
 	SUB R6, R1
@@ -2805,12 +2823,72 @@ next7:
 
 rest2:
 	ADD $4, R5
+	ARG(kernelArgs_single, R4)
+	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row9:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
+	SUBS $32, R6
+	BLT few14
+
+many13:
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 64(R4), (F16, F17)
+	FLDPQ (R1), (F4, F5)
+	FADD8(2, 6, 2)
+	FMUL8(7, 2, 2)
+	FADD8(8, 2, 2)
+	FLDPQ 160(R4), (F12, F13)
+	FLDPQ 192(R4), (F14, F15)
+	FLDPQ 224(R4), (F16, F17)
+	FLDPQ 32(R1), (F6, F7)
+	FADD8(3, 6, 3)
+	FMUL8(7, 3, 3)
+	FADD8(8, 3, 3)
+	FLDPQ 320(R4), (F12, F13)
+	FLDPQ 352(R4), (F14, F15)
+	FLDPQ 384(R4), (F16, F17)
+	FLDPQ 64(R1), (F8, F9)
+	FADD8(4, 6, 4)
+	FMUL8(7, 4, 4)
+	FADD8(8, 4, 4)
+	FLDPQ 480(R4), (F12, F13)
+	FLDPQ 512(R4), (F14, F15)
+	FLDPQ 544(R4), (F16, F17)
+	FLDPQ 96(R1), (F10, F11)
+	FADD8(5, 6, 5)
+	FMUL8(7, 5, 5)
+	FADD8(8, 5, 5)
+	CBZ R0, without15
+	FLDPQ (R3), (F18, F19)
+	FADD8(9, 2, 2)
+	FLDPQ 32(R3), (F18, F19)
+	FADD8(9, 3, 3)
+	FLDPQ 64(R3), (F18, F19)
+	FADD8(9, 4, 4)
+	FLDPQ 96(R3), (F18, F19)
+	FADD8(9, 5, 5)
+
+without15:
+	MOVD $4, R19
+	CALL (R22)
+	FSTPQ (F4, F5), (R2)
+	FSTPQ (F6, F7), 32(R2)
+	FSTPQ (F8, F9), 64(R2)
+	FSTPQ (F10, F11), 96(R2)
+	ADD $128, R1
+	ADD $128, R2
+	ADD $128, R3
+	ADD $640, R4
+	SUBS $32, R6
+	BGE many13
+
+few14:
+	ADD $32, R6
 	SUBS $8, R6
 	BLT tail11
 
@@ -2822,11 +2900,11 @@ column10:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without13
+	CBZ R0, without16
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without13:
+without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -2850,11 +2928,11 @@ tail11:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without14
+	CBZ R0, without17
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
-without14:
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -2876,9 +2954,9 @@ next12:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row9
 
-done4:
+done3:
 	RET
 
 // func gradSumsRowsIdentity(id int, a *kernelArgs)
@@ -5930,9 +6008,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
@@ -5982,11 +6060,11 @@ column5:
 	ADD $160, R2
 	ADD $64, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F4, F5)
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -6026,7 +6104,7 @@ tail6:
 	ADD R5, R0
 	ADD R5, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -6041,9 +6119,9 @@ next7:
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
@@ -6095,9 +6173,9 @@ next10:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsReLU(id int, a *kernelArgs)
@@ -6126,9 +6204,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R8<<0, R1, R24
@@ -6196,11 +6274,11 @@ column5:
 	ADD $160, R2
 	ADD $64, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F8, F9)
 	FLDPQ 32(R2), (F4, F5)
 	FLDPQ 64(R2), (F6, F7)
@@ -6258,7 +6336,7 @@ tail6:
 	ADD R5, R0
 	ADD R5, R1
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -6273,9 +6351,9 @@ next7:
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
@@ -6339,9 +6417,9 @@ next10:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsReLUResidual(id int, a *kernelArgs)
@@ -6371,9 +6449,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R9<<0, R1, R24
@@ -6457,11 +6535,11 @@ column5:
 	ADD $160, R3
 	ADD $64, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -6531,7 +6609,7 @@ tail6:
 	ADD R6, R1
 	ADD R6, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -6549,9 +6627,9 @@ next7:
 rest2:
 	ADD $4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
@@ -6623,9 +6701,9 @@ next10:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
@@ -6661,9 +6739,9 @@ groups1:
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R12<<0, R3, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R3, R24
@@ -6672,13 +6750,13 @@ column5:
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R2, R24
 	PRFM 64(R24), PLDL1KEEP
-	CBZ R0, without8
+	CBZ R0, without7
 	ADD R12<<0, R4, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R4, R24
 	PRFM 64(R24), PLDL1KEEP
 
-without8:
+without7:
 	ADD $96, R12
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
@@ -6704,7 +6782,7 @@ without8:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without8
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R4, R24
@@ -6717,7 +6795,7 @@ without8:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without9:
+without8:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
@@ -6732,7 +6810,7 @@ without9:
 	ADD R11<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
 	FMUL8(9, 5, 5)
-	CBZ R1, without10
+	CBZ R1, without9
 	FSTPQ (F4, F5), (R5)
 	ADD R10<<0, R5, R24
 	FSTPQ (F6, F7), (R24)
@@ -6741,7 +6819,7 @@ without9:
 	ADD R11<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
 
-without10:
+without9:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -6774,11 +6852,11 @@ without10:
 	ADD $160, R6
 	ADD $64, R7
 	SUBS $8, R9
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R9
-	BEQ next7
+	BEQ next6
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
 	FLDPQ (R6), (F16, F17)
@@ -6803,7 +6881,7 @@ tail6:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without11
+	CBZ R0, without10
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R10<<0, R4, R24
@@ -6816,7 +6894,7 @@ tail6:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without11:
+without10:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R6), (F16, F17)
@@ -6831,7 +6909,7 @@ without11:
 	ADD R11<<0, R2, R24
 	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
-	CBZ R1, without12
+	CBZ R1, without11
 	TAIL(·storeTail2<>, 0, R5)
 	ADD R10<<0, R5, R24
 	CALL ·storeTail3<>(SB)
@@ -6840,7 +6918,7 @@ without11:
 	ADD R11<<0, R5, R24
 	CALL ·storeTail5<>(SB)
 
-without12:
+without11:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -6872,7 +6950,7 @@ without12:
 	ADD R9, R4
 	ADD R9, R5
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
 	SUB R9, R2
@@ -6893,9 +6971,9 @@ next7:
 rest2:
 	ADD $4, R8
 	SUBS $1, R8
-	BLT done4
+	BLT done3
 
-single3:
+row12:
 	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
@@ -6999,9 +7077,9 @@ next15:
 	ADD R10, R4
 	ADD R10, R5
 	SUBS $1, R8
-	BGE single3
+	BGE row12
 
-done4:
+done3:
 	RET
 
 // func inputGradRowsIdentity(id int, a *kernelArgs)
@@ -8914,6 +8992,8 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -8921,9 +9001,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
@@ -8974,11 +9054,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
 	FLDPQ 96(R3), (F0, F1)
@@ -9029,7 +9109,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -9046,10 +9126,12 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9105,9 +9187,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsIdentityDResidual(id int, a *kernelArgs)
@@ -9129,6 +9211,8 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -9136,9 +9220,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
@@ -9197,11 +9281,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
 	FLDPQ 96(R4), (F0, F1)
@@ -9260,7 +9344,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -9280,10 +9364,12 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9345,9 +9431,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLU(id int, a *kernelArgs)
@@ -9368,6 +9454,8 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	MOVD R6, R7
 	ADD R6, R7
 	ADD R6, R7
+	MOVD kernelArgs_single(R23), R3
+	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
 
@@ -9375,9 +9463,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -9445,11 +9533,11 @@ column5:
 	ADD $32, R2
 	ADD $160, R3
 	SUBS $8, R5
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R5
-	BEQ next7
+	BEQ next6
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
 	FLDPQ 64(R3), (F6, F7)
@@ -9517,7 +9605,7 @@ tail6:
 	ADD R5, R1
 	ADD R5, R2
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
 	SUB R5, R0
@@ -9534,10 +9622,12 @@ next7:
 
 rest2:
 	ADD $4, R4
+	MOVD kernelArgs_single(R23), R3
+	ADD R3, R4
 	SUBS $1, R4
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9603,9 +9693,9 @@ next10:
 	ADD R6, R1
 	ADD R6, R2
 	SUBS $1, R4
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUResidual(id int, a *kernelArgs)
@@ -9627,6 +9717,8 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -9634,9 +9726,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -9716,11 +9808,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -9800,7 +9892,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -9820,10 +9912,12 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9897,9 +9991,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUDResidual(id int, a *kernelArgs)
@@ -9921,6 +10015,8 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R7, R8
 	ADD R7, R8
 	ADD R7, R8
+	MOVD kernelArgs_single(R23), R4
+	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
 
@@ -9928,9 +10024,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -10006,11 +10102,11 @@ column5:
 	ADD $32, R3
 	ADD $160, R4
 	SUBS $8, R6
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R6
-	BEQ next7
+	BEQ next6
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
 	FLDPQ 64(R4), (F6, F7)
@@ -10086,7 +10182,7 @@ tail6:
 	ADD R6, R2
 	ADD R6, R3
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
 	SUB R6, R0
@@ -10106,10 +10202,12 @@ next7:
 
 rest2:
 	ADD $4, R5
+	MOVD kernelArgs_single(R23), R4
+	ADD R4, R5
 	SUBS $1, R5
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -10181,9 +10279,9 @@ next10:
 	ADD R7, R2
 	ADD R7, R3
 	SUBS $1, R5
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsReLUResidualDResidual(id int, a *kernelArgs)
@@ -10206,6 +10304,8 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVD R8, R9
 	ADD R8, R9
 	ADD R8, R9
+	MOVD kernelArgs_single(R23), R5
+	SUB R5, R6
 	SUBS $4, R6
 	BLT rest2
 
@@ -10213,9 +10313,9 @@ groups1:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
 	FLDPQ 64(R5), (F6, F7)
@@ -10303,11 +10403,11 @@ column5:
 	ADD $32, R4
 	ADD $160, R5
 	SUBS $8, R7
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R7
-	BEQ next7
+	BEQ next6
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
 	FLDPQ 64(R5), (F6, F7)
@@ -10395,7 +10495,7 @@ tail6:
 	ADD R7, R3
 	ADD R7, R4
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
 	SUB R7, R0
@@ -10418,10 +10518,12 @@ next7:
 
 rest2:
 	ADD $4, R6
+	MOVD kernelArgs_single(R23), R5
+	ADD R5, R6
 	SUBS $1, R6
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
@@ -10501,9 +10603,9 @@ next10:
 	ADD R8, R3
 	ADD R8, R4
 	SUBS $1, R6
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 // func inputGradColsCalled(id int, a *kernelArgs)
@@ -10531,6 +10633,8 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $304-16
 	MOVD R10, R11
 	ADD R10, R11
 	ADD R10, R11
+	ARG(kernelArgs_single, R7)
+	SUB R7, R8
 	SUBS $4, R8
 	BLT rest2
 
@@ -10538,9 +10642,9 @@ groups1:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
@@ -10563,7 +10667,7 @@ column5:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without7
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 	ADD R10<<0, R4, R24
@@ -10576,7 +10680,7 @@ column5:
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 5, 5)
 
-without8:
+without7:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R7), (F20, F21)
@@ -10628,7 +10732,7 @@ without8:
 	FSTPQ (F24, F25), (R24)
 	ADD R11<<0, R5, R24
 	FSTPQ (F26, F27), (R24)
-	CBZ R1, without9
+	CBZ R1, without8
 	FSTPQ (F4, F5), (R6)
 	ADD R10<<0, R6, R24
 	FSTPQ (F6, F7), (R24)
@@ -10637,7 +10741,7 @@ without8:
 	ADD R11<<0, R6, R24
 	FSTPQ (F10, F11), (R24)
 
-without9:
+without8:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -10645,11 +10749,11 @@ without9:
 	ADD $32, R6
 	ADD $160, R7
 	SUBS $8, R9
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R9
-	BEQ next7
+	BEQ next6
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
 	FLDPQ 64(R7), (F18, F19)
@@ -10672,7 +10776,7 @@ tail6:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without10
+	CBZ R0, without9
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 	ADD R10<<0, R4, R24
@@ -10685,7 +10789,7 @@ tail6:
 	CALL ·loadTail11<>(SB)
 	FADD8(11, 5, 5)
 
-without10:
+without9:
 	MOVD $4, R19
 	CALL (R22)
 	FLDPQ (R7), (F20, F21)
@@ -10737,7 +10841,7 @@ without10:
 	CALL ·storeTail12<>(SB)
 	ADD R11<<0, R5, R24
 	CALL ·storeTail13<>(SB)
-	CBZ R1, without11
+	CBZ R1, without10
 	TAIL(·storeTail2<>, 0, R6)
 	ADD R10<<0, R6, R24
 	CALL ·storeTail3<>(SB)
@@ -10746,7 +10850,7 @@ without10:
 	ADD R11<<0, R6, R24
 	CALL ·storeTail5<>(SB)
 
-without11:
+without10:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -10754,7 +10858,7 @@ without11:
 	ADD R9, R5
 	ADD R9, R6
 
-next7:
+next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
 	SUB R9, R2
@@ -10777,12 +10881,129 @@ next7:
 
 rest2:
 	ADD $4, R8
+	ARG(kernelArgs_single, R7)
+	ADD R7, R8
 	SUBS $1, R8
-	BLT done4
+	BLT done3
 
-single3:
+row11:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
+	SUBS $32, R9
+	BLT few16
+
+many15:
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 64(R7), (F18, F19)
+	FLDPQ (R3), (F4, F5)
+	FADD8(2, 10, 2)
+	FMUL8(8, 2, 2)
+	FADD8(9, 2, 2)
+	FLDPQ 160(R7), (F20, F21)
+	FLDPQ 192(R7), (F16, F17)
+	FLDPQ 224(R7), (F18, F19)
+	FLDPQ 32(R3), (F6, F7)
+	FADD8(3, 10, 3)
+	FMUL8(8, 3, 3)
+	FADD8(9, 3, 3)
+	FLDPQ 320(R7), (F20, F21)
+	FLDPQ 352(R7), (F16, F17)
+	FLDPQ 384(R7), (F18, F19)
+	FLDPQ 64(R3), (F8, F9)
+	FADD8(4, 10, 4)
+	FMUL8(8, 4, 4)
+	FADD8(9, 4, 4)
+	FLDPQ 480(R7), (F20, F21)
+	FLDPQ 512(R7), (F16, F17)
+	FLDPQ 544(R7), (F18, F19)
+	FLDPQ 96(R3), (F10, F11)
+	FADD8(5, 10, 5)
+	FMUL8(8, 5, 5)
+	FADD8(9, 5, 5)
+	CBZ R0, without17
+	FLDPQ (R4), (F22, F23)
+	FADD8(11, 2, 2)
+	FLDPQ 32(R4), (F22, F23)
+	FADD8(11, 3, 3)
+	FLDPQ 64(R4), (F22, F23)
+	FADD8(11, 4, 4)
+	FLDPQ 96(R4), (F22, F23)
+	FADD8(11, 5, 5)
+
+without17:
+	MOVD $4, R19
+	CALL (R22)
+	FLDPQ (R2), (F22, F23)
+	FMUL8(11, 2, 2)
+	FLDPQ 32(R2), (F22, F23)
+	FMUL8(11, 3, 3)
+	FLDPQ 64(R2), (F22, F23)
+	FMUL8(11, 4, 4)
+	FLDPQ 96(R2), (F22, F23)
+	FMUL8(11, 5, 5)
+	FLDPQ (R7), (F20, F21)
+	FLDPQ 32(R7), (F16, F17)
+	FLDPQ 96(R7), (F12, F13)
+	FLDPQ 128(R7), (F14, F15)
+	FLDPQ (R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 2, 0)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 0, 0)
+	FMUL8(8, 0, 0)
+	FLDPQ 160(R7), (F20, F21)
+	FLDPQ 192(R7), (F16, F17)
+	FLDPQ 256(R7), (F12, F13)
+	FLDPQ 288(R7), (F14, F15)
+	FLDPQ 32(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 3, 1)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 1, 1)
+	FMUL8(8, 1, 1)
+	FLDPQ 320(R7), (F20, F21)
+	FLDPQ 352(R7), (F16, F17)
+	FLDPQ 416(R7), (F12, F13)
+	FLDPQ 448(R7), (F14, F15)
+	FLDPQ 64(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 4, 12)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 12, 12)
+	FMUL8(8, 12, 12)
+	FLDPQ 480(R7), (F20, F21)
+	FLDPQ 512(R7), (F16, F17)
+	FLDPQ 576(R7), (F12, F13)
+	FLDPQ 608(R7), (F14, F15)
+	FLDPQ 96(R3), (F22, F23)
+	FADD8(11, 10, 11)
+	FSUB8(6, 5, 13)
+	FMUL8(7, 11, 11)
+	FSUB8(11, 13, 13)
+	FMUL8(8, 13, 13)
+	FSTPQ (F0, F1), (R5)
+	FSTPQ (F2, F3), 32(R5)
+	FSTPQ (F24, F25), 64(R5)
+	FSTPQ (F26, F27), 96(R5)
+	CBZ R1, without18
+	FSTPQ (F4, F5), (R6)
+	FSTPQ (F6, F7), 32(R6)
+	FSTPQ (F8, F9), 64(R6)
+	FSTPQ (F10, F11), 96(R6)
+
+without18:
+	ADD $128, R2
+	ADD $128, R3
+	ADD $128, R4
+	ADD $128, R5
+	ADD $128, R6
+	ADD $640, R7
+	SUBS $32, R9
+	BGE many15
+
+few16:
+	ADD $32, R9
 	SUBS $8, R9
 	BLT tail13
 
@@ -10794,11 +11015,11 @@ column12:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without15
+	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without15:
+without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -10817,10 +11038,10 @@ without15:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without16
+	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
 
-without16:
+without20:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -10840,11 +11061,11 @@ tail13:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without17
+	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
-without17:
+without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -10863,10 +11084,10 @@ without17:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	TAIL(·storeTail0<>, 0, R5)
-	CBZ R1, without18
+	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
 
-without18:
+without22:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -10888,9 +11109,9 @@ next14:
 	ADD R10, R5
 	ADD R10, R6
 	SUBS $1, R8
-	BGE single3
+	BGE row11
 
-done4:
+done3:
 	RET
 
 // func largestCols(id int, a *kernelArgs)
@@ -10921,9 +11142,9 @@ groups1:
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
-	BLT tail6
+	BLT tail5
 
-column5:
+column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
 	ADD R7<<0, R0, R24
@@ -10950,11 +11171,11 @@ column5:
 	ADD $0, R1
 	ADD $32, R2
 	SUBS $8, R4
-	BGE column5
+	BGE column4
 
-tail6:
+tail5:
 	ANDS $7, R4
-	BEQ next7
+	BEQ next6
 	FLDPQ (R2), (F0, F1)
 	TAIL(·loadTail2<>, 0, R0)
 	AND8(1, 2, 2)
@@ -10975,7 +11196,7 @@ tail6:
 	LSL $2, R4
 	ADD R4, R0
 
-next7:
+next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
 	SUB R4, R0
@@ -10987,9 +11208,9 @@ next7:
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
-	BLT done4
+	BLT done3
 
-single3:
+row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
@@ -11025,9 +11246,9 @@ next10:
 	SUB R4, R0
 	ADD R5, R0
 	SUBS $1, R3
-	BGE single3
+	BGE row7
 
-done4:
+done3:
 	RET
 
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
@@ -11106,16 +11327,16 @@ DATA simdKernelTable<>+576(SB)/8, $·normalizeColsIdentity<>(SB)
 DATA simdKernelTable<>+584(SB)/8, $·normalizeColsIdentityResidual<>(SB)
 DATA simdKernelTable<>+592(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+600(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+608(SB)/8, $·normalizeColsIdentity<>(SB)
-DATA simdKernelTable<>+616(SB)/8, $·normalizeColsIdentityResidual<>(SB)
+DATA simdKernelTable<>+608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+616(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+624(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+632(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+640(SB)/8, $·normalizeColsReLU<>(SB)
 DATA simdKernelTable<>+648(SB)/8, $·normalizeColsReLUResidual<>(SB)
 DATA simdKernelTable<>+656(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+664(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+672(SB)/8, $·normalizeColsReLU<>(SB)
-DATA simdKernelTable<>+680(SB)/8, $·normalizeColsReLUResidual<>(SB)
+DATA simdKernelTable<>+672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+680(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+688(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+696(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+704(SB)/8, $·normalizeColsCalled<>(SB)
@@ -11202,18 +11423,18 @@ DATA simdKernelTable<>+1344(SB)/8, $·inputGradColsIdentity<>(SB)
 DATA simdKernelTable<>+1352(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1360(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
 DATA simdKernelTable<>+1368(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1376(SB)/8, $·inputGradColsIdentity<>(SB)
+DATA simdKernelTable<>+1376(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1384(SB)/8, $·absent<>(SB)
-DATA simdKernelTable<>+1392(SB)/8, $·inputGradColsIdentityDResidual<>(SB)
+DATA simdKernelTable<>+1392(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1400(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1408(SB)/8, $·inputGradColsReLU<>(SB)
 DATA simdKernelTable<>+1416(SB)/8, $·inputGradColsReLUResidual<>(SB)
 DATA simdKernelTable<>+1424(SB)/8, $·inputGradColsReLUDResidual<>(SB)
 DATA simdKernelTable<>+1432(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
-DATA simdKernelTable<>+1440(SB)/8, $·inputGradColsReLU<>(SB)
-DATA simdKernelTable<>+1448(SB)/8, $·inputGradColsReLUResidual<>(SB)
-DATA simdKernelTable<>+1456(SB)/8, $·inputGradColsReLUDResidual<>(SB)
-DATA simdKernelTable<>+1464(SB)/8, $·inputGradColsReLUResidualDResidual<>(SB)
+DATA simdKernelTable<>+1440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1464(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1472(SB)/8, $·inputGradColsCalled<>(SB)
 DATA simdKernelTable<>+1480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1488(SB)/8, $·absent<>(SB)
@@ -11774,59 +11995,79 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+32(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+104(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+112(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+120(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x8000000000000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+232(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+240(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+248(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+256(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+328(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+336(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+344(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x8000000080000000
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $416
+DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -11847,7 +12088,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $forwardChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
@@ -11870,57 +12110,16 @@ divide3:
 divided4:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 10, 4)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(10, 4, 4)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE4D(14, 11, 5)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 5, 5)
-	AND8(5, 4, 10)
+	NARROW(10, 11, 10)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, safe5
-	EOR8(8, 8, 8)
-	EOR8(9, 9, 9)
-	MOVD channelArgs_extent(R23), R4
-	SUBS $0, R4
-	BEQ unwanted6
-	MOVD channelArgs_extent(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F18, F19)
-	WIDEN(9, 8, 9)
-
-unwanted6:
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 4, 4)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(8, 14, 8)
-	FCMGE4D(6, 6, 10)
-	ORR8(10, 8, 8)
-	BIC8(4, 8, 4)
-	BIC8(4, 12, 12)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 5, 5)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(9, 14, 9)
-	FCMGE4D(7, 7, 11)
-	ORR8(11, 9, 9)
-	BIC8(5, 9, 5)
-	BIC8(5, 12, 12)
-
-safe5:
-	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 12)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(7, 14, 4)
 	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
@@ -11931,7 +12130,7 @@ safe5:
 	FADD4D(0, 7, 9)
 	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
 	MOVD channelArgs_invstd(R23), R4
@@ -11940,13 +12139,13 @@ safe5:
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted7
+	BEQ unwanted5
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 
-unwanted7:
+unwanted5:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -11957,49 +12156,13 @@ unwanted7:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted8
+	BEQ unwanted6
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 
-unwanted8:
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 4, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	FCMGE4D(8, 8, 11)
-	AND8(11, 10, 10)
-	BIC8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 5, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 10)
-	FCMGE4D(9, 9, 11)
-	AND8(11, 10, 10)
-	BIC8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 8, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 9, 10)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 256(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
+unwanted6:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -12010,41 +12173,32 @@ unwanted8:
 	ADD R1, R4
 	FSTPQ (F12, F13), (R4)
 	FSTPQ (F14, F15), 32(R4)
+	NARROW(6, 7, 10)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 6, 10)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
-	BIC8(14, 7, 10)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 352(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	MOV8(4, 10)
-	MOV8(5, 11)
-	NARROW(10, 11, 10)
-	MOV8(10, 11)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	NARROW(4, 5, 11)
+	FLDPQ 224(R24), (F28, F29)
+	EOR8(14, 11, 10)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ (R24), (F28, F29)
+	FCMGE8(10, 14, 14)
+	AND8(14, 12, 12)
 	WIDEN(11, 10, 11)
 	FSUB4D(10, 4, 4)
 	FSUB4D(11, 5, 5)
-	MOVD channelArgs_neg(R23), R4
-	ADD R2, R4
-	NARROW(10, 11, 10)
-	FLDPQ 384(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	FSTPQ (F20, F21), (R4)
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
 	MOVD channelArgs_beta(R23), R4
@@ -12057,18 +12211,153 @@ unwanted8:
 	ADD R2, R4
 	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
-	MOVD channelArgs_a(R23), R4
-	ADD R2, R4
-	NARROW(6, 7, 6)
-	FSTPQ (F12, F13), (R4)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, usual7
+	FLDPQ 256(R24), (F24, F25)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	MOVD channelArgs_inverse(R23), R4
+	SUBS $0, R4
+	BEQ divide8
+	ADD $channelArgs_inverse, R23, R4
+	LD1R4D(4, 14)
+	FMUL4D(14, 6, 6)
+	FMUL4D(14, 7, 7)
+	B divided9
+
+divide8:
+	ADD $channelArgs_count, R23, R4
+	LD1R4D(4, 14)
+	FDIV4D(14, 6, 6)
+	FDIV4D(14, 7, 7)
+
+divided9:
+	FADD4D(0, 6, 10)
+	FADD4D(0, 7, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	AND8(10, 4, 4)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 5, 5)
+	EOR8(8, 8, 8)
+	EOR8(9, 9, 9)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted10
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F18, F19)
+	WIDEN(9, 8, 9)
+
+unwanted10:
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 4, 4)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	FCMGE4D(6, 6, 10)
+	ORR8(10, 8, 8)
+	BIC8(4, 8, 4)
+	BIC8(4, 12, 12)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 5, 5)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(9, 14, 9)
+	FCMGE4D(7, 7, 11)
+	ORR8(11, 9, 9)
+	BIC8(5, 9, 5)
+	BIC8(5, 12, 12)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F8, F9)
+	FLDPQ 32(R4), (F10, F11)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FLDPQ 32(R4), (F14, F15)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 4, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(8, 8, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 5, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 10)
+	FCMGE4D(9, 9, 11)
+	AND8(11, 10, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 8, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 9, 10)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 6, 10)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 384(R24), (F28, F29)
+	AND8(14, 7, 10)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
+
+usual7:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted9
+	BEQ unwanted11
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12086,10 +12375,10 @@ unwanted8:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted9:
+unwanted11:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted10
+	BEQ unwanted12
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12109,7 +12398,7 @@ unwanted9:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted10:
+unwanted12:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12119,43 +12408,63 @@ unwanted10:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA affineChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+32(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+40(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+48(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+56(SB)/8, $0x8000000000000000
-DATA affineChannelsTable<>+64(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+72(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+80(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+88(SB)/8, $0x0000000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+128(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+136(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+144(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+152(SB)/8, $0x4630000000000001
-DATA affineChannelsTable<>+160(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+168(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+176(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+184(SB)/8, $0x39afffffffffffff
-DATA affineChannelsTable<>+192(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+200(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+208(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+216(SB)/8, $0x4770000000000001
-DATA affineChannelsTable<>+224(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+232(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+240(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+248(SB)/8, $0x386fffffffffffff
-DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
-GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA affineChannelsTable<>+0(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+8(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+16(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+24(SB)/8, $0x7fffffffffffffff
+DATA affineChannelsTable<>+32(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+40(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+48(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+56(SB)/8, $0x0000000000000000
+DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
+DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+344(SB)/8, $0x4630000000000001
+DATA affineChannelsTable<>+352(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+360(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+368(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+376(SB)/8, $0x39afffffffffffff
+DATA affineChannelsTable<>+384(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+392(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+400(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+408(SB)/8, $0x4770000000000001
+DATA affineChannelsTable<>+416(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+424(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+432(SB)/8, $0x386fffffffffffff
+DATA affineChannelsTable<>+440(SB)/8, $0x386fffffffffffff
+GLOBL affineChannelsTable<>(SB), RODATA|NOPTR, $448
 
 // func affineChannels(id int, a *channelArgs)
 TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
@@ -12170,7 +12479,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	MOVD $affineChannelsTable<>(SB), R24
 
 channels1:
-	FLDPQ (R24), (F18, F19)
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
 	BEQ unwanted3
@@ -12188,17 +12496,17 @@ channels1:
 	WIDEN(6, 5, 6)
 	FADD4D(0, 5, 5)
 	FADD4D(0, 6, 6)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 5, 7)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 6, 8)
 	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 6, 8)
-	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FSQRT4D(5, 5)
 	FSQRT4D(6, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FDIV4D(5, 14, 5)
 	FDIV4D(6, 14, 6)
 	BIC8(7, 5, 5)
@@ -12217,42 +12525,16 @@ unwanted3:
 	ADD R1, R4
 	FLDPQ (R4), (F10, F11)
 	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 1, 7)
+	FLDPQ 96(R24), (F18, F19)
+	NARROW(5, 6, 7)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
-	FCMGE4D(5, 5, 8)
-	AND8(8, 7, 7)
-	BIC8(7, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 2, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 7)
-	FCMGE4D(6, 6, 8)
-	AND8(8, 7, 7)
-	BIC8(7, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	AND8(14, 7, 7)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 6, 7)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
+	FCMGE8(7, 14, 8)
+	AND8(8, 9, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGT8(14, 7, 7)
+	AND8(7, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F8, F9)
@@ -12263,41 +12545,32 @@ unwanted3:
 	ADD R1, R4
 	FSTPQ (F6, F7), (R4)
 	FSTPQ (F8, F9), 32(R4)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 3, 7)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
+	NARROW(3, 4, 7)
+	MOVD channelArgs_a(R23), R4
+	ADD R2, R4
+	FSTPQ (F14, F15), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
 	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	BIC8(14, 4, 7)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGE4D(14, 7, 8)
-	BIC8(8, 9, 9)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(7, 14, 8)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(7, 14, 7)
-	BIC8(7, 8, 8)
-	BIC8(8, 9, 9)
-	MOV8(1, 7)
-	MOV8(2, 8)
-	NARROW(7, 8, 7)
-	MOV8(7, 8)
+	FCMGE8(7, 14, 8)
+	AND8(8, 9, 9)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGT8(14, 7, 7)
+	AND8(7, 9, 9)
+	NARROW(1, 2, 8)
+	FLDPQ 288(R24), (F28, F29)
+	EOR8(14, 8, 7)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FSTPQ (F14, F15), (R4)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGE8(7, 14, 14)
+	AND8(14, 9, 9)
 	WIDEN(8, 7, 8)
 	FSUB4D(7, 1, 1)
 	FSUB4D(8, 2, 2)
-	MOVD channelArgs_neg(R23), R4
-	ADD R2, R4
-	NARROW(7, 8, 7)
-	FLDPQ 256(R24), (F28, F29)
-	EOR8(14, 7, 7)
-	FSTPQ (F14, F15), (R4)
 	FMUL4D(3, 1, 1)
 	FMUL4D(4, 2, 2)
 	MOVD channelArgs_beta(R23), R4
@@ -12310,15 +12583,89 @@ unwanted3:
 	ADD R2, R4
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
-	MOVD channelArgs_a(R23), R4
-	ADD R2, R4
-	NARROW(3, 4, 3)
-	FSTPQ (F6, F7), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	EOR8(14, 9, 9)
+	MAXOFALL(9)
+	VMOV V18.S[0], R15
+	CBZ R15, usual4
+	FLDPQ 96(R24), (F18, F19)
+	MOVD channelArgs_mean(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F10, F11)
+	FLDPQ 32(R4), (F12, F13)
+	MOVD channelArgs_scale(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F6, F7)
+	FLDPQ 32(R4), (F8, F9)
 	FLDPQ (R24), (F28, F29)
+	AND8(14, 1, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(5, 5, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 2, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 7)
+	FCMGE4D(6, 6, 8)
+	AND8(8, 7, 7)
+	BIC8(7, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 6, 7)
+	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 3, 7)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 4, 7)
+	FLDPQ 384(R24), (F28, F29)
+	FCMGE4D(14, 7, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 416(R24), (F28, F29)
+	FCMGE4D(7, 14, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE4D(7, 14, 7)
+	BIC8(7, 8, 8)
+	BIC8(8, 9, 9)
+	FLDPQ 96(R24), (F28, F29)
 	EOR8(14, 9, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
 	CBNZ R15, unusual2
+
+usual4:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12328,43 +12675,55 @@ unwanted3:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+32(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+40(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+48(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+56(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+64(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+72(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+80(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+88(SB)/8, $0x8000000000000000
-DATA backwardChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+136(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+144(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+152(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+160(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+168(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+176(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+184(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+192(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+200(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+208(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+216(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+256(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+264(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+272(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+280(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $288
+DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -12375,13 +12734,12 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_step(R23), R3
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 0)
-	ADD $channelArgs_weight, R23, R5
-	LD1R4D(5, 1)
 	MOVD channelArgs_n(R23), R5
 	MOVD $backwardChannelsTable<>(SB), R24
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 0, 1)
 
 channels1:
-	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F4, F5)
@@ -12394,60 +12752,25 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FMUL4D(6, 0, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 10, 10)
-	FCMGE4D(10, 1, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 8)
-	FCMGE4D(10, 11, 10)
-	FADD4D(8, 11, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 14)
-	AND8(14, 9, 9)
-	ORR8(9, 10, 10)
+	AND8(14, 2, 10)
 	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 9)
-	FCMGE4D(9, 8, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
+	AND8(14, 4, 11)
+	FADD4D(11, 10, 10)
+	FCMGE4D(1, 11, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	AND8(11, 10, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 3, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 11)
+	FADD4D(11, 10, 10)
+	FCMGE4D(1, 11, 11)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
 	AND8(11, 10, 10)
-	FCMGE4D(6, 6, 11)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	BIC8(14, 11, 11)
-	BIC8(10, 11, 10)
-	BIC8(10, 12, 12)
-	FMUL4D(7, 0, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 10, 10)
-	FCMGE4D(10, 1, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 8)
-	FCMGE4D(10, 11, 10)
-	FADD4D(8, 11, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGE4D(11, 14, 14)
-	AND8(14, 9, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
-	FMUL4D(14, 0, 9)
-	FCMGE4D(9, 8, 9)
-	ORR8(9, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE4D(11, 14, 11)
-	AND8(11, 10, 10)
-	FCMGE4D(7, 7, 11)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	BIC8(14, 11, 11)
-	BIC8(10, 11, 10)
-	BIC8(10, 12, 12)
+	AND8(10, 12, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -12456,10 +12779,7 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	MOV8(8, 10)
-	MOV8(9, 11)
-	NARROW(10, 11, 10)
-	MOV8(10, 11)
+	NARROW(8, 9, 11)
 	WIDEN(11, 10, 11)
 	FSUB4D(10, 8, 8)
 	FSUB4D(11, 9, 9)
@@ -12476,22 +12796,18 @@ channels1:
 	MOVD channelArgs_gammaGrad(R23), R4
 	SUBS $0, R4
 	BEQ unwanted3
-	MOV8(4, 10)
-	MOV8(5, 11)
+	NARROW(4, 5, 10)
 	MOVD channelArgs_gammaGrad(R23), R4
 	ADD R0, R4
-	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
 
 unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
 	SUBS $0, R4
 	BEQ unwanted4
-	MOV8(2, 10)
-	MOV8(3, 11)
+	NARROW(2, 3, 10)
 	MOVD channelArgs_betaGrad(R23), R4
 	ADD R0, R4
-	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
 
 unwanted4:
@@ -12533,147 +12849,247 @@ divided8:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 2, 10)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
+	NARROW(2, 3, 10)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	NARROW(4, 5, 10)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 128(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	AND8(11, 12, 12)
+	FLDPQ 160(R24), (F28, F29)
+	FCMGT8(14, 10, 10)
+	AND8(10, 12, 12)
+	FLDPQ 192(R24), (F28, F29)
+	EOR8(14, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, usual9
+	FLDPQ 192(R24), (F24, F25)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	FMUL4D(6, 0, 10)
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	ADD $channelArgs_weight, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(10, 14, 7)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FCMGE4D(10, 8, 10)
+	FADD4D(9, 8, 11)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 8)
+	AND8(8, 7, 7)
+	ORR8(7, 10, 10)
+	FCMGE4D(1, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(6, 6, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F12, F13)
+	FMUL4D(6, 0, 10)
+	FLDPQ (R24), (F28, F29)
+	FMUL4D(14, 10, 10)
+	ADD $channelArgs_weight, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(10, 14, 7)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F18, F19)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FCMGE4D(10, 8, 10)
+	FADD4D(9, 8, 11)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(11, 14, 8)
+	AND8(8, 7, 7)
+	ORR8(7, 10, 10)
+	FCMGE4D(1, 9, 9)
+	ORR8(9, 10, 10)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE4D(11, 14, 11)
+	AND8(11, 10, 10)
+	FCMGE4D(6, 6, 11)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
+	BIC8(10, 11, 10)
+	BIC8(10, 12, 12)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 2, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 10, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 6, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 3, 11)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 3, 11)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 11, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGE4D(14, 7, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large9
+	CBZ R15, large10
 	EOR8(8, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large9
+	CBZ R15, large10
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
 	FMUL4D(0, 8, 8)
 	FMUL4D(0, 9, 9)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 6, 6)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 6, 6)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
 	FCMGE4D(8, 6, 8)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	AND8(6, 8, 8)
 	BIC8(8, 4, 4)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 4, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 4, 6)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	BIC8(8, 6, 6)
 	BIC8(6, 12, 12)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 7, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 7, 7)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	FCMGE4D(9, 7, 9)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	AND8(7, 9, 9)
 	BIC8(9, 5, 5)
-	FLDPQ 64(R24), (F28, F29)
-	BIC8(14, 5, 7)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 5, 7)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
 
-large9:
-	MOVD channelArgs_k1(R23), R4
-	ADD R2, R4
-	NARROW(2, 3, 2)
-	FSTPQ (F4, F5), (R4)
+large10:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
+
+usual9:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12717,6 +13133,192 @@ channels1:
 	SUBS $8, R2
 	BNE channels1
 	RET
+DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
+DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+
+// func stripChannels(id int, a *channelArgs)
+TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD channelArgs_x(R23), R0
+	MOVD channelArgs_shift(R23), R1
+	MOVD channelArgs_sumA(R23), R2
+	MOVD channelArgs_sumB(R23), R3
+	MOVD channelArgs_stride(R23), R4
+	MOVD channelArgs_n(R23), R7
+	MOVD $stripChannelsTable<>(SB), R24
+
+channels1:
+	EOR8(0, 0, 0)
+	MOVD R0, R5
+	MOVD channelArgs_probe(R23), R6
+	SUBS $4, R6
+	BLT rest3
+
+groups2:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 3, 3)
+	FLDPQ (R5), (F10, F11)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(7, 5, 5)
+	FADD8(5, 3, 3)
+	FADD8(3, 0, 0)
+	SUBS $4, R6
+	BGE groups2
+
+rest3:
+	ADD $4, R6
+	SUBS $0, R6
+	BEQ done5
+
+row4:
+	FLDPQ (R5), (F6, F7)
+	PRFM 64(R5), PLDL1KEEP
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	SUBS $1, R6
+	BNE row4
+
+done5:
+	MOV8(0, 4)
+	WIDEN(4, 3, 4)
+	MOVD channelArgs_probeInverse(R23), R5
+	SUBS $0, R5
+	BEQ divide6
+	ADD $channelArgs_probeInverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 3)
+	FMUL4D(14, 4, 4)
+	B divided7
+
+divide6:
+	ADD $channelArgs_probeCount, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 3)
+	FDIV4D(14, 4, 4)
+
+divided7:
+	NARROW(3, 4, 3)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 3, 3)
+	FSUB8(3, 3, 4)
+	FCMGE8(4, 4, 4)
+	AND8(4, 3, 3)
+	MOV8(3, 2)
+	EOR8(0, 0, 0)
+	EOR8(1, 1, 1)
+	MOVD R0, R5
+	MOVD channelArgs_rows(R23), R6
+	SUBS $4, R6
+	BLT rest9
+
+groups8:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
+	FADD8(7, 3, 3)
+	FADD8(8, 4, 4)
+	FLDPQ (R5), (F10, F11)
+	FADD8(5, 2, 5)
+	FMUL8(5, 5, 6)
+	ADD R4, R5
+	FLDPQ (R5), (F14, F15)
+	FADD8(7, 2, 7)
+	FMUL8(7, 7, 8)
+	ADD R4, R5
+	FADD8(7, 5, 5)
+	FADD8(8, 6, 6)
+	FADD8(5, 3, 3)
+	FADD8(6, 4, 4)
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $4, R6
+	BGE groups8
+
+rest9:
+	ADD $4, R6
+	SUBS $0, R6
+	BEQ done11
+
+row10:
+	FLDPQ (R5), (F6, F7)
+	FADD8(3, 2, 3)
+	FMUL8(3, 3, 4)
+	ADD R4, R5
+	FADD8(3, 0, 0)
+	FADD8(4, 1, 1)
+	SUBS $1, R6
+	BNE row10
+
+done11:
+	WIDEN(0, 3, 4)
+	WIDEN(1, 5, 6)
+	MOVD channelArgs_inverse(R23), R5
+	SUBS $0, R5
+	BEQ divide12
+	ADD $channelArgs_inverse, R23, R5
+	LD1R4D(5, 14)
+	FMUL4D(14, 3, 7)
+	FMUL4D(14, 4, 8)
+	B divided13
+
+divide12:
+	ADD $channelArgs_count, R23, R5
+	LD1R4D(5, 14)
+	FDIV4D(14, 3, 7)
+	FDIV4D(14, 4, 8)
+
+divided13:
+	FMUL4D(7, 3, 3)
+	FMUL4D(8, 4, 4)
+	FSUB4D(3, 5, 5)
+	FSUB4D(4, 6, 6)
+	WIDEN(2, 3, 4)
+	FSUB4D(3, 7, 7)
+	FSUB4D(4, 8, 8)
+	EOR8(2, 2, 2)
+	FADD4D(2, 7, 7)
+	FADD4D(2, 8, 8)
+	FMUL4D(7, 7, 3)
+	FMUL4D(8, 8, 4)
+	FMUL4D(2, 3, 3)
+	FMUL4D(2, 4, 4)
+	FADD4D(3, 5, 5)
+	FADD4D(4, 6, 6)
+	FSTPQ (F14, F15), (R2)
+	FSTPQ (F16, F17), 32(R2)
+	FSTPQ (F10, F11), (R3)
+	FSTPQ (F12, F13), 32(R3)
+	NARROW(7, 8, 7)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 7, 7)
+	FSUB8(7, 7, 8)
+	FCMGE8(8, 8, 8)
+	AND8(8, 7, 7)
+	FSTPQ (F14, F15), (R1)
+	ADD $32, R0
+	ADD $32, R1
+	ADD $64, R2
+	ADD $64, R3
+	SUBS $8, R7
+	BNE channels1
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -12729,12 +13331,13 @@ DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
 DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $88
+DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $11, R0
+	CMP $12, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1

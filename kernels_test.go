@@ -124,6 +124,10 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		}
 		a.begin(0, s.images)
 	} else {
+		a.single = s.rows % 3 // some are written one by one
+		if a.stream {
+			a.single = s.rows
+		}
 		a.coef = in(fields * roundUp(s.n, lanes))
 		if k.sums() {
 			a.acc = in(k.sumsLen() * roundUp(s.n, lanes))

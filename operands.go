@@ -72,9 +72,10 @@ type operand struct {
 
 func (s Shape) checker() checker { return checker{shape: s} }
 
-func (k *checker) add(o operand) *operand {
+// add returns the next operand, of which the name and the elements are set.
+func (k *checker) add(name string, n int, p unsafe.Pointer, size uintptr) *operand {
 	a := &k.list[k.n]
-	*a = o
+	a.name, a.n, a.begin, a.end = name, n, uintptr(p), uintptr(p)+uintptr(n)*size
 	a.perChannel, a.bit = 1, 1<<k.n
 	k.n++
 	return a
@@ -105,18 +106,18 @@ func (o operand) out(mayBe aliases) operand {
 
 // tensor adds an argument with as many elements as the shape.
 func (k *checker) tensor(name string, s []float32) *operand {
-	a := k.add(float32s(name, s))
+	a := k.channels(name, s)
 	a.tensor = true
 	return a
 }
 
 // channels adds an argument with an element per channel, channels64 one of float64.
 func (k *checker) channels(name string, s []float32) *operand {
-	return k.add(float32s(name, s))
+	return k.add(name, len(s), unsafe.Pointer(unsafe.SliceData(s)), unsafe.Sizeof(float32(0)))
 }
 
 func (k *checker) channels64(name string, s []float64) *operand {
-	return k.add(float64s(name, s))
+	return k.add(name, len(s), unsafe.Pointer(unsafe.SliceData(s)), unsafe.Sizeof(float64(0)))
 }
 
 // must marks an argument as required.

@@ -88,8 +88,10 @@ func (p *Plan) release(w *workspace) {
 
 // Explain describes in short how a call of the plan is carried out: the layout, the
 // number of channels that are summed and applied together, whether outputs are written
-// in turns with the sums of the next group, and whether stores are non-temporal. It
-// helps to read times; it has no effect on results, and may change with every version.
+// in turns with the sums of the next group, whether stores are non-temporal, whether
+// moments of columns are taken in strips, and whether columns are written in order, row by
+// row, or several rows as one. It helps to read times; it has no effect on results, and may
+// change with every version.
 // backward stands for [Plan.Backward] instead of [Plan.Forward], residual for a call
 // with a residual and its gradient. The description is of a call that does not work in
 // place.

@@ -41,13 +41,23 @@ type way struct {
 	stores bool // backward: the sums store g in an output, and the second phase reads it there
 	stream bool // outputs are written with non-temporal stores
 
+	// inOrder says that cols are written row by row. Otherwise groups of rows are written
+	// together, which loads constants once for a group: faster where all tensors and constants
+	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
+	// second level sooner.
+	inOrder bool
+	// strips says that moments of cols are taken of 8 columns at a time: of few rows, whose
+	// values stay in a cache from the probe to the sums.
+	strips bool
+	side   int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
+
 	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
 	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
 }
 
 // machine holds the figures of the machine that a schedule depends on.
 type machine struct {
-	l2, l3 int // bytes of a core's second-level cache, and of the third-level cache
+	l1, l2, l3 int // bytes of a core's first-level cache of data, of its second-level cache, and of the third-level cache
 	// stream is the size of an output, in bytes, from which on non-temporal stores are
 	// faster. Measured: AMD's third-level cache takes plain stores fast up to 6 MB; on
 	// Intel's processors only the second level does, since the third is far.
@@ -56,10 +66,13 @@ type machine struct {
 
 // thisMachine has the cache sizes that cpuid reports. On arm64 and under emulators it
 // reports none, and usual sizes take their place.
-var thisMachine = newMachine(cpuid.CPU.Cache.L2, cpuid.CPU.Cache.L3, cpuid.CPU.VendorID == cpuid.Intel)
+var thisMachine = newMachine(cpuid.CPU.Cache.L1D, cpuid.CPU.Cache.L2, cpuid.CPU.Cache.L3, cpuid.CPU.VendorID == cpuid.Intel)
 
-func newMachine(l2, l3 int, farL3 bool) machine {
-	m := machine{l2: 512 << 10, l3: 32 << 20, stream: 6 << 20}
+func newMachine(l1, l2, l3 int, farL3 bool) machine {
+	m := machine{l1: 32 << 10, l2: 512 << 10, l3: 32 << 20, stream: 6 << 20}
+	if l1 > 0 {
+		m.l1 = l1
+	}
 	if l2 > 0 {
 		m.l2 = l2
 	}
@@ -87,6 +100,9 @@ type limits struct {
 
 var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2,
 	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+
+// stripRows is the largest number of rows that are summed in strips.
+const stripRows = 32
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -171,15 +187,39 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if w.stream && g.width <= l.recompute {
 		w.stores = false // g would have to come back from memory
 	}
+	tensors := s.reads + s.writes
+	if s.inPlace {
+		tensors--
+	}
+	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
+	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.masked && g.windows == g.segments && g.height > 0 &&
+		g.height <= stripRows && 4*g.outer*g.channels*g.inner <= 2*l.l1
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {
 		w.tasks = max(64, roundUp(ceilDiv(g.width, want), lanes))
 	}
-	w.tile = max(1, maxCall/g.width)
-	if s.workers > 1 {
-		w.tile = max(1, min(w.tile, g.height/(4*s.workers)))
+	w.side = 1
+	if w.stream && !s.masked {
+		w.side = l.side(g, s.path)
 	}
+	w.tile = maxCall / min(panel, w.side*g.width)
+	if s.workers > 1 {
+		w.tile = min(w.tile, g.height/w.side/(4*s.workers))
+	}
+	w.tile = max(1, w.tile) * w.side
+}
+
+// side returns how many rows of cols, side by side, make a row of whole vectors. Tensors
+// that are large enough for non-temporal stores are written by such rows, unless their
+// constants would take too much memory.
+func (l limits) side(g *geometry, p Path) int {
+	const most = 16 << 10 // columns
+	side := lanes / gcd(lanes, g.width)
+	if p != PathAVX2 || g.unit > 1 || 4*g.outer*g.channels < l.stream || side*g.width > most {
+		return 1
+	}
+	return side
 }
 
 // String returns the way in short, as printed beside times.
@@ -196,6 +236,9 @@ func (w way) String() string {
 	add(w.turns, "turns")
 	add(w.stores, "stores g")
 	add(w.stream, "non-temporal")
+	add(w.strips, "strips")
+	add(w.inOrder && !w.stream, "in order")
+	add(w.side > 1, "%d rows as one", w.side)
 	return b.String()
 }
 

@@ -19,9 +19,9 @@ type scheduled struct {
 
 // scheduleMachines are machines with other caches, which decide about ways.
 var scheduleMachines = map[string]machine{
-	"usual": newMachine(512<<10, 32<<20, false),
-	"intel": newMachine(2<<20, 32<<20, true),
-	"small": newMachine(256<<10, 2<<20, false),
+	"usual": newMachine(32<<10, 512<<10, 32<<20, false),
+	"intel": newMachine(48<<10, 2<<20, 32<<20, true),
+	"small": newMachine(32<<10, 256<<10, 2<<20, false),
 }
 
 // scheduleOf reads a situation: the workers and the tensors that are read, and words
@@ -136,25 +136,44 @@ var schedules = []scheduled{
 	{"more workers than values", Shape{2, 2, 8}, "workers=16", "rows group 2 fused", 2, 1},
 	{"an empty batch", Shape{0, 8, 49}, "", "rows group 8 fused", 8, 0},
 	{"rows of one vector, of which two make a line", Shape{4096, 64, 8}, "", "rows group 1 turns non-temporal", 64, 2097152},
-	{"columns, two rows side by side", Shape{1000, 64, 1}, "", "cols", 128, 256},
+	{"columns, two rows side by side, summed in strips, and four of them written together", Shape{32, 64, 1}, "", "cols strips", 128, 256},
+	{"those beyond the first-level cache are written in order", Shape{1000, 64, 1}, "", "cols in order", 128, 256},
+	{"both tensors, with constants, below the cache's size", Shape{58, 64, 1}, "", "cols strips", 128, 256},
+	{"and above it", Shape{59, 64, 1}, "", "cols strips in order", 128, 256},
+	{"which a larger cache has room for", Shape{64, 64, 1}, "intel", "cols strips", 128, 256},
+	{"and a tensor in place", Shape{64, 64, 1}, "inPlace", "cols strips", 128, 256},
+	{"but not three of them", Shape{64, 64, 1}, "inPlace backward", "cols in order", 128, 256},
+	{"sums alone write in no order", Shape{64, 64, 1}, "sums", "cols strips", 128, 256},
+	{"nor does pure Go", Shape{64, 64, 1}, "generic", "cols", 128, 256},
 	{"those of a large tensor take non-temporal stores", Shape{100352, 64, 1}, "", "cols non-temporal", 128, 256},
-	{"but not in place", Shape{100352, 64, 1}, "inPlace", "cols", 128, 256},
+	{"but not in place", Shape{100352, 64, 1}, "inPlace", "cols in order", 128, 256},
 	{"nor on arm64", Shape{100352, 64, 1}, "neon", "cols", 128, 256},
-	{"columns are cut where segments are few", Shape{1000, 256, 1}, "workers=4", "cols", 128, 62},
+	{"columns are cut where segments are few", Shape{1000, 256, 1}, "workers=4", "cols in order", 128, 62},
 	{"many segments are enough for the workers", Shape{100352, 64, 1}, "workers=4", "cols non-temporal", 128, 256},
-	{"one segment is cut into pieces for all workers", Shape{100, 4096, 1}, "workers=4", "cols", 512, 6},
-	{"of 64 columns at least", Shape{32, 100, 1}, "workers=16", "cols", 64, 1},
-	{"a derivative that takes long is stored in columns", Shape{1000, 64, 1}, "costly", "cols stores g", 128, 256},
+	{"one segment is cut into pieces for all workers", Shape{100, 4096, 1}, "workers=4", "cols in order", 512, 6},
+	{"of 64 columns at least", Shape{32, 100, 1}, "workers=16", "cols strips", 64, 1},
+	{"more rows take sums row by row", Shape{66, 64, 1}, "inPlace", "cols", 128, 256},
+	{"and so do tensors beyond the first-level cache", Shape{16, 1025, 1}, "", "cols in order", 1025, 32},
+	{"those at its end do not", Shape{16, 1024, 1}, "", "cols strips in order", 1024, 32},
+	{"sums of gradients have no probe", Shape{16, 512, 1}, "backward", "cols in order", 512, 64},
+	{"a derivative that takes long is stored in columns", Shape{1000, 64, 1}, "costly", "cols stores g in order", 128, 256},
 	{"and by pure Go", Shape{1000, 64, 1}, "costly generic", "cols stores g", 128, 256},
 	{"of a large tensor it would come back from memory", Shape{100352, 64, 1}, "costly", "cols non-temporal", 128, 256},
 	{"for so many columns", Shape{8192, 512, 1}, "costly", "cols non-temporal", 512, 64},
-	{"but for more it is faster all the same", Shape{8192, 513, 1}, "costly", "cols stores g non-temporal", 513, 63},
-	{"and with plain stores, as in place", Shape{100352, 64, 1}, "costly inPlace", "cols stores g", 128, 256},
-	{"gathered columns store nothing", Shape{1000, 64, 1}, "costly masked", "cols", 128, 256},
-	{"more columns than a call takes", Shape{20, 40000, 1}, "", "cols", 40000, 1},
-	{"rows shorter than a vector are columns", Shape{64, 256, 7}, "", "cols", 1792, 18},
-	{"of which as many as are needed lie side by side", Shape{3000, 3, 2}, "", "cols", 132, 248},
-	{"outputs alone in columns", Shape{1000, 64, 1}, "apply workers=2", "cols", 64, 62},
+	{"but for more it is faster all the same", Shape{8192, 513, 1}, "costly", "cols stores g non-temporal 8 rows as one", 513, 256},
+	{"and with plain stores, as in place", Shape{100352, 64, 1}, "costly inPlace", "cols stores g in order", 128, 256},
+	{"gathered columns store nothing", Shape{1000, 64, 1}, "costly masked", "cols in order", 128, 256},
+	{"more columns than a call takes", Shape{20, 40000, 1}, "", "cols in order", 40000, 32},
+	{"rows shorter than a vector are columns", Shape{64, 256, 7}, "", "cols in order", 1792, 32},
+	{"rows of odd width become rows of whole vectors, for non-temporal stores", Shape{100352, 63, 1}, "", "cols non-temporal 8 rows as one", 189, 256},
+	{"as few as are needed", Shape{100352, 33, 1}, "", "cols non-temporal 2 rows as one", 132, 248},
+	{"but not in place, where stores are plain", Shape{100352, 63, 1}, "inPlace", "cols in order", 189, 173},
+	{"nor where values are gathered", Shape{100352, 63, 1}, "masked", "cols non-temporal", 189, 173},
+	{"nor where their constants would take too much memory", Shape{2048, 2049, 1}, "", "cols non-temporal", 2049, 32},
+	{"workers share whole ones", Shape{100352, 63, 1}, "workers=4", "cols non-temporal 8 rows as one", 189, 256},
+	{"at least one each", Shape{300, 2047, 1}, "intel workers=16", "cols non-temporal 8 rows as one", 192, 8},
+	{"of which as many as are needed lie side by side", Shape{3000, 3, 2}, "", "cols in order", 132, 248},
+	{"outputs alone in columns", Shape{1000, 64, 1}, "apply workers=2", "cols in order", 64, 62},
 	{"sums alone in columns", Shape{1000, 64, 1}, "sums workers=2", "cols", 64, 62},
 	{"an empty batch of columns", Shape{0, 64, 1}, "workers=2", "cols", 64, 1},
 }
@@ -288,20 +307,5 @@ func TestSituation(t *testing.T) {
 	want := situation{path: p.path, workers: 1, do: bothPhases, reads: 2, writes: 1, inPlace: true}
 	if got := w.situation(bothPhases); got != want {
 		t.Errorf("forward: %+v, want %+v", got, want)
-	}
-}
-
-func TestCollide(t *testing.T) {
-	t.Parallel()
-	for _, c := range []struct {
-		tensors, width int
-		want           bool
-	}{
-		{2, 64, false}, {2, 256, false}, {2, 1000, false}, {2, 512, true}, {2, 1024, true}, {2, 1536, true}, {2, 4096, true},
-		{3, 512, false}, {3, 1000, false}, {3, 1024, true}, {3, 4096, true}, {5, 512, true}, {5, 256, false},
-	} {
-		if got := collide(c.tensors, c.width); got != c.want {
-			t.Errorf("rows of %d tensors with %d columns collide: %v, want %v", c.tensors, c.width, got, c.want)
-		}
 	}
 }

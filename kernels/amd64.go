@@ -171,6 +171,7 @@ var amd64Ops = [...]string{
 	opMul64:    "VMULPD",
 	opDiv64:    "VDIVPD",
 	opGE64:     "VCMPPD $0x1d,", // GE_OQ
+	opLE64:     "VCMPPD $0x12,", // LE_OQ
 	opAddInt64: "VPADDQ",
 }
 
@@ -263,7 +264,11 @@ func (l amd64) area(field string, flags flags) {
 }
 
 func (l amd64) ifFlag(f flags, set bool, label string) {
-	l.printf("CMPQ %d(R14), $0", amd64Flags+8*f.index())
+	if l.held {
+		l.printf("CMPB %s_%s(R14), $0", l.args, flagFields[f.index()]) // a bool: that of withStream
+	} else {
+		l.printf("CMPQ %d(R14), $0", amd64Flags+8*f.index())
+	}
 	l.branch(map[bool]cond{false: ifZero, true: ifNotZero}[set], label)
 }
 
@@ -391,10 +396,10 @@ func (l amd64) widen(dst pair, src vec) {
 	l.printf("VCVTPS2PD X%d, Y%d", dst[1], dst[1])
 }
 
-func (l amd64) narrow(dst vec, src pair) {
+func (l amd64) narrow(dst vec, src pair, t vec) {
 	l.printf("VCVTPD2PSY Y%d, X%d", src[0], dst)
-	l.printf("VCVTPD2PSY Y%d, X%d", src[1], src[1])
-	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", src[1], dst, dst)
+	l.printf("VCVTPD2PSY Y%d, X%d", src[1], t)
+	l.printf("VINSERTF128 $1, X%d, Y%d, Y%d", t, dst, dst)
 }
 
 func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }

@@ -297,6 +297,8 @@ func (l arm64) op(o op, dst, x, y vec) {
 		l.use(bic, x, y, dst)
 	case o == opLE:
 		l.use(fcmge, x, y, dst)
+	case o == opLE64:
+		l.use(fcmge64, x, y, dst)
 	case o == opOr && x == y: // a disassembler shows it as a move
 		l.use(mov, x, dst)
 	default:
@@ -583,6 +585,6 @@ func (l arm64) below(dst, x, y, t vec) {
 	l.blend(dst, t, x, y)
 }
 
-func (l arm64) widen(dst pair, src vec)  { l.use(fcvtl, src, dst[0], dst[1]) }
-func (l arm64) narrow(dst vec, src pair) { l.use(fcvtn, src[0], src[1], dst) }
-func (l arm64) shift52(dst, x vec)       { l.use(shl52, x, dst) }
+func (l arm64) widen(dst pair, src vec)         { l.use(fcvtl, src, dst[0], dst[1]) }
+func (l arm64) narrow(dst vec, src pair, _ vec) { l.use(fcvtn, src[0], src[1], dst) }
+func (l arm64) shift52(dst, x vec)              { l.use(shl52, x, dst) }

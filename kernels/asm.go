@@ -63,6 +63,7 @@ const (
 	opMul64
 	opDiv64
 	opGE64     // all ones where a >= b, zero elsewhere and for NaN
+	opLE64     // all ones where a <= b, zero elsewhere and for NaN
 	opAddInt64 // on the bits
 )
 
@@ -198,8 +199,9 @@ type lowering interface {
 	above(dst, x, y, t vec)
 	below(dst, x, y, t vec)
 	widen(dst pair, src vec)
-	narrow(dst vec, src pair) // dst may be the first of src
-	shift52(dst, x vec)       // shifts the bits of float64 left by 52
+	// narrow rounds to float32; dst may be the first of src, and the temporary t the second.
+	narrow(dst vec, src pair, t vec)
+	shift52(dst, x vec) // shifts the bits of float64 left by 52
 }
 
 // target is an instruction set: it makes the lowering that prints to p.
@@ -217,7 +219,6 @@ type asm struct {
 	layout    layout
 	columns   bool                     // vectors that are prepared together have different columns
 	column    int                      // the current one of these columns
-	constants map[int]mem              // constants that are in memory now, by field
 	coef      reg                      // the records of constants, for a kernel that loads them itself
 	loadConst func(dst vec, field int) // loads a constant; set by the walk
 }
@@ -225,7 +226,7 @@ type asm struct {
 // newAsm begins a function whose arguments have the type args.
 func newAsm(on target, name, args string) *asm {
 	p := &printer{name: name, args: args}
-	return &asm{lowering: on(p), printer: p, constants: map[int]mem{}}
+	return &asm{lowering: on(p), printer: p}
 }
 
 // newArg hands out a register that holds a field of the arguments.

@@ -28,6 +28,7 @@ var channelKernels = []channelKernel{
 	{"Affine", affineChannels},
 	{"Backward", backwardChannels},
 	{"Track", trackChannels},
+	{"Strip", stripChannels},
 }
 
 func (k channelKernel) function() string {
@@ -38,7 +39,7 @@ func (k channelKernel) function() string {
 type chans struct {
 	*fn
 	arrays []array
-	usual  vec // all ones where a channel is usual
+	usual  vec // all ones where a channel is usual, as far as it has been looked at
 	offs   *offsets
 }
 
@@ -110,20 +111,30 @@ func (c *chans) wanted(field string, do func()) {
 }
 
 // untilUnusual is loop for a kernel with offsets that stops in front of 8 channels of
-// which one is unusual. body calls stop when it knows whether one is, and before it
-// overwrites anything that it reads. The number of channels that are left is stored in
-// the arguments.
-func (c *chans) untilUnusual(body func(stop func())) {
+// which one is unusual. begin comes before the loop. body sets usual by a quick look, which may take a usual channel for
+// an unusual one. It calls closely before it overwrites anything that it reads. Where the
+// quick look finds an unusual channel, tests look closely at all of them. The number of
+// channels that are left is stored in the arguments.
+func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))) {
 	n := c.newArg("n")
 	before := c.buf.String()
 	c.buf.Reset()
 	again, end := c.newLabel("channels"), c.newLabel("unusual")
+	if begin != nil {
+		begin()
+	}
 	c.label(again)
 	f := c.offs
-	c.constant(c.usual, c.entry64(math.MaxUint64))
-	body(func() {
-		c.op(opXor, c.usual, c.usual, c.const64(math.Float64frombits(math.MaxUint64)))
+	const ones = math.MaxUint64
+	body(func(tests func()) {
+		usual := c.newLabel("usual")
+		c.opConstant(opXor, c.usual, c.usual, c.entry64(ones))
+		c.ifNone(c.usual, usual)
+		c.constant(c.usual, c.entry64(ones))
+		tests()
+		c.opConstant(opXor, c.usual, c.usual, c.entry64(ones))
 		c.ifAny(c.usual, end)
+		c.label(usual)
 	})
 	c.addImm(f.in32, float32s)
 	c.addImm(f.in64, float64s)
@@ -202,25 +213,23 @@ func (c *chans) store32(src pair, a array) {
 	c.store(src[0], mem{base: a.at})
 }
 
-// storeShift stores shiftFor (../stats.go) of a mean; src is lost.
-func (c *chans) storeShift(src pair, a array) {
+// shiftFor leaves shiftFor (../stats.go) of a mean in the first half of src.
+func (c *chans) shiftFor(src pair) {
 	c.round(src)
 	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
 	c.sub(src[1], src[0], src[0])
 	c.op(opLE, src[1], src[1], src[1])
 	c.op(opAnd, src[0], src[0], src[1])
-	c.store(src[0], mem{base: a.at})
 }
 
-// storeNegative is store32 of -src.
-func (c *chans) storeNegative(src pair, a array) {
-	c.round(src)
-	c.opC(opXor, src[0], src[0], float32(math.Copysign(0, -1)))
+// storeShift stores shiftFor of a mean; src is lost.
+func (c *chans) storeShift(src pair, a array) {
+	c.shiftFor(src)
 	c.store(src[0], mem{base: a.at})
 }
 
 // round leaves src as float32 in its first half.
-func (c *chans) round(src pair) { c.narrow(src[0], src) }
+func (c *chans) round(src pair) { c.narrow(src[0], src, src[1]) }
 
 // const64 returns a register that holds a constant until the next one.
 func (c *chans) const64(v float64) vec {
@@ -228,8 +237,26 @@ func (c *chans) const64(v float64) vec {
 	return constVec
 }
 
+// op64C is op with a constant operand.
+func (c *chans) op64C(o op, dst, x vec, v float64) {
+	c.opConstant(o, dst, x, c.entry64(math.Float64bits(v)))
+}
+
 // abs64 sets dst to |x|.
-func (c *chans) abs64(dst, x vec) { c.op(opAndNot, dst, c.const64(math.Copysign(0, -1)), x) }
+func (c *chans) abs64(dst, x vec) { c.opConstant(opAnd, dst, x, c.entry64(math.MaxInt64)) }
+
+// look says that a channel is unusual unless a float32 x is within a range; t is a
+// temporary. The range is to lie within that of usual channels, so that rounding does not
+// matter. x is lost.
+func (c *chans) look(x vec, above, to float32, t vec) {
+	c.abs(x, x)
+	c.opC(opLE, t, x, to)
+	c.op(opAnd, c.usual, c.usual, t)
+	if above > 0 {
+		c.opC(opGT, x, x, above)
+		c.op(opAnd, c.usual, c.usual, x)
+	}
+}
 
 // refuse says that a channel is unusual if its mask is set.
 func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
@@ -238,10 +265,10 @@ func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
 func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
 	for _, v := range x {
 		c.abs64(t[0], v)
-		c.op(opGE64, t[1], t[0], c.const64(above(hi)))
+		c.op64C(opGE64, t[1], t[0], above(hi))
 		c.refuse(t[1])
-		c.op(opGE64, t[1], c.const64(below(lo)), t[0])
-		c.op(opGE64, t[0], c.const64(0), t[0])
+		c.op64C(opLE64, t[1], t[0], below(lo))
+		c.op64C(opLE64, t[0], t[0], 0)
 		c.op(opAndNot, t[1], t[0], t[1])
 		c.refuse(t[1])
 	}
@@ -289,7 +316,7 @@ func (c *chans) merge(sumA, sumB array, mean, m2, a, b, t pair, weight, cross ve
 	c.mul64(t, t, scalarPair(weight))
 	c.add64(a, a, t)
 	for h := range a {
-		c.op(opGE64, b[h], b[h], c.const64(0)) // the difference is finite
+		c.op64C(opGE64, b[h], b[h], 0) // the difference is finite
 		c.op(opAnd, a[h], a[h], b[h])
 		c.op(opAndNot, mean[h], b[h], mean[h])
 		c.op(opOr, a[h], a[h], mean[h])
@@ -392,17 +419,19 @@ func mergeChannels(c *chans) {
 
 // divide sets dst to x/count. If count is a power of two, it multiplies by the inverse,
 // which takes less time and gives the same bits; t is a temporary.
-func (c *chans) divide(dst, x pair, t reg) {
+func (c *chans) divide(dst, x pair, t reg) { c.divideBy("count", "inverse", dst, x, t) }
+
+func (c *chans) divideBy(count, inverse string, dst, x pair, t reg) {
 	other, done := c.newLabel("divide"), c.newLabel("divided")
-	c.arg(t, "inverse")
+	c.arg(t, inverse)
 	c.subImm(t, 0)
 	c.branch(ifZero, other)
-	c.argAddr(t, "inverse")
+	c.argAddr(t, inverse)
 	c.broadcast64(constVec, mem{base: t})
 	c.mul64(dst, x, scalarPair(constVec))
 	c.jump(done)
 	c.label(other)
-	c.argAddr(t, "count")
+	c.argAddr(t, count)
 	c.broadcast64(constVec, mem{base: t})
 	c.div64(dst, x, scalarPair(constVec))
 	c.label(done)
@@ -426,34 +455,17 @@ func forwardChannels(c *chans) {
 	weight, rest, correction := c.scalar("weight"), c.scalar("cross"), c.scalar("correction")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
-	c.untilUnusual(func(stop func()) {
+	c.untilUnusual(nil, func(closely func(tests func())) {
 		c.load64(s, c.find64("sumB"))
 		c.divide(s, s, c.offs.t)
 		c.add64(t, s, scalarPair(epsilon))
+		// invstd is between 2^-50 and 2^50 then.
+		c.narrow(t[0], t, t[1])
+		c.opC(opLE, c.usual, t[0], sureMax/2)
+		c.opC(opGT, t[0], t[0], 2*sureMin)
+		c.op(opAnd, c.usual, c.usual, t[0])
 		for h := range t {
-			c.op(opGE64, m[h], t[h], c.const64(sureMin))
-			c.op(opGE64, t[h], c.const64(sureMax), t[h])
-			c.op(opAnd, m[h], m[h], t[h])
-		}
-		c.op(opAnd, t[0], m[0], m[1])
-		c.op(opXor, t[0], t[0], c.const64(math.Float64frombits(math.MaxUint64)))
-		safe := c.newLabel("safe")
-		c.ifNone(t[0], safe)
-		for _, v := range i { // a finite extent
-			c.zero(v)
-		}
-		c.wanted("extent", func() { c.loadWidened(i, c.find32("extent"), 0) })
-		for h := range t { // neither safe nor settled, and the extent is finite or the variance is not NaN
-			c.op(opOr, m[h], m[h], c.mask("settled"))
-			c.op(opGE64, i[h], c.const64(math.MaxFloat64), i[h])
-			c.op(opGE64, t[h], s[h], s[h])
-			c.op(opOr, i[h], i[h], t[h])
-			c.op(opAndNot, m[h], m[h], i[h])
-			c.refuse(m[h])
-		}
-		c.label(safe)
-		for h := range t {
-			c.op(opGE64, m[0], c.const64(below(0)), s[h])
+			c.op64C(opLE64, m[0], s[h], below(0))
 			c.op(opAndNot, s[h], m[0], s[h])
 		}
 		c.store64(s, c.find64("variance"))
@@ -466,7 +478,29 @@ func forwardChannels(c *chans) {
 		c.store64(m, c.find64("mean"))
 		c.wanted("savedMean", func() { c.store64(m, c.find64("savedMean")) })
 		c.affine(m, s, i, t)
-		stop()
+		closely(func() {
+			c.load64(s, c.find64("sumB"))
+			c.divide(s, s, c.offs.t)
+			c.add64(t, s, scalarPair(epsilon))
+			for h := range t {
+				c.op64C(opGE64, m[h], t[h], sureMin)
+				c.op64C(opLE64, t[h], t[h], sureMax)
+				c.op(opAnd, m[h], m[h], t[h])
+			}
+			for _, v := range i { // a finite extent
+				c.zero(v)
+			}
+			c.wanted("extent", func() { c.loadWidened(i, c.find32("extent"), 0) })
+			for h := range t { // neither safe nor settled, and the extent is finite or the variance is not NaN
+				c.op(opOr, m[h], m[h], c.mask("settled"))
+				c.op64C(opLE64, i[h], i[h], math.MaxFloat64)
+				c.op(opGE64, t[h], s[h], s[h])
+				c.op(opOr, i[h], i[h], t[h])
+				c.op(opAndNot, m[h], m[h], i[h])
+				c.refuse(m[h])
+			}
+			c.refuseWide(m, s, i, t)
+		})
 
 		c.track("running", "mean", nil, weight, rest, s, t)
 		c.track("runningVar", "variance", &correction, weight, rest, s, t)
@@ -501,7 +535,7 @@ func affineChannels(c *chans) {
 	epsilon := c.scalar("epsilon")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
-	c.untilUnusual(func(stop func()) {
+	c.untilUnusual(nil, func(closely func(tests func())) {
 		c.wanted("running", func() {
 			c.loadWidened(m, c.find32("running"), 0)
 			c.store64(m, c.find64("mean"))
@@ -509,7 +543,7 @@ func affineChannels(c *chans) {
 			c.add64(i, i, scalarPair(epsilon))
 			for h, v := range i {
 				c.abs64(t[h], v)
-				c.op(opGE64, t[h], c.const64(0), t[h])
+				c.op64C(opLE64, t[h], t[h], 0)
 			}
 			c.reciprocalRoot(i)
 			for h := range i {
@@ -519,78 +553,80 @@ func affineChannels(c *chans) {
 		})
 		c.load64(m, c.find64("mean"))
 		c.load64(i, c.find64("invstd"))
+		c.constant(c.usual, c.entry64(math.MaxUint64))
+		c.narrow(t[0], i, t[1])
+		c.look(t[0], 2*sureMin, sureMax/2, t[1])
 		c.affine(m, s, i, t)
-		stop()
+		closely(func() { c.refuseWide(m, s, i, t) })
 	})
 }
 
-// affine writes the constants of z from the mean in m and invstd in i; all are lost.
+// affine writes the constants of z from the mean in m and invstd in i, and takes a quick
+// look at them. All but i are lost.
 func (c *chans) affine(m, s, i, t pair) {
+	c.loadWidened(s, c.find32("gamma"), 0)
+	c.mul64(s, s, i)
+	c.store64(s, c.find64("scale"))
+	c.narrow(t[0], s, t[1])
+	c.store(t[0], mem{base: c.findConst("a").at})
+	c.look(t[0], 2*factorMin, factorMax/2, t[1])
+	c.narrow(t[1], m, t[0])
+	c.opC(opXor, t[0], t[1], float32(math.Copysign(0, -1)))
+	c.store(t[0], mem{base: c.findConst("neg").at})
+	c.look(t[0], 0, sureMax/2, constVec)
+	c.widen(t, t[1])
+	c.sub64(m, m, t)
+	c.mul64(m, m, s)
+	c.loadWidened(t, c.find32("beta"), 0)
+	c.sub64(t, t, m)
+	c.store32(t, c.findConst("b"))
+}
+
+// refuseWide says that wide channels are unusual, by the mean, invstd and scale in memory;
+// m, s, i and t are temporaries.
+func (c *chans) refuseWide(m, s, i, t pair) {
+	c.load64(m, c.find64("mean"))
+	c.load64(i, c.find64("invstd"))
+	c.load64(s, c.find64("scale"))
 	for h, v := range m { // unless invstd is NaN
 		c.abs64(t[0], v)
-		c.op(opGE64, t[0], t[0], c.const64(above(sureMax)))
+		c.op64C(opGE64, t[0], t[0], above(sureMax))
 		c.op(opGE64, t[1], i[h], i[h])
 		c.op(opAnd, t[0], t[0], t[1])
 		c.refuse(t[0])
 	}
 	c.refuseWild(i, sureMin, sureMax, t)
-	c.loadWidened(s, c.find32("gamma"), 0)
-	c.mul64(s, s, i)
-	c.store64(s, c.find64("scale"))
 	c.refuseWild(s, factorMin, factorMax, t)
-	c.low(m, t)
-	c.storeNegative(t, c.findConst("neg"))
-	c.mul64(m, m, s)
-	c.loadWidened(t, c.find32("beta"), 0)
-	c.sub64(t, t, m)
-	c.store32(t, c.findConst("b"))
-	c.store32(s, c.findConst("a"))
-}
-
-// low leaves in mean the part that its float32 lacks, and in t the float32, widened.
-func (c *chans) low(mean, t pair) {
-	c.move(t[0], mean[0])
-	c.move(t[1], mean[1])
-	c.round(t)
-	c.move(t[1], t[0])
-	c.widen(t, t[1])
-	c.sub64(mean, mean, t)
 }
 
 // backwardChannels goes from sums to the constants of dx.
 func backwardChannels(c *chans) {
 	c.useOffsets()
-	count, trusted := c.scalar("count"), c.scalar("weight")
+	count, least := c.scalar("count"), c.newVec()
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
-	c.untilUnusual(func(stop func()) {
+	c.untilUnusual(func() { c.op64C(opMul64, least, count, gradMin) }, func(closely func(tests func())) {
 		c.load64(p, c.find64("sumA"))
 		c.load64(r, c.find64("sumB"))
 		c.load64(i, c.find64("invstd"))
-		for h := range p { // gradSumsAreSafe or exact, or settled, or invstd is NaN
-			c.op(opMul64, t[0], count, i[h])
-			c.op(opMul64, t[0], t[0], c.const64(gradMin))
-			c.op(opGE64, low[1], trusted, t[0])
-			c.abs64(t[1], p[h])
-			c.abs64(low[0], r[h])
-			c.op(opGE64, t[0], t[1], t[0])
-			c.op(opAdd64, t[1], t[1], low[0])
-			c.op(opGE64, constVec, c.const64(0), t[1])
-			c.op(opAnd, low[1], low[1], constVec)
-			c.op(opOr, t[0], t[0], low[1])
-			c.op(opMul64, low[1], count, c.const64(gradMin))
-			c.op(opGE64, low[1], low[0], low[1])
-			c.op(opOr, t[0], t[0], low[1])
-			c.op(opGE64, t[1], c.const64(math.MaxFloat64), t[1])
+		for h := range p { // the sum of g*(x-m) is neither small nor infinite
+			c.abs64(t[0], p[h])
+			c.abs64(t[1], r[h])
+			c.op(opAdd64, t[0], t[0], t[1])
+			c.op(opGE64, t[1], t[1], least)
+			c.op64C(opLE64, t[0], t[0], math.MaxFloat64)
+			if h == 0 {
+				c.op(opAnd, c.usual, t[0], t[1])
+				continue
+			}
 			c.op(opAnd, t[0], t[0], t[1])
-			c.op(opGE64, t[1], i[h], i[h])
-			c.op(opAndNot, t[1], c.mask("settled"), t[1])
-			c.op(opAndNot, t[0], t[0], t[1])
-			c.refuse(t[0])
+			c.op(opAnd, c.usual, c.usual, t[0])
 		}
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
-		c.low(low, t)
+		c.narrow(t[1], low, t[0])
+		c.widen(t, t[1])
+		c.sub64(low, low, t) // the part that the float32 lacks
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
 		c.mul64(r, r, i)
@@ -600,10 +636,8 @@ func backwardChannels(c *chans) {
 			of    pair
 		}{{"gammaGrad", r}, {"betaGrad", p}} {
 			c.wanted(out.field, func() {
-				for h, v := range out.of {
-					c.move(t[h], v)
-				}
-				c.store32(t, c.find32(out.field))
+				c.narrow(t[0], out.of, t[1])
+				c.store(t[0], mem{base: c.find32(out.field).at})
 			})
 		}
 		c.mul64(r, r, i)
@@ -611,10 +645,38 @@ func backwardChannels(c *chans) {
 		c.divide(p, p, c.offs.t)
 		c.mul64(low, low, r)
 		c.sub64(p, p, low)
-		c.refuseWildGradient(p, r, count, [3]pair{t, i, low})
-		c.store32(p, c.findConst("k1"))
-		c.store32(r, c.findConst("k2"))
-		stop()
+		for i, k := range []pair{p, r} {
+			c.narrow(t[0], k, t[1])
+			c.store(t[0], mem{base: c.findConst([]string{"k1", "k2"}[i]).at})
+			c.look(t[0], 2*tameMin, sureMax/2, t[1])
+		}
+		closely(func() {
+			for h := range p { // gradSumsAreSafe or exact, or settled, or invstd is NaN
+				c.load(i[0], mem{base: c.find64("invstd").at, off: h * vecBytes})
+				c.op(opMul64, t[0], count, i[0])
+				c.op64C(opMul64, t[0], t[0], gradMin)
+				c.op(opGE64, i[1], c.mask("weight"), t[0])
+				c.load(low[0], mem{base: c.find64("sumA").at, off: h * vecBytes})
+				c.load(low[1], mem{base: c.find64("sumB").at, off: h * vecBytes})
+				c.abs64(low[0], low[0])
+				c.abs64(low[1], low[1])
+				c.op(opGE64, t[0], low[0], t[0])
+				c.op(opAdd64, t[1], low[0], low[1])
+				c.op64C(opLE64, low[0], t[1], 0)
+				c.op(opAnd, i[1], i[1], low[0])
+				c.op(opOr, t[0], t[0], i[1])
+				c.op(opGE64, low[1], low[1], least)
+				c.op(opOr, t[0], t[0], low[1])
+				c.op64C(opLE64, t[1], t[1], math.MaxFloat64)
+				c.op(opAnd, t[0], t[0], t[1])
+				c.op(opGE64, t[1], i[0], i[0])
+				c.op(opAndNot, t[1], c.mask("settled"), t[1])
+				c.op(opAndNot, t[0], t[0], t[1])
+				c.refuse(t[0])
+			}
+			c.refuseWildGradient(p, r, count, [3]pair{t, i, low})
+			c.store32(r, c.findConst("k2"))
+		})
 	})
 }
 
@@ -626,13 +688,13 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 		c.abs64(a[h], k1[h])
 		c.abs64(b[h], k2[h])
 		for _, v := range []vec{a[h], b[h]} {
-			c.op(opGE64, t[2][1], v, c.const64(above(sureMax)))
+			c.op64C(opGE64, t[2][1], v, above(sureMax))
 			c.refuse(t[2][1])
 			dst := t[2][1]
 			if h == 0 && v == a[h] {
 				dst = small
 			}
-			c.op(opGE64, dst, c.const64(tameMin), v)
+			c.op64C(opLE64, dst, v, tameMin)
 			if dst != small {
 				c.op(opOr, small, small, dst)
 			}
@@ -644,8 +706,8 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	c.zero(small)
 	for h := range k1 {
 		for _, v := range []vec{a[h], b[h]} {
-			c.op(opGE64, t[2][1], c.const64(0), v)
-			c.op(opGE64, constVec, c.const64(tameMin), v)
+			c.op64C(opLE64, t[2][1], v, 0)
+			c.op64C(opLE64, constVec, v, tameMin)
 			c.op(opAndNot, t[2][1], t[2][1], constVec)
 			c.op(opOr, small, small, t[2][1])
 		}
@@ -659,16 +721,16 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	c.load64(b, c.find64("dbeta"))
 	for h := range k2 {
 		c.abs64(b[h], b[h])
-		c.op(opMul64, b[h], b[h], c.const64(negligible))
+		c.op64C(opMul64, b[h], b[h], negligible)
 		c.op(opGE64, t[2][h], b[h], t[2][h])
 		c.abs64(b[h], k2[h])
-		c.op(opGE64, b[h], c.const64(tameMin), b[h])
+		c.op64C(opLE64, b[h], b[h], tameMin)
 		c.op(opAnd, t[2][h], t[2][h], b[h])
 		c.op(opAndNot, k2[h], t[2][h], k2[h])
 		c.abs64(b[h], k2[h])
 		for _, v := range []vec{a[h], b[h]} {
-			c.op(opGE64, t[2][h], c.const64(0), v)
-			c.op(opGE64, v, c.const64(below(gradMin)), v)
+			c.op64C(opLE64, t[2][h], v, 0)
+			c.op64C(opLE64, v, v, below(gradMin))
 			c.op(opAndNot, v, t[2][h], v)
 			c.refuse(v)
 		}
@@ -686,6 +748,91 @@ func trackChannels(c *chans) {
 		c.mul64(b, b, scalarPair(factor))
 		c.update(r, b, weight, rest)
 		c.store32(r, running)
+	})
+}
+
+// stripChannels takes the moments of 8 columns at a time, whose values stay in the
+// first-level cache between the probe and the sums.
+func stripChannels(c *chans) {
+	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	stride, at, left := c.newReg(), c.newReg(), c.newReg()
+	c.arg(stride, "stride")
+	sums, k := c.pair(), c.newVec()
+	a, b, d := c.pair(), c.pair(), c.pair()
+	c.toFirst = true
+	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
+	// addends of a row; there are n of them.
+	sum := func(rows string, n int, value func(dst pair)) {
+		groups, rest, row, done := c.newLabel("groups"), c.newLabel("rest"), c.newLabel("row"), c.newLabel("done")
+		add := func(dst, src pair) {
+			for i := range n {
+				c.add(dst[i], dst[i], src[i])
+			}
+		}
+		next := func(dst pair) {
+			value(dst)
+			c.addReg(at, stride)
+		}
+		for i := range n {
+			c.zero(sums[i])
+		}
+		c.asm.move(at, x.at)
+		c.arg(left, rows)
+		c.subImm(left, groupSize)
+		c.branch(ifLess, rest)
+		c.label(groups)
+		next(a)
+		next(d)
+		add(a, d)
+		next(b)
+		next(d)
+		add(b, d)
+		add(a, b)
+		add(sums, a)
+		c.subImm(left, groupSize)
+		c.branch(ifNotLess, groups)
+		c.label(rest)
+		c.addImm(left, groupSize)
+		c.subImm(left, 0)
+		c.branch(ifZero, done)
+		c.label(row)
+		next(a)
+		add(sums, a)
+		c.subImm(left, 1)
+		c.branch(ifNotZero, row)
+		c.label(done)
+	}
+	c.loop(func() {
+		sum("probe", 1, func(dst pair) {
+			c.load(dst[0], mem{base: at})
+			c.prefetch(mem{base: at, off: cacheLine})
+		})
+		c.move(a[1], sums[0])
+		c.widen(a, a[1])
+		c.divideBy("probeCount", "probeInverse", a, a, at)
+		c.shiftFor(a)
+		c.move(k, a[0])
+		sum("rows", len(sums), func(dst pair) {
+			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
+			c.mul(dst[1], dst[0], dst[0])
+		})
+		// The moment of the window is that of the segment: merged with that of no values, it
+		// stays, apart from the signs of zeros, and from infinities times 0.
+		c.widen(a, sums[0])
+		c.widen(b, sums[1])
+		c.divide(d, a, at)
+		c.mul64(a, a, d)
+		c.sub64(b, b, a)
+		c.widen(a, k)
+		c.sub64(d, d, a)
+		c.zero(k)
+		c.add64(d, d, scalarPair(k))
+		c.mul64(a, d, d)
+		c.mul64(a, a, scalarPair(k))
+		c.add64(b, b, a)
+		c.store64(d, sumA)
+		c.store64(b, sumB)
+		c.storeShift(d, shift)
 	})
 }
 

@@ -191,7 +191,7 @@ func (f *fn) abs(dst, z vec) {
 // Operations on float64, each on both halves.
 
 // result rounds x to float32 into z. It overwrites x.
-func (f *fn) result(x pair) { f.narrow(f.z, x) }
+func (f *fn) result(x pair) { f.narrow(f.z, x, x[1]) }
 
 func (f *fn) op64(o op, dst, x, y pair) {
 	for h := range dst {

@@ -197,14 +197,6 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 	return s
 }
 
-// prefetch makes a kernel without sums prefetch its inputs, in cols with non-temporal
-// stores.
-func (o *operands) prefetch(a *asm, b *body) {
-	if (a.flags|a.asked)&withStream != 0 && a.layout == inCols {
-		o.fetch(b)
-	}
-}
-
 // storeGradients stores g if dresidual is wanted.
 func (o *operands) storeGradients(a *asm, g []vec, at func(j int) mem, tail bool) {
 	a.choose(withDResidual, func() { a.write(g, at, tail) }, nil)
@@ -272,20 +264,10 @@ func (o *operands) load(a *asm, fields ...int) {
 	}
 }
 
-// withConst sets dst = x OP the constant, which is in its register, or in memory if the
-// walk has left it there.
-func (o *operands) withConst(a *asm, op op, dst, x vec, field int) {
-	if m, ok := a.constants[field]; ok {
-		a.opMem(op, dst, x, m, o.c[field])
-		return
-	}
-	a.op(op, dst, x, o.c[field])
-}
-
 // affine computes z from d = x-m, without the residual; z may be d.
 func (o *operands) affine(a *asm, z, d vec) {
-	o.withConst(a, opMul, z, d, fieldA)
-	o.withConst(a, opAdd, z, z, fieldB)
+	a.op(opMul, z, d, o.c[fieldA])
+	a.op(opAdd, z, z, o.c[fieldB])
 }
 
 // preActivation computes z from d = x-m; z may be d.
@@ -410,10 +392,10 @@ func (o *operands) gradValue(a *asm) value {
 
 // dx computes a vector of dx from g and d = x-m. It overwrites d.
 func (o *operands) dx(a *asm, dst, g, d vec) {
-	o.withConst(a, opSub, dst, g, fieldK1)
-	o.withConst(a, opMul, d, d, fieldK2)
+	a.op(opSub, dst, g, o.c[fieldK1])
+	a.op(opMul, d, d, o.c[fieldK2])
 	a.sub(dst, dst, d)
-	o.withConst(a, opMul, dst, dst, fieldA)
+	a.op(opMul, dst, dst, o.c[fieldA])
 }
 
 // inputGradOne computes a vector of dx, and of dresidual; d, g and t are
@@ -449,7 +431,6 @@ func normalize(a *asm, v variant) {
 	o.reserve(a, false)
 	b.coef = o.newConsts(a, affineFields...)
 	o.newTemps(a, a.newVec())
-	o.prefetch(a, &b)
 	if o.act.called {
 		b.one, b.four = together(o.prepare(a, affineFields, nil), o.normalizeCalled(a))
 	} else {
@@ -508,7 +489,6 @@ func inputGrad(a *asm, v variant) {
 	b.coef = o.newConsts(a, fields...)
 	d, g, t := a.newVec(), a.newVec(), a.newVec()
 	o.newTemps(a, d)
-	o.prefetch(a, &b)
 	if o.act.called {
 		b.one, b.four = together(o.prepare(a, affineFields, inputGradFields), o.inputGradCalled(a, d, append(kept, g, t)))
 	} else {

@@ -220,6 +220,7 @@ var architectures = map[string]rules{
 			"ARG":          base, // two moves
 			"ANDQ":         base,
 			"CALL":         base,
+			"CMPB":         base,
 			"CMPQ":         base,
 			"JMP":          base,
 			"POPQ":         base,

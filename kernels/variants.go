@@ -57,8 +57,9 @@ type family struct {
 	layouts []layout
 	acts    []activation
 	// optional are the flags that a variant may have. There is a variant for each set of
-	// them. A kernel with calls is one variant, which tests the flags in every call: the
-	// tests take little time beside the function.
+	// them, with two exceptions. A kernel with calls is one variant, which tests the flags in
+	// every call: the tests take little time beside the function. In cols every kernel tests
+	// withStream; one without calls has a loop for either case.
 	optional func(act activation) flags
 	// calls is the field of actCode with the function for an activation that is called.
 	calls string
@@ -125,9 +126,13 @@ func variants() []variant {
 					list = append(list, variant{f, l, act, 0, optional, nil})
 					continue
 				}
+				tested := flags(0)
+				if l == inCols {
+					tested = optional & withStream
+				}
 				for set := range numFlags {
-					if set&^optional == 0 {
-						list = append(list, variant{f, l, act, set, 0, nil})
+					if set&^(optional&^tested) == 0 {
+						list = append(list, variant{f, l, act, set, tested, nil})
 					}
 				}
 			}

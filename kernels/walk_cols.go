@@ -1,7 +1,8 @@
 package main
 
 // walkCols is the walk where the channels are adjacent. It takes groups of 4 rows, then
-// single rows. Within these it goes vector by vector, and ends with a tail.
+// single rows, of which the caller may want more. Within these it goes vector by vector,
+// and ends with a tail.
 func walkCols(a *asm, b body) {
 	coef := a.newReg()
 	var acc reg
@@ -13,11 +14,6 @@ func walkCols(a *asm, b body) {
 	var ahead reg
 	if b.fetch != nil {
 		ahead = a.newReg()
-	}
-	// Non-temporal stores are in the order of memory: row by row, 4 vectors at a time.
-	inOrder := (a.flags|a.asked)&withStream != 0
-	if inOrder {
-		a.arg(ahead, "fetch")
 	}
 
 	a.arg(values, "n")
@@ -48,31 +44,18 @@ func walkCols(a *asm, b body) {
 	// across processes some rows together, from the first column to the last.
 	across := func(f func(at address, tail bool), height ...reg) {
 		column, tail, next := a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
-		// step processes column vector u from the pointers on. Constants that are used
-		// once per row stay in memory.
-		step := func(u int, tail bool) {
-			clear(a.constants)
+		step := func(tail bool) {
 			a.loadConst = func(dst vec, field int) {
-				a.load(dst, mem{base: coef, off: (u*b.record + field) * vecBytes})
+				a.load(dst, mem{base: coef, off: field * vecBytes})
 			}
 			for f, c := range b.coef {
-				m := mem{base: coef, off: (u*b.record + f) * vecBytes}
-				switch {
-				case c == unused:
-				case inOrder && f != fieldN:
-					a.constants[f] = m
-				default:
-					a.load(c, m)
+				if c != unused {
+					a.loadConst(c, f)
 				}
 			}
 			b.loadSums(a, acc)
-			f(func(t reg, j int) mem {
-				m := at(t, j)
-				m.off += u * vecBytes
-				return m
-			}, tail)
+			f(at, tail)
 			b.storeSums(a, acc)
-			clear(a.constants)
 		}
 		// The next group of rows is prefetched in the order of memory.
 		fetch := b.sums != nil && len(height) > 1
@@ -84,24 +67,17 @@ func walkCols(a *asm, b body) {
 			a.arg(acc, "acc")
 		}
 		a.arg(values, "n")
-		if inOrder && len(height) == 1 {
+		if b.calls && len(height) == 1 { // one call for 4 vectors of a row
 			many, few := a.newLabel("many"), a.newLabel("few")
 			a.subImm(values, groupValues)
 			a.branch(ifLess, few)
 			a.label(many)
-			fetchAll()
-			if b.calls { // one call for all 4 vectors
-				a.columns = true
-				a.loadConst = func(dst vec, field int) {
-					a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
-				}
-				b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
-				a.columns = false
-			} else {
-				for u := range groupSize {
-					step(u, false)
-				}
+			a.columns = true
+			a.loadConst = func(dst vec, field int) {
+				a.load(dst, mem{base: coef, off: (a.column*b.record + field) * vecBytes})
 			}
+			b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
+			a.columns = false
 			b.advanceImm(a, groupSize*vecBytes)
 			a.addImm(coef, groupSize*b.record*vecBytes)
 			a.subImm(values, groupValues)
@@ -117,7 +93,7 @@ func walkCols(a *asm, b body) {
 			fetchAll()
 			a.addImm(ahead, (groupSize-1)*vecBytes) // the pointers advance by one vector more
 		}
-		step(0, false)
+		step(false)
 		b.advanceImm(a, vecBytes)
 		a.addImm(coef, b.record*vecBytes)
 		if b.sums != nil {
@@ -129,7 +105,7 @@ func walkCols(a *asm, b body) {
 		a.label(tail)
 		a.andImm(values, lanes-1)
 		a.branch(ifZero, next)
-		step(0, true)
+		step(true)
 		a.shiftLeft(values, floatShift)
 		b.advance(a, values)
 
@@ -144,25 +120,44 @@ func walkCols(a *asm, b body) {
 		}
 	}
 
-	groups, rest, single, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("done")
-	a.choose(withStream, nil, func() {
-		asked := a.asked
-		a.asked &^= withStream
-		a.subImm(rows, groupSize)
-		a.branch(ifLess, rest)
-		a.label(groups)
-		across(b.four, stride, stride3)
-		a.subImm(rows, groupSize)
-		a.branch(ifNotLess, groups)
-		a.label(rest)
-		a.addImm(rows, groupSize)
-		a.asked = asked
-	})
+	groups, rest, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("done")
+	set, asked := a.flags, a.asked
+	a.asked &^= withStream
+	single := func(f func(dst, src reg)) {
+		if b.sums == nil {
+			a.arg(coef, "single")
+			f(rows, coef)
+		}
+	}
+	single(a.subReg)
+	a.subImm(rows, groupSize)
+	a.branch(ifLess, rest)
+	a.label(groups)
+	across(b.four, stride, stride3)
+	a.subImm(rows, groupSize)
+	a.branch(ifNotLess, groups)
+	a.label(rest)
+	a.addImm(rows, groupSize)
+	single(a.addReg)
+
+	singles := func(flags, tested flags) func() {
+		return func() {
+			a.flags, a.asked = flags, tested
+			row := a.newLabel("row")
+			a.label(row)
+			across(b.one, stride)
+			a.subImm(rows, 1)
+			a.branch(ifNotLess, row)
+			a.flags, a.asked = set, asked
+		}
+	}
 	a.subImm(rows, 1)
 	a.branch(ifLess, done)
-	a.label(single)
-	across(b.one, stride)
-	a.subImm(rows, 1)
-	a.branch(ifNotLess, single)
+	a.asked = asked
+	if b.calls { // which take longer than a test
+		singles(set, asked)()
+	} else {
+		a.choose(withStream, singles(set|withStream, a.asked&^withStream), singles(set, a.asked&^withStream))
+	}
 	a.label(done)
 }
