@@ -118,6 +118,13 @@ const (
 	// sums has a record of sumLen float64 for each channel, which begins with 8 S and 8 Q.
 	channelReduce
 
+	// channelReduceShort does the same for float32 sums, in acc, which it sets to 0.
+	channelReduceShort
+
+	// channelFlush adds float32 sums to sums, and sets them to 0: sums += acc, acc = 0. Its
+	// channels are lanes, of any sums.
+	channelFlush
+
 	// channelFoldReduced is channelFold with otherA and otherB in the places of S
 	// and Q.
 	channelFoldReduced
@@ -242,6 +249,45 @@ func (p Path) reduceLanes(a, b, sums []float64) {
 	}
 	for c := v; c < n; c++ {
 		a[c], b[c] = reduce(sums[c*sumLen:]), reduce(sums[c*sumLen+lanes:])
+	}
+}
+
+// reduceShort sums the lanes of len(a) channels whose sums are float32, and sets these
+// to 0.
+func (p Path) reduceShort(a, b []float64, acc []float32) {
+	n := len(a)
+	v := p.whole(n)
+	for c := 0; c < v; c += callChannels {
+		k := channelArgs{n: min(callChannels, v-c), acc: acc[c*sumLen:], otherA: a[c:], otherB: b[c:]}
+		k.run(channelReduceShort)
+	}
+	for c := v; c < n; c++ {
+		s := (*laneSums)(acc[c*sumLen:])
+		a[c], b[c] = reduce32(s[:lanes]), reduce32(s[lanes:])
+		*s = laneSums{}
+	}
+}
+
+// reduce32 is reduce for float32 sums.
+func reduce32(v []float32) float64 {
+	var wide [lanes]float64
+	for i := range wide {
+		wide[i] = float64(v[i])
+	}
+	return reduce(wide[:])
+}
+
+// flush adds the float32 sums of some rows to their sums, and sets them to 0.
+func (p Path) flush(sums []float64, acc []float32) {
+	n := len(sums)
+	v := p.whole(n)
+	for i := 0; i < v; i += callChannels {
+		k := channelArgs{n: min(callChannels, v-i), sums: sums[i:], acc: acc[i:]}
+		k.run(channelFlush)
+	}
+	for i := v; i < n; i++ {
+		sums[i] += float64(acc[i])
+		acc[i] = 0
 	}
 }
 

@@ -30,7 +30,8 @@ type field struct {
 
 func (a *channelArgs) fields() map[string]field {
 	return map[string]field{
-		"acc": {f32: &a.acc, per: 2}, "lanes": {f64: &a.sums, per: sumLen}, "shift": {f32: &a.shift, per: 1},
+		"acc": {f32: &a.acc, per: 2}, "lanes": {f64: &a.sums, per: sumLen}, "lanes32": {f32: &a.acc, per: sumLen}, "shift": {f32: &a.shift, per: 1},
+		"flushed": {f32: &a.acc, per: 1}, "flushes": {f64: &a.sums, per: 1},
 		"gamma": {f32: &a.gamma, per: 1}, "beta": {f32: &a.beta, per: 1},
 		"neg": {f32: &a.neg, per: 1}, "a": {f32: &a.a, per: 1}, "b": {f32: &a.b, per: 1}, "k1": {f32: &a.k1, per: 1}, "k2": {f32: &a.k2, per: 1},
 		"running": {f32: &a.running, per: 1}, "runningVar": {f32: &a.runningVar, per: 1},
@@ -53,6 +54,17 @@ func channelCases() map[string]channelCase {
 		"reduce": {channelReduce, "lanes", "otherA otherB", false, func(a *channelArgs, c int) bool {
 			s := a.sums[sumLen*c:]
 			a.otherA[c], a.otherB[c] = reduce(s), reduce(s[lanes:])
+			return true
+		}},
+		"reduce short": {channelReduceShort, "lanes32", "lanes32 otherA otherB", false, func(a *channelArgs, c int) bool {
+			s := a.acc[sumLen*c:][:sumLen]
+			a.otherA[c], a.otherB[c] = reduce32(s), reduce32(s[lanes:])
+			clear(s)
+			return true
+		}},
+		"flush": {channelFlush, "flushed", "flushed flushes", false, func(a *channelArgs, c int) bool {
+			a.sums[c] += float64(a.acc[c])
+			a.acc[c] = 0
 			return true
 		}},
 		"fold reduced": {channelFoldReduced, "otherA otherB", "shift sumA sumB", false, func(a *channelArgs, c int) bool {

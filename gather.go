@@ -249,7 +249,7 @@ func (w *workspace) sumGathered(k *kernelArgs, c, n int, win window) {
 		for p := 0; p < win.n; p += bufferLen {
 			m := min(bufferLen, win.n-p)
 			*k = w.source.values(&w.sums, buf, c+r, win.i+p, m)
-			k.coef, k.sums, k.act = all.coef[r*all.coefStep:], all.sums[r*sumLen:], w.act
+			k.coef, k.sums, k.act = all.coef[r*recordLen(w.sums.kernel):], all.sums[r*sumLen:], w.act
 			k.rows, k.n = 1, m
 			k.begin(0, 1)
 			w.plan.path.runAll(w.sums.kernel, w.sums.act, k)

@@ -13,6 +13,12 @@ package batchnorm
 // rows those of four images side by side, or of one image; in columns those of four
 // rows. A float32 sum has at most 64 such groups in rows, and 32 in columns.
 //
+// In rows a float32 sum that is complete is added to a float64 sum of its lane. A row of
+// more than 256 values, of four images side by side, has sums of its own: one for each
+// piece of 512 values. A shorter row has fewer than 64 groups, so that the same row of the
+// next four images joins the same sum, and so on, as long as all their groups are at most
+// 64 (imagesPerSum). The count begins anew in every window.
+//
 // The lengths bound the cancellation. An outlier among the p values of the probe moves
 // their mean by 1/p of itself. It is subtracted from at most p^2 values of the first
 // window, so that it adds at most its own square to the sum of squares. If the mean of a
@@ -190,6 +196,30 @@ func (g *geometry) segmentLen(seg int) int {
 	b0, b1 := g.colSegment(seg)
 	return min(b1*windowRows, g.height) - b0*windowRows
 }
+
+// together returns the images of a window that are summed after those of the window last,
+// or the first ones after the zero value: of short rows as many as one float32 sum takes,
+// and then perhaps up to three that are summed one by one; of longer rows all.
+func (w window) together(last window) (next window, ok bool) {
+	o := w.o
+	if last.images > 0 {
+		o = last.o + last.images
+	}
+	left := w.o + w.images - o
+	if w.n <= shortRow {
+		left = min(left, imagesPerSum(w.n))
+	}
+	return window{o, left, w.i, w.n}, left > 0
+}
+
+// inOneSum reports whether one float32 sum takes all of a window.
+func (w window) inOneSum() bool {
+	return w.n <= shortRow && w.images%groupSize == 0 && w.images <= imagesPerSum(w.n)
+}
+
+// imagesPerSum returns how many images, four side by side at a time, one float32 sum takes of
+// a channel whose rows have n values in a window. n is at most shortRow.
+func imagesPerSum(n int) int { return groupSize * (pieceFour / roundUp(n, lanes)) }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
 

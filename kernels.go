@@ -23,11 +23,12 @@ type kernelArgs struct {
 	// coefLen floats per channel: -m, a, b, k1, k2, or for moments -K alone. In
 	// cols it has a record per 8 channels, with 8 floats for each of these.
 	coef []float32
-	// acc holds the sums of cols, which a call adds to: per 8 channels 8 of the
-	// first sum and 8 of the second.
+	// acc holds float32 sums, which a call adds to. In cols these are all sums: per 8
+	// channels 8 of the first sum and 8 of the second. In rows these are the sums of short
+	// rows of images side by side: per row 8 lanes of the first sum and 8 of the second. The
+	// caller adds them to sums.
 	acc []float32
-	// sums holds the sums of rows, which a call adds to: per row 8 lanes of the
-	// first sum and 8 of the second.
+	// sums holds the sums of all other rows, which a call adds to, in the same order.
 	sums []float64
 
 	// In cols a call processes rows of n channels each, stride floats apart. Outputs are
@@ -42,7 +43,6 @@ type kernelArgs struct {
 	single           int
 	rowGap, imageGap int
 
-	coefStep  int // rows: floats from a row's record to the next row's
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
 	// A kernel on rows stops after budget values, or a few more, and saves its state
@@ -55,7 +55,7 @@ type kernelArgs struct {
 	rowsLeft int // of the image, the current one included
 	left     int // values of the row
 	coefAt   int // index in coef of the row's record
-	accAt    int // index in sums of the row's record
+	accAt    int // index in acc or sums of the row's record
 	piece    int // sums: values of the row until partial is added to sums
 	partial  laneSums
 
@@ -108,8 +108,10 @@ const (
 
 // Sums in rows are taken of four images side by side, as long as there are four,
 // and then of single images. They are added to float64 sums after each piece of a
-// row, so that a lane adds at most 64 groups in float32.
+// row, so that a lane adds at most 64 groups in float32. Short rows of images side by
+// side are no more than half a piece: several of them are added in float32 first.
 const (
+	shortRow    = pieceFour / 2          // values of the longest short row
 	pieceFour   = 64 * lanes             // values of a row in a piece, of four images
 	pieceSingle = 64 * groupSize * lanes // the same, of a single image
 )
@@ -131,7 +133,8 @@ const (
 	// four values at the same place make a group. In a single image a group is four
 	// vectors of 8, one after the other, and the values behind the last whole group
 	// are added one by one. Sums begin at 0 in every piece, and are then added to
-	// the float64 sums of the row.
+	// the float64 sums of the row. Sums of a short row of images side by side go on from
+	// those in acc, and are left there.
 	kernelMoments = iota
 
 	// kernelNormalize computes, for every element,
@@ -371,6 +374,14 @@ func (a *kernelArgs) begin(first, images int) {
 		a.piece = pieceFour
 	}
 	a.partial = laneSums{}
+}
+
+// recordLen is the number of floats from a row's record of constants to the next row's.
+func recordLen(kernel int) int {
+	if kernel == kernelMoments {
+		return 1
+	}
+	return coefLen
 }
 
 // from returns s from index i on; nil stays nil.

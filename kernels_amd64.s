@@ -38,13 +38,6 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_coefAt(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, BX
-	MOVQ kernelArgs_sums(R14), CX
-	MOVQ kernelArgs_accAt(R14), SI
-	SHLQ $3, SI
-	ADDQ SI, CX
-	LEAQ kernelArgs_partial(R14), SI
-	VMOVUPS (SI), Y1
-	VMOVUPS 32(SI), Y2
 	MOVQ kernelArgs_images(R14), SI
 	SUBQ $4, SI
 	JLT singles1
@@ -59,17 +52,35 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $257, SI
 	JGE long2
+	MOVQ kernelArgs_acc(R14), CX
+	MOVQ kernelArgs_accAt(R14), SI
+	SHLQ $2, SI
+	ADDQ SI, CX
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
+	JEQ whole7
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, SI
+	SUBQ SI, R10
+	VMOVDQU (R10), Y15
+
+whole7:
+	MOVQ kernelArgs_n(R14), R10
+	ANDQ $7, R10
+	MOVQ kernelArgs_rowGap(R14), SI
+	ADDQ SI, R10
+	SHLQ $2, R10
 
 row3:
 	VBROADCASTSS (BX), Y0
+	VMOVUPS (CX), Y1
+	VMOVUPS 32(CX), Y2
 	MOVQ kernelArgs_n(R14), DX
-	MOVQ kernelArgs_budget(R14), SI
-	SUBQ DX, SI
-	MOVQ SI, kernelArgs_budget(R14)
+	SUBQ DX, kernelArgs_budget(R14)
 	SUBQ $8, DX
-	JLT tail8
+	JLT tail9
 
-four7:
+four8:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(R8*1), Y0, Y5
@@ -88,16 +99,11 @@ four7:
 	VADDPS Y4, Y2, Y2
 	ADDQ $32, AX
 	SUBQ $8, DX
-	JGE four7
+	JGE four8
 
-tail8:
+tail9:
 	ANDQ $7, DX
-	JEQ summed9
-	MOVQ DX, SI
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, SI
-	SUBQ SI, R10
-	VMOVDQU (R10), Y15
+	JEQ summed10
 	VMASKMOVPS (AX), Y15, Y3
 	VADDPS Y3, Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -120,37 +126,16 @@ tail8:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
-	SHLQ $2, DX
-	ADDQ DX, AX
 
-summed9:
-	VCVTPS2PD X1, Y3
-	VEXTRACTF128 $1, Y1, X4
-	VCVTPS2PD X4, Y4
-	VADDPD (CX), Y3, Y3
-	VMOVUPS Y3, (CX)
-	VADDPD 32(CX), Y4, Y4
-	VMOVUPS Y4, 32(CX)
-	VXORPS Y1, Y1, Y1
-	VCVTPS2PD X2, Y3
-	VEXTRACTF128 $1, Y2, X4
-	VCVTPS2PD X4, Y4
-	VADDPD 64(CX), Y3, Y3
-	VMOVUPS Y3, 64(CX)
-	VADDPD 96(CX), Y4, Y4
-	VMOVUPS Y4, 96(CX)
-	VXORPS Y2, Y2, Y2
-	MOVQ kernelArgs_rowGap(R14), SI
-	SHLQ $2, SI
-	ADDQ SI, AX
-	MOVQ kernelArgs_coefStep(R14), SI
-	SHLQ $2, SI
-	ADDQ SI, BX
-	ADDQ $128, CX
-	MOVQ kernelArgs_rowsLeft(R14), SI
-	SUBQ $1, SI
+summed10:
+	ADDQ R10, AX
+	VMOVUPS Y1, (CX)
+	VMOVUPS Y2, 32(CX)
+	ADDQ $4, BX
+	ADDQ $64, CX
+	MOVQ $1, DX
+	SUBQ DX, kernelArgs_rowsLeft(R14)
 	JEQ again4
-	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_budget(R14), SI
 	SUBQ $1, SI
 	JGE row3
@@ -160,7 +145,7 @@ again4:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), BX
-	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -188,9 +173,6 @@ ended5:
 	MOVQ SI, kernelArgs_piece(R14)
 
 save6:
-	LEAQ kernelArgs_partial(R14), SI
-	VMOVUPS Y1, (SI)
-	VMOVUPS Y2, 32(SI)
 	MOVQ kernelArgs_x(R14), SI
 	SUBQ SI, AX
 	SARQ $2, AX
@@ -199,17 +181,24 @@ save6:
 	SUBQ SI, BX
 	SARQ $2, BX
 	MOVQ BX, kernelArgs_coefAt(R14)
-	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_acc(R14), SI
 	SUBQ SI, CX
-	SARQ $3, CX
+	SARQ $2, CX
 	MOVQ CX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
 long2:
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_accAt(R14), SI
+	SHLQ $3, SI
+	ADDQ SI, CX
+	LEAQ kernelArgs_partial(R14), SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
 	VBROADCASTSS (BX), Y0
 
-next10:
+next11:
 	MOVQ kernelArgs_left(R14), DX
 	MOVQ kernelArgs_piece(R14), SI
 	CMPQ SI, DX
@@ -218,7 +207,7 @@ next10:
 	CMPQ SI, DX
 	CMOVQLT SI, DX
 	SUBQ $0, DX
-	JEQ save14
+	JEQ save15
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ DX, SI
 	MOVQ SI, kernelArgs_left(R14)
@@ -230,9 +219,9 @@ next10:
 	ANDQ $-8, SI
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $8, DX
-	JLT tail16
+	JLT tail17
 
-four15:
+four16:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(R8*1), Y0, Y5
@@ -251,11 +240,11 @@ four15:
 	VADDPS Y4, Y2, Y2
 	ADDQ $32, AX
 	SUBQ $8, DX
-	JGE four15
+	JGE four16
 
-tail16:
+tail17:
 	ANDQ $7, DX
-	JEQ summed17
+	JEQ summed18
 	MOVQ DX, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -286,15 +275,15 @@ tail16:
 	SHLQ $2, DX
 	ADDQ DX, AX
 
-summed17:
+summed18:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
-	JEQ flush11
+	JEQ flush12
 	MOVQ kernelArgs_piece(R14), SI
 	SUBQ $0, SI
-	JNE next10
+	JNE next11
 
-flush11:
+flush12:
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -315,26 +304,24 @@ flush11:
 	MOVQ SI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
-	JNE next10
+	JNE next11
 
-row12:
+row13:
 	MOVQ kernelArgs_n(R14), SI
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	MOVQ kernelArgs_coefStep(R14), SI
-	SHLQ $2, SI
-	ADDQ SI, BX
+	ADDQ $4, BX
 	ADDQ $128, CX
 	MOVQ kernelArgs_rowsLeft(R14), SI
 	SUBQ $1, SI
-	JEQ again13
+	JEQ again14
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (BX), Y0
-	JMP next10
+	JMP next11
 
-again13:
+again14:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), BX
@@ -356,11 +343,11 @@ again13:
 	MOVQ SI, kernelArgs_images(R14)
 	VBROADCASTSS (BX), Y0
 	SUBQ $4, SI
-	JGE next10
+	JGE next11
 	MOVQ $2048, SI
 	MOVQ SI, kernelArgs_piece(R14)
 
-save14:
+save15:
 	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
@@ -380,9 +367,16 @@ save14:
 	RET
 
 singles1:
+	MOVQ kernelArgs_sums(R14), CX
+	MOVQ kernelArgs_accAt(R14), SI
+	SHLQ $3, SI
+	ADDQ SI, CX
+	LEAQ kernelArgs_partial(R14), SI
+	VMOVUPS (SI), Y1
+	VMOVUPS 32(SI), Y2
 	VBROADCASTSS (BX), Y0
 
-next18:
+next19:
 	MOVQ kernelArgs_left(R14), DX
 	MOVQ kernelArgs_piece(R14), SI
 	CMPQ SI, DX
@@ -391,7 +385,7 @@ next18:
 	CMPQ SI, DX
 	CMOVQLT SI, DX
 	SUBQ $0, DX
-	JEQ save22
+	JEQ save23
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ DX, SI
 	MOVQ SI, kernelArgs_left(R14)
@@ -403,9 +397,9 @@ next18:
 	ANDQ $-32, SI
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $32, DX
-	JLT rest24
+	JLT rest25
 
-group23:
+group24:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS 32(AX), Y0, Y5
@@ -424,25 +418,25 @@ group23:
 	VADDPS Y4, Y2, Y2
 	ADDQ $128, AX
 	SUBQ $32, DX
-	JGE group23
+	JGE group24
 
-rest24:
+rest25:
 	ADDQ $32, DX
 	SUBQ $8, DX
-	JLT tail26
+	JLT tail27
 
-single25:
+single26:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
 	ADDQ $32, AX
 	SUBQ $8, DX
-	JGE single25
+	JGE single26
 
-tail26:
+tail27:
 	ANDQ $7, DX
-	JEQ summed27
+	JEQ summed28
 	MOVQ DX, SI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -458,15 +452,15 @@ tail26:
 	SHLQ $2, DX
 	ADDQ DX, AX
 
-summed27:
+summed28:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
-	JEQ flush19
+	JEQ flush20
 	MOVQ kernelArgs_piece(R14), SI
 	SUBQ $0, SI
-	JNE next18
+	JNE next19
 
-flush19:
+flush20:
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
 	VCVTPS2PD X4, Y4
@@ -487,26 +481,24 @@ flush19:
 	MOVQ SI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
-	JNE next18
+	JNE next19
 
-row20:
+row21:
 	MOVQ kernelArgs_n(R14), SI
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
-	MOVQ kernelArgs_coefStep(R14), SI
-	SHLQ $2, SI
-	ADDQ SI, BX
+	ADDQ $4, BX
 	ADDQ $128, CX
 	MOVQ kernelArgs_rowsLeft(R14), SI
 	SUBQ $1, SI
-	JEQ again21
+	JEQ again22
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (BX), Y0
-	JMP next18
+	JMP next19
 
-again21:
+again22:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), BX
@@ -519,9 +511,9 @@ again21:
 	MOVQ SI, kernelArgs_images(R14)
 	VBROADCASTSS (BX), Y0
 	SUBQ $0, SI
-	JNE next18
+	JNE next19
 
-save22:
+save23:
 	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
@@ -717,23 +709,24 @@ TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ SI, R8
-	SUBQ $0, R8
+	CMPQ R8, SI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R8
-	SUBQ DX, R8
-	SUBQ $0, R8
+	CMPQ R8, DX
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, SI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -753,12 +746,10 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, DI
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
@@ -770,17 +761,20 @@ single5:
 	VMOVUPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
+	SUBQ $8, DI
+	JLT stop7
 	SUBQ $8, SI
 	JGE single5
 
 border6:
-	SUBQ $1, DX
-	JEQ last9
 	ADDQ $20, CX
+	SUBQ $1, DX
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -801,29 +795,28 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
+
+begin10:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, SI
-	JEQ end10
+	JEQ end12
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -833,10 +826,7 @@ last9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end10:
-	MOVQ kernelArgs_images(R14), R8
-	ADDQ $-1, R8
-	MOVQ R8, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -844,17 +834,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
-	ADDQ $20, CX
 	MOVQ kernelArgs_rows(R14), DX
 	MOVQ kernelArgs_n(R14), SI
-	SUBQ $0, R8
-	JEQ save7
+	MOVQ $1, R8
+	SUBQ R8, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R8
@@ -893,23 +883,24 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -934,12 +925,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -953,17 +942,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -986,29 +978,28 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin10:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end12
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1021,10 +1012,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -1033,17 +1021,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R9
@@ -1080,24 +1068,28 @@ TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ SI, R8
-	SUBQ $0, R8
+	CMPQ R8, SI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R8
-	SUBQ DX, R8
-	SUBQ $0, R8
+	CMPQ R8, DX
 	JNE row2
 
 image1:
+	SUBQ $0, DI
+	JLT save8
+
+head9:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
-	ANDQ $7, R8
+	ANDQ $15, R8
 	JEQ row2
+	ADDQ $-1, R8
+	ANDQ $7, R8
+	ADDQ $1, R8
 	CMPQ SI, R8
 	CMOVQLT SI, R8
-	SUBQ R8, SI
-	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
@@ -1110,21 +1102,33 @@ image1:
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ kernelArgs_piece(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
+	SUBQ R9, DI
+	SUBQ R9, SI
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	MOVQ SI, R8
+	SUBQ $8, R8
+	JGE head9
 
 row2:
 	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ BX, R8
+	ANDQ $63, R8
+	JEQ save8
+	SUBQ $8, SI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, SI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1144,12 +1148,10 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, DI
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
@@ -1161,17 +1163,20 @@ single5:
 	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
+	SUBQ $8, DI
+	JLT stop7
 	SUBQ $8, SI
 	JGE single5
 
 border6:
-	SUBQ $1, DX
-	JEQ last9
 	ADDQ $20, CX
+	SUBQ $1, DX
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -1192,29 +1197,28 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
+
+begin11:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, SI
-	JEQ end10
+	JEQ end13
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1224,10 +1228,7 @@ last9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end10:
-	MOVQ kernelArgs_images(R14), R8
-	ADDQ $-1, R8
-	MOVQ R8, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -1235,17 +1236,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
-	ADDQ $20, CX
 	MOVQ kernelArgs_rows(R14), DX
 	MOVQ kernelArgs_n(R14), SI
-	SUBQ $0, R8
-	JEQ save7
+	MOVQ $1, R8
+	SUBQ R8, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R8
@@ -1284,24 +1285,28 @@ TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
+	SUBQ $0, R8
+	JLT save8
+
+head9:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
-	ANDQ $7, R9
+	ANDQ $15, R9
 	JEQ row2
+	ADDQ $-1, R9
+	ANDQ $7, R9
+	ADDQ $1, R9
 	CMPQ DI, R9
 	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ R9, kernelArgs_piece(R14)
+	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -1316,22 +1321,34 @@ image1:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ kernelArgs_piece(R14), R9
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
+	SUBQ R10, R8
+	SUBQ R10, DI
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	MOVQ DI, R9
+	SUBQ $8, R9
+	JGE head9
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ BX, R9
+	ANDQ $63, R9
+	JEQ save8
+	SUBQ $8, DI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1356,12 +1373,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -1375,17 +1390,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -1408,29 +1426,28 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin11:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end13
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1443,10 +1460,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -1455,17 +1469,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R9
@@ -1502,23 +1516,24 @@ TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ SI, R8
-	SUBQ $0, R8
+	CMPQ R8, SI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R8
-	SUBQ DX, R8
-	SUBQ $0, R8
+	CMPQ R8, DX
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, SI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1550,12 +1565,10 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, DI
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
@@ -1570,17 +1583,20 @@ single5:
 	VMOVUPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
+	SUBQ $8, DI
+	JLT stop7
 	SUBQ $8, SI
 	JGE single5
 
 border6:
-	SUBQ $1, DX
-	JEQ last9
 	ADDQ $20, CX
+	SUBQ $1, DX
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -1604,29 +1620,28 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
+
+begin10:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, SI
-	JEQ end10
+	JEQ end12
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1639,10 +1654,7 @@ last9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end10:
-	MOVQ kernelArgs_images(R14), R8
-	ADDQ $-1, R8
-	MOVQ R8, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -1650,17 +1662,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
-	ADDQ $20, CX
 	MOVQ kernelArgs_rows(R14), DX
 	MOVQ kernelArgs_n(R14), SI
-	SUBQ $0, R8
-	JEQ save7
+	MOVQ $1, R8
+	SUBQ R8, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R8
@@ -1699,23 +1711,24 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1752,12 +1765,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -1774,17 +1785,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -1810,29 +1824,28 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin10:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end12
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1848,10 +1861,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -1860,17 +1870,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R9
@@ -1907,24 +1917,28 @@ TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ SI, R8
-	SUBQ $0, R8
+	CMPQ R8, SI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R8
-	SUBQ DX, R8
-	SUBQ $0, R8
+	CMPQ R8, DX
 	JNE row2
 
 image1:
+	SUBQ $0, DI
+	JLT save8
+
+head9:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
-	ANDQ $7, R8
+	ANDQ $15, R8
 	JEQ row2
+	ADDQ $-1, R8
+	ANDQ $7, R8
+	ADDQ $1, R8
 	CMPQ SI, R8
 	CMOVQLT SI, R8
-	SUBQ R8, SI
-	MOVQ R8, kernelArgs_piece(R14)
+	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
@@ -1940,21 +1954,33 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ kernelArgs_piece(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
+	SUBQ R9, DI
+	SUBQ R9, SI
+	SHLQ $2, R9
+	ADDQ R9, AX
+	ADDQ R9, BX
+	MOVQ SI, R8
+	SUBQ $8, R8
+	JGE head9
 
 row2:
 	SUBQ $0, DI
-	JLT save7
-	SUBQ $32, SI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ BX, R8
+	ANDQ $63, R8
+	JEQ save8
+	SUBQ $8, SI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, SI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -1986,12 +2012,10 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JLT save7
-	SUBQ $32, SI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, DI
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
@@ -2006,17 +2030,20 @@ single5:
 	VMOVNTPS Y4, (BX)
 	ADDQ $32, AX
 	ADDQ $32, BX
+	SUBQ $8, DI
+	JLT stop7
 	SUBQ $8, SI
 	JGE single5
 
 border6:
-	SUBQ $1, DX
-	JEQ last9
 	ADDQ $20, CX
+	SUBQ $1, DX
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
 	SUBQ SI, R10
@@ -2040,29 +2067,28 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
+
+begin11:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), SI
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, SI
-	JEQ end10
+	JEQ end13
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
+	VBROADCASTSS -20(CX), Y0
+	VBROADCASTSS -16(CX), Y1
+	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -2075,10 +2101,7 @@ last9:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end10:
-	MOVQ kernelArgs_images(R14), R8
-	ADDQ $-1, R8
-	MOVQ R8, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
@@ -2086,17 +2109,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
-	ADDQ $20, CX
 	MOVQ kernelArgs_rows(R14), DX
 	MOVQ kernelArgs_n(R14), SI
-	SUBQ $0, R8
-	JEQ save7
+	MOVQ $1, R8
+	SUBQ R8, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R8
@@ -2135,24 +2158,28 @@ TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
+	SUBQ $0, R8
+	JLT save8
+
+head9:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
-	ANDQ $7, R9
+	ANDQ $15, R9
 	JEQ row2
+	ADDQ $-1, R9
+	ANDQ $7, R9
+	ADDQ $1, R9
 	CMPQ DI, R9
 	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ R9, kernelArgs_piece(R14)
+	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -2170,22 +2197,34 @@ image1:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	MOVQ kernelArgs_piece(R14), R9
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
+	SUBQ R10, R8
+	SUBQ R10, DI
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	MOVQ DI, R9
+	SUBQ $8, R9
+	JGE head9
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ BX, R9
+	ANDQ $63, R9
+	JEQ save8
+	SUBQ $8, DI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
@@ -2222,12 +2261,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -2244,17 +2281,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -2280,29 +2320,28 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin11:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end13
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
+	VBROADCASTSS -20(DX), Y0
+	VBROADCASTSS -16(DX), Y1
+	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -2318,10 +2357,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -2330,17 +2366,17 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_x(R14), R9
@@ -2389,27 +2425,30 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_budget, R8)
 	ADDQ $-1, R8
 	ARG(kernelArgs_n, R9)
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	ARG(kernelArgs_rows, R9)
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
 	CMPQ 312(R14), $0
-	JEQ without8
+	JEQ without9
+	SUBQ $0, R8
+	JLT save8
+
+head10:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
-	ANDQ $7, R9
+	ANDQ $15, R9
 	JEQ row2
+	ADDQ $-1, R9
+	ANDQ $7, R9
+	ADDQ $1, R9
 	CMPQ DI, R9
 	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_piece(R10)
+	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -2422,32 +2461,52 @@ image1:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without11
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without9:
+without11:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	VMASKMOVPS Y2, Y15, (BX)
-	ARG(kernelArgs_piece, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
+	SUBQ R10, R8
+	SUBQ R10, DI
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	MOVQ DI, R9
+	SUBQ $8, R9
+	JGE head10
 
-without8:
+without9:
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	CMPQ 312(R14), $0
+	JEQ without12
+	MOVQ BX, R9
+	ANDQ $63, R9
+	JEQ save8
+	SUBQ $8, DI
+	JLT border6
+	JMP single5
+	JMP chosen13
+
+without12:
+	JMP save8
+
+chosen13:
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
 	VBROADCASTSS 8(DX), Y8
@@ -2464,40 +2523,38 @@ group3:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without10
+	JEQ without14
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without10:
+without14:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without11
+	JEQ without15
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
-	JMP chosen12
+	JMP chosen16
 
-without11:
+without15:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
 
-chosen12:
+chosen16:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -2510,38 +2567,41 @@ single5:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without13
+	JEQ without17
 	VADDPS (CX), Y2, Y2
 
-without13:
+without17:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without14
+	JEQ without18
 	VMOVNTPS Y2, (BX)
-	JMP chosen15
+	JMP chosen19
 
-without14:
+without18:
 	VMOVUPS Y2, (BX)
 
-chosen15:
+chosen19:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last17
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last22
 	ARG(kernelArgs_n, R9)
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next16
+	JEQ next20
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -2559,55 +2619,57 @@ border6:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without19
+	JEQ without24
 	VADDPS (CX), Y2, Y2
 
-without19:
+without24:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
 	CMPQ 312(R14), $0
-	JEQ without20
+	JEQ without25
 	VMOVNTPS Y2, (BX)
-	JMP chosen21
+	JMP chosen26
 
-without20:
+without25:
 	VMOVUPS Y2, (BX)
 
-chosen21:
+chosen26:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin21:
 	JMP row2
 
-next16:
+next20:
 	ARG(kernelArgs_n, DI)
-	JMP row2
+	JMP begin21
 
-last17:
+last22:
 	ANDQ $7, DI
-	JEQ end18
+	JEQ end23
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y6
-	VBROADCASTSS 4(DX), Y7
-	VBROADCASTSS 8(DX), Y8
+	VBROADCASTSS -20(DX), Y6
+	VBROADCASTSS -16(DX), Y7
+	VBROADCASTSS -12(DX), Y8
 	VMASKMOVPS (AX), Y15, Y2
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without22
+	JEQ without27
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without22:
+without27:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -2619,11 +2681,7 @@ without22:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end18:
-	ARG(kernelArgs_images, R9)
-	ADDQ $-1, R9
-	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_images(R10)
+end23:
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -2632,14 +2690,15 @@ end18:
 	ARG(kernelArgs_coefImage, DI)
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	ARG(kernelArgs_rows, SI)
 	ARG(kernelArgs_n, DI)
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	MOVQ a+8(FP), R10
+	SUBQ R9, kernelArgs_images(R10)
+	JEQ save8
 	JMP image1
 
-save7:
+save8:
 	MOVQ a+8(FP), R10
 	MOVQ DI, kernelArgs_left(R10)
 	MOVQ a+8(FP), R10
@@ -3914,13 +3973,6 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_coefAt(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
-	MOVQ kernelArgs_sums(R14), DX
-	MOVQ kernelArgs_accAt(R14), DI
-	SHLQ $3, DI
-	ADDQ DI, DX
-	LEAQ kernelArgs_partial(R14), DI
-	VMOVUPS (DI), Y0
-	VMOVUPS 32(DI), Y1
 	MOVQ kernelArgs_images(R14), DI
 	SUBQ $4, DI
 	JLT singles1
@@ -3935,17 +3987,35 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $257, DI
 	JGE long2
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, DX
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $7, DI
+	JEQ whole7
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+
+whole7:
+	MOVQ kernelArgs_n(R14), R11
+	ANDQ $7, R11
+	MOVQ kernelArgs_rowGap(R14), DI
+	ADDQ DI, R11
+	SHLQ $2, R11
 
 row3:
 	VBROADCASTSS (CX), Y2
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
 	MOVQ kernelArgs_n(R14), SI
-	MOVQ kernelArgs_budget(R14), DI
-	SUBQ SI, DI
-	MOVQ DI, kernelArgs_budget(R14)
+	SUBQ SI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT tail8
+	JLT tail9
 
-four7:
+four8:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -3969,16 +4039,11 @@ four7:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE four7
+	JGE four8
 
-tail8:
+tail9:
 	ANDQ $7, SI
-	JEQ summed9
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
+	JEQ summed10
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y3
@@ -4005,39 +4070,17 @@ tail8:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
 
-summed9:
-	VCVTPS2PD X0, Y3
-	VEXTRACTF128 $1, Y0, X4
-	VCVTPS2PD X4, Y4
-	VADDPD (DX), Y3, Y3
-	VMOVUPS Y3, (DX)
-	VADDPD 32(DX), Y4, Y4
-	VMOVUPS Y4, 32(DX)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y3
-	VEXTRACTF128 $1, Y1, X4
-	VCVTPS2PD X4, Y4
-	VADDPD 64(DX), Y3, Y3
-	VMOVUPS Y3, 64(DX)
-	VADDPD 96(DX), Y4, Y4
-	VMOVUPS Y4, 96(DX)
-	VXORPS Y1, Y1, Y1
-	MOVQ kernelArgs_rowGap(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ADDQ $128, DX
-	MOVQ kernelArgs_rowsLeft(R14), DI
-	SUBQ $1, DI
+summed10:
+	ADDQ R11, AX
+	ADDQ R11, BX
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	ADDQ $20, CX
+	ADDQ $64, DX
+	MOVQ $1, SI
+	SUBQ SI, kernelArgs_rowsLeft(R14)
 	JEQ again4
-	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_budget(R14), DI
 	SUBQ $1, DI
 	JGE row3
@@ -4047,7 +4090,7 @@ again4:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -4079,9 +4122,6 @@ ended5:
 	MOVQ DI, kernelArgs_piece(R14)
 
 save6:
-	LEAQ kernelArgs_partial(R14), DI
-	VMOVUPS Y0, (DI)
-	VMOVUPS Y1, 32(DI)
 	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
@@ -4090,17 +4130,24 @@ save6:
 	SUBQ DI, CX
 	SARQ $2, CX
 	MOVQ CX, kernelArgs_coefAt(R14)
-	MOVQ kernelArgs_sums(R14), DI
+	MOVQ kernelArgs_acc(R14), DI
 	SUBQ DI, DX
-	SARQ $3, DX
+	SARQ $2, DX
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
 long2:
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $3, DI
+	ADDQ DI, DX
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y2
 
-next10:
+next11:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
@@ -4109,7 +4156,7 @@ next10:
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save14
+	JEQ save15
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4121,9 +4168,9 @@ next10:
 	ANDQ $-8, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT tail16
+	JLT tail17
 
-four15:
+four16:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -4147,11 +4194,11 @@ four15:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE four15
+	JGE four16
 
-tail16:
+tail17:
 	ANDQ $7, SI
-	JEQ summed17
+	JEQ summed18
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -4187,15 +4234,15 @@ tail16:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed17:
+summed18:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush11
+	JEQ flush12
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next11
 
-flush11:
+flush12:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
 	VCVTPS2PD X4, Y4
@@ -4216,27 +4263,25 @@ flush11:
 	MOVQ DI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next11
 
-row12:
+row13:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
+	ADDQ $20, CX
 	ADDQ $128, DX
 	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again13
+	JEQ again14
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
-	JMP next10
+	JMP next11
 
-again13:
+again14:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
@@ -4262,11 +4307,11 @@ again13:
 	MOVQ DI, kernelArgs_images(R14)
 	VBROADCASTSS (CX), Y2
 	SUBQ $4, DI
-	JGE next10
+	JGE next11
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
 
-save14:
+save15:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -4286,9 +4331,16 @@ save14:
 	RET
 
 singles1:
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $3, DI
+	ADDQ DI, DX
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y2
 
-next18:
+next19:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
@@ -4297,7 +4349,7 @@ next18:
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save22
+	JEQ save23
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4309,9 +4361,9 @@ next18:
 	ANDQ $-32, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
-	JLT rest24
+	JLT rest25
 
-group23:
+group24:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -4335,14 +4387,14 @@ group23:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group23
+	JGE group24
 
-rest24:
+rest25:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT tail26
+	JLT tail27
 
-single25:
+single26:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -4351,11 +4403,11 @@ single25:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE single25
+	JGE single26
 
-tail26:
+tail27:
 	ANDQ $7, SI
-	JEQ summed27
+	JEQ summed28
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -4373,15 +4425,15 @@ tail26:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed27:
+summed28:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush19
+	JEQ flush20
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-flush19:
+flush20:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
 	VCVTPS2PD X4, Y4
@@ -4402,27 +4454,25 @@ flush19:
 	MOVQ DI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-row20:
+row21:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
+	ADDQ $20, CX
 	ADDQ $128, DX
 	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again21
+	JEQ again22
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
-	JMP next18
+	JMP next19
 
-again21:
+again22:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
@@ -4436,9 +4486,9 @@ again21:
 	MOVQ DI, kernelArgs_images(R14)
 	VBROADCASTSS (CX), Y2
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-save22:
+save23:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -4472,13 +4522,6 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_coefAt(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, CX
-	MOVQ kernelArgs_sums(R14), DX
-	MOVQ kernelArgs_accAt(R14), DI
-	SHLQ $3, DI
-	ADDQ DI, DX
-	LEAQ kernelArgs_partial(R14), DI
-	VMOVUPS (DI), Y0
-	VMOVUPS 32(DI), Y1
 	MOVQ kernelArgs_images(R14), DI
 	SUBQ $4, DI
 	JLT singles1
@@ -4493,19 +4536,37 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $257, DI
 	JGE long2
+	MOVQ kernelArgs_acc(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $2, DI
+	ADDQ DI, DX
+	MOVQ kernelArgs_n(R14), DI
+	ANDQ $7, DI
+	JEQ whole7
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, DI
+	SUBQ DI, R11
+	VMOVDQU (R11), Y15
+
+whole7:
+	MOVQ kernelArgs_n(R14), R11
+	ANDQ $7, R11
+	MOVQ kernelArgs_rowGap(R14), DI
+	ADDQ DI, R11
+	SHLQ $2, R11
 
 row3:
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
+	VMOVUPS (DX), Y0
+	VMOVUPS 32(DX), Y1
 	MOVQ kernelArgs_n(R14), SI
-	MOVQ kernelArgs_budget(R14), DI
-	SUBQ SI, DI
-	MOVQ DI, kernelArgs_budget(R14)
+	SUBQ SI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT tail8
+	JLT tail9
 
-four7:
+four8:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -4549,16 +4610,11 @@ four7:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE four7
+	JGE four8
 
-tail8:
+tail9:
 	ANDQ $7, SI
-	JEQ summed9
-	MOVQ SI, DI
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, DI
-	SUBQ DI, R11
-	VMOVDQU (R11), Y15
+	JEQ summed10
 	VMASKMOVPS (BX), Y15, Y6
 	VADDPS Y6, Y4, Y6
 	VMASKMOVPS (AX), Y15, Y5
@@ -4605,39 +4661,17 @@ tail8:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
 
-summed9:
-	VCVTPS2PD X0, Y5
-	VEXTRACTF128 $1, Y0, X6
-	VCVTPS2PD X6, Y6
-	VADDPD (DX), Y5, Y5
-	VMOVUPS Y5, (DX)
-	VADDPD 32(DX), Y6, Y6
-	VMOVUPS Y6, 32(DX)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y5
-	VEXTRACTF128 $1, Y1, X6
-	VCVTPS2PD X6, Y6
-	VADDPD 64(DX), Y5, Y5
-	VMOVUPS Y5, 64(DX)
-	VADDPD 96(DX), Y6, Y6
-	VMOVUPS Y6, 96(DX)
-	VXORPS Y1, Y1, Y1
-	MOVQ kernelArgs_rowGap(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
-	ADDQ $128, DX
-	MOVQ kernelArgs_rowsLeft(R14), DI
-	SUBQ $1, DI
+summed10:
+	ADDQ R11, AX
+	ADDQ R11, BX
+	VMOVUPS Y0, (DX)
+	VMOVUPS Y1, 32(DX)
+	ADDQ $20, CX
+	ADDQ $64, DX
+	MOVQ $1, SI
+	SUBQ SI, kernelArgs_rowsLeft(R14)
 	JEQ again4
-	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_budget(R14), DI
 	SUBQ $1, DI
 	JGE row3
@@ -4647,7 +4681,7 @@ again4:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
-	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -4679,9 +4713,6 @@ ended5:
 	MOVQ DI, kernelArgs_piece(R14)
 
 save6:
-	LEAQ kernelArgs_partial(R14), DI
-	VMOVUPS Y0, (DI)
-	VMOVUPS Y1, 32(DI)
 	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
 	SARQ $2, AX
@@ -4690,19 +4721,26 @@ save6:
 	SUBQ DI, CX
 	SARQ $2, CX
 	MOVQ CX, kernelArgs_coefAt(R14)
-	MOVQ kernelArgs_sums(R14), DI
+	MOVQ kernelArgs_acc(R14), DI
 	SUBQ DI, DX
-	SARQ $3, DX
+	SARQ $2, DX
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
 long2:
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $3, DI
+	ADDQ DI, DX
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 
-next10:
+next11:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
@@ -4711,7 +4749,7 @@ next10:
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save14
+	JEQ save15
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4723,9 +4761,9 @@ next10:
 	ANDQ $-8, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
-	JLT tail16
+	JLT tail17
 
-four15:
+four16:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -4769,11 +4807,11 @@ four15:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE four15
+	JGE four16
 
-tail16:
+tail17:
 	ANDQ $7, SI
-	JEQ summed17
+	JEQ summed18
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -4829,15 +4867,15 @@ tail16:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed17:
+summed18:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush11
+	JEQ flush12
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next11
 
-flush11:
+flush12:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -4858,29 +4896,27 @@ flush11:
 	MOVQ DI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next10
+	JNE next11
 
-row12:
+row13:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
+	ADDQ $20, CX
 	ADDQ $128, DX
 	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again13
+	JEQ again14
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	JMP next10
+	JMP next11
 
-again13:
+again14:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
@@ -4908,11 +4944,11 @@ again13:
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 	SUBQ $4, DI
-	JGE next10
+	JGE next11
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
 
-save14:
+save15:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -4932,11 +4968,18 @@ save14:
 	RET
 
 singles1:
+	MOVQ kernelArgs_sums(R14), DX
+	MOVQ kernelArgs_accAt(R14), DI
+	SHLQ $3, DI
+	ADDQ DI, DX
+	LEAQ kernelArgs_partial(R14), DI
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 
-next18:
+next19:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
 	CMPQ DI, SI
@@ -4945,7 +4988,7 @@ next18:
 	CMPQ DI, SI
 	CMOVQLT DI, SI
 	SUBQ $0, SI
-	JEQ save22
+	JEQ save23
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ SI, DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4957,9 +5000,9 @@ next18:
 	ANDQ $-32, DI
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
-	JLT rest24
+	JLT rest25
 
-group23:
+group24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5003,14 +5046,14 @@ group23:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group23
+	JGE group24
 
-rest24:
+rest25:
 	ADDQ $32, SI
 	SUBQ $8, SI
-	JLT tail26
+	JLT tail27
 
-single25:
+single26:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5024,11 +5067,11 @@ single25:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	SUBQ $8, SI
-	JGE single25
+	JGE single26
 
-tail26:
+tail27:
 	ANDQ $7, SI
-	JEQ summed27
+	JEQ summed28
 	MOVQ SI, DI
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -5051,15 +5094,15 @@ tail26:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-summed27:
+summed28:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JEQ flush19
+	JEQ flush20
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-flush19:
+flush20:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -5080,29 +5123,27 @@ flush19:
 	MOVQ DI, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-row20:
+row21:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-	MOVQ kernelArgs_coefStep(R14), DI
-	SHLQ $2, DI
-	ADDQ DI, CX
+	ADDQ $20, CX
 	ADDQ $128, DX
 	MOVQ kernelArgs_rowsLeft(R14), DI
 	SUBQ $1, DI
-	JEQ again21
+	JEQ again22
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-	JMP next18
+	JMP next19
 
-again21:
+again22:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), CX
@@ -5118,9 +5159,9 @@ again21:
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 	SUBQ $0, DI
-	JNE next18
+	JNE next19
 
-save22:
+save23:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
 	VMOVUPS Y1, 32(DI)
@@ -5156,13 +5197,6 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_coefAt(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, DX
-	MOVQ kernelArgs_sums(R14), SI
-	MOVQ kernelArgs_accAt(R14), R8
-	SHLQ $3, R8
-	ADDQ R8, SI
-	LEAQ kernelArgs_partial(R14), R8
-	VMOVUPS (R8), Y0
-	VMOVUPS 32(R8), Y1
 	MOVQ kernelArgs_images(R14), R8
 	SUBQ $4, R8
 	JLT singles1
@@ -5177,19 +5211,37 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $257, R8
 	JGE long2
+	MOVQ kernelArgs_acc(R14), SI
+	MOVQ kernelArgs_accAt(R14), R8
+	SHLQ $2, R8
+	ADDQ R8, SI
+	MOVQ kernelArgs_n(R14), R8
+	ANDQ $7, R8
+	JEQ whole7
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, R8
+	SUBQ R8, R12
+	VMOVDQU (R12), Y15
+
+whole7:
+	MOVQ kernelArgs_n(R14), R12
+	ANDQ $7, R12
+	MOVQ kernelArgs_rowGap(R14), R8
+	ADDQ R8, R12
+	SHLQ $2, R12
 
 row3:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
+	VMOVUPS (SI), Y0
+	VMOVUPS 32(SI), Y1
 	MOVQ kernelArgs_n(R14), DI
-	MOVQ kernelArgs_budget(R14), R8
-	SUBQ DI, R8
-	MOVQ R8, kernelArgs_budget(R14)
+	SUBQ DI, kernelArgs_budget(R14)
 	SUBQ $8, DI
-	JLT tail8
+	JLT tail9
 
-four7:
+four8:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5238,16 +5290,11 @@ four7:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE four7
+	JGE four8
 
-tail8:
+tail9:
 	ANDQ $7, DI
-	JEQ summed9
-	MOVQ DI, R8
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R8
-	SUBQ R8, R12
-	VMOVDQU (R12), Y15
+	JEQ summed10
 	VMASKMOVPS (BX), Y15, Y6
 	VADDPS Y6, Y4, Y6
 	VMASKMOVPS (AX), Y15, Y5
@@ -5302,41 +5349,18 @@ tail8:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
 
-summed9:
-	VCVTPS2PD X0, Y5
-	VEXTRACTF128 $1, Y0, X6
-	VCVTPS2PD X6, Y6
-	VADDPD (SI), Y5, Y5
-	VMOVUPS Y5, (SI)
-	VADDPD 32(SI), Y6, Y6
-	VMOVUPS Y6, 32(SI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y5
-	VEXTRACTF128 $1, Y1, X6
-	VCVTPS2PD X6, Y6
-	VADDPD 64(SI), Y5, Y5
-	VMOVUPS Y5, 64(SI)
-	VADDPD 96(SI), Y6, Y6
-	VMOVUPS Y6, 96(SI)
-	VXORPS Y1, Y1, Y1
-	MOVQ kernelArgs_rowGap(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	MOVQ kernelArgs_coefStep(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, DX
-	ADDQ $128, SI
-	MOVQ kernelArgs_rowsLeft(R14), R8
-	SUBQ $1, R8
+summed10:
+	ADDQ R12, AX
+	ADDQ R12, BX
+	ADDQ R12, CX
+	VMOVUPS Y0, (SI)
+	VMOVUPS Y1, 32(SI)
+	ADDQ $20, DX
+	ADDQ $64, SI
+	MOVQ $1, DI
+	SUBQ DI, kernelArgs_rowsLeft(R14)
 	JEQ again4
-	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_budget(R14), R8
 	SUBQ $1, R8
 	JGE row3
@@ -5346,7 +5370,7 @@ again4:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), DX
-	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -5382,9 +5406,6 @@ ended5:
 	MOVQ R8, kernelArgs_piece(R14)
 
 save6:
-	LEAQ kernelArgs_partial(R14), R8
-	VMOVUPS Y0, (R8)
-	VMOVUPS Y1, 32(R8)
 	MOVQ kernelArgs_dy(R14), R8
 	SUBQ R8, AX
 	SARQ $2, AX
@@ -5393,19 +5414,26 @@ save6:
 	SUBQ R8, DX
 	SARQ $2, DX
 	MOVQ DX, kernelArgs_coefAt(R14)
-	MOVQ kernelArgs_sums(R14), R8
+	MOVQ kernelArgs_acc(R14), R8
 	SUBQ R8, SI
-	SARQ $3, SI
+	SARQ $2, SI
 	MOVQ SI, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
 
 long2:
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_accAt(R14), R8
+	SHLQ $3, R8
+	ADDQ R8, SI
+	LEAQ kernelArgs_partial(R14), R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y1
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 
-next10:
+next11:
 	MOVQ kernelArgs_left(R14), DI
 	MOVQ kernelArgs_piece(R14), R8
 	CMPQ R8, DI
@@ -5414,7 +5442,7 @@ next10:
 	CMPQ R8, DI
 	CMOVQLT R8, DI
 	SUBQ $0, DI
-	JEQ save14
+	JEQ save15
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ DI, R8
 	MOVQ R8, kernelArgs_left(R14)
@@ -5426,9 +5454,9 @@ next10:
 	ANDQ $-8, R8
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $8, DI
-	JLT tail16
+	JLT tail17
 
-four15:
+four16:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5477,11 +5505,11 @@ four15:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE four15
+	JGE four16
 
-tail16:
+tail17:
 	ANDQ $7, DI
-	JEQ summed17
+	JEQ summed18
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -5546,15 +5574,15 @@ tail16:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-summed17:
+summed18:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JEQ flush11
+	JEQ flush12
 	MOVQ kernelArgs_piece(R14), R8
 	SUBQ $0, R8
-	JNE next10
+	JNE next11
 
-flush11:
+flush12:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -5575,9 +5603,9 @@ flush11:
 	MOVQ R8, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JNE next10
+	JNE next11
 
-row12:
+row13:
 	MOVQ kernelArgs_n(R14), R8
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), R8
@@ -5585,20 +5613,18 @@ row12:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	MOVQ kernelArgs_coefStep(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, DX
+	ADDQ $20, DX
 	ADDQ $128, SI
 	MOVQ kernelArgs_rowsLeft(R14), R8
 	SUBQ $1, R8
-	JEQ again13
+	JEQ again14
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	JMP next10
+	JMP next11
 
-again13:
+again14:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), DX
@@ -5630,11 +5656,11 @@ again13:
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	SUBQ $4, R8
-	JGE next10
+	JGE next11
 	MOVQ $2048, R8
 	MOVQ R8, kernelArgs_piece(R14)
 
-save14:
+save15:
 	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
@@ -5654,11 +5680,18 @@ save14:
 	RET
 
 singles1:
+	MOVQ kernelArgs_sums(R14), SI
+	MOVQ kernelArgs_accAt(R14), R8
+	SHLQ $3, R8
+	ADDQ R8, SI
+	LEAQ kernelArgs_partial(R14), R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y1
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 
-next18:
+next19:
 	MOVQ kernelArgs_left(R14), DI
 	MOVQ kernelArgs_piece(R14), R8
 	CMPQ R8, DI
@@ -5667,7 +5700,7 @@ next18:
 	CMPQ R8, DI
 	CMOVQLT R8, DI
 	SUBQ $0, DI
-	JEQ save22
+	JEQ save23
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ DI, R8
 	MOVQ R8, kernelArgs_left(R14)
@@ -5679,9 +5712,9 @@ next18:
 	ANDQ $-32, R8
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $32, DI
-	JLT rest24
+	JLT rest25
 
-group23:
+group24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5730,14 +5763,14 @@ group23:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, DI
-	JGE group23
+	JGE group24
 
-rest24:
+rest25:
 	ADDQ $32, DI
 	SUBQ $8, DI
-	JLT tail26
+	JLT tail27
 
-single25:
+single26:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5753,11 +5786,11 @@ single25:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	SUBQ $8, DI
-	JGE single25
+	JGE single26
 
-tail26:
+tail27:
 	ANDQ $7, DI
-	JEQ summed27
+	JEQ summed28
 	MOVQ DI, R8
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -5783,15 +5816,15 @@ tail26:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-summed27:
+summed28:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JEQ flush19
+	JEQ flush20
 	MOVQ kernelArgs_piece(R14), R8
 	SUBQ $0, R8
-	JNE next18
+	JNE next19
 
-flush19:
+flush20:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
 	VCVTPS2PD X6, Y6
@@ -5812,9 +5845,9 @@ flush19:
 	MOVQ R8, kernelArgs_piece(R14)
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
-	JNE next18
+	JNE next19
 
-row20:
+row21:
 	MOVQ kernelArgs_n(R14), R8
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ kernelArgs_rowGap(R14), R8
@@ -5822,20 +5855,18 @@ row20:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-	MOVQ kernelArgs_coefStep(R14), R8
-	SHLQ $2, R8
-	ADDQ R8, DX
+	ADDQ $20, DX
 	ADDQ $128, SI
 	MOVQ kernelArgs_rowsLeft(R14), R8
 	SUBQ $1, R8
-	JEQ again21
+	JEQ again22
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-	JMP next18
+	JMP next19
 
-again21:
+again22:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_coef(R14), DX
@@ -5852,9 +5883,9 @@ again21:
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	SUBQ $0, R8
-	JNE next18
+	JNE next19
 
-save22:
+save23:
 	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
 	VMOVUPS Y1, 32(R8)
@@ -5905,14 +5936,6 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_coefAt, R9)
 	SHLQ $2, R9
 	ADDQ R9, SI
-	ARG(kernelArgs_sums, DI)
-	ARG(kernelArgs_accAt, R9)
-	SHLQ $3, R9
-	ADDQ R9, DI
-	MOVQ a+8(FP), R9
-	ADDQ $kernelArgs_partial, R9
-	VMOVUPS (R9), Y0
-	VMOVUPS 32(R9), Y1
 	ARG(kernelArgs_images, R9)
 	SUBQ $4, R9
 	JLT singles1
@@ -5928,17 +5951,35 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_n, R9)
 	SUBQ $257, R9
 	JGE long2
+	ARG(kernelArgs_acc, DI)
+	ARG(kernelArgs_accAt, R9)
+	SHLQ $2, R9
+	ADDQ R9, DI
+	ARG(kernelArgs_n, R9)
+	ANDQ $7, R9
+	JEQ whole7
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, R9
+	SUBQ R9, R13
+	VMOVDQU (R13), Y15
+
+whole7:
+	ARG(kernelArgs_n, R13)
+	ANDQ $7, R13
+	ARG(kernelArgs_rowGap, R9)
+	ADDQ R9, R13
+	SHLQ $2, R13
 
 row3:
+	VMOVUPS (DI), Y0
+	VMOVUPS 32(DI), Y1
 	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_budget, R9)
-	SUBQ R8, R9
 	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_budget(R10)
+	SUBQ R8, kernelArgs_budget(R10)
 	SUBQ $8, R8
-	JLT tail8
+	JLT tail9
 
-four7:
+four8:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -5955,13 +5996,13 @@ four7:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without10
+	JEQ without11
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
 
-without10:
+without11:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
@@ -5970,13 +6011,13 @@ without10:
 	VMULPS (AX)(R11*2), Y4, Y4
 	VMULPS (AX)(R12*1), Y5, Y5
 	CMPQ 304(R14), $0
-	JEQ without11
+	JEQ without12
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R11*1)
 	VMOVUPS Y4, (DX)(R11*2)
 	VMOVUPS Y5, (DX)(R12*1)
 
-without11:
+without12:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R11*1), Y8, Y12
@@ -5998,16 +6039,11 @@ without11:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE four7
+	JGE four8
 
-tail8:
+tail9:
 	ANDQ $7, R8
-	JEQ summed9
-	MOVQ R8, R9
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R9
-	SUBQ R9, R13
-	VMOVDQU (R13), Y15
+	JEQ summed10
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6028,7 +6064,7 @@ tail8:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without12
+	JEQ without13
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
@@ -6038,7 +6074,7 @@ tail8:
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without12:
+without13:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
@@ -6051,13 +6087,13 @@ without12:
 	VMASKMOVPS (AX)(R12*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
 	CMPQ 304(R14), $0
-	JEQ without13
+	JEQ without14
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
 	VMASKMOVPS Y4, Y15, (DX)(R11*2)
 	VMASKMOVPS Y5, Y15, (DX)(R12*1)
 
-without13:
+without14:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6080,44 +6116,20 @@ without13:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
 
-summed9:
-	VCVTPS2PD X0, Y9
-	VEXTRACTF128 $1, Y0, X10
-	VCVTPS2PD X10, Y10
-	VADDPD (DI), Y9, Y9
-	VMOVUPS Y9, (DI)
-	VADDPD 32(DI), Y10, Y10
-	VMOVUPS Y10, 32(DI)
-	VXORPS Y0, Y0, Y0
-	VCVTPS2PD X1, Y9
-	VEXTRACTF128 $1, Y1, X10
-	VCVTPS2PD X10, Y10
-	VADDPD 64(DI), Y9, Y9
-	VMOVUPS Y9, 64(DI)
-	VADDPD 96(DI), Y10, Y10
-	VMOVUPS Y10, 96(DI)
-	VXORPS Y1, Y1, Y1
-	ARG(kernelArgs_rowGap, R9)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
-	ADDQ $128, DI
-	ARG(kernelArgs_rowsLeft, R9)
-	SUBQ $1, R9
-	JEQ again4
+summed10:
+	ADDQ R13, AX
+	ADDQ R13, BX
+	ADDQ R13, CX
+	ADDQ R13, DX
+	VMOVUPS Y0, (DI)
+	VMOVUPS Y1, 32(DI)
+	ADDQ $20, SI
+	ADDQ $64, DI
+	MOVQ $1, R8
 	MOVQ a+8(FP), R10
-	MOVQ R9, kernelArgs_rowsLeft(R10)
+	SUBQ R8, kernelArgs_rowsLeft(R10)
+	JEQ again4
 	ARG(kernelArgs_budget, R9)
 	SUBQ $1, R9
 	JGE row3
@@ -6128,7 +6140,7 @@ again4:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
 	ARG(kernelArgs_coef, SI)
-	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -6170,10 +6182,6 @@ ended5:
 	MOVQ R9, kernelArgs_piece(R10)
 
 save6:
-	MOVQ a+8(FP), R9
-	ADDQ $kernelArgs_partial, R9
-	VMOVUPS Y0, (R9)
-	VMOVUPS Y1, 32(R9)
 	ARG(kernelArgs_dy, R9)
 	SUBQ R9, AX
 	SARQ $2, AX
@@ -6184,17 +6192,25 @@ save6:
 	SARQ $2, SI
 	MOVQ a+8(FP), R10
 	MOVQ SI, kernelArgs_coefAt(R10)
-	ARG(kernelArgs_sums, R9)
+	ARG(kernelArgs_acc, R9)
 	SUBQ R9, DI
-	SARQ $3, DI
+	SARQ $2, DI
 	MOVQ a+8(FP), R10
 	MOVQ DI, kernelArgs_accAt(R10)
 	VZEROUPPER
 	RET
 
 long2:
+	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_accAt, R9)
+	SHLQ $3, R9
+	ADDQ R9, DI
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS (R9), Y0
+	VMOVUPS 32(R9), Y1
 
-next14:
+next15:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMPQ R9, R8
@@ -6203,7 +6219,7 @@ next14:
 	CMPQ R9, R8
 	CMOVQLT R9, R8
 	SUBQ $0, R8
-	JEQ save18
+	JEQ save19
 	ARG(kernelArgs_left, R9)
 	SUBQ R8, R9
 	MOVQ a+8(FP), R10
@@ -6218,9 +6234,9 @@ next14:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
-	JLT tail20
+	JLT tail21
 
-four19:
+four20:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6237,13 +6253,13 @@ four19:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without22
+	JEQ without23
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
 
-without22:
+without23:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
@@ -6252,13 +6268,13 @@ without22:
 	VMULPS (AX)(R11*2), Y4, Y4
 	VMULPS (AX)(R12*1), Y5, Y5
 	CMPQ 304(R14), $0
-	JEQ without23
+	JEQ without24
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R11*1)
 	VMOVUPS Y4, (DX)(R11*2)
 	VMOVUPS Y5, (DX)(R12*1)
 
-without23:
+without24:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS (BX)(R11*1), Y8, Y12
@@ -6280,11 +6296,11 @@ without23:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE four19
+	JGE four20
 
-tail20:
+tail21:
 	ANDQ $7, R8
-	JEQ summed21
+	JEQ summed22
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -6310,7 +6326,7 @@ tail20:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without24
+	JEQ without25
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
@@ -6320,7 +6336,7 @@ tail20:
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
 
-without24:
+without25:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
@@ -6333,13 +6349,13 @@ without24:
 	VMASKMOVPS (AX)(R12*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
 	CMPQ 304(R14), $0
-	JEQ without25
+	JEQ without26
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
 	VMASKMOVPS Y4, Y15, (DX)(R11*2)
 	VMASKMOVPS Y5, Y15, (DX)(R12*1)
 
-without25:
+without26:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6368,15 +6384,15 @@ without25:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-summed21:
+summed22:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JEQ flush15
+	JEQ flush16
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
-	JNE next14
+	JNE next15
 
-flush15:
+flush16:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -6398,9 +6414,9 @@ flush15:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JNE next14
+	JNE next15
 
-row16:
+row17:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_left(R10)
@@ -6410,18 +6426,16 @@ row16:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
+	ADDQ $20, SI
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again17
+	JEQ again18
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next14
+	JMP next15
 
-again17:
+again18:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -6456,12 +6470,12 @@ again17:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $4, R9
-	JGE next14
+	JGE next15
 	MOVQ $2048, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_piece(R10)
 
-save18:
+save19:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS Y0, (R9)
@@ -6485,8 +6499,16 @@ save18:
 	RET
 
 singles1:
+	ARG(kernelArgs_sums, DI)
+	ARG(kernelArgs_accAt, R9)
+	SHLQ $3, R9
+	ADDQ R9, DI
+	MOVQ a+8(FP), R9
+	ADDQ $kernelArgs_partial, R9
+	VMOVUPS (R9), Y0
+	VMOVUPS 32(R9), Y1
 
-next26:
+next27:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMPQ R9, R8
@@ -6495,7 +6517,7 @@ next26:
 	CMPQ R9, R8
 	CMOVQLT R9, R8
 	SUBQ $0, R8
-	JEQ save30
+	JEQ save31
 	ARG(kernelArgs_left, R9)
 	SUBQ R8, R9
 	MOVQ a+8(FP), R10
@@ -6510,9 +6532,9 @@ next26:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $32, R8
-	JLT rest32
+	JLT rest33
 
-group31:
+group32:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6529,13 +6551,13 @@ group31:
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without36
+	JEQ without37
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without36:
+without37:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (SI), Y8
@@ -6544,13 +6566,13 @@ without36:
 	VMULPS 64(AX), Y4, Y4
 	VMULPS 96(AX), Y5, Y5
 	CMPQ 304(R14), $0
-	JEQ without37
+	JEQ without38
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, 32(DX)
 	VMOVUPS Y4, 64(DX)
 	VMOVUPS Y5, 96(DX)
 
-without37:
+without38:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS 32(BX), Y8, Y12
@@ -6572,14 +6594,14 @@ without37:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R8
-	JGE group31
+	JGE group32
 
-rest32:
+rest33:
 	ADDQ $32, R8
 	SUBQ $8, R8
-	JLT tail34
+	JLT tail35
 
-single33:
+single34:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6587,10 +6609,10 @@ single33:
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without38
+	JEQ without39
 	VADDPS (CX), Y2, Y2
 
-without38:
+without39:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -6599,10 +6621,10 @@ without38:
 	VBROADCASTSS (SI), Y8
 	VMULPS (AX), Y2, Y2
 	CMPQ 304(R14), $0
-	JEQ without39
+	JEQ without40
 	VMOVUPS Y2, (DX)
 
-without39:
+without40:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
 	VADDPS Y2, Y0, Y0
@@ -6612,11 +6634,11 @@ without39:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	SUBQ $8, R8
-	JGE single33
+	JGE single34
 
-tail34:
+tail35:
 	ANDQ $7, R8
-	JEQ summed35
+	JEQ summed36
 	MOVQ R8, R9
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -6630,11 +6652,11 @@ tail34:
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without40
+	JEQ without41
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without40:
+without41:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -6644,10 +6666,10 @@ without40:
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
 	CMPQ 304(R14), $0
-	JEQ without41
+	JEQ without42
 	VMASKMOVPS Y2, Y15, (DX)
 
-without41:
+without42:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6661,15 +6683,15 @@ without41:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-summed35:
+summed36:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JEQ flush27
+	JEQ flush28
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
-	JNE next26
+	JNE next27
 
-flush27:
+flush28:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
 	VCVTPS2PD X10, Y10
@@ -6691,9 +6713,9 @@ flush27:
 	MOVQ R9, kernelArgs_piece(R10)
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
-	JNE next26
+	JNE next27
 
-row28:
+row29:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_left(R10)
@@ -6703,18 +6725,16 @@ row28:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-	ARG(kernelArgs_coefStep, R9)
-	SHLQ $2, R9
-	ADDQ R9, SI
+	ADDQ $20, SI
 	ADDQ $128, DI
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBQ $1, R9
-	JEQ again29
+	JEQ again30
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
-	JMP next26
+	JMP next27
 
-again29:
+again30:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
@@ -6731,9 +6751,9 @@ again29:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $0, R9
-	JNE next26
+	JNE next27
 
-save30:
+save31:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS Y0, (R9)
@@ -7791,23 +7811,24 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -7840,12 +7861,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -7861,17 +7880,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -7899,32 +7921,30 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin10:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end12
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
+	VBROADCASTSS -20(DX), Y2
+	VBROADCASTSS -16(DX), Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -7938,10 +7958,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -7950,18 +7967,18 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R9
@@ -8003,23 +8020,24 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8057,12 +8075,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -8080,17 +8096,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -8120,32 +8139,30 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin10:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end12
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y2
+	VBROADCASTSS -16(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8161,10 +8178,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -8174,18 +8188,18 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -8225,24 +8239,28 @@ TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
+	SUBQ $0, R8
+	JLT save8
+
+head9:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
-	ANDQ $7, R9
+	ANDQ $15, R9
 	JEQ row2
+	ADDQ $-1, R9
+	ANDQ $7, R9
+	ADDQ $1, R9
 	CMPQ DI, R9
 	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ R9, kernelArgs_piece(R14)
+	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -8259,23 +8277,35 @@ image1:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	MOVQ kernelArgs_piece(R14), R9
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
+	SUBQ R10, R8
+	SUBQ R10, DI
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	MOVQ DI, R9
+	SUBQ $8, R9
+	JGE head9
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ CX, R9
+	ANDQ $63, R9
+	JEQ save8
+	SUBQ $8, DI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8308,12 +8338,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -8329,17 +8357,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -8367,32 +8398,30 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin11:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end13
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
+	VBROADCASTSS -20(DX), Y2
+	VBROADCASTSS -16(DX), Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8406,10 +8435,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -8418,18 +8444,18 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R9
@@ -8471,24 +8497,28 @@ TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
+	SUBQ $0, R9
+	JLT save8
+
+head9:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
-	ANDQ $7, R10
+	ANDQ $15, R10
 	JEQ row2
+	ADDQ $-1, R10
+	ANDQ $7, R10
+	ADDQ $1, R10
 	CMPQ R8, R10
 	CMOVQLT R8, R10
-	SUBQ R10, R8
-	MOVQ R10, kernelArgs_piece(R14)
+	MOVQ R10, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -8506,24 +8536,36 @@ image1:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	MOVQ kernelArgs_piece(R14), R10
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
+	SUBQ R11, R9
+	SUBQ R11, R8
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	MOVQ R8, R10
+	SUBQ $8, R10
+	JGE head9
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ CX, R10
+	ANDQ $63, R10
+	JEQ save8
+	SUBQ $8, R8
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
 	VSUBPS Y0, Y5, Y6
@@ -8561,12 +8603,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -8584,17 +8624,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -8624,32 +8667,30 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin11:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end13
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y2
+	VBROADCASTSS -16(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8665,10 +8706,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -8678,18 +8716,18 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -8730,23 +8768,24 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -8799,12 +8838,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -8825,17 +8862,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -8871,6 +8911,8 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin10:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -8878,28 +8920,23 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end12
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
+	VBROADCASTSS -20(DX), Y4
+	VBROADCASTSS -16(DX), Y2
+	VBROADCASTSS -12(DX), Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -8918,10 +8955,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -8930,11 +8964,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -8942,7 +8976,7 @@ end10:
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R9
@@ -8985,23 +9019,24 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9059,12 +9094,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -9087,17 +9120,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -9135,6 +9171,8 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin10:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9142,28 +9180,23 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end12
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9185,10 +9218,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -9198,11 +9228,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9210,7 +9240,7 @@ end10:
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -9253,23 +9283,24 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9327,12 +9358,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -9355,17 +9384,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -9403,6 +9435,8 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin10:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9410,28 +9444,23 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end12
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9452,10 +9481,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -9465,11 +9491,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9477,7 +9503,7 @@ end10:
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -9522,23 +9548,24 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	MOVQ kernelArgs_n(R14), R11
-	SUBQ R9, R11
-	SUBQ $0, R11
+	CMPQ R11, R9
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R11
-	SUBQ R8, R11
-	SUBQ $0, R11
+	CMPQ R11, R8
 	JNE row2
 
 image1:
 
 row2:
 	SUBQ $0, R10
-	JLT save7
-	SUBQ $32, R9
-	JLT rest4
+	JGE group3
+
+stop7:
+	JMP save8
 
 group3:
+	SUBQ $32, R9
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9601,12 +9628,10 @@ group3:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JLT save7
-	SUBQ $32, R9
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R10
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
@@ -9631,17 +9656,20 @@ single5:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
+	SUBQ $8, R10
+	JLT stop7
 	SUBQ $8, R9
 	JGE single5
 
 border6:
-	SUBQ $1, R8
-	JEQ last9
 	ADDQ $20, DI
+	SUBQ $1, R8
+	JEQ last11
 	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next8
+	JEQ next9
+	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -9681,6 +9709,8 @@ border6:
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
+
+begin10:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -9688,28 +9718,23 @@ border6:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-next8:
+next9:
 	MOVQ kernelArgs_n(R14), R9
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
+	JMP begin10
 
-last9:
+last11:
 	ANDQ $7, R9
-	JEQ end10
+	JEQ end12
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
 	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
+	VBROADCASTSS -20(DI), Y4
+	VBROADCASTSS -16(DI), Y2
+	VBROADCASTSS -12(DI), Y3
+	VBROADCASTSS -8(DI), Y0
+	VBROADCASTSS -4(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9733,10 +9758,7 @@ last9:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end10:
-	MOVQ kernelArgs_images(R14), R11
-	ADDQ $-1, R11
-	MOVQ R11, kernelArgs_images(R14)
+end12:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -9747,11 +9769,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
-	ADDQ $20, DI
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ $0, R11
-	JEQ save7
+	MOVQ $1, R11
+	SUBQ R11, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -9759,7 +9781,7 @@ end10:
 	VBROADCASTSS 16(DI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R9, kernelArgs_left(R14)
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R11
@@ -9800,24 +9822,28 @@ TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ DI, R9
-	SUBQ $0, R9
+	CMPQ R9, DI
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R9
-	SUBQ SI, R9
-	SUBQ $0, R9
+	CMPQ R9, SI
 	JNE row2
 
 image1:
+	SUBQ $0, R8
+	JLT save8
+
+head9:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
-	ANDQ $7, R9
+	ANDQ $15, R9
 	JEQ row2
+	ADDQ $-1, R9
+	ANDQ $7, R9
+	ADDQ $1, R9
 	CMPQ DI, R9
 	CMOVQLT DI, R9
-	SUBQ R9, DI
-	MOVQ R9, kernelArgs_piece(R14)
+	MOVQ R9, R10
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
@@ -9840,24 +9866,36 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	MOVQ kernelArgs_piece(R14), R9
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
+	SUBQ R10, R8
+	SUBQ R10, DI
+	SHLQ $2, R10
+	ADDQ R10, AX
+	ADDQ R10, BX
+	ADDQ R10, CX
+	MOVQ DI, R9
+	SUBQ $8, R9
+	JGE head9
 
 row2:
 	SUBQ $0, R8
-	JLT save7
-	SUBQ $32, DI
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ CX, R9
+	ANDQ $63, R9
+	JEQ save8
+	SUBQ $8, DI
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, DI
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -9910,12 +9948,10 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JLT save7
-	SUBQ $32, DI
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R8
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
@@ -9936,17 +9972,20 @@ single5:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
+	SUBQ $8, R8
+	JLT stop7
 	SUBQ $8, DI
 	JGE single5
 
 border6:
-	SUBQ $1, SI
-	JEQ last9
 	ADDQ $20, DX
+	SUBQ $1, SI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
 	SUBQ DI, R11
@@ -9982,6 +10021,8 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
+
+begin11:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -9989,28 +10030,23 @@ border6:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), DI
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, DI
-	JEQ end10
+	JEQ end13
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
+	VBROADCASTSS -20(DX), Y4
+	VBROADCASTSS -16(DX), Y2
+	VBROADCASTSS -12(DX), Y3
+	VBROADCASTSS -8(DX), Y0
+	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10029,10 +10065,7 @@ last9:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end10:
-	MOVQ kernelArgs_images(R14), R9
-	ADDQ $-1, R9
-	MOVQ R9, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -10041,11 +10074,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
-	ADDQ $20, DX
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ kernelArgs_n(R14), DI
-	SUBQ $0, R9
-	JEQ save7
+	MOVQ $1, R9
+	SUBQ R9, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -10053,7 +10086,7 @@ end10:
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R9
@@ -10096,24 +10129,28 @@ TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
+	SUBQ $0, R9
+	JLT save8
+
+head9:
 	MOVQ DX, R10
 	NEGQ R10
 	SARQ $2, R10
-	ANDQ $7, R10
+	ANDQ $15, R10
 	JEQ row2
+	ADDQ $-1, R10
+	ANDQ $7, R10
+	ADDQ $1, R10
 	CMPQ R8, R10
 	CMOVQLT R8, R10
-	SUBQ R10, R8
-	MOVQ R10, kernelArgs_piece(R14)
+	MOVQ R10, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -10138,25 +10175,37 @@ image1:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	MOVQ kernelArgs_piece(R14), R10
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
+	SUBQ R11, R9
+	SUBQ R11, R8
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	MOVQ R8, R10
+	SUBQ $8, R10
+	JGE head9
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ DX, R10
+	ANDQ $63, R10
+	JEQ save8
+	SUBQ $8, R8
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10214,12 +10263,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -10242,17 +10289,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -10290,6 +10340,8 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin11:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -10297,28 +10349,23 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end13
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10340,10 +10387,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -10353,11 +10397,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -10365,7 +10409,7 @@ end10:
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -10408,24 +10452,28 @@ TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	MOVQ kernelArgs_n(R14), R10
-	SUBQ R8, R10
-	SUBQ $0, R10
+	CMPQ R10, R8
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R10
-	SUBQ DI, R10
-	SUBQ $0, R10
+	CMPQ R10, DI
 	JNE row2
 
 image1:
+	SUBQ $0, R9
+	JLT save8
+
+head9:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
-	ANDQ $7, R10
+	ANDQ $15, R10
 	JEQ row2
+	ADDQ $-1, R10
+	ANDQ $7, R10
+	ADDQ $1, R10
 	CMPQ R8, R10
 	CMOVQLT R8, R10
-	SUBQ R10, R8
-	MOVQ R10, kernelArgs_piece(R14)
+	MOVQ R10, R11
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
@@ -10449,25 +10497,37 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	MOVQ kernelArgs_piece(R14), R10
-	SHLQ $2, R10
-	ADDQ R10, AX
-	ADDQ R10, BX
-	ADDQ R10, CX
-	ADDQ R10, DX
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
+	SUBQ R11, R9
+	SUBQ R11, R8
+	SHLQ $2, R11
+	ADDQ R11, AX
+	ADDQ R11, BX
+	ADDQ R11, CX
+	ADDQ R11, DX
+	MOVQ R8, R10
+	SUBQ $8, R10
+	JGE head9
 
 row2:
 	SUBQ $0, R9
-	JLT save7
-	SUBQ $32, R8
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ CX, R10
+	ANDQ $63, R10
+	JEQ save8
+	SUBQ $8, R8
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, R8
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10525,12 +10585,10 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JLT save7
-	SUBQ $32, R8
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R9
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
@@ -10553,17 +10611,20 @@ single5:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
+	SUBQ $8, R9
+	JLT stop7
 	SUBQ $8, R8
 	JGE single5
 
 border6:
-	SUBQ $1, DI
-	JEQ last9
 	ADDQ $20, SI
+	SUBQ $1, DI
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
 	SUBQ R8, R12
@@ -10601,6 +10662,8 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
+
+begin11:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -10608,28 +10671,23 @@ border6:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), R8
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, R8
-	JEQ end10
+	JEQ end13
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
+	VBROADCASTSS -20(SI), Y4
+	VBROADCASTSS -16(SI), Y2
+	VBROADCASTSS -12(SI), Y3
+	VBROADCASTSS -8(SI), Y0
+	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10650,10 +10708,7 @@ last9:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end10:
-	MOVQ kernelArgs_images(R14), R10
-	ADDQ $-1, R10
-	MOVQ R10, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
@@ -10663,11 +10718,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
-	ADDQ $20, SI
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ kernelArgs_n(R14), R8
-	SUBQ $0, R10
-	JEQ save7
+	MOVQ $1, R10
+	SUBQ R10, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -10675,7 +10730,7 @@ end10:
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R10
@@ -10720,24 +10775,28 @@ TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	MOVQ kernelArgs_n(R14), R11
-	SUBQ R9, R11
-	SUBQ $0, R11
+	CMPQ R11, R9
 	JNE row2
 	MOVQ kernelArgs_rows(R14), R11
-	SUBQ R8, R11
-	SUBQ $0, R11
+	CMPQ R11, R8
 	JNE row2
 
 image1:
+	SUBQ $0, R10
+	JLT save8
+
+head9:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
-	ANDQ $7, R11
+	ANDQ $15, R11
 	JEQ row2
+	ADDQ $-1, R11
+	ANDQ $7, R11
+	ADDQ $1, R11
 	CMPQ R9, R11
 	CMOVQLT R9, R11
-	SUBQ R11, R9
-	MOVQ R11, kernelArgs_piece(R14)
+	MOVQ R11, R12
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
@@ -10763,26 +10822,38 @@ image1:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	MOVQ kernelArgs_piece(R14), R11
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
+	SUBQ R12, R10
+	SUBQ R12, R9
+	SHLQ $2, R12
+	ADDQ R12, AX
+	ADDQ R12, BX
+	ADDQ R12, CX
+	ADDQ R12, DX
+	ADDQ R12, SI
+	MOVQ R9, R11
+	SUBQ $8, R11
+	JGE head9
 
 row2:
 	SUBQ $0, R10
-	JLT save7
-	SUBQ $32, R9
-	JLT rest4
+	JGE group3
+
+stop7:
+	MOVQ DX, R11
+	ANDQ $63, R11
+	JEQ save8
+	SUBQ $8, R9
+	JLT border6
+	JMP single5
 
 group3:
+	SUBQ $32, R9
+	JLT rest4
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
 	VMULPS Y2, Y5, Y8
@@ -10845,12 +10916,10 @@ group3:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JLT save7
-	SUBQ $32, R9
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R10
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
@@ -10875,17 +10944,20 @@ single5:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
+	SUBQ $8, R10
+	JLT stop7
 	SUBQ $8, R9
 	JGE single5
 
 border6:
-	SUBQ $1, R8
-	JEQ last9
 	ADDQ $20, DI
+	SUBQ $1, R8
+	JEQ last12
 	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next8
+	JEQ next10
+	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -10925,6 +10997,8 @@ border6:
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
+
+begin11:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -10932,28 +11006,23 @@ border6:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-next8:
+next10:
 	MOVQ kernelArgs_n(R14), R9
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
-	JMP row2
+	JMP begin11
 
-last9:
+last12:
 	ANDQ $7, R9
-	JEQ end10
+	JEQ end13
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
 	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
+	VBROADCASTSS -20(DI), Y4
+	VBROADCASTSS -16(DI), Y2
+	VBROADCASTSS -12(DI), Y3
+	VBROADCASTSS -8(DI), Y0
+	VBROADCASTSS -4(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10977,10 +11046,7 @@ last9:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end10:
-	MOVQ kernelArgs_images(R14), R11
-	ADDQ $-1, R11
-	MOVQ R11, kernelArgs_images(R14)
+end13:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -10991,11 +11057,11 @@ end10:
 	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
-	ADDQ $20, DI
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ kernelArgs_n(R14), R9
-	SUBQ $0, R11
-	JEQ save7
+	MOVQ $1, R11
+	SUBQ R11, kernelArgs_images(R14)
+	JEQ save8
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -11003,7 +11069,7 @@ end10:
 	VBROADCASTSS 16(DI), Y1
 	JMP image1
 
-save7:
+save8:
 	MOVQ R9, kernelArgs_left(R14)
 	MOVQ R8, kernelArgs_rowsLeft(R14)
 	MOVQ kernelArgs_dy(R14), R11
@@ -11058,27 +11124,30 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
 	ARG(kernelArgs_budget, R10)
 	ADDQ $-1, R10
 	ARG(kernelArgs_n, R11)
-	SUBQ R9, R11
-	SUBQ $0, R11
+	CMPQ R11, R9
 	JNE row2
 	ARG(kernelArgs_rows, R11)
-	SUBQ R8, R11
-	SUBQ $0, R11
+	CMPQ R11, R8
 	JNE row2
 
 image1:
 	CMPQ 312(R14), $0
-	JEQ without8
+	JEQ without9
+	SUBQ $0, R10
+	JLT save8
+
+head10:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
-	ANDQ $7, R11
+	ANDQ $15, R11
 	JEQ row2
+	ADDQ $-1, R11
+	ANDQ $7, R11
+	ADDQ $1, R11
 	CMPQ R9, R11
 	CMOVQLT R9, R11
-	SUBQ R11, R9
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_piece(R12)
+	MOVQ R11, R12
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
@@ -11091,11 +11160,11 @@ image1:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without9
+	JEQ without11
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 
-without9:
+without11:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11115,27 +11184,47 @@ without9:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 304(R14), $0
-	JEQ without10
+	JEQ without12
 	VMASKMOVPS Y2, Y15, (SI)
 
-without10:
-	ARG(kernelArgs_piece, R11)
-	SHLQ $2, R11
-	ADDQ R11, AX
-	ADDQ R11, BX
-	ADDQ R11, CX
-	ADDQ R11, DX
-	ADDQ R11, SI
+without12:
+	SUBQ R12, R10
+	SUBQ R12, R9
+	SHLQ $2, R12
+	ADDQ R12, AX
+	ADDQ R12, BX
+	ADDQ R12, CX
+	ADDQ R12, DX
+	ADDQ R12, SI
+	MOVQ R9, R11
+	SUBQ $8, R11
+	JGE head10
 
-without8:
+without9:
 
 row2:
 	SUBQ $0, R10
-	JLT save7
-	SUBQ $32, R9
-	JLT rest4
+	JGE group3
+
+stop7:
+	CMPQ 312(R14), $0
+	JEQ without13
+	MOVQ DX, R11
+	ANDQ $63, R11
+	JEQ save8
+	SUBQ $8, R9
+	JLT border6
+	JMP single5
+	JMP chosen14
+
+without13:
+	JMP save8
+
+chosen14:
 
 group3:
+	SUBQ $32, R9
+	JLT rest4
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 8(DI), Y9
@@ -11152,13 +11241,13 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 296(R14), $0
-	JEQ without11
+	JEQ without15
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without11:
+without15:
 	MOVQ $128, 280(R14)
 	CALL 256(R14)
 	VBROADCASTSS (DI), Y10
@@ -11190,51 +11279,49 @@ without11:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	CMPQ 312(R14), $0
-	JEQ without12
+	JEQ without16
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	JMP chosen13
+	JMP chosen17
 
-without12:
+without16:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
 
-chosen13:
+chosen17:
 	CMPQ 304(R14), $0
-	JEQ without14
+	JEQ without18
 	CMPQ 312(R14), $0
-	JEQ without15
+	JEQ without19
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
-	JMP chosen16
+	JMP chosen20
 
-without15:
+without19:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
 
-chosen16:
+chosen20:
 
-without14:
+without18:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JLT save7
-	SUBQ $32, R9
 	JGE group3
+	JMP stop7
 
 rest4:
-	ADDQ $-32, R10
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
@@ -11247,10 +11334,10 @@ single5:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without17
+	JEQ without21
 	VADDPS (CX), Y2, Y2
 
-without17:
+without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11267,43 +11354,46 @@ without17:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 312(R14), $0
-	JEQ without18
+	JEQ without22
 	VMOVNTPS Y0, (DX)
-	JMP chosen19
+	JMP chosen23
 
-without18:
+without22:
 	VMOVUPS Y0, (DX)
 
-chosen19:
+chosen23:
 	CMPQ 304(R14), $0
-	JEQ without20
+	JEQ without24
 	CMPQ 312(R14), $0
-	JEQ without21
+	JEQ without25
 	VMOVNTPS Y2, (SI)
-	JMP chosen22
+	JMP chosen26
 
-without21:
+without25:
 	VMOVUPS Y2, (SI)
 
-chosen22:
+chosen26:
 
-without20:
+without24:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
+	SUBQ $8, R10
+	JLT stop7
 	SUBQ $8, R9
 	JGE single5
 
 border6:
-	SUBQ $1, R8
-	JEQ last24
 	ADDQ $20, DI
+	SUBQ $1, R8
+	JEQ last29
 	ARG(kernelArgs_n, R11)
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next23
+	JEQ next27
+	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
 	SUBQ R9, R13
@@ -11321,10 +11411,10 @@ border6:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without26
+	JEQ without31
 	VADDPS (CX), Y2, Y2
 
-without26:
+without31:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11349,69 +11439,71 @@ without26:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 312(R14), $0
-	JEQ without27
+	JEQ without32
 	VMOVNTPS Y0, (DX)
-	JMP chosen28
+	JMP chosen33
 
-without27:
+without32:
 	VMOVUPS Y0, (DX)
 
-chosen28:
+chosen33:
 	CMPQ 304(R14), $0
-	JEQ without29
+	JEQ without34
 	CMPQ 312(R14), $0
-	JEQ without30
+	JEQ without35
 	VMOVNTPS Y2, (SI)
-	JMP chosen31
+	JMP chosen36
 
-without30:
+without35:
 	VMOVUPS Y2, (SI)
 
-chosen31:
+chosen36:
 
-without29:
+without34:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
+
+begin28:
 	JMP row2
 
-next23:
+next27:
 	ARG(kernelArgs_n, R9)
-	JMP row2
+	JMP begin28
 
-last24:
+last29:
 	ANDQ $7, R9
-	JEQ end25
+	JEQ end30
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
 	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 8(DI), Y9
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS -12(DI), Y9
 	VMASKMOVPS (BX), Y15, Y2
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 296(R14), $0
-	JEQ without32
+	JEQ without37
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 
-without32:
+without37:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 280(R14)
 	CALL 256(R14)
-	VBROADCASTSS (DI), Y10
-	VBROADCASTSS 4(DI), Y8
-	VBROADCASTSS 12(DI), Y6
-	VBROADCASTSS 16(DI), Y7
+	VBROADCASTSS -20(DI), Y10
+	VBROADCASTSS -16(DI), Y8
+	VBROADCASTSS -8(DI), Y6
+	VBROADCASTSS -4(DI), Y7
 	VMASKMOVPS (AX), Y15, Y11
 	VMULPS Y2, Y11, Y2
 	VMASKMOVPS (BX), Y15, Y11
@@ -11422,10 +11514,10 @@ without32:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 304(R14), $0
-	JEQ without33
+	JEQ without38
 	VMASKMOVPS Y2, Y15, (SI)
 
-without33:
+without38:
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
@@ -11433,11 +11525,7 @@ without33:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end25:
-	ARG(kernelArgs_images, R11)
-	ADDQ $-1, R11
-	MOVQ a+8(FP), R12
-	MOVQ R11, kernelArgs_images(R12)
+end30:
 	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -11448,14 +11536,15 @@ end25:
 	ARG(kernelArgs_coefImage, R9)
 	SHLQ $2, R9
 	ADDQ R9, DI
-	ADDQ $20, DI
 	ARG(kernelArgs_rows, R8)
 	ARG(kernelArgs_n, R9)
-	SUBQ $0, R11
-	JEQ save7
+	MOVQ $1, R11
+	MOVQ a+8(FP), R12
+	SUBQ R11, kernelArgs_images(R12)
+	JEQ save8
 	JMP image1
 
-save7:
+save8:
 	MOVQ a+8(FP), R12
 	MOVQ R9, kernelArgs_left(R12)
 	MOVQ a+8(FP), R12
@@ -15745,97 +15834,86 @@ TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 
 channels1:
 	VMOVUPS (AX), Y0
-	VADDPD 32(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 64(AX), Y1
-	VADDPD 96(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS 64(AX), Y2
+	VMOVUPS 96(AX), Y3
+	VADDPD Y1, Y0, Y0
+	VEXTRACTF128 $1, Y0, X1
+	VADDPD X1, X0, X0
+	VADDPD Y3, Y2, Y2
+	VEXTRACTF128 $1, Y2, X3
+	VADDPD X3, X2, X2
+	VHADDPD X2, X0, X0
 	VMOVSD X0, (BX)
 	VMOVHPD X0, (CX)
-	VMOVUPS 128(AX), Y0
-	VADDPD 160(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 192(AX), Y1
-	VADDPD 224(AX), Y1, Y1
+	ADDQ $128, AX
+	ADDQ $8, BX
+	ADDQ $8, CX
+	SUBQ $1, DX
+	JNE channels1
+	VZEROUPPER
+	RET
+
+// func reduceShortChannels(id int, a *channelArgs)
+TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_acc(R14), AX
+	VXORPS Y0, Y0, Y0
+	MOVQ channelArgs_otherA(R14), BX
+	MOVQ channelArgs_otherB(R14), CX
+	MOVQ channelArgs_n(R14), DX
+
+channels1:
+	VMOVUPS (AX), Y2
+	VCVTPS2PD X2, Y1
+	VEXTRACTF128 $1, Y2, X2
+	VCVTPS2PD X2, Y2
+	VMOVUPS Y0, (AX)
+	VMOVUPS 32(AX), Y4
+	VCVTPS2PD X4, Y3
+	VEXTRACTF128 $1, Y4, X4
+	VCVTPS2PD X4, Y4
+	VMOVUPS Y0, 32(AX)
+	VADDPD Y2, Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
 	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 8(BX)
-	VMOVHPD X0, 8(CX)
-	VMOVUPS 256(AX), Y0
-	VADDPD 288(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 320(AX), Y1
-	VADDPD 352(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 16(BX)
-	VMOVHPD X0, 16(CX)
-	VMOVUPS 384(AX), Y0
-	VADDPD 416(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 448(AX), Y1
-	VADDPD 480(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 24(BX)
-	VMOVHPD X0, 24(CX)
-	VMOVUPS 512(AX), Y0
-	VADDPD 544(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 576(AX), Y1
-	VADDPD 608(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 32(BX)
-	VMOVHPD X0, 32(CX)
-	VMOVUPS 640(AX), Y0
-	VADDPD 672(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 704(AX), Y1
-	VADDPD 736(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 40(BX)
-	VMOVHPD X0, 40(CX)
-	VMOVUPS 768(AX), Y0
-	VADDPD 800(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 832(AX), Y1
-	VADDPD 864(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 48(BX)
-	VMOVHPD X0, 48(CX)
-	VMOVUPS 896(AX), Y0
-	VADDPD 928(AX), Y0, Y0
-	VEXTRACTF128 $1, Y0, X2
-	VADDPD X2, X0, X0
-	VMOVUPS 960(AX), Y1
-	VADDPD 992(AX), Y1, Y1
-	VEXTRACTF128 $1, Y1, X2
-	VADDPD X2, X1, X1
-	VHADDPD X1, X0, X0
-	VMOVSD X0, 56(BX)
-	VMOVHPD X0, 56(CX)
-	ADDQ $1024, AX
+	VADDPD Y4, Y3, Y3
+	VEXTRACTF128 $1, Y3, X4
+	VADDPD X4, X3, X3
+	VHADDPD X3, X1, X1
+	VMOVSD X1, (BX)
+	VMOVHPD X1, (CX)
+	ADDQ $64, AX
+	ADDQ $8, BX
+	ADDQ $8, CX
+	SUBQ $1, DX
+	JNE channels1
+	VZEROUPPER
+	RET
+
+// func flushChannels(id int, a *channelArgs)
+TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ channelArgs_acc(R14), AX
+	MOVQ channelArgs_sums(R14), BX
+	VXORPS Y4, Y4, Y4
+	MOVQ channelArgs_n(R14), CX
+
+channels1:
+	VMOVUPS (AX), Y1
+	VCVTPS2PD X1, Y0
+	VEXTRACTF128 $1, Y1, X1
+	VCVTPS2PD X1, Y1
+	VMOVUPS Y4, (AX)
+	VMOVUPS (BX), Y2
+	VMOVUPS 32(BX), Y3
+	VADDPD Y0, Y2, Y2
+	VADDPD Y1, Y3, Y3
+	VMOVUPS Y2, (BX)
+	VMOVUPS Y3, 32(BX)
+	ADDQ $32, AX
 	ADDQ $64, BX
-	ADDQ $64, CX
-	SUBQ $8, DX
+	SUBQ $8, CX
 	JNE channels1
 	VZEROUPPER
 	RET
@@ -17378,22 +17456,24 @@ divided13:
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
-DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
-DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
-DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
-DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA simdChannelsTable<>+16(SB)/8, $·reduceShortChannels<>(SB)
+DATA simdChannelsTable<>+24(SB)/8, $·flushChannels<>(SB)
+DATA simdChannelsTable<>+32(SB)/8, $·foldReducedChannels<>(SB)
+DATA simdChannelsTable<>+40(SB)/8, $·probeChannels<>(SB)
+DATA simdChannelsTable<>+48(SB)/8, $·addChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·mergeChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
+DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $112
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $12
+	CMPQ AX, $14
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

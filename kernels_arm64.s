@@ -164,13 +164,6 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_coefAt(R23), R4
 	LSL $2, R4
 	ADD R4, R1
-	MOVD kernelArgs_sums(R23), R2
-	MOVD kernelArgs_accAt(R23), R4
-	LSL $3, R4
-	ADD R4, R2
-	ADD $kernelArgs_partial, R23, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ 32(R4), (F4, F5)
 	MOVD kernelArgs_images(R23), R4
 	SUBS $4, R4
 	BLT singles1
@@ -185,17 +178,37 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_n(R23), R4
 	SUBS $257, R4
 	BGE long2
+	MOVD kernelArgs_acc(R23), R2
+	MOVD kernelArgs_accAt(R23), R4
+	LSL $2, R4
+	ADD R4, R2
+	MOVD kernelArgs_n(R23), R4
+	ANDS $7, R4
+	BEQ whole7
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+whole7:
+	MOVD kernelArgs_n(R23), R8
+	ANDS $7, R8
+	MOVD kernelArgs_rowGap(R23), R4
+	ADD R4, R8
+	LSL $2, R8
 
 row3:
 	LD1R8(1, 0)
+	FLDPQ (R2), (F2, F3)
+	FLDPQ 32(R2), (F4, F5)
 	MOVD kernelArgs_n(R23), R3
-	MOVD kernelArgs_budget(R23), R4
-	SUB R3, R4
-	MOVD R4, kernelArgs_budget(R23)
+	MOVD kernelArgs_budget(R23), R5
+	SUBS R3, R5
+	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R3
-	BLT tail8
+	BLT tail9
 
-four7:
+four8:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -221,16 +234,11 @@ four7:
 	FADD8(4, 2, 2)
 	ADD $32, R0
 	SUBS $8, R3
-	BGE four7
+	BGE four8
 
-tail8:
+tail9:
 	ANDS $7, R3
-	BEQ summed9
-	MOVD R3, R4
-	MOVD R4, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	BEQ summed10
 	TAIL(·loadTail3<>, 0, R0)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -256,37 +264,18 @@ tail8:
 	AND8(15, 4, 4)
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
-	LSL $2, R3
-	ADD R3, R0
 
-summed9:
-	WIDEN(1, 3, 4)
-	FLDPQ (R2), (F10, F11)
-	FADD4D(5, 3, 3)
-	FSTPQ (F6, F7), (R2)
-	FLDPQ 32(R2), (F10, F11)
-	FADD4D(5, 4, 4)
-	FSTPQ (F8, F9), 32(R2)
-	EOR8(1, 1, 1)
-	WIDEN(2, 3, 4)
-	FLDPQ 64(R2), (F10, F11)
-	FADD4D(5, 3, 3)
-	FSTPQ (F6, F7), 64(R2)
-	FLDPQ 96(R2), (F10, F11)
-	FADD4D(5, 4, 4)
-	FSTPQ (F8, F9), 96(R2)
-	EOR8(2, 2, 2)
-	MOVD kernelArgs_rowGap(R23), R4
-	LSL $2, R4
-	ADD R4, R0
-	MOVD kernelArgs_coefStep(R23), R4
-	LSL $2, R4
-	ADD R4, R1
-	ADD $128, R2
-	MOVD kernelArgs_rowsLeft(R23), R4
-	SUBS $1, R4
+summed10:
+	ADD R8, R0
+	FSTPQ (F2, F3), (R2)
+	FSTPQ (F4, F5), 32(R2)
+	ADD $4, R1
+	ADD $64, R2
+	MOVD $1, R3
+	MOVD kernelArgs_rowsLeft(R23), R5
+	SUBS R3, R5
+	MOVD R5, kernelArgs_rowsLeft(R23)
 	BEQ again4
-	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_budget(R23), R4
 	SUBS $1, R4
 	BGE row3
@@ -296,7 +285,7 @@ again4:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R1
-	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
@@ -324,9 +313,6 @@ ended5:
 	MOVD R4, kernelArgs_piece(R23)
 
 save6:
-	ADD $kernelArgs_partial, R23, R4
-	FSTPQ (F2, F3), (R4)
-	FSTPQ (F4, F5), 32(R4)
 	MOVD kernelArgs_x(R23), R4
 	SUB R4, R0
 	ASR $2, R0
@@ -335,16 +321,23 @@ save6:
 	SUB R4, R1
 	ASR $2, R1
 	MOVD R1, kernelArgs_coefAt(R23)
-	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_acc(R23), R4
 	SUB R4, R2
-	ASR $3, R2
+	ASR $2, R2
 	MOVD R2, kernelArgs_accAt(R23)
 	RET
 
 long2:
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_accAt(R23), R4
+	LSL $3, R4
+	ADD R4, R2
+	ADD $kernelArgs_partial, R23, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
 	LD1R8(1, 0)
 
-next10:
+next11:
 	MOVD kernelArgs_left(R23), R3
 	MOVD kernelArgs_piece(R23), R4
 	CMP R4, R3
@@ -353,7 +346,7 @@ next10:
 	CMP R4, R3
 	CSEL LT, R3, R4, R3
 	SUBS $0, R3
-	BEQ save14
+	BEQ save15
 	MOVD kernelArgs_left(R23), R4
 	SUB R3, R4
 	MOVD R4, kernelArgs_left(R23)
@@ -365,9 +358,9 @@ next10:
 	ANDS $-8, R4
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $8, R3
-	BLT tail16
+	BLT tail17
 
-four15:
+four16:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -393,11 +386,11 @@ four15:
 	FADD8(4, 2, 2)
 	ADD $32, R0
 	SUBS $8, R3
-	BGE four15
+	BGE four16
 
-tail16:
+tail17:
 	ANDS $7, R3
-	BEQ summed17
+	BEQ summed18
 	MOVD R3, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -431,15 +424,15 @@ tail16:
 	LSL $2, R3
 	ADD R3, R0
 
-summed17:
+summed18:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BEQ flush11
+	BEQ flush12
 	MOVD kernelArgs_piece(R23), R4
 	SUBS $0, R4
-	BNE next10
+	BNE next11
 
-flush11:
+flush12:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -460,26 +453,24 @@ flush11:
 	MOVD R4, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BNE next10
+	BNE next11
 
-row12:
+row13:
 	MOVD kernelArgs_n(R23), R4
 	MOVD R4, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	MOVD kernelArgs_coefStep(R23), R4
-	LSL $2, R4
-	ADD R4, R1
+	ADD $4, R1
 	ADD $128, R2
 	MOVD kernelArgs_rowsLeft(R23), R4
 	SUBS $1, R4
-	BEQ again13
+	BEQ again14
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
-	B next10
+	B next11
 
-again13:
+again14:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R1
@@ -501,11 +492,11 @@ again13:
 	MOVD R4, kernelArgs_images(R23)
 	LD1R8(1, 0)
 	SUBS $4, R4
-	BGE next10
+	BGE next11
 	MOVD $2048, R4
 	MOVD R4, kernelArgs_piece(R23)
 
-save14:
+save15:
 	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
 	FSTPQ (F4, F5), 32(R4)
@@ -524,9 +515,16 @@ save14:
 	RET
 
 singles1:
+	MOVD kernelArgs_sums(R23), R2
+	MOVD kernelArgs_accAt(R23), R4
+	LSL $3, R4
+	ADD R4, R2
+	ADD $kernelArgs_partial, R23, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ 32(R4), (F4, F5)
 	LD1R8(1, 0)
 
-next18:
+next19:
 	MOVD kernelArgs_left(R23), R3
 	MOVD kernelArgs_piece(R23), R4
 	CMP R4, R3
@@ -535,7 +533,7 @@ next18:
 	CMP R4, R3
 	CSEL LT, R3, R4, R3
 	SUBS $0, R3
-	BEQ save22
+	BEQ save23
 	MOVD kernelArgs_left(R23), R4
 	SUB R3, R4
 	MOVD R4, kernelArgs_left(R23)
@@ -547,9 +545,9 @@ next18:
 	ANDS $-32, R4
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $32, R3
-	BLT rest24
+	BLT rest25
 
-group23:
+group24:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -572,14 +570,14 @@ group23:
 	FADD8(4, 2, 2)
 	ADD $128, R0
 	SUBS $32, R3
-	BGE group23
+	BGE group24
 
-rest24:
+rest25:
 	ADD $32, R3
 	SUBS $8, R3
-	BLT tail26
+	BLT tail27
 
-single25:
+single26:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -587,11 +585,11 @@ single25:
 	FADD8(4, 2, 2)
 	ADD $32, R0
 	SUBS $8, R3
-	BGE single25
+	BGE single26
 
-tail26:
+tail27:
 	ANDS $7, R3
-	BEQ summed27
+	BEQ summed28
 	MOVD R3, R4
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -607,15 +605,15 @@ tail26:
 	LSL $2, R3
 	ADD R3, R0
 
-summed27:
+summed28:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BEQ flush19
+	BEQ flush20
 	MOVD kernelArgs_piece(R23), R4
 	SUBS $0, R4
-	BNE next18
+	BNE next19
 
-flush19:
+flush20:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -636,26 +634,24 @@ flush19:
 	MOVD R4, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
-	BNE next18
+	BNE next19
 
-row20:
+row21:
 	MOVD kernelArgs_n(R23), R4
 	MOVD R4, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
-	MOVD kernelArgs_coefStep(R23), R4
-	LSL $2, R4
-	ADD R4, R1
+	ADD $4, R1
 	ADD $128, R2
 	MOVD kernelArgs_rowsLeft(R23), R4
 	SUBS $1, R4
-	BEQ again21
+	BEQ again22
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
-	B next18
+	B next19
 
-again21:
+again22:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R1
@@ -668,9 +664,9 @@ again21:
 	MOVD R4, kernelArgs_images(R23)
 	LD1R8(1, 0)
 	SUBS $0, R4
-	BNE next18
+	BNE next19
 
-save22:
+save23:
 	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
 	FSTPQ (F4, F5), 32(R4)
@@ -876,23 +872,24 @@ TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	MOVD kernelArgs_n(R23), R6
-	SUB R4, R6
-	SUBS $0, R6
+	CMP R6, R4
 	BNE row2
 	MOVD kernelArgs_rows(R23), R6
-	SUB R3, R6
-	SUBS $0, R6
+	CMP R6, R3
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R5
-	BLT save7
-	SUBS $32, R4
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R4
+	BLT rest4
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -916,12 +913,10 @@ group3:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R5
 	ADD $32, R4
 	SUBS $8, R4
 	BLT border6
@@ -934,17 +929,20 @@ single5:
 	FSTPQ (F8, F9), (R1)
 	ADD $32, R0
 	ADD $32, R1
+	SUBS $8, R5
+	BLT stop7
 	SUBS $8, R4
 	BGE single5
 
 border6:
-	SUBS $1, R3
-	BEQ last9
 	ADD $20, R2
+	SUBS $1, R3
+	BEQ last11
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next8
+	BEQ next9
+	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -969,29 +967,31 @@ border6:
 	ADD $32, R0
 	ADD $32, R1
 	MOVD R6, R4
+
+begin10:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R4
-	BEQ end10
+	BEQ end12
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1001,10 +1001,7 @@ last9:
 	ADD R4, R0
 	ADD R4, R1
 
-end10:
-	MOVD kernelArgs_images(R23), R6
-	ADD $-1, R6
-	MOVD R6, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
@@ -1012,17 +1009,19 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
-	ADD $20, R2
 	MOVD kernelArgs_rows(R23), R3
 	MOVD kernelArgs_n(R23), R4
-	SUBS $0, R6
-	BEQ save7
+	MOVD $1, R6
+	MOVD kernelArgs_images(R23), R7
+	SUBS R6, R7
+	MOVD R7, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B image1
 
-save7:
+save8:
 	MOVD R4, kernelArgs_left(R23)
 	MOVD R3, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_x(R23), R6
@@ -1059,23 +1058,24 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
+	CMP R7, R5
 	BNE row2
 	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
+	CMP R7, R4
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R5
+	BLT rest4
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1108,12 +1108,10 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R6
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
@@ -1129,17 +1127,20 @@ single5:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
+	SUBS $8, R6
+	BLT stop7
 	SUBS $8, R5
 	BGE single5
 
 border6:
-	SUBS $1, R4
-	BEQ last9
 	ADD $20, R3
+	SUBS $1, R4
+	BEQ last11
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next8
+	BEQ next9
+	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1167,29 +1168,31 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
+
+begin10:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R5
-	BEQ end10
+	BEQ end12
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1202,10 +1205,7 @@ last9:
 	ADD R5, R1
 	ADD R5, R2
 
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -1214,17 +1214,19 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
-	ADD $20, R3
 	MOVD kernelArgs_rows(R23), R4
 	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
+	MOVD $1, R7
+	MOVD kernelArgs_images(R23), R8
+	SUBS R7, R8
+	MOVD R8, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B image1
 
-save7:
+save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_x(R23), R7
@@ -1259,23 +1261,24 @@ TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	MOVD kernelArgs_n(R23), R6
-	SUB R4, R6
-	SUBS $0, R6
+	CMP R6, R4
 	BNE row2
 	MOVD kernelArgs_rows(R23), R6
-	SUB R3, R6
-	SUBS $0, R6
+	CMP R6, R3
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R5
-	BLT save7
-	SUBS $32, R4
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R4
+	BLT rest4
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1307,12 +1310,10 @@ group3:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BLT save7
-	SUBS $32, R4
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R5
 	ADD $32, R4
 	SUBS $8, R4
 	BLT border6
@@ -1327,17 +1328,20 @@ single5:
 	FSTPQ (F8, F9), (R1)
 	ADD $32, R0
 	ADD $32, R1
+	SUBS $8, R5
+	BLT stop7
 	SUBS $8, R4
 	BGE single5
 
 border6:
-	SUBS $1, R3
-	BEQ last9
 	ADD $20, R2
+	SUBS $1, R3
+	BEQ last11
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next8
+	BEQ next9
+	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1364,29 +1368,31 @@ border6:
 	ADD $32, R0
 	ADD $32, R1
 	MOVD R6, R4
+
+begin10:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R4
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R4
-	BEQ end10
+	BEQ end12
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(2, 0)
-	LD1R8AT(4, 2, 1)
-	LD1R8AT(8, 2, 2)
+	ADD $-20, R2, R24
+	LD1R8(24, 0)
+	ADD $-16, R2, R24
+	LD1R8(24, 1)
+	ADD $-12, R2, R24
+	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1398,10 +1404,7 @@ last9:
 	ADD R4, R0
 	ADD R4, R1
 
-end10:
-	MOVD kernelArgs_images(R23), R6
-	ADD $-1, R6
-	MOVD R6, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
@@ -1409,17 +1412,19 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
-	ADD $20, R2
 	MOVD kernelArgs_rows(R23), R3
 	MOVD kernelArgs_n(R23), R4
-	SUBS $0, R6
-	BEQ save7
+	MOVD $1, R6
+	MOVD kernelArgs_images(R23), R7
+	SUBS R6, R7
+	MOVD R7, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B image1
 
-save7:
+save8:
 	MOVD R4, kernelArgs_left(R23)
 	MOVD R3, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_x(R23), R6
@@ -1456,23 +1461,24 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
+	CMP R7, R5
 	BNE row2
 	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
+	CMP R7, R4
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R5
+	BLT rest4
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1513,12 +1519,10 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R6
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
@@ -1536,17 +1540,20 @@ single5:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
+	SUBS $8, R6
+	BLT stop7
 	SUBS $8, R5
 	BGE single5
 
 border6:
-	SUBS $1, R4
-	BEQ last9
 	ADD $20, R3
+	SUBS $1, R4
+	BEQ last11
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next8
+	BEQ next9
+	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1576,29 +1583,31 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
+
+begin10:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R5
-	BEQ end10
+	BEQ end12
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 0)
-	LD1R8AT(4, 3, 1)
-	LD1R8AT(8, 3, 2)
+	ADD $-20, R3, R24
+	LD1R8(24, 0)
+	ADD $-16, R3, R24
+	LD1R8(24, 1)
+	ADD $-12, R3, R24
+	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1613,10 +1622,7 @@ last9:
 	ADD R5, R1
 	ADD R5, R2
 
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -1625,17 +1631,19 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
-	ADD $20, R3
 	MOVD kernelArgs_rows(R23), R4
 	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
+	MOVD $1, R7
+	MOVD kernelArgs_images(R23), R8
+	SUBS R7, R8
+	MOVD R8, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B image1
 
-save7:
+save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_x(R23), R7
@@ -1673,23 +1681,24 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_budget, R7)
 	ADD $-1, R7
 	ARG(kernelArgs_n, R8)
-	SUB R6, R8
-	SUBS $0, R8
+	CMP R8, R6
 	BNE row2
 	ARG(kernelArgs_rows, R8)
-	SUB R5, R8
-	SUBS $0, R8
+	CMP R8, R5
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R6
+	BLT rest4
 	LD1R8(4, 6)
 	LD1R8AT(4, 4, 7)
 	LD1R8AT(8, 4, 8)
@@ -1709,7 +1718,7 @@ group3:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without9
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 	FLDPQ 32(R3), (F18, F19)
@@ -1719,7 +1728,7 @@ group3:
 	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
 
-without8:
+without9:
 	MOVD $4, R19
 	CALL (R22)
 	FSTPQ (F4, F5), (R2)
@@ -1730,12 +1739,10 @@ without8:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R7
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
@@ -1748,11 +1755,11 @@ single5:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without9
+	CBZ R0, without10
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without9:
+without10:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1762,17 +1769,20 @@ without9:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
+	SUBS $8, R7
+	BLT stop7
 	SUBS $8, R6
 	BGE single5
 
 border6:
-	SUBS $1, R5
-	BEQ last11
 	ADD $20, R4
+	SUBS $1, R5
+	BEQ last13
 	ARG(kernelArgs_n, R8)
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next10
+	BEQ next11
+	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -1793,11 +1803,11 @@ border6:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without13
+	CBZ R0, without15
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without13:
+without15:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1808,32 +1818,37 @@ without13:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
+
+begin12:
 	B row2
 
-next10:
+next11:
 	ARG(kernelArgs_n, R6)
-	B row2
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 6)
-	LD1R8AT(4, 4, 7)
-	LD1R8AT(8, 4, 8)
+	ADD $-20, R4, R24
+	LD1R8(24, 6)
+	ADD $-16, R4, R24
+	LD1R8(24, 7)
+	ADD $-12, R4, R24
+	LD1R8(24, 8)
 	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without14
+	CBZ R0, without16
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
-without14:
+without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1845,11 +1860,7 @@ without14:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
-	ARG(kernelArgs_images, R8)
-	ADD $-1, R8
-	MOVD a+8(FP), R24
-	MOVD R8, kernelArgs_images(R24)
+end14:
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R1
@@ -1858,14 +1869,17 @@ end12:
 	ARG(kernelArgs_coefImage, R6)
 	LSL $2, R6
 	ADD R6, R4
-	ADD $20, R4
 	ARG(kernelArgs_rows, R5)
 	ARG(kernelArgs_n, R6)
-	SUBS $0, R8
-	BEQ save7
+	MOVD $1, R8
+	MOVD a+8(FP), R24
+	MOVD kernelArgs_images(R24), R9
+	SUBS R8, R9
+	MOVD R9, kernelArgs_images(R24)
+	BEQ save8
 	B image1
 
-save7:
+save8:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_left(R24)
 	MOVD a+8(FP), R24
@@ -2972,13 +2986,6 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_coefAt(R23), R5
 	LSL $2, R5
 	ADD R5, R2
-	MOVD kernelArgs_sums(R23), R3
-	MOVD kernelArgs_accAt(R23), R5
-	LSL $3, R5
-	ADD R5, R3
-	ADD $kernelArgs_partial, R23, R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
 	MOVD kernelArgs_images(R23), R5
 	SUBS $4, R5
 	BLT singles1
@@ -2993,17 +3000,37 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_n(R23), R5
 	SUBS $257, R5
 	BGE long2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $2, R5
+	ADD R5, R3
+	MOVD kernelArgs_n(R23), R5
+	ANDS $7, R5
+	BEQ whole7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+whole7:
+	MOVD kernelArgs_n(R23), R9
+	ANDS $7, R9
+	MOVD kernelArgs_rowGap(R23), R5
+	ADD R5, R9
+	LSL $2, R9
 
 row3:
 	LD1R8(2, 2)
+	FLDPQ (R3), (F0, F1)
+	FLDPQ 32(R3), (F2, F3)
 	MOVD kernelArgs_n(R23), R4
-	MOVD kernelArgs_budget(R23), R5
-	SUB R4, R5
-	MOVD R5, kernelArgs_budget(R23)
+	MOVD kernelArgs_budget(R23), R6
+	SUBS R4, R6
+	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT tail8
+	BLT tail9
 
-four7:
+four8:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -3037,16 +3064,11 @@ four7:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE four7
+	BGE four8
 
-tail8:
+tail9:
 	ANDS $7, R4
-	BEQ summed9
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	BEQ summed10
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail3<>, 0, R0)
@@ -3079,39 +3101,19 @@ tail8:
 	AND8(15, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
 
-summed9:
-	WIDEN(0, 3, 4)
-	FLDPQ (R3), (F10, F11)
-	FADD4D(5, 3, 3)
-	FSTPQ (F6, F7), (R3)
-	FLDPQ 32(R3), (F10, F11)
-	FADD4D(5, 4, 4)
-	FSTPQ (F8, F9), 32(R3)
-	EOR8(0, 0, 0)
-	WIDEN(1, 3, 4)
-	FLDPQ 64(R3), (F10, F11)
-	FADD4D(5, 3, 3)
-	FSTPQ (F6, F7), 64(R3)
-	FLDPQ 96(R3), (F10, F11)
-	FADD4D(5, 4, 4)
-	FSTPQ (F8, F9), 96(R3)
-	EOR8(1, 1, 1)
-	MOVD kernelArgs_rowGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
-	ADD $128, R3
-	MOVD kernelArgs_rowsLeft(R23), R5
-	SUBS $1, R5
+summed10:
+	ADD R9, R0
+	ADD R9, R1
+	FSTPQ (F0, F1), (R3)
+	FSTPQ (F2, F3), 32(R3)
+	ADD $20, R2
+	ADD $64, R3
+	MOVD $1, R4
+	MOVD kernelArgs_rowsLeft(R23), R6
+	SUBS R4, R6
+	MOVD R6, kernelArgs_rowsLeft(R23)
 	BEQ again4
-	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_budget(R23), R5
 	SUBS $1, R5
 	BGE row3
@@ -3121,7 +3123,7 @@ again4:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -3153,9 +3155,6 @@ ended5:
 	MOVD R5, kernelArgs_piece(R23)
 
 save6:
-	ADD $kernelArgs_partial, R23, R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
 	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
@@ -3164,16 +3163,23 @@ save6:
 	SUB R5, R2
 	ASR $2, R2
 	MOVD R2, kernelArgs_coefAt(R23)
-	MOVD kernelArgs_sums(R23), R5
+	MOVD kernelArgs_acc(R23), R5
 	SUB R5, R3
-	ASR $3, R3
+	ASR $2, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
 
 long2:
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $3, R5
+	ADD R5, R3
+	ADD $kernelArgs_partial, R23, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 2)
 
-next10:
+next11:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
@@ -3182,7 +3188,7 @@ next10:
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save14
+	BEQ save15
 	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3194,9 +3200,9 @@ next10:
 	ANDS $-8, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT tail16
+	BLT tail17
 
-four15:
+four16:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -3230,11 +3236,11 @@ four15:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE four15
+	BGE four16
 
-tail16:
+tail17:
 	ANDS $7, R4
-	BEQ summed17
+	BEQ summed18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3276,15 +3282,15 @@ tail16:
 	ADD R4, R0
 	ADD R4, R1
 
-summed17:
+summed18:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush11
+	BEQ flush12
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next11
 
-flush11:
+flush12:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -3305,27 +3311,25 @@ flush11:
 	MOVD R5, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next11
 
-row12:
+row13:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
+	ADD $20, R2
 	ADD $128, R3
 	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again13
+	BEQ again14
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
-	B next10
+	B next11
 
-again13:
+again14:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
@@ -3351,11 +3355,11 @@ again13:
 	MOVD R5, kernelArgs_images(R23)
 	LD1R8(2, 2)
 	SUBS $4, R5
-	BGE next10
+	BGE next11
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
 
-save14:
+save15:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
@@ -3374,9 +3378,16 @@ save14:
 	RET
 
 singles1:
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $3, R5
+	ADD R5, R3
+	ADD $kernelArgs_partial, R23, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 2)
 
-next18:
+next19:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
@@ -3385,7 +3396,7 @@ next18:
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save22
+	BEQ save23
 	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3397,9 +3408,9 @@ next18:
 	ANDS $-32, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
-	BLT rest24
+	BLT rest25
 
-group23:
+group24:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -3427,14 +3438,14 @@ group23:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group23
+	BGE group24
 
-rest24:
+rest25:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT tail26
+	BLT tail27
 
-single25:
+single26:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -3444,11 +3455,11 @@ single25:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE single25
+	BGE single26
 
-tail26:
+tail27:
 	ANDS $7, R4
-	BEQ summed27
+	BEQ summed28
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3466,15 +3477,15 @@ tail26:
 	ADD R4, R0
 	ADD R4, R1
 
-summed27:
+summed28:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush19
+	BEQ flush20
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-flush19:
+flush20:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
 	FADD4D(5, 3, 3)
@@ -3495,27 +3506,25 @@ flush19:
 	MOVD R5, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-row20:
+row21:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
+	ADD $20, R2
 	ADD $128, R3
 	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again21
+	BEQ again22
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
-	B next18
+	B next19
 
-again21:
+again22:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
@@ -3529,9 +3538,9 @@ again21:
 	MOVD R5, kernelArgs_images(R23)
 	LD1R8(2, 2)
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-save22:
+save23:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
@@ -3563,13 +3572,6 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_coefAt(R23), R5
 	LSL $2, R5
 	ADD R5, R2
-	MOVD kernelArgs_sums(R23), R3
-	MOVD kernelArgs_accAt(R23), R5
-	LSL $3, R5
-	ADD R5, R3
-	ADD $kernelArgs_partial, R23, R5
-	FLDPQ (R5), (F0, F1)
-	FLDPQ 32(R5), (F2, F3)
 	MOVD kernelArgs_images(R23), R5
 	SUBS $4, R5
 	BLT singles1
@@ -3584,19 +3586,39 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_n(R23), R5
 	SUBS $257, R5
 	BGE long2
+	MOVD kernelArgs_acc(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $2, R5
+	ADD R5, R3
+	MOVD kernelArgs_n(R23), R5
+	ANDS $7, R5
+	BEQ whole7
+	MOVD R5, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+whole7:
+	MOVD kernelArgs_n(R23), R9
+	ANDS $7, R9
+	MOVD kernelArgs_rowGap(R23), R5
+	ADD R5, R9
+	LSL $2, R9
 
 row3:
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
+	FLDPQ (R3), (F0, F1)
+	FLDPQ 32(R3), (F2, F3)
 	MOVD kernelArgs_n(R23), R4
-	MOVD kernelArgs_budget(R23), R5
-	SUB R4, R5
-	MOVD R5, kernelArgs_budget(R23)
+	MOVD kernelArgs_budget(R23), R6
+	SUBS R4, R6
+	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT tail8
+	BLT tail9
 
-four7:
+four8:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -3646,16 +3668,11 @@ four7:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE four7
+	BGE four8
 
-tail8:
+tail9:
 	ANDS $7, R4
-	BEQ summed9
-	MOVD R4, R5
-	MOVD R5, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	BEQ summed10
 	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
 	TAIL(·loadTail5<>, 0, R0)
@@ -3704,39 +3721,19 @@ tail8:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
-	LSL $2, R4
-	ADD R4, R0
-	ADD R4, R1
 
-summed9:
-	WIDEN(0, 5, 6)
-	FLDPQ (R3), (F14, F15)
-	FADD4D(7, 5, 5)
-	FSTPQ (F10, F11), (R3)
-	FLDPQ 32(R3), (F14, F15)
-	FADD4D(7, 6, 6)
-	FSTPQ (F12, F13), 32(R3)
-	EOR8(0, 0, 0)
-	WIDEN(1, 5, 6)
-	FLDPQ 64(R3), (F14, F15)
-	FADD4D(7, 5, 5)
-	FSTPQ (F10, F11), 64(R3)
-	FLDPQ 96(R3), (F14, F15)
-	FADD4D(7, 6, 6)
-	FSTPQ (F12, F13), 96(R3)
-	EOR8(1, 1, 1)
-	MOVD kernelArgs_rowGap(R23), R5
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
-	ADD $128, R3
-	MOVD kernelArgs_rowsLeft(R23), R5
-	SUBS $1, R5
+summed10:
+	ADD R9, R0
+	ADD R9, R1
+	FSTPQ (F0, F1), (R3)
+	FSTPQ (F2, F3), 32(R3)
+	ADD $20, R2
+	ADD $64, R3
+	MOVD $1, R4
+	MOVD kernelArgs_rowsLeft(R23), R6
+	SUBS R4, R6
+	MOVD R6, kernelArgs_rowsLeft(R23)
 	BEQ again4
-	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_budget(R23), R5
 	SUBS $1, R5
 	BGE row3
@@ -3746,7 +3743,7 @@ again4:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
-	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -3778,9 +3775,6 @@ ended5:
 	MOVD R5, kernelArgs_piece(R23)
 
 save6:
-	ADD $kernelArgs_partial, R23, R5
-	FSTPQ (F0, F1), (R5)
-	FSTPQ (F2, F3), 32(R5)
 	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
 	ASR $2, R0
@@ -3789,18 +3783,25 @@ save6:
 	SUB R5, R2
 	ASR $2, R2
 	MOVD R2, kernelArgs_coefAt(R23)
-	MOVD kernelArgs_sums(R23), R5
+	MOVD kernelArgs_acc(R23), R5
 	SUB R5, R3
-	ASR $3, R3
+	ASR $2, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
 
 long2:
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $3, R5
+	ADD R5, R3
+	ADD $kernelArgs_partial, R23, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 
-next10:
+next11:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
@@ -3809,7 +3810,7 @@ next10:
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save14
+	BEQ save15
 	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3821,9 +3822,9 @@ next10:
 	ANDS $-8, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
-	BLT tail16
+	BLT tail17
 
-four15:
+four16:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -3873,11 +3874,11 @@ four15:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE four15
+	BGE four16
 
-tail16:
+tail17:
 	ANDS $7, R4
-	BEQ summed17
+	BEQ summed18
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -3935,15 +3936,15 @@ tail16:
 	ADD R4, R0
 	ADD R4, R1
 
-summed17:
+summed18:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush11
+	BEQ flush12
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next11
 
-flush11:
+flush12:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -3964,29 +3965,27 @@ flush11:
 	MOVD R5, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next10
+	BNE next11
 
-row12:
+row13:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
+	ADD $20, R2
 	ADD $128, R3
 	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again13
+	BEQ again14
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	B next10
+	B next11
 
-again13:
+again14:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
@@ -4014,11 +4013,11 @@ again13:
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 	SUBS $4, R5
-	BGE next10
+	BGE next11
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
 
-save14:
+save15:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
@@ -4037,11 +4036,18 @@ save14:
 	RET
 
 singles1:
+	MOVD kernelArgs_sums(R23), R3
+	MOVD kernelArgs_accAt(R23), R5
+	LSL $3, R5
+	ADD R5, R3
+	ADD $kernelArgs_partial, R23, R5
+	FLDPQ (R5), (F0, F1)
+	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 
-next18:
+next19:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
 	CMP R5, R4
@@ -4050,7 +4056,7 @@ next18:
 	CMP R5, R4
 	CSEL LT, R4, R5, R4
 	SUBS $0, R4
-	BEQ save22
+	BEQ save23
 	MOVD kernelArgs_left(R23), R5
 	SUB R4, R5
 	MOVD R5, kernelArgs_left(R23)
@@ -4062,9 +4068,9 @@ next18:
 	ANDS $-32, R5
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
-	BLT rest24
+	BLT rest25
 
-group23:
+group24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4108,14 +4114,14 @@ group23:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group23
+	BGE group24
 
-rest24:
+rest25:
 	ADD $32, R4
 	SUBS $8, R4
-	BLT tail26
+	BLT tail27
 
-single25:
+single26:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4129,11 +4135,11 @@ single25:
 	ADD $32, R0
 	ADD $32, R1
 	SUBS $8, R4
-	BGE single25
+	BGE single26
 
-tail26:
+tail27:
 	ANDS $7, R4
-	BEQ summed27
+	BEQ summed28
 	MOVD R4, R5
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4155,15 +4161,15 @@ tail26:
 	ADD R4, R0
 	ADD R4, R1
 
-summed27:
+summed28:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BEQ flush19
+	BEQ flush20
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-flush19:
+flush20:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -4184,29 +4190,27 @@ flush19:
 	MOVD R5, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-row20:
+row21:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-	MOVD kernelArgs_coefStep(R23), R5
-	LSL $2, R5
-	ADD R5, R2
+	ADD $20, R2
 	ADD $128, R3
 	MOVD kernelArgs_rowsLeft(R23), R5
 	SUBS $1, R5
-	BEQ again21
+	BEQ again22
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-	B next18
+	B next19
 
-again21:
+again22:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R2
@@ -4222,9 +4226,9 @@ again21:
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 	SUBS $0, R5
-	BNE next18
+	BNE next19
 
-save22:
+save23:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
 	FSTPQ (F2, F3), 32(R5)
@@ -4258,13 +4262,6 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_coefAt(R23), R6
 	LSL $2, R6
 	ADD R6, R3
-	MOVD kernelArgs_sums(R23), R4
-	MOVD kernelArgs_accAt(R23), R6
-	LSL $3, R6
-	ADD R6, R4
-	ADD $kernelArgs_partial, R23, R6
-	FLDPQ (R6), (F0, F1)
-	FLDPQ 32(R6), (F2, F3)
 	MOVD kernelArgs_images(R23), R6
 	SUBS $4, R6
 	BLT singles1
@@ -4279,19 +4276,39 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_n(R23), R6
 	SUBS $257, R6
 	BGE long2
+	MOVD kernelArgs_acc(R23), R4
+	MOVD kernelArgs_accAt(R23), R6
+	LSL $2, R6
+	ADD R6, R4
+	MOVD kernelArgs_n(R23), R6
+	ANDS $7, R6
+	BEQ whole7
+	MOVD R6, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+whole7:
+	MOVD kernelArgs_n(R23), R10
+	ANDS $7, R10
+	MOVD kernelArgs_rowGap(R23), R6
+	ADD R6, R10
+	LSL $2, R10
 
 row3:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
+	FLDPQ (R4), (F0, F1)
+	FLDPQ 32(R4), (F2, F3)
 	MOVD kernelArgs_n(R23), R5
-	MOVD kernelArgs_budget(R23), R6
-	SUB R5, R6
-	MOVD R6, kernelArgs_budget(R23)
+	MOVD kernelArgs_budget(R23), R7
+	SUBS R5, R7
+	MOVD R7, kernelArgs_budget(R23)
 	SUBS $8, R5
-	BLT tail8
+	BLT tail9
 
-four7:
+four8:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4353,16 +4370,11 @@ four7:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE four7
+	BGE four8
 
-tail8:
+tail9:
 	ANDS $7, R5
-	BEQ summed9
-	MOVD R5, R6
-	MOVD R6, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	BEQ summed10
 	TAIL(·loadTail6<>, 0, R1)
 	FADD8(6, 4, 6)
 	TAIL(·loadTail5<>, 0, R0)
@@ -4422,41 +4434,20 @@ tail8:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
-	LSL $2, R5
-	ADD R5, R0
-	ADD R5, R1
-	ADD R5, R2
 
-summed9:
-	WIDEN(0, 5, 6)
-	FLDPQ (R4), (F14, F15)
-	FADD4D(7, 5, 5)
-	FSTPQ (F10, F11), (R4)
-	FLDPQ 32(R4), (F14, F15)
-	FADD4D(7, 6, 6)
-	FSTPQ (F12, F13), 32(R4)
-	EOR8(0, 0, 0)
-	WIDEN(1, 5, 6)
-	FLDPQ 64(R4), (F14, F15)
-	FADD4D(7, 5, 5)
-	FSTPQ (F10, F11), 64(R4)
-	FLDPQ 96(R4), (F14, F15)
-	FADD4D(7, 6, 6)
-	FSTPQ (F12, F13), 96(R4)
-	EOR8(1, 1, 1)
-	MOVD kernelArgs_rowGap(R23), R6
-	LSL $2, R6
-	ADD R6, R0
-	ADD R6, R1
-	ADD R6, R2
-	MOVD kernelArgs_coefStep(R23), R6
-	LSL $2, R6
-	ADD R6, R3
-	ADD $128, R4
-	MOVD kernelArgs_rowsLeft(R23), R6
-	SUBS $1, R6
+summed10:
+	ADD R10, R0
+	ADD R10, R1
+	ADD R10, R2
+	FSTPQ (F0, F1), (R4)
+	FSTPQ (F2, F3), 32(R4)
+	ADD $20, R3
+	ADD $64, R4
+	MOVD $1, R5
+	MOVD kernelArgs_rowsLeft(R23), R7
+	SUBS R5, R7
+	MOVD R7, kernelArgs_rowsLeft(R23)
 	BEQ again4
-	MOVD R6, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_budget(R23), R6
 	SUBS $1, R6
 	BGE row3
@@ -4466,7 +4457,7 @@ again4:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R3
-	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
@@ -4502,9 +4493,6 @@ ended5:
 	MOVD R6, kernelArgs_piece(R23)
 
 save6:
-	ADD $kernelArgs_partial, R23, R6
-	FSTPQ (F0, F1), (R6)
-	FSTPQ (F2, F3), 32(R6)
 	MOVD kernelArgs_dy(R23), R6
 	SUB R6, R0
 	ASR $2, R0
@@ -4513,18 +4501,25 @@ save6:
 	SUB R6, R3
 	ASR $2, R3
 	MOVD R3, kernelArgs_coefAt(R23)
-	MOVD kernelArgs_sums(R23), R6
+	MOVD kernelArgs_acc(R23), R6
 	SUB R6, R4
-	ASR $3, R4
+	ASR $2, R4
 	MOVD R4, kernelArgs_accAt(R23)
 	RET
 
 long2:
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_accAt(R23), R6
+	LSL $3, R6
+	ADD R6, R4
+	ADD $kernelArgs_partial, R23, R6
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 
-next10:
+next11:
 	MOVD kernelArgs_left(R23), R5
 	MOVD kernelArgs_piece(R23), R6
 	CMP R6, R5
@@ -4533,7 +4528,7 @@ next10:
 	CMP R6, R5
 	CSEL LT, R5, R6, R5
 	SUBS $0, R5
-	BEQ save14
+	BEQ save15
 	MOVD kernelArgs_left(R23), R6
 	SUB R5, R6
 	MOVD R6, kernelArgs_left(R23)
@@ -4545,9 +4540,9 @@ next10:
 	ANDS $-8, R6
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R5
-	BLT tail16
+	BLT tail17
 
-four15:
+four16:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4609,11 +4604,11 @@ four15:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE four15
+	BGE four16
 
-tail16:
+tail17:
 	ANDS $7, R5
-	BEQ summed17
+	BEQ summed18
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4683,15 +4678,15 @@ tail16:
 	ADD R5, R1
 	ADD R5, R2
 
-summed17:
+summed18:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BEQ flush11
+	BEQ flush12
 	MOVD kernelArgs_piece(R23), R6
 	SUBS $0, R6
-	BNE next10
+	BNE next11
 
-flush11:
+flush12:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -4712,9 +4707,9 @@ flush11:
 	MOVD R6, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BNE next10
+	BNE next11
 
-row12:
+row13:
 	MOVD kernelArgs_n(R23), R6
 	MOVD R6, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R6
@@ -4722,20 +4717,18 @@ row12:
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	MOVD kernelArgs_coefStep(R23), R6
-	LSL $2, R6
-	ADD R6, R3
+	ADD $20, R3
 	ADD $128, R4
 	MOVD kernelArgs_rowsLeft(R23), R6
 	SUBS $1, R6
-	BEQ again13
+	BEQ again14
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	B next10
+	B next11
 
-again13:
+again14:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R3
@@ -4767,11 +4760,11 @@ again13:
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	SUBS $4, R6
-	BGE next10
+	BGE next11
 	MOVD $2048, R6
 	MOVD R6, kernelArgs_piece(R23)
 
-save14:
+save15:
 	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
 	FSTPQ (F2, F3), 32(R6)
@@ -4790,11 +4783,18 @@ save14:
 	RET
 
 singles1:
+	MOVD kernelArgs_sums(R23), R4
+	MOVD kernelArgs_accAt(R23), R6
+	LSL $3, R6
+	ADD R6, R4
+	ADD $kernelArgs_partial, R23, R6
+	FLDPQ (R6), (F0, F1)
+	FLDPQ 32(R6), (F2, F3)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 
-next18:
+next19:
 	MOVD kernelArgs_left(R23), R5
 	MOVD kernelArgs_piece(R23), R6
 	CMP R6, R5
@@ -4803,7 +4803,7 @@ next18:
 	CMP R6, R5
 	CSEL LT, R5, R6, R5
 	SUBS $0, R5
-	BEQ save22
+	BEQ save23
 	MOVD kernelArgs_left(R23), R6
 	SUB R5, R6
 	MOVD R6, kernelArgs_left(R23)
@@ -4815,9 +4815,9 @@ next18:
 	ANDS $-32, R6
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $32, R5
-	BLT rest24
+	BLT rest25
 
-group23:
+group24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4870,14 +4870,14 @@ group23:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R5
-	BGE group23
+	BGE group24
 
-rest24:
+rest25:
 	ADD $32, R5
 	SUBS $8, R5
-	BLT tail26
+	BLT tail27
 
-single25:
+single26:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4894,11 +4894,11 @@ single25:
 	ADD $32, R1
 	ADD $32, R2
 	SUBS $8, R5
-	BGE single25
+	BGE single26
 
-tail26:
+tail27:
 	ANDS $7, R5
-	BEQ summed27
+	BEQ summed28
 	MOVD R5, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -4923,15 +4923,15 @@ tail26:
 	ADD R5, R1
 	ADD R5, R2
 
-summed27:
+summed28:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BEQ flush19
+	BEQ flush20
 	MOVD kernelArgs_piece(R23), R6
 	SUBS $0, R6
-	BNE next18
+	BNE next19
 
-flush19:
+flush20:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
 	FADD4D(7, 5, 5)
@@ -4952,9 +4952,9 @@ flush19:
 	MOVD R6, kernelArgs_piece(R23)
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
-	BNE next18
+	BNE next19
 
-row20:
+row21:
 	MOVD kernelArgs_n(R23), R6
 	MOVD R6, kernelArgs_left(R23)
 	MOVD kernelArgs_rowGap(R23), R6
@@ -4962,20 +4962,18 @@ row20:
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-	MOVD kernelArgs_coefStep(R23), R6
-	LSL $2, R6
-	ADD R6, R3
+	ADD $20, R3
 	ADD $128, R4
 	MOVD kernelArgs_rowsLeft(R23), R6
 	SUBS $1, R6
-	BEQ again21
+	BEQ again22
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-	B next18
+	B next19
 
-again21:
+again22:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_coef(R23), R3
@@ -4992,9 +4990,9 @@ again21:
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	SUBS $0, R6
-	BNE next18
+	BNE next19
 
-save22:
+save23:
 	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
 	FSTPQ (F2, F3), 32(R6)
@@ -5035,14 +5033,6 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_coefAt, R9)
 	LSL $2, R9
 	ADD R9, R6
-	ARG(kernelArgs_sums, R7)
-	ARG(kernelArgs_accAt, R9)
-	LSL $3, R9
-	ADD R9, R7
-	MOVD a+8(FP), R9
-	ADD $kernelArgs_partial, R9
-	FLDPQ (R9), (F0, F1)
-	FLDPQ 32(R9), (F2, F3)
 	ARG(kernelArgs_images, R9)
 	SUBS $4, R9
 	BLT singles1
@@ -5058,17 +5048,37 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_n, R9)
 	SUBS $257, R9
 	BGE long2
+	ARG(kernelArgs_acc, R7)
+	ARG(kernelArgs_accAt, R9)
+	LSL $2, R9
+	ADD R9, R7
+	ARG(kernelArgs_n, R9)
+	ANDS $7, R9
+	BEQ whole7
+	MOVD R9, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+whole7:
+	ARG(kernelArgs_n, R13)
+	ANDS $7, R13
+	ARG(kernelArgs_rowGap, R9)
+	ADD R9, R13
+	LSL $2, R13
 
 row3:
+	FLDPQ (R7), (F0, F1)
+	FLDPQ 32(R7), (F2, F3)
 	ARG(kernelArgs_n, R8)
-	ARG(kernelArgs_budget, R9)
-	SUB R8, R9
 	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_budget(R24)
+	MOVD kernelArgs_budget(R24), R10
+	SUBS R8, R10
+	MOVD R10, kernelArgs_budget(R24)
 	SUBS $8, R8
-	BLT tail8
+	BLT tail9
 
-four7:
+four8:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5091,7 +5101,7 @@ four7:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without10
+	CBZ R0, without11
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
@@ -5104,7 +5114,7 @@ four7:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without10:
+without11:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
@@ -5119,7 +5129,7 @@ without10:
 	ADD R12<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
 	FMUL8(9, 5, 5)
-	CBZ R1, without11
+	CBZ R1, without12
 	FSTPQ (F4, F5), (R5)
 	ADD R11<<0, R5, R24
 	FSTPQ (F6, F7), (R24)
@@ -5128,7 +5138,7 @@ without10:
 	ADD R12<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
 
-without11:
+without12:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5157,16 +5167,11 @@ without11:
 	ADD $32, R4
 	ADD $32, R5
 	SUBS $8, R8
-	BGE four7
+	BGE four8
 
-tail8:
+tail9:
 	ANDS $7, R8
-	BEQ summed9
-	MOVD R8, R9
-	MOVD R9, R25
-	MOVD $maskTable<>+32(SB), R24
-	SUB R25<<2, R24
-	FLDPQ (R24), (F30, F31)
+	BEQ summed10
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5189,7 +5194,7 @@ tail8:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without12
+	CBZ R0, without13
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
@@ -5202,7 +5207,7 @@ tail8:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without12:
+without13:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
@@ -5217,7 +5222,7 @@ without12:
 	ADD R12<<0, R2, R24
 	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
-	CBZ R1, without13
+	CBZ R1, without14
 	TAIL(·storeTail2<>, 0, R5)
 	ADD R11<<0, R5, R24
 	CALL ·storeTail3<>(SB)
@@ -5226,7 +5231,7 @@ without12:
 	ADD R12<<0, R5, R24
 	CALL ·storeTail5<>(SB)
 
-without13:
+without14:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5252,44 +5257,22 @@ without13:
 	AND8(15, 10, 10)
 	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-	LSL $2, R8
-	ADD R8, R2
-	ADD R8, R3
-	ADD R8, R4
-	ADD R8, R5
 
-summed9:
-	WIDEN(0, 9, 10)
-	FLDPQ (R7), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), (R7)
-	FLDPQ 32(R7), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 32(R7)
-	EOR8(0, 0, 0)
-	WIDEN(1, 9, 10)
-	FLDPQ 64(R7), (F22, F23)
-	FADD4D(11, 9, 9)
-	FSTPQ (F18, F19), 64(R7)
-	FLDPQ 96(R7), (F22, F23)
-	FADD4D(11, 10, 10)
-	FSTPQ (F20, F21), 96(R7)
-	EOR8(1, 1, 1)
-	ARG(kernelArgs_rowGap, R9)
-	LSL $2, R9
-	ADD R9, R2
-	ADD R9, R3
-	ADD R9, R4
-	ADD R9, R5
-	ARG(kernelArgs_coefStep, R9)
-	LSL $2, R9
-	ADD R9, R6
-	ADD $128, R7
-	ARG(kernelArgs_rowsLeft, R9)
-	SUBS $1, R9
-	BEQ again4
+summed10:
+	ADD R13, R2
+	ADD R13, R3
+	ADD R13, R4
+	ADD R13, R5
+	FSTPQ (F0, F1), (R7)
+	FSTPQ (F2, F3), 32(R7)
+	ADD $20, R6
+	ADD $64, R7
+	MOVD $1, R8
 	MOVD a+8(FP), R24
-	MOVD R9, kernelArgs_rowsLeft(R24)
+	MOVD kernelArgs_rowsLeft(R24), R10
+	SUBS R8, R10
+	MOVD R10, kernelArgs_rowsLeft(R24)
+	BEQ again4
 	ARG(kernelArgs_budget, R9)
 	SUBS $1, R9
 	BGE row3
@@ -5300,7 +5283,7 @@ again4:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
 	ARG(kernelArgs_coef, R6)
-	ARG(kernelArgs_sums, R7)
+	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_imageGap, R9)
 	LSL $2, R9
 	ADD R9, R2
@@ -5342,10 +5325,6 @@ ended5:
 	MOVD R9, kernelArgs_piece(R24)
 
 save6:
-	MOVD a+8(FP), R9
-	ADD $kernelArgs_partial, R9
-	FSTPQ (F0, F1), (R9)
-	FSTPQ (F2, F3), 32(R9)
 	ARG(kernelArgs_dy, R9)
 	SUB R9, R2
 	ASR $2, R2
@@ -5356,16 +5335,24 @@ save6:
 	ASR $2, R6
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_coefAt(R24)
-	ARG(kernelArgs_sums, R9)
+	ARG(kernelArgs_acc, R9)
 	SUB R9, R7
-	ASR $3, R7
+	ASR $2, R7
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_accAt(R24)
 	RET
 
 long2:
+	ARG(kernelArgs_sums, R7)
+	ARG(kernelArgs_accAt, R9)
+	LSL $3, R9
+	ADD R9, R7
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FLDPQ (R9), (F0, F1)
+	FLDPQ 32(R9), (F2, F3)
 
-next14:
+next15:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMP R9, R8
@@ -5374,7 +5361,7 @@ next14:
 	CMP R9, R8
 	CSEL LT, R8, R9, R8
 	SUBS $0, R8
-	BEQ save18
+	BEQ save19
 	ARG(kernelArgs_left, R9)
 	SUB R8, R9
 	MOVD a+8(FP), R24
@@ -5389,9 +5376,9 @@ next14:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $8, R8
-	BLT tail20
+	BLT tail21
 
-four19:
+four20:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5414,7 +5401,7 @@ four19:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without22
+	CBZ R0, without23
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
@@ -5427,7 +5414,7 @@ four19:
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
 
-without22:
+without23:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
@@ -5442,7 +5429,7 @@ without22:
 	ADD R12<<0, R2, R24
 	FLDPQ (R24), (F18, F19)
 	FMUL8(9, 5, 5)
-	CBZ R1, without23
+	CBZ R1, without24
 	FSTPQ (F4, F5), (R5)
 	ADD R11<<0, R5, R24
 	FSTPQ (F6, F7), (R24)
@@ -5451,7 +5438,7 @@ without22:
 	ADD R12<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
 
-without23:
+without24:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5480,11 +5467,11 @@ without23:
 	ADD $32, R4
 	ADD $32, R5
 	SUBS $8, R8
-	BGE four19
+	BGE four20
 
-tail20:
+tail21:
 	ANDS $7, R8
-	BEQ summed21
+	BEQ summed22
 	MOVD R8, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -5512,7 +5499,7 @@ tail20:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without24
+	CBZ R0, without25
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 	ADD R11<<0, R4, R24
@@ -5525,7 +5512,7 @@ tail20:
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
 
-without24:
+without25:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
@@ -5540,7 +5527,7 @@ without24:
 	ADD R12<<0, R2, R24
 	CALL ·loadTail9<>(SB)
 	FMUL8(5, 9, 5)
-	CBZ R1, without25
+	CBZ R1, without26
 	TAIL(·storeTail2<>, 0, R5)
 	ADD R11<<0, R5, R24
 	CALL ·storeTail3<>(SB)
@@ -5549,7 +5536,7 @@ without24:
 	ADD R12<<0, R5, R24
 	CALL ·storeTail5<>(SB)
 
-without25:
+without26:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5581,15 +5568,15 @@ without25:
 	ADD R8, R4
 	ADD R8, R5
 
-summed21:
+summed22:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
-	BEQ flush15
+	BEQ flush16
 	ARG(kernelArgs_piece, R9)
 	SUBS $0, R9
-	BNE next14
+	BNE next15
 
-flush15:
+flush16:
 	WIDEN(0, 9, 10)
 	FLDPQ (R7), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -5611,9 +5598,9 @@ flush15:
 	MOVD R9, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
-	BNE next14
+	BNE next15
 
-row16:
+row17:
 	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_left(R24)
@@ -5623,18 +5610,16 @@ row16:
 	ADD R9, R3
 	ADD R9, R4
 	ADD R9, R5
-	ARG(kernelArgs_coefStep, R9)
-	LSL $2, R9
-	ADD R9, R6
+	ADD $20, R6
 	ADD $128, R7
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBS $1, R9
-	BEQ again17
+	BEQ again18
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
-	B next14
+	B next15
 
-again17:
+again18:
 	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
@@ -5669,12 +5654,12 @@ again17:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_images(R24)
 	SUBS $4, R9
-	BGE next14
+	BGE next15
 	MOVD $2048, R9
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_piece(R24)
 
-save18:
+save19:
 	MOVD a+8(FP), R9
 	ADD $kernelArgs_partial, R9
 	FSTPQ (F0, F1), (R9)
@@ -5697,8 +5682,16 @@ save18:
 	RET
 
 singles1:
+	ARG(kernelArgs_sums, R7)
+	ARG(kernelArgs_accAt, R9)
+	LSL $3, R9
+	ADD R9, R7
+	MOVD a+8(FP), R9
+	ADD $kernelArgs_partial, R9
+	FLDPQ (R9), (F0, F1)
+	FLDPQ 32(R9), (F2, F3)
 
-next26:
+next27:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
 	CMP R9, R8
@@ -5707,7 +5700,7 @@ next26:
 	CMP R9, R8
 	CSEL LT, R8, R9, R8
 	SUBS $0, R8
-	BEQ save30
+	BEQ save31
 	ARG(kernelArgs_left, R9)
 	SUB R8, R9
 	MOVD a+8(FP), R24
@@ -5722,9 +5715,9 @@ next26:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $32, R8
-	BLT rest32
+	BLT rest33
 
-group31:
+group32:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5744,7 +5737,7 @@ group31:
 	FADD8(5, 8, 5)
 	FMUL8(6, 5, 5)
 	FADD8(7, 5, 5)
-	CBZ R0, without36
+	CBZ R0, without37
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 	FLDPQ 32(R4), (F18, F19)
@@ -5754,7 +5747,7 @@ group31:
 	FLDPQ 96(R4), (F18, F19)
 	FADD8(9, 5, 5)
 
-without36:
+without37:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(6, 8)
@@ -5766,13 +5759,13 @@ without36:
 	FMUL8(9, 4, 4)
 	FLDPQ 96(R2), (F18, F19)
 	FMUL8(9, 5, 5)
-	CBZ R1, without37
+	CBZ R1, without38
 	FSTPQ (F4, F5), (R5)
 	FSTPQ (F6, F7), 32(R5)
 	FSTPQ (F8, F9), 64(R5)
 	FSTPQ (F10, F11), 96(R5)
 
-without37:
+without38:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5798,14 +5791,14 @@ without37:
 	ADD $128, R4
 	ADD $128, R5
 	SUBS $32, R8
-	BGE group31
+	BGE group32
 
-rest32:
+rest33:
 	ADD $32, R8
 	SUBS $8, R8
-	BLT tail34
+	BLT tail35
 
-single33:
+single34:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5813,11 +5806,11 @@ single33:
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	CBZ R0, without38
+	CBZ R0, without39
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
 
-without38:
+without39:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -5826,10 +5819,10 @@ without38:
 	LD1R8(6, 8)
 	FLDPQ (R2), (F18, F19)
 	FMUL8(9, 2, 2)
-	CBZ R1, without39
+	CBZ R1, without40
 	FSTPQ (F4, F5), (R5)
 
-without39:
+without40:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5840,11 +5833,11 @@ without39:
 	ADD $32, R4
 	ADD $32, R5
 	SUBS $8, R8
-	BGE single33
+	BGE single34
 
-tail34:
+tail35:
 	ANDS $7, R8
-	BEQ summed35
+	BEQ summed36
 	MOVD R8, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -5857,11 +5850,11 @@ tail34:
 	FADD8(2, 8, 2)
 	FMUL8(6, 2, 2)
 	FADD8(7, 2, 2)
-	CBZ R0, without40
+	CBZ R0, without41
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
 
-without40:
+without41:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -5870,10 +5863,10 @@ without40:
 	LD1R8(6, 8)
 	TAIL(·loadTail9<>, 0, R2)
 	FMUL8(2, 9, 2)
-	CBZ R1, without41
+	CBZ R1, without42
 	TAIL(·storeTail2<>, 0, R5)
 
-without41:
+without42:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
 	FMUL8(10, 2, 10)
@@ -5887,15 +5880,15 @@ without41:
 	ADD R8, R4
 	ADD R8, R5
 
-summed35:
+summed36:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
-	BEQ flush27
+	BEQ flush28
 	ARG(kernelArgs_piece, R9)
 	SUBS $0, R9
-	BNE next26
+	BNE next27
 
-flush27:
+flush28:
 	WIDEN(0, 9, 10)
 	FLDPQ (R7), (F22, F23)
 	FADD4D(11, 9, 9)
@@ -5917,9 +5910,9 @@ flush27:
 	MOVD R9, kernelArgs_piece(R24)
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
-	BNE next26
+	BNE next27
 
-row28:
+row29:
 	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_left(R24)
@@ -5929,18 +5922,16 @@ row28:
 	ADD R9, R3
 	ADD R9, R4
 	ADD R9, R5
-	ARG(kernelArgs_coefStep, R9)
-	LSL $2, R9
-	ADD R9, R6
+	ADD $20, R6
 	ADD $128, R7
 	ARG(kernelArgs_rowsLeft, R9)
 	SUBS $1, R9
-	BEQ again29
+	BEQ again30
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
-	B next26
+	B next27
 
-again29:
+again30:
 	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
@@ -5957,9 +5948,9 @@ again29:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_images(R24)
 	SUBS $0, R9
-	BNE next26
+	BNE next27
 
-save30:
+save31:
 	MOVD a+8(FP), R9
 	ADD $kernelArgs_partial, R9
 	FSTPQ (F0, F1), (R9)
@@ -7106,23 +7097,24 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
+	CMP R7, R5
 	BNE row2
 	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
+	CMP R7, R4
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R5
+	BLT rest4
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7159,12 +7151,10 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R6
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
@@ -7181,17 +7171,20 @@ single5:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
+	SUBS $8, R6
+	BLT stop7
 	SUBS $8, R5
 	BGE single5
 
 border6:
-	SUBS $1, R4
-	BEQ last9
 	ADD $20, R3
+	SUBS $1, R4
+	BEQ last11
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next8
+	BEQ next9
+	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -7224,32 +7217,34 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
+
+begin10:
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R5
-	BEQ end10
+	BEQ end12
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 2)
-	LD1R8AT(4, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
+	ADD $-20, R3, R24
+	LD1R8(24, 2)
+	ADD $-16, R3, R24
+	LD1R8(24, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7263,10 +7258,7 @@ last9:
 	ADD R5, R1
 	ADD R5, R2
 
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -7275,18 +7267,20 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
-	ADD $20, R3
 	MOVD kernelArgs_rows(R23), R4
 	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
+	MOVD $1, R7
+	MOVD kernelArgs_images(R23), R8
+	SUBS R7, R8
+	MOVD R8, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R7
@@ -7326,23 +7320,24 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
+	CMP R8, R6
 	BNE row2
 	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
+	CMP R8, R5
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R6
+	BLT rest4
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F10, F11)
@@ -7384,12 +7379,10 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R7
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
@@ -7408,17 +7401,20 @@ single5:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
+	SUBS $8, R7
+	BLT stop7
 	SUBS $8, R6
 	BGE single5
 
 border6:
-	SUBS $1, R5
-	BEQ last9
 	ADD $20, R4
+	SUBS $1, R5
+	BEQ last11
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next8
+	BEQ next9
+	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -7453,32 +7449,34 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
+
+begin10:
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R6
-	BEQ end10
+	BEQ end12
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 2)
-	LD1R8AT(4, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
+	ADD $-20, R4, R24
+	LD1R8(24, 2)
+	ADD $-16, R4, R24
+	LD1R8(24, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7494,10 +7492,7 @@ last9:
 	ADD R6, R2
 	ADD R6, R3
 
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
@@ -7507,18 +7502,20 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
-	ADD $20, R4
 	MOVD kernelArgs_rows(R23), R5
 	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
+	MOVD $1, R8
+	MOVD kernelArgs_images(R23), R9
+	SUBS R8, R9
+	MOVD R9, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R8
@@ -7557,23 +7554,24 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	MOVD kernelArgs_n(R23), R7
-	SUB R5, R7
-	SUBS $0, R7
+	CMP R7, R5
 	BNE row2
 	MOVD kernelArgs_rows(R23), R7
-	SUB R4, R7
-	SUBS $0, R7
+	CMP R7, R4
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R6
-	BLT save7
-	SUBS $32, R5
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R5
+	BLT rest4
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -7626,12 +7624,10 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BLT save7
-	SUBS $32, R5
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R6
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
@@ -7652,17 +7648,20 @@ single5:
 	ADD $32, R0
 	ADD $32, R1
 	ADD $32, R2
+	SUBS $8, R6
+	BLT stop7
 	SUBS $8, R5
 	BGE single5
 
 border6:
-	SUBS $1, R4
-	BEQ last9
 	ADD $20, R3
+	SUBS $1, R4
+	BEQ last11
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next8
+	BEQ next9
+	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -7703,6 +7702,8 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
+
+begin10:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -7710,28 +7711,28 @@ border6:
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R5
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R5
-	BEQ end10
+	BEQ end12
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(3, 4)
-	LD1R8AT(4, 3, 2)
-	LD1R8AT(8, 3, 3)
-	LD1R8AT(12, 3, 0)
-	LD1R8AT(16, 3, 1)
+	ADD $-20, R3, R24
+	LD1R8(24, 4)
+	ADD $-16, R3, R24
+	LD1R8(24, 2)
+	ADD $-12, R3, R24
+	LD1R8(24, 3)
+	ADD $-8, R3, R24
+	LD1R8(24, 0)
+	ADD $-4, R3, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -7749,10 +7750,7 @@ last9:
 	ADD R5, R1
 	ADD R5, R2
 
-end10:
-	MOVD kernelArgs_images(R23), R7
-	ADD $-1, R7
-	MOVD R7, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
@@ -7761,11 +7759,13 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
-	ADD $20, R3
 	MOVD kernelArgs_rows(R23), R4
 	MOVD kernelArgs_n(R23), R5
-	SUBS $0, R7
-	BEQ save7
+	MOVD $1, R7
+	MOVD kernelArgs_images(R23), R8
+	SUBS R7, R8
+	MOVD R8, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -7773,7 +7773,7 @@ end10:
 	LD1R8AT(16, 3, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R7
@@ -7814,23 +7814,24 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
+	CMP R8, R6
 	BNE row2
 	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
+	CMP R8, R5
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R6
+	BLT rest4
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -7892,12 +7893,10 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R7
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
@@ -7921,17 +7920,20 @@ single5:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
+	SUBS $8, R7
+	BLT stop7
 	SUBS $8, R6
 	BGE single5
 
 border6:
-	SUBS $1, R5
-	BEQ last9
 	ADD $20, R4
+	SUBS $1, R5
+	BEQ last11
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next8
+	BEQ next9
+	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -7975,6 +7977,8 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
+
+begin10:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -7982,28 +7986,28 @@ border6:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R6
-	BEQ end10
+	BEQ end12
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8024,10 +8028,7 @@ last9:
 	ADD R6, R2
 	ADD R6, R3
 
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
@@ -8037,11 +8038,13 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
-	ADD $20, R4
 	MOVD kernelArgs_rows(R23), R5
 	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
+	MOVD $1, R8
+	MOVD kernelArgs_images(R23), R9
+	SUBS R8, R9
+	MOVD R9, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8049,7 +8052,7 @@ end10:
 	LD1R8AT(16, 4, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R8
@@ -8090,23 +8093,24 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	MOVD kernelArgs_n(R23), R8
-	SUB R6, R8
-	SUBS $0, R8
+	CMP R8, R6
 	BNE row2
 	MOVD kernelArgs_rows(R23), R8
-	SUB R5, R8
-	SUBS $0, R8
+	CMP R8, R5
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R7
-	BLT save7
-	SUBS $32, R6
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R6
+	BLT rest4
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8164,12 +8168,10 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BLT save7
-	SUBS $32, R6
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R7
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
@@ -8192,17 +8194,20 @@ single5:
 	ADD $32, R1
 	ADD $32, R2
 	ADD $32, R3
+	SUBS $8, R7
+	BLT stop7
 	SUBS $8, R6
 	BGE single5
 
 border6:
-	SUBS $1, R5
-	BEQ last9
 	ADD $20, R4
+	SUBS $1, R5
+	BEQ last11
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next8
+	BEQ next9
+	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -8245,6 +8250,8 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
+
+begin10:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8252,28 +8259,28 @@ border6:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R6
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R6
-	BEQ end10
+	BEQ end12
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(4, 4)
-	LD1R8AT(4, 4, 2)
-	LD1R8AT(8, 4, 3)
-	LD1R8AT(12, 4, 0)
-	LD1R8AT(16, 4, 1)
+	ADD $-20, R4, R24
+	LD1R8(24, 4)
+	ADD $-16, R4, R24
+	LD1R8(24, 2)
+	ADD $-12, R4, R24
+	LD1R8(24, 3)
+	ADD $-8, R4, R24
+	LD1R8(24, 0)
+	ADD $-4, R4, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8293,10 +8300,7 @@ last9:
 	ADD R6, R2
 	ADD R6, R3
 
-end10:
-	MOVD kernelArgs_images(R23), R8
-	ADD $-1, R8
-	MOVD R8, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
@@ -8306,11 +8310,13 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
-	ADD $20, R4
 	MOVD kernelArgs_rows(R23), R5
 	MOVD kernelArgs_n(R23), R6
-	SUBS $0, R8
-	BEQ save7
+	MOVD $1, R8
+	MOVD kernelArgs_images(R23), R9
+	SUBS R8, R9
+	MOVD R9, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8318,7 +8324,7 @@ end10:
 	LD1R8AT(16, 4, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R8
@@ -8361,23 +8367,24 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
 	MOVD kernelArgs_n(R23), R9
-	SUB R7, R9
-	SUBS $0, R9
+	CMP R9, R7
 	BNE row2
 	MOVD kernelArgs_rows(R23), R9
-	SUB R6, R9
-	SUBS $0, R9
+	CMP R9, R6
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R8
-	BLT save7
-	SUBS $32, R7
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R7
+	BLT rest4
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
 	FLDPQ (R0), (F12, F13)
@@ -8444,12 +8451,10 @@ group3:
 	ADD $128, R3
 	ADD $128, R4
 	SUBS $32, R8
-	BLT save7
-	SUBS $32, R7
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R8
 	ADD $32, R7
 	SUBS $8, R7
 	BLT border6
@@ -8475,17 +8480,20 @@ single5:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
+	SUBS $8, R8
+	BLT stop7
 	SUBS $8, R7
 	BGE single5
 
 border6:
-	SUBS $1, R6
-	BEQ last9
 	ADD $20, R5
+	SUBS $1, R6
+	BEQ last11
 	MOVD kernelArgs_n(R23), R9
 	ADD R7, R9
 	ANDS $7, R7
-	BEQ next8
+	BEQ next9
+	ADD $-8, R8
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -8531,6 +8539,8 @@ border6:
 	ADD $32, R3
 	ADD $32, R4
 	MOVD R9, R7
+
+begin10:
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -8538,28 +8548,28 @@ border6:
 	LD1R8AT(16, 5, 1)
 	B row2
 
-next8:
+next9:
 	MOVD kernelArgs_n(R23), R7
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
-	B row2
+	B begin10
 
-last9:
+last11:
 	ANDS $7, R7
-	BEQ end10
+	BEQ end12
 	MOVD R7, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(5, 4)
-	LD1R8AT(4, 5, 2)
-	LD1R8AT(8, 5, 3)
-	LD1R8AT(12, 5, 0)
-	LD1R8AT(16, 5, 1)
+	ADD $-20, R5, R24
+	LD1R8(24, 4)
+	ADD $-16, R5, R24
+	LD1R8(24, 2)
+	ADD $-12, R5, R24
+	LD1R8(24, 3)
+	ADD $-8, R5, R24
+	LD1R8(24, 0)
+	ADD $-4, R5, R24
+	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8582,10 +8592,7 @@ last9:
 	ADD R7, R3
 	ADD R7, R4
 
-end10:
-	MOVD kernelArgs_images(R23), R9
-	ADD $-1, R9
-	MOVD R9, kernelArgs_images(R23)
+end12:
 	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
 	ADD R7, R0
@@ -8596,11 +8603,13 @@ end10:
 	MOVD kernelArgs_coefImage(R23), R7
 	LSL $2, R7
 	ADD R7, R5
-	ADD $20, R5
 	MOVD kernelArgs_rows(R23), R6
 	MOVD kernelArgs_n(R23), R7
-	SUBS $0, R9
-	BEQ save7
+	MOVD $1, R9
+	MOVD kernelArgs_images(R23), R10
+	SUBS R9, R10
+	MOVD R10, kernelArgs_images(R23)
+	BEQ save8
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -8608,7 +8617,7 @@ end10:
 	LD1R8AT(16, 5, 1)
 	B image1
 
-save7:
+save8:
 	MOVD R7, kernelArgs_left(R23)
 	MOVD R6, kernelArgs_rowsLeft(R23)
 	MOVD kernelArgs_dy(R23), R9
@@ -8651,23 +8660,24 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $304-16
 	ARG(kernelArgs_budget, R10)
 	ADD $-1, R10
 	ARG(kernelArgs_n, R11)
-	SUB R9, R11
-	SUBS $0, R11
+	CMP R11, R9
 	BNE row2
 	ARG(kernelArgs_rows, R11)
-	SUB R8, R11
-	SUBS $0, R11
+	CMP R11, R8
 	BNE row2
 
 image1:
 
 row2:
 	SUBS $0, R10
-	BLT save7
-	SUBS $32, R9
-	BLT rest4
+	BGE group3
+
+stop7:
+	B save8
 
 group3:
+	SUBS $32, R9
+	BLT rest4
 	LD1R8(7, 10)
 	LD1R8AT(4, 7, 8)
 	LD1R8AT(8, 7, 9)
@@ -8687,7 +8697,7 @@ group3:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without8
+	CBZ R0, without9
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 	FLDPQ 32(R4), (F22, F23)
@@ -8697,7 +8707,7 @@ group3:
 	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
 
-without8:
+without9:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(7, 10)
@@ -8740,25 +8750,23 @@ without8:
 	FSTPQ (F2, F3), 32(R5)
 	FSTPQ (F24, F25), 64(R5)
 	FSTPQ (F26, F27), 96(R5)
-	CBZ R1, without9
+	CBZ R1, without10
 	FSTPQ (F4, F5), (R6)
 	FSTPQ (F6, F7), 32(R6)
 	FSTPQ (F8, F9), 64(R6)
 	FSTPQ (F10, F11), 96(R6)
 
-without9:
+without10:
 	ADD $128, R2
 	ADD $128, R3
 	ADD $128, R4
 	ADD $128, R5
 	ADD $128, R6
 	SUBS $32, R10
-	BLT save7
-	SUBS $32, R9
 	BGE group3
+	B stop7
 
 rest4:
-	ADD $-32, R10
 	ADD $32, R9
 	SUBS $8, R9
 	BLT border6
@@ -8771,11 +8779,11 @@ single5:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without10
+	CBZ R0, without11
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without10:
+without11:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8794,26 +8802,29 @@ without10:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without11
+	CBZ R1, without12
 	FSTPQ (F4, F5), (R6)
 
-without11:
+without12:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
 	ADD $32, R5
 	ADD $32, R6
+	SUBS $8, R10
+	BLT stop7
 	SUBS $8, R9
 	BGE single5
 
 border6:
-	SUBS $1, R8
-	BEQ last13
 	ADD $20, R7
+	SUBS $1, R8
+	BEQ last15
 	ARG(kernelArgs_n, R11)
 	ADD R9, R11
 	ANDS $7, R9
-	BEQ next12
+	BEQ next13
+	ADD $-8, R10
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
@@ -8834,11 +8845,11 @@ border6:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without15
+	CBZ R0, without17
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without15:
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8869,51 +8880,60 @@ without15:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without16
+	CBZ R1, without18
 	FSTPQ (F4, F5), (R6)
 
-without16:
+without18:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
 	ADD $32, R5
 	ADD $32, R6
 	MOVD R11, R9
+
+begin14:
 	B row2
 
-next12:
+next13:
 	ARG(kernelArgs_n, R9)
-	B row2
+	B begin14
 
-last13:
+last15:
 	ANDS $7, R9
-	BEQ end14
+	BEQ end16
 	MOVD R9, R11
 	MOVD R11, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	LD1R8(7, 10)
-	LD1R8AT(4, 7, 8)
-	LD1R8AT(8, 7, 9)
+	ADD $-20, R7, R24
+	LD1R8(24, 10)
+	ADD $-16, R7, R24
+	LD1R8(24, 8)
+	ADD $-12, R7, R24
+	LD1R8(24, 9)
 	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without17
+	CBZ R0, without19
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
-without17:
+without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	LD1R8(7, 10)
-	LD1R8AT(4, 7, 8)
-	LD1R8AT(12, 7, 6)
-	LD1R8AT(16, 7, 7)
+	ADD $-20, R7, R24
+	LD1R8(24, 10)
+	ADD $-16, R7, R24
+	LD1R8(24, 8)
+	ADD $-8, R7, R24
+	LD1R8(24, 6)
+	ADD $-4, R7, R24
+	LD1R8(24, 7)
 	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
 	TAIL(·loadTail11<>, 0, R3)
@@ -8923,10 +8943,10 @@ without17:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	TAIL(·storeTail0<>, 0, R5)
-	CBZ R1, without18
+	CBZ R1, without20
 	TAIL(·storeTail2<>, 0, R6)
 
-without18:
+without20:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -8934,11 +8954,7 @@ without18:
 	ADD R9, R5
 	ADD R9, R6
 
-end14:
-	ARG(kernelArgs_images, R11)
-	ADD $-1, R11
-	MOVD a+8(FP), R24
-	MOVD R11, kernelArgs_images(R24)
+end16:
 	ARG(kernelArgs_imageGap, R9)
 	LSL $2, R9
 	ADD R9, R2
@@ -8949,14 +8965,17 @@ end14:
 	ARG(kernelArgs_coefImage, R9)
 	LSL $2, R9
 	ADD R9, R7
-	ADD $20, R7
 	ARG(kernelArgs_rows, R8)
 	ARG(kernelArgs_n, R9)
-	SUBS $0, R11
-	BEQ save7
+	MOVD $1, R11
+	MOVD a+8(FP), R24
+	MOVD kernelArgs_images(R24), R12
+	SUBS R11, R12
+	MOVD R12, kernelArgs_images(R24)
+	BEQ save8
 	B image1
 
-save7:
+save8:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_left(R24)
 	MOVD a+8(FP), R24
@@ -11618,97 +11637,74 @@ TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 
 channels1:
 	FLDPQ (R0), (F0, F1)
-	FLDPQ 32(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 64(R0), (F2, F3)
-	FLDPQ 96(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
+	FLDPQ 32(R0), (F2, F3)
+	FLDPQ 64(R0), (F4, F5)
+	FLDPQ 96(R0), (F6, F7)
+	SUMTO2(0, 1)
+	SUMTO2(2, 3)
+	ADDPAIR(2, 0)
 	ADD $0, R1, R24
 	VST1 V0.D[0], (R24)
 	ADD $0, R2, R24
 	VST1 V0.D[1], (R24)
-	FLDPQ 128(R0), (F0, F1)
-	FLDPQ 160(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 192(R0), (F2, F3)
-	FLDPQ 224(R0), (F4, F5)
+	ADD $128, R0
+	ADD $8, R1
+	ADD $8, R2
+	SUBS $1, R3
+	BNE channels1
+	RET
+
+// func reduceShortChannels(id int, a *channelArgs)
+TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD channelArgs_acc(R23), R0
+	EOR8(0, 0, 0)
+	MOVD channelArgs_otherA(R23), R1
+	MOVD channelArgs_otherB(R23), R2
+	MOVD channelArgs_n(R23), R3
+
+channels1:
+	FLDPQ (R0), (F4, F5)
+	WIDEN(2, 1, 2)
+	FSTPQ (F0, F1), (R0)
+	FLDPQ 32(R0), (F8, F9)
+	WIDEN(4, 3, 4)
+	FSTPQ (F0, F1), 32(R0)
 	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $8, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $8, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 256(R0), (F0, F1)
-	FLDPQ 288(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 320(R0), (F2, F3)
-	FLDPQ 352(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $16, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $16, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 384(R0), (F0, F1)
-	FLDPQ 416(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 448(R0), (F2, F3)
-	FLDPQ 480(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $24, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $24, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 512(R0), (F0, F1)
-	FLDPQ 544(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 576(R0), (F2, F3)
-	FLDPQ 608(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $32, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $32, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 640(R0), (F0, F1)
-	FLDPQ 672(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 704(R0), (F2, F3)
-	FLDPQ 736(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $40, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $40, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 768(R0), (F0, F1)
-	FLDPQ 800(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 832(R0), (F2, F3)
-	FLDPQ 864(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $48, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $48, R2, R24
-	VST1 V0.D[1], (R24)
-	FLDPQ 896(R0), (F0, F1)
-	FLDPQ 928(R0), (F4, F5)
-	SUMTO2(0, 2)
-	FLDPQ 960(R0), (F2, F3)
-	FLDPQ 992(R0), (F4, F5)
-	SUMTO2(1, 2)
-	ADDPAIR(1, 0)
-	ADD $56, R1, R24
-	VST1 V0.D[0], (R24)
-	ADD $56, R2, R24
-	VST1 V0.D[1], (R24)
-	ADD $1024, R0
+	SUMTO2(3, 4)
+	ADDPAIR(3, 1)
+	ADD $0, R1, R24
+	VST1 V2.D[0], (R24)
+	ADD $0, R2, R24
+	VST1 V2.D[1], (R24)
+	ADD $64, R0
+	ADD $8, R1
+	ADD $8, R2
+	SUBS $1, R3
+	BNE channels1
+	RET
+
+// func flushChannels(id int, a *channelArgs)
+TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD channelArgs_acc(R23), R0
+	MOVD channelArgs_sums(R23), R1
+	EOR8(4, 4, 4)
+	MOVD channelArgs_n(R23), R2
+
+channels1:
+	FLDPQ (R0), (F2, F3)
+	WIDEN(1, 0, 1)
+	FSTPQ (F8, F9), (R0)
+	FLDPQ (R1), (F4, F5)
+	FLDPQ 32(R1), (F6, F7)
+	FADD4D(0, 2, 2)
+	FADD4D(1, 3, 3)
+	FSTPQ (F4, F5), (R1)
+	FSTPQ (F6, F7), 32(R1)
+	ADD $32, R0
 	ADD $64, R1
-	ADD $64, R2
-	SUBS $8, R3
+	SUBS $8, R2
 	BNE channels1
 	RET
 DATA foldReducedChannelsTable<>+0(SB)/8, $0x0000000000000000
@@ -13322,22 +13318,24 @@ divided13:
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
-DATA simdChannelsTable<>+16(SB)/8, $·foldReducedChannels<>(SB)
-DATA simdChannelsTable<>+24(SB)/8, $·probeChannels<>(SB)
-DATA simdChannelsTable<>+32(SB)/8, $·addChannels<>(SB)
-DATA simdChannelsTable<>+40(SB)/8, $·mergeChannels<>(SB)
-DATA simdChannelsTable<>+48(SB)/8, $·addSumsChannels<>(SB)
-DATA simdChannelsTable<>+56(SB)/8, $·forwardChannels<>(SB)
-DATA simdChannelsTable<>+64(SB)/8, $·affineChannels<>(SB)
-DATA simdChannelsTable<>+72(SB)/8, $·backwardChannels<>(SB)
-DATA simdChannelsTable<>+80(SB)/8, $·trackChannels<>(SB)
-DATA simdChannelsTable<>+88(SB)/8, $·stripChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $96
+DATA simdChannelsTable<>+16(SB)/8, $·reduceShortChannels<>(SB)
+DATA simdChannelsTable<>+24(SB)/8, $·flushChannels<>(SB)
+DATA simdChannelsTable<>+32(SB)/8, $·foldReducedChannels<>(SB)
+DATA simdChannelsTable<>+40(SB)/8, $·probeChannels<>(SB)
+DATA simdChannelsTable<>+48(SB)/8, $·addChannels<>(SB)
+DATA simdChannelsTable<>+56(SB)/8, $·mergeChannels<>(SB)
+DATA simdChannelsTable<>+64(SB)/8, $·addSumsChannels<>(SB)
+DATA simdChannelsTable<>+72(SB)/8, $·forwardChannels<>(SB)
+DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
+DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
+DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
+DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $112
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $12, R0
+	CMP $14, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1

@@ -50,18 +50,23 @@ func (a *kernelArgs) sumRows(kernel int, act Activation) {
 		if a.images >= groupSize {
 			images, most = groupSize, pieceFour
 		}
+		short := images == groupSize && a.n <= shortRow
 		for r := range a.rows {
-			total := (*[sumLen]float64)(a.sums[r*sumLen:])
 			for left := a.n; left > 0; {
 				n := min(left, most)
-				var acc laneSums
-				if coef := a.coef[r*a.coefStep:]; kernel == kernelMoments {
-					momentsPiece(a, a.at, n, images, coef[0], &acc)
-				} else {
-					gradSumsPiece(a, act, a.at, n, images, coef, &acc)
+				acc := new(laneSums)
+				if short {
+					acc = (*laneSums)(a.acc[r*sumLen:])
 				}
-				for i, v := range acc {
-					total[i] += float64(v)
+				if coef := a.coef[r*recordLen(kernel):]; kernel == kernelMoments {
+					momentsPiece(a, a.at, n, images, coef[0], acc)
+				} else {
+					gradSumsPiece(a, act, a.at, n, images, coef, acc)
+				}
+				if !short {
+					for i, v := range acc {
+						a.sums[r*sumLen+i] += float64(v)
+					}
 				}
 				a.at += n
 				left -= n
@@ -137,7 +142,7 @@ func (a *kernelArgs) eachRow(kernel int, act Activation) {
 				inputGradRow(a, act, a.at, coef)
 			}
 			a.at += a.n + a.rowGap
-			a.coefAt += a.coefStep
+			a.coefAt += recordLen(kernel)
 		}
 		a.at += a.imageGap
 		a.coefAt += a.coefImage

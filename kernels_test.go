@@ -5,6 +5,7 @@ import (
 	"math"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/guard"
 )
@@ -114,10 +115,10 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		image := s.rows*(s.n+s.rowGap) + s.imageGap
 		size = s.images*image - s.imageGap - s.rowGap
 		a.rowGap, a.imageGap, a.stride = s.rowGap, s.imageGap, image
-		a.coefStep, a.coefImage = fields, -s.rows*fields
+		a.coefImage = -s.rows * fields
 		a.coef = in(fields * s.rows)
 		if k.sums() {
-			a.sums = make([]float64, sumLen*s.rows)
+			a.sums, a.acc = make([]float64, sumLen*s.rows), in(sumLen*s.rows)
 			for i, v := range in(len(a.sums)) {
 				a.sums[i] = float64(v)
 			}
@@ -275,7 +276,8 @@ func TestKernelsSameBits(t *testing.T) {
 }
 
 // TestKernelsStop: a call of a kernel on rows handles no more than its budget, but for
-// the end of a row.
+// the end of a row. With non-temporal stores it stops where a cache line of the output or
+// an image begins. Outputs lie anywhere in memory.
 func TestKernelsStop(t *testing.T) {
 	t.Parallel()
 	for _, p := range simdPaths(t) {
@@ -284,8 +286,9 @@ func TestKernelsStop(t *testing.T) {
 				continue
 			}
 			heap := func(n int) []float32 { return make([]float32, n) }
-			for _, s := range []kernelSize{{rows: 1, n: 50 * turn, images: 1}, {rows: 300, n: 49, images: 8}, {rows: 3, n: 5 * turn, images: 5}} {
-				a := k.args(heap, heap, s, false)
+			for i, s := range []kernelSize{{rows: 1, n: 50 * turn, images: 1}, {rows: 300, n: 49, images: 8}, {rows: 3, n: 5 * turn, images: 5},
+				{rows: 1, n: 49 * turn, images: 1}} {
+				a := k.args(heap, func(n int) []float32 { return heap(n + i)[i:] }, s, false)
 				a.act = newActCode(k.act)
 				for calls := 0; a.images > 0; calls++ {
 					images, at := a.images, a.at
@@ -294,6 +297,11 @@ func TestKernelsStop(t *testing.T) {
 					// Four images side by side move on by a fourth each.
 					if a.images == images && a.at-at > turn+s.n && s.n < turn || s.n > turn && a.images == images && a.at-at > turn+pieceFour {
 						t.Fatalf("%v, %s, %+v: call %d goes from %d to %d, its budget is %d", p, k, s, calls, at, a.at, turn)
+					}
+					if k.flags&withStream != 0 && a.images > 0 && !(a.left == s.n && a.rowsLeft == s.rows) {
+						if address := uintptr(unsafe.Pointer(&a.y[0])) + 4*uintptr(a.at); address%64 != 0 {
+							t.Fatalf("%v, %s, %+v: call %d stops %d bytes into a cache line", p, k, s, calls, address%64)
+						}
 					}
 					if calls > s.images*s.rows*s.n/8 {
 						t.Fatalf("%v, %s, %+v: no end", p, k, s)

@@ -395,16 +395,16 @@ func (w *workspace) listFlagged(l *columnList, j, c0, c1 int) int {
 	return j
 }
 
-// sumScaledWindow takes the sums of scaled values over a window of a channel, in rows.
-func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window, coef []float32, k *constants) {
+// sumScaledRows is sumLanes for scaled values of a channel.
+func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, coef []float32, k *constants) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	if w.backward {
 		coef = k.dx
 	}
-	for o := win.o; o < win.o+win.images; {
+	for o, end := win.o, win.o+win.images; o < end; {
 		images, most := 1, pieceSingle
-		if win.o+win.images-o >= groupSize {
+		if end-o >= groupSize {
 			images, most = groupSize, pieceFour
 		}
 		for i := win.i; i < win.i+win.n; i += most {
@@ -412,11 +412,13 @@ func (w *workspace) sumScaledWindow(st *stage, s *rowScratch, c int, win window,
 			b := w.packRows(st, buf, c, o, images, i, n)
 			x, g := w.scaledOperands(st, buf, &b, k)
 			args := &s.args
-			*args = kernelArgs{x: x, dy: g, coef: coef, sums: s.sums, rows: 1, n: n, stride: n}
+			*args = kernelArgs{x: x, dy: g, coef: coef, sums: s.sums, acc: s.acc, rows: 1, n: n, stride: n}
 			args.begin(0, images)
 			w.plan.path.runAll(st.kernel, Identity, args)
 		}
-		o += images
+		if o += images; win.n > shortRow { // the last piece of a row may be a short row of its own
+			w.plan.path.flush(s.sums[:sumLen], s.acc)
+		}
 	}
 }
 

@@ -9,6 +9,7 @@ package batchnorm
 // rowScratch is the memory of a task that takes sums in rows, by channel of a group.
 type rowScratch struct {
 	sums        []float64
+	acc         []float32 // 0 between two windows
 	shift, zero []float32
 	a, b        []float64  // totals of a window
 	args        kernelArgs // of the kernel that takes sums
@@ -18,8 +19,8 @@ type rowScratch struct {
 
 // newRowScratch has room for a group of n channels; n is a multiple of 8.
 func newRowScratch(n int) *rowScratch {
-	return &rowScratch{sums: make([]float64, n*sumLen), shift: make([]float32, n), zero: make([]float32, n),
-		a: make([]float64, n), b: make([]float64, n)}
+	return &rowScratch{sums: make([]float64, n*sumLen), acc: make([]float32, n*sumLen), shift: make([]float32, n),
+		zero: make([]float32, n), a: make([]float64, n), b: make([]float64, n)}
 }
 
 func (s *rowScratch) room() int { return len(s.shift) }
@@ -82,7 +83,7 @@ func (w *workspace) groupArgs(c0, c1 int) kernelArgs {
 func (w *workspace) rowArgs(c, rows, n int) kernelArgs {
 	k := w.apply.args(0)
 	k.rows, k.n = rows, n
-	k.coef, k.coefStep, k.coefImage = w.coef[c*coefLen:], coefLen, -rows*coefLen
+	k.coef, k.coefImage = w.coef[c*coefLen:], -rows*coefLen
 	k.stream = w.apply.stream && k.alike()
 	k.act = w.act
 	return k
@@ -112,37 +113,53 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	sumA, sumB := w.channels.segmentA[first:first+n], w.channels.segmentB[first:first+n]
 	segment := w.geo.segment(seg)
 	if w.backward {
-		w.sumWindow(st, s, c0, n, segment, w.coef[c0*coefLen:], coefLen, pending, scale)
-		w.plan.path.reduceLanes(sumA, sumB, s.sums)
+		w.sumWindow(st, s, c0, segment, w.coef[c0*coefLen:], pending, scale, sumA, sumB)
 		return
 	}
 	clear(sumA)
 	clear(sumB)
+	a, b := s.a[:n], s.b[:n]
 	probe := segment.probe()
-	w.sumWindow(st, s, c0, n, probe, s.zero, 1, &s.none, scale)
-	w.plan.path.reduceLanes(s.a[:n], s.b[:n], s.sums)
+	w.sumWindow(st, s, c0, probe, s.zero, &s.none, scale, a, b)
 	for c := range n {
-		s.shift[c] = shiftFor(s.a[c] / float64(probe.len()))
+		s.shift[c] = shiftFor(a[c] / float64(probe.len()))
 	}
 	for win, before, ok := segment.next(window{}); ok; win, before, ok = segment.next(win) {
-		w.sumWindow(st, s, c0, n, win, s.shift, 1, pending, scale)
-		w.plan.path.reduceLanes(s.a[:n], s.b[:n], s.sums)
-		w.plan.path.foldReduced(sumA, sumB, s.a, s.b, s.shift[:n], float64(before), float64(win.len()))
+		w.sumWindow(st, s, c0, win, s.shift, pending, scale, a, b)
+		w.plan.path.foldReduced(sumA, sumB, a, b, s.shift[:n], float64(before), float64(win.len()))
 	}
 }
 
-// sumWindow takes the sums of a window of n channels from channel c on, in turns
-// with the pending outputs.
-func (w *workspace) sumWindow(st *stage, s *rowScratch, c, n int, win window, coef []float32, coefStep int, pending *kernelArgs, scale *constants) {
+// sumWindow takes the sums of a window of len(a) channels from channel c on, in turns
+// with the pending outputs. It sets a and b to the two sums of each channel.
+func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef []float32, pending *kernelArgs, scale *constants, a, b []float64) {
+	n := len(a)
+	if win.inOneSum() {
+		w.sumLanes(st, s, c, n, win, coef, pending, scale)
+		w.plan.path.reduceShort(a, b, s.acc)
+		return
+	}
 	clear(s.sums[:n*sumLen])
+	for images, ok := win.together(window{}); ok; images, ok = win.together(images) {
+		w.sumLanes(st, s, c, n, images, coef, pending, scale)
+		if win.n <= shortRow {
+			w.plan.path.flush(s.sums[:n*sumLen], s.acc)
+		}
+	}
+	w.plan.path.reduceLanes(a, b, s.sums)
+}
+
+// sumLanes adds a window of n channels, or some images of it, to their sums by lanes. Short
+// rows of images side by side join those in float32.
+func (w *workspace) sumLanes(st *stage, s *rowScratch, c, n int, win window, coef []float32, pending *kernelArgs, scale *constants) {
 	if scale != nil {
-		w.sumScaledWindow(st, s, c, win, coef, scale)
+		w.sumScaledRows(st, s, c, win, coef, scale)
 		return
 	}
 	g, path, k := w.geo, w.plan.path, &s.args
 	*k = st.args(0)
 	k.act = w.act
-	k.coef, k.coefStep, k.sums = coef, coefStep, s.sums
+	k.coef, k.sums, k.acc = coef, s.sums, s.acc
 	if w.source != nil {
 		w.sumGathered(k, c, n, win)
 		return

@@ -90,6 +90,7 @@ func newMachine(l1, l2, l3 int, farL3 bool) machine {
 type limits struct {
 	machine
 	groupLen   int // rows: target number of values per image in a group
+	groupAll   int // rows: the same of all images, where these are few
 	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache
 	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
 	tile       int // largest number of values in a task that only applies, with several workers
@@ -98,7 +99,7 @@ type limits struct {
 	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupShare: 5, fitShare: 2,
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, fitShare: 2,
 	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
 
 // stripRows is the largest number of rows that are summed in strips.
@@ -151,17 +152,19 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
 // group returns the number of channels in a group, given the bytes of a channel. A group
-// has about groupLen values per image, fits into its share of the second-level cache, and
-// has whole vectors of channels if there are enough. Where rows don't end with a cache
-// line, it also ends with a line if it has room for so many rows. If it has not, it fills
-// twice its share, up to the next power of two, which leaves the fewest groups that begin
-// within a vector. It has at least the rows of whole vectors, if these are not longer than
-// groupLen.
+// has about groupLen values per image, or groupAll in all images if that is more. It fits
+// into its share of the second-level cache, and has whole vectors of channels if there are
+// enough. Where rows don't end with a cache line, it also ends with a line if it has room
+// for so many rows. If it has not, it fills twice its share, up to the next power of two,
+// which leaves the fewest groups that begin within a vector. It has at least the rows of
+// whole vectors, if it has room for so many values.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
-	most, twice := max(1, l.groupLen/max(1, g.inner)), 2*l.l2/l.groupShare/bytes
+	row := max(1, g.inner)
+	most := max(1, l.groupLen/row, min(l.groupAll/(max(1, g.outer)*row), l.groupLen/lanes))
+	twice := 2 * l.l2 / l.groupShare / bytes
 	n := min(most, max(1, twice/2))
 	unit, vectors := g.lines(), lanes/gcd(lanes, g.inner)
 	if n < unit {

@@ -47,6 +47,31 @@ func TestTurnsSameBits(t *testing.T) {
 	}
 }
 
+// TestTurnsKeepPace: while sums are taken, as many outputs are written as values are
+// summed, whatever the length of a row.
+func TestTurnsKeepPace(t *testing.T) {
+	t.Parallel()
+	heap := func(n int) []float32 { return make([]float32, n) }
+	for _, p := range simdPaths(t) {
+		for _, n := range []int{48, 49, 100, 196, 225, 289, 500, 529, 784} {
+			for _, stream := range []int{0, withStream} {
+				sums, writes := kernelCase{kernelMoments, rows, Identity, 0}, kernelCase{kernelNormalize, rows, Identity, stream}
+				size := kernelSize{rows: 16, n: n, images: 16}
+				a, b := sums.args(heap, heap, size, false), writes.args(heap, heap, kernelSize{rows: 16, n: n, images: 32}, false)
+				p.runTurns(sums.kernel, Identity, &a, writes.kernel, Identity, &b)
+				if raceEnabled {
+					continue // kernels take no turns
+				}
+				want := 16 * size.rows * n
+				got := ((32-b.images)*size.rows+size.rows-b.rowsLeft)*n + n - b.left
+				if ratio := float64(got) / float64(want); ratio < .95 || ratio > 1.15 {
+					t.Errorf("%v, rows of %d, non-temporal %t: %d outputs are written while %d values are summed", p, n, stream != 0, got, want)
+				}
+			}
+		}
+	}
+}
+
 // sameTurns compares a path with pure Go, where outputs begin offset values behind a
 // vector, and returns how many turns were taken in one loop.
 func sameTurns(t *testing.T, p Path, sums, writes kernelCase, sizeA, sizeB kernelSize, offset int, special bool) int {

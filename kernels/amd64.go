@@ -95,9 +95,22 @@ func (l amd64) storeArg(src reg, field string, t reg) {
 	l.printf("MOVQ a+8(FP), %s", l.r(t))
 	l.printf("MOVQ %s, %s_%s(%s)", l.r(src), l.args, field, l.r(t))
 }
+func (l amd64) reduceArg(field string, by, t reg) {
+	if l.held {
+		l.printf("SUBQ %s, %s_%s(R14)", l.r(by), l.args, field)
+		return
+	}
+	l.printf("MOVQ a+8(FP), %s", l.r(t))
+	l.printf("SUBQ %s, %s_%s(%s)", l.r(by), l.args, field, l.r(t))
+}
 func (l amd64) andImm(dst reg, n int) { l.printf("ANDQ $%d, %s", n, l.r(dst)) }
 func (l amd64) branch(c cond, to string) {
 	l.printf("%s %s", [...]string{ifLess: "JLT", ifNotLess: "JGE", ifZero: "JEQ", ifNotZero: "JNE"}[c], to)
+}
+
+func (l amd64) ifUnequal(x, y reg, to string) {
+	l.printf("CMPQ %s, %s", l.r(x), l.r(y))
+	l.branch(ifNotZero, to)
 }
 
 func (l amd64) jump(to string) { l.printf("JMP %s", to) }
@@ -123,19 +136,15 @@ func (l amd64) elsewhere(dst, x vec)       { l.printf("VBLENDVPS Y15, Y%d, Y%d, 
 func (l amd64) broadcast(dst vec, m mem)   { l.printf("VBROADCASTSS %s, Y%d", l.m(m), dst) }
 func (l amd64) broadcast64(dst vec, m mem) { l.printf("VBROADCASTSD %s, Y%d", l.m(m), dst) }
 func (l amd64) sqrt64(dst, x vec)          { l.printf("VSQRTPD Y%d, Y%d", x, dst) }
-func (l amd64) reduce(dst, dst2, src mem, t [3]vec) {
-	for i, v := range t[:2] {
-		s := src
-		s.off += 2 * i * vecBytes
-		l.printf("VMOVUPS %s, Y%d", l.m(s), v)
-		s.off += vecBytes
-		l.printf("VADDPD %s, Y%d, Y%d", l.m(s), v, v)
-		l.printf("VEXTRACTF128 $1, Y%d, X%d", v, t[2])
-		l.printf("VADDPD X%d, X%d, X%d", t[2], v, v)
+func (l amd64) reduce(dst, dst2 mem, x, y pair) {
+	for _, v := range []pair{x, y} {
+		l.printf("VADDPD Y%d, Y%d, Y%d", v[1], v[0], v[0])
+		l.printf("VEXTRACTF128 $1, Y%d, X%d", v[0], v[1])
+		l.printf("VADDPD X%d, X%d, X%d", v[1], v[0], v[0])
 	}
-	l.printf("VHADDPD X%d, X%d, X%d", t[1], t[0], t[0])
-	l.printf("VMOVSD X%d, %s", t[0], l.m(dst))
-	l.printf("VMOVHPD X%d, %s", t[0], l.m(dst2))
+	l.printf("VHADDPD X%d, X%d, X%d", y[0], x[0], x[0])
+	l.printf("VMOVSD X%d, %s", x[0], l.m(dst))
+	l.printf("VMOVHPD X%d, %s", x[0], l.m(dst2))
 }
 
 func (l amd64) pointTable()  {}

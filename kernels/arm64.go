@@ -96,6 +96,16 @@ func (l arm64) storeArg(src reg, field string, _ reg) {
 	l.printf("MOVD a+8(FP), %s", arm64Addr)
 	l.printf("MOVD %s, %s_%s(%s)", l.r(src), l.args, field, arm64Addr)
 }
+func (l arm64) reduceArg(field string, by, t reg) {
+	base := arm64Area
+	if !l.held {
+		base = arm64Addr
+		l.printf("MOVD a+8(FP), %s", base)
+	}
+	l.printf("MOVD %s_%s(%s), %s", l.args, field, base, l.r(t))
+	l.printf("SUBS %s, %s", l.r(by), l.r(t))
+	l.printf("MOVD %s, %s_%s(%s)", l.r(t), l.args, field, base)
+}
 func (l arm64) move(dst, src reg)        { l.printf("MOVD %s, %s", l.r(src), l.r(dst)) }
 func (l arm64) addImm(dst reg, n int)    { l.printf("ADD $%d, %s", n, l.r(dst)) }
 func (l arm64) addReg(dst, src reg)      { l.printf("ADD %s, %s", l.r(src), l.r(dst)) }
@@ -107,6 +117,11 @@ func (l arm64) andImm(dst reg, n int) {
 }
 func (l arm64) branch(c cond, to string) {
 	l.printf("%s %s", [...]string{ifLess: "BLT", ifNotLess: "BGE", ifZero: "BEQ", ifNotZero: "BNE"}[c], to)
+}
+
+func (l arm64) ifUnequal(x, y reg, to string) {
+	l.printf("CMP %s, %s", l.r(x), l.r(y))
+	l.branch(ifNotZero, to)
 }
 
 func (l arm64) jump(to string) { l.printf("B %s", to) }
@@ -262,19 +277,13 @@ func (l arm64) broadcast64(dst vec, m mem) {
 
 func (l arm64) sqrt64(dst, x vec) { l.use(fsqrt64, x, dst) }
 
-func (l arm64) reduce(dst, dst2, src mem, t [3]vec) {
-	for i, v := range t[:2] {
-		s := src
-		s.off += 2 * i * vecBytes
-		l.load(v, s)
-		s.off += vecBytes
-		l.load(t[2], s)
-		l.use(sumTo2, v, t[2])
-	}
-	l.use(addPair, t[1], t[0])
+func (l arm64) reduce(dst, dst2 mem, x, y pair) {
+	l.use(sumTo2, x[0], x[1])
+	l.use(sumTo2, y[0], y[1])
+	l.use(addPair, y[0], x[0])
 	for i, m := range []mem{dst, dst2} {
 		l.address(m)
-		l.printf("VST1 V%d.D[%d], (%s)", 2*int(t[0]), i, arm64Addr)
+		l.printf("VST1 V%d.D[%d], (%s)", 2*int(x[0]), i, arm64Addr)
 	}
 }
 

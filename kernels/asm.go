@@ -100,8 +100,10 @@ type lowering interface {
 	negate(dst reg)
 	least(dst, src reg)                    // dst = min(dst, src)
 	storeArg(src reg, field string, t reg) // args.field = src; t is a temporary
+	reduceArg(field string, by, t reg)     // args.field -= by, which sets the condition; t is a temporary
 	andImm(dst reg, n int)                 // sets the condition, for zero
 	branch(c cond, label string)
+	ifUnequal(x, y reg, label string)
 	jump(label string)
 
 	// tail sets the length of the tail in floats: n, 0 to 7. It may change n.
@@ -127,9 +129,9 @@ type lowering interface {
 	// opMem is op with y in memory; it may load it into t.
 	opMem(o op, dst, x vec, y mem, t vec)
 	sqrt64(dst, x vec) // of 4 float64
-	// reduce sums 8 float64 from memory, as reduce in ../stats.go does, to dst, and the
-	// next 8 to dst2; t are temporaries.
-	reduce(dst, dst2, src mem, t [3]vec)
+	// reduce sums 8 float64, as reduce in ../stats.go does, to dst, and 8 others to dst2. The
+	// registers are lost.
+	reduce(dst, dst2 mem, x, y pair)
 	// pointTable makes the table of constants usable, until the next address with an
 	// index.
 	pointTable()

@@ -19,6 +19,8 @@ type channelKernel struct {
 var channelKernels = []channelKernel{
 	{"Fold", foldChannels},
 	{"Reduce", reduceChannels},
+	{"ReduceShort", reduceShortChannels},
+	{"Flush", flushChannels},
 	{"FoldReduced", foldReducedChannels},
 	{"Probe", probeChannels},
 	{"Add", addChannels},
@@ -165,8 +167,11 @@ func scalarPair(v vec) pair { return pair{v, v} }
 
 func (c *chans) pair() pair { return pair{c.newVec(), c.newVec()} }
 
-// loop repeats body for all channels, and ends the kernel.
-func (c *chans) loop(body func()) {
+// loop repeats body for all channels, 8 at a time, and ends the kernel.
+func (c *chans) loop(body func()) { c.loopBy(lanes, body) }
+
+// loopBy is loop for some channels at a time.
+func (c *chans) loopBy(channels int, body func()) {
 	n := c.newArg("n")
 	before := c.buf.String()
 	c.buf.Reset()
@@ -176,7 +181,7 @@ func (c *chans) loop(body func()) {
 	for _, a := range c.arrays {
 		c.addImm(a.at, a.bytes)
 	}
-	c.subImm(n, lanes)
+	c.subImm(n, channels)
 	c.branch(ifNotZero, again)
 	loop := c.buf.String()
 	c.buf.Reset()
@@ -189,9 +194,11 @@ func (c *chans) loop(body func()) {
 }
 
 // load64 and store64 move 8 float64.
-func (c *chans) load64(dst pair, a array) {
+func (c *chans) load64(dst pair, a array) { c.load64From(dst, a, 0) }
+
+func (c *chans) load64From(dst pair, a array, off int) {
 	for h, v := range dst {
-		c.load(v, mem{base: a.at, off: h * vecBytes})
+		c.load(v, mem{base: a.at, off: off + h*vecBytes})
 	}
 }
 
@@ -342,13 +349,44 @@ func foldReducedChannels(c *chans) {
 
 // reduceChannels needs no vectors of channels: it goes channel by channel.
 func reduceChannels(c *chans) {
-	sums, otherA, otherB := c.array("sums", lanes*sumLen*float64Bytes), c.float64s("otherA"), c.float64s("otherB")
-	t := [3]vec{c.newVec(), c.newVec(), c.newVec()}
-	c.loop(func() {
-		for i := range lanes {
-			c.reduce(mem{base: otherA.at, off: float64Bytes * i}, mem{base: otherB.at, off: float64Bytes * i}, mem{base: sums.at,
-				off: sumLen * float64Bytes * i}, t)
+	sums := c.array("sums", sumLen*float64Bytes)
+	c.reduceEach(func(s, q pair) {
+		c.load64(s, sums)
+		c.load64From(q, sums, lanes*float64Bytes)
+	})
+}
+
+func reduceShortChannels(c *chans) {
+	acc, zero := c.array("acc", sumLen*floatBytes), c.newVec()
+	c.zero(zero)
+	c.reduceEach(func(s, q pair) {
+		for i, sum := range []pair{s, q} {
+			c.loadWidened(sum, acc, i*vecBytes)
+			c.store(zero, mem{base: acc.at, off: i * vecBytes})
 		}
+	})
+}
+
+// reduceEach is a kernel that reduces the lanes of each channel. get loads them.
+func (c *chans) reduceEach(get func(s, q pair)) {
+	otherA, otherB := c.array("otherA", float64Bytes), c.array("otherB", float64Bytes)
+	s, q := c.pair(), c.pair()
+	c.loopBy(1, func() {
+		get(s, q)
+		c.reduce(mem{base: otherA.at}, mem{base: otherB.at}, s, q)
+	})
+}
+
+func flushChannels(c *chans) {
+	acc, sums := c.float32s("acc"), c.float64s("sums")
+	v, t, zero := c.pair(), c.pair(), c.newVec()
+	c.zero(zero)
+	c.loop(func() {
+		c.loadWidened(v, acc, 0)
+		c.store(zero, mem{base: acc.at})
+		c.load64(t, sums)
+		c.add64(t, t, v)
+		c.store64(t, sums)
 	})
 }
 

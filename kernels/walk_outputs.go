@@ -2,15 +2,16 @@ package main
 
 // walkOutputs is the walk that writes outputs in rows. The rows of an image are
 // adjacent, one channel after the other, and vectors may have values of two rows. With
-// non-temporal stores an image begins with the values before the first aligned vector.
-// Each row has groups of 4 vectors, single vectors, and one that it shares with the next
-// row, whose lanes use the constants of both. The image ends with a tail.
+// non-temporal stores an image begins with the values before the first cache line, and the
+// walk stops only at the start of a line or of an image. Each row has groups of 4 vectors,
+// single vectors, and one that it shares with the next row, whose lanes use the constants
+// of both. The image ends with a tail.
 func walkOutputs(a *asm, b body) {
 	r := outputWalk{b: b, coef: a.newReg(), rows: a.newReg(), left: a.newReg(), budget: a.newReg(), t: a.newReg(), u: a.newReg(), other: a.newVec()}
 	a.coef = r.coef
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
-	border, save := a.newLabel("border"), a.newLabel("save")
+	border, stop, save := a.newLabel("border"), a.newLabel("stop"), a.newLabel("save")
 
 	b.resume(a, r.t)
 	a.pointer(r.coef, "coef", "coefAt", floatShift, r.t)
@@ -20,53 +21,59 @@ func walkOutputs(a *asm, b body) {
 	a.addImm(r.budget, -1)
 	r.begin(a)
 	a.arg(r.t, "n")
-	a.subReg(r.t, r.left)
-	a.subImm(r.t, 0)
-	a.branch(ifNotZero, row)
+	a.ifUnequal(r.t, r.left, row)
 	a.arg(r.t, "rows")
-	a.subReg(r.t, r.rows)
-	a.subImm(r.t, 0)
-	a.branch(ifNotZero, row)
+	a.ifUnequal(r.t, r.rows, row)
 
 	a.label(image)
-	a.choose(withStream, func() { r.head(a, row) }, nil)
+	a.choose(withStream, func() {
+		a.subImm(r.budget, 0) // images may be too short to have the start of a line
+		a.branch(ifLess, save)
+		r.head(a, row)
+	}, nil)
 	a.label(row)
 	a.subImm(r.budget, 0)
-	a.branch(ifLess, save)
+	a.branch(ifNotLess, group)
+	a.label(stop)
+	a.choose(withStream, func() { // only between two cache lines: half a line would be written by itself
+		a.move(r.t, b.output)
+		a.andImm(r.t, cacheLine-1)
+		a.branch(ifZero, save)
+		a.subImm(r.left, lanes)
+		a.branch(ifLess, border)
+		a.jump(single)
+	}, func() { a.jump(save) })
+	a.label(group)
 	a.subImm(r.left, groupValues)
 	a.branch(ifLess, rest)
-	a.label(group)
 	b.four(at, false)
 	b.advanceImm(a, groupSize*vecBytes)
 	a.subImm(r.budget, groupValues)
-	a.branch(ifLess, save)
-	a.subImm(r.left, groupValues)
 	a.branch(ifNotLess, group)
+	a.jump(stop)
 
 	a.label(rest)
-	a.addImm(r.budget, -groupValues)
 	a.addImm(r.left, groupValues)
 	a.subImm(r.left, lanes)
 	a.branch(ifLess, border)
 	a.label(single)
 	b.one(at, false)
 	b.advanceImm(a, vecBytes)
+	a.subImm(r.budget, lanes)
+	a.branch(ifLess, stop)
 	a.subImm(r.left, lanes)
 	a.branch(ifNotLess, single)
 
 	a.label(border)
 	r.border(a, row)
-	a.arg(r.t, "images")
-	a.addImm(r.t, -1)
-	a.storeArg(r.t, "images", r.u)
 	b.advanceArg(a, "imageGap", r.left)
 	a.arg(r.left, "coefImage")
 	a.shiftLeft(r.left, floatShift)
 	a.addReg(r.coef, r.left)
-	a.addImm(r.coef, coefLen*floatBytes)
 	a.arg(r.rows, "rows")
 	a.arg(r.left, "n")
-	a.subImm(r.t, 0)
+	a.set(r.t, 1)
+	a.reduceArg("images", r.t, r.u)
 	a.branch(ifZero, save)
 	r.begin(a)
 	a.jump(image)
@@ -115,6 +122,11 @@ func (r *outputWalk) plain(a *asm) loadConst {
 	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: f * floatBytes}) }
 }
 
+// before loads the constants of the row before.
+func (r *outputWalk) before(a *asm) loadConst {
+	return func(dst vec, f int) { a.broadcast(dst, mem{base: r.coef, off: (f - coefLen) * floatBytes}) }
+}
+
 // shared loads the constants of a vector with values of two rows: of the row before in
 // the lanes of the tail, and of the row in the others.
 func (r *outputWalk) shared(a *asm) loadConst {
@@ -125,50 +137,62 @@ func (r *outputWalk) shared(a *asm) loadConst {
 	}
 }
 
-// head processes the values before the first aligned vector of the outputs.
+// head processes the values before the first cache line of the outputs, as long as the row
+// has values: those before the next vector, and then perhaps a vector.
 func (r *outputWalk) head(a *asm, row string) {
+	again := a.newLabel("head")
+	a.label(again)
 	a.move(r.t, r.b.output)
 	a.negate(r.t)
 	a.shiftDown(r.t, floatShift)
-	a.andImm(r.t, lanes-1)
+	a.andImm(r.t, cacheLine/floatBytes-1)
 	a.branch(ifZero, row)
+	a.addImm(r.t, -1)
+	a.andImm(r.t, lanes-1)
+	a.addImm(r.t, 1)
 	a.least(r.t, r.left)
-	a.subReg(r.left, r.t)
-	a.storeArg(r.t, "piece", r.u) // this walk does not use the field otherwise
+	a.move(r.u, r.t)
 	a.tail(r.t)
 	r.one(a, r.plain(a), true)
-	r.b.advanceArg(a, "piece", r.t)
 	r.begin(a)
+	a.subReg(r.budget, r.u)
+	a.subReg(r.left, r.u)
+	a.shiftLeft(r.u, floatShift)
+	r.b.advance(a, r.u)
+	a.move(r.t, r.left)
+	a.subImm(r.t, lanes) // the vector must not reach into the next row
+	a.branch(ifNotLess, again)
 }
 
 // border goes on to the next row. If values are left of the row, which are fewer than
 // 8, it processes a vector that the two rows share. After the last row it processes a
 // tail. left is the number of values minus 8.
 func (r *outputWalk) border(a *asm, row string) {
-	next, last, end := a.newLabel("next"), a.newLabel("last"), a.newLabel("end")
+	next, begin, last, end := a.newLabel("next"), a.newLabel("begin"), a.newLabel("last"), a.newLabel("end")
+	a.addImm(r.coef, coefLen*floatBytes)
 	a.subImm(r.rows, 1)
 	a.branch(ifZero, last)
-	a.addImm(r.coef, coefLen*floatBytes)
 	a.arg(r.t, "n")
 	a.addReg(r.t, r.left) // values of the next row without those of the shared vector
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, next)
+	a.addImm(r.budget, -lanes)
 	a.tail(r.left)
 	r.one(a, r.shared(a), false)
 	r.b.advanceImm(a, vecBytes)
 	a.move(r.left, r.t)
+	a.label(begin)
 	r.begin(a)
 	a.jump(row)
 	a.label(next)
 	a.arg(r.left, "n")
-	r.begin(a)
-	a.jump(row)
+	a.jump(begin)
 	a.label(last)
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, end)
 	a.move(r.t, r.left)
 	a.tail(r.t)
-	r.one(a, r.plain(a), true)
+	r.one(a, r.before(a), true)
 	a.shiftLeft(r.left, floatShift)
 	r.b.advance(a, r.left)
 	a.label(end)

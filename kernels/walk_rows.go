@@ -22,9 +22,6 @@ func walkSums(a *asm, b body) {
 
 	b.resume(a, s.t)
 	a.pointer(s.coef, "coef", "coefAt", floatShift, s.t)
-	a.pointer(s.acc, "sums", "accAt", float64Shift, s.t)
-	a.argAddr(s.t, "partial")
-	b.loadSums(a, s.t)
 
 	single := a.newLabel("singles")
 	a.arg(s.t, "images")
@@ -47,7 +44,7 @@ func walkSums(a *asm, b body) {
 	a.branch(ifNotLess, long)
 	s.short(a, at)
 	a.label(long)
-	s.emit(a, groupSize, pieceFour, func() { s.four(a, at) })
+	s.emit(a, groupSize, pieceFour, func() { s.four(a, at, func(done string, take func()) { s.tail(a, done, take) }) })
 
 	a.label(single)
 	s.emit(a, 1, pieceSingle, func() { s.linear(a) })
@@ -66,34 +63,47 @@ type sumWalk struct {
 const shortRow = pieceFour / 2
 
 // short prints the walk over four images side by side whose rows are short: a row is one
-// piece, and the walk stops between rows only.
+// piece, and the walk stops between rows only. The sums go on from those in acc.
 func (s *sumWalk) short(a *asm, at address) {
-	row, again, ended, save := a.newLabel("row"), a.newLabel("again"), a.newLabel("ended"), a.newLabel("save")
+	row, again, ended, save, aligned := a.newLabel("row"), a.newLabel("again"), a.newLabel("ended"), a.newLabel("save"), a.newLabel("whole")
 	values, t, u := s.values, s.t, s.u
+	a.pointer(s.acc, "acc", "accAt", floatShift, t)
+	a.arg(t, "n")
+	a.andImm(t, lanes-1)
+	a.branch(ifZero, aligned)
+	a.tail(t)
+	a.label(aligned)
+	gap := a.newReg() // bytes from the last whole vector of a row to the next row
+	a.arg(gap, "n")
+	a.andImm(gap, lanes-1)
+	a.arg(t, "rowGap")
+	a.addReg(gap, t)
+	a.shiftLeft(gap, floatShift)
+
 	a.label(row)
 	s.b.constants(a, s.coef)
+	s.b.loadSums(a, s.acc)
 	a.arg(values, "n")
-	a.arg(t, "budget")
-	a.subReg(t, values)
-	a.storeArg(t, "budget", u)
-	s.four(a, at)
-	s.flush(a)
-	s.b.advanceArg(a, "rowGap", t)
-	a.arg(t, "coefStep")
-	a.shiftLeft(t, floatShift)
-	a.addReg(s.coef, t)
-	a.addImm(s.acc, sumLen*float64Bytes)
-	a.arg(t, "rowsLeft")
-	a.subImm(t, 1)
+	a.reduceArg("budget", values, u)
+	s.four(a, at, func(done string, take func()) {
+		a.andImm(values, lanes-1)
+		a.branch(ifZero, done)
+		take()
+	})
+	s.b.advance(a, gap)
+	s.b.storeSums(a, s.acc)
+	a.addImm(s.coef, s.b.record*floatBytes)
+	a.addImm(s.acc, sumLen*floatBytes)
+	a.set(values, 1)
+	a.reduceArg("rowsLeft", values, u)
 	a.branch(ifZero, again)
-	a.storeArg(t, "rowsLeft", u)
 	a.arg(t, "budget")
 	a.subImm(t, 1)
 	a.branch(ifNotLess, row)
 	a.jump(save)
 
 	a.label(again)
-	s.again(a, groupSize)
+	s.again(a, groupSize, "acc")
 	a.subImm(t, groupSize)
 	a.branch(ifLess, ended)
 	a.arg(t, "budget")
@@ -104,17 +114,18 @@ func (s *sumWalk) short(a *asm, at address) {
 	a.set(t, pieceSingle)
 	a.storeArg(t, "piece", u)
 	a.label(save)
-	s.save(a)
+	s.save(a, "acc", floatShift)
+	a.regs--
 }
 
 // again goes on with the images after the ones side by side. It leaves the number of
-// images left in t.
-func (s *sumWalk) again(a *asm, side int) {
+// images left in t. sums is the field with the sums of the rows.
+func (s *sumWalk) again(a *asm, side int, sums string) {
 	t, u := s.t, s.u
 	a.arg(t, "rows")
 	a.storeArg(t, "rowsLeft", u)
 	a.arg(s.coef, "coef")
-	a.arg(s.acc, "sums")
+	a.arg(s.acc, sums)
 	s.b.advanceArg(a, "imageGap", t)
 	for range side - 1 {
 		s.b.advanceArg(a, "stride", t)
@@ -124,29 +135,30 @@ func (s *sumWalk) again(a *asm, side int) {
 	a.storeArg(t, "images", u)
 }
 
-// save saves the state of the walk, and ends the kernel.
-func (s *sumWalk) save(a *asm) {
+// save saves the state of the walk, and ends the kernel. sums is the field with the sums
+// of the rows, whose elements have 1<<shift bytes.
+func (s *sumWalk) save(a *asm, sums string, shift int) {
 	t, u := s.t, s.u
-	a.argAddr(t, "partial")
-	s.b.storeSums(a, t)
 	a.savePointer(s.b.tensors[0], s.b.first, "at", floatShift, t, u)
 	a.savePointer(s.coef, "coef", "coefAt", floatShift, t, u)
-	a.savePointer(s.acc, "sums", "accAt", float64Shift, t, u)
+	a.savePointer(s.acc, sums, "accAt", shift, t, u)
 	a.end()
 }
 
-// four sums values of four images: of each as many as the register values says.
-func (s *sumWalk) four(a *asm, at address) {
-	loop, tail, done := a.newLabel("four"), a.newLabel("tail"), a.newLabel("summed")
+// four sums values of four images: of each as many as the register values says. In front
+// of the tail the register holds its number of values minus 8. tail calls take for it, or
+// goes to done.
+func (s *sumWalk) four(a *asm, at address, tail func(done string, take func())) {
+	loop, rest, done := a.newLabel("four"), a.newLabel("tail"), a.newLabel("summed")
 	a.subImm(s.values, lanes)
-	a.branch(ifLess, tail)
+	a.branch(ifLess, rest)
 	a.label(loop)
 	s.b.four(at, false)
 	s.b.advanceImm(a, vecBytes)
 	a.subImm(s.values, lanes)
 	a.branch(ifNotLess, loop)
-	a.label(tail)
-	s.tail(a, done, func() { s.b.four(at, true) })
+	a.label(rest)
+	tail(done, func() { s.b.four(at, true) })
 	a.label(done)
 }
 
@@ -156,6 +168,9 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	next, flush, row, again, save := a.newLabel("next"), a.newLabel("flush"), a.newLabel("row"), a.newLabel("again"), a.newLabel("save")
 	values, t, u := s.values, s.t, s.u
 	constants := func() { s.b.constants(a, s.coef) }
+	a.pointer(s.acc, "sums", "accAt", float64Shift, t)
+	a.argAddr(t, "partial")
+	s.b.loadSums(a, t)
 	constants()
 	a.label(next)
 	a.arg(values, "left")
@@ -193,9 +208,7 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	a.arg(t, "n")
 	a.storeArg(t, "left", u)
 	s.b.advanceArg(a, "rowGap", t)
-	a.arg(t, "coefStep")
-	a.shiftLeft(t, floatShift)
-	a.addReg(s.coef, t)
+	a.addImm(s.coef, s.b.record*floatBytes)
 	a.addImm(s.acc, sumLen*float64Bytes)
 	a.arg(t, "rowsLeft")
 	a.subImm(t, 1)
@@ -205,7 +218,7 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	a.jump(next)
 
 	a.label(again)
-	s.again(a, side)
+	s.again(a, side, "sums")
 	constants()
 	if side > 1 { // images that are left are taken one by one
 		a.subImm(t, side)
@@ -218,7 +231,9 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	}
 
 	a.label(save)
-	s.save(a)
+	a.argAddr(t, "partial")
+	s.b.storeSums(a, t)
+	s.save(a, "sums", float64Shift)
 }
 
 // linear sums values of one image, as many as the register says: groups of 4 vectors,
