@@ -206,8 +206,6 @@ var mutations = []mutation{
 		old: "g.windows == g.segments &&", new: "g.windows > 0 &&"},
 	{name: "channels: a quick look that lets everything pass", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
 		old: "		c.opC(opGT, x, x, above)\n		c.op(opAnd, c.usual, c.usual, x)\n", new: ""},
-	{name: "channels: a sum of gradients that is small", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
-		old: "			c.op(opGE64, t[1], t[1], least)\n			c.op64C", new: "			c.op(opGE64, t[1], t[1], t[1])\n			c.op64C"},
 	{name: "channels: rows written as one without constants", file: "channels.go", pkg: ".", tests: "TestGhost$|TestConstant",
 		old: "j < w.side*g.width;", new: "j < g.width;"},
 	{name: "cols: wide channels of rows written as one", file: "cols.go", pkg: ".", tests: "TestRange|TestExtreme",
