@@ -137,3 +137,31 @@ func TestCallsAreShort(t *testing.T) {
 		}
 	}
 }
+
+// TestCallsOfWideRowsAreShort: a tensor whose rows are written as one, but for a channel
+// that is written from scaled values, has no longer calls than others.
+func TestCallsOfWideRowsAreShort(t *testing.T) {
+	for _, s := range []Shape{{Outer: 700, Channels: 1001, Inner: 1}, {Outer: 400, Channels: 2001, Inner: 1}} {
+		n, c := s.Len(), s.Channels
+		x, y, mean, invstd := gen.Uniform(1, n, -1, 1), make([]float32, n), make([]float64, c), make([]float64, c)
+		for i := 0; i < n; i += c {
+			x[i] *= 0x1p110
+		}
+		p, err := NewPlan(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for kind, values := range longestCalls(func() {
+			for _, err := range []error{p.Forward(ForwardArgs{X: x, Y: y, Mean: mean, InvStd: invstd}),
+				p.Backward(BackwardArgs{DY: x, X: x, Mean: mean, InvStd: invstd, DX: y})} {
+				if err != nil {
+					t.Error(err)
+				}
+			}
+		}) {
+			if kind == watchKernel && values > maxCall {
+				t.Errorf("%v: the longest call of a %s handles %d values, may be %d", s, kind, values, maxCall)
+			}
+		}
+	}
+}

@@ -203,12 +203,15 @@ func (w *workspace) writeBlock(i, rows, n int) {
 // fit into the first-level cache. The rows are stride values apart, and the first output
 // has index i.
 func (w *workspace) writePanel(i, c, rows, n, stride int) {
-	k := w.apply.args(i)
-	k.coef = w.coef[c*coefLen:]
-	k.rows, k.n, k.stride = rows, n, stride
-	k.stream = w.apply.stream && k.aligned()
-	if w.way.inOrder || k.stream {
-		k.single = rows
+	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
+	for r := 0; r < rows; r += most {
+		k := w.apply.args(i + r*stride)
+		k.coef = w.coef[c*coefLen:]
+		k.rows, k.n, k.stride = min(most, rows-r), n, stride
+		k.stream = w.apply.stream && k.aligned()
+		if w.way.inOrder || k.stream {
+			k.single = k.rows
+		}
+		w.kernel(&w.apply, &k)
 	}
-	w.kernel(&w.apply, &k)
 }
