@@ -171,6 +171,15 @@ var exotic = []float64{math.NaN(), math.Inf(1), math.Inf(-1), 0, math.Copysign(0
 	sureMin, sureMin * 0.99, sureMax, sureMax * 1.01, tameMin, tameMin * 0.99, tameMax, tameMax * 1.01, -sureMin, gradMin, gradMin * 0.99,
 	math.MaxFloat64, math.NaN(), 1e38, 0x1p-149} // NaN in sums and in invstd at a time, too
 
+// nearLimit returns a number near a limit of usual channels, another one for every k.
+// Statistics and constants are products of several numbers, so it is up to 64 times as
+// large.
+func nearLimit(k int) float64 {
+	limits := [...]float64{sureMin, sureMax, tameMin, factorMin, factorMax, 0x1p-50, 0x1p+50}
+	factors := [...]float64{0.99, 1, 1.01, 2, 0.5, 8, 1.0 / 8, 64}
+	return limits[k%len(limits)] * factors[k/len(limits)%len(factors)]
+}
+
 // TestChannelKernels compares every kernel that computes with channels with the
 // functions on one channel: by the bits where channels are usual, and in whether
 // they are. Each array lies where the kernel can't leave it unnoticed.
@@ -183,7 +192,7 @@ func TestChannelKernels(t *testing.T) {
 			unusual := 0
 			for n := lanes; n <= 5*lanes; n += lanes {
 				before, want, got := newChannelSet(t, k, n, false), newChannelSet(t, k, n, false), newChannelSet(t, k, n, true)
-				for seed := range uint64(600) {
+				for seed := range uint64(1200) {
 					for _, s := range []*channelSet{before, want, got} {
 						s.set(seed)
 					}
@@ -286,7 +295,14 @@ func (s *channelSet) set(seed uint64) {
 			}
 		}
 		if where >= 0 && where%3 == i%3 && i < len(inputs) {
-			values[where%len(values)] = exotic[(where/3+i)%len(exotic)]
+			v := exotic[(where/3+i)%len(exotic)]
+			if where%2 == 1 {
+				v = nearLimit(where / 6)
+			}
+			if where%4 == 1 && (name == "sumA" || name == "sumB") { // what is looked at is divided by count
+				v *= a.count
+			}
+			values[where%len(values)] = v
 		}
 		f.fill(values)
 	}

@@ -809,6 +809,7 @@ next9:
 last11:
 	ANDQ $7, SI
 	JEQ end12
+	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
@@ -992,6 +993,7 @@ next9:
 last11:
 	ANDQ $7, DI
 	JEQ end12
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -1211,6 +1213,7 @@ next10:
 last12:
 	ANDQ $7, SI
 	JEQ end13
+	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
@@ -1440,6 +1443,7 @@ next10:
 last12:
 	ANDQ $7, DI
 	JEQ end13
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -1634,6 +1638,7 @@ next9:
 last11:
 	ANDQ $7, SI
 	JEQ end12
+	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
@@ -1838,6 +1843,7 @@ next9:
 last11:
 	ANDQ $7, DI
 	JEQ end12
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -2081,6 +2087,7 @@ next10:
 last12:
 	ANDQ $7, SI
 	JEQ end13
+	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
@@ -2334,6 +2341,7 @@ next10:
 last12:
 	ANDQ $7, DI
 	JEQ end13
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -2652,6 +2660,7 @@ next20:
 last22:
 	ANDQ $7, DI
 	JEQ end23
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -7936,6 +7945,7 @@ next9:
 last11:
 	ANDQ $7, DI
 	JEQ end12
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -8154,6 +8164,7 @@ next9:
 last11:
 	ANDQ $7, R8
 	JEQ end12
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -8413,6 +8424,7 @@ next10:
 last12:
 	ANDQ $7, DI
 	JEQ end13
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -8682,6 +8694,7 @@ next10:
 last12:
 	ANDQ $7, R8
 	JEQ end13
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -8927,6 +8940,7 @@ next9:
 last11:
 	ANDQ $7, DI
 	JEQ end12
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -9187,6 +9201,7 @@ next9:
 last11:
 	ANDQ $7, R8
 	JEQ end12
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -9451,6 +9466,7 @@ next9:
 last11:
 	ANDQ $7, R8
 	JEQ end12
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -9725,6 +9741,7 @@ next9:
 last11:
 	ANDQ $7, R9
 	JEQ end12
+	ADDQ $-8, R10
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
@@ -10037,6 +10054,7 @@ next10:
 last12:
 	ANDQ $7, DI
 	JEQ end13
+	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
@@ -10356,6 +10374,7 @@ next10:
 last12:
 	ANDQ $7, R8
 	JEQ end13
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -10678,6 +10697,7 @@ next10:
 last12:
 	ANDQ $7, R8
 	JEQ end13
+	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
@@ -11013,6 +11033,7 @@ next10:
 last12:
 	ANDQ $7, R9
 	JEQ end13
+	ADDQ $-8, R10
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
@@ -11477,6 +11498,7 @@ next27:
 last29:
 	ANDQ $7, R9
 	JEQ end30
+	ADDQ $-8, R10
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11

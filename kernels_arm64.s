@@ -981,6 +981,7 @@ next9:
 last11:
 	ANDS $7, R4
 	BEQ end12
+	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1182,6 +1183,7 @@ next9:
 last11:
 	ANDS $7, R5
 	BEQ end12
+	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1382,6 +1384,7 @@ next9:
 last11:
 	ANDS $7, R4
 	BEQ end12
+	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1597,6 +1600,7 @@ next9:
 last11:
 	ANDS $7, R5
 	BEQ end12
+	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1829,6 +1833,7 @@ next11:
 last13:
 	ANDS $7, R6
 	BEQ end14
+	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7232,6 +7237,7 @@ next9:
 last11:
 	ANDS $7, R5
 	BEQ end12
+	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7464,6 +7470,7 @@ next9:
 last11:
 	ANDS $7, R6
 	BEQ end12
+	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7718,6 +7725,7 @@ next9:
 last11:
 	ANDS $7, R5
 	BEQ end12
+	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7993,6 +8001,7 @@ next9:
 last11:
 	ANDS $7, R6
 	BEQ end12
+	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8266,6 +8275,7 @@ next9:
 last11:
 	ANDS $7, R6
 	BEQ end12
+	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8555,6 +8565,7 @@ next9:
 last11:
 	ANDS $7, R7
 	BEQ end12
+	ADD $-8, R8
 	MOVD R7, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8901,6 +8912,7 @@ next13:
 last15:
 	ANDS $7, R9
 	BEQ end16
+	ADD $-8, R10
 	MOVD R9, R11
 	MOVD R11, R25
 	MOVD $maskTable<>+32(SB), R24

@@ -311,3 +311,37 @@ func TestKernelsStop(t *testing.T) {
 		}
 	}
 }
+
+// TestKernelsCountShortImages: a call that writes outputs counts all that it writes. In
+// images of a vector or two that may be the values before the first cache line and a tail.
+func TestKernelsCountShortImages(t *testing.T) {
+	t.Parallel()
+	heap := func(n int) []float32 { return make([]float32, n) }
+	for _, p := range simdPaths(t) {
+		for _, k := range kernelCases() {
+			if k.layout == cols || !k.writes() || k.act != Identity {
+				continue
+			}
+			for n := lanes; n <= 2*lanes+1; n++ {
+				for off := range lineLen { // of each image in a cache line
+					out := func(size int) []float32 {
+						v := make([]float32, size+2*lineLen)
+						first := -int(uintptr(unsafe.Pointer(&v[0]))/4) & (lineLen - 1)
+						return v[first+off:][:size]
+					}
+					s := kernelSize{rows: 1, n: n, images: 6 * turn / n, imageGap: roundUp(n, lineLen) - n}
+					a := k.args(heap, out, s, false)
+					a.act = newActCode(k.act)
+					for a.images > 0 {
+						before := a.images
+						a.budget = turn
+						p.run(k.kernel, rows, k.act, &a)
+						if done := (before - a.images) * n; done > turn+lineLen+2*n {
+							t.Fatalf("%v, %s, %d values, %d in a line: a call writes %d values, its budget is %d", p, k, n, off, done, turn)
+						}
+					}
+				}
+			}
+		}
+	}
+}

@@ -13,9 +13,9 @@ import (
 // The exported fields may be read and written between calls; an optimizer
 // updates Gamma and Beta by DGamma and DBeta in place. The slices have an
 // element for each channel. Any of them may be set to nil: without Gamma the scale is
-// 1, without Beta the shift is 0, without DGamma or DBeta that gradient is not
-// computed, and without RunningMean and RunningVar nothing is tracked. One of these
-// two alone is [ErrMissing].
+// 1, and without Beta the shift is 0. Without DGamma, or without Gamma, that gradient is
+// not computed and DGamma stays as it is; the same holds for DBeta and Beta. Without
+// RunningMean and RunningVar nothing is tracked. One of these two alone is [ErrMissing].
 //
 // A Layer is for one goroutine at a time, except that several goroutines may call
 // [Layer.Inference] while none of them changes the layer.

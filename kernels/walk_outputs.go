@@ -190,6 +190,7 @@ func (r *outputWalk) border(a *asm, row string) {
 	a.label(last)
 	a.andImm(r.left, lanes-1)
 	a.branch(ifZero, end)
+	a.addImm(r.budget, -lanes) // images of one vector may have nothing else to count
 	a.move(r.t, r.left)
 	a.tail(r.t)
 	r.one(a, r.before(a), true)
