@@ -19,6 +19,7 @@ type channels struct {
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
+	plain                  []bool    // the channel's gradients are not scaled, in a call with tiny ones
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
@@ -38,7 +39,7 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cut(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
-	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
+	ch.wide, ch.gradWide, ch.flag, ch.plain = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
 	each := roundUp(columns, lanes)
@@ -621,7 +622,7 @@ func (ch *channels) affine(c int) affine {
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
-	for c := c0; c < c1; {
+	for c := c0; c < c1 && !w.tinyG; {
 		next := w.setUsualGrads(c, c1, sums, !check)
 		if next > c {
 			w.saveSums(c, next, sums)
@@ -643,6 +644,9 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			c = next
 		}
 	}
+	if w.tinyG {
+		w.setTinyGrads(c0, c1, check, sums)
+	}
 	if w.frozen {
 		w.channels.constantStatistics(c0, c1)
 	}
@@ -663,21 +667,30 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
 		end = c + i
 	}
+	scale := 1.0
+	if w.tinyG {
+		scale = tinyScale
+		if i := indexTrue(ch.plain[c:end]); i >= 0 {
+			end = c + i
+		}
+	}
 	v := w.plan.path.whole(end - c)
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
+	k := channelArgs{n: v, count: w.values, weight: float64(float64(w.least*scale) * w.values), settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
-		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
-		betaGrad: from(w.betaGrad, c)}
-	if w.renorm.r == nil {
-		k.gammaGrad = from(w.gammaGrad, c)
+		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
+	if !w.tinyG { // or they are scaled back first
+		k.betaGrad = from(w.betaGrad, c)
+		if w.renorm.r == nil {
+			k.gammaGrad = from(w.gammaGrad, c)
+		}
 	}
 	k.run(channelBackward)
 	next := c + v - k.n
 	clear(ch.gradWide[c:next])
-	if w.renorm.r != nil && w.gammaGrad != nil {
+	if w.renorm.r != nil && w.gammaGrad != nil && !w.tinyG {
 		w.saveGammaGrad(c, next)
 	}
 	return next
@@ -692,7 +705,7 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
-		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
+		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c) || w.tinyG && ch.plain[c]
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)
@@ -745,8 +758,10 @@ func (ch *channels) constantStatistics(c0, c1 int) {
 	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }
 
-// noSums sets the constants of dx in a backward pass without sums.
+// noSums sets the constants of dx in a backward pass without sums, which is like that of
+// constant statistics.
 func (w *workspace) noSums() {
+	w.frozen = true
 	n := w.geo.channels
 	w.channels.constantStatistics(0, n)
 	w.spread(0, n, fieldK1, fieldK2)

@@ -28,6 +28,7 @@ func (w *workspace) sumSpan(seg, c, n int) {
 		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
 	}
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
+	w.scaleBackSums(k.b)
 }
 
 // columnSums are the sums of some columns of a segment: the totals a and b, and sums and
@@ -79,16 +80,25 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 // column c.
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 	g, s := w.geo, &w.sums
-	values := maxCall // per call at most
+	values, columns := maxCall, maxCall/groupSize // per call at most
 	var buf *buffers
-	if w.source != nil {
-		buf, values = w.buffers.take(), bufferLen
+	tiny := w.sumsInBlocks()
+	if w.source != nil || tiny {
+		buf, values, columns = w.buffers.take(), bufferLen, bufferLen/groupSize
 		defer w.buffers.give(buf)
 	}
-	for p := 0; p < n; p += values / groupSize {
-		m := min(values/groupSize, n-p)
+	if tiny {
+		columns = mostSpan
+		buf.constants.reset(cols)
+	}
+	for p := 0; p < n; p += columns {
+		m := min(columns, n-p)
 		most := rowsOf(values, m)
 		for r := r0; r < r1; r += most {
+			if tiny {
+				w.sumTinyBlock(buf, sums.acc[2*p:], r*g.width+c+p, c+p, min(most, r1-r), m)
+				continue
+			}
 			k := w.colArgs(s, buf, r*g.width+c+p, min(most, r1-r), m)
 			k.acc = sums.acc[2*p:]
 			k.coef = sums.shift[p:]
@@ -161,6 +171,10 @@ func (w *workspace) writeBlock(i, rows, n int) {
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
 // fit into the first-level cache. The first output has index i.
 func (w *workspace) writePanel(i, c, rows, n int) {
+	if w.outputsInBlocks() {
+		w.writeTinyPanel(i, c, rows, n)
+		return
+	}
 	together := rows
 	if !w.way.stream && w.rowsCollide() {
 		together = 1

@@ -39,7 +39,7 @@ type kernelArgs struct {
 	rows, n, stride  int
 	rowGap, imageGap int
 
-	coefStep  int // rows: floats from a row's record to the next row's
+	coefStep  int // floats from a record to the next: in rows that of the next row
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
 	// A kernel on rows stops after budget values, or a few more, and saves its state
@@ -62,7 +62,10 @@ type kernelArgs struct {
 
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors
-	fetch  int      // distance of prefetches in bytes, in cols and in rows without sums; in rows 0: none
+	factor float64  // of kernelTimes
+
+	strideY int // kernelScale, kernelTimes: floats from a row of y to the next
+	fetch   int // distance of prefetches in bytes, in cols and in rows without sums; in rows 0: none
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -168,6 +171,24 @@ const (
 	// largest of itself and of the magnitudes in the channel. They are compared by their
 	// bits, so that an infinity is larger than every number, and NaN larger still.
 	kernelLargest
+
+	// kernelScale exists in cols only. It computes, for every element,
+	//
+	//	y = float32((x-m)*a) + b    // the product is float64
+	//
+	// which has the bits of normalize. It takes no longer for subnormal numbers, for which
+	// a float32 product takes a microcode assist of a hundred cycles on Intel's processors:
+	// conversions and sums take none. y may be x, but may have another stride. From a record
+	// of constants to the next there are coefStep floats: 0 if all columns have the same
+	// constants.
+	kernelScale
+
+	// kernelTimes exists in cols only. It computes, for every element,
+	//
+	//	y = float32(x*factor)    // the product is float64
+	//
+	// y may be x, but may have another stride.
+	kernelTimes
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests
