@@ -180,6 +180,8 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 type columnList struct {
 	n          int
 	apart      bool // no two of them are adjacent
+	same       bool // forward: x of all of them is scaled by the same power of two, which is not 0
+	power      int
 	at         [mostSpan]int
 	acc        [2 * mostSpan]float32
 	shift      [mostSpan]float32
@@ -226,8 +228,12 @@ func (w *workspace) sumScaled(buf *buffers, l *columnList, sums *columnSums, r, 
 	case k.scaled != nil && k.first == r && k.height == rows && k.width == n:
 		args.x = k.scaled
 	default:
-		b := w.packListed(s, buf, l, r, rows, n)
-		args.x, _ = w.scaledOperands(s, buf, &b, k)
+		if l.same && l.adjacent() && w.source == nil { // in one step
+			args.x = w.times(buf.scaled[:], s.x[r*w.geo.width+l.at[0]:], powerOf(l.power), rows, n, w.geo.width)
+		} else {
+			b := w.packListed(s, buf, l, r, rows, n)
+			args.x, _ = w.scaledOperands(s, buf, &b, k)
+		}
 		k.scaled, k.first, k.height, k.width = args.x, r, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)

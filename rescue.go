@@ -353,6 +353,15 @@ func (w *workspace) setSumPowers(k *constants, j, c int) {
 func (w *workspace) setListedX(k *constants, l *columnList) {
 	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
 	power, scale := 0, powerOf32(0)
+	if l.same = false; plain {
+		l.power, l.same = powers[l.at[0]], powers[l.at[0]] != 0
+		for _, c := range l.at[1:l.n] {
+			l.same = l.same && powers[c] == l.power
+		}
+		if l.same && l.adjacent() && w.source == nil {
+			return // no record is used
+		}
+	}
 	for i := 0; i < l.n; i += lanes {
 		record := (*[lanes]float32)(k.toX[i*coefLen+fieldA*lanes:])
 		for lane := range min(lanes, l.n-i) {
@@ -373,25 +382,28 @@ func (w *workspace) setListedX(k *constants, l *columnList) {
 // column j on. It returns the column after them.
 func (w *workspace) listFlagged(l *columnList, j, c0, c1 int) int {
 	g, flag := w.geo, w.channels.flag
-	l.n, l.apart = 0, true
-	add := func(j int) {
-		l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != j-1)
-		l.at[l.n] = j
-		l.n++
+	n, plain, end := 0, g.width == g.channels, g.width
+	if plain {
+		j, end = max(j, c0), c1
 	}
-	if g.width == g.channels {
-		for j = max(j, c0); j < c1 && l.n < mostSpan; j++ {
-			if flag[j] {
-				add(j)
+	l.apart = true
+	for ; j < end && n < mostSpan; j++ {
+		c := j
+		if !plain {
+			if c = w.channelOf(j); c < c0 || c >= c1 {
+				continue
 			}
 		}
-		return j
-	}
-	for ; j < g.width && l.n < mostSpan; j++ {
-		if c := w.channelOf(j); c >= c0 && c < c1 && flag[c] {
-			add(j)
+		if !flag[c] {
+			continue
 		}
+		if n > 0 && l.at[n-1] == j-1 {
+			l.apart = false
+		}
+		l.at[n] = j
+		n++
 	}
+	l.n = n
 	return j
 }
 
