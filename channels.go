@@ -156,9 +156,10 @@ const (
 	channelTrack
 )
 
-// mostChannels is the number of channels that are looked at together when one of them is
-// unusual.
-const mostChannels = mostSpan
+// fewChannels is the number of channels that are looked at together when the first one of
+// them is unusual, so that a single one costs little. Later ones are looked at mostSpan at a
+// time.
+const fewChannels = 128
 
 // callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
@@ -388,14 +389,14 @@ type totals struct {
 func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
 	looked := false // whether the first row has been looked at, in cols
-	for c := c0; c < c1; {
+	for c, together := c0, fewChannels; c < c1; {
 		next := w.setUsualMoments(c, c1, sums, false, looked)
 		if next > c {
 			w.saveM2(c, next, sums.b)
 			c = next
 			continue
 		}
-		end := w.someSlowly(c, c1)
+		end := min(c+together, c1)
 		if sums.ofSegments {
 			w.total(c, end)
 		}
@@ -403,6 +404,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 			looked = true
 			continue
 		}
+		together = mostSpan
 		w.momentsAgain(c, end, looked)
 		for c < end {
 			next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
@@ -421,10 +423,6 @@ func (w *workspace) saveM2(c, next int, m2 []float64) {
 		copy(w.m2[c:next], m2[c:])
 	}
 }
-
-// someSlowly returns the end of the channels from c on that are looked at together, when
-// channel c is unusual.
-func (w *workspace) someSlowly(c, c1 int) int { return min(c+mostChannels, c1) }
 
 // fewSlowly returns the end of the channels from c on that go through the slower
 // functions, when channel c is unusual.
@@ -622,14 +620,15 @@ func (ch *channels) affine(c int) affine {
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
-	for c := c0; c < c1 && !w.tinyG; {
+	for c, together := c0, fewChannels; c < c1 && !w.tinyG; {
 		next := w.setUsualGrads(c, c1, sums, !check)
 		if next > c {
 			w.saveSums(c, next, sums)
 			c = next
 			continue
 		}
-		end, settled := w.someSlowly(c, c1), totals{ch.sumA, ch.sumB, false}
+		end, settled := min(c+together, c1), totals{ch.sumA, ch.sumB, false}
+		together = mostSpan
 		if sums.ofSegments {
 			w.total(c, end)
 		}

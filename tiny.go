@@ -489,7 +489,7 @@ func (w *workspace) setTinyGrads(c0, c1 int, check bool, sums totals) {
 	}
 	clear(ch.plain[c0:c1])
 	all := totals{ch.sumA, ch.sumB, false}
-	for c := c0; c < c1; {
+	for c, together := c0, fewChannels; c < c1; {
 		next, first := w.setUsualGrads(c, c1, all, !check), c
 		for c < next && ch.sumA[c]-ch.sumA[c] == 0 { // or NaN in x would hide an overflow
 			c++
@@ -501,7 +501,8 @@ func (w *workspace) setTinyGrads(c0, c1 int, check bool, sums totals) {
 		if c == next && c > first {
 			continue
 		}
-		end := w.someSlowly(c, c1)
+		end := min(c+together, c1)
+		together = mostSpan
 		w.setPlainGrads(c, end, check)
 		c = end
 	}
