@@ -217,7 +217,7 @@ func (w *workspace) situation(do phases) situation {
 	}
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
-	if out := a.storage(); w.backward && a.act.kind != actIdentity && out != nil {
+	if out := a.storage(); (s.costly || w.backward && w.tinyX) && a.act.kind != actIdentity && out != nil {
 		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
 	}
 	return s

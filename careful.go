@@ -146,8 +146,16 @@ func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *bl
 	w.plan.path.runAll(kernel, act, k)
 }
 
-// scale multiplies the values of a block by powers of two.
+// scale multiplies the values of a block by powers of two. Small values may be subnormal:
+// their products are taken in float64, which gives the same bits.
 func (w *workspace) scale(dst, src, by []float32, b *block) []float32 {
+	n := b.rows * b.n
+	switch {
+	case w.geo.layout == rows && by[fieldA] > 1:
+		return w.times(dst, src, float64(by[fieldA]), 1, n, n)
+	case w.geo.layout == cols && by[fieldA*lanes] > 1:
+		return w.product(dst, src, by, b)
+	}
 	k := kernelArgs{x: src, y: dst, coef: by}
 	w.elementwise(kernelNormalize, Identity, &k, b)
 	return dst

@@ -704,7 +704,10 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		d.set(&f, ch.invstd[c], ch.sumA[c], ch.sumB[c], w.values)
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
-		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c) || w.tinyG && ch.plain[c]
+		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
+		if w.tinyG && ch.plain[c] && !ch.gradWide[c] { // as it is
+			ch.gradWide[c], ch.powerX[c], ch.powerG[c] = true, 0, 0
+		}
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)

@@ -227,6 +227,9 @@ func takesSums(kernel int) bool {
 // run calls a kernel on a path.
 func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	a.watch(l)
+	if inspected != nil {
+		inspected(kernel, l, act, *a)
+	}
 	if raceEnabled {
 		a.race(kernel, l)
 	}
@@ -236,6 +239,10 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	}
 	simdKernel(a.id(kernel, l, act), a)
 }
+
+// inspected, where a test has set it, gets the arguments of the calls of kernels, but of
+// those that take turns.
+var inspected func(kernel int, l layout, act Activation, a kernelArgs)
 
 // watch reports the number of values of a kernel's call to a test.
 func (a *kernelArgs) watch(l layout) {

@@ -404,6 +404,7 @@ func (w *workspace) setSums(sums *GradSums) {
 	copyCut(w.channels.sumB, sums.GD)
 	n := w.geo.channels
 	if w.sample(applyThem); w.tinyG {
+		w.findPlain(0, n)
 		for c := range n {
 			w.channels.sumA[c] *= tinyScale
 			w.channels.sumB[c] *= tinyScale

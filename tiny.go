@@ -25,7 +25,7 @@ const (
 )
 
 // tinySample is how many values of a tensor are looked at, at most.
-const tinySample = 64
+const tinySample = 32
 
 // sample sets whether the gradients are tiny, and whether the deviations of x are: in a
 // forward pass x itself, as its mean is not known yet.
@@ -43,17 +43,22 @@ func (w *workspace) sample(do phases) {
 // means, are tiny but not all 0. Usually the first one tells.
 func (w *workspace) allTiny(values []float32, mean []float64) bool {
 	g := w.geo
-	n := g.outer * g.channels * g.inner
-	most := 0.0
-	for i, step := 0, sampleStep(n, g.channels); i < n; i += step {
-		v := float64(values[w.element(i)])
+	n, step, most := g.outer*g.channels*g.inner, 0, 0.0
+	for i := 0; i < n; i += step {
+		at := i
+		if w.source != nil {
+			at = w.element(i)
+		}
+		v := float64(values[at])
 		if mean != nil {
 			v -= mean[i/g.inner%g.channels]
 		}
 		if v = math.Abs(v); !(v <= tinyMost) {
 			return false
 		}
-		most = max(most, v)
+		if most = max(most, v); step == 0 {
+			step = sampleStep(n, g.channels)
+		}
 	}
 	return most > 0
 }
@@ -481,13 +486,38 @@ func (w *workspace) writeTinyPanel(i, c, rows, n int) {
 
 // ---- channels
 
-// setTinyGrads is setGrads for sums of scaled gradients.
+// plainLeast is the least gradient that makes its channel plain, since scaled ones overflow.
+const plainLeast = 0x1p26
+
+// findPlain sets whether channels are plain, as they have such gradients.
+func (w *workspace) findPlain(c0, c1 int) {
+	ch := &w.channels
+	for c := c0; c < c1; c++ {
+		ch.flag[c] = true
+	}
+	w.measureDY(c0, c1)
+	for c := c0; c < c1; c++ {
+		ch.plain[c], ch.flag[c] = !(ch.extent[c] < plainLeast), false
+	}
+}
+
+// measureDY sets the extents of the flagged channels to their largest magnitudes of dy.
+func (w *workspace) measureDY(c0, c1 int) {
+	s := w.again
+	s.act = Identity
+	w.measureStage(&s, c0, c1)
+}
+
+// setTinyGrads is setGrads for sums of scaled gradients. With check, it finds out which
+// channels are plain. Otherwise plain has those of large gradients.
 func (w *workspace) setTinyGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
 	if sums.ofSegments {
 		w.total(c0, c1)
 	}
-	clear(ch.plain[c0:c1])
+	if check {
+		clear(ch.plain[c0:c1])
+	}
 	all := totals{ch.sumA, ch.sumB, false}
 	for c, together := c0, fewChannels; c < c1; {
 		next, first := w.setUsualGrads(c, c1, all, !check), c
@@ -512,7 +542,7 @@ func (w *workspace) setTinyGrads(c0, c1 int, check bool, sums totals) {
 func (w *workspace) setPlainGrads(c0, c1 int, check bool) {
 	ch := &w.channels
 	for c := c0; c < c1; c++ {
-		ch.plain[c] = !w.staysScaled(c, check)
+		ch.plain[c] = ch.plain[c] || !w.staysScaled(c, check)
 		ch.flag[c], ch.powerX[c], ch.powerG[c] = ch.plain[c] && check, 0, 0
 		if ch.plain[c] && !check {
 			ch.sumA[c] *= 1.0 / tinyScale
@@ -521,6 +551,9 @@ func (w *workspace) setPlainGrads(c0, c1 int, check bool) {
 	}
 	w.sumAgain(c0, c1)
 	w.gradientsAgain(c0, c1, check)
+	if check {
+		w.scaleAgain(c0, c1)
+	}
 	for c := c0; c < c1; {
 		next := w.setUsualGrads(c, c1, totals{ch.sumA, ch.sumB, false}, true)
 		if next == c {
@@ -529,6 +562,36 @@ func (w *workspace) setPlainGrads(c0, c1 int, check bool) {
 		}
 		w.scaleBack(c, next)
 		c = next
+	}
+}
+
+// scaleAgain makes channels that are plain because of their sums alone scaled ones, whose
+// sums have been taken again. So it depends on the sums and on dy only whether a channel is
+// plain, as in a call that is given the sums.
+func (w *workspace) scaleAgain(c0, c1 int) {
+	ch := &w.channels
+	some := false
+	for c := c0; c < c1; c++ {
+		if ch.flag[c] = false; !ch.plain[c] {
+			continue
+		}
+		a, b := ch.sumA[c], ch.sumB[c]
+		ch.sumA[c], ch.sumB[c] = a*tinyScale, b*tinyScale
+		ch.flag[c] = w.staysScaled(c, false)
+		ch.sumA[c], ch.sumB[c] = a, b
+		some = some || ch.flag[c]
+	}
+	if !some {
+		return
+	}
+	w.measureDY(c0, c1)
+	for c := c0; c < c1; c++ {
+		if ch.flag[c] && ch.extent[c] < plainLeast {
+			ch.plain[c] = false
+			ch.sumA[c] *= tinyScale
+			ch.sumB[c] *= tinyScale
+		}
+		ch.flag[c] = false
 	}
 }
 
