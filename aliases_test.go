@@ -250,6 +250,11 @@ var aliasKinds = []aliasData{
 	{name: "gradients that cancel by halves", set: aliasHalves},
 	{name: "two gradients that cancel", set: aliasPair},
 	{name: "tiny values", set: aliasTinyX},
+	{name: "subnormal values", set: aliasSubnormalX},
+	{name: "subnormal values, tiny gradients", set: func(g *aliasGroup) {
+		aliasSubnormalX(g)
+		aliasTinyDY(g)
+	}},
 	{name: "huge values", set: aliasHugeX},
 	{name: "one NaN", set: func(g *aliasGroup) { g.poison(float32(math.NaN())) }},
 	{name: "one infinity", set: func(g *aliasGroup) { g.poison(float32(math.Inf(1 - g.number/3%2*2))) }},
@@ -331,6 +336,11 @@ func (g *aliasGroup) opposite(from, to int) {
 func aliasTinyX(g *aliasGroup) {
 	g.scale(g.x, 1e-25)
 	*g.mean, *g.variance = 1e-20, 1e-38
+}
+
+func aliasSubnormalX(g *aliasGroup) {
+	g.scale(g.x, 1e-39)
+	*g.mean = 2e-40
 }
 
 func aliasHugeX(g *aliasGroup) {

@@ -41,6 +41,8 @@ type call struct {
 	// least is the least magnitude other than 0 in a sample of dy, times the least slope of
 	// the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
 	least float64
+	// The gradients are tiny, and the deviations of x are (tiny.go).
+	tinyG, tinyX bool
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -202,7 +204,7 @@ func (s *stage) storage() []float32 {
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
-		costly: w.backward && a.act.costly(), masked: w.source != nil}
+		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG, tinyX: w.tinyX}
 	inputs := [...][]float32{a.x, a.dy, a.res}
 	for _, in := range inputs {
 		if in != nil {
@@ -220,7 +222,7 @@ func (w *workspace) situation(do phases) situation {
 	}
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
-	if out := a.storage(); s.costly && out != nil {
+	if out := a.storage(); (s.costly || w.backward && w.tinyX) && a.act.kind != actIdentity && out != nil {
 		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
 	}
 	return s
@@ -230,6 +232,7 @@ func (w *workspace) situation(do phases) situation {
 // statistics.
 func (w *workspace) run(do phases) {
 	w.do = do
+	w.sample(do)
 	w.way = choose(w.geo, w.situation(do), w.plan.limits)
 	w.apply.stream = w.way.stream
 	if w.backward && do&takeSums != 0 {

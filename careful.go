@@ -23,6 +23,10 @@ type constants struct {
 	// rows takes them twice, as its probe and as its window.
 	first, height, width int
 	scaled               []float32
+
+	// The constants of which the records of z and dx, and the factors in toZ, were made
+	// last, in tiny.go.
+	made [3]*float32
 }
 
 // reset prepares the constants for a block in a layout. Nothing is scaled until a power
@@ -33,6 +37,7 @@ func (k *constants) reset(l layout) {
 	}
 	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
 	k.scaled = nil
+	k.made = [3]*float32{}
 }
 
 // init sets the fields that are the same in all blocks of a layout. With them a kernel
@@ -110,9 +115,11 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 }
 
 // block holds adjacent values: in cols some rows of n columns, in rows n values of one
-// channel from each of some images.
+// channel from each of some images, or in tiny.go of some adjacent channels.
 type block struct {
 	rows, n    int
+	channels   int // in rows; 0 stands for 1
+	stride     int // from a row of the inputs to the next; 0 stands for n
 	x, dy, res []float32
 	y, dres    []float32
 }
@@ -125,13 +132,30 @@ func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *bl
 		w.plan.path.run(kernel, cols, act, k)
 		return
 	}
-	k.rows, k.n = 1, b.rows*b.n
-	k.begin(0, 1)
+	switch channels := max(1, b.channels); {
+	case channels == 1:
+		k.rows, k.n = 1, b.rows*b.n
+		k.begin(0, 1)
+	case b.n < lanes*channels: // in one image, whose rows are too short for vectors across two
+		k.rows, k.n = 1, b.n/channels
+		k.begin(0, channels)
+	default:
+		k.rows, k.n, k.coefImage = channels, b.n/channels, -channels*coefLen
+		k.begin(0, b.rows)
+	}
 	w.plan.path.runAll(kernel, act, k)
 }
 
-// scale multiplies the values of a block by powers of two.
+// scale multiplies the values of a block by powers of two. Small values may be subnormal:
+// their products are taken in float64, which gives the same bits.
 func (w *workspace) scale(dst, src, by []float32, b *block) []float32 {
+	n := b.rows * b.n
+	switch {
+	case w.geo.layout == rows && by[fieldA] > 1:
+		return w.times(dst, src, float64(by[fieldA]), 1, n, n)
+	case w.geo.layout == cols && by[fieldA*lanes] > 1:
+		return w.product(dst, src, by, b)
+	}
 	k := kernelArgs{x: src, y: dst, coef: by}
 	w.elementwise(kernelNormalize, Identity, &k, b)
 	return dst
@@ -164,6 +188,8 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 type columnList struct {
 	n          int
 	apart      bool // no two of them are adjacent
+	same       bool // forward: x of all of them is scaled by the same power of two, which is not 0
+	power      int
 	at         [mostSpan]int
 	acc        [2 * mostSpan]float32
 	shift      [mostSpan]float32
@@ -210,8 +236,12 @@ func (w *workspace) sumScaled(buf *buffers, l *columnList, sums *columnSums, r, 
 	case k.scaled != nil && k.first == r && k.height == rows && k.width == n:
 		args.x = k.scaled
 	default:
-		b := w.packListed(s, buf, l, r, rows, n)
-		args.x, _ = w.scaledOperands(s, buf, &b, k)
+		if l.same && l.adjacent() && w.source == nil { // in one step
+			args.x = w.times(buf.scaled[:], s.x[r*w.geo.width+l.at[0]:], powerOf(l.power), rows, n, w.geo.width)
+		} else {
+			b := w.packListed(s, buf, l, r, rows, n)
+			args.x, _ = w.scaledOperands(s, buf, &b, k)
+		}
 		k.scaled, k.first, k.height, k.width = args.x, r, rows, n
 	}
 	w.plan.path.run(s.kernel, cols, Identity, &args)
@@ -321,12 +351,29 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	for j := range n {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}
+	// Of columns whose gradients are scaled, the outputs are written otherwise.
+	besides := w.backward && w.tinyG && !w.frozen
+	w.colBlocks(buf, i, c, rows, n, besides, func(r int, b block) {
+		w.writeScaled(buf, &b, k)
+		if besides {
+			w.writePanel(i+r*w.geo.width, c, b.rows, n, w.geo.width)
+		}
+	})
+}
+
+// colBlocks calls write for some rows of n columns from column c on at a time, from index
+// i on. The outputs of a block are in place, or are copied afterwards: where other columns
+// lie between the rows, and if only those of plain channels are wanted.
+func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, plain bool, write func(r int, b block)) {
 	s, stride := &w.apply, w.geo.width
+	if rows == 1 { // its columns are adjacent
+		stride = n
+	}
 	most := bufferLen / n
 	for r := 0; r < rows; r += most {
 		height := min(most, rows-r)
 		b := packBlock(s, buf, i+r*stride, height, n, stride)
-		packed := n != stride
+		packed := n != stride || plain
 		if packed {
 			b.y = buf.y[:height*n]
 			if s.dres != nil {
@@ -335,16 +382,32 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 		} else {
 			b.y, b.dres = slice(s.y, i+r*stride, height*n), slice(s.dres, i+r*stride, height*n)
 		}
-		w.writeScaled(buf, &b, k)
+		write(r, b)
 		if !packed {
 			continue
 		}
 		for j := range height {
 			to := i + (r+j)*stride
+			if plain {
+				w.copyPlain(s.y[to:to+n], b.y[j*n:], c)
+				if s.dres != nil {
+					w.copyPlain(s.dres[to:to+n], b.dres[j*n:], c)
+				}
+				continue
+			}
 			copy(s.y[to:to+n], b.y[j*n:])
 			if s.dres != nil {
 				copy(s.dres[to:to+n], b.dres[j*n:])
 			}
+		}
+	}
+}
+
+// copyPlain copies the values of columns from column c on whose channels are plain.
+func (w *workspace) copyPlain(to, from []float32, c int) {
+	for j := range to {
+		if w.channels.plain[w.channelOf(c+j)] {
+			to[j] = from[j]
 		}
 	}
 }

@@ -19,6 +19,7 @@ type channels struct {
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
+	plain                  []bool    // the channel's gradients are not scaled, in a call with tiny ones
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
@@ -38,7 +39,7 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cut(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
-	ch.wide, ch.gradWide, ch.flag = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
+	ch.wide, ch.gradWide, ch.flag, ch.plain = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
@@ -172,9 +173,10 @@ const (
 	channelStrip
 )
 
-// mostChannels is the number of channels that are looked at together when one of them is
-// unusual.
-const mostChannels = mostSpan
+// fewChannels is the number of channels that are looked at together when the first one of
+// them is unusual, so that a single one costs little. Later ones are looked at mostSpan at a
+// time.
+const fewChannels = 128
 
 // callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
@@ -457,14 +459,14 @@ type totals struct {
 func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
 	looked := false // whether the first row has been looked at, in cols
-	for c := c0; c < c1; {
+	for c, together := c0, fewChannels; c < c1; {
 		next := w.setUsualMoments(c, c1, sums, false, looked)
 		if next > c {
 			w.saveM2(c, next, sums.b)
 			c = next
 			continue
 		}
-		end := w.someSlowly(c, c1)
+		end := min(c+together, c1)
 		if sums.ofSegments {
 			w.total(c, end)
 		}
@@ -472,6 +474,7 @@ func (w *workspace) setMoments(c0, c1 int, sums totals) {
 			looked = true
 			continue
 		}
+		together = mostSpan
 		w.momentsAgain(c, end, looked)
 		for c < end {
 			next := w.setUsualMoments(c, end, totals{ch.sumA, ch.sumB, false}, true, false)
@@ -490,10 +493,6 @@ func (w *workspace) saveM2(c, next int, m2 []float64) {
 		copy(w.m2[c:next], m2[c:])
 	}
 }
-
-// someSlowly returns the end of the channels from c on that are looked at together, when
-// channel c is unusual.
-func (w *workspace) someSlowly(c, c1 int) int { return min(c+mostChannels, c1) }
 
 // fewSlowly returns the end of the channels from c on that go through the slower
 // functions, when channel c is unusual.
@@ -691,14 +690,15 @@ func (ch *channels) affine(c int) affine {
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
-	for c := c0; c < c1; {
+	for c, together := c0, fewChannels; c < c1 && !w.tinyG; {
 		next := w.setUsualGrads(c, c1, sums, !check)
 		if next > c {
 			w.saveSums(c, next, sums)
 			c = next
 			continue
 		}
-		end, settled := w.someSlowly(c, c1), totals{ch.sumA, ch.sumB, false}
+		end, settled := min(c+together, c1), totals{ch.sumA, ch.sumB, false}
+		together = mostSpan
 		if sums.ofSegments {
 			w.total(c, end)
 		}
@@ -712,6 +712,9 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			w.saveSums(c, next, settled)
 			c = next
 		}
+	}
+	if w.tinyG {
+		w.setTinyGrads(c0, c1, check, sums)
 	}
 	if w.frozen {
 		w.channels.constantStatistics(c0, c1)
@@ -733,21 +736,30 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
 		end = c + i
 	}
+	scale := 1.0
+	if w.tinyG {
+		scale = tinyScale
+		if i := indexTrue(ch.plain[c:end]); i >= 0 {
+			end = c + i
+		}
+	}
 	v := w.plan.path.whole(end - c)
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
+	k := channelArgs{n: v, count: w.values, weight: float64(float64(w.least*scale) * w.values), settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
-		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group,
-		betaGrad: from(w.betaGrad, c)}
-	if w.renorm.r == nil {
-		k.gammaGrad = from(w.gammaGrad, c)
+		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
+	if !w.tinyG { // or they are scaled back first
+		k.betaGrad = from(w.betaGrad, c)
+		if w.renorm.r == nil {
+			k.gammaGrad = from(w.gammaGrad, c)
+		}
 	}
 	k.run(channelBackward)
 	next := c + v - k.n
 	clear(ch.gradWide[c:next])
-	if w.renorm.r != nil && w.gammaGrad != nil {
+	if w.renorm.r != nil && w.gammaGrad != nil && !w.tinyG {
 		w.saveGammaGrad(c, next)
 	}
 	return next
@@ -763,6 +775,9 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
 		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
+		if w.tinyG && ch.plain[c] && !ch.gradWide[c] { // as it is
+			ch.gradWide[c], ch.powerX[c], ch.powerG[c] = true, 0, 0
+		}
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)
@@ -815,8 +830,10 @@ func (ch *channels) constantStatistics(c0, c1 int) {
 	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
 }
 
-// noSums sets the constants of dx in a backward pass without sums.
+// noSums sets the constants of dx in a backward pass without sums, which is like that of
+// constant statistics.
 func (w *workspace) noSums() {
+	w.frozen = true
 	n := w.geo.channels
 	w.channels.constantStatistics(0, n)
 	w.spread(0, n, fieldK1, fieldK2)

@@ -30,6 +30,7 @@ func (w *workspace) sumSpan(seg, c, n int) {
 	}
 	k := w.columnSums(seg, c, n)
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
+	w.scaleBackSums(k.b)
 }
 
 // columnSums are the sums of some columns of a segment: the totals a and b, and sums and
@@ -107,16 +108,25 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 // column c.
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 	g, s := w.geo, &w.sums
-	values := maxCall // per call at most
+	values, columns := maxCall, maxCall/groupSize // per call at most
 	var buf *buffers
-	if w.source != nil {
-		buf, values = w.buffers.take(), bufferLen
+	tiny := w.sumsInBlocks()
+	if w.source != nil || tiny {
+		buf, values, columns = w.buffers.take(), bufferLen, bufferLen/groupSize
 		defer w.buffers.give(buf)
 	}
-	for p := 0; p < n; p += values / groupSize {
-		m := min(values/groupSize, n-p)
+	if tiny {
+		columns = mostSpan
+		buf.constants.reset(cols)
+	}
+	for p := 0; p < n; p += columns {
+		m := min(columns, n-p)
 		most := rowsOf(values, m)
 		for r := r0; r < r1; r += most {
+			if tiny {
+				w.sumTinyBlock(buf, sums.acc[2*p:], r*g.width+c+p, c+p, min(most, r1-r), m)
+				continue
+			}
 			k := w.colArgs(s, buf, r*g.width+c+p, min(most, r1-r), m)
 			k.acc = sums.acc[2*p:]
 			k.coef = sums.shift[p:]
@@ -161,7 +171,7 @@ func (w *workspace) applyCols(t int) {
 		n += g.rest
 	}
 	width := g.width
-	if !w.someWide { // these are written carefully, row by row
+	if !w.someWide && !w.outputsInBlocks() { // these are written row by row
 		width *= w.way.side
 	}
 	rest := n % width
@@ -205,9 +215,14 @@ func (w *workspace) writeBlock(i, rows, n int) {
 func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
-		k := w.apply.args(i + r*stride)
+		at, height := i+r*stride, min(most, rows-r)
+		if w.outputsInBlocks() {
+			w.writeTinyPanel(at, c, height, n)
+			continue
+		}
+		k := w.apply.args(at)
 		k.coef = w.coef[c*coefLen:]
-		k.rows, k.n, k.stride = min(most, rows-r), n, stride
+		k.rows, k.n, k.stride = height, n, stride
 		k.stream = w.apply.stream && k.aligned()
 		if w.way.inOrder || k.stream {
 			k.single = k.rows

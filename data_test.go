@@ -24,7 +24,6 @@ var lookedAt = map[string][2]bool{
 	"NaN in all channels": {true, false},
 	"Inf in one channel":  {true, false},
 	"Inf in all channels": {true, false},
-	"dy * 1e-38":          {false, true},
 	"kinds in turn":       {true, false},
 }
 
@@ -44,7 +43,7 @@ var takenAgainOf = map[string][2]int{
 	"Inf in one channel":        {takenOnce, takenOnce},
 	"Inf in all channels":       {takenOnce, takenOnce},
 	"dy * 1e-30":                {takenOnce, takenOnce},
-	"dy * 1e-38":                {takenOnce, takenAgain},
+	"dy * 1e-38":                {takenOnce, takenOnce}, // the gradients of the whole call are scaled
 	"x * 1e20":                  {takenAgain, takenOnce},
 	"x * 1e20 in one channel":   {takenAgain, takenOnce},
 	"x * 1e-25":                 {takenOnce, takenOnce}, // nothing beside epsilon

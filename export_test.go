@@ -46,6 +46,9 @@ func WithExtremeSchedule(phases bool) Option {
 	}
 }
 
+// SampleStep returns the distance of the values that decide whether all are tiny.
+func SampleStep(n, channels int) int { return sampleStep(n, channels) }
+
 // Rescued returns how many channels had their sums taken again so far.
 func Rescued() int64 { return rescued.Load() }
 

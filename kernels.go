@@ -43,6 +43,7 @@ type kernelArgs struct {
 	single           int
 	rowGap, imageGap int
 
+	coefStep  int // kernelScale: floats from a record to the next one, 0 if all columns have the same
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
 	// A kernel on rows stops after budget values, or a few more, and saves its state
@@ -66,6 +67,9 @@ type kernelArgs struct {
 	act    *actCode // for the kernels that call an activation's function
 	stream bool     // y and dres have non-temporal stores; in cols they and their rows are aligned to vectors, and all rows are single
 	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
+	factor float64  // of kernelTimes
+
+	strideY int // kernelScale, kernelTimes: floats from a row of y to the next
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -174,6 +178,24 @@ const (
 	// largest of itself and of the magnitudes in the channel. They are compared by their
 	// bits, so that an infinity is larger than every number, and NaN larger still.
 	kernelLargest
+
+	// kernelScale exists in cols only. It computes, for every element,
+	//
+	//	y = float32((x-m)*a) + b    // the product is float64
+	//
+	// which has the bits of normalize. It takes no longer for subnormal numbers, for which
+	// a float32 product takes a microcode assist of a hundred cycles on Intel's processors:
+	// conversions and sums take none. y may be x, but may have another stride. From a record
+	// of constants to the next there are coefStep floats: 0 if all columns have the same
+	// constants.
+	kernelScale
+
+	// kernelTimes exists in cols only. It computes, for every element,
+	//
+	//	y = float32(x*factor)    // the product is float64
+	//
+	// y may be x, but may have another stride.
+	kernelTimes
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests
@@ -212,6 +234,9 @@ func takesSums(kernel int) bool {
 // run calls a kernel on a path.
 func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	a.watch(l)
+	if inspected != nil {
+		inspected(kernel, l, act, *a)
+	}
 	if raceEnabled {
 		a.race(kernel, l)
 	}
@@ -221,6 +246,10 @@ func (p Path) run(kernel int, l layout, act Activation, a *kernelArgs) {
 	}
 	simdKernel(a.id(kernel, l, act), a)
 }
+
+// inspected, where a test has set it, gets the arguments of the calls of kernels, but of
+// those that take turns.
+var inspected func(kernel int, l layout, act Activation, a kernelArgs)
 
 // watch reports the number of values of a kernel's call to a test.
 func (a *kernelArgs) watch(l layout) {

@@ -14175,6 +14175,143 @@ done3:
 	VZEROUPPER
 	RET
 
+// func scaleCols(id int, a *kernelArgs)
+TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coefStep(R14), BX
+	SHLQ $2, BX
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_y(R14), SI
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_strideY(R14), R9
+	SHLQ $2, R8
+	SHLQ $2, R9
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R12
+	SHLQ $2, CX
+	SUBQ CX, R12
+	VMOVDQU (R12), Y15
+
+row1:
+	MOVQ DX, R10
+	MOVQ SI, R11
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JLT tail3
+
+column2:
+	VMOVUPS (AX), Y0
+	VADDPS (R10), Y0, Y0
+	VCVTPS2PD X0, Y1
+	VEXTRACTF128 $1, Y0, X2
+	VCVTPS2PD X2, Y2
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
+	VMULPD Y3, Y1, Y1
+	VMULPD Y4, Y2, Y2
+	VCVTPD2PSY Y1, X0
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y0, Y0
+	VADDPS 64(AX), Y0, Y0
+	VMOVUPS Y0, (R11)
+	ADDQ $32, R10
+	ADDQ $32, R11
+	ADDQ BX, AX
+	SUBQ $8, CX
+	JGE column2
+
+tail3:
+	ANDQ $7, CX
+	JEQ next4
+	VMOVUPS (AX), Y0
+	VMASKMOVPS (R10), Y15, Y1
+	VADDPS Y1, Y0, Y0
+	VCVTPS2PD X0, Y1
+	VEXTRACTF128 $1, Y0, X2
+	VCVTPS2PD X2, Y2
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
+	VMULPD Y3, Y1, Y1
+	VMULPD Y4, Y2, Y2
+	VCVTPD2PSY Y1, X0
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y0, Y0
+	VADDPS 64(AX), Y0, Y0
+	VMASKMOVPS Y0, Y15, (R11)
+
+next4:
+	ADDQ R8, DX
+	ADDQ R9, SI
+	SUBQ $1, DI
+	JNE row1
+	VZEROUPPER
+	RET
+
+// func timesCols(id int, a *kernelArgs)
+TEXT ·timesCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	LEAQ kernelArgs_factor(R14), AX
+	VBROADCASTSD (AX), Y0
+	MOVQ kernelArgs_x(R14), BX
+	MOVQ kernelArgs_y(R14), CX
+	MOVQ kernelArgs_rows(R14), DX
+	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_strideY(R14), DI
+	SHLQ $2, SI
+	SHLQ $2, DI
+	MOVQ kernelArgs_n(R14), AX
+	ANDQ $7, AX
+	LEAQ maskTable<>+32(SB), R10
+	SHLQ $2, AX
+	SUBQ AX, R10
+	VMOVDQU (R10), Y15
+
+row1:
+	MOVQ BX, R8
+	MOVQ CX, R9
+	MOVQ kernelArgs_n(R14), AX
+	SUBQ $8, AX
+	JLT tail3
+
+column2:
+	VCVTPS2PD (R8), Y2
+	VCVTPS2PD 16(R8), Y3
+	VMULPD Y0, Y2, Y2
+	VMULPD Y0, Y3, Y3
+	VCVTPD2PSY Y2, X1
+	VCVTPD2PSY Y3, X3
+	VINSERTF128 $1, X3, Y1, Y1
+	VMOVUPS Y1, (R9)
+	ADDQ $32, R8
+	ADDQ $32, R9
+	SUBQ $8, AX
+	JGE column2
+
+tail3:
+	ANDQ $7, AX
+	JEQ next4
+	VMASKMOVPS (R8), Y15, Y1
+	VCVTPS2PD X1, Y2
+	VEXTRACTF128 $1, Y1, X3
+	VCVTPS2PD X3, Y3
+	VMULPD Y0, Y2, Y2
+	VMULPD Y0, Y3, Y3
+	VCVTPD2PSY Y2, X1
+	VCVTPD2PSY Y3, X3
+	VINSERTF128 $1, X3, Y1, Y1
+	VMASKMOVPS Y1, Y15, (R9)
+
+next4:
+	ADDQ SI, BX
+	ADDQ DI, CX
+	SUBQ $1, DX
+	JNE row1
+	VZEROUPPER
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -14415,12 +14552,85 @@ DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1920
+DATA simdKernelTable<>+1920(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1936(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1952(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1968(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1984(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2000(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2008(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2016(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2024(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2032(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2040(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2048(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2064(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2072(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2080(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2088(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2112(SB)/8, $·scaleCols<>(SB)
+DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2128(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2144(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2160(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2176(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2192(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2208(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2216(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2224(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2232(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2240(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2248(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2256(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2264(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2272(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2280(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2288(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2296(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2304(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2312(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2336(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2344(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2368(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2376(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2400(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2408(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2432(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2464(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2504
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $240
+	CMPQ AX, $313
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -11282,6 +11282,130 @@ next10:
 done3:
 	RET
 
+// func scaleCols(id int, a *kernelArgs)
+TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_coefStep(R23), R1
+	LSL $2, R1
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_y(R23), R4
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_strideY(R23), R7
+	LSL $2, R6
+	LSL $2, R7
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+row1:
+	MOVD R3, R8
+	MOVD R4, R9
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BLT tail3
+
+column2:
+	FLDPQ (R0), (F0, F1)
+	FLDPQ (R8), (F2, F3)
+	FADD8(1, 0, 0)
+	WIDEN(0, 1, 2)
+	FLDPQ 32(R0), (F8, F9)
+	WIDEN(4, 3, 4)
+	FMUL4D(3, 1, 1)
+	FMUL4D(4, 2, 2)
+	NARROW(1, 2, 0)
+	FLDPQ 64(R0), (F6, F7)
+	FADD8(3, 0, 0)
+	FSTPQ (F0, F1), (R9)
+	ADD $32, R8
+	ADD $32, R9
+	ADD R1, R0
+	SUBS $8, R2
+	BGE column2
+
+tail3:
+	ANDS $7, R2
+	BEQ next4
+	FLDPQ (R0), (F0, F1)
+	TAIL(·loadTail1<>, 0, R8)
+	FADD8(1, 0, 0)
+	WIDEN(0, 1, 2)
+	FLDPQ 32(R0), (F8, F9)
+	WIDEN(4, 3, 4)
+	FMUL4D(3, 1, 1)
+	FMUL4D(4, 2, 2)
+	NARROW(1, 2, 0)
+	FLDPQ 64(R0), (F6, F7)
+	FADD8(3, 0, 0)
+	TAIL(·storeTail0<>, 0, R9)
+
+next4:
+	ADD R6, R3
+	ADD R7, R4
+	SUBS $1, R5
+	BNE row1
+	RET
+
+// func timesCols(id int, a *kernelArgs)
+TEXT ·timesCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	ADD $kernelArgs_factor, R23, R0
+	LD1R4D(0, 0)
+	MOVD kernelArgs_x(R23), R1
+	MOVD kernelArgs_y(R23), R2
+	MOVD kernelArgs_rows(R23), R3
+	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_strideY(R23), R5
+	LSL $2, R4
+	LSL $2, R5
+	MOVD kernelArgs_n(R23), R0
+	ANDS $7, R0
+	MOVD R0, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+row1:
+	MOVD R1, R6
+	MOVD R2, R7
+	MOVD kernelArgs_n(R23), R0
+	SUBS $8, R0
+	BLT tail3
+
+column2:
+	FLDPQ (R6), (F6, F7)
+	WIDEN(3, 2, 3)
+	FMUL4D(0, 2, 2)
+	FMUL4D(0, 3, 3)
+	NARROW(2, 3, 1)
+	FSTPQ (F2, F3), (R7)
+	ADD $32, R6
+	ADD $32, R7
+	SUBS $8, R0
+	BGE column2
+
+tail3:
+	ANDS $7, R0
+	BEQ next4
+	TAIL(·loadTail1<>, 0, R6)
+	WIDEN(1, 2, 3)
+	FMUL4D(0, 2, 2)
+	FMUL4D(0, 3, 3)
+	NARROW(2, 3, 1)
+	TAIL(·storeTail1<>, 0, R7)
+
+next4:
+	ADD R4, R1
+	ADD R5, R2
+	SUBS $1, R3
+	BNE row1
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -11522,12 +11646,85 @@ DATA simdKernelTable<>+1888(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1896(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1904(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+1912(SB)/8, $·absent<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $1920
+DATA simdKernelTable<>+1920(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1936(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1944(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1952(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1960(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1968(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1976(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1984(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+1992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2000(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2008(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2016(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2024(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2032(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2040(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2048(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2064(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2072(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2080(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2088(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2112(SB)/8, $·scaleCols<>(SB)
+DATA simdKernelTable<>+2120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2128(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2136(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2144(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2152(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2160(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2176(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2192(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2208(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2216(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2224(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2232(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2240(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2248(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2256(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2264(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2272(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2280(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2288(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2296(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2304(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2312(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2320(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2328(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2336(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2344(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2352(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2360(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2368(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2376(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2384(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2392(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2400(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2408(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2416(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2424(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2432(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2440(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2448(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2456(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2464(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2504
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $240, R0
+	CMP $313, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -21248,6 +21445,37 @@ low1:
 odd4:
 	TBZ $0, R25, done5
 	VST1 V0.S[0], (R24)
+
+done5:
+	RET
+
+TEXT ·loadTail1<>(SB), NOSPLIT|NOFRAME, $0-0
+	EOR8(1, 1, 1)
+	TBZ $2, R25, low1
+	FMOVQ.P 16(R24), F2
+	TBZ $1, R25, odd2
+	VLD1.P 8(R24), V3.D[0]
+	TBZ $0, R25, done3
+	VLD1 (R24), V3.S[2]
+	RET
+
+odd2:
+	TBZ $0, R25, done3
+	VLD1 (R24), V3.S[0]
+
+done3:
+	RET
+
+low1:
+	TBZ $1, R25, odd4
+	VLD1.P 8(R24), V2.D[0]
+	TBZ $0, R25, done5
+	VLD1 (R24), V2.S[2]
+	RET
+
+odd4:
+	TBZ $0, R25, done5
+	VLD1 (R24), V2.S[0]
 
 done5:
 	RET

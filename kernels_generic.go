@@ -38,6 +38,10 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		inputGradColsGeneric(act, a)
 	case kernel == kernelLargest:
 		largestColsGeneric(a)
+	case kernel == kernelScale:
+		scaleColsGeneric(a)
+	case kernel == kernelTimes:
+		timesColsGeneric(a)
 	}
 }
 
@@ -238,6 +242,28 @@ func largestColsGeneric(a *kernelArgs) {
 			if magnitude := int32(math.Float32bits(scalar.Abs(v))); magnitude > int32(math.Float32bits(acc[c])) {
 				acc[c] = math.Float32frombits(uint32(magnitude))
 			}
+		}
+	}
+}
+
+func scaleColsGeneric(a *kernelArgs) {
+	for r := range a.rows {
+		x, y := slice(a.x, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
+		for c := 0; c < len(x); c += lanes {
+			k := (*record)(a.coef[c/lanes*a.coefStep:])
+			for l := range min(lanes, len(x)-c) {
+				d := x[c+l] + k[fieldN*lanes+l]
+				y[c+l] = float32(float64(d)*float64(k[fieldA*lanes+l])) + k[fieldB*lanes+l]
+			}
+		}
+	}
+}
+
+func timesColsGeneric(a *kernelArgs) {
+	for r := range a.rows {
+		y := slice(a.y, r*a.strideY, a.n)
+		for i, v := range slice(a.x, r*a.stride, a.n) {
+			y[i] = float32(float64(v) * a.factor)
 		}
 	}
 }

@@ -49,4 +49,6 @@ var assembled = map[int]string{
 	kernelID(kernelInputGrad, cols, actInline, withResidual|withDResidual):            "inputGradColsReLUResidualDResidual",
 	kernelID(kernelInputGrad, cols, actCalled, 0):                                     "inputGradColsCalled",
 	kernelID(kernelLargest, cols, actNone, 0):                                         "largestCols",
+	kernelID(kernelScale, cols, actNone, 0):                                           "scaleCols",
+	kernelID(kernelTimes, cols, actNone, 0):                                           "timesCols",
 }

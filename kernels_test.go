@@ -18,7 +18,7 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -58,8 +58,8 @@ func kernelCases() []kernelCase {
 				for flags := range numFlags {
 					k := kernelCase{kernel, l, act, flags}
 					switch {
-					case (kernel == kernelMoments || kernel == kernelLargest) && (act != Identity || flags != 0),
-						kernel == kernelLargest && l == rows,
+					case (kernel == kernelMoments || kernel >= kernelLargest) && (act != Identity || flags != 0),
+						kernel >= kernelLargest && l == rows,
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
 						flags&withStream != 0 && !k.writes():
 						continue
@@ -130,10 +130,12 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 			a.single = s.rows
 		}
 		a.coef = in(fields * roundUp(s.n, lanes))
+		a.coefStep = []int{0, coefLen * lanes}[s.n%2]
 		if k.sums() {
 			a.acc = in(k.sumsLen() * roundUp(s.n, lanes))
 		}
 	}
+	a.factor = []float64{0x1p100, 0x1p-100, 3}[s.n%3]
 	a.x = in(size)
 	if k.gradient() {
 		a.dy = in(size)
@@ -141,8 +143,11 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 	if k.flags&withResidual != 0 {
 		a.res = in(size)
 	}
+	if a.strideY = s.stride; k.kernel >= kernelScale {
+		a.strideY += s.n % 2
+	}
 	if k.writes() {
-		a.y = out(allocOut(size))
+		a.y = out(allocOut(size + (s.rows-1)*(a.strideY-s.stride)))
 	}
 	if k.flags&withDResidual != 0 {
 		a.dres = out(allocOut(size))
@@ -341,6 +346,34 @@ func TestKernelsCountShortImages(t *testing.T) {
 						}
 					}
 				}
+			}
+		}
+	}
+}
+
+// TestScaleIsNormalize: products in float64 round to the bits of float32 products, those
+// of subnormal numbers too, since float64 holds them exactly.
+func TestScaleIsNormalize(t *testing.T) {
+	const n = 1000
+	for _, path := range Paths() {
+		for _, scale := range []float32{1, 0x1p-20, 0x1p-60, 0x1p-115, 0x1p-130} {
+			k := kernelCase{kernelNormalize, cols, Identity, 0}
+			heap := func(n int) []float32 { return make([]float32, n) }
+			a := k.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
+			for i := range a.x {
+				a.x[i] *= scale
+			}
+			for i := range a.coef {
+				if i%(coefLen*lanes)/lanes != fieldA {
+					a.coef[i] *= scale
+				}
+			}
+			b := a
+			b.y, b.coefStep = make([]float32, n), coefLen*lanes
+			k.run(path, &a, 0)
+			kernelCase{kernelScale, cols, Identity, 0}.run(path, &b, 0)
+			if i, ok := sameBits(b.y, a.y); !ok {
+				t.Fatalf("%v, scale %v: y[%d] is %g, want %g", path, scale, i, b.y[i], a.y[i])
 			}
 		}
 	}

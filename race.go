@@ -29,6 +29,13 @@ func (a *kernelArgs) race(kernel int, l layout) {
 			}
 		}
 	}
+	if kernel == kernelScale || kernel == kernelTimes {
+		for r := range a.rows {
+			runtime.RaceReadRange(unsafe.Pointer(&a.x[r*a.stride]), 4*a.n)
+			runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
+		}
+		return
+	}
 	if l == cols {
 		for r := range a.rows {
 			touch(r * a.stride)

@@ -73,7 +73,10 @@ func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
 
 // measure sets the extents of the flagged channels of c0 to c1-1 to their largest
 // magnitudes: of x forward, and of g backward.
-func (w *workspace) measure(c0, c1 int) {
+func (w *workspace) measure(c0, c1 int) { w.measureStage(&w.again, c0, c1) }
+
+// measureStage is measure for the tensors and the activation of a stage.
+func (w *workspace) measureStage(s *stage, c0, c1 int) {
 	ch := &w.channels
 	n := 0
 	for c := c0; c < c1; c++ {
@@ -91,26 +94,26 @@ func (w *workspace) measure(c0, c1 int) {
 	g, k := w.geo, &buf.constants
 	if g.layout == cols {
 		for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
-			if w.computesG() {
+			if w.computesG(s) {
 				w.setSpan(k, j, n)
 			}
-			w.measureSpan(buf, k, j, n)
+			w.measureSpan(s, buf, k, j, n)
 		}
 		return
 	}
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] {
-			if w.computesG() {
+			if w.computesG(s) {
 				k.reset(w.geo.layout)
 				w.setZ(k, 0, c)
 			}
-			ch.extent[c] = w.measureRow(buf, k, c)
+			ch.extent[c] = w.measureRow(s, buf, k, c)
 		}
 	}
 }
 
 // computesG reports whether gradients are computed before their sums are taken again.
-func (w *workspace) computesG() bool { return w.backward && w.again.act.kind != actIdentity }
+func (w *workspace) computesG(s *stage) bool { return w.backward && s.act.kind != actIdentity }
 
 // measureColumns is the number of columns into which measureRow folds the values of a row.
 const measureColumns = 8 * lanes
@@ -118,14 +121,14 @@ const measureColumns = 8 * lanes
 // measureRow returns the largest magnitude of a channel. It ends at the first values of
 // which one is not finite, and then returns an infinity or NaN. It begins with few values:
 // it may have to copy them, and an infinity or NaN is often everywhere.
-func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float32) {
+func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (extent float32) {
 	g, most := w.geo, measureColumns
 	for o := range g.outer {
 		for i, n := 0, 0; i < g.inner; i += n {
 			n = min(most, g.inner-i)
 			most = bufferLen
-			b := w.packRows(&w.again, buf, c, o, 1, i, n)
-			v := w.measured(buf, k, &b)
+			b := w.packRows(s, buf, c, o, 1, i, n)
+			v := w.measured(s, buf, k, &b)
 			acc := buf.largest[:measureColumns]
 			w.largest(v, n/measureColumns, measureColumns, measureColumns, acc)
 			if rest := n % measureColumns; rest > 0 {
@@ -145,15 +148,15 @@ func (w *workspace) measureRow(buf *buffers, k *constants, c int) (extent float3
 }
 
 // measureSpan measures n columns from column j on.
-func (w *workspace) measureSpan(buf *buffers, k *constants, j, n int) {
+func (w *workspace) measureSpan(s *stage, buf *buffers, k *constants, j, n int) {
 	g, largest := w.geo, buf.largest[:n]
 	clear(buf.largest[:roundUp(n, lanes)])
 	most := bufferLen / n
 	for r := 0; r < g.height && !(r > 0 && w.nothingToSave(largest, j)); r += most {
-		w.measureBlock(buf, k, r*g.width+j, min(most, g.height-r), n)
+		w.measureBlock(s, buf, k, r*g.width+j, min(most, g.height-r), n)
 	}
 	if rest := min(n, g.rest-j); rest > 0 {
-		w.measureBlock(buf, k, g.height*g.width+j, 1, rest)
+		w.measureBlock(s, buf, k, g.height*g.width+j, 1, rest)
 	}
 	extent := w.channels.extent
 	for i, v := range largest {
@@ -176,9 +179,8 @@ func (w *workspace) nothingToSave(largest []float32, j int) bool {
 }
 
 // measureBlock measures rows of n columns, from element i of the geometry's tensor on.
-func (w *workspace) measureBlock(buf *buffers, k *constants, i, rows, n int) {
-	s := &w.again
-	if w.source == nil && !w.computesG() { // in place
+func (w *workspace) measureBlock(s *stage, buf *buffers, k *constants, i, rows, n int) {
+	if w.source == nil && !w.computesG(s) { // in place
 		x := s.x
 		if w.backward {
 			x = s.dy
@@ -187,14 +189,14 @@ func (w *workspace) measureBlock(buf *buffers, k *constants, i, rows, n int) {
 		return
 	}
 	b := w.packCols(s, buf, i, rows, n)
-	w.larger(w.measured(buf, k, &b), rows, n, n, buf.largest[:])
+	w.larger(w.measured(s, buf, k, &b), rows, n, n, buf.largest[:])
 }
 
 // measured returns the values of a block whose largest magnitude is taken: x forward,
 // g backward.
-func (w *workspace) measured(buf *buffers, k *constants, b *block) []float32 {
+func (w *workspace) measured(s *stage, buf *buffers, k *constants, b *block) []float32 {
 	if w.backward {
-		return w.gradients(w.again.act, buf, b, k)[:b.rows*b.n]
+		return w.gradients(s.act, buf, b, k)[:b.rows*b.n]
 	}
 	return b.x
 }
@@ -246,7 +248,7 @@ func (w *workspace) setSpan(k *constants, j, n int) {
 // sumAgain takes the sums of the flagged channels of c0 to c1-1 once more, over values
 // scaled by the powers of the channels. It takes the powers back from the sums.
 func (w *workspace) sumAgain(c0, c1 int) {
-	ch, g, computesG := &w.channels, w.geo, w.computesG()
+	ch, g, computesG := &w.channels, w.geo, w.computesG(&w.again)
 	if !slices.Contains(ch.flag[c0:c1], true) {
 		return
 	}
@@ -353,6 +355,15 @@ func (w *workspace) setSumPowers(k *constants, j, c int) {
 func (w *workspace) setListedX(k *constants, l *columnList) {
 	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
 	power, scale := 0, powerOf32(0)
+	if l.same = false; plain {
+		l.power, l.same = powers[l.at[0]], powers[l.at[0]] != 0
+		for _, c := range l.at[1:l.n] {
+			l.same = l.same && powers[c] == l.power
+		}
+		if l.same && l.adjacent() && w.source == nil {
+			return // no record is used
+		}
+	}
 	for i := 0; i < l.n; i += lanes {
 		record := (*[lanes]float32)(k.toX[i*coefLen+fieldA*lanes:])
 		for lane := range min(lanes, l.n-i) {
@@ -373,25 +384,28 @@ func (w *workspace) setListedX(k *constants, l *columnList) {
 // column j on. It returns the column after them.
 func (w *workspace) listFlagged(l *columnList, j, c0, c1 int) int {
 	g, flag := w.geo, w.channels.flag
-	l.n, l.apart = 0, true
-	add := func(j int) {
-		l.apart = l.apart && (l.n == 0 || l.at[l.n-1] != j-1)
-		l.at[l.n] = j
-		l.n++
+	n, plain, end := 0, g.width == g.channels, g.width
+	if plain {
+		j, end = max(j, c0), c1
 	}
-	if g.width == g.channels {
-		for j = max(j, c0); j < c1 && l.n < mostSpan; j++ {
-			if flag[j] {
-				add(j)
+	l.apart = true
+	for ; j < end && n < mostSpan; j++ {
+		c := j
+		if !plain {
+			if c = w.channelOf(j); c < c0 || c >= c1 {
+				continue
 			}
 		}
-		return j
-	}
-	for ; j < g.width && l.n < mostSpan; j++ {
-		if c := w.channelOf(j); c >= c0 && c < c1 && flag[c] {
-			add(j)
+		if !flag[c] {
+			continue
 		}
+		if n > 0 && l.at[n-1] == j-1 {
+			l.apart = false
+		}
+		l.at[n] = j
+		n++
 	}
+	l.n = n
 	return j
 }
 
@@ -498,7 +512,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
 		ch.extent[c] = 0
-		ch.flag[c] = check && w.suspicious(c) || !w.ordinary(c) && w.strange(c)
+		ch.flag[c] = (!w.tinyG || ch.plain[c]) && (check && w.suspicious(c, 1) || !w.ordinary(c) && w.strange(c))
 		if ch.flag[c] {
 			looks++
 		}
@@ -518,7 +532,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			ch.powerG[c] = clampPower(-exponentOf(float64(e)))
 		}
 		switch {
-		case !check || !w.suspicious(c):
+		case !check || !w.suspicious(c, 1):
 			ch.flag[c] = false
 		case !isNumber(e): // dgamma is NaN, whatever the rounding of m makes of the sum
 			ch.flag[c], ch.sumB[c] = false, math.NaN()
@@ -544,14 +558,15 @@ func (w *workspace) ordinary(c int) bool {
 }
 
 // suspicious reports whether the sums of a backward pass may have overflowed, may lack
-// products that vanished, or were taken with constants for scaled values.
-func (w *workspace) suspicious(c int) bool {
+// products that vanished, or were taken with constants for scaled values. They are of
+// gradients times scale.
+func (w *workspace) suspicious(c int, scale float64) bool {
 	ch := &w.channels
 	if ch.wide[c] && ch.power[c] != 0 {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]
-	if invstd != invstd || p == 0 && r == 0 && w.trusts(invstd) {
+	if invstd != invstd || p == 0 && r == 0 && w.trusts(invstd, scale) {
 		return false
 	}
 	return !gradSumsAreSafe(p, r, w.values, invstd)
@@ -559,8 +574,8 @@ func (w *workspace) suspicious(c int) bool {
 
 // trusts reports whether sums of exactly 0 are believed to be sums of zeros: the least
 // magnitude of dy times a deviation of 1/invstd does not vanish.
-func (w *workspace) trusts(invstd float64) bool {
-	return float64(w.least*w.values) >= float64(w.values*invstd)*gradMin
+func (w *workspace) trusts(invstd, scale float64) bool {
+	return float64(float64(w.least*scale)*w.values) >= float64(w.values*invstd)*gradMin
 }
 
 // strange reports whether dx of a channel may need scaled values: its constants are outside

@@ -90,7 +90,13 @@ func (w *workspace) rowArgs(c, rows, n int) kernelArgs {
 }
 
 // writeAll runs the kernel that writes outputs until its work is done.
-func (w *workspace) writeAll(k *kernelArgs) { w.plan.path.runAll(w.apply.kernel, w.apply.act, k) }
+func (w *workspace) writeAll(k *kernelArgs) {
+	if w.outputsInBlocks() {
+		w.writeTinyRows(k)
+		return
+	}
+	w.plan.path.runAll(w.apply.kernel, w.apply.act, k)
+}
 
 // sumRows takes the sums of a segment of some groups.
 func (w *workspace) sumRows(t int) {
@@ -114,6 +120,9 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	segment := w.geo.segment(seg)
 	if w.backward {
 		w.sumWindow(st, s, c0, segment, w.coef[c0*coefLen:], pending, scale, sumA, sumB)
+		if scale == nil {
+			w.scaleBackSums(sumB)
+		}
 		return
 	}
 	clear(sumA)
@@ -154,6 +163,10 @@ func (w *workspace) sumWindow(st *stage, s *rowScratch, c int, win window, coef 
 func (w *workspace) sumLanes(st *stage, s *rowScratch, c, n int, win window, coef []float32, pending *kernelArgs, scale *constants) {
 	if scale != nil {
 		w.sumScaledRows(st, s, c, win, coef, scale)
+		return
+	}
+	if w.sumsInBlocks() {
+		w.sumTinyRows(s, c, n, win)
 		return
 	}
 	g, path, k := w.geo, w.plan.path, &s.args

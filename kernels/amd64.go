@@ -405,6 +405,14 @@ func (l amd64) widen(dst pair, src vec) {
 	l.printf("VCVTPS2PD X%d, Y%d", dst[1], dst[1])
 }
 
+// widenFrom needs no shuffle.
+func (l amd64) widenFrom(dst pair, m mem) {
+	for _, v := range dst {
+		l.printf("VCVTPS2PD %s, Y%d", l.m(m), v)
+		m.off += vecBytes / 2
+	}
+}
+
 func (l amd64) narrow(dst vec, src pair, t vec) {
 	l.printf("VCVTPD2PSY Y%d, X%d", src[0], dst)
 	l.printf("VCVTPD2PSY Y%d, X%d", src[1], t)

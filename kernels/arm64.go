@@ -594,6 +594,11 @@ func (l arm64) below(dst, x, y, t vec) {
 	l.blend(dst, t, x, y)
 }
 
-func (l arm64) widen(dst pair, src vec)         { l.use(fcvtl, src, dst[0], dst[1]) }
+func (l arm64) widen(dst pair, src vec) { l.use(fcvtl, src, dst[0], dst[1]) }
+func (l arm64) widenFrom(dst pair, m mem) {
+	l.load(dst[1], m)
+	l.widen(dst, dst[1])
+}
+
 func (l arm64) narrow(dst vec, src pair, _ vec) { l.use(fcvtn, src[0], src[1], dst) }
 func (l arm64) shift52(dst, x vec)              { l.use(shl52, x, dst) }

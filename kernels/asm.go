@@ -201,6 +201,7 @@ type lowering interface {
 	above(dst, x, y, t vec)
 	below(dst, x, y, t vec)
 	widen(dst pair, src vec)
+	widenFrom(dst pair, m mem)
 	// narrow rounds to float32; dst may be the first of src, and the temporary t the second.
 	narrow(dst vec, src pair, t vec)
 	shift52(dst, x vec) // shifts the bits of float64 left by 52
@@ -385,6 +386,9 @@ func assembly(on target) string {
 			fmt.Fprintf(&text, "\n// func %s(id int, a *kernelArgs)\nTEXT %s(SB), NOSPLIT, $%d-16\n%s", v.name(), symbol, frame, a.buf.String())
 		}
 		kernels[v.id()] = symbol
+	}
+	for kernels[len(kernels)-1] == "" {
+		kernels = kernels[:len(kernels)-1]
 	}
 	jump := func(a *asm, table string, n int) { a.jumpByTable(table, n) }
 	text.WriteString(table(on, "simdKernel(id int, a *kernelArgs)", "16", kernels, jump))

@@ -523,3 +523,82 @@ func largest(a *asm, v variant) {
 	b.one, b.four = some(1), some(groupSize)
 	v.walk()(a, b)
 }
+
+// inProducts emits the loops of a kernel that takes products in float64: some rows, whose
+// vectors one processes. values is a free register. rowBegins is called before a row, and
+// advance after a vector.
+func inProducts(a *asm, values reg, rowBegins, advance func(), one func(x, y mem, tail bool)) {
+	firstX, firstY, rows, stride, strideY := a.newArg("x"), a.newArg("y"), a.newArg("rows"), a.newArg("stride"), a.newArg("strideY")
+	x, y := a.newReg(), a.newReg()
+	row, column, tail, next := a.newLabel("row"), a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
+	a.shiftLeft(stride, floatShift)
+	a.shiftLeft(strideY, floatShift)
+	a.arg(values, "n")
+	a.andImm(values, lanes-1)
+	a.tail(values)
+
+	a.label(row)
+	a.move(x, firstX)
+	a.move(y, firstY)
+	rowBegins()
+	a.arg(values, "n")
+	a.subImm(values, lanes)
+	a.branch(ifLess, tail)
+	a.label(column)
+	one(mem{base: x}, mem{base: y}, false)
+	a.addImm(x, vecBytes)
+	a.addImm(y, vecBytes)
+	advance()
+	a.subImm(values, lanes)
+	a.branch(ifNotLess, column)
+	a.label(tail)
+	a.andImm(values, lanes-1)
+	a.branch(ifZero, next)
+	one(mem{base: x}, mem{base: y}, true)
+	a.label(next)
+	a.addReg(firstX, stride)
+	a.addReg(firstY, strideY)
+	a.subImm(rows, 1)
+	a.branch(ifNotZero, row)
+}
+
+// scale computes y = float32((x-m)*a) + b, with the product in float64.
+func scale(a *asm, _ variant) {
+	coef, step := a.newReg(), a.newArg("coefStep")
+	d, d64, a64 := a.newVec(), pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
+	constant := func(field int) mem { return mem{base: coef, off: field * vecBytes} }
+	a.shiftLeft(step, floatShift)
+	inProducts(a, a.newReg(), func() { a.arg(coef, "coef") }, func() { a.addReg(coef, step) }, func(x, y mem, tail bool) {
+		a.load(d, constant(fieldN))
+		a.addMem(d, d, x, d64[0], tail)
+		a.widen(d64, d)
+		a.widenFrom(a64, constant(fieldA))
+		for i, v := range d64 {
+			a.op(opMul64, v, v, a64[i])
+		}
+		a.narrow(d, d64, d64[1])
+		a.opMem(opAdd, d, d, constant(fieldB), a64[0])
+		a.write([]vec{d}, func(int) mem { return y }, tail)
+	})
+}
+
+// times computes y = float32(x*factor), with the product in float64.
+func times(a *asm, _ variant) {
+	factor, d, d64 := a.newVec(), a.newVec(), pair{a.newVec(), a.newVec()}
+	t := a.newReg()
+	a.argAddr(t, "factor")
+	a.broadcast64(factor, mem{base: t})
+	inProducts(a, t, func() {}, func() {}, func(x, y mem, tail bool) {
+		if tail {
+			a.loadTail(d, x)
+			a.widen(d64, d)
+		} else {
+			a.widenFrom(d64, x)
+		}
+		for _, v := range d64 {
+			a.op(opMul64, v, v, factor)
+		}
+		a.narrow(d, d64, d64[1])
+		a.write([]vec{d}, func(int) mem { return y }, tail)
+	})
+}

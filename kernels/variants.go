@@ -15,10 +15,12 @@ const (
 	kernelGradSums
 	kernelInputGrad
 	kernelLargest
+	kernelScale
+	kernelTimes
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -93,6 +95,14 @@ var families = []family{
 		kernel: kernelLargest, layouts: []layout{inCols}, acts: activations[:1],
 		optional: func(activation) flags { return 0 }, emit: largest,
 	},
+	{
+		kernel: kernelScale, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: scale,
+	},
+	{
+		kernel: kernelTimes, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: times,
+	},
 }
 
 // residual is the flag of the residual, which a backward kernel needs only for z.
@@ -162,7 +172,7 @@ func (v variant) walk() walk {
 // name is the name of the assembly function.
 func (v variant) name() string {
 	name := kernelNames[v.family.kernel] + capital(layoutNames[v.layout])
-	if v.family.kernel != kernelMoments && v.family.kernel != kernelLargest {
+	if len(v.family.acts) > 1 {
 		name += v.act.name
 	}
 	for i, flag := range flagNames {

@@ -1,0 +1,268 @@
+package batchnorm
+
+import (
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/kinds"
+)
+
+// takesAssist reports whether the float32 product of two numbers takes a microcode assist
+// on Intel's processors: a factor or the result is subnormal, and the result is not 0.
+func takesAssist(x, y float32) bool {
+	subnormal := func(v float32) bool { return math.Float32bits(v)&^(1<<31)-1 < 1<<23-1 }
+	p := math.Abs(float64(x) * float64(y))
+	return p > 0x1p-150 && (p < 0x1p-126 || subnormal(x) || subnormal(y)) && p <= math.MaxFloat64
+}
+
+func TestTakesAssist(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	for _, c := range []struct {
+		x, y float32
+		want bool
+	}{
+		{1, 1, false}, {0, 1e-39, false}, {1e-39, 0, false}, {1e-30, 1e-30, false}, {1e-39, 1e-39, false}, // 0
+		{1e-39, 1, true}, {1, -1e-39, true}, {-1e-39, 1e20, true}, // a factor is subnormal
+		{1e-20, 1e-20, true}, {1e-20, -3e-25, true}, {0x1p-126, 0x1p-24, false}, // the product is, or rounds to 0
+		{0x1p-126, 0.5, true}, {0x1p-126, 1, false}, {0x1p-126, 2, false}, // the least normal number
+		{1e-39, inf, false}, {1e-39, nan, false}, {inf, 0, false}, {1e30, 1e30, false},
+	} {
+		if got := takesAssist(c.x, c.y); got != c.want {
+			t.Errorf("%g * %g takes an assist: %t, want %t", c.x, c.y, got, c.want)
+		}
+	}
+}
+
+// assistsOf returns how many of the n values of a call have a product that takes an assist.
+func assistsOf(kernel int, l layout, act Activation, a *kernelArgs) (slow, n int) {
+	value := func(i int, coef []float32, next int) {
+		n++
+		if a.takesAssist(kernel, act, i, coef, next) {
+			slow++
+		}
+	}
+	if kernel >= kernelLargest { // without float32 products
+		return 0, 0
+	}
+	for r := 0; l == cols && r < a.rows; r++ {
+		for c := range a.n {
+			if kernel == kernelMoments {
+				value(r*a.stride+c, a.coef[c:], 0)
+			} else {
+				value(r*a.stride+c, a.coef[c/lanes*lanes*coefLen+c%lanes:], lanes)
+			}
+		}
+	}
+	if l == cols || a.left != a.n || a.rowsLeft != a.rows {
+		return slow, n
+	}
+	at, coef := a.at, a.coefAt
+	for range a.images {
+		for r := range a.rows {
+			for i := range a.n {
+				value(at+i, a.coef[coef+r*a.coefStep:], 1)
+			}
+			at += a.n + a.rowGap
+		}
+		at += a.imageGap
+		if takesSums(kernel) {
+			continue // the next image has the same constants
+		}
+		coef += a.rows*a.coefStep + a.coefImage
+	}
+	return slow, n
+}
+
+// takesAssist reports whether a product of element i takes an assist. From a constant to the
+// next there are next floats.
+func (a *kernelArgs) takesAssist(kernel int, act Activation, i int, coef []float32, next int) bool {
+	d := a.x[i] + coef[fieldN*next]
+	if kernel == kernelMoments {
+		return takesAssist(d, d)
+	}
+	z := float32(0)
+	if kernel == kernelNormalize || act.kind != actIdentity {
+		factor := coef[fieldA*next]
+		if takesAssist(d, factor) {
+			return true
+		}
+		z = float32(d*factor) + coef[fieldB*next]
+		if a.res != nil {
+			z += a.res[i]
+		}
+	}
+	if kernel == kernelNormalize {
+		return false
+	}
+	g := a.dy[i]
+	if act.kind != actIdentity {
+		slope := []float32{z}
+		act.backward(slope, []float32{1})
+		if act.variant() == actCalled && takesAssist(g, slope[0]) {
+			return true
+		}
+		if g = float32(g * slope[0]); slope[0] == 0 {
+			g = 0
+		}
+	}
+	if kernel == kernelGradSums {
+		return takesAssist(g, d)
+	}
+	k2 := coef[fieldK2*next]
+	return takesAssist(d, k2) || takesAssist((g-coef[fieldK1*next])-float32(d*k2), coef[fieldA*next])
+}
+
+// TestNoAssists counts the products of all kernels that would take a microcode assist, in
+// all modes: few values of a kind of data have any, or its time would be many times that of
+// usual data.
+func TestNoAssists(t *testing.T) {
+	const few = 0.05
+	for _, s := range []Shape{{Outer: 6, Channels: 24, Inner: 300}, {Outer: 420, Channels: 24, Inner: 1}, {Outer: 8, Channels: 1000, Inner: 1}} {
+		for _, k := range kinds.List() {
+			if k.Name == "kinds in turn" {
+				continue
+			}
+			x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+			gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
+			k.Apply(s.Outer, s.Channels, s.Inner, x, dy, gamma, beta)
+			for _, act := range []Activation{Identity, ReLU, SiLU} {
+				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
+					var slow, all [kernelTimes + 1]int
+					products := 0
+					inspected = func(kernel int, l layout, act Activation, a kernelArgs) {
+						if kernel >= kernelScale {
+							products++
+						}
+						n, of := assistsOf(kernel, l, act, &a)
+						slow[kernel] += n
+						all[kernel] += of
+					}
+					defer func() { inspected = nil }()
+					everyMode(t, s, act, x, dy, gamma, beta)
+					for kernel, n := range slow {
+						if float64(n) > few*float64(all[kernel]) {
+							t.Errorf("%s: %d of %d values take an assist", kernelNames[kernel], n, all[kernel])
+						}
+					}
+					if all[kernelMoments] == 0 || all[kernelInputGrad] == 0 {
+						t.Error("kernels are not called")
+					}
+					if k.Name == "usual" && products > 0 {
+						t.Errorf("%d calls take products in float64", products)
+					}
+				})
+			}
+		}
+	}
+}
+
+// everyMode runs forward and backward passes by way of everything that has one.
+func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float32) {
+	t.Helper()
+	must := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	n := s.Channels
+	y, dgamma, dbeta := make([]float32, s.Len()), make([]float32, n), make([]float32, n)
+	mean, invstd := make([]float64, n), make([]float64, n)
+	runningMean, runningVar := make([]float32, n), make([]float32, n)
+	p, err := NewPlan(s, WithActivation(act), WithWorkers(1))
+	must(err)
+	valid := make([]bool, s.PerChannel())
+	for i := range valid {
+		valid[i] = i%8 != 3
+	}
+	for _, mask := range []Mask{{}, {Valid: valid}} {
+		must(p.Forward(ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: y, Mean: mean, InvStd: invstd,
+			RunningMean: runningMean, RunningVar: runningVar, Momentum: Cumulative(1), Mask: mask}))
+		must(p.Backward(BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd,
+			DX: y, DGamma: dgamma, DBeta: dbeta, Mask: mask}))
+	}
+	must(p.Inference(InferenceArgs{X: x, Gamma: gamma, Beta: beta, Mean: runningMean, Var: runningVar, Y: y}))
+	must(p.FrozenBackward(FrozenBackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: runningMean, Var: runningVar,
+		DX: y, DGamma: dgamma, DBeta: dbeta}))
+	sums := GradSums{G: make([]float64, n), GD: make([]float64, n)}
+	must(p.GradSums(GradSumsArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Sums: &sums}))
+	must(p.InputGrad(InputGradArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Sums: sums,
+		DX: y, DGamma: dgamma, DBeta: dbeta}))
+	g, err := NewGhostPlan(s, GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, WithActivation(act), WithWorkers(1))
+	must(err)
+	must(g.Forward(ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: y}))
+	must(g.Backward(BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, DX: y, DGamma: dgamma, DBeta: dbeta}))
+}
+
+// TestTinyDecision: which calls go block by block. The values of a sample decide, but not
+// those of padding.
+func TestTinyDecision(t *testing.T) {
+	inf, nan := float32(math.Inf(1)), float32(math.NaN())
+	for _, s := range []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1000, Inner: 1}} {
+		p, err := NewPlan(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			name  string
+			first float32 // of the first value; all others are
+			rest  float32
+			mean  float64
+			x, g  bool // whether deviations of these values are tiny, and gradients
+		}{
+			{name: "usual", first: 1, rest: 1},
+			{name: "zeros", first: 0, rest: 0},
+			{name: "subnormal", first: 1e-39, rest: -1e-39, x: true, g: true},
+			{name: "the least", first: 0x1p-149, rest: 0x1p-149, x: true, g: true},
+			{name: "the largest tiny ones", first: tinyMost, rest: -tinyMost, x: true, g: true},
+			{name: "a little more", first: tinyMost * 1.01, rest: tinyMost * 1.01},
+			{name: "zeros and subnormal", first: 0, rest: 1e-39, x: true, g: true},
+			{name: "one is usual", first: 1, rest: 1e-39},
+			{name: "the others are usual", first: 1e-39, rest: 1},
+			{name: "one is NaN", first: nan, rest: 1e-39},
+			{name: "the others are NaN", first: 1e-39, rest: nan},
+			{name: "one is infinite", first: -inf, rest: 1e-39},
+			{name: "constant", first: 0.5, rest: 0.5, mean: 0.5},
+			{name: "tiny, far from the mean", first: 1e-39, rest: 1e-39, mean: 0.5, g: true},
+			{name: "the mean is tiny", first: 1e-39, rest: 2e-39, mean: 1.5e-39, x: true, g: true},
+		} {
+			for _, masked := range []bool{false, true} {
+				values := make([]float32, s.Len())
+				mask, n := Mask{}, s.PerChannel()
+				if masked {
+					mask.Valid = make([]bool, n)
+				}
+				for i := range values {
+					position := i/(s.Channels*s.Inner)*s.Inner + i%s.Inner
+					values[i] = c.rest
+					if masked && position%3 == 0 {
+						values[i] = 7 // padding
+					}
+				}
+				for i := range mask.Valid {
+					mask.Valid[i] = i%3 != 0
+				}
+				if masked {
+					n, _ = mask.count(s)
+				}
+				w := p.acquire(&mask, n, false)
+				values[w.element(0)] = c.first
+				w.backward = true
+				w.apply.x, w.apply.dy = values, values
+				fill(w.channels.mean, c.mean)
+				w.sample(bothPhases)
+				if w.tinyX != c.x || w.tinyG != c.g {
+					t.Errorf("%v, masked %t, %s: deviations are tiny: %t, want %t; gradients: %t, want %t", s, masked, c.name, w.tinyX, c.x, w.tinyG, c.g)
+				}
+				w.backward, w.tinyG = false, false
+				w.sample(bothPhases)
+				if w.tinyX != c.g || w.tinyG { // without a mean they are the values themselves
+					t.Errorf("%v, masked %t, %s: x is tiny: %t, want %t", s, masked, c.name, w.tinyX, c.g)
+				}
+				p.release(w)
+			}
+		}
+	}
+}

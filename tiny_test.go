@@ -1,0 +1,273 @@
+package batchnorm_test
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"testing"
+
+	"github.com/fusedbn/batchnorm"
+	"github.com/fusedbn/batchnorm/internal/gen"
+	"github.com/fusedbn/batchnorm/internal/reference"
+)
+
+// exception makes channel c of a problem with tiny gradients one that may not be scaled.
+// at are two elements of the channel that are not among the sample.
+type exception struct {
+	name   string
+	again  bool // with identity: its sums are taken again
+	change func(p *problem, c int, at [2]int)
+}
+
+var exceptions = []exception{
+	{"large", true, func(p *problem, _ int, at [2]int) { p.dy[at[0]] = 1e30 }},
+	{"middling", false, func(p *problem, _ int, at [2]int) { p.dy[at[0]] = 1e-20 }},
+	{"large ones cancel", true, func(p *problem, _ int, at [2]int) { p.dy[at[0]], p.dy[at[1]] = 3e38, -3e38 }},
+	{"middling ones cancel", false, func(p *problem, _ int, at [2]int) {
+		p.dy[at[0]], p.dy[at[1]], p.x[at[1]] = 1e-10, -1e-10, p.x[at[0]]
+	}},
+	{"equal ones cancel", true, func(p *problem, _ int, at [2]int) { p.opposite(at, 1e37) }},
+	{"equal middling ones cancel", false, func(p *problem, _ int, at [2]int) { p.opposite(at, 1e-10) }},
+	{"tiny ones cancel", false, func(p *problem, c int, at [2]int) {
+		p.scale(p.dy, c, 0)
+		p.opposite(at, 1e-38)
+	}},
+	{"NaN", true, func(p *problem, _ int, at [2]int) { p.dy[at[0]] = float32(math.NaN()) }},
+	{"infinite", true, func(p *problem, _ int, at [2]int) { p.dy[at[0]] = float32(math.Inf(-1)) }},
+	{"NaN in x", false, func(p *problem, _ int, at [2]int) { p.x[at[0]] = float32(math.NaN()) }},
+	{"NaN in x, large dy", true, func(p *problem, _ int, at [2]int) { p.x[at[0]], p.dy[at[1]] = float32(math.NaN()), 1e30 }},
+	{"zeros", false, func(p *problem, c int, _ [2]int) { p.scale(p.dy, c, 0) }},
+	{"usual", false, func(p *problem, c int, _ [2]int) { p.scale(p.dy, c, 1) }},
+	{"large gamma", true, func(p *problem, c int, _ [2]int) { p.gamma[c] = 3e38 }},
+	{"large x", true, func(p *problem, c int, _ [2]int) { p.scale(p.x, c, 1e30) }},
+	{"subnormal x", false, func(p *problem, c int, _ [2]int) { p.scale(p.x, c, 1e-39) }},
+	{"constant x", false, func(p *problem, c int, _ [2]int) { p.scale(p.x, c, 0) }},
+}
+
+// opposite gives one of two elements what the other has, and its gradient the other sign.
+func (p *problem) opposite(at [2]int, dy float32) {
+	p.dy[at[0]], p.dy[at[1]], p.x[at[1]] = dy, -dy, p.x[at[0]]
+	if p.residual != nil {
+		p.residual[at[1]] = p.residual[at[0]]
+	}
+}
+
+// scale scales a channel of a tensor.
+func (p *problem) scale(s []float32, c int, by float64) {
+	for i := range s {
+		if channelOf(p.shape, i) == c {
+			s[i] = float32(float64(s[i]) * by)
+		}
+	}
+}
+
+// TestTinyGradientsBeside: gradients of 1e-38 are scaled, and channels of other kinds are
+// not harmed, nor do they change the bits of others: by every way and in every mode, and
+// within the bounds.
+func TestTinyGradientsBeside(t *testing.T) {
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
+		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}} {
+		for i, e := range exceptions {
+			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+				if testing.Short() && (i+s.Channels)%3 != int(act.String()[0])%3 {
+					continue
+				}
+				t.Run(fmt.Sprintf("%v/%s/%v", s, e.name, act), func(t *testing.T) {
+					usual := gen.Uniform(2, s.Len(), -1, 1)
+					p := problem{shape: s, act: act, epsilon: batchnorm.DefaultEpsilon, ops: forward | backward,
+						x: gen.Normal(1, s.Len(), 0.3, 1), dy: make([]float32, s.Len()),
+						gamma: gen.Uniform(3, s.Channels, 0.5, 1.5), beta: gen.Uniform(4, s.Channels, 2, 3),
+						mean: gen.Uniform(5, s.Channels, -1, 1), vari: gen.Uniform(6, s.Channels, 0.5, 1)}
+					if i%2 == 0 {
+						p.residual = gen.Uniform(7, s.Len(), 0, 1)
+					}
+					for k, v := range usual {
+						p.dy[k] = float32(float64(v) * 1e-38)
+					}
+					without := plain(batchnorm.Mask{}).once(t, p)
+					c := s.Channels / 2
+					step := batchnorm.SampleStep(s.Len(), s.Channels)
+					var at []int
+					for k := range p.dy {
+						if channelOf(s, k) == c && k%step != 0 {
+							at = append(at, k)
+						}
+						if e.name == "usual" && channelOf(s, k) == c && k%step != 0 {
+							p.dy[k] = usual[k]
+						}
+					}
+					if len(at) < 2 {
+						t.Fatalf("all elements of channel %d are in the sample", c)
+					}
+					e.change(&p, c, [2]int{at[len(at)/3], at[len(at)/2]})
+
+					ways := waysOfModes()
+					r := p.checkSame(t, ways, slices.Clone)
+					if p.finite() && e.name != "large gamma" {
+						p.checkBounds(t, r)
+					}
+					// The other channels have the bits that they have without it.
+					for k, v := range r.dx {
+						if channelOf(s, k) != c && !sameBits(v, without.dx[k]) {
+							t.Fatalf("dx[%d] of another channel is %g, want %g", k, v, without.dx[k])
+						}
+					}
+					for k := range s.Channels {
+						if k != c && (!sameBits(r.dgamma[k], without.dgamma[k]) || !sameBits(r.dbeta[k], without.dbeta[k])) {
+							t.Fatalf("dgamma[%d] and dbeta[%[1]d] of another channel are %g and %g, want %g and %g",
+								k, r.dgamma[k], r.dbeta[k], without.dgamma[k], without.dbeta[k])
+						}
+					}
+					expectSame(t, "split", split([]int{s.Outer}, batchnorm.Mask{}).same(t, p, ways, slices.Clone), plain(batchnorm.Mask{}).once(t, p))
+					frozen(batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+					for k := range mask.Valid {
+						mask.Valid[k] = k%4 != 3
+					}
+					plain(mask).same(t, p, ways, slices.Clone)
+
+					before := batchnorm.Rescued()
+					plain(batchnorm.Mask{}).once(t, p)
+					if n := batchnorm.Rescued() - before; act == batchnorm.Identity && e.again != (n > 0) {
+						t.Errorf("the sums of %d channels are taken again", n)
+					}
+				})
+			}
+		}
+	}
+}
+
+// TestTinyGradientsScale: gradients of 2^-120 give the results of gradients of 1, times
+// 2^-120 and rounded once more: by every way and in every mode. With frozen statistics, and
+// in dresidual, dgamma and dbeta, there is one rounding less.
+func TestTinyGradientsScale(t *testing.T) {
+	t.Parallel()
+	const scale = 0x1p-120
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 9, Channels: 3, Inner: 600}, {Outer: 2, Channels: 3, Inner: 2500},
+		{Outer: 90, Channels: 24, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}, {Outer: 300, Channels: 130, Inner: 1},
+		{Outer: 700, Channels: 3, Inner: 1}} {
+		for i, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+			if testing.Short() && (i+s.Channels+s.Outer)%3 != 0 {
+				continue
+			}
+			t.Run(fmt.Sprintf("%v/%v", s, act), func(t *testing.T) {
+				p := problem{shape: s, act: act, epsilon: batchnorm.DefaultEpsilon, ops: forward | backward,
+					x: gen.Normal(1, s.Len(), 0.3, 1), dy: gen.Uniform(2, s.Len(), -1, 1), residual: gen.Uniform(7, s.Len(), -1, 1),
+					gamma: gen.Uniform(3, s.Channels, 0.5, 1.5), beta: gen.Uniform(4, s.Channels, -1, 1),
+					mean: gen.Uniform(5, s.Channels, -1, 1), vari: gen.Uniform(6, s.Channels, 0.5, 1)}
+				for k, v := range p.dy {
+					p.dy[k] = float32(math.Round(float64(v)*(1<<20)) / (1 << 20)) // so that it has no digits to lose
+				}
+				tiny := p
+				tiny.dy = slices.Clone(p.dy)
+				for k := range tiny.dy {
+					tiny.dy[k] *= scale
+				}
+				valid := make([]bool, s.PerChannel())
+				for k := range valid {
+					valid[k] = k%4 != 3
+				}
+				mask := batchnorm.Mask{Valid: valid}
+				for _, m := range []mode{plain(batchnorm.Mask{}), plain(mask), frozen(batchnorm.Mask{}), split([]int{s.Outer}, batchnorm.Mask{}),
+					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{})} {
+					got, want := m.same(t, tiny, waysOfModes(), slices.Clone), m.once(t, p)
+					compare := func(what string, got, want []float32, slack float64) {
+						for k, v := range want {
+							scaled := float64(v) * scale
+							if float64(got[k]) != float64(float32(scaled)) && !(math.Abs(float64(got[k])-scaled) <= slack) {
+								t.Fatalf("%s: %s[%d] is %g, want %g", m.name, what, k, got[k], scaled)
+							}
+						}
+					}
+					slack := 0.0
+					if m.name == "frozen" {
+						if slack = 0x1p-149; act == batchnorm.SiLU { // g is rounded to a subnormal number
+							slack = 0x1p-147
+						}
+					}
+					compare("dx", got.dx, want.dx, slack)
+					compare("dresidual", got.dres, want.dres, 0x1p-149)
+					compare("dgamma", got.dgamma, want.dgamma, 0x1p-149)
+					compare("dbeta", got.dbeta, want.dbeta, 0x1p-149)
+				}
+			})
+		}
+	}
+}
+
+// TestTinyDeviations: the gradients by gamma of subnormal x have the error of usual x, and
+// all outputs keep their bounds.
+func TestTinyDeviations(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 2, Channels: 3, Inner: 2500}, {Outer: 90, Channels: 24, Inner: 1},
+		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}} {
+		for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+			for _, epsilon := range []float64{batchnorm.DefaultEpsilon, 1, 0} {
+				for _, scale := range []float64{1e-39, 1e-36} {
+					p := problem{shape: s, act: act, epsilon: epsilon, ops: forward | backward,
+						x: gen.Normal(1, s.Len(), 0.3, 1), dy: gen.Uniform(2, s.Len(), -1, 1),
+						gamma: gen.Uniform(3, s.Channels, 0.5, 1.5), mean: make([]float32, s.Channels), vari: gen.Uniform(6, s.Channels, 0, 1)}
+					if act != batchnorm.Identity {
+						p.beta = gen.Uniform(4, s.Channels, -1, 1)
+					}
+					for k, v := range p.x {
+						p.x[k] = float32(float64(v) * scale)
+					}
+					ways := waysOfModes()
+					r := p.checkSame(t, ways, slices.Clone)
+					p.checkBounds(t, r)
+					if act != batchnorm.SiLU {
+						p.checkFrozen(t, frozen(batchnorm.Mask{}).same(t, p, ways, slices.Clone))
+					}
+					expectSame(t, "split", split([]int{s.Outer}, batchnorm.Mask{}).same(t, p, ways, slices.Clone), plain(batchnorm.Mask{}).once(t, p))
+					if act != batchnorm.Identity {
+						continue
+					}
+					ref := p.reference()
+					fwd, grad := reference.Forward(ref), reference.Backward(ref)
+					sums := make([]float64, s.Channels)
+					for k, v := range p.dy {
+						c := channelOf(s, k)
+						sums[c] += math.Abs(float64(v) * (float64(p.x[k]) - fwd.Mean[c]) * fwd.InvStd[c])
+					}
+					for c, sum := range sums {
+						if d := math.Abs(float64(r.dgamma[c]) - grad.DGamma[c]); !(d <= sumUnits*unit*sum+0x1p-149) {
+							t.Fatalf("%v, epsilon %g, x * %g: dgamma[%d] is %g, the reference says %g", s, epsilon, scale, c, r.dgamma[c], grad.DGamma[c])
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestTinyFrozenNaN: where x is NaN or infinite, dx of frozen statistics is NaN for tiny
+// gradients too.
+func TestTinyFrozenNaN(t *testing.T) {
+	forEachPath(t, func(t *testing.T, path batchnorm.Path) {
+		inf, nan := float32(math.Inf(1)), float32(math.NaN())
+		x := []float32{1, -inf, nan, inf, 3, 1e-39, 2, -2}
+		n := len(x)
+		for _, s := range []batchnorm.Shape{{Outer: 1, Channels: 1, Inner: n}, {Outer: n, Channels: 1, Inner: 1}, {Outer: 1, Channels: n, Inner: 1}} {
+			dx, ones := make([]float32, len(x)), slices.Repeat([]float32{1}, s.Channels)
+			noError(t, newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithEpsilon(0)).FrozenBackward(batchnorm.FrozenBackwardArgs{
+				DY: slices.Repeat([]float32{3e-39}, len(x)), X: x, Gamma: slices.Repeat([]float32{2}, s.Channels), Mean: ones, Var: ones, DX: dx}))
+			const v = float32(2 * float64(float32(3e-39)))
+			expectBits(t, fmt.Sprintf("dx of %v", s), dx, []float32{v, nan, nan, nan, v, v, v, v})
+		}
+	})
+}
+
+// TestDifferentPowers: adjacent columns that are too large for their squares, by different
+// powers of two.
+func TestDifferentPowers(t *testing.T) {
+	t.Parallel()
+	s := batchnorm.Shape{Outer: 40, Channels: 160, Inner: 1}
+	p := problem{shape: s, ops: forward | backward, epsilon: batchnorm.DefaultEpsilon, x: gen.Normal(1, s.Len(), 0.3, 1),
+		dy: gen.Uniform(2, s.Len(), -1, 1), mean: make([]float32, s.Channels), vari: make([]float32, s.Channels)}
+	for i := range p.x {
+		p.x[i] = float32(float64(p.x[i]) * []float64{1e36, 1e17, 1e20}[channelOf(s, i)/50%3])
+	}
+	p.checkBounds(t, p.checkSame(t, waysOfModes(), slices.Clone))
+}
