@@ -58,11 +58,11 @@ func assistsOf(kernel int, l layout, act Activation, a *kernelArgs) (slow, n int
 	if l == cols || a.left != a.n || a.rowsLeft != a.rows {
 		return slow, n
 	}
-	at, coef := a.at, a.coefAt
+	at, coef, step := a.at, a.coefAt, recordLen(kernel)
 	for range a.images {
 		for r := range a.rows {
 			for i := range a.n {
-				value(at+i, a.coef[coef+r*a.coefStep:], 1)
+				value(at+i, a.coef[coef+r*step:], 1)
 			}
 			at += a.n + a.rowGap
 		}
@@ -70,7 +70,7 @@ func assistsOf(kernel int, l layout, act Activation, a *kernelArgs) (slow, n int
 		if takesSums(kernel) {
 			continue // the next image has the same constants
 		}
-		coef += a.rows*a.coefStep + a.coefImage
+		coef += a.rows*step + a.coefImage
 	}
 	return slow, n
 }

@@ -296,7 +296,7 @@ func TestKernelsStop(t *testing.T) {
 				a := k.args(heap, func(n int) []float32 { return heap(n + i)[i:] }, s, false)
 				a.act = newActCode(k.act)
 				for calls := 0; a.images > 0; calls++ {
-					images, at := a.images, a.at
+					images, at, left := a.images, a.at, a.rowsLeft
 					a.budget = turn
 					p.run(k.kernel, rows, k.act, &a)
 					// Four images side by side move on by a fourth each.
@@ -306,6 +306,12 @@ func TestKernelsStop(t *testing.T) {
 					if p == PathAVX2 && k.flags&withStream != 0 && a.images > 0 && !(a.left == s.n && a.rowsLeft == s.rows) {
 						if address := uintptr(unsafe.Pointer(&a.y[0])) + 4*uintptr(a.at); address%64 != 0 {
 							t.Fatalf("%v, %s, %+v: call %d stops %d bytes into a cache line", p, k, s, calls, address%64)
+						}
+					}
+					if k.sums() && s.n <= shortRow && images >= groupSize && images%groupSize == 0 {
+						done := (images-a.images)*s.rows*s.n + groupSize*(left-a.rowsLeft)*s.n
+						if done > turn+groupSize*s.n {
+							t.Fatalf("%v, %s, %+v: a call takes %d values, its budget is %d", p, k, s, done, turn)
 						}
 					}
 					if calls > s.images*s.rows*s.n/8 {
