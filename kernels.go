@@ -288,10 +288,25 @@ func (a *kernelArgs) id(kernel int, l layout, act Activation) int {
 // is small, so that reads of one kernel overlap with writes of the other.
 const turn = 512
 
+// jump is the number of values that take about as long as the first access to an image that
+// is in no cache.
+const jump = 128
+
+// longest returns the budget of a call of a kernel on rows that takes no turns: maxCall, and
+// less for short images that lie apart, since jumps from image to image count no values.
+func (a *kernelArgs) longest() int {
+	if a.imageGap == 0 {
+		return maxCall
+	}
+	n := a.rows * a.n
+	return max(turn, maxCall*n/(n+jump))
+}
+
 // runAll runs a kernel on rows until its work is done.
 func (p Path) runAll(kernel int, act Activation, a *kernelArgs) {
+	most := a.longest()
 	for a.images > 0 {
-		a.budget = maxCall
+		a.budget = most
 		p.run(kernel, rows, act, a)
 	}
 }
@@ -326,8 +341,9 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 			b.simd(idB, groupSize*lanes)
 		}
 	}
+	most := a.longest()
 	for a.images > 0 {
-		a.simd(id, maxCall)
+		a.simd(id, most)
 	}
 	return inLoop
 }

@@ -384,3 +384,23 @@ func TestScaleIsNormalize(t *testing.T) {
 		}
 	}
 }
+
+// TestLongest: jumps between images shorten a call, unless images are long or adjacent.
+func TestLongest(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ rows, n, gap, want int }{
+		{1, 8, 0, maxCall},
+		{1, 8, 504, 1927},
+		{1, 1, 63, turn},
+		{4, 8, 480, 6553},
+		{1, 49, 3000, 9071},
+		{8, 49, 3000, 24702},
+		{8, 784, 50000, 32112},
+		{64, 784, 50000, 32684},
+	} {
+		a := kernelArgs{rows: c.rows, n: c.n, imageGap: c.gap}
+		if got := a.longest(); got != c.want {
+			t.Errorf("%d rows of %d values, gap %d: %d values in a call, want %d", c.rows, c.n, c.gap, got, c.want)
+		}
+	}
+}

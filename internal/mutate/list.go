@@ -210,6 +210,8 @@ var mutations = []mutation{
 		old: "j < w.side*g.width;", new: "j < g.width;"},
 	{name: "cols: wide channels of rows written as one", file: "cols.go", pkg: ".", tests: "TestRange|TestExtreme",
 		old: "if !w.someWide && !w.outputsInBlocks() {", new: "if !w.outputsInBlocks() {"},
+	{name: "walk: jumps between images take no time", file: "kernels.go", pkg: ".", tests: "TestLongest",
+		old: "maxCall*n/(n+jump)", new: "maxCall"},
 	{name: "cols: long calls of rows with a wide channel", file: "cols.go", pkg: ".", tests: "TestCallsOfWideRowsAreShort",
 		old: "most := maxCall / n //", new: "most := rows //"},
 	{name: "cols: single rows are not written", file: "kernels/walk_cols.go", pkg: ".", tests: "TestGhost$|TestConstant",
