@@ -16469,42 +16469,42 @@ DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
 DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
@@ -16626,19 +16626,25 @@ unwanted6:
 	VMOVUPS Y10, (SI)
 	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
 	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
-	VANDPS Y11, Y12, Y12
 	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS Y11, Y10, Y10
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y11
+	VANDPS forwardChannelsTable<>+128(SB), Y11, Y11
+	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y11, Y11
+	VORPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X11
 	VCVTPD2PSY Y5, X10
 	VINSERTF128 $1, X10, Y11, Y11
-	VXORPS forwardChannelsTable<>+224(SB), Y11, Y10
+	VXORPS forwardChannelsTable<>+256(SB), Y11, Y10
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
 	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y14
-	VANDPS Y14, Y12, Y12
+	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y10
+	VANDPS Y10, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
 	VCVTPS2PD X11, Y11
@@ -16660,10 +16666,10 @@ unwanted6:
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
-	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
+	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual7
-	VMOVUPS forwardChannelsTable<>+256(SB), Y12
+	VMOVUPS forwardChannelsTable<>+288(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -16686,11 +16692,11 @@ divide8:
 divided9:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y10, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y10, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y10, Y10
 	VANDPS Y10, Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+288(SB), Y11, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+320(SB), Y11, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y11, Y11
 	VANDPS Y11, Y5, Y5
 	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
@@ -16708,7 +16714,7 @@ unwanted10:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y8, Y8
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
@@ -16716,7 +16722,7 @@ unwanted10:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y9, Y9
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
@@ -16733,45 +16739,45 @@ unwanted10:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+384(SB), Y4, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+384(SB), Y5, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+384(SB), Y8, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+384(SB), Y9, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+416(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+448(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+384(SB), Y6, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+384(SB), Y7, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VXORPS forwardChannelsTable<>+256(SB), Y12, Y12
+	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 
@@ -16960,8 +16966,8 @@ unwanted3:
 	VINSERTF128 $1, X8, Y7, Y7
 	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
 	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y8
-	VANDPS Y8, Y9, Y9
 	VCMPPS $0x1e, affineChannelsTable<>+192(SB), Y7, Y7
+	VANDPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
@@ -16983,8 +16989,14 @@ unwanted3:
 	VMOVUPS Y7, (SI)
 	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
 	VCMPPS $0x12, affineChannelsTable<>+224(SB), Y7, Y8
-	VANDPS Y8, Y9, Y9
 	VCMPPS $0x1e, affineChannelsTable<>+256(SB), Y7, Y7
+	VANDPS Y8, Y7, Y7
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y8
+	VANDPS affineChannelsTable<>+128(SB), Y8, Y8
+	VCMPPS $0x12, affineChannelsTable<>+32(SB), Y8, Y8
+	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPD2PSY Y1, X8
 	VCVTPD2PSY Y2, X7
@@ -16994,8 +17006,8 @@ unwanted3:
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
 	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y14
-	VANDPS Y14, Y9, Y9
+	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y7
+	VANDPS Y7, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
 	VCVTPS2PD X8, Y8
@@ -17268,8 +17280,8 @@ divided8:
 	VMOVUPS Y10, (SI)
 	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
 	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VANDPS Y11, Y12, Y12
 	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X10
 	VCVTPD2PSY Y5, X11
@@ -17279,8 +17291,8 @@ divided8:
 	VMOVUPS Y10, (SI)
 	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
 	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VANDPS Y11, Y12, Y12
 	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
+	VANDPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
 	VTESTPS Y12, Y12

@@ -12228,42 +12228,42 @@ DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
 DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+256(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+264(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+272(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+280(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+288(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+424(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+432(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+440(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+448(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+456(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+464(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+472(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+480(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+488(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+496(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+504(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
 DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
 DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
@@ -12386,12 +12386,20 @@ unwanted6:
 	AND8(14, 10, 10)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGE8(10, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
+	AND8(11, 10, 10)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F22, F23)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE8(11, 14, 11)
+	ORR8(11, 10, 10)
 	AND8(10, 12, 12)
 	NARROW(4, 5, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 11, 10)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
@@ -12399,8 +12407,8 @@ unwanted6:
 	FLDPQ 128(R24), (F28, F29)
 	AND8(14, 10, 10)
 	FLDPQ (R24), (F28, F29)
-	FCMGE8(10, 14, 14)
-	AND8(14, 12, 12)
+	FCMGE8(10, 14, 10)
+	AND8(10, 12, 12)
 	WIDEN(11, 10, 11)
 	FSUB4D(10, 4, 4)
 	FSUB4D(11, 5, 5)
@@ -12416,12 +12424,12 @@ unwanted6:
 	ADD R2, R4
 	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, usual7
-	FLDPQ 256(R24), (F24, F25)
+	FLDPQ 288(R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
@@ -12444,14 +12452,14 @@ divide8:
 divided9:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(14, 10, 4)
 	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	AND8(10, 4, 4)
-	FLDPQ 288(R24), (F28, F29)
-	FCMGE4D(14, 11, 5)
 	FLDPQ 320(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 5, 5)
 	EOR8(8, 8, 8)
@@ -12468,7 +12476,7 @@ unwanted10:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 4, 4)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FCMGE4D(6, 6, 10)
 	ORR8(10, 8, 8)
@@ -12477,7 +12485,7 @@ unwanted10:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 5, 5)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	FCMGE4D(7, 7, 11)
 	ORR8(11, 9, 9)
@@ -12495,65 +12503,65 @@ unwanted10:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 384(R24), (F28, F29)
-	AND8(14, 4, 10)
 	FLDPQ 416(R24), (F28, F29)
+	AND8(14, 4, 10)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(8, 8, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 384(R24), (F28, F29)
-	AND8(14, 5, 10)
 	FLDPQ 416(R24), (F28, F29)
+	AND8(14, 5, 10)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(9, 9, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 8, 10)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
 	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 9, 10)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
 	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 6, 10)
 	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 7, 10)
 	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
@@ -12736,9 +12744,9 @@ unwanted3:
 	AND8(14, 7, 7)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGE8(7, 14, 8)
-	AND8(8, 9, 9)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGT8(14, 7, 7)
+	AND8(8, 7, 7)
 	AND8(7, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
@@ -12758,9 +12766,17 @@ unwanted3:
 	AND8(14, 7, 7)
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE8(7, 14, 8)
-	AND8(8, 9, 9)
 	FLDPQ 256(R24), (F28, F29)
 	FCMGT8(14, 7, 7)
+	AND8(8, 7, 7)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE8(8, 14, 8)
+	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
 	NARROW(1, 2, 8)
 	FLDPQ 288(R24), (F28, F29)
@@ -12771,8 +12787,8 @@ unwanted3:
 	FLDPQ 128(R24), (F28, F29)
 	AND8(14, 7, 7)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE8(7, 14, 14)
-	AND8(14, 9, 9)
+	FCMGE8(7, 14, 7)
+	AND8(7, 9, 9)
 	WIDEN(8, 7, 8)
 	FSUB4D(7, 1, 1)
 	FSUB4D(8, 2, 2)
@@ -13062,9 +13078,9 @@ divided8:
 	AND8(14, 10, 10)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE8(10, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
+	AND8(11, 10, 10)
 	AND8(10, 12, 12)
 	NARROW(4, 5, 10)
 	MOVD channelArgs_k2(R23), R4
@@ -13074,9 +13090,9 @@ divided8:
 	AND8(14, 10, 10)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE8(10, 14, 11)
-	AND8(11, 12, 12)
 	FLDPQ 160(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
+	AND8(11, 10, 10)
 	AND8(10, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
 	EOR8(14, 12, 12)

@@ -113,10 +113,10 @@ func (c *chans) wanted(field string, do func()) {
 }
 
 // untilUnusual is loop for a kernel with offsets that stops in front of 8 channels of
-// which one is unusual. begin comes before the loop. body sets usual by a quick look, which may take a usual channel for
-// an unusual one. It calls closely before it overwrites anything that it reads. Where the
-// quick look finds an unusual channel, tests look closely at all of them. The number of
-// channels that are left is stored in the arguments.
+// which one is unusual. begin comes before the loop. body sets usual by a quick look, which
+// may take a usual channel for an unusual one. It calls closely before it overwrites
+// anything that it reads. Where the quick look finds an unusual channel, tests look closely
+// at all of them. The number of channels that are left is stored in the arguments.
 func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))) {
 	n := c.newArg("n")
 	before := c.buf.String()
@@ -256,13 +256,20 @@ func (c *chans) abs64(dst, x vec) { c.opConstant(opAnd, dst, x, c.entry64(math.M
 // temporary. The range is to lie within that of usual channels, so that rounding does not
 // matter. x is lost.
 func (c *chans) look(x vec, above, to float32, t vec) {
+	c.within(x, above, to, t)
+	c.op(opAnd, c.usual, c.usual, x)
+}
+
+// within sets x to all ones where |x| is within a range; t is a temporary.
+func (c *chans) within(x vec, above, to float32, t vec) {
 	c.abs(x, x)
-	c.opC(opLE, t, x, to)
-	c.op(opAnd, c.usual, c.usual, t)
-	if above > 0 {
-		c.opC(opGT, x, x, above)
-		c.op(opAnd, c.usual, c.usual, x)
+	if above <= 0 {
+		c.opC(opLE, x, x, to)
+		return
 	}
+	c.opC(opLE, t, x, to)
+	c.opC(opGT, x, x, above)
+	c.op(opAnd, x, x, t)
 }
 
 // refuse says that a channel is unusual if its mask is set.
@@ -607,7 +614,12 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store64(s, c.find64("scale"))
 	c.narrow(t[0], s, t[1])
 	c.store(t[0], mem{base: c.findConst("a").at})
-	c.look(t[0], 2*factorMin, factorMax/2, t[1])
+	c.within(t[0], 2*factorMin, factorMax/2, t[1])
+	c.load(t[1], mem{base: c.find32("gamma").at})
+	c.abs(t[1], t[1])
+	c.opC(opLE, t[1], t[1], 0) // a scale of 0 is usual, too
+	c.op(opOr, t[0], t[0], t[1])
+	c.op(opAnd, c.usual, c.usual, t[0])
 	c.narrow(t[1], m, t[0])
 	c.opC(opXor, t[0], t[1], float32(math.Copysign(0, -1)))
 	c.store(t[0], mem{base: c.findConst("neg").at})
