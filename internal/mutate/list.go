@@ -202,8 +202,6 @@ var mutations = []mutation{
 		old: "		c.addImm(left, groupSize)\n		c.subImm(left, 0)\n", new: "		c.addImm(left, groupSize)\n		c.subImm(left, 1)\n"},
 	{name: "cols: strips of columns without the rest", file: "cols.go", pkg: ".", tests: "TestBits|TestSweep|TestGolden|TestKinds",
 		old: "rest > 0 && r1 == g.height {", new: "rest < 0 {"},
-	{name: "schedule: strips of several windows", file: "schedule.go", pkg: ".", tests: "TestChoose|TestBits",
-		old: "g.windows == g.segments &&", new: "g.windows > 0 &&"},
 	{name: "channels: a quick look that lets everything pass", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
 		old: "	c.opC(opGT, x, x, above)\n	c.op(opAnd, x, x, t)\n", new: "	c.op(opOr, x, t, t)\n"},
 	{name: "channels: every scale is usual at a quick look", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
