@@ -186,13 +186,17 @@ func nearLimit(k int) float64 {
 func TestChannelKernels(t *testing.T) {
 	t.Parallel()
 	simdPaths(t)
+	seeds := uint64(600)
+	if Thorough() {
+		seeds *= 2
+	}
 	for name, k := range channelCases() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			unusual := 0
 			for n := lanes; n <= 5*lanes; n += lanes {
 				before, want, got := newChannelSet(t, k, n, false), newChannelSet(t, k, n, false), newChannelSet(t, k, n, true)
-				for seed := range uint64(1200) {
+				for seed := range seeds {
 					for _, s := range []*channelSet{before, want, got} {
 						s.set(seed)
 					}

@@ -114,11 +114,11 @@ func TestTinyGradientsAgain(t *testing.T) {
 // eachBeside calls do for problems with gradients of 1e-38, and an exception in channel c.
 // without is the problem without the exception.
 func eachBeside(t *testing.T, do func(t *testing.T, e exception, p, without *problem, c int)) {
-	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
+	for j, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
 		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}} {
 		for i, e := range exceptions {
-			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
-				if !batchnorm.Thorough() && (i+s.Channels)%3 != int(act.String()[0])%3 {
+			for k, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+				if !batchnorm.Thorough() && (i+j+2*k)%5 != 0 {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, e.name, act), func(t *testing.T) {
