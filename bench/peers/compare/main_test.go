@@ -6,10 +6,12 @@ import (
 	"testing"
 )
 
-func TestPlain(t *testing.T) {
-	var table strings.Builder
-	if err := compare(&table, "plain", 1, 1); err != nil {
-		t.Errorf("%v\n%s", err, &table)
+func TestCompare(t *testing.T) {
+	for _, name := range []string{ownName, "plain"} {
+		var table strings.Builder
+		if err := compare(&table, name, usualMean, 1, 1); err != nil {
+			t.Errorf("%v\n%s", err, &table)
+		}
 	}
 }
 
