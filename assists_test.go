@@ -132,7 +132,7 @@ func TestNoAssists(t *testing.T) {
 					continue
 				}
 				t.Run(fmt.Sprintf("%v/%s/%v", s, k.Name, act), func(t *testing.T) {
-					var slow, all [kernelTimes + 1]int
+					var slow, all [kernelGate + 1]int
 					products := 0
 					inspected = func(kernel int, l layout, act Activation, a kernelArgs) {
 						if kernel >= kernelScale {

@@ -171,6 +171,10 @@ const (
 	// with a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums
 	// all with this shift, and folds as channelFold does into a segment of no values.
 	channelStrip
+
+	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
+	// is unusual if none of them exceeds tinyMost, and not all are 0.
+	channelTiny
 )
 
 // fewChannels is the number of channels that are looked at together when the first one of

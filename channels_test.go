@@ -9,6 +9,7 @@ import (
 	"unsafe"
 
 	"github.com/fusedbn/batchnorm/internal/guard"
+	"github.com/fusedbn/batchnorm/internal/scalar"
 )
 
 // channelCase is a kernel that computes with channels: its arrays and what it
@@ -39,7 +40,7 @@ func (a *channelArgs) fields() map[string]field {
 		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1}, "dbeta": {f64: &a.dbeta, per: 1},
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
-		"x":    {f32: &a.x, per: stripRows},
+		"x": {f32: &a.x, per: stripRows}, "first": {f32: &a.x, per: 1},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
 	}
 }
@@ -101,11 +102,23 @@ func channelCases() map[string]channelCase {
 		"backward":               {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2 gammaGrad betaGrad", true, backwardCase},
 		"backward without saved": {channelBackward, "sumA sumB mean invstd", "dgamma dbeta k1 k2", true, backwardCase},
 		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
+		"tiny":                   {channelTiny, "first gamma beta running", "", true, tinyCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
 			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
 			return true
 		}},
 	}
+}
+
+func tinyCase(a *channelArgs, c int) bool {
+	most := float32(0)
+	for _, v := range []float32{a.x[c], a.gamma[c], a.beta[c], a.running[c]} {
+		if v = scalar.Abs(v); !(v <= tinyMost) {
+			return true
+		}
+		most = max(most, v)
+	}
+	return most == 0
 }
 
 // stripCase takes the moment of a column as the kernels of cols and the functions for a
@@ -295,6 +308,14 @@ func (s *channelSet) set(seed uint64) {
 					values[c] = float64(float32(v))
 				case "sumB":
 					values[c] = v * []float64{1e-25, 1e-28, 1e-40}[c%3]
+				}
+			}
+		}
+		if s.kernel == channelTiny { // each of the values is tiny, 0, NaN, infinite or just too large in some channels
+			for c := range values {
+				values[c] = []float64{tinyMost, -1e-39, 0, 1e-45, tinyMost * 1.001, math.NaN(), 1, math.Inf(-1)}[(int(seed)*7+i+c*c)>>(int(seed)%3*2)%8]
+				if seed%4 != 0 && c != int(seed/4)%len(values) {
+					values[c] = 1
 				}
 			}
 		}

@@ -43,7 +43,7 @@ type kernelArgs struct {
 	single           int
 	rowGap, imageGap int
 
-	coefStep  int // kernelScale: floats from a record to the next one, 0 if all columns have the same
+	coefStep  int // kernelScale, kernelGate: floats from a record to the next one, 0 if all columns have the same
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
 	// A kernel on rows stops after budget values, or a few more, and saves its state
@@ -69,7 +69,7 @@ type kernelArgs struct {
 	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
 	factor float64  // of kernelTimes
 
-	strideY int // kernelScale, kernelTimes: floats from a row of y to the next
+	strideY int // kernelScale, kernelTimes, kernelGate: floats from a row of y to the next
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -196,6 +196,14 @@ const (
 	//
 	// y may be x, but may have another stride.
 	kernelTimes
+
+	// kernelGate exists in cols only. It computes, for every element,
+	//
+	//	z := as in kernelScale
+	//	y = dy if z > 0, otherwise 0
+	//
+	// dy has the stride of x. y may be either, but may have another stride.
+	kernelGate
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests

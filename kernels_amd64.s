@@ -14312,6 +14312,91 @@ next4:
 	VZEROUPPER
 	RET
 
+// func gateCols(id int, a *kernelArgs)
+TEXT ·gateCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coefStep(R14), BX
+	SHLQ $2, BX
+	MOVQ kernelArgs_x(R14), DX
+	MOVQ kernelArgs_y(R14), SI
+	MOVQ kernelArgs_rows(R14), DI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_strideY(R14), R9
+	MOVQ kernelArgs_dy(R14), R12
+	SUBQ DX, R12
+	SHLQ $2, R8
+	SHLQ $2, R9
+	MOVQ kernelArgs_n(R14), CX
+	ANDQ $7, CX
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, CX
+	SUBQ CX, R13
+	VMOVDQU (R13), Y15
+
+row1:
+	MOVQ DX, R10
+	MOVQ SI, R11
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_n(R14), CX
+	SUBQ $8, CX
+	JLT tail3
+
+column2:
+	VMOVUPS (AX), Y0
+	VADDPS (R10), Y0, Y0
+	VCVTPS2PD X0, Y1
+	VEXTRACTF128 $1, Y0, X2
+	VCVTPS2PD X2, Y2
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
+	VMULPD Y3, Y1, Y1
+	VMULPD Y4, Y2, Y2
+	VCVTPD2PSY Y1, X0
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y0, Y0
+	VADDPS 64(AX), Y0, Y0
+	VMOVUPS (R10)(R12*1), Y5
+	VXORPS Y6, Y6, Y6
+	VCMPPS $0x1e, Y6, Y0, Y6
+	VANDPS Y5, Y6, Y5
+	VMOVUPS Y5, (R11)
+	ADDQ $32, R10
+	ADDQ $32, R11
+	ADDQ BX, AX
+	SUBQ $8, CX
+	JGE column2
+
+tail3:
+	ANDQ $7, CX
+	JEQ next4
+	VMOVUPS (AX), Y0
+	VMASKMOVPS (R10), Y15, Y1
+	VADDPS Y1, Y0, Y0
+	VCVTPS2PD X0, Y1
+	VEXTRACTF128 $1, Y0, X2
+	VCVTPS2PD X2, Y2
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
+	VMULPD Y3, Y1, Y1
+	VMULPD Y4, Y2, Y2
+	VCVTPD2PSY Y1, X0
+	VCVTPD2PSY Y2, X2
+	VINSERTF128 $1, X2, Y0, Y0
+	VADDPS 64(AX), Y0, Y0
+	VMASKMOVPS (R10)(R12*1), Y15, Y5
+	VXORPS Y6, Y6, Y6
+	VCMPPS $0x1e, Y6, Y0, Y6
+	VANDPS Y5, Y6, Y5
+	VMASKMOVPS Y5, Y15, (R11)
+
+next4:
+	ADDQ R8, DX
+	ADDQ R9, SI
+	SUBQ $1, DI
+	JNE row1
+	VZEROUPPER
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -14625,12 +14710,60 @@ DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2504
+DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2784(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2888
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $313
+	CMPQ AX, $361
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
@@ -17697,6 +17830,78 @@ divided13:
 	JNE channels1
 	VZEROUPPER
 	RET
+DATA tinyChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+32(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+40(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+48(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+56(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+64(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+72(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+80(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+88(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+120(SB)/8, $0x0000000000000000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $128
+
+// func tinyChannels(id int, a *channelArgs)
+TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ $0, AX
+	MOVQ $0, BX
+	MOVQ $0, CX
+	MOVQ channelArgs_step(R14), DX
+	MOVQ channelArgs_n(R14), DI
+
+channels1:
+	MOVQ channelArgs_x(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y0
+	VANDPS tinyChannelsTable<>+0(SB), Y0, Y0
+	VCMPPS $0x12, tinyChannelsTable<>+32(SB), Y0, Y1
+	VXORPS tinyChannelsTable<>+64(SB), Y1, Y2
+	VXORPS tinyChannelsTable<>+64(SB), Y2, Y2
+	VTESTPS Y2, Y2
+	JEQ usual3
+	VMOVUPS tinyChannelsTable<>+64(SB), Y2
+	MOVQ channelArgs_gamma(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y1
+	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
+	VPMAXSD Y1, Y0, Y0
+	MOVQ channelArgs_beta(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y1
+	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
+	VPMAXSD Y1, Y0, Y0
+	MOVQ channelArgs_running(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y1
+	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
+	VPMAXSD Y1, Y0, Y0
+	VCMPPS $0x12, tinyChannelsTable<>+32(SB), Y0, Y1
+	VCMPPS $0x1e, tinyChannelsTable<>+96(SB), Y0, Y0
+	VANDPS Y0, Y1, Y1
+	VANDNPS Y2, Y1, Y2
+	VXORPS tinyChannelsTable<>+64(SB), Y2, Y2
+	VTESTPS Y2, Y2
+	JNE unusual2
+
+usual3:
+	ADDQ $32, AX
+	ADDQ $64, BX
+	ADDQ DX, CX
+	SUBQ $8, DI
+	JNE channels1
+
+unusual2:
+	MOVQ DI, channelArgs_n(R14)
+	VZEROUPPER
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -17712,12 +17917,13 @@ DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
 DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $112
+DATA simdChannelsTable<>+112(SB)/8, $·tinyChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $120
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $14
+	CMPQ AX, $15
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)

@@ -11406,6 +11406,85 @@ next4:
 	BNE row1
 	RET
 
+// func gateCols(id int, a *kernelArgs)
+TEXT ·gateCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_coefStep(R23), R1
+	LSL $2, R1
+	MOVD kernelArgs_x(R23), R3
+	MOVD kernelArgs_y(R23), R4
+	MOVD kernelArgs_rows(R23), R5
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_strideY(R23), R7
+	MOVD kernelArgs_dy(R23), R10
+	SUB R3, R10
+	LSL $2, R6
+	LSL $2, R7
+	MOVD kernelArgs_n(R23), R2
+	ANDS $7, R2
+	MOVD R2, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+
+row1:
+	MOVD R3, R8
+	MOVD R4, R9
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_n(R23), R2
+	SUBS $8, R2
+	BLT tail3
+
+column2:
+	FLDPQ (R0), (F0, F1)
+	FLDPQ (R8), (F2, F3)
+	FADD8(1, 0, 0)
+	WIDEN(0, 1, 2)
+	FLDPQ 32(R0), (F8, F9)
+	WIDEN(4, 3, 4)
+	FMUL4D(3, 1, 1)
+	FMUL4D(4, 2, 2)
+	NARROW(1, 2, 0)
+	FLDPQ 64(R0), (F6, F7)
+	FADD8(3, 0, 0)
+	ADD R10<<0, R8, R24
+	FLDPQ (R24), (F10, F11)
+	FCMGTZERO8(0, 6)
+	AND8(5, 6, 5)
+	FSTPQ (F10, F11), (R9)
+	ADD $32, R8
+	ADD $32, R9
+	ADD R1, R0
+	SUBS $8, R2
+	BGE column2
+
+tail3:
+	ANDS $7, R2
+	BEQ next4
+	FLDPQ (R0), (F0, F1)
+	TAIL(·loadTail1<>, 0, R8)
+	FADD8(1, 0, 0)
+	WIDEN(0, 1, 2)
+	FLDPQ 32(R0), (F8, F9)
+	WIDEN(4, 3, 4)
+	FMUL4D(3, 1, 1)
+	FMUL4D(4, 2, 2)
+	NARROW(1, 2, 0)
+	FLDPQ 64(R0), (F6, F7)
+	FADD8(3, 0, 0)
+	ADD R10<<0, R8, R24
+	CALL ·loadTail5<>(SB)
+	FCMGTZERO8(0, 6)
+	AND8(5, 6, 5)
+	TAIL(·storeTail5<>, 0, R9)
+
+next4:
+	ADD R6, R3
+	ADD R7, R4
+	SUBS $1, R5
+	BNE row1
+	RET
+
 DATA simdKernelTable<>+0(SB)/8, $·momentsRows<>(SB)
 DATA simdKernelTable<>+8(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+16(SB)/8, $·absent<>(SB)
@@ -11719,12 +11798,60 @@ DATA simdKernelTable<>+2472(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2480(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2488(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2496(SB)/8, $·timesCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2504
+DATA simdKernelTable<>+2504(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2512(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2520(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2528(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2536(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2544(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2552(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2560(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2568(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2576(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2584(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2592(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2600(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2608(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2616(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2624(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2632(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2640(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2648(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2656(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2664(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2672(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2680(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2688(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2696(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2704(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2712(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2720(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2728(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2736(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2744(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2752(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2760(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2768(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2776(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2784(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2792(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2800(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2808(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2816(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2824(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2832(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2840(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2848(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2888
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $313, R0
+	CMP $361, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -13540,6 +13667,90 @@ divided13:
 	SUBS $8, R7
 	BNE channels1
 	RET
+DATA tinyChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
+DATA tinyChannelsTable<>+32(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+40(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+48(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+56(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+64(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+72(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+80(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+88(SB)/8, $0xffffffffffffffff
+DATA tinyChannelsTable<>+96(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+104(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+112(SB)/8, $0x0000000000000000
+DATA tinyChannelsTable<>+120(SB)/8, $0x0000000000000000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $128
+
+// func tinyChannels(id int, a *channelArgs)
+TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD $0, R0
+	MOVD $0, R1
+	MOVD $0, R2
+	MOVD channelArgs_step(R23), R3
+	MOVD channelArgs_n(R23), R5
+	MOVD $tinyChannelsTable<>(SB), R24
+
+channels1:
+	MOVD channelArgs_x(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F0, F1)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 0, 0)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE8(0, 14, 1)
+	FLDPQ 64(R24), (F28, F29)
+	EOR8(14, 1, 2)
+	FLDPQ 64(R24), (F28, F29)
+	EOR8(14, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBZ R15, usual3
+	FLDPQ 64(R24), (F4, F5)
+	MOVD channelArgs_gamma(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 1, 1)
+	SMAX8(1, 0, 0)
+	MOVD channelArgs_beta(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 1, 1)
+	SMAX8(1, 0, 0)
+	MOVD channelArgs_running(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F2, F3)
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 1, 1)
+	SMAX8(1, 0, 0)
+	FLDPQ 32(R24), (F28, F29)
+	FCMGE8(0, 14, 1)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGT8(14, 0, 0)
+	AND8(0, 1, 1)
+	BIC8(1, 2, 2)
+	FLDPQ 64(R24), (F28, F29)
+	EOR8(14, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBNZ R15, unusual2
+
+usual3:
+	ADD $32, R0
+	ADD $64, R1
+	ADD R3, R2
+	SUBS $8, R5
+	BNE channels1
+
+unusual2:
+	MOVD R5, channelArgs_n(R23)
+	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)
 DATA simdChannelsTable<>+8(SB)/8, $·reduceChannels<>(SB)
@@ -13555,12 +13766,13 @@ DATA simdChannelsTable<>+80(SB)/8, $·affineChannels<>(SB)
 DATA simdChannelsTable<>+88(SB)/8, $·backwardChannels<>(SB)
 DATA simdChannelsTable<>+96(SB)/8, $·trackChannels<>(SB)
 DATA simdChannelsTable<>+104(SB)/8, $·stripChannels<>(SB)
-GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $112
+DATA simdChannelsTable<>+112(SB)/8, $·tinyChannels<>(SB)
+GLOBL simdChannelsTable<>(SB), RODATA|NOPTR, $120
 
 // func simdChannels(id int, a *channelArgs)
 TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $14, R0
+	CMP $15, R0
 	BHS none
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1

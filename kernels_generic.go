@@ -42,6 +42,8 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		scaleColsGeneric(a)
 	case kernel == kernelTimes:
 		timesColsGeneric(a)
+	case kernel == kernelGate:
+		gateColsGeneric(a)
 	}
 }
 
@@ -254,6 +256,23 @@ func scaleColsGeneric(a *kernelArgs) {
 			for l := range min(lanes, len(x)-c) {
 				d := x[c+l] + k[fieldN*lanes+l]
 				y[c+l] = float32(float64(d)*float64(k[fieldA*lanes+l])) + k[fieldB*lanes+l]
+			}
+		}
+	}
+}
+
+func gateColsGeneric(a *kernelArgs) {
+	for r := range a.rows {
+		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
+		for c := 0; c < len(x); c += lanes {
+			k := (*record)(a.coef[c/lanes*a.coefStep:])
+			for l := range min(lanes, len(x)-c) {
+				d := x[c+l] + k[fieldN*lanes+l]
+				z, g := float32(float64(d)*float64(k[fieldA*lanes+l]))+k[fieldB*lanes+l], float32(0)
+				if z > 0 {
+					g = dy[c+l]
+				}
+				y[c+l] = g
 			}
 		}
 	}

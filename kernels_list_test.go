@@ -51,4 +51,5 @@ var assembled = map[int]string{
 	kernelID(kernelLargest, cols, actNone, 0):                                         "largestCols",
 	kernelID(kernelScale, cols, actNone, 0):                                           "scaleCols",
 	kernelID(kernelTimes, cols, actNone, 0):                                           "timesCols",
+	kernelID(kernelGate, cols, actNone, 0):                                            "gateCols",
 }

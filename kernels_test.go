@@ -18,7 +18,7 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -137,7 +137,7 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 	}
 	a.factor = []float64{0x1p100, 0x1p-100, 3}[s.n%3]
 	a.x = in(size)
-	if k.gradient() {
+	if k.gradient() || k.kernel == kernelGate {
 		a.dy = in(size)
 	}
 	if k.flags&withResidual != 0 {

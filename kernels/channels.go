@@ -31,6 +31,7 @@ var channelKernels = []channelKernel{
 	{"Backward", backwardChannels},
 	{"Track", trackChannels},
 	{"Strip", stripChannels},
+	{"Tiny", tinyChannels},
 }
 
 func (k channelKernel) function() string {
@@ -306,6 +307,7 @@ const (
 	sureMax   = 0x1p+100
 	tameMin   = 0x1p-60
 	gradMin   = 0x1p-120
+	tinyMost  = 0x1p-110
 	factorMin = 0x1p-120
 	factorMax = 0x1p+120
 
@@ -896,4 +898,29 @@ func channelText(on target) (text string, symbols []string) {
 		symbols = append(symbols, local(name))
 	}
 	return text, symbols
+}
+
+// tinyChannels looks at a value of each channel, and at all four where the first one of 8
+// channels is tiny.
+func tinyChannels(c *chans) {
+	c.useOffsets()
+	v, t := c.newVec(), c.newVec()
+	c.usual = c.newVec()
+	c.untilUnusual(nil, func(closely func(tests func())) {
+		c.load(v, mem{base: c.find32("x").at})
+		c.abs(v, v)
+		c.opC(opLE, t, v, tinyMost)
+		c.opConstant(opXor, c.usual, t, c.entry64(math.MaxUint64))
+		closely(func() {
+			for _, field := range []string{"gamma", "beta", "running"} {
+				c.load(t, mem{base: c.find32(field).at})
+				c.abs(t, t)
+				c.op(opMaxInt, v, v, t)
+			}
+			c.opC(opLE, t, v, tinyMost)
+			c.opC(opGT, v, v, 0)
+			c.op(opAnd, t, t, v)
+			c.refuse(t)
+		})
+	})
 }

@@ -526,10 +526,16 @@ func largest(a *asm, v variant) {
 
 // inProducts emits the loops of a kernel that takes products in float64: some rows, whose
 // vectors one processes. values is a free register. rowBegins is called before a row, and
-// advance after a vector.
-func inProducts(a *asm, values reg, rowBegins, advance func(), one func(x, y mem, tail bool)) {
+// advance after a vector. Another input than x, if there is one, has the stride of x.
+func inProducts(a *asm, values reg, other string, rowBegins, advance func(), one func(x, other, y mem, tail bool)) {
 	firstX, firstY, rows, stride, strideY := a.newArg("x"), a.newArg("y"), a.newArg("rows"), a.newArg("stride"), a.newArg("strideY")
 	x, y := a.newReg(), a.newReg()
+	atX, atY := mem{base: x}, mem{base: y}
+	var atOther mem
+	if other != "" { // one register holds its distance from x
+		atOther = mem{base: x, index: a.newArg(other), scale: 1}
+		a.subReg(atOther.index, firstX)
+	}
 	row, column, tail, next := a.newLabel("row"), a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
 	a.shiftLeft(stride, floatShift)
 	a.shiftLeft(strideY, floatShift)
@@ -545,7 +551,7 @@ func inProducts(a *asm, values reg, rowBegins, advance func(), one func(x, y mem
 	a.subImm(values, lanes)
 	a.branch(ifLess, tail)
 	a.label(column)
-	one(mem{base: x}, mem{base: y}, false)
+	one(atX, atOther, atY, false)
 	a.addImm(x, vecBytes)
 	a.addImm(y, vecBytes)
 	advance()
@@ -554,7 +560,7 @@ func inProducts(a *asm, values reg, rowBegins, advance func(), one func(x, y mem
 	a.label(tail)
 	a.andImm(values, lanes-1)
 	a.branch(ifZero, next)
-	one(mem{base: x}, mem{base: y}, true)
+	one(atX, atOther, atY, true)
 	a.label(next)
 	a.addReg(firstX, stride)
 	a.addReg(firstY, strideY)
@@ -564,21 +570,54 @@ func inProducts(a *asm, values reg, rowBegins, advance func(), one func(x, y mem
 
 // scale computes y = float32((x-m)*a) + b, with the product in float64.
 func scale(a *asm, _ variant) {
-	coef, step := a.newReg(), a.newArg("coefStep")
-	d, d64, a64 := a.newVec(), pair{a.newVec(), a.newVec()}, pair{a.newVec(), a.newVec()}
-	constant := func(field int) mem { return mem{base: coef, off: field * vecBytes} }
-	a.shiftLeft(step, floatShift)
-	inProducts(a, a.newReg(), func() { a.arg(coef, "coef") }, func() { a.addReg(coef, step) }, func(x, y mem, tail bool) {
-		a.load(d, constant(fieldN))
-		a.addMem(d, d, x, d64[0], tail)
-		a.widen(d64, d)
-		a.widenFrom(a64, constant(fieldA))
-		for i, v := range d64 {
-			a.op(opMul64, v, v, a64[i])
-		}
-		a.narrow(d, d64, d64[1])
-		a.opMem(opAdd, d, d, constant(fieldB), a64[0])
-		a.write([]vec{d}, func(int) mem { return y }, tail)
+	s := newScaled(a)
+	inProducts(a, a.newReg(), "", s.rowBegins, s.advance, func(x, _, y mem, tail bool) {
+		s.compute(x, tail)
+		a.write([]vec{s.z}, func(int) mem { return y }, tail)
+	})
+}
+
+// scaled computes z = float32((x-m)*a) + b, with the product in float64.
+type scaled struct {
+	a          *asm
+	coef, step reg
+	z          vec
+	d64, a64   pair
+}
+
+func newScaled(a *asm) *scaled {
+	s := &scaled{a: a, coef: a.newReg(), step: a.newArg("coefStep"), z: a.newVec(),
+		d64: pair{a.newVec(), a.newVec()}, a64: pair{a.newVec(), a.newVec()}}
+	a.shiftLeft(s.step, floatShift)
+	return s
+}
+
+func (s *scaled) rowBegins() { s.a.arg(s.coef, "coef") }
+func (s *scaled) advance()   { s.a.addReg(s.coef, s.step) }
+
+func (s *scaled) compute(x mem, tail bool) {
+	a, d := s.a, s.z
+	constant := func(field int) mem { return mem{base: s.coef, off: field * vecBytes} }
+	a.load(d, constant(fieldN))
+	a.addMem(d, d, x, s.d64[0], tail)
+	a.widen(s.d64, d)
+	a.widenFrom(s.a64, constant(fieldA))
+	for i, v := range s.d64 {
+		a.op(opMul64, v, v, s.a64[i])
+	}
+	a.narrow(d, s.d64, s.d64[1])
+	a.opMem(opAdd, d, d, constant(fieldB), s.a64[0])
+}
+
+// letThrough computes y = dy where z > 0, and 0 elsewhere, with z as in scale.
+func letThrough(a *asm, _ variant) {
+	s := newScaled(a)
+	g, t := a.newVec(), a.newVec()
+	inProducts(a, a.newReg(), "dy", s.rowBegins, s.advance, func(x, dy, y mem, tail bool) {
+		s.compute(x, tail)
+		a.read(g, dy, tail)
+		activations[actInline].backward(a, g, s.z, []vec{t})
+		a.write([]vec{g}, func(int) mem { return y }, tail)
 	})
 }
 
@@ -588,7 +627,7 @@ func times(a *asm, _ variant) {
 	t := a.newReg()
 	a.argAddr(t, "factor")
 	a.broadcast64(factor, mem{base: t})
-	inProducts(a, t, func() {}, func() {}, func(x, y mem, tail bool) {
+	inProducts(a, t, "", func() {}, func() {}, func(x, _, y mem, tail bool) {
 		if tail {
 			a.loadTail(d, x)
 			a.widen(d64, d)

@@ -17,10 +17,11 @@ const (
 	kernelLargest
 	kernelScale
 	kernelTimes
+	kernelGate
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -102,6 +103,10 @@ var families = []family{
 	{
 		kernel: kernelTimes, layouts: []layout{inCols}, acts: activations[:1],
 		optional: func(activation) flags { return 0 }, emit: times,
+	},
+	{
+		kernel: kernelGate, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return 0 }, emit: letThrough,
 	},
 }
 

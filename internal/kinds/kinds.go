@@ -48,6 +48,9 @@ var (
 	large    = change{x: times(1e20), limit: 2.5}
 	small    = change{x: times(1e-25), limit: 2.5}
 	tinyDY   = change{dy: times(1e-30), limit: 2.5}
+
+	subnormalDY = change{dy: times(1e-38), limit: 2.5}
+	subnormalX  = change{x: times(1e-39), limit: 2.5}
 )
 
 func of(name string, every int, c change) Kind {
@@ -91,14 +94,17 @@ func List() []Kind {
 		of("Inf in one channel", math.MaxInt, infinite),
 		of("Inf in all channels", all, infinite),
 		of("dy * 1e-30", all, tinyDY),
-		of("dy * 1e-38", all, change{dy: times(1e-38), limit: 2.5}),
+		of("dy * 1e-38", all, subnormalDY),
+		of("dy * 1e-38 in one channel", math.MaxInt, change{dy: subnormalDY.dy, limit: 1.1}), // its own time only
 		of("x * 1e20", all, large),
 		of("x * 1e20 in one channel", math.MaxInt, change{x: large.x, limit: 1.1}), // its own time only
 		of("x * 1e-25", all, small),
-		of("x subnormal", all, change{x: times(1e-39), limit: 2.5}),
+		of("x subnormal", all, subnormalX),
+		of("x subnormal in one channel", math.MaxInt, change{x: subnormalX.x, limit: 1.1}),
 		of("gamma = 1e30", all, change{gamma: to(1e30), limit: 2.5}),
 		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
 		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
+		inTurn("subnormal in turn", usual, subnormalX, usual, subnormalDY),
 	}
 }
 
