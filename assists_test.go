@@ -199,72 +199,106 @@ func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float
 	must(g.Backward(BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, DX: y, DGamma: dgamma, DBeta: dbeta}))
 }
 
-// TestTinyDecision: which calls go block by block. The values of a sample decide, but not
-// those of padding.
+// TestTinyDecision: which channels go block by block. Four values of a channel decide, but
+// not those of padding, nor of other channels.
 func TestTinyDecision(t *testing.T) {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
-	for _, s := range []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1000, Inner: 1}} {
-		p, err := NewPlan(s)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, c := range []struct {
-			name  string
-			first float32 // of the first value; all others are
-			rest  float32
-			mean  float64
-			x, g  bool // whether deviations of these values are tiny, and gradients
-		}{
-			{name: "usual", first: 1, rest: 1},
-			{name: "zeros", first: 0, rest: 0},
-			{name: "subnormal", first: 1e-39, rest: -1e-39, x: true, g: true},
-			{name: "the least", first: 0x1p-149, rest: 0x1p-149, x: true, g: true},
-			{name: "the largest tiny ones", first: tinyMost, rest: -tinyMost, x: true, g: true},
-			{name: "a little more", first: tinyMost * 1.01, rest: tinyMost * 1.01},
-			{name: "zeros and subnormal", first: 0, rest: 1e-39, x: true, g: true},
-			{name: "one is usual", first: 1, rest: 1e-39},
-			{name: "the others are usual", first: 1e-39, rest: 1},
-			{name: "one is NaN", first: nan, rest: 1e-39},
-			{name: "the others are NaN", first: 1e-39, rest: nan},
-			{name: "one is infinite", first: -inf, rest: 1e-39},
-			{name: "constant", first: 0.5, rest: 0.5, mean: 0.5},
-			{name: "tiny, far from the mean", first: 1e-39, rest: 1e-39, mean: 0.5, g: true},
-			{name: "the mean is tiny", first: 1e-39, rest: 2e-39, mean: 1.5e-39, x: true, g: true},
-		} {
-			for _, masked := range []bool{false, true} {
-				values := make([]float32, s.Len())
-				mask, n := Mask{}, s.PerChannel()
-				if masked {
-					mask.Valid = make([]bool, n)
+	cases := []struct {
+		name        string
+		first, rest float32 // the first of the sampled values, and the others
+		tiny        bool
+	}{
+		{"usual", 1, 1, false},
+		{"zeros", 0, 0, false},
+		{"subnormal", 1e-39, -1e-39, true},
+		{"the least", 0x1p-149, 0x1p-149, true},
+		{"the largest tiny ones", tinyMost, -tinyMost, true},
+		{"a little more", tinyMost * 1.0001, tinyMost * 1.0001, false},
+		{"zeros and subnormal", 0, 1e-39, true},
+		{"zero and usual", 0, 1, false},
+		{"one is usual", -1, 1e-39, false},
+		{"the others are usual", 1e-39, 1, false},
+		{"one is NaN", nan, 1e-39, false},
+		{"the others are NaN", 1e-39, nan, false},
+		{"one is infinite", -inf, 1e-39, false},
+	}
+	forEachTinyShape(t, func(t *testing.T, p *Plan, mask *Mask, n int) {
+		s := p.shape
+		for shift := range 2 * len(cases) { // from all channels of one kind to all in turn
+			values := make([]float32, s.Len())
+			for i := range values { // of padding, or not in the sample
+				values[i] = []float32{7, 1e-39}[i%2]
+			}
+			w := p.acquire(mask, n, false)
+			at, next := w.sampledValues()
+			kind := func(c int) int {
+				if shift < len(cases) {
+					return shift
 				}
-				for i := range values {
-					position := i/(s.Channels*s.Inner)*s.Inner + i%s.Inner
-					values[i] = c.rest
-					if masked && position%3 == 0 {
-						values[i] = 7 // padding
+				return (shift + c*c/5) % len(cases)
+			}
+			for c := range s.Channels {
+				for k, i := range at {
+					values[i+c*next] = cases[kind(c)].rest
+					if k == 0 || i == at[0] {
+						values[i+c*next] = cases[kind(c)].first
 					}
 				}
-				for i := range mask.Valid {
-					mask.Valid[i] = i%3 != 0
+			}
+			w.backward = true
+			w.apply.x, w.apply.dy = values, values
+			w.sample(bothPhases)
+			found, want := 0, 0
+			for c := range s.Channels {
+				expected := cases[kind(c)].tiny
+				if v := math.Abs(float64(cases[kind(c)].first)); at[1] == at[0] && at[3] == at[0] { // it is the only value
+					expected = v > 0 && v <= tinyMost
 				}
-				if masked {
-					n, _ = mask.count(s)
+				if expected {
+					want++
 				}
-				w := p.acquire(&mask, n, false)
-				values[w.element(0)] = c.first
-				w.backward = true
-				w.apply.x, w.apply.dy = values, values
-				fill(w.channels.mean, c.mean)
-				w.sample(bothPhases)
-				if w.tinyX != c.x || w.tinyG != c.g {
-					t.Errorf("%v, masked %t, %s: deviations are tiny: %t, want %t; gradients: %t, want %t", s, masked, c.name, w.tinyX, c.x, w.tinyG, c.g)
+				tiny := w.tinyOf(c)
+				if tiny != 0 {
+					found++
 				}
-				w.backward, w.tinyG = false, false
-				w.sample(bothPhases)
-				if w.tinyX != c.g || w.tinyG { // without a mean they are the values themselves
-					t.Errorf("%v, masked %t, %s: x is tiny: %t, want %t", s, masked, c.name, w.tinyX, c.g)
+				if (tiny == tinyDeviations|tinyGradients) != expected || tiny != 0 && !expected {
+					t.Errorf("%s: channel %d: tiny numbers are %b, want some: %t", cases[kind(c)].name, c, tiny, expected)
 				}
-				p.release(w)
+			}
+			if w.mostlyTiny != (2*found > s.Channels) || w.tinyX != (found > 0) || w.tinyG != (found > 0) {
+				t.Errorf("most channels are tiny: %t, of %d there are %d", w.mostlyTiny, s.Channels, found)
+			}
+			w.call = call{source: w.source, backward: false, apply: stage{x: values}}
+			if w.sample(bothPhases); w.tinyX != (want > 0) || w.tinyG {
+				t.Errorf("forward, values of x are tiny: %t, want %t", w.tinyX, want > 0)
+			}
+			p.release(w)
+		}
+	})
+}
+
+// forEachTinyShape calls do for plans of shapes whose channels are adjacent, a few values
+// apart or more, with every path, and with and without a mask.
+func forEachTinyShape(t *testing.T, do func(t *testing.T, p *Plan, mask *Mask, n int)) {
+	for _, s := range []Shape{{Outer: 3, Channels: 4, Inner: 50}, {Outer: 100, Channels: 6, Inner: 1}, {Outer: 5, Channels: 1003, Inner: 1},
+		{Outer: 9, Channels: 37, Inner: 3}, {Outer: 1, Channels: 13, Inner: 7}, {Outer: 1, Channels: 11, Inner: 2}, {Outer: 6, Channels: 29, Inner: 1}} {
+		for _, path := range Paths() {
+			for _, masked := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v/%v/%t", s, path, masked), func(t *testing.T) {
+					p, err := NewPlan(s, WithPath(path), WithSingleValue())
+					if err != nil {
+						t.Fatal(err)
+					}
+					mask, n := Mask{}, s.PerChannel()
+					if masked {
+						mask.Valid = make([]bool, n)
+						for i := range mask.Valid {
+							mask.Valid[i] = i%3 != 0
+						}
+						n, _ = mask.count(s)
+					}
+					do(t, p, &mask, n)
+				})
 			}
 		}
 	}

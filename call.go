@@ -38,11 +38,12 @@ type call struct {
 	again stage // takes the sums of a channel once more; sums may have overwritten its inputs
 
 	source *source // where the values come from, if they don't lie as the geometry says
-	// least is the least magnitude other than 0 in a sample of dy, times the least slope of
-	// the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
+	// least is the least magnitude other than 0 in a sample of dy, scaled where it is tiny, times
+	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
 	least float64
-	// The gradients are tiny, and the deviations of x are (tiny.go).
-	tinyG, tinyX bool
+	// Channels have tiny gradients, or tiny deviations of x, and most have (tiny.go).
+	tinyG, tinyX, mostlyTiny bool
+	sampled                  bool // these are known
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -72,9 +73,9 @@ type workspace struct {
 	act      *actCode
 	gathered source
 
-	rowScratch quota[*rowScratch]
-	buffers    quota[*buffers]
-	someWide   bool // cols: there are wide channels
+	rowScratch  quota[*rowScratch]
+	buffers     quota[*buffers]
+	someUnusual bool // there are unusual channels
 
 	fusedTask, sumsTask, applyTask func(int) // from tasks, for the layout
 	tasks                          struct{ fusedRows, sumRows, applyRows, sumCols, applyCols, applyGathered func(int) }
@@ -204,7 +205,7 @@ func (s *stage) storage() []float32 {
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
-		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG, tinyX: w.tinyX}
+		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG, tiny: w.mostlyTiny}
 	inputs := [...][]float32{a.x, a.dy, a.res}
 	for _, in := range inputs {
 		if in != nil {
@@ -222,7 +223,7 @@ func (w *workspace) situation(do phases) situation {
 	}
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
-	if out := a.storage(); (s.costly || w.backward && w.tinyX) && a.act.kind != actIdentity && out != nil {
+	if out := a.storage(); s.costly && a.act.kind != actIdentity && out != nil {
 		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
 	}
 	return s
@@ -258,7 +259,7 @@ func (w *workspace) run(do phases) {
 		w.finish(0, g.channels)
 	}
 	if w.do&applyThem != 0 {
-		w.someWide = w.anyWide(0, g.channels)
+		w.someUnusual = w.findUnusual(0, g.channels)
 		w.parallel(w.applyTasks(), w.applyTask)
 	}
 }
@@ -327,7 +328,7 @@ const tinySlope = 0x1p-40
 const leastSample = 64
 
 // leastOf returns the least magnitude other than 0 in a sample of dy, or infinity if all of
-// them are 0.
+// them are 0. Gradients of tiny channels are scaled.
 func (w *workspace) leastOf(dy []float32) float64 {
 	least := float32(math.Inf(1))
 	g := w.geo
@@ -338,7 +339,11 @@ func (w *workspace) leastOf(dy []float32) float64 {
 		if w.source != nil {
 			j = w.element(i)
 		}
-		if v := scalar.Abs(dy[j]); v < least && v != 0 {
+		v := scalar.Abs(dy[j])
+		if w.tinyG && w.channels.tinyG[i/g.inner%g.channels] {
+			v = float32(float64(v) * tinyScale)
+		}
+		if v < least && v != 0 {
 			least = v
 		}
 	}

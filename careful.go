@@ -24,9 +24,8 @@ type constants struct {
 	first, height, width int
 	scaled               []float32
 
-	// The constants of which the records of z and dx, and the factors in toZ, were made
-	// last, in tiny.go.
-	made [3]*float32
+	// The constants of which the lists of tiny.go were made last.
+	made [numMade]*float32
 }
 
 // reset prepares the constants for a block in a layout. Nothing is scaled until a power
@@ -37,7 +36,7 @@ func (k *constants) reset(l layout) {
 	}
 	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
 	k.scaled = nil
-	k.made = [3]*float32{}
+	k.made = [numMade]*float32{}
 }
 
 // init sets the fields that are the same in all blocks of a layout. With them a kernel
@@ -119,7 +118,9 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 type block struct {
 	rows, n    int
 	channels   int // in rows; 0 stands for 1
-	stride     int // from a row of the inputs to the next; 0 stands for n
+	stride     int // from a row to the next; 0 stands for n
+	column     int // in cols, in tiny.go: the first one
+	tiny       tinyKind
 	x, dy, res []float32
 	y, dres    []float32
 }
@@ -343,7 +344,7 @@ func blockAt(s *stage, i, n int) block {
 
 // writeColsCarefully writes the outputs of rows of n columns from column c on, from
 // index i on.
-func (w *workspace) writeColsCarefully(i, c, rows, n int) {
+func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny tinyKind) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
@@ -351,20 +352,19 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int) {
 	for j := range n {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}
-	// Of columns whose gradients are scaled, the outputs are written otherwise.
-	besides := w.backward && w.tinyG && !w.frozen
-	w.colBlocks(buf, i, c, rows, n, besides, func(r int, b block) {
+	// Beside tiny columns the outputs of wide ones alone are written so.
+	w.colBlocks(buf, i, c, rows, n, tiny != 0, func(r int, b block) {
 		w.writeScaled(buf, &b, k)
-		if besides {
-			w.writePanel(i+r*w.geo.width, c, b.rows, n, w.geo.width)
+		if tiny != 0 {
+			w.writeTinyPanel(i+r*w.geo.width, c, b.rows, n, w.geo.width, tiny)
 		}
 	})
 }
 
 // colBlocks calls write for some rows of n columns from column c on at a time, from index
 // i on. The outputs of a block are in place, or are copied afterwards: where other columns
-// lie between the rows, and if only those of plain channels are wanted.
-func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, plain bool, write func(r int, b block)) {
+// lie between the rows, and if only those of wide channels are wanted.
+func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, wide bool, write func(r int, b block)) {
 	s, stride := &w.apply, w.geo.width
 	if rows == 1 { // its columns are adjacent
 		stride = n
@@ -373,7 +373,7 @@ func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, plain bool, write
 	for r := 0; r < rows; r += most {
 		height := min(most, rows-r)
 		b := packBlock(s, buf, i+r*stride, height, n, stride)
-		packed := n != stride || plain
+		packed := n != stride || wide
 		if packed {
 			b.y = buf.y[:height*n]
 			if s.dres != nil {
@@ -388,10 +388,10 @@ func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, plain bool, write
 		}
 		for j := range height {
 			to := i + (r+j)*stride
-			if plain {
-				w.copyPlain(s.y[to:to+n], b.y[j*n:], c)
+			if wide {
+				w.copyWide(s.y[to:to+n], b.y[j*n:], c)
 				if s.dres != nil {
-					w.copyPlain(s.dres[to:to+n], b.dres[j*n:], c)
+					w.copyWide(s.dres[to:to+n], b.dres[j*n:], c)
 				}
 				continue
 			}
@@ -403,10 +403,10 @@ func (w *workspace) colBlocks(buf *buffers, i, c, rows, n int, plain bool, write
 	}
 }
 
-// copyPlain copies the values of columns from column c on whose channels are plain.
-func (w *workspace) copyPlain(to, from []float32, c int) {
+// copyWide copies the values of columns from column c on whose channels are wide.
+func (w *workspace) copyWide(to, from []float32, c int) {
 	for j := range to {
-		if w.channels.plain[w.channelOf(c+j)] {
+		if w.wide(w.channelOf(c + j)) {
 			to[j] = from[j]
 		}
 	}

@@ -19,7 +19,9 @@ type channels struct {
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
-	plain                  []bool    // the channel's gradients are not scaled, in a call with tiny ones
+	tinyX, tinyG           []bool    // deviations of x are tiny, and gradients are, which are scaled (tiny.go)
+	unusual                []bool    // see findUnusual
+	plain                  []bool    // the gradients seem tiny, but are not scaled
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
 	ones, zeros            []float32 // stand for gamma and beta that were not given
@@ -39,7 +41,9 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cut(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
-	ch.wide, ch.gradWide, ch.flag, ch.plain = w.bools.cut(n), w.bools.cut(n), w.bools.cut(n), w.bools.cut(n)
+	for _, list := range []*[]bool{&ch.wide, &ch.gradWide, &ch.flag, &ch.tinyX, &ch.tinyG, &ch.unusual, &ch.plain} {
+		*list = w.bools.cut(n)
+	}
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
@@ -694,8 +698,21 @@ func (ch *channels) affine(c int) affine {
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
-	for c, together := c0, fewChannels; c < c1 && !w.tinyG; {
+	tiny := w.tinyG && indexTrue(ch.tinyG[c0:c1]) >= 0
+	if tiny {
+		if sums.ofSegments {
+			w.total(c0, c1)
+			sums = totals{ch.sumA, ch.sumB, false}
+		}
+		if check {
+			clear(ch.plain[c0:c1])
+		}
+	}
+	for c, together := c0, fewChannels; c < c1; {
 		next := w.setUsualGrads(c, c1, sums, !check)
+		if tiny {
+			next = w.scaledFinite(c, next)
+		}
 		if next > c {
 			w.saveSums(c, next, sums)
 			c = next
@@ -706,7 +723,13 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 		if sums.ofSegments {
 			w.total(c, end)
 		}
+		if tiny {
+			w.settleScales(c, end, check)
+		}
 		w.gradientsAgain(c, end, check)
+		if tiny && check {
+			w.scaleAgain(c, end)
+		}
 		for c < end {
 			next := w.setUsualGrads(c, end, settled, true)
 			if next == c {
@@ -717,18 +740,20 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			c = next
 		}
 	}
-	if w.tinyG {
-		w.setTinyGrads(c0, c1, check, sums)
-	}
 	if w.frozen {
 		w.channels.constantStatistics(c0, c1)
 	}
 }
 
+// saveSums writes the sums where they are wanted, and scales the results of channels with
+// tiny gradients back.
 func (w *workspace) saveSums(c, next int, sums totals) {
 	if w.sumG != nil {
 		copy(w.sumG[c:next], sums.a[c:])
 		copy(w.sumGD[c:next], sums.b[c:])
+	}
+	if w.tinyG {
+		w.scaleBack(c, next)
 	}
 }
 
@@ -740,30 +765,21 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
 		end = c + i
 	}
-	scale := 1.0
-	if w.tinyG {
-		scale = tinyScale
-		if i := indexTrue(ch.plain[c:end]); i >= 0 {
-			end = c + i
-		}
-	}
 	v := w.plan.path.whole(end - c)
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(float64(w.least*scale) * w.values), settled: allOnes(settled),
+	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
 		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
-	if !w.tinyG { // or they are scaled back first
-		k.betaGrad = from(w.betaGrad, c)
-		if w.renorm.r == nil {
-			k.gammaGrad = from(w.gammaGrad, c)
-		}
+	k.betaGrad = from(w.betaGrad, c)
+	if w.renorm.r == nil {
+		k.gammaGrad = from(w.gammaGrad, c)
 	}
 	k.run(channelBackward)
 	next := c + v - k.n
 	clear(ch.gradWide[c:next])
-	if w.renorm.r != nil && w.gammaGrad != nil && !w.tinyG {
+	if w.renorm.r != nil && w.gammaGrad != nil {
 		w.saveGammaGrad(c, next)
 	}
 	return next
@@ -779,9 +795,6 @@ func (w *workspace) setGradsSlowly(c0, c1 int) {
 		ch.dgamma[c], ch.dbeta[c] = d.dgamma, d.dbeta
 		ch.k1[c], ch.k2[c] = d.k1, d.k2
 		ch.gradWide[c] = f.wide || d.wide && ch.needsCare(c)
-		if w.tinyG && ch.plain[c] && !ch.gradWide[c] { // as it is
-			ch.gradWide[c], ch.powerX[c], ch.powerG[c] = true, 0, 0
-		}
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = float32(d.k1), float32(d.k2)
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(d.dbeta)
@@ -927,9 +940,42 @@ func indexTrue(list []bool) int {
 	return bytes.IndexByte(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)), 1)
 }
 
+// findUnusual sets which channels of c0 to c1-1 have outputs that are written otherwise than
+// by a kernel alone: wide ones, and those with tiny numbers. It reports whether there are
+// any; otherwise nothing may be set.
+func (w *workspace) findUnusual(c0, c1 int) bool {
+	if !w.anyTiny() && !w.anyWide(c0, c1) {
+		return false
+	}
+	unusual := w.channels.unusual[c0:c1]
+	for i := range unusual {
+		c := c0 + i
+		unusual[i] = w.wide(c) || w.tinyOutputs(c) != 0
+	}
+	return indexTrue(unusual) >= 0
+}
+
+// anyUnusual reports whether one of the channels c0 to c1-1 is unusual.
+func (w *workspace) anyUnusual(c0, c1 int) bool {
+	return w.someUnusual && indexTrue(w.channels.unusual[c0:c1]) >= 0
+}
+
+// anyUnusualColumn is anyUnusual for the channels of n columns from column j on.
+func (w *workspace) anyUnusualColumn(j, n int) bool {
+	if !w.someUnusual || w.geo.width == w.geo.channels {
+		return w.anyUnusual(j, j+n)
+	}
+	for ; n > 0; j, n = j+1, n-1 {
+		if w.channels.unusual[w.channelOf(j)] {
+			return true
+		}
+	}
+	return false
+}
+
 // anyWideColumn is anyWide for the channels of n columns from column j on.
 func (w *workspace) anyWideColumn(j, n int) bool {
-	if !w.someWide { // looked at once
+	if !w.anyUnusualColumn(j, n) {
 		return false
 	}
 	for ; n > 0; j, n = j+1, n-1 {

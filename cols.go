@@ -30,7 +30,7 @@ func (w *workspace) sumSpan(seg, c, n int) {
 	}
 	k := w.columnSums(seg, c, n)
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
-	w.scaleBackSums(k.b)
+	w.scaleBackSums(k.b, c)
 }
 
 // columnSums are the sums of some columns of a segment: the totals a and b, and sums and
@@ -104,32 +104,35 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 	}
 }
 
-// sumBlock runs the kernel that takes sums over the rows r0 to r1-1 of n columns from
-// column c.
+// sumBlock takes the sums of the rows r0 to r1-1 of n columns from column c on.
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
+	for j, end := c, c; j < c+n; j = end {
+		var tiny tinyKind
+		if tiny, end = w.tinySums(j, c+n); tiny != 0 {
+			w.sumTinyCols(sums.acc[2*(j-c):], tiny, j, r0, r1, end-j)
+		} else {
+			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
+		}
+	}
+}
+
+// sumColumnsOf runs the kernel that takes sums over the rows r0 to r1-1 of n columns from
+// column c on. Their sums begin with column first.
+func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 	g, s := w.geo, &w.sums
 	values, columns := maxCall, maxCall/groupSize // per call at most
 	var buf *buffers
-	tiny := w.sumsInBlocks()
-	if w.source != nil || tiny {
+	if w.source != nil {
 		buf, values, columns = w.buffers.take(), bufferLen, bufferLen/groupSize
 		defer w.buffers.give(buf)
-	}
-	if tiny {
-		columns = mostSpan
-		buf.constants.reset(cols)
 	}
 	for p := 0; p < n; p += columns {
 		m := min(columns, n-p)
 		most := rowsOf(values, m)
 		for r := r0; r < r1; r += most {
-			if tiny {
-				w.sumTinyBlock(buf, sums.acc[2*p:], r*g.width+c+p, c+p, min(most, r1-r), m)
-				continue
-			}
 			k := w.colArgs(s, buf, r*g.width+c+p, min(most, r1-r), m)
-			k.acc = sums.acc[2*p:]
-			k.coef = sums.shift[p:]
+			k.acc = sums.acc[2*(first+p):]
+			k.coef = sums.shift[first+p:]
 			if w.backward {
 				k.coef = w.coef[(c+p)*coefLen:]
 			}
@@ -171,7 +174,7 @@ func (w *workspace) applyCols(t int) {
 		n += g.rest
 	}
 	width := g.width
-	if !w.someWide && !w.outputsInBlocks() { // these are written row by row
+	if !w.someUnusual { // these are written row by row
 		width *= w.way.side
 	}
 	rest := n % width
@@ -187,26 +190,50 @@ func (w *workspace) applyCols(t int) {
 // geometry's width are those of the next rows.
 func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
-		m := min(panel, n-p)
-		if !w.anyWideColumn(p, m) {
-			w.writePanel(i+p, p, rows, m, n)
+		end := min(p+panel, n)
+		if !w.anyUnusualColumn(p, end-p) {
+			w.writePanel(i+p, p, rows, end-p, n)
 			continue
 		}
-		// Columns are taken by cache lines. Lines with a wide channel are written carefully.
-		for q := p; q < p+m; {
-			careful := w.anyWideColumn(q, min(lineLen, p+m-q))
-			end := q
-			for end < p+m && end < q+mostSpan && w.anyWideColumn(end, min(lineLen, p+m-end)) == careful {
-				end = min(end+lineLen, p+m)
+		for q, next := p, p; q < end; q = next {
+			var o lineOutputs
+			switch o, next = w.linesAlike(q, end); {
+			case o.wide:
+				w.writeColsCarefully(i+q, q, rows, next-q, o.tiny)
+			case o.tiny != 0:
+				w.writeTinyPanel(i+q, q, rows, next-q, n, o.tiny)
+			default:
+				w.writePanel(i+q, q, rows, next-q, n)
 			}
-			if careful {
-				w.writeColsCarefully(i+q, q, rows, end-q)
-			} else {
-				w.writePanel(i+q, q, rows, end-q, n)
-			}
-			q = end
 		}
 	}
+}
+
+// lineOutputs says how the outputs of a cache line of columns are written: carefully if a
+// channel is wide.
+type lineOutputs struct {
+	wide bool
+	tiny tinyKind
+}
+
+func (w *workspace) outputsOfLine(j, n int) (o lineOutputs) {
+	if w.anyUnusualColumn(j, n) {
+		o.wide = w.anyWideColumn(j, n)
+		if w.anyTiny() {
+			o.tiny = w.tinyColumns(j, n, w.tinyOutputs)
+		}
+	}
+	return o
+}
+
+// linesAlike returns how the columns from column j on are written, and the end of those
+// that are written alike.
+func (w *workspace) linesAlike(j, end int) (o lineOutputs, next int) {
+	o = w.outputsOfLine(j, min(lineLen, end-j))
+	for next = min(j+lineLen, end); next < end && (!o.wide || next-j < mostSpan) && w.outputsOfLine(next, min(lineLen, end-next)) == o; {
+		next = min(next+lineLen, end)
+	}
+	return o, next
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants
@@ -216,10 +243,6 @@ func (w *workspace) writePanel(i, c, rows, n, stride int) {
 	most := maxCall / n // a task has more where a wide channel keeps its rows from being written as one
 	for r := 0; r < rows; r += most {
 		at, height := i+r*stride, min(most, rows-r)
-		if w.outputsInBlocks() {
-			w.writeTinyPanel(at, c, height, n)
-			continue
-		}
 		k := w.apply.args(at)
 		k.coef = w.coef[c*coefLen:]
 		k.rows, k.n, k.stride = height, n, stride

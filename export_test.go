@@ -46,8 +46,20 @@ func WithExtremeSchedule(phases bool) Option {
 	}
 }
 
-// SampleStep returns the distance of the values that decide whether all are tiny.
-func SampleStep(n, channels int) int { return sampleStep(n, channels) }
+// Sampled returns the positions of the values of a channel that decide whether it is tiny.
+func Sampled(s Shape) (positions [tinySample]int) {
+	p, err := NewPlan(s)
+	if err != nil {
+		panic(err)
+	}
+	w := p.acquire(&Mask{}, s.PerChannel(), false)
+	defer p.release(w)
+	at, _ := w.sampledValues()
+	for k, i := range at {
+		positions[k] = i/(s.Channels*s.Inner)*s.Inner + i%s.Inner
+	}
+	return positions
+}
 
 // Rescued returns how many channels had their sums taken again so far.
 func Rescued() int64 { return rescued.Load() }

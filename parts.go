@@ -405,9 +405,11 @@ func (w *workspace) setSums(sums *GradSums) {
 	n := w.geo.channels
 	if w.sample(applyThem); w.tinyG {
 		w.findPlain(0, n)
-		for c := range n {
-			w.channels.sumA[c] *= tinyScale
-			w.channels.sumB[c] *= tinyScale
+		for c, tiny := range w.channels.tinyG {
+			if tiny {
+				w.channels.sumA[c] *= tinyScale
+				w.channels.sumB[c] *= tinyScale
+			}
 		}
 	}
 	w.setGrads(0, n, false, totals{a: w.channels.sumA, b: w.channels.sumB})

@@ -512,7 +512,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
 		ch.extent[c] = 0
-		ch.flag[c] = (!w.tinyG || ch.plain[c]) && (check && w.suspicious(c, 1) || !w.ordinary(c) && w.strange(c))
+		ch.flag[c] = !(w.tinyG && ch.tinyG[c]) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
 		if ch.flag[c] {
 			looks++
 		}
@@ -532,7 +532,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			ch.powerG[c] = clampPower(-exponentOf(float64(e)))
 		}
 		switch {
-		case !check || !w.suspicious(c, 1):
+		case !check || !w.suspicious(c):
 			ch.flag[c] = false
 		case !isNumber(e): // dgamma is NaN, whatever the rounding of m makes of the sum
 			ch.flag[c], ch.sumB[c] = false, math.NaN()
@@ -558,15 +558,14 @@ func (w *workspace) ordinary(c int) bool {
 }
 
 // suspicious reports whether the sums of a backward pass may have overflowed, may lack
-// products that vanished, or were taken with constants for scaled values. They are of
-// gradients times scale.
-func (w *workspace) suspicious(c int, scale float64) bool {
+// products that vanished, or were taken with constants for scaled values.
+func (w *workspace) suspicious(c int) bool {
 	ch := &w.channels
 	if ch.wide[c] && ch.power[c] != 0 {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]
-	if invstd != invstd || p == 0 && r == 0 && w.trusts(invstd, scale) {
+	if invstd != invstd || p == 0 && r == 0 && w.trusts(c) {
 		return false
 	}
 	return !gradSumsAreSafe(p, r, w.values, invstd)
@@ -574,8 +573,12 @@ func (w *workspace) suspicious(c int, scale float64) bool {
 
 // trusts reports whether sums of exactly 0 are believed to be sums of zeros: the least
 // magnitude of dy times a deviation of 1/invstd does not vanish.
-func (w *workspace) trusts(invstd, scale float64) bool {
-	return float64(float64(w.least*scale)*w.values) >= float64(w.values*invstd)*gradMin
+func (w *workspace) trusts(c int) bool {
+	least := w.least
+	if w.tinyG && w.channels.plain[c] { // its gradients are not scaled
+		least *= 1.0 / tinyScale
+	}
+	return float64(least*w.values) >= float64(w.values*w.channels.invstd[c])*gradMin
 }
 
 // strange reports whether dx of a channel may need scaled values: its constants are outside

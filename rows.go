@@ -15,6 +15,7 @@ type rowScratch struct {
 	args        kernelArgs // of the kernel that takes sums
 	next        kernelArgs // of the kernel that takes turns with it
 	none        kernelArgs // without work: no kernel takes turns
+	tiny        tinyKind   // of the channels whose sums are taken
 }
 
 // newRowScratch has room for a group of n channels; n is a multiple of 8.
@@ -49,7 +50,7 @@ func (w *workspace) fusedRows(t int) {
 		if w.do&applyThem == 0 {
 			continue
 		}
-		if w.anyWide(c, last) {
+		if w.findUnusual(c, last) {
 			w.applyCarefully(c, last)
 			continue
 		}
@@ -91,10 +92,6 @@ func (w *workspace) rowArgs(c, rows, n int) kernelArgs {
 
 // writeAll runs the kernel that writes outputs until its work is done.
 func (w *workspace) writeAll(k *kernelArgs) {
-	if w.outputsInBlocks() {
-		w.writeTinyRows(k)
-		return
-	}
 	w.plan.path.runAll(w.apply.kernel, w.apply.act, k)
 }
 
@@ -118,11 +115,17 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	first := seg*w.geo.channels + c0
 	sumA, sumB := w.channels.segmentA[first:first+n], w.channels.segmentB[first:first+n]
 	segment := w.geo.segment(seg)
-	if w.backward {
+	s.tiny = 0
+	if w.backward && scale != nil {
 		w.sumWindow(st, s, c0, segment, w.coef[c0*coefLen:], pending, scale, sumA, sumB)
-		if scale == nil {
-			w.scaleBackSums(sumB)
+		return
+	}
+	if w.backward {
+		for c, end := c0, c0; c < c1; c = end {
+			s.tiny, end = w.tinyRun(c, c1)
+			w.sumWindow(st, s, c, segment, w.coef[c*coefLen:], pending, nil, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
 		}
+		w.scaleBackSums(sumB, c0)
 		return
 	}
 	clear(sumA)
@@ -165,7 +168,7 @@ func (w *workspace) sumLanes(st *stage, s *rowScratch, c, n int, win window, coe
 		w.sumScaledRows(st, s, c, win, coef, scale)
 		return
 	}
-	if w.sumsInBlocks() {
+	if s.tiny != 0 {
 		w.sumTinyRows(s, c, n, win)
 		return
 	}
@@ -214,7 +217,7 @@ func (w *workspace) applyRows(t int) {
 	channels, images := min(tiles.perChannel, g.channels-c), min(tiles.perImage, g.outer-o)
 	i := span * tiles.len
 	n := min(tiles.len, g.inner-i)
-	if w.anyWide(c, c+channels) || g.inner < lanes {
+	if w.anyUnusual(c, c+channels) || g.inner < lanes {
 		for r := range images {
 			w.writeRows(c, channels, ((o+r)*g.channels+c)*g.inner+i, n, g.inner)
 		}
@@ -229,33 +232,57 @@ func (w *workspace) applyRows(t int) {
 // writeRows writes the outputs of n values of each of some channels, from index i
 // on. From a channel's values to the next one's there are stride floats.
 func (w *workspace) writeRows(c, channels, i, n, stride int) {
-	if !w.anyWide(c, c+channels) {
-		k := w.rowArgs(c, 1, n) // rows are not adjacent: each is an image of one row
-		k.imageGap, k.coefImage = stride-n, 0
-		k.begin(i, channels)
+	if !w.anyUnusual(c, c+channels) {
+		k := w.rowImages(c, channels, i, n, stride)
 		w.writeAll(&k)
 		return
 	}
 	for r := range channels {
+		at := i + r*stride
 		if w.wide(c + r) {
-			w.writeCarefully(c+r, i+r*stride, n)
-		} else {
-			w.writeRows(c+r, 1, i+r*stride, n, stride)
+			w.writeCarefully(c+r, at, n)
+			continue
 		}
+		k := w.rowImages(c+r, 1, at, n, stride)
+		w.writeRun(&k, w.tinyOutputs(c+r))
 	}
 }
 
-// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are wide.
+// rowImages returns the arguments of the kernel that writes the outputs of n values of each
+// of some channels. The rows are not adjacent: each is an image of one row.
+func (w *workspace) rowImages(c, channels, i, n, stride int) kernelArgs {
+	k := w.rowArgs(c, 1, n)
+	k.imageGap, k.coefImage = stride-n, 0
+	k.begin(i, channels)
+	return k
+}
+
+// writeRun writes the outputs of channels that are not wide, and of which the same numbers
+// are tiny.
+func (w *workspace) writeRun(k *kernelArgs, tiny tinyKind) {
+	if tiny != 0 {
+		w.writeTinyRows(k, tiny)
+		return
+	}
+	w.writeAll(k)
+}
+
+// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are unusual.
 func (w *workspace) applyCarefully(c0, c1 int) {
 	g := w.geo
-	for c := c0; c < c1; c++ {
-		if !w.wide(c) {
-			k := w.groupArgs(c, c+1)
-			w.writeAll(&k)
+	for c, end := c0, c0; c < c1; c = end {
+		end = c + 1
+		if w.wide(c) {
+			for o := range g.outer {
+				w.writeCarefully(c, (o*g.channels+c)*g.inner, g.inner)
+			}
 			continue
 		}
-		for o := range g.outer {
-			w.writeCarefully(c, (o*g.channels+c)*g.inner, g.inner)
+		tiny := w.tinyOutputs(c)
+		for end < c1 && !w.wide(end) && w.tinyOutputs(end) == tiny {
+			end++
 		}
+		k := w.groupArgs(c, end)
+		w.writeRun(&k, tiny)
 	}
 }

@@ -20,8 +20,8 @@ type situation struct {
 	inPlace  bool // an output is an input
 	costly   bool // backward: the activation's derivative takes longer to compute than to store and to read again
 	storable bool // backward: an output may hold g between the two phases
-	tinyG    bool // the gradients are tiny
-	tinyX    bool // the deviations of x are
+	tinyG    bool // channels have tiny gradients
+	tiny     bool // most channels have tiny numbers
 	masked   bool // values come from a source: gathered by a mask, or computed from y
 }
 
@@ -114,8 +114,8 @@ const lineLen = 16
 func choose(g *geometry, s situation, l limits) way {
 	w := way{layout: g.layout}
 	elements := g.outer * g.channels * g.inner
-	w.stream = s.path == PathAVX2 && !s.tinyG && !s.tinyX && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
-	w.stores = s.do == bothPhases && (s.costly || s.tinyX) && s.storable && !s.masked && !s.tinyG
+	w.stream = s.path == PathAVX2 && !s.tiny && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
+	w.stores = s.do == bothPhases && s.costly && s.storable && !s.masked && !s.tinyG
 	if g.layout == cols {
 		chooseCols(&w, g, s, l)
 	} else {

@@ -2,19 +2,17 @@ package batchnorm
 
 import "math"
 
-// Calls on tiny numbers: gradients, or deviations of x from the mean, that are subnormal
-// or nearly so. Float32 products of them are subnormal: they lose digits, and each takes a
-// microcode assist of about a hundred cycles on Intel's processors. Such a call goes block
-// by block, in memory that stays in a cache. The products for z, g and dx are taken in
-// float64 there and rounded once, which gives the bits of float32 products. Sums are of
-// gradients and deviations that are multiplied by a power of two, and so is dx before it
-// is rounded.
+// Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so.
+// Float32 products of them are subnormal: they lose digits, and each takes a microcode
+// assist of about a hundred cycles on Intel's processors. Such channels go block by block,
+// in memory that stays in a cache. The products for z, g and dx are taken in float64 there
+// and rounded once, which gives the bits of float32 products. Sums are of gradients and
+// deviations that are multiplied by a power of two, and so is dx before it is rounded.
 //
-// Some values of the tensors decide, so that the decision is the same on every path and
-// for any number of workers. In channels whose gradients are not tiny, or whose constants
-// leave float32's range, sums of scaled gradients can't be relied on. These channels are
-// plain: their sums are taken again without a scale, and their outputs are written as
-// those of channels that need care.
+// Four values of a channel decide, so that the decision is the same on every path and for
+// any number of workers. Where a channel has gradients that are not tiny, or constants that
+// leave float32's range, the sums of scaled gradients can't be relied on. Such a channel is
+// plain: its sums are taken again without a scale, and its gradients are not scaled.
 
 const (
 	tinyPower = 100
@@ -24,61 +22,196 @@ const (
 	tinyMost = 0x1p-110
 )
 
-// tinySample is how many values of a tensor are looked at, at most.
-const tinySample = 32
+// tinyKind says which numbers of a channel, or of some channels, are tiny.
+type tinyKind uint8
 
-// sample sets whether the gradients are tiny, and whether the deviations of x are: in a
-// forward pass x itself, as its mean is not known yet.
+const (
+	tinyDeviations tinyKind = 1 << iota // of x from the mean: x is tiny, and so is its mean
+	tinyGradients
+	mixedKinds // of channels side by side, which are not all of this kind
+)
+
+// ---- which channels
+
+// tinySample is how many values of a channel decide.
+const tinySample = 4
+
+// sample finds the channels whose gradients are tiny, and those whose values of x are. They
+// are the same for all steps of a call.
 func (w *workspace) sample(do phases) {
-	switch {
-	case w.source != nil && w.source.inverted: // which computes x and the gradients first
-	case w.backward:
-		w.tinyG, w.tinyX = w.allTiny(w.apply.dy, nil), w.allTiny(w.apply.x, w.channels.mean)
-	case do&applyThem != 0:
-		w.tinyX = w.allTiny(w.apply.x, nil)
+	if w.sampled || w.source != nil && w.source.inverted { // which computes x and the gradients first
+		return
 	}
+	w.sampled = true
+	ch, gradients, deviations := &w.channels, 0, 0
+	if w.backward {
+		gradients = w.findTiny(w.apply.dy, ch.tinyG)
+	}
+	if w.backward || do&applyThem != 0 {
+		deviations = w.findTiny(w.apply.x, ch.tinyX)
+	}
+	w.tinyG, w.tinyX = gradients > 0, deviations > 0
+	w.mostlyTiny = 2*max(gradients, deviations) > w.geo.channels
 }
 
-// allTiny reports whether some values of a tensor, less their channel's mean if there are
-// means, are tiny but not all 0. Usually the first one tells.
-func (w *workspace) allTiny(values []float32, mean []float64) bool {
+// sampledValues returns where the sampled values of channel 0 are in the caller's tensors,
+// and how far those of the next channel are from them.
+func (w *workspace) sampledValues() (at [tinySample]int, next int) {
 	g := w.geo
-	n, step, most := g.outer*g.channels*g.inner, 0, 0.0
-	for i := 0; i < n; i += step {
-		at := i
-		if w.source != nil {
-			at = w.element(i)
-		}
-		v := float64(values[at])
-		if mean != nil {
-			v -= mean[i/g.inner%g.channels]
-		}
-		if v = math.Abs(v); !(v <= tinyMost) {
-			return false
-		}
-		if most = max(most, v); step == 0 {
-			step = sampleStep(n, g.channels)
-		}
+	if next = g.inner; w.source != nil {
+		next = w.source.next
 	}
-	return most > 0
+	n := g.outer * g.inner
+	for k := range at {
+		o, i := k*n/tinySample/g.inner, k*n/tinySample%g.inner
+		if w.source == nil && g.inner < lanes { // so that vectors hold the first values of channels
+			i = 0
+		}
+		at[k] = w.element(o*g.channels*g.inner + i)
+	}
+	return at, next
 }
 
-// sampleStep returns the distance of the values in a sample of n values. Where the channels
-// are adjacent, no multiple of it returns to a channel before all others.
-func sampleStep(n, channels int) int {
-	step := max(1, n/tinySample)
-	for gcd(step, channels) != 1 {
-		step++
+// findTiny sets which channels are tiny by their values, and returns their number. The flags
+// are not set if there are none.
+func (w *workspace) findTiny(values []float32, tiny []bool) (found int) {
+	at, next := w.sampledValues()
+	channels := w.geo.channels
+	look := func(c int, most uint32) {
+		if !isTiny(most) {
+			return
+		}
+		if found == 0 {
+			clear(tiny[:channels])
+		}
+		found++
+		tiny[c] = true
 	}
-	return step
+	c := 0
+	if next < lanes {
+		c = w.findTinyAside(values, &at, next, look)
+	}
+	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
+		if magnitudeBits(values[i]) <= tinyBits { // or the channel is usual
+			look(c, largestAt(values, &at, c*next))
+		}
+	}
+	return found
 }
 
-// sumsInBlocks and outputsInBlocks report whether the sums are taken, and the outputs
-// written, block by block.
-func (w *workspace) sumsInBlocks() bool { return w.backward && (w.tinyG || w.tinyX) }
+// largestAt returns the bits of the largest magnitude of the sampled values, which lie
+// behind those of channel 0.
+func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) {
+	for _, i := range at {
+		most = max(most, magnitudeBits(values[i+behind]))
+	}
+	return most
+}
 
-func (w *workspace) outputsInBlocks() bool {
-	return w.tinyG || w.tinyX && !(w.backward && w.apply.act.kind == actIdentity) // or no product is small
+// findTinyAside is findTiny for channels less than a vector apart, as far as whole vectors
+// hold the first values of them. It calls look for those that may be tiny, and returns the
+// first channel that is left.
+func (w *workspace) findTinyAside(values []float32, at *[tinySample]int, next int, look func(c int, most uint32)) int {
+	n := w.plan.path.whole(w.geo.channels * next)
+	for j := 0; j < n; {
+		m := min(callChannels, n-j)
+		k := channelArgs{n: m, x: values[at[0]+j:], gamma: values[at[1]+j:], beta: values[at[2]+j:], running: values[at[3]+j:]}
+		k.run(channelTiny)
+		if j += m - k.n; k.n == 0 {
+			continue
+		}
+		first := ceilDiv(j, next)
+		if next > 1 {
+			j += lanes
+			for c := first; c*next < j; c++ {
+				look(c, largestAt(values, at, c*next))
+			}
+			continue
+		}
+		// Where one channel is tiny, others often are.
+		end := min(first+mostSpan, n)
+		extent := w.channels.extent[first:end]
+		w.largest(values[at[0]+first:], 1, len(extent), 0, extent[:roundUp(len(extent), lanes)])
+		for _, i := range at[1:] {
+			w.larger(values[i+first:], 1, len(extent), 0, extent)
+		}
+		for i, v := range extent {
+			look(first+i, math.Float32bits(v))
+		}
+		j = end
+	}
+	return ceilDiv(n, next)
+}
+
+// magnitudeBits returns the bits of the magnitude of a number, which are in its order.
+func magnitudeBits(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
+
+// tinyBits has the bits of tinyMost.
+const tinyBits = (127 - 110) << 23
+
+// isTiny reports whether numbers are tiny, and not all 0, by the bits of the largest
+// magnitude.
+func isTiny(most uint32) bool { return most-1 < tinyBits }
+
+// tinyOf returns which numbers of a channel are tiny.
+func (w *workspace) tinyOf(c int) (kind tinyKind) {
+	if w.tinyX && w.channels.tinyX[c] {
+		kind = tinyDeviations
+	}
+	if w.tinyG && w.channels.tinyG[c] {
+		kind |= tinyGradients
+	}
+	return kind
+}
+
+// anyTiny reports whether numbers of a channel are tiny.
+func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX }
+
+// tinyOutputs is tinyOf for products that outputs are made of.
+func (w *workspace) tinyOutputs(c int) tinyKind {
+	kind := w.tinyOf(c)
+	if kind == tinyDeviations && w.backward && w.apply.act.kind == actIdentity {
+		return 0 // no product is small
+	}
+	return kind
+}
+
+// tinyRun returns which numbers are tiny of channel c, and the end of the channels from c on
+// that are alike.
+func (w *workspace) tinyRun(c, c1 int) (kind tinyKind, end int) {
+	if !w.anyTiny() {
+		return 0, c1
+	}
+	kind = w.tinyOf(c)
+	for end = c + 1; end < c1 && w.tinyOf(end) == kind; end++ {
+	}
+	return kind, end
+}
+
+// tinyColumns returns which numbers are tiny of n columns from column j on.
+func (w *workspace) tinyColumns(j, n int, of func(c int) tinyKind) (kind tinyKind) {
+	first := of(w.channelOf(j))
+	kind = first
+	for ; n > 0; j, n = j+1, n-1 {
+		if k := of(w.channelOf(j)); k != first {
+			kind |= k | mixedKinds
+		}
+	}
+	return kind
+}
+
+// tinySums returns which numbers are tiny of the columns from j on, in whole vectors, and
+// the end of those that are alike.
+func (w *workspace) tinySums(j, end int) (kind tinyKind, next int) {
+	if !w.backward || !w.anyTiny() {
+		return 0, end
+	}
+	of := func(j int) tinyKind { return w.tinyColumns(j, min(lanes, end-j), w.tinyOf) }
+	kind = of(j)
+	for next = min(j+lanes, end); next < end && of(next) == kind && (kind == 0 || next-j < mostSpan); {
+		next = min(next+lanes, end)
+	}
+	return kind, next
 }
 
 // ---- blocks
@@ -87,11 +220,11 @@ func (w *workspace) outputsInBlocks() bool {
 // changes nothing, not even the sign of a zero. With asZero it makes a zero of x, which
 // must be finite.
 var (
-	minusZeros = repeated(negativeZero)
-	plusOnes   = repeated(1)
-	asItIs     = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
-	asZero     = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
-	infinity   = float32(math.Inf(1))
+	minusZeros   = repeated(negativeZero)
+	plusOnes     = repeated(1)
+	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
+	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
+	columnAsItIs = inAllLanes(asItIs)
 )
 
 func repeated(v float32) []float32 {
@@ -99,6 +232,23 @@ func repeated(v float32) []float32 {
 	fill(s, v)
 	return s
 }
+
+// inAllLanes returns the record of 8 columns that have the same constants.
+func inAllLanes(coef []float32) (all record) {
+	for f, v := range coef {
+		fill(all[f*lanes:][:lanes], v)
+	}
+	return all
+}
+
+// apart reports whether the rows of a block are apart from one another.
+func (b *block) apart() bool { return b.rows > 1 && b.stride > b.n }
+
+// step returns the distance from a row of the inputs to the next.
+func (b *block) step() int { return max(b.n, b.stride) }
+
+// len returns the number of values.
+func (b *block) len() int { return b.rows * b.n }
 
 // alike runs a kernel that writes outputs on n values with the same constants.
 func (w *workspace) alike(kernel int, act Activation, k *kernelArgs, n int) {
@@ -115,23 +265,49 @@ func (w *workspace) times(dst, src []float32, factor float64, height, n, stride 
 	return dst
 }
 
-// product runs kernelScale on rows of a block, with the constants of its channels.
-func (w *workspace) product(dst, src, coef []float32, b *block) []float32 {
-	k := kernelArgs{x: src, y: dst, coef: coef, coefStep: coefLen * lanes, rows: b.rows, n: b.n, stride: max(b.n, b.stride), strideY: b.n}
+// packed returns an operand of a block without gaps: in place, or as a copy in dst.
+func (w *workspace) packed(dst, src []float32, b *block) []float32 {
+	if src == nil || !b.apart() {
+		return src
+	}
+	return w.times(dst, src, 1, b.rows, b.n, b.stride)
+}
+
+// unpack writes an output of a block, which has no gaps, to its place. It multiplies it by a
+// factor, or by those of the columns if these are given.
+func (w *workspace) unpack(dst, src []float32, factor float64, factors []float32, b *block) {
+	if factors != nil {
+		w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: factors, stride: b.n, strideY: b.step()}, b)
+		return
+	}
+	k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.step(), factor: factor}
+	if !b.apart() {
+		k.rows, k.n = 1, b.len()
+	}
+	w.plan.path.run(kernelTimes, cols, Identity, &k)
+}
+
+// products runs a kernel that takes products in float64 on rows of a block, with the
+// constants of its channels.
+func (w *workspace) products(kernel int, k *kernelArgs, b *block) {
+	k.rows, k.n, k.coefStep = b.rows, b.n, coefLen*lanes
 	if w.geo.layout == cols {
-		w.plan.path.run(kernelScale, cols, Identity, &k)
-		return dst
+		w.plan.path.run(kernel, cols, Identity, k)
+		return
 	}
-	var all record // the constants of a channel in all lanes
-	k.coef, k.coefStep, k.n = all[:], 0, b.n/b.channels
+	all, coef := *k, k.coef
+	k.n, k.coefStep = b.n/b.channels, 0
 	for c := range b.channels {
-		for l := range lanes {
-			all[fieldN*lanes+l], all[fieldA*lanes+l], all[fieldB*lanes+l] = coef[fieldN], coef[fieldA], coef[fieldB]
-		}
-		k.x, k.y = src[c*k.n:], dst[c*k.n:]
-		w.plan.path.run(kernelScale, cols, Identity, &k)
-		coef = coef[coefLen:]
+		i := c * k.n
+		record := inAllLanes(coef[c*coefLen:][:coefLen])
+		k.coef, k.x, k.dy, k.y = record[:], all.x[i:], from(all.dy, i), all.y[i:]
+		w.plan.path.run(kernel, cols, Identity, k)
 	}
+}
+
+// product sets dst to (x-m)*a + b of values of a block, without gaps.
+func (w *workspace) product(dst, src, coef []float32, b *block) []float32 {
+	w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: coef, stride: b.step(), strideY: b.n}, b)
 	return dst
 }
 
@@ -139,6 +315,7 @@ func (w *workspace) product(dst, src, coef []float32, b *block) []float32 {
 type recordCopy struct {
 	from, to []float32
 	next     int // from a field to the next
+	column   int // of the block, the first one
 }
 
 func (r *recordCopy) copy(field int) {
@@ -157,14 +334,35 @@ func (r *recordCopy) set(field int, v float32) {
 	*(*[lanes]float32)(r.to[field*lanes:]) = [lanes]float32{v, v, v, v, v, v, v, v}
 }
 
+// setFactor sets fieldA to a factor where the channel of the block is of a kind, and to 1
+// elsewhere.
+func (w *workspace) setFactor(r *recordCopy, b *block, kind tinyKind, factor float32) {
+	if b.tiny&mixedKinds == 0 {
+		r.set(fieldA, factor)
+		return
+	}
+	for l := range lanes {
+		v := float32(1)
+		if j := r.column + l; j < b.n && w.tinyOf(w.channelOf(b.column+j))&kind != 0 {
+			v = factor
+		}
+		r.to[fieldA*lanes+l] = v
+	}
+}
+
 // The lists of records that are made from constants.
 const (
-	madeZ = iota
-	madeDX
-	madeFactors
+	madeDeviations = iota
+	madeSums
+	madeOutputs
+	madeUp
+	madeDown
+	numMade
 )
 
-func (k *constants) list(made int) []float32 { return [...][]float32{k.z, k.dx, k.toZ}[made] }
+func (k *constants) list(made int) []float32 {
+	return [numMade][]float32{k.z, k.dx, k.toZ, k.toG, k.toX}[made]
+}
 
 // recordsFrom makes records for the channels of a block from their constants, unless it has
 // made them for the block before: set is called for each.
@@ -178,63 +376,92 @@ func (w *workspace) recordsFrom(k *constants, made int, coef []float32, b *block
 	if w.geo.layout == cols {
 		n, next = roundUp(b.n, lanes), lanes
 	}
-	for j := 0; j < n*coefLen; j += next * coefLen {
-		set(recordCopy{coef[j:], list[j:], next})
+	for j := 0; j < n; j += next {
+		set(recordCopy{coef[j*coefLen:], list[j*coefLen:], next, j})
 	}
 	return list
 }
 
+// factors returns records that multiply the channels of a kind in a block by a power of
+// two, and change nothing in others. They are nil if all are of the kind.
+func (w *workspace) factors(buf *buffers, made int, coef []float32, b *block, factor float32) []float32 {
+	if b.tiny&mixedKinds == 0 {
+		return nil
+	}
+	return w.recordsFrom(&buf.constants, made, coef, b, func(r recordCopy) {
+		r.set(fieldN, negativeZero)
+		w.setFactor(&r, b, tinyGradients, factor)
+		r.set(fieldB, negativeZero)
+	})
+}
+
+// scaleUp sets dst to gradients of a block, without gaps, multiplied by the power of two
+// for tiny ones. src has rows that are stride values apart.
+func (w *workspace) scaleUp(buf *buffers, dst, src, coef []float32, b *block, stride int) []float32 {
+	if factors := w.factors(buf, madeUp, coef, b, tinyScale); factors != nil {
+		w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: factors, stride: stride, strideY: b.n}, b)
+		return dst
+	}
+	return w.times(dst, src, tinyScale, b.rows, b.n, stride)
+}
+
 // preActivations sets z of a block, with the bits that a kernel computes, and returns it.
-func (w *workspace) preActivations(z, coef []float32, b *block) []float32 {
-	w.product(z, b.x, coef, b)
-	for r := 0; b.res != nil && r < b.rows; r++ {
-		z := z[r*b.n:]
-		w.alike(kernelNormalize, Identity, &kernelArgs{x: b.res[r*max(b.n, b.stride):], res: z, y: z, coef: asItIs}, b.n)
+func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
+	z := w.product(buf.scaled[:], b.x, coef, b)
+	if b.res != nil {
+		res := w.packed(buf.res[:], b.res, b)
+		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
 	}
 	return z
 }
 
-// slopeTimes sets g to act'(z)*dy of a block, as a float32 product, and returns it. dy has
-// the stride of the block.
-func (w *workspace) slopeTimes(act Activation, buf *buffers, coef []float32, b *block, dy, g []float32) []float32 {
-	z := buf.scaled[:]
-	k := kernelArgs{dy: dy, y: z, dres: g} // dx is not used
-	if w.tinyX {
-		w.preActivations(z, coef, b)
-		height, n := b.rows, b.n
-		if b.stride <= n { // one row
-			height, n = 1, b.rows*n
-		}
-		for r := range height {
-			k := kernelArgs{x: minusZeros, dy: dy[r*b.stride:], res: z[r*n:], y: z[r*n:], dres: g[r*n:], coef: asZero}
-			w.alike(kernelInputGrad, act, &k, n)
-		}
+// gated returns dy where z is above 0, and 0 elsewhere: g of ReLU.
+func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
+	g := buf.g[:]
+	if b.res == nil {
+		w.products(kernelGate, &kernelArgs{x: b.x, dy: b.dy, y: g, coef: coef, stride: b.step(), strideY: b.n}, b)
 		return g
 	}
-	k.x, k.res = b.x, b.res
-	k.coef = w.recordsFrom(&buf.constants, madeDX, coef, b, func(r recordCopy) {
-		r.copy(fieldN)
-		r.copy(fieldA)
-		r.copy(fieldB)
-		r.set(fieldK1, infinity) // so that dx is no small product
-		r.set(fieldK2, 0)
-	})
-	w.elementwise(kernelInputGrad, act, &k, b)
+	z, n := w.preActivations(buf, coef, b), b.len()
+	k := kernelArgs{x: z, dy: w.packed(buf.dy[:], b.dy, b), y: g, coef: columnAsItIs[:], rows: 1, n: n, stride: n, strideY: n}
+	w.plan.path.run(kernelGate, cols, Identity, &k)
 	return g
 }
 
-// tinyGradients returns g = dy*act'(z) of a block, with the bits that a kernel computes.
-func (w *workspace) tinyGradients(act Activation, buf *buffers, coef []float32, b *block) []float32 {
+// slopeTimes returns act'(z)*dy of a block, as a float32 product. dy has no gaps.
+func (w *workspace) slopeTimes(act Activation, buf *buffers, coef []float32, b *block, dy []float32) []float32 {
+	z, g := w.preActivations(buf, coef, b), buf.g[:]
+	k := kernelArgs{x: minusZeros, dy: dy, res: z, y: z, dres: g, coef: asZero} // dx is not used
+	w.alike(kernelInputGrad, act, &k, b.len())
+	return g
+}
+
+// gradientsOf returns g = dy*act'(z) of a block, without gaps. Tiny gradients are
+// multiplied by their power of two first if scaled is set; otherwise g has the bits that a
+// kernel computes.
+func (w *workspace) gradientsOf(act Activation, buf *buffers, coef []float32, b *block, scaled bool) []float32 {
+	scaled = scaled && b.tiny&tinyGradients != 0
 	switch {
-	case act.kind == actIdentity:
-		return b.dy
-	case !w.tinyG || act.variant() != actCalled:
-		return w.slopeTimes(act, buf, coef, b, b.dy, buf.g[:])
+	case act.variant() == actNone && scaled:
+		return w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
+	case act.variant() == actNone:
+		return w.packed(buf.dy[:], b.dy, b)
+	case act.variant() == actInline:
+		g := w.gated(buf, coef, b)
+		if scaled {
+			w.scaleUp(buf, g, g, coef, b, b.n)
+		}
+		return g
+	case scaled:
+		return w.slopeTimes(act, buf, coef, b, w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step()))
+	case b.tiny&tinyGradients == 0:
+		return w.slopeTimes(act, buf, coef, b, w.packed(buf.dy[:], b.dy, b))
 	}
-	slopes := w.slopeTimes(act, buf, coef, b, plusOnes, buf.g[:])
+	slopes := w.slopeTimes(act, buf, coef, b, plusOnes)
+	dy := w.packed(buf.dy[:], b.dy, b)
 	// They take the place of the factors of columns.
 	factors := buf.constants.again
-	for i, n := 0, b.rows*b.n; i < n; i += mostSpan {
+	for i, n := 0, b.len(); i < n; i += mostSpan {
 		m := min(mostSpan, n-i)
 		for j := 0; j < m; j += lanes {
 			record := (*record)(factors[j*coefLen:])
@@ -243,7 +470,7 @@ func (w *workspace) tinyGradients(act Activation, buf *buffers, coef []float32, 
 			}
 			copyShort(record[fieldA*lanes:][:lanes], slopes[i+j:][:lanes])
 		}
-		k := kernelArgs{x: b.dy[i:], y: slopes[i:], coef: factors, coefStep: coefLen * lanes, rows: 1, n: m, stride: m, strideY: m}
+		k := kernelArgs{x: dy[i:], y: slopes[i:], coef: factors, coefStep: coefLen * lanes, rows: 1, n: m, stride: m, strideY: m}
 		w.plan.path.run(kernelScale, cols, Identity, &k)
 	}
 	return slopes
@@ -251,125 +478,109 @@ func (w *workspace) tinyGradients(act Activation, buf *buffers, coef []float32, 
 
 // writeTiny writes the outputs of a block. coef has the constants of its channels.
 func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
-	act, n := w.apply.act, b.rows*b.n
-	switch {
-	case w.backward:
-		if b.dres != nil { // other outputs may overwrite what it is made of
-			copy(buf.dres[:n], w.tinyGradients(act, buf, coef, b))
-		}
+	act := w.apply.act
+	if w.backward {
 		w.writeTinyDX(act, buf, coef, b)
-		if b.dres != nil {
-			copy(b.dres, buf.dres[:n])
-		}
-	case act.kind == actIdentity && b.res == nil:
-		w.product(b.y, b.x, coef, b)
-	default:
-		k := kernelArgs{x: b.res, res: w.product(buf.scaled[:], b.x, coef, b), y: b.y, coef: asItIs}
-		if b.res == nil {
-			k.x = minusZeros
-		}
-		w.alike(kernelNormalize, act, &k, n)
-	}
-}
-
-// scaleChannels multiplies values of a block by the factors of its channels, in place.
-func (w *workspace) scaleChannels(buf *buffers, coef []float32, b *block, values []float32) {
-	if w.geo.layout == cols {
-		factors := w.recordsFrom(&buf.constants, madeFactors, coef, b, func(r recordCopy) {
-			r.set(fieldN, negativeZero)
-			r.copy(fieldA)
-			r.set(fieldB, negativeZero)
-		})
-		w.product(values, values, factors, b)
 		return
 	}
-	for n := b.n / b.channels; len(values) > 0; values = values[n:] {
-		w.times(values, values, float64(coef[fieldA]), 1, n, n)
-		coef = coef[coefLen:]
+	if act.kind == actIdentity && b.res == nil {
+		w.products(kernelScale, &kernelArgs{x: b.x, y: b.y, coef: coef, stride: b.step(), strideY: b.step()}, b)
+		return
+	}
+	k := kernelArgs{x: minusZeros, res: w.product(buf.scaled[:], b.x, coef, b), y: b.y, coef: asItIs}
+	if b.res != nil {
+		k.x = w.packed(buf.res[:], b.res, b)
+	}
+	if b.apart() {
+		k.y = buf.y[:]
+	}
+	w.alike(kernelNormalize, act, &k, b.len())
+	if b.apart() {
+		w.unpack(b.y, k.y, 1, nil, b)
 	}
 }
 
-// writeTinyDX writes dx of a block.
+// writeTinyDX writes dx of a block, and g if it is wanted.
 func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b *block) {
-	k, n := kernelArgs{x: b.x, y: b.y, coef: coef}, b.rows*b.n
+	scaled := b.tiny&tinyGradients != 0 && !w.frozen
+	k, n := kernelArgs{y: b.y, coef: coef}, b.len()
+	if b.apart() {
+		k.y = buf.y[:]
+	}
+	var exact []float32
+	if b.dres != nil { // other outputs may overwrite what it is made of
+		exact = w.gradientsOf(act, buf, coef, b, false)
+		copy(buf.dres[:n], exact)
+	}
+	var factors []float32
 	switch {
-	case w.tinyG && w.frozen: // a*(g - (x-m)*0), with the bits that a kernel computes
-		k.res = w.tinyGradients(act, buf, coef, b)
-		k.coef = w.recordsFrom(&buf.constants, madeZ, coef, b, func(r recordCopy) {
+	case b.tiny&tinyGradients != 0 && w.frozen: // a*(g - (x-m)*0), with the bits that a kernel computes
+		if exact == nil {
+			exact = w.gradientsOf(act, buf, coef, b, false)
+		}
+		k.x, k.res = w.packed(buf.x[:], b.x, b), exact
+		k.coef = w.recordsFrom(&buf.constants, madeDeviations, coef, b, func(r recordCopy) {
 			r.copy(fieldN)
 			r.set(fieldA, negativeZero)
 			r.set(fieldB, negativeZero)
 		})
 		w.elementwise(kernelNormalize, Identity, &k, b)
-		w.scaleChannels(buf, coef, b, b.y)
-	case w.tinyX:
-		k.dy = b.dy
-		if w.tinyG {
-			k.dy = w.times(buf.dy[:], b.dy, tinyScale, 1, n, n)
+		factors = w.recordsFrom(&buf.constants, madeOutputs, coef, b, func(r recordCopy) {
+			r.set(fieldN, negativeZero)
+			r.copy(fieldA)
+			r.set(fieldB, negativeZero)
+		})
+	case b.tiny&tinyDeviations != 0:
+		if k.dy = exact; exact == nil || scaled {
+			k.dy = w.gradientsOf(act, buf, coef, b, scaled)
 		}
-		if act.kind != actIdentity {
-			k.dy = w.slopeTimes(act, buf, coef, b, k.dy, buf.g[:])
-		}
+		k.x = w.packed(buf.x[:], b.x, b)
 		w.elementwise(kernelInputGrad, Identity, &k, b)
 	default:
-		k.dy, k.res = w.times(buf.dy[:], b.dy, tinyScale, 1, n, n), b.res
+		k.dy = w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
+		k.x, k.res = w.packed(buf.x[:], b.x, b), w.packed(buf.res[:], b.res, b)
 		w.elementwise(kernelInputGrad, act, &k, b)
 	}
-	if w.tinyG && !w.frozen {
-		w.times(b.y, b.y, 1.0/tinyScale, 1, n, n)
-	}
-}
-
-// tinyOperands returns the operands of a block whose sums are taken. They are adjacent:
-// those of one row, or of a block that is adjacent, may be in place.
-func (w *workspace) tinyOperands(buf *buffers, coef []float32, b *block) (x, dy, res []float32) {
-	act, stride := w.sums.act, max(b.n, b.stride)
-	inPlace := b.rows == 1 || stride == b.n
-	held := func(to, from []float32) []float32 {
-		if inPlace || from == nil {
-			return from
+	factor := 1.0
+	if scaled {
+		if factors = w.factors(buf, madeDown, coef, b, 1.0/tinyScale); factors == nil {
+			factor = 1.0 / tinyScale
 		}
-		for r := range b.rows {
-			copy(to[r*b.n:][:b.n], from[r*stride:])
-		}
-		return to
 	}
-	switch {
-	case w.tinyG:
-		dy = w.times(buf.dy[:], b.dy, tinyScale, b.rows, b.n, stride)
-	case w.way.stores:
-		dy = w.slopeTimes(act, buf, coef, b, b.dy, buf.g[:])
-		for r := range b.rows {
-			copy(b.dres[r*stride:][:b.n], dy[r*b.n:])
-		}
-	default:
-		dy = held(buf.dy[:], b.dy)
+	if b.apart() || factor != 1 || factors != nil {
+		w.unpack(b.y, k.y, factor, factors, b)
 	}
-	if !w.tinyX {
-		return held(buf.x[:], b.x), dy, held(buf.res[:], b.res)
+	if b.dres != nil {
+		w.unpack(b.dres, buf.dres[:], 1, nil, b)
 	}
-	if act.kind != actIdentity && !w.way.stores {
-		res = w.preActivations(buf.scaled[:], coef, b)
-	}
-	scale := w.recordsFrom(&buf.constants, madeZ, coef, b, func(r recordCopy) {
-		r.copy(fieldN)
-		r.set(fieldA, tinyScale)
-		r.set(fieldB, negativeZero)
-	})
-	return w.product(buf.y[:], b.x, scale, b), dy, res
 }
 
 // sumTiny takes the sums of a block, given all arguments of the kernel but the operands.
 // coef has the constants of the channels.
 func (w *workspace) sumTiny(k *kernelArgs, buf *buffers, coef []float32, b *block) {
 	act := w.sums.act
-	k.x, k.dy, k.res = w.tinyOperands(buf, coef, b)
-	if w.way.stores { // dy is g
-		act, k.res = Identity, nil
-	}
 	k.coef, k.act = coef, w.act
-	if w.tinyX { // the operands are deviations, and z
-		k.coef = w.recordsFrom(&buf.constants, madeDX, coef, b, func(r recordCopy) {
+	if b.tiny&tinyDeviations == 0 {
+		k.dy = w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
+		k.x, k.res = w.packed(buf.x[:], b.x, b), w.packed(buf.res[:], b.res, b)
+	} else {
+		if act.variant() == actCalled && !w.way.stores {
+			k.dy, k.res = w.gradientsOf(Identity, buf, coef, b, true), w.preActivations(buf, coef, b)
+		} else {
+			k.dy = w.gradientsOf(act, buf, coef, b, true)
+			act = Identity
+		}
+		if w.way.stores {
+			w.unpack(b.dres, k.dy, 1, nil, b)
+		}
+		scale := w.recordsFrom(&buf.constants, madeDeviations, coef, b, func(r recordCopy) {
+			r.copy(fieldN)
+			w.setFactor(&r, b, tinyDeviations, tinyScale)
+			r.set(fieldB, negativeZero)
+		})
+		k.x = w.product(buf.y[:], b.x, scale, b)
+		// The operands are deviations, and z.
+		k.coef = w.recordsFrom(&buf.constants, madeSums, coef, b, func(r recordCopy) {
 			r.set(fieldN, negativeZero)
 			r.set(fieldA, 0)
 			r.set(fieldB, negativeZero)
@@ -405,7 +616,7 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 				if w.source != nil {
 					b = w.packRows(&w.sums, buf, c+r, o, 1, win.i+i, values)
 				}
-				b.channels = channels
+				b.channels, b.tiny = channels, s.tiny
 				k := &s.args
 				*k = kernelArgs{sums: s.sums[r*sumLen:], acc: s.acc[r*sumLen:], rows: channels, n: values / channels, stride: values}
 				k.begin(0, images)
@@ -418,15 +629,22 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 	}
 }
 
-// sumTinyBlock adds the sums of a block of columns from column c on, from element i of the
-// geometry's tensor on.
-func (w *workspace) sumTinyBlock(buf *buffers, acc []float32, i, c, rows, n int) {
-	b := w.tinyBlock(i, rows, n, w.geo.width)
-	if w.source != nil {
-		b = w.packCols(&w.sums, buf, i, rows, n)
+// sumTinyCols is sumBlock for columns with tiny numbers. acc has their sums.
+func (w *workspace) sumTinyCols(acc []float32, tiny tinyKind, c, r0, r1, n int) {
+	buf := w.buffers.take()
+	defer w.buffers.give(buf)
+	buf.constants.reset(cols)
+	most := rowsOf(bufferLen, n)
+	for r := r0; r < r1; r += most {
+		i, height := r*w.geo.width+c, min(most, r1-r)
+		b := w.tinyBlock(i, height, n, w.geo.width)
+		if w.source != nil {
+			b = w.packCols(&w.sums, buf, i, height, n)
+		}
+		b.tiny, b.column = tiny, c
+		k := kernelArgs{acc: acc, rows: height, n: n, stride: n}
+		w.sumTiny(&k, buf, w.coef[c*coefLen:], &b)
 	}
-	k := kernelArgs{acc: acc, rows: rows, n: n, stride: n}
-	w.sumTiny(&k, buf, w.coef[c*coefLen:], &b)
 }
 
 // tinyBlock returns rows of n values of the tensors of the sums from index i on.
@@ -435,17 +653,20 @@ func (w *workspace) tinyBlock(i, rows, n, stride int) block {
 	return block{rows: rows, n: n, stride: stride, x: from(s.x, i), dy: from(s.dy, i), res: from(s.res, i), dres: from(s.dres, i)}
 }
 
-// scaleBackSums takes the scale of deviations out of the sums of g*(x-m).
-func (w *workspace) scaleBackSums(sums []float64) {
+// scaleBackSums takes the scale of deviations out of the sums of g*(x-m), of the columns
+// from c on.
+func (w *workspace) scaleBackSums(sums []float64, c int) {
 	if w.backward && w.tinyX {
 		for i := range sums {
-			sums[i] *= 1.0 / tinyScale
+			if w.channels.tinyX[w.channelOf(c+i)] {
+				sums[i] *= 1.0 / tinyScale
+			}
 		}
 	}
 }
 
-// writeTinyRows is writeAll for tiny numbers.
-func (w *workspace) writeTinyRows(k *kernelArgs) {
+// writeTinyRows is writeAll for channels with tiny numbers.
+func (w *workspace) writeTinyRows(k *kernelArgs, tiny tinyKind) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
@@ -455,7 +676,7 @@ func (w *workspace) writeTinyRows(k *kernelArgs) {
 			n := channels * k.n
 			for i := 0; i < n; i += bufferLen {
 				b := blockAt(&w.apply, k.at+i, min(bufferLen, n-i))
-				b.channels = channels
+				b.channels, b.tiny = channels, tiny
 				w.writeTiny(buf, k.coef[k.coefAt:], &b)
 			}
 			k.at += n
@@ -467,39 +688,44 @@ func (w *workspace) writeTinyRows(k *kernelArgs) {
 	}
 }
 
-// writeTinyPanel is writePanel for tiny numbers.
-func (w *workspace) writeTinyPanel(i, c, rows, n int) {
-	coef, width := w.coef[c*coefLen:], w.geo.width
-	if !w.backward && w.apply.act.kind == actIdentity && w.apply.res == nil { // in place
-		k := w.apply.args(i)
-		k.coef, k.coefStep, k.rows, k.n, k.stride, k.strideY = coef, coefLen*lanes, rows, n, width, width
-		w.plan.path.run(kernelScale, cols, Identity, &k)
-		return
-	}
+// writeTinyPanel is writePanel for columns with tiny numbers.
+func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, tiny tinyKind) {
+	s := &w.apply
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(cols)
 	for p := 0; p < n; p += mostSpan {
-		w.colBlocks(buf, i+p, c+p, rows, min(mostSpan, n-p), false, func(_ int, b block) {
-			w.writeTiny(buf, coef[p*coefLen:], &b)
-		})
+		m := min(mostSpan, n-p)
+		most := bufferLen / m
+		for r := 0; r < rows; r += most {
+			at := i + p + r*stride
+			b := block{rows: min(most, rows-r), n: m, stride: stride, tiny: tiny, column: c + p,
+				x: from(s.x, at), dy: from(s.dy, at), res: from(s.res, at), y: from(s.y, at), dres: from(s.dres, at)}
+			w.writeTiny(buf, w.coef[(c+p)*coefLen:], &b)
+		}
 	}
 }
 
-// ---- channels
+// ---- sums of scaled gradients
 
 // plainLeast is the least gradient that makes its channel plain, since scaled ones overflow.
 const plainLeast = 0x1p26
 
-// findPlain sets whether channels are plain, as they have such gradients.
+// findPlain makes channels plain that have such gradients.
 func (w *workspace) findPlain(c0, c1 int) {
 	ch := &w.channels
-	for c := c0; c < c1; c++ {
-		ch.flag[c] = true
-	}
+	copy(ch.flag[c0:c1], ch.tinyG[c0:c1])
 	w.measureDY(c0, c1)
 	for c := c0; c < c1; c++ {
-		ch.plain[c], ch.flag[c] = !(ch.extent[c] < plainLeast), false
+		ch.setPlain(c, ch.flag[c] && !(ch.extent[c] < plainLeast))
+		ch.flag[c] = false
+	}
+}
+
+// setPlain sets whether a channel is plain, of those whose gradients seem tiny.
+func (ch *channels) setPlain(c int, plain bool) {
+	if ch.plain[c] = plain; plain {
+		ch.tinyG[c] = false
 	}
 }
 
@@ -510,61 +736,35 @@ func (w *workspace) measureDY(c0, c1 int) {
 	w.measureStage(&s, c0, c1)
 }
 
-// setTinyGrads is setGrads for sums of scaled gradients. With check, it finds out which
-// channels are plain. Otherwise plain has those of large gradients.
-func (w *workspace) setTinyGrads(c0, c1 int, check bool, sums totals) {
+// scaledFinite returns the end of the channels from c to next-1 whose sums are finite, of
+// those with scaled gradients, or else a multiple of 8 channels before it. NaN in x would
+// hide an overflow.
+func (w *workspace) scaledFinite(c, next int) int {
 	ch := &w.channels
-	if sums.ofSegments {
-		w.total(c0, c1)
-	}
-	if check {
-		clear(ch.plain[c0:c1])
-	}
-	all := totals{ch.sumA, ch.sumB, false}
-	for c, together := c0, fewChannels; c < c1; {
-		next, first := w.setUsualGrads(c, c1, all, !check), c
-		for c < next && ch.sumA[c]-ch.sumA[c] == 0 { // or NaN in x would hide an overflow
-			c++
+	for i := c; i < next; i++ {
+		if ch.tinyG[i] && ch.sumA[i]-ch.sumA[i] != 0 {
+			return c + (i-c)/lanes*lanes
 		}
-		if c < next {
-			c = first + (c-first)/lanes*lanes
-		}
-		w.scaleBack(first, c)
-		if c == next && c > first {
-			continue
-		}
-		end := min(c+together, c1)
-		together = mostSpan
-		w.setPlainGrads(c, end, check)
-		c = end
 	}
+	return next
 }
 
-// setPlainGrads is setTinyGrads for channels some of which may be plain.
-func (w *workspace) setPlainGrads(c0, c1 int, check bool) {
+// settleScales makes channels plain whose scaled sums can't be relied on. With check, it
+// takes their sums again.
+func (w *workspace) settleScales(c0, c1 int, check bool) {
 	ch := &w.channels
 	for c := c0; c < c1; c++ {
-		ch.plain[c] = ch.plain[c] || !w.staysScaled(c, check)
-		ch.flag[c], ch.powerX[c], ch.powerG[c] = ch.plain[c] && check, 0, 0
-		if ch.plain[c] && !check {
+		ch.flag[c] = false
+		if !ch.tinyG[c] || w.staysScaled(c, check) {
+			continue
+		}
+		ch.setPlain(c, true)
+		if ch.flag[c], ch.powerX[c], ch.powerG[c] = check, 0, 0; !check {
 			ch.sumA[c] *= 1.0 / tinyScale
 			ch.sumB[c] *= 1.0 / tinyScale
 		}
 	}
 	w.sumAgain(c0, c1)
-	w.gradientsAgain(c0, c1, check)
-	if check {
-		w.scaleAgain(c0, c1)
-	}
-	for c := c0; c < c1; {
-		next := w.setUsualGrads(c, c1, totals{ch.sumA, ch.sumB, false}, true)
-		if next == c {
-			next = w.fewSlowly(c, c1)
-			w.setGradsSlowly(c, next)
-		}
-		w.scaleBack(c, next)
-		c = next
-	}
 }
 
 // scaleAgain makes channels that are plain because of their sums alone scaled ones, whose
@@ -589,7 +789,7 @@ func (w *workspace) scaleAgain(c0, c1 int) {
 	w.measureDY(c0, c1)
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] && ch.extent[c] < plainLeast {
-			ch.plain[c] = false
+			ch.plain[c], ch.tinyG[c] = false, true
 			ch.sumA[c] *= tinyScale
 			ch.sumB[c] *= tinyScale
 		}
@@ -601,28 +801,27 @@ func (w *workspace) scaleAgain(c0, c1 int) {
 // constants of its dx, are in float32's range.
 func (w *workspace) staysScaled(c int, check bool) bool {
 	ch := &w.channels
-	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.wide[c] && !(check && w.suspicious(c, tinyScale)) && !w.strange(c)
+	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.wide[c] && !(check && w.suspicious(c)) && !w.strange(c)
 }
 
-// scaleBack scales the results of channels back, but those of plain channels, and writes
-// them.
+// scaleBack scales the results of channels with scaled gradients back, and writes them.
 func (w *workspace) scaleBack(c0, c1 int) {
 	ch := &w.channels
+	const scale = 1.0 / tinyScale
 	for c := c0; c < c1; c++ {
-		scale := 1.0 / tinyScale
-		if ch.plain[c] {
-			scale = 1
+		if !ch.tinyG[c] {
+			continue
 		}
 		ch.dgamma[c] *= scale
 		ch.dbeta[c] *= scale
 		if w.betaGrad != nil {
 			w.betaGrad[c] = float32(ch.dbeta[c])
 		}
+		if w.gammaGrad != nil {
+			w.gammaGrad[c] = float32(w.dgamma(c))
+		}
 		if w.sumG != nil {
 			w.sumG[c], w.sumGD[c] = float64(ch.sumA[c]*scale), float64(ch.sumB[c]*scale)
 		}
-	}
-	if w.gammaGrad != nil {
-		w.saveGammaGrad(c0, c1)
 	}
 }
