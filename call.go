@@ -64,6 +64,7 @@ type workspace struct {
 	float64s slab[float64]
 	ints     slab[int]
 	bools    slab[bool]
+	kinds    slab[byte]
 
 	channels channels
 	coef     []float32 // records of the constants of all channels, for the kernels
@@ -73,9 +74,9 @@ type workspace struct {
 	act      *actCode
 	gathered source
 
-	rowScratch  quota[*rowScratch]
-	buffers     quota[*buffers]
-	someUnusual bool // there are unusual channels
+	rowScratch   quota[*rowScratch]
+	buffers      quota[*buffers]
+	someInBlocks bool // there are channels whose outputs are written block by block
 
 	fusedTask, sumsTask, applyTask func(int) // from tasks, for the layout
 	tasks                          struct{ fusedRows, sumRows, applyRows, sumCols, applyCols, applyGathered func(int) }
@@ -128,6 +129,7 @@ func (w *workspace) cut(segments, width int) {
 	w.float64s.begin()
 	w.ints.begin()
 	w.bools.begin()
+	w.kinds.begin()
 	g := w.geo
 	w.channels.cut(w, g.channels, max(width, g.channels), segments)
 	w.shift, w.acc = nil, nil
@@ -153,7 +155,8 @@ func (w *workspace) grow() bool {
 	all := w.float32s.grow()
 	all = w.float64s.grow() && all
 	all = w.ints.grow() && all
-	return w.bools.grow() && all
+	all = w.bools.grow() && all
+	return w.kinds.grow() && all
 }
 
 // forwardCall sets the stages of a forward pass.
@@ -259,7 +262,7 @@ func (w *workspace) run(do phases) {
 		w.finish(0, g.channels)
 	}
 	if w.do&applyThem != 0 {
-		w.someUnusual = w.findUnusual(0, g.channels)
+		w.someInBlocks = w.findInBlocks(0, g.channels)
 		w.parallel(w.applyTasks(), w.applyTask)
 	}
 }
@@ -340,7 +343,7 @@ func (w *workspace) leastOf(dy []float32) float64 {
 			j = w.element(i)
 		}
 		v := scalar.Abs(dy[j])
-		if w.tinyG && w.channels.tinyG[i/g.inner%g.channels] {
+		if w.tinyOf(i/g.inner%g.channels)&tinyGradients != 0 {
 			v = float32(float64(v) * tinyScale)
 		}
 		if v < least && v != 0 {

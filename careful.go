@@ -117,10 +117,10 @@ func (k *constants) setDX(j int, d *scaledGradient) {
 // channel from each of some images, or in tiny.go of some adjacent channels.
 type block struct {
 	rows, n    int
-	channels   int // in rows; 0 stands for 1
-	stride     int // from a row to the next; 0 stands for n
-	column     int // in cols, in tiny.go: the first one
-	tiny       tinyKind
+	channels   int  // in rows; 0 stands for 1
+	stride     int  // from a row to the next; 0 stands for n
+	column     int  // in cols, in tiny.go: the first one
+	tiny       byte // in tiny.go: which numbers of its channels are
 	x, dy, res []float32
 	y, dres    []float32
 }
@@ -344,7 +344,7 @@ func blockAt(s *stage, i, n int) block {
 
 // writeColsCarefully writes the outputs of rows of n columns from column c on, from
 // index i on.
-func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny tinyKind) {
+func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny byte) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
@@ -353,9 +353,10 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny tinyKind) {
 		w.setCareful(k, j, w.channelOf(c+j))
 	}
 	// Beside tiny columns the outputs of wide ones alone are written so.
-	w.colBlocks(buf, i, c, rows, n, tiny != 0, func(r int, b block) {
+	besides := tiny&^mixedKinds != 0
+	w.colBlocks(buf, i, c, rows, n, besides, func(r int, b block) {
 		w.writeScaled(buf, &b, k)
-		if tiny != 0 {
+		if besides {
 			w.writeTinyPanel(i+r*w.geo.width, c, b.rows, n, w.geo.width, tiny)
 		}
 	})

@@ -19,8 +19,8 @@ type channels struct {
 	gradWide               []bool    // dx needs scaled values
 	powerX, powerG         []int     // of the scaled values, x and g
 	flag                   []bool    // the channel's sums are looked at
-	tinyX, tinyG           []bool    // deviations of x are tiny, and gradients are, which are scaled (tiny.go)
-	unusual                []bool    // see findUnusual
+	tiny                   []byte    // tinyDeviations, and tinyGradients, which are scaled, where numbers are tiny
+	outputs                []byte    // how outputs are written: the tiny numbers that they are made of, or wideOutputs
 	plain                  []bool    // the gradients seem tiny, but are not scaled
 	extent                 []float32 // the largest magnitude of a flagged channel; has room for 7 values more
 	fields                 fields
@@ -41,9 +41,10 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cut(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
-	for _, list := range []*[]bool{&ch.wide, &ch.gradWide, &ch.flag, &ch.tinyX, &ch.tinyG, &ch.unusual, &ch.plain} {
+	for _, list := range []*[]bool{&ch.wide, &ch.gradWide, &ch.flag, &ch.plain} {
 		*list = w.bools.cut(n)
 	}
+	ch.tiny, ch.outputs = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cut(n + lanes)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
@@ -698,7 +699,7 @@ func (ch *channels) affine(c int) affine {
 // relied on are taken again.
 func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	ch := &w.channels
-	tiny := w.tinyG && indexTrue(ch.tinyG[c0:c1]) >= 0
+	tiny := w.tinyG && anySet(ch.tiny[c0:c1])
 	if tiny {
 		if sums.ofSegments {
 			w.total(c0, c1)
@@ -940,50 +941,50 @@ func indexTrue(list []bool) int {
 	return bytes.IndexByte(unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(list))), len(list)), 1)
 }
 
-// findUnusual sets which channels of c0 to c1-1 have outputs that are written otherwise than
-// by a kernel alone: wide ones, and those with tiny numbers. It reports whether there are
-// any; otherwise nothing may be set.
-func (w *workspace) findUnusual(c0, c1 int) bool {
-	if !w.anyTiny() && !w.anyWide(c0, c1) {
+// wideOutputs is for a channel that is wide.
+const wideOutputs = 1 << 7
+
+// findInBlocks sets how the outputs of the channels c0 to c1-1 are written: those of wide
+// channels, and those that are made of tiny numbers, are written block by block. It reports
+// whether there are any; otherwise nothing may be set.
+func (w *workspace) findInBlocks(c0, c1 int) bool {
+	wide := w.anyWide(c0, c1)
+	if !wide && !w.anyTiny() {
 		return false
 	}
-	unusual := w.channels.unusual[c0:c1]
-	for i := range unusual {
-		c := c0 + i
-		unusual[i] = w.wide(c) || w.tinyOutputs(c) != 0
+	outputs := w.channels.outputs[c0:c1]
+	if w.anyTiny() {
+		copy(outputs, w.channels.tiny[c0:c1])
+	} else {
+		clear(outputs)
 	}
-	return indexTrue(unusual) >= 0
-}
-
-// anyUnusual reports whether one of the channels c0 to c1-1 is unusual.
-func (w *workspace) anyUnusual(c0, c1 int) bool {
-	return w.someUnusual && indexTrue(w.channels.unusual[c0:c1]) >= 0
-}
-
-// anyUnusualColumn is anyUnusual for the channels of n columns from column j on.
-func (w *workspace) anyUnusualColumn(j, n int) bool {
-	if !w.someUnusual || w.geo.width == w.geo.channels {
-		return w.anyUnusual(j, j+n)
-	}
-	for ; n > 0; j, n = j+1, n-1 {
-		if w.channels.unusual[w.channelOf(j)] {
-			return true
+	if w.tinyX && w.backward && w.apply.act.kind == actIdentity {
+		for i, kind := range outputs {
+			if kind == tinyDeviations { // no product is small
+				outputs[i] = 0
+			}
 		}
 	}
-	return false
+	for c := c0; wide && c < c1; c++ {
+		if w.wide(c) {
+			outputs[c-c0] |= wideOutputs
+		}
+	}
+	return anySet(outputs)
+}
+
+// anySet reports whether bytes are not all 0.
+func anySet(list []byte) bool { return list[0] != 0 || !bytes.Equal(list[1:], list[:len(list)-1]) }
+
+// anyInBlocks reports whether one of the channels c0 to c1-1 has outputs that are written
+// block by block.
+func (w *workspace) anyInBlocks(c0, c1 int) bool {
+	return w.someInBlocks && anySet(w.channels.outputs[c0:c1])
 }
 
 // anyWideColumn is anyWide for the channels of n columns from column j on.
 func (w *workspace) anyWideColumn(j, n int) bool {
-	if !w.anyUnusualColumn(j, n) {
-		return false
-	}
-	for ; n > 0; j, n = j+1, n-1 {
-		if w.wide(w.channelOf(j)) {
-			return true
-		}
-	}
-	return false
+	return w.someInBlocks && w.kindOfColumns(w.channels.outputs, j, n)&wideOutputs != 0
 }
 
 // setSaved sets the statistics of all channels to those of a forward pass.

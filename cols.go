@@ -107,9 +107,12 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 // sumBlock takes the sums of the rows r0 to r1-1 of n columns from column c on.
 func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 	for j, end := c, c; j < c+n; j = end {
-		var tiny tinyKind
-		if tiny, end = w.tinySums(j, c+n); tiny != 0 {
-			w.sumTinyCols(sums.acc[2*(j-c):], tiny, j, r0, r1, end-j)
+		kind := byte(0)
+		if end = c + n; w.backward && w.anyTiny() {
+			kind, end = w.columnsAlike(w.channels.tiny, j, end, lanes)
+		}
+		if kind != 0 {
+			w.sumTinyCols(sums.acc[2*(j-c):], kind, j, r0, r1, end-j)
 		} else {
 			w.sumColumnsOf(sums, j, j-c, r0, r1, end-j)
 		}
@@ -174,7 +177,7 @@ func (w *workspace) applyCols(t int) {
 		n += g.rest
 	}
 	width := g.width
-	if !w.someUnusual { // these are written row by row
+	if !w.someInBlocks { // these are written row by row
 		width *= w.way.side
 	}
 	rest := n % width
@@ -191,49 +194,22 @@ func (w *workspace) applyCols(t int) {
 func (w *workspace) writeBlock(i, rows, n int) {
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
-		if !w.anyUnusualColumn(p, end-p) {
+		if !w.someInBlocks {
 			w.writePanel(i+p, p, rows, end-p, n)
 			continue
 		}
 		for q, next := p, p; q < end; q = next {
-			var o lineOutputs
-			switch o, next = w.linesAlike(q, end); {
-			case o.wide:
-				w.writeColsCarefully(i+q, q, rows, next-q, o.tiny)
-			case o.tiny != 0:
-				w.writeTinyPanel(i+q, q, rows, next-q, n, o.tiny)
+			var kind byte
+			switch kind, next = w.columnsAlike(w.channels.outputs, q, end, lineLen); {
+			case kind&wideOutputs != 0:
+				w.writeColsCarefully(i+q, q, rows, next-q, kind&^wideOutputs)
+			case kind != 0:
+				w.writeTinyPanel(i+q, q, rows, next-q, n, kind)
 			default:
 				w.writePanel(i+q, q, rows, next-q, n)
 			}
 		}
 	}
-}
-
-// lineOutputs says how the outputs of a cache line of columns are written: carefully if a
-// channel is wide.
-type lineOutputs struct {
-	wide bool
-	tiny tinyKind
-}
-
-func (w *workspace) outputsOfLine(j, n int) (o lineOutputs) {
-	if w.anyUnusualColumn(j, n) {
-		o.wide = w.anyWideColumn(j, n)
-		if w.anyTiny() {
-			o.tiny = w.tinyColumns(j, n, w.tinyOutputs)
-		}
-	}
-	return o
-}
-
-// linesAlike returns how the columns from column j on are written, and the end of those
-// that are written alike.
-func (w *workspace) linesAlike(j, end int) (o lineOutputs, next int) {
-	o = w.outputsOfLine(j, min(lineLen, end-j))
-	for next = min(j+lineLen, end); next < end && (!o.wide || next-j < mostSpan) && w.outputsOfLine(next, min(lineLen, end-next)) == o; {
-		next = min(next+lineLen, end)
-	}
-	return o, next
 }
 
 // writePanel writes the outputs of rows of n columns from column c on, whose constants

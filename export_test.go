@@ -81,6 +81,7 @@ func (p *Plans) SoilScratch() {
 		soil(w.float64s.all, math.NaN())
 		soil(w.ints.all, 7)
 		soil(w.bools.all, true)
+		soil(w.kinds.all, 0xff)
 	}
 	for _, s := range p.scratch.rows.free {
 		soil(s.sums, math.NaN())
@@ -106,7 +107,7 @@ func soil[T any](s []T, v T) {
 func (p *Plans) ScratchBytes() int {
 	n := 0
 	for _, w := range p.scratch.workspaces.free {
-		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all)
+		n += 4*len(w.float32s.all) + 8*len(w.float64s.all) + 8*len(w.ints.all) + len(w.bools.all) + len(w.kinds.all)
 	}
 	for _, s := range p.scratch.rows.free {
 		n += 8*len(s.sums) + 8*len(s.shift) + 16*len(s.a)

@@ -405,8 +405,8 @@ func (w *workspace) setSums(sums *GradSums) {
 	n := w.geo.channels
 	if w.sample(applyThem); w.tinyG {
 		w.findPlain(0, n)
-		for c, tiny := range w.channels.tinyG {
-			if tiny {
+		for c := range n {
+			if w.tinyOf(c)&tinyGradients != 0 {
 				w.channels.sumA[c] *= tinyScale
 				w.channels.sumB[c] *= tinyScale
 			}

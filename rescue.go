@@ -512,7 +512,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 	looks, again := 0, 0
 	for c := c0; c < c1; c++ {
 		ch.extent[c] = 0
-		ch.flag[c] = !(w.tinyG && ch.tinyG[c]) && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
+		ch.flag[c] = w.tinyOf(c)&tinyGradients == 0 && (check && w.suspicious(c) || !w.ordinary(c) && w.strange(c))
 		if ch.flag[c] {
 			looks++
 		}

@@ -15,7 +15,7 @@ type rowScratch struct {
 	args        kernelArgs // of the kernel that takes sums
 	next        kernelArgs // of the kernel that takes turns with it
 	none        kernelArgs // without work: no kernel takes turns
-	tiny        tinyKind   // of the channels whose sums are taken
+	tiny        byte       // of the channels whose sums are taken
 }
 
 // newRowScratch has room for a group of n channels; n is a multiple of 8.
@@ -50,7 +50,7 @@ func (w *workspace) fusedRows(t int) {
 		if w.do&applyThem == 0 {
 			continue
 		}
-		if w.findUnusual(c, last) {
+		if w.findInBlocks(c, last) {
 			w.applyCarefully(c, last)
 			continue
 		}
@@ -217,7 +217,7 @@ func (w *workspace) applyRows(t int) {
 	channels, images := min(tiles.perChannel, g.channels-c), min(tiles.perImage, g.outer-o)
 	i := span * tiles.len
 	n := min(tiles.len, g.inner-i)
-	if w.anyUnusual(c, c+channels) || g.inner < lanes {
+	if w.anyInBlocks(c, c+channels) || g.inner < lanes {
 		for r := range images {
 			w.writeRows(c, channels, ((o+r)*g.channels+c)*g.inner+i, n, g.inner)
 		}
@@ -232,7 +232,7 @@ func (w *workspace) applyRows(t int) {
 // writeRows writes the outputs of n values of each of some channels, from index i
 // on. From a channel's values to the next one's there are stride floats.
 func (w *workspace) writeRows(c, channels, i, n, stride int) {
-	if !w.anyUnusual(c, c+channels) {
+	if !w.anyInBlocks(c, c+channels) {
 		k := w.rowImages(c, channels, i, n, stride)
 		w.writeAll(&k)
 		return
@@ -244,7 +244,7 @@ func (w *workspace) writeRows(c, channels, i, n, stride int) {
 			continue
 		}
 		k := w.rowImages(c+r, 1, at, n, stride)
-		w.writeRun(&k, w.tinyOutputs(c+r))
+		w.writeRun(&k, w.channels.outputs[c+r])
 	}
 }
 
@@ -259,7 +259,7 @@ func (w *workspace) rowImages(c, channels, i, n, stride int) kernelArgs {
 
 // writeRun writes the outputs of channels that are not wide, and of which the same numbers
 // are tiny.
-func (w *workspace) writeRun(k *kernelArgs, tiny tinyKind) {
+func (w *workspace) writeRun(k *kernelArgs, tiny byte) {
 	if tiny != 0 {
 		w.writeTinyRows(k, tiny)
 		return
@@ -267,22 +267,21 @@ func (w *workspace) writeRun(k *kernelArgs, tiny tinyKind) {
 	w.writeAll(k)
 }
 
-// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are unusual.
+// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are written block by block.
 func (w *workspace) applyCarefully(c0, c1 int) {
-	g := w.geo
+	g, outputs := w.geo, w.channels.outputs
 	for c, end := c0, c0; c < c1; c = end {
 		end = c + 1
-		if w.wide(c) {
+		if outputs[c]&wideOutputs != 0 {
 			for o := range g.outer {
 				w.writeCarefully(c, (o*g.channels+c)*g.inner, g.inner)
 			}
 			continue
 		}
-		tiny := w.tinyOutputs(c)
-		for end < c1 && !w.wide(end) && w.tinyOutputs(end) == tiny {
+		for end < c1 && outputs[end] == outputs[c] {
 			end++
 		}
 		k := w.groupArgs(c, end)
-		w.writeRun(&k, tiny)
+		w.writeRun(&k, outputs[c])
 	}
 }

@@ -1,6 +1,10 @@
 package batchnorm
 
-import "math"
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+)
 
 // Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so.
 // Float32 products of them are subnormal: they lose digits, and each takes a microcode
@@ -22,13 +26,11 @@ const (
 	tinyMost = 0x1p-110
 )
 
-// tinyKind says which numbers of a channel, or of some channels, are tiny.
-type tinyKind uint8
-
+// Which numbers of a channel, or of some channels, are tiny.
 const (
-	tinyDeviations tinyKind = 1 << iota // of x from the mean: x is tiny, and so is its mean
+	tinyDeviations = 1 << iota // of x from the mean: x is tiny, and so is its mean
 	tinyGradients
-	mixedKinds // of channels side by side, which are not all of this kind
+	mixedKinds // of channels side by side, which are not all alike
 )
 
 // ---- which channels
@@ -43,14 +45,13 @@ func (w *workspace) sample(do phases) {
 		return
 	}
 	w.sampled = true
-	ch, gradients, deviations := &w.channels, 0, 0
+	gradients, deviations := 0, 0
 	if w.backward {
-		gradients = w.findTiny(w.apply.dy, ch.tinyG)
+		gradients = w.findTiny(w.apply.dy, tinyGradients)
 	}
 	if w.backward || do&applyThem != 0 {
-		deviations = w.findTiny(w.apply.x, ch.tinyX)
+		deviations = w.findTiny(w.apply.x, tinyDeviations)
 	}
-	w.tinyG, w.tinyX = gradients > 0, deviations > 0
 	w.mostlyTiny = 2*max(gradients, deviations) > w.geo.channels
 }
 
@@ -72,20 +73,21 @@ func (w *workspace) sampledValues() (at [tinySample]int, next int) {
 	return at, next
 }
 
-// findTiny sets which channels are tiny by their values, and returns their number. The flags
-// are not set if there are none.
-func (w *workspace) findTiny(values []float32, tiny []bool) (found int) {
+// findTiny finds the channels that have tiny values, and returns their number. They become
+// channels of a kind.
+func (w *workspace) findTiny(values []float32, kind byte) (found int) {
 	at, next := w.sampledValues()
 	channels := w.geo.channels
 	look := func(c int, most uint32) {
 		if !isTiny(most) {
 			return
 		}
-		if found == 0 {
-			clear(tiny[:channels])
+		if !w.anyTiny() {
+			clear(w.channels.tiny)
 		}
+		w.tinyG, w.tinyX = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations
+		w.channels.tiny[c] |= kind
 		found++
-		tiny[c] = true
 	}
 	c := 0
 	if next < lanes {
@@ -153,63 +155,63 @@ const tinyBits = (127 - 110) << 23
 // magnitude.
 func isTiny(most uint32) bool { return most-1 < tinyBits }
 
-// tinyOf returns which numbers of a channel are tiny.
-func (w *workspace) tinyOf(c int) (kind tinyKind) {
-	if w.tinyX && w.channels.tinyX[c] {
-		kind = tinyDeviations
-	}
-	if w.tinyG && w.channels.tinyG[c] {
-		kind |= tinyGradients
-	}
-	return kind
-}
-
 // anyTiny reports whether numbers of a channel are tiny.
 func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX }
 
-// tinyOutputs is tinyOf for products that outputs are made of.
-func (w *workspace) tinyOutputs(c int) tinyKind {
-	kind := w.tinyOf(c)
-	if kind == tinyDeviations && w.backward && w.apply.act.kind == actIdentity {
-		return 0 // no product is small
+// tinyOf returns which numbers of a channel are tiny.
+func (w *workspace) tinyOf(c int) byte {
+	if !w.anyTiny() {
+		return 0
 	}
-	return kind
+	return w.channels.tiny[c]
 }
 
 // tinyRun returns which numbers are tiny of channel c, and the end of the channels from c on
 // that are alike.
-func (w *workspace) tinyRun(c, c1 int) (kind tinyKind, end int) {
+func (w *workspace) tinyRun(c, c1 int) (kind byte, end int) {
 	if !w.anyTiny() {
 		return 0, c1
 	}
-	kind = w.tinyOf(c)
-	for end = c + 1; end < c1 && w.tinyOf(end) == kind; end++ {
+	kind = w.channels.tiny[c]
+	for end = c + 1; end < c1 && w.channels.tiny[end] == kind; end++ {
 	}
 	return kind, end
 }
 
-// tinyColumns returns which numbers are tiny of n columns from column j on.
-func (w *workspace) tinyColumns(j, n int, of func(c int) tinyKind) (kind tinyKind) {
-	first := of(w.channelOf(j))
+// kindOfColumns returns the kind of n columns from column j on, given those of channels: all
+// that occur, and mixedKinds if they are not alike.
+func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
+	if w.geo.width == w.geo.channels && n%lanes == 0 {
+		first := uint64(kinds[j]) * (math.MaxUint64 / math.MaxUint8) // in all bytes
+		all, same := uint64(0), true
+		for end := j + n; j < end; j += lanes {
+			v := binary.LittleEndian.Uint64(kinds[j:])
+			all, same = all|v, same && v == first
+		}
+		if same {
+			return byte(first)
+		}
+		all |= all >> 32
+		all |= all >> 16
+		all |= all >> 8
+		return byte(all) | mixedKinds
+	}
+	first := kinds[w.channelOf(j)]
 	kind = first
 	for ; n > 0; j, n = j+1, n-1 {
-		if k := of(w.channelOf(j)); k != first {
+		if k := kinds[w.channelOf(j)]; k != first {
 			kind |= k | mixedKinds
 		}
 	}
 	return kind
 }
 
-// tinySums returns which numbers are tiny of the columns from j on, in whole vectors, and
-// the end of those that are alike.
-func (w *workspace) tinySums(j, end int) (kind tinyKind, next int) {
-	if !w.backward || !w.anyTiny() {
-		return 0, end
-	}
-	of := func(j int) tinyKind { return w.tinyColumns(j, min(lanes, end-j), w.tinyOf) }
-	kind = of(j)
-	for next = min(j+lanes, end); next < end && of(next) == kind && (kind == 0 || next-j < mostSpan); {
-		next = min(next+lanes, end)
+// columnsAlike returns the kind of the columns from column j on, and the end of those that
+// are alike, in units of some columns. Those that are not all 0 are at most mostSpan.
+func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, next int) {
+	kind = w.kindOfColumns(kinds, j, min(unit, end-j))
+	for next = min(j+unit, end); next < end && (kind == 0 || next-j < mostSpan) && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind; {
+		next = min(next+unit, end)
 	}
 	return kind, next
 }
@@ -225,7 +227,14 @@ var (
 	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	columnAsItIs = inAllLanes(asItIs)
+	allAsZero    = [numLayouts][]float32{rows: slices.Repeat(asZero, mostSpan), cols: repeatedRecord(asZero)}
 )
+
+// repeatedRecord returns the records of mostSpan columns that have the same constants.
+func repeatedRecord(coef []float32) []float32 {
+	record := inAllLanes(coef)
+	return slices.Repeat(record[:], mostSpan/lanes)
+}
 
 func repeated(v float32) []float32 {
 	s := make([]float32, bufferLen)
@@ -270,8 +279,17 @@ func (w *workspace) packed(dst, src []float32, b *block) []float32 {
 	if src == nil || !b.apart() {
 		return src
 	}
-	return w.times(dst, src, 1, b.rows, b.n, b.stride)
+	if b.n < shortCopy {
+		return w.times(dst, src, 1, b.rows, b.n, b.stride)
+	}
+	for r := range b.rows {
+		copy(dst[r*b.n:][:b.n], src[r*b.stride:])
+	}
+	return dst
 }
+
+// shortCopy is the length of a row from which on copy is faster than a kernel for all rows.
+const shortCopy = 64
 
 // unpack writes an output of a block, which has no gaps, to its place. It multiplies it by a
 // factor, or by those of the columns if these are given.
@@ -281,8 +299,14 @@ func (w *workspace) unpack(dst, src []float32, factor float64, factors []float32
 		return
 	}
 	k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.step(), factor: factor}
-	if !b.apart() {
+	switch {
+	case !b.apart():
 		k.rows, k.n = 1, b.len()
+	case factor == 1 && b.n >= shortCopy:
+		for r := range b.rows {
+			copy(dst[r*b.stride:][:b.n], src[r*b.n:])
+		}
+		return
 	}
 	w.plan.path.run(kernelTimes, cols, Identity, &k)
 }
@@ -336,7 +360,7 @@ func (r *recordCopy) set(field int, v float32) {
 
 // setFactor sets fieldA to a factor where the channel of the block is of a kind, and to 1
 // elsewhere.
-func (w *workspace) setFactor(r *recordCopy, b *block, kind tinyKind, factor float32) {
+func (w *workspace) setFactor(r *recordCopy, b *block, kind byte, factor float32) {
 	if b.tiny&mixedKinds == 0 {
 		r.set(fieldA, factor)
 		return
@@ -353,7 +377,6 @@ func (w *workspace) setFactor(r *recordCopy, b *block, kind tinyKind, factor flo
 // The lists of records that are made from constants.
 const (
 	madeDeviations = iota
-	madeSums
 	madeOutputs
 	madeUp
 	madeDown
@@ -361,7 +384,7 @@ const (
 )
 
 func (k *constants) list(made int) []float32 {
-	return [numMade][]float32{k.z, k.dx, k.toZ, k.toG, k.toX}[made]
+	return [numMade][]float32{k.z, k.toZ, k.toG, k.toX}[made]
 }
 
 // recordsFrom makes records for the channels of a block from their constants, unless it has
@@ -579,12 +602,7 @@ func (w *workspace) sumTiny(k *kernelArgs, buf *buffers, coef []float32, b *bloc
 			r.set(fieldB, negativeZero)
 		})
 		k.x = w.product(buf.y[:], b.x, scale, b)
-		// The operands are deviations, and z.
-		k.coef = w.recordsFrom(&buf.constants, madeSums, coef, b, func(r recordCopy) {
-			r.set(fieldN, negativeZero)
-			r.set(fieldA, 0)
-			r.set(fieldB, negativeZero)
-		})
+		k.coef = allAsZero[w.geo.layout][:] // the operands are deviations, and z
 	}
 	if w.geo.layout == rows {
 		w.plan.path.runAll(w.sums.kernel, act, k)
@@ -630,7 +648,7 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 }
 
 // sumTinyCols is sumBlock for columns with tiny numbers. acc has their sums.
-func (w *workspace) sumTinyCols(acc []float32, tiny tinyKind, c, r0, r1, n int) {
+func (w *workspace) sumTinyCols(acc []float32, tiny byte, c, r0, r1, n int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(cols)
@@ -656,17 +674,15 @@ func (w *workspace) tinyBlock(i, rows, n, stride int) block {
 // scaleBackSums takes the scale of deviations out of the sums of g*(x-m), of the columns
 // from c on.
 func (w *workspace) scaleBackSums(sums []float64, c int) {
-	if w.backward && w.tinyX {
-		for i := range sums {
-			if w.channels.tinyX[w.channelOf(c+i)] {
-				sums[i] *= 1.0 / tinyScale
-			}
+	for i := 0; w.backward && w.tinyX && i < len(sums); i++ {
+		if w.channels.tiny[w.channelOf(c+i)]&tinyDeviations != 0 {
+			sums[i] *= 1.0 / tinyScale
 		}
 	}
 }
 
 // writeTinyRows is writeAll for channels with tiny numbers.
-func (w *workspace) writeTinyRows(k *kernelArgs, tiny tinyKind) {
+func (w *workspace) writeTinyRows(k *kernelArgs, tiny byte) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
@@ -689,7 +705,7 @@ func (w *workspace) writeTinyRows(k *kernelArgs, tiny tinyKind) {
 }
 
 // writeTinyPanel is writePanel for columns with tiny numbers.
-func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, tiny tinyKind) {
+func (w *workspace) writeTinyPanel(i, c, rows, n, stride int, tiny byte) {
 	s := &w.apply
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
@@ -714,7 +730,9 @@ const plainLeast = 0x1p26
 // findPlain makes channels plain that have such gradients.
 func (w *workspace) findPlain(c0, c1 int) {
 	ch := &w.channels
-	copy(ch.flag[c0:c1], ch.tinyG[c0:c1])
+	for c := c0; c < c1; c++ {
+		ch.flag[c] = ch.tiny[c]&tinyGradients != 0
+	}
 	w.measureDY(c0, c1)
 	for c := c0; c < c1; c++ {
 		ch.setPlain(c, ch.flag[c] && !(ch.extent[c] < plainLeast))
@@ -725,7 +743,7 @@ func (w *workspace) findPlain(c0, c1 int) {
 // setPlain sets whether a channel is plain, of those whose gradients seem tiny.
 func (ch *channels) setPlain(c int, plain bool) {
 	if ch.plain[c] = plain; plain {
-		ch.tinyG[c] = false
+		ch.tiny[c] &^= tinyGradients
 	}
 }
 
@@ -742,7 +760,7 @@ func (w *workspace) measureDY(c0, c1 int) {
 func (w *workspace) scaledFinite(c, next int) int {
 	ch := &w.channels
 	for i := c; i < next; i++ {
-		if ch.tinyG[i] && ch.sumA[i]-ch.sumA[i] != 0 {
+		if ch.tiny[i]&tinyGradients != 0 && ch.sumA[i]-ch.sumA[i] != 0 {
 			return c + (i-c)/lanes*lanes
 		}
 	}
@@ -755,7 +773,7 @@ func (w *workspace) settleScales(c0, c1 int, check bool) {
 	ch := &w.channels
 	for c := c0; c < c1; c++ {
 		ch.flag[c] = false
-		if !ch.tinyG[c] || w.staysScaled(c, check) {
+		if ch.tiny[c]&tinyGradients == 0 || w.staysScaled(c, check) {
 			continue
 		}
 		ch.setPlain(c, true)
@@ -789,7 +807,8 @@ func (w *workspace) scaleAgain(c0, c1 int) {
 	w.measureDY(c0, c1)
 	for c := c0; c < c1; c++ {
 		if ch.flag[c] && ch.extent[c] < plainLeast {
-			ch.plain[c], ch.tinyG[c] = false, true
+			ch.plain[c] = false
+			ch.tiny[c] |= tinyGradients
 			ch.sumA[c] *= tinyScale
 			ch.sumB[c] *= tinyScale
 		}
@@ -809,7 +828,7 @@ func (w *workspace) scaleBack(c0, c1 int) {
 	ch := &w.channels
 	const scale = 1.0 / tinyScale
 	for c := c0; c < c1; c++ {
-		if !ch.tinyG[c] {
+		if ch.tiny[c]&tinyGradients == 0 {
 			continue
 		}
 		ch.dgamma[c] *= scale
