@@ -73,6 +73,7 @@ type workspace struct {
 	side     int       // cols: coef has the constants of so many rows, side by side
 	act      *actCode
 	gathered source
+	looks    channelArgs // of channelTiny: clearing so many fields takes longer than the kernel
 
 	rowScratch   quota[*rowScratch]
 	buffers      quota[*buffers]
@@ -328,13 +329,13 @@ func (w *workspace) fence() {
 const tinySlope = 0x1p-40
 
 // leastSample is the number of values of dy in the sample.
-const leastSample = 64
+const leastSample = 32
 
 // leastOf returns the least magnitude other than 0 in a sample of dy, or infinity if all of
 // them are 0. Gradients of tiny channels are scaled.
 func (w *workspace) leastOf(dy []float32) float64 {
 	least := float32(math.Inf(1))
-	g := w.geo
+	g, tiny := w.geo, w.tinyG
 	n := g.outer * g.channels * g.inner
 	step := max(1, n/leastSample)
 	for i := 0; i < n; i += step {
@@ -343,7 +344,7 @@ func (w *workspace) leastOf(dy []float32) float64 {
 			j = w.element(i)
 		}
 		v := scalar.Abs(dy[j])
-		if w.tinyOf(i/g.inner%g.channels)&tinyGradients != 0 {
+		if tiny && w.channels.tiny[i/g.inner%g.channels]&tinyGradients != 0 {
 			v = float32(float64(v) * tinyScale)
 		}
 		if v < least && v != 0 {

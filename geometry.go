@@ -55,6 +55,7 @@ type geometry struct {
 	windows, segWindows int
 
 	segments int
+	sampled  [tinySample]int // elements of channel 0, see sampleValues
 }
 
 // newGeometry returns the geometry of a shape. Rows that are shorter than a vector are
@@ -90,6 +91,7 @@ func rowGeometry(outer, channels, inner int) geometry {
 		g.segImages = roundUp(ceilDiv(outer, most), groupSize)
 	}
 	g.segments = ceilDiv(outer, g.segImages) * g.segsPerImage
+	g.sampleValues()
 	return g
 }
 
@@ -105,7 +107,22 @@ func colGeometry(outer, channels, unit int) geometry {
 	g.windows = ceilDiv(g.height, windowRows)
 	g.segWindows = max(1, ceilDiv(segmentSize, windowRows*g.width), ceilDiv(g.windows, maxSegments))
 	g.segments = ceilDiv(g.windows, g.segWindows)
+	g.sampleValues()
 	return g
+}
+
+// sampleValues spreads the values of a channel that decide whether it is tiny over the
+// tensor. Of rows shorter than a vector they are the first, so that a vector holds those of
+// several channels.
+func (g *geometry) sampleValues() {
+	n := g.outer * g.inner
+	for k := 0; n > 0 && k < tinySample; k++ {
+		o, i := k*n/tinySample/g.inner, k*n/tinySample%g.inner
+		if g.inner < lanes {
+			i = 0
+		}
+		g.sampled[k] = o*g.channels*g.inner + i
+	}
 }
 
 // ---- rows

@@ -17830,76 +17830,66 @@ divided13:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA tinyChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+32(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+40(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+48(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+56(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+64(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+72(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+80(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+88(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+120(SB)/8, $0x0000000000000000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $128
+DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
-	MOVQ $0, AX
-	MOVQ $0, BX
-	MOVQ $0, CX
-	MOVQ channelArgs_step(R14), DX
-	MOVQ channelArgs_n(R14), DI
-
-channels1:
-	MOVQ channelArgs_x(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y0
-	VANDPS tinyChannelsTable<>+0(SB), Y0, Y0
-	VCMPPS $0x12, tinyChannelsTable<>+32(SB), Y0, Y1
-	VXORPS tinyChannelsTable<>+64(SB), Y1, Y2
-	VXORPS tinyChannelsTable<>+64(SB), Y2, Y2
-	VTESTPS Y2, Y2
-	JEQ usual3
-	VMOVUPS tinyChannelsTable<>+64(SB), Y2
-	MOVQ channelArgs_gamma(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y1
-	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
-	VPMAXSD Y1, Y0, Y0
+	MOVQ channelArgs_n(R14), AX
+	MOVQ channelArgs_x(R14), CX
+	MOVQ channelArgs_gamma(R14), DX
 	MOVQ channelArgs_beta(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y1
-	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
-	VPMAXSD Y1, Y0, Y0
-	MOVQ channelArgs_running(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y1
-	VANDPS tinyChannelsTable<>+0(SB), Y1, Y1
-	VPMAXSD Y1, Y0, Y0
-	VCMPPS $0x12, tinyChannelsTable<>+32(SB), Y0, Y1
-	VCMPPS $0x1e, tinyChannelsTable<>+96(SB), Y0, Y0
-	VANDPS Y0, Y1, Y1
-	VANDNPS Y2, Y1, Y2
-	VXORPS tinyChannelsTable<>+64(SB), Y2, Y2
+	MOVQ channelArgs_running(R14), DI
+	VMOVUPS tinyChannelsTable<>+0(SB), Y1
+	VXORPS Y3, Y3, Y3
+	VCMPPS $0x12, Y3, Y3, Y0
+	VPSRLD $1, Y0, Y0
+	MOVQ CX, R8
+	MOVQ AX, R9
+
+quick1:
+	VANDPS (R8), Y0, Y2
+	VCMPPS $0x12, Y1, Y2, Y2
+	VORPS Y2, Y3, Y3
+	ADDQ $32, R8
+	SUBQ $8, R9
+	JNE quick1
+	VTESTPS Y3, Y3
+	JNE channels2
+	MOVQ $0, AX
+	JMP end4
+
+channels2:
+	VXORPS Y3, Y3, Y3
+	VANDPS (CX), Y0, Y2
+	VPMAXSD Y2, Y3, Y3
+	ADDQ $32, CX
+	VANDPS (DX), Y0, Y2
+	VPMAXSD Y2, Y3, Y3
+	ADDQ $32, DX
+	VANDPS (SI), Y0, Y2
+	VPMAXSD Y2, Y3, Y3
+	ADDQ $32, SI
+	VANDPS (DI), Y0, Y2
+	VPMAXSD Y2, Y3, Y3
+	ADDQ $32, DI
+	VCMPPS $0x12, Y1, Y3, Y2
+	VXORPS Y14, Y14, Y14
+	VCMPPS $0x1e, Y14, Y3, Y3
+	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
-	JNE unusual2
+	JNE end4
 
-usual3:
-	ADDQ $32, AX
-	ADDQ $64, BX
-	ADDQ DX, CX
-	SUBQ $8, DI
-	JNE channels1
+next3:
+	SUBQ $8, AX
+	JNE channels2
 
-unusual2:
-	MOVQ DI, channelArgs_n(R14)
+end4:
+	MOVQ AX, channelArgs_n(R14)
 	VZEROUPPER
 	RET
 

@@ -13667,89 +13667,74 @@ divided13:
 	SUBS $8, R7
 	BNE channels1
 	RET
-DATA tinyChannelsTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA tinyChannelsTable<>+32(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+40(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+48(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+56(SB)/8, $0x0880000008800000
-DATA tinyChannelsTable<>+64(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+72(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+80(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+88(SB)/8, $0xffffffffffffffff
-DATA tinyChannelsTable<>+96(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+104(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+112(SB)/8, $0x0000000000000000
-DATA tinyChannelsTable<>+120(SB)/8, $0x0000000000000000
-GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $128
+DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+8(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+16(SB)/8, $0x0880000008800000
+DATA tinyChannelsTable<>+24(SB)/8, $0x0880000008800000
+GLOBL tinyChannelsTable<>(SB), RODATA|NOPTR, $32
 
 // func tinyChannels(id int, a *channelArgs)
 TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
-	MOVD $0, R0
-	MOVD $0, R1
-	MOVD $0, R2
-	MOVD channelArgs_step(R23), R3
-	MOVD channelArgs_n(R23), R5
-	MOVD $tinyChannelsTable<>(SB), R24
-
-channels1:
-	MOVD channelArgs_x(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F0, F1)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 0, 0)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE8(0, 14, 1)
-	FLDPQ 64(R24), (F28, F29)
-	EOR8(14, 1, 2)
-	FLDPQ 64(R24), (F28, F29)
-	EOR8(14, 2, 2)
-	MAXOFALL(2)
-	VMOV V4.S[0], R15
-	CBZ R15, usual3
-	FLDPQ 64(R24), (F4, F5)
-	MOVD channelArgs_gamma(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 1, 1)
-	SMAX8(1, 0, 0)
+	MOVD channelArgs_n(R23), R0
+	MOVD channelArgs_x(R23), R2
+	MOVD channelArgs_gamma(R23), R3
 	MOVD channelArgs_beta(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 1, 1)
-	SMAX8(1, 0, 0)
-	MOVD channelArgs_running(R23), R4
-	ADD R0, R4
-	FLDPQ (R4), (F2, F3)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 1, 1)
-	SMAX8(1, 0, 0)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGE8(0, 14, 1)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGT8(14, 0, 0)
-	AND8(0, 1, 1)
-	BIC8(1, 2, 2)
-	FLDPQ 64(R24), (F28, F29)
-	EOR8(14, 2, 2)
+	MOVD channelArgs_running(R23), R5
+	MOVD $tinyChannelsTable<>(SB), R24
+	FLDPQ (R24), (F2, F3)
+	EOR8(3, 3, 3)
+	FCMGE8(3, 3, 0)
+	USHR8(1, 0)
+	MOVD R2, R6
+	MOVD R0, R7
+
+quick1:
+	FLDPQ (R6), (F4, F5)
+	AND8(2, 0, 2)
+	FCMGE8(2, 1, 2)
+	ORR8(2, 3, 3)
+	ADD $32, R6
+	SUBS $8, R7
+	BNE quick1
+	MAXOFALL(3)
+	VMOV V6.S[0], R15
+	CBNZ R15, channels2
+	MOVD $0, R0
+	B end4
+
+channels2:
+	EOR8(3, 3, 3)
+	FLDPQ (R2), (F4, F5)
+	AND8(2, 0, 2)
+	SMAX8(2, 3, 3)
+	ADD $32, R2
+	FLDPQ (R3), (F4, F5)
+	AND8(2, 0, 2)
+	SMAX8(2, 3, 3)
+	ADD $32, R3
+	FLDPQ (R4), (F4, F5)
+	AND8(2, 0, 2)
+	SMAX8(2, 3, 3)
+	ADD $32, R4
+	FLDPQ (R5), (F4, F5)
+	AND8(2, 0, 2)
+	SMAX8(2, 3, 3)
+	ADD $32, R5
+	FCMGE8(3, 1, 2)
+	EOR8(14, 14, 14)
+	FCMGT8(14, 3, 3)
+	AND8(3, 2, 2)
 	MAXOFALL(2)
 	VMOV V4.S[0], R15
-	CBNZ R15, unusual2
+	CBNZ R15, end4
 
-usual3:
-	ADD $32, R0
-	ADD $64, R1
-	ADD R3, R2
-	SUBS $8, R5
-	BNE channels1
+next3:
+	SUBS $8, R0
+	BNE channels2
 
-unusual2:
-	MOVD R5, channelArgs_n(R23)
+end4:
+	MOVD R0, channelArgs_n(R23)
 	RET
 
 DATA simdChannelsTable<>+0(SB)/8, $·foldChannels<>(SB)

@@ -45,12 +45,13 @@ func (w *workspace) sample(do phases) {
 		return
 	}
 	w.sampled = true
+	at, next := w.sampledValues()
 	gradients, deviations := 0, 0
 	if w.backward {
-		gradients = w.findTiny(w.apply.dy, tinyGradients)
+		gradients = w.findTiny(w.apply.dy, tinyGradients, &at, next)
 	}
 	if w.backward || do&applyThem != 0 {
-		deviations = w.findTiny(w.apply.x, tinyDeviations)
+		deviations = w.findTiny(w.apply.x, tinyDeviations, &at, next)
 	}
 	w.mostlyTiny = 2*max(gradients, deviations) > w.geo.channels
 }
@@ -58,47 +59,44 @@ func (w *workspace) sample(do phases) {
 // sampledValues returns where the sampled values of channel 0 are in the caller's tensors,
 // and how far those of the next channel are from them.
 func (w *workspace) sampledValues() (at [tinySample]int, next int) {
-	g := w.geo
-	if next = g.inner; w.source != nil {
-		next = w.source.next
+	if w.source == nil {
+		return w.geo.sampled, w.geo.inner
 	}
-	n := g.outer * g.inner
-	for k := range at {
-		o, i := k*n/tinySample/g.inner, k*n/tinySample%g.inner
-		if w.source == nil && g.inner < lanes { // so that vectors hold the first values of channels
-			i = 0
-		}
-		at[k] = w.element(o*g.channels*g.inner + i)
+	for k, i := range w.geo.sampled {
+		at[k] = w.element(i)
 	}
-	return at, next
+	return at, w.source.next
 }
 
 // findTiny finds the channels that have tiny values, and returns their number. They become
 // channels of a kind.
-func (w *workspace) findTiny(values []float32, kind byte) (found int) {
-	at, next := w.sampledValues()
+func (w *workspace) findTiny(values []float32, kind byte, at *[tinySample]int, next int) (found int) {
 	channels := w.geo.channels
-	look := func(c int, most uint32) {
-		if !isTiny(most) {
-			return
-		}
-		if !w.anyTiny() {
-			clear(w.channels.tiny)
-		}
-		w.tinyG, w.tinyX = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations
-		w.channels.tiny[c] |= kind
-		found++
-	}
 	c := 0
-	if next < lanes {
-		c = w.findTinyAside(values, &at, next, look)
+	if v := w.plan.path.whole(channels * next); next < lanes && v > 0 {
+		c = ceilDiv(v, next)
+		found = w.findTinyAside(values, kind, at, next, v)
 	}
 	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
 		if magnitudeBits(values[i]) <= tinyBits { // or the channel is usual
-			look(c, largestAt(values, &at, c*next))
+			found += w.look(c, kind, largestAt(values, at, c*next))
 		}
 	}
 	return found
+}
+
+// look makes a channel one of a kind if the bits of its largest magnitude are of a tiny
+// number other than 0. It returns the number of such channels, 0 or 1.
+func (w *workspace) look(c int, kind byte, most uint32) int {
+	if most-1 >= tinyBits {
+		return 0
+	}
+	if !w.anyTiny() {
+		clear(w.channels.tiny)
+	}
+	w.tinyG, w.tinyX = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations
+	w.channels.tiny[c] |= kind
+	return 1
 }
 
 // largestAt returns the bits of the largest magnitude of the sampled values, which lie
@@ -110,39 +108,38 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 	return most
 }
 
-// findTinyAside is findTiny for channels less than a vector apart, as far as whole vectors
-// hold the first values of them. It calls look for those that may be tiny, and returns the
-// first channel that is left.
-func (w *workspace) findTinyAside(values []float32, at *[tinySample]int, next int, look func(c int, most uint32)) int {
-	n := w.plan.path.whole(w.geo.channels * next)
+// findTinyAside is findTiny for channels less than a vector apart, whose first values are in
+// n columns, in whole vectors.
+func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) (found int) {
 	for j := 0; j < n; {
 		m := min(callChannels, n-j)
-		k := channelArgs{n: m, x: values[at[0]+j:], gamma: values[at[1]+j:], beta: values[at[2]+j:], running: values[at[3]+j:]}
+		k := &w.looks
+		k.n, k.x, k.gamma, k.beta, k.running = m, values[at[0]+j:], values[at[1]+j:], values[at[2]+j:], values[at[3]+j:]
 		k.run(channelTiny)
+		k.x, k.gamma, k.beta, k.running = nil, nil, nil, nil // the caller's memory
 		if j += m - k.n; k.n == 0 {
 			continue
 		}
-		first := ceilDiv(j, next)
 		if next > 1 {
-			j += lanes
-			for c := first; c*next < j; c++ {
-				look(c, largestAt(values, at, c*next))
+			c := ceilDiv(j, next)
+			for j += lanes; c*next < j; c++ {
+				found += w.look(c, kind, largestAt(values, at, c*next))
 			}
 			continue
 		}
 		// Where one channel is tiny, others often are.
-		end := min(first+mostSpan, n)
+		first, end := j, min(j+mostSpan, n)
 		extent := w.channels.extent[first:end]
-		w.largest(values[at[0]+first:], 1, len(extent), 0, extent[:roundUp(len(extent), lanes)])
+		w.largest(values[at[0]+first:], 1, len(extent), 0, extent)
 		for _, i := range at[1:] {
 			w.larger(values[i+first:], 1, len(extent), 0, extent)
 		}
 		for i, v := range extent {
-			look(first+i, math.Float32bits(v))
+			found += w.look(first+i, kind, math.Float32bits(v))
 		}
 		j = end
 	}
-	return ceilDiv(n, next)
+	return found
 }
 
 // magnitudeBits returns the bits of the magnitude of a number, which are in its order.
@@ -150,10 +147,6 @@ func magnitudeBits(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
 
 // tinyBits has the bits of tinyMost.
 const tinyBits = (127 - 110) << 23
-
-// isTiny reports whether numbers are tiny, and not all 0, by the bits of the largest
-// magnitude.
-func isTiny(most uint32) bool { return most-1 < tinyBits }
 
 // anyTiny reports whether numbers of a channel are tiny.
 func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX }

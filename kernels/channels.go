@@ -900,27 +900,56 @@ func channelText(on target) (text string, symbols []string) {
 	return text, symbols
 }
 
-// tinyChannels looks at a value of each channel, and at all four where the first one of 8
-// channels is tiny.
+// tinyChannels looks at the first value of all channels. If one is tiny, it looks at four
+// values of each, until it finds 8 channels of which one is tiny by all of them.
 func tinyChannels(c *chans) {
-	c.useOffsets()
-	v, t := c.newVec(), c.newVec()
-	c.usual = c.newVec()
-	c.untilUnusual(nil, func(closely func(tests func())) {
-		c.load(v, mem{base: c.find32("x").at})
-		c.abs(v, v)
-		c.opC(opLE, t, v, tinyMost)
-		c.opConstant(opXor, c.usual, t, c.entry64(math.MaxUint64))
-		closely(func() {
-			for _, field := range []string{"gamma", "beta", "running"} {
-				c.load(t, mem{base: c.find32(field).at})
-				c.abs(t, t)
-				c.op(opMaxInt, v, v, t)
-			}
-			c.opC(opLE, t, v, tinyMost)
-			c.opC(opGT, v, v, 0)
-			c.op(opAnd, t, t, v)
-			c.refuse(t)
-		})
-	})
+	n, t := c.newArg("n"), c.newReg()
+	var at [4]reg
+	for i, field := range []string{"x", "gamma", "beta", "running"} {
+		at[i] = c.newArg(field)
+	}
+	first, left := c.newReg(), c.newReg()
+	magnitude, most, v, found := c.newVec(), c.newVec(), c.newVec(), c.newVec()
+	before := c.buf.String()
+	c.buf.Reset()
+	c.constant(most, c.entry32(tinyMost))
+	c.zero(found)
+	c.op(opLE, magnitude, found, found)
+	c.shiftRight(magnitude, 1) // all bits but the sign
+	quick, again, next, end := c.newLabel("quick"), c.newLabel("channels"), c.newLabel("next"), c.newLabel("end")
+	c.asm.move(first, at[0])
+	c.asm.move(left, n)
+	c.label(quick)
+	c.opMem(opAnd, v, magnitude, mem{base: first}, v)
+	c.op(opLE, v, v, most)
+	c.op(opOr, found, found, v)
+	c.addImm(first, vecBytes)
+	c.subImm(left, lanes)
+	c.branch(ifNotZero, quick)
+	c.ifAny(found, again)
+	c.set(n, 0)
+	c.jump(end)
+	c.label(again)
+	c.zero(found)
+	for _, a := range at {
+		c.opMem(opAnd, v, magnitude, mem{base: a}, v)
+		c.op(opMaxInt, found, found, v)
+		c.addImm(a, vecBytes)
+	}
+	c.op(opLE, v, found, most)
+	c.zero(constVec)
+	c.op(opGT, found, found, constVec)
+	c.op(opAnd, v, v, found)
+	c.ifAny(v, end)
+	c.label(next)
+	c.subImm(n, lanes)
+	c.branch(ifNotZero, again)
+	c.label(end)
+	c.storeArg(n, "n", t)
+	loop := c.buf.String()
+	c.buf.Reset()
+	c.buf.WriteString(before)
+	c.pointTable()
+	c.buf.WriteString(loop)
+	c.end()
 }
