@@ -41,9 +41,9 @@ type call struct {
 	// least is the least magnitude other than 0 in a sample of dy, scaled where it is tiny, times
 	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
 	least float64
-	// Channels have tiny gradients, or tiny deviations of x, and most have (tiny.go).
-	tinyG, tinyX, mostlyTiny bool
-	sampled                  bool // these are known
+	// Channels have tiny gradients, or tiny deviations of x (tiny.go).
+	tinyG, tinyX bool
+	sampled      bool // these are known
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -209,7 +209,7 @@ func (s *stage) storage() []float32 {
 func (w *workspace) situation(do phases) situation {
 	a := &w.apply
 	s := situation{path: w.plan.path, workers: w.plan.workers, backward: w.backward, do: do,
-		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG, tiny: w.mostlyTiny}
+		costly: w.backward && a.act.costly(), masked: w.source != nil, tinyG: w.tinyG}
 	inputs := [...][]float32{a.x, a.dy, a.res}
 	for _, in := range inputs {
 		if in != nil {

@@ -711,11 +711,7 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 	}
 	for c, together := c0, fewChannels; c < c1; {
 		next := w.setUsualGrads(c, c1, sums, !check)
-		if tiny {
-			next = w.scaledFinite(c, next)
-		}
-		if next > c {
-			w.saveSums(c, next, sums)
+		if next = w.saveSums(c, next, sums, false); next > c {
 			c = next
 			continue
 		}
@@ -737,8 +733,7 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 				next = w.fewSlowly(c, end)
 				w.setGradsSlowly(c, next)
 			}
-			w.saveSums(c, next, settled)
-			c = next
+			c = w.saveSums(c, next, settled, true)
 		}
 	}
 	if w.frozen {
@@ -747,15 +742,16 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 }
 
 // saveSums writes the sums where they are wanted, and scales the results of channels with
-// tiny gradients back.
-func (w *workspace) saveSums(c, next int, sums totals) {
+// tiny gradients back. It returns the end of the channels, as scaleBack does.
+func (w *workspace) saveSums(c, next int, sums totals, settled bool) int {
 	if w.sumG != nil {
 		copy(w.sumG[c:next], sums.a[c:])
 		copy(w.sumGD[c:next], sums.b[c:])
 	}
 	if w.tinyG {
-		w.scaleBack(c, next)
+		return w.scaleBack(c, next, settled)
 	}
+	return next
 }
 
 // setUsualGrads is setGrads for channels from c to c1-1 as long as they are usual. It

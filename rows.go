@@ -51,7 +51,10 @@ func (w *workspace) fusedRows(t int) {
 			continue
 		}
 		if w.findInBlocks(c, last) {
-			w.applyCarefully(c, last)
+			w.eachAlike(c, last, true, func(c, end int, outputs byte) {
+				k := w.groupArgs(c, end)
+				w.writeAlike(&k, c, outputs)
+			})
 			continue
 		}
 		*pending = w.groupArgs(c, last)
@@ -217,71 +220,58 @@ func (w *workspace) applyRows(t int) {
 	channels, images := min(tiles.perChannel, g.channels-c), min(tiles.perImage, g.outer-o)
 	i := span * tiles.len
 	n := min(tiles.len, g.inner-i)
-	if w.anyInBlocks(c, c+channels) || g.inner < lanes {
+	first := (o*g.channels+c)*g.inner + i
+	if g.inner < lanes {
 		for r := range images {
-			w.writeRows(c, channels, ((o+r)*g.channels+c)*g.inner+i, n, g.inner)
+			w.writeRows(c, channels, first+r*g.channels*g.inner, n, g.inner)
 		}
 		return
 	}
-	k := w.rowArgs(c, channels, n)
-	k.imageGap = (g.channels - channels) * g.inner
-	k.begin((o*g.channels+c)*g.inner+i, images)
-	w.writeAll(&k)
+	w.eachAlike(c, c+channels, w.anyInBlocks(c, c+channels), func(c0, c1 int, outputs byte) {
+		k := w.rowArgs(c0, c1-c0, n)
+		k.imageGap = (g.channels - (c1 - c0)) * g.inner
+		k.begin(first+(c0-c)*g.inner, images)
+		w.writeAlike(&k, c0, outputs)
+	})
 }
 
 // writeRows writes the outputs of n values of each of some channels, from index i
 // on. From a channel's values to the next one's there are stride floats.
 func (w *workspace) writeRows(c, channels, i, n, stride int) {
-	if !w.anyInBlocks(c, c+channels) {
-		k := w.rowImages(c, channels, i, n, stride)
-		w.writeAll(&k)
+	w.eachAlike(c, c+channels, w.anyInBlocks(c, c+channels), func(c0, c1 int, outputs byte) {
+		k := w.rowArgs(c0, 1, n) // rows are not adjacent: each is an image of one row
+		k.imageGap, k.coefImage = stride-n, 0
+		k.begin(i+(c0-c)*stride, c1-c0)
+		w.writeAlike(&k, c0, outputs)
+	})
+}
+
+// eachAlike calls write for channels from c0 to c1-1 whose outputs are written alike: for
+// all, unless some are written block by block. Wide ones go alone.
+func (w *workspace) eachAlike(c0, c1 int, inBlocks bool, write func(c0, c1 int, outputs byte)) {
+	if !inBlocks {
+		write(c0, c1, 0)
 		return
 	}
-	for r := range channels {
-		at := i + r*stride
-		if w.wide(c + r) {
-			w.writeCarefully(c+r, at, n)
-			continue
-		}
-		k := w.rowImages(c+r, 1, at, n, stride)
-		w.writeRun(&k, w.channels.outputs[c+r])
-	}
-}
-
-// rowImages returns the arguments of the kernel that writes the outputs of n values of each
-// of some channels. The rows are not adjacent: each is an image of one row.
-func (w *workspace) rowImages(c, channels, i, n, stride int) kernelArgs {
-	k := w.rowArgs(c, 1, n)
-	k.imageGap, k.coefImage = stride-n, 0
-	k.begin(i, channels)
-	return k
-}
-
-// writeRun writes the outputs of channels that are not wide, and of which the same numbers
-// are tiny.
-func (w *workspace) writeRun(k *kernelArgs, tiny byte) {
-	if tiny != 0 {
-		w.writeTinyRows(k, tiny)
-		return
-	}
-	w.writeAll(k)
-}
-
-// applyCarefully writes the outputs of the channels c0 to c1-1, some of which are written block by block.
-func (w *workspace) applyCarefully(c0, c1 int) {
-	g, outputs := w.geo, w.channels.outputs
+	outputs := w.channels.outputs
 	for c, end := c0, c0; c < c1; c = end {
-		end = c + 1
-		if outputs[c]&wideOutputs != 0 {
-			for o := range g.outer {
-				w.writeCarefully(c, (o*g.channels+c)*g.inner, g.inner)
-			}
-			continue
+		for end = c + 1; end < c1 && outputs[end] == outputs[c] && outputs[c]&wideOutputs == 0; end++ {
 		}
-		for end < c1 && outputs[end] == outputs[c] {
-			end++
+		write(c, end, outputs[c])
+	}
+}
+
+// writeAlike writes the outputs of channels from c on that are written alike.
+func (w *workspace) writeAlike(k *kernelArgs, c int, outputs byte) {
+	switch {
+	case outputs&wideOutputs != 0:
+		for ; k.images > 0; k.images-- {
+			w.writeCarefully(c, k.at, k.n)
+			k.at += k.n + k.imageGap
 		}
-		k := w.groupArgs(c, end)
-		w.writeRun(&k, outputs[c])
+	case outputs != 0:
+		w.writeTinyRows(k, outputs)
+	default:
+		w.writeAll(k)
 	}
 }

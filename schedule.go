@@ -21,7 +21,6 @@ type situation struct {
 	costly   bool // backward: the activation's derivative takes longer to compute than to store and to read again
 	storable bool // backward: an output may hold g between the two phases
 	tinyG    bool // channels have tiny gradients
-	tiny     bool // most channels have tiny numbers
 	masked   bool // values come from a source: gathered by a mask, or computed from y
 }
 
@@ -114,7 +113,7 @@ const lineLen = 16
 func choose(g *geometry, s situation, l limits) way {
 	w := way{layout: g.layout}
 	elements := g.outer * g.channels * g.inner
-	w.stream = s.path == PathAVX2 && !s.tiny && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
+	w.stream = s.path == PathAVX2 && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
 	w.stores = s.do == bothPhases && s.costly && s.storable && !s.masked && !s.tinyG
 	if g.layout == cols {
 		chooseCols(&w, g, s, l)

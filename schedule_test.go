@@ -56,8 +56,6 @@ func scheduleOf(t *testing.T, in string) (situation, limits) {
 			s.masked = true
 		case "tinyG":
 			s.tinyG = true
-		case "tiny":
-			s.tiny = true
 		case "sums":
 			s.do = takeSums
 		case "apply":
@@ -93,7 +91,6 @@ var schedules = []scheduled{
 	{"but not over x, which dx needs", Shape{32, 64, 3136}, "costly unstorable", "rows group 1 turns non-temporal", 64, 6422528},
 	{"nor where values are gathered", Shape{32, 64, 3136}, "costly masked", "rows group 1 non-temporal", 64, 6422528},
 	{"nor where some gradients are tiny, which are scaled", Shape{32, 64, 3136}, "costly tinyG", "rows group 1 turns non-temporal", 64, 6422528},
-	{"channels of tiny numbers go block by block without turns", Shape{32, 64, 3136}, "costly tiny", "rows group 1 fused stores g", 64, 6422528},
 	{"nor where there are no sums to store it from", Shape{32, 64, 3136}, "costly apply", "rows group 1 non-temporal", 64, 6422528},
 	{"nor where nothing is computed from it", Shape{32, 64, 3136}, "costly sums", "rows group 1", 64, 6422528},
 	{"where the third-level cache is far, smaller tensors take non-temporal stores", Shape{16, 64, 784}, "intel",
@@ -315,9 +312,5 @@ func TestSituation(t *testing.T) {
 	want := situation{path: p.path, workers: 1, do: bothPhases, reads: 2, writes: 1, inPlace: true}
 	if got := w.situation(bothPhases); got != want {
 		t.Errorf("forward: %+v, want %+v", got, want)
-	}
-	w.mostlyTiny, want.tiny = true, true
-	if got := w.situation(bothPhases); got != want {
-		t.Errorf("forward, tiny: %+v, want %+v", got, want)
 	}
 }

@@ -46,14 +46,12 @@ func (w *workspace) sample(do phases) {
 	}
 	w.sampled = true
 	at, next := w.sampledValues()
-	gradients, deviations := 0, 0
 	if w.backward {
-		gradients = w.findTiny(w.apply.dy, tinyGradients, &at, next)
+		w.findTiny(w.apply.dy, tinyGradients, &at, next)
 	}
 	if w.backward || do&applyThem != 0 {
-		deviations = w.findTiny(w.apply.x, tinyDeviations, &at, next)
+		w.findTiny(w.apply.x, tinyDeviations, &at, next)
 	}
-	w.mostlyTiny = 2*max(gradients, deviations) > w.geo.channels
 }
 
 // sampledValues returns where the sampled values of channel 0 are in the caller's tensors,
@@ -91,12 +89,17 @@ func (w *workspace) look(c int, kind byte, most uint32) int {
 	if most-1 >= tinyBits {
 		return 0
 	}
+	w.beginKind(kind)
+	w.channels.tiny[c] |= kind
+	return 1
+}
+
+// beginKind says that there are channels of a kind.
+func (w *workspace) beginKind(kind byte) {
 	if !w.anyTiny() {
 		clear(w.channels.tiny)
 	}
 	w.tinyG, w.tinyX = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations
-	w.channels.tiny[c] |= kind
-	return 1
 }
 
 // largestAt returns the bits of the largest magnitude of the sampled values, which lie
@@ -134,8 +137,13 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		for _, i := range at[1:] {
 			w.larger(values[i+first:], 1, len(extent), 0, extent)
 		}
-		for i, v := range extent {
-			found += w.look(first+i, kind, math.Float32bits(v))
+		w.beginKind(kind)
+		tiny := w.channels.tiny[first:end]
+		for i, v := range extent[:len(tiny)] {
+			if math.Float32bits(v)-1 < tinyBits {
+				tiny[i] |= kind
+				found++
+			}
 		}
 		j = end
 	}
@@ -358,12 +366,15 @@ func (w *workspace) setFactor(r *recordCopy, b *block, kind byte, factor float32
 		r.set(fieldA, factor)
 		return
 	}
-	for l := range lanes {
-		v := float32(1)
-		if j := r.column + l; j < b.n && w.tinyOf(w.channelOf(b.column+j))&kind != 0 {
-			v = factor
+	to, first, tiny := (*[lanes]float32)(r.to[fieldA*lanes:]), b.column+r.column, w.channels.tiny
+	for l := range min(lanes, b.n-r.column) {
+		c := first + l
+		if w.geo.width != w.geo.channels {
+			c = w.channelOf(c)
 		}
-		r.to[fieldA*lanes+l] = v
+		if to[l] = 1; tiny[c]&kind != 0 {
+			to[l] = factor
+		}
 	}
 }
 
@@ -405,9 +416,7 @@ func (w *workspace) factors(buf *buffers, made int, coef []float32, b *block, fa
 		return nil
 	}
 	return w.recordsFrom(&buf.constants, made, coef, b, func(r recordCopy) {
-		r.set(fieldN, negativeZero)
-		w.setFactor(&r, b, tinyGradients, factor)
-		r.set(fieldB, negativeZero)
+		w.setFactor(&r, b, tinyGradients, factor) // the other fields change nothing
 	})
 }
 
@@ -747,19 +756,6 @@ func (w *workspace) measureDY(c0, c1 int) {
 	w.measureStage(&s, c0, c1)
 }
 
-// scaledFinite returns the end of the channels from c to next-1 whose sums are finite, of
-// those with scaled gradients, or else a multiple of 8 channels before it. NaN in x would
-// hide an overflow.
-func (w *workspace) scaledFinite(c, next int) int {
-	ch := &w.channels
-	for i := c; i < next; i++ {
-		if ch.tiny[i]&tinyGradients != 0 && ch.sumA[i]-ch.sumA[i] != 0 {
-			return c + (i-c)/lanes*lanes
-		}
-	}
-	return next
-}
-
 // settleScales makes channels plain whose scaled sums can't be relied on. With check, it
 // takes their sums again.
 func (w *workspace) settleScales(c0, c1 int, check bool) {
@@ -816,13 +812,18 @@ func (w *workspace) staysScaled(c int, check bool) bool {
 	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.wide[c] && !(check && w.suspicious(c)) && !w.strange(c)
 }
 
-// scaleBack scales the results of channels with scaled gradients back, and writes them.
-func (w *workspace) scaleBack(c0, c1 int) {
+// scaleBack scales the results of channels with scaled gradients back, and writes them. It
+// stops at sums that are not finite, unless sums are settled, since NaN in x would hide an
+// overflow. It returns the end, or else a multiple of 8 channels before it.
+func (w *workspace) scaleBack(c0, c1 int, settled bool) int {
 	ch := &w.channels
 	const scale = 1.0 / tinyScale
 	for c := c0; c < c1; c++ {
 		if ch.tiny[c]&tinyGradients == 0 {
 			continue
+		}
+		if ch.sumA[c]-ch.sumA[c] != 0 && !settled {
+			return c0 + (c-c0)/lanes*lanes
 		}
 		ch.dgamma[c] *= scale
 		ch.dbeta[c] *= scale
@@ -836,4 +837,5 @@ func (w *workspace) scaleBack(c0, c1 int) {
 			w.sumG[c], w.sumGD[c] = float64(ch.sumA[c]*scale), float64(ch.sumB[c]*scale)
 		}
 	}
+	return c1
 }
