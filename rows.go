@@ -125,7 +125,9 @@ func (w *workspace) sumGroup(st *stage, s *rowScratch, c0, c1, seg int, pending 
 	}
 	if w.backward {
 		for c, end := c0, c0; c < c1; c = end {
-			s.tiny, end = w.tinyRun(c, c1)
+			if s.tiny, end = w.tinyRun(c, c1); s.tiny != 0 {
+				w.writeAll(pending) // tiny sums take no turns
+			}
 			w.sumWindow(st, s, c, segment, w.coef[c*coefLen:], pending, nil, sumA[c-c0:end-c0], sumB[c-c0:end-c0])
 		}
 		w.scaleBackSums(sumB, c0)

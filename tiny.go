@@ -41,7 +41,10 @@ const tinySample = 4
 // sample finds the channels whose gradients are tiny, and those whose values of x are. They
 // are the same for all steps of a call.
 func (w *workspace) sample(do phases) {
-	if w.sampled || w.source != nil && w.source.inverted { // which computes x and the gradients first
+	switch {
+	case w.sampled, w.geo.outer*w.geo.inner == 0:
+		return
+	case w.source != nil && w.source.inverted: // it computes x and the gradients first
 		return
 	}
 	w.sampled = true
@@ -228,6 +231,7 @@ var (
 	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	columnAsItIs = inAllLanes(asItIs)
+	infinity     = float32(math.Inf(1))
 	allAsZero    = [numLayouts][]float32{rows: slices.Repeat(asZero, mostSpan), cols: repeatedRecord(asZero)}
 )
 
@@ -381,6 +385,7 @@ func (w *workspace) setFactor(r *recordCopy, b *block, kind byte, factor float32
 // The lists of records that are made from constants.
 const (
 	madeDeviations = iota
+	madeGradients
 	madeOutputs
 	madeUp
 	madeDown
@@ -388,7 +393,7 @@ const (
 )
 
 func (k *constants) list(made int) []float32 {
-	return [numMade][]float32{k.z, k.toZ, k.toG, k.toX}[made]
+	return [numMade][]float32{k.z, k.dx, k.toZ, k.toG, k.toX}[made]
 }
 
 // recordsFrom makes records for the channels of a block from their constants, unless it has
@@ -443,6 +448,18 @@ func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []flo
 // gated returns dy where z is above 0, and 0 elsewhere: g of ReLU.
 func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
 	g := buf.g[:]
+	if b.tiny&tinyDeviations == 0 && !b.apart() { // z is not tiny: a kernel takes half the time
+		k := kernelArgs{x: b.x, dy: b.dy, res: b.res, y: buf.scaled[:], dres: g}
+		k.coef = w.recordsFrom(&buf.constants, madeGradients, coef, b, func(r recordCopy) {
+			r.copy(fieldN)
+			r.copy(fieldA)
+			r.copy(fieldB)
+			r.set(fieldK1, infinity) // so that dx, which is not used, is no small product
+			r.set(fieldK2, 0)
+		})
+		w.elementwise(kernelInputGrad, ReLU, &k, b)
+		return g
+	}
 	if b.res == nil {
 		w.products(kernelGate, &kernelArgs{x: b.x, dy: b.dy, y: g, coef: coef, stride: b.step(), strideY: b.n}, b)
 		return g
