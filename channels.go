@@ -759,7 +759,7 @@ func (w *workspace) saveSums(c, next int, sums totals, settled bool) int {
 func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	ch, f := &w.channels, &w.channels.fields
 	end := min(c1, c+callChannels)
-	if i := slices.Index(ch.wide[c:end], true); i >= 0 {
+	if i := indexTrue(ch.wide[c:end]); i >= 0 {
 		end = c + i
 	}
 	v := w.plan.path.whole(end - c)

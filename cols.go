@@ -192,6 +192,10 @@ func (w *workspace) applyCols(t int) {
 // writeBlock writes the outputs of rows of n columns, from index i on. Columns beyond the
 // geometry's width are those of the next rows.
 func (w *workspace) writeBlock(i, rows, n int) {
+	unit := lineLen // so that lines have non-temporal stores as a whole
+	if w.apply.act.variant() == actCalled {
+		unit = groupSize * lanes // for which a function is called
+	}
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)
 		if !w.someInBlocks {
@@ -200,7 +204,7 @@ func (w *workspace) writeBlock(i, rows, n int) {
 		}
 		for q, next := p, p; q < end; q = next {
 			var kind byte
-			switch kind, next = w.columnsAlike(w.channels.outputs, q, end, lineLen); {
+			switch kind, next = w.columnsAlike(w.channels.outputs, q, end, unit); {
 			case kind&wideOutputs != 0:
 				w.writeColsCarefully(i+q, q, rows, next-q, kind&^wideOutputs)
 			case kind != 0:

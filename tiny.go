@@ -210,11 +210,30 @@ func (w *workspace) kindOfColumns(kinds []byte, j, n int) (kind byte) {
 	return kind
 }
 
+// firstKind returns the first of the columns from j to end-1 whose channel is of a kind, or
+// one of the 8 columns with it, and end if there is none.
+func (w *workspace) firstKind(kinds []byte, j, end int) int {
+	if w.geo.width == w.geo.channels {
+		for j+lanes <= end && binary.LittleEndian.Uint64(kinds[j:]) == 0 {
+			j += lanes
+		}
+	}
+	for j < end && kinds[w.channelOf(j)] == 0 {
+		j++
+	}
+	return j
+}
+
 // columnsAlike returns the kind of the columns from column j on, and the end of those that
 // are alike, in units of some columns. Those that are not all 0 are at most mostSpan.
 func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, next int) {
+	if first := w.firstKind(kinds, j, end); first >= j+unit {
+		return 0, j + (first-j)/unit*unit
+	} else if first == end {
+		return 0, end
+	}
 	kind = w.kindOfColumns(kinds, j, min(unit, end-j))
-	for next = min(j+unit, end); next < end && (kind == 0 || next-j < mostSpan) && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind; {
+	for next = min(j+unit, end); next < end && next-j < mostSpan && w.kindOfColumns(kinds, next, min(unit, end-next)) == kind; {
 		next = min(next+unit, end)
 	}
 	return kind, next
@@ -837,6 +856,9 @@ func (w *workspace) scaleBack(c0, c1 int, settled bool) int {
 	const scale = 1.0 / tinyScale
 	for c := c0; c < c1; c++ {
 		if ch.tiny[c]&tinyGradients == 0 {
+			if c%lanes == 0 && binary.LittleEndian.Uint64(ch.tiny[c:]) == 0 {
+				c += lanes - 1
+			}
 			continue
 		}
 		if ch.sumA[c]-ch.sumA[c] != 0 && !settled {
