@@ -978,11 +978,6 @@ func (w *workspace) anyInBlocks(c0, c1 int) bool {
 	return w.someInBlocks && anySet(w.channels.outputs[c0:c1])
 }
 
-// anyWideColumn is anyWide for the channels of n columns from column j on.
-func (w *workspace) anyWideColumn(j, n int) bool {
-	return w.someInBlocks && w.kindOfColumns(w.channels.outputs, j, n)&wideOutputs != 0
-}
-
 // setSaved sets the statistics of all channels to those of a forward pass.
 func (w *workspace) setSaved(mean, invstd []float64) {
 	copyCut(w.channels.mean, mean)

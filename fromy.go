@@ -155,14 +155,14 @@ func (a Activation) inverse(y, dy []float32) {
 		for i, v := range y {
 			if !(v > 0) {
 				y[i] = v / a.p
-				dy[i] *= a.p
+				dy[i] = float32(float64(dy[i]) * float64(a.p)) // a float32 product of subnormal numbers takes long
 			}
 		}
 	case actELU:
 		for i, v := range y {
 			if !(v > 0) {
 				y[i] = scalar.ELUInverse(v, a.p)
-				dy[i] *= max(v+a.p, 0) // alpha*exp(z)
+				dy[i] = float32(float64(dy[i]) * float64(max(v+a.p, 0))) // alpha*exp(z)
 			}
 		}
 	}

@@ -346,7 +346,15 @@ func (w *workspace) applyInverted(first, n int) {
 // applyCopy writes the outputs of n adjacent elements from a copy: of channel c in rows,
 // and from column c on in cols.
 func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
-	if n > mostSpan && w.geo.layout == cols && w.anyWideColumn(c, n) {
+	outputs := byte(0)
+	switch {
+	case !w.someInBlocks:
+	case w.geo.layout == rows:
+		outputs = w.channels.outputs[c]
+	default:
+		outputs = w.kindOfColumns(w.channels.outputs, c, n)
+	}
+	if n > mostSpan && w.geo.layout == cols && outputs != 0 {
 		w.applyCopy(buf, c, i, mostSpan)
 		w.applyCopy(buf, c+mostSpan, i+mostSpan, n-mostSpan)
 		return
@@ -358,12 +366,31 @@ func (w *workspace) applyCopy(buf *buffers, c, i, n int) {
 	if k.dres != nil {
 		b.dres = k.dres[:n]
 	}
-	if w.geo.layout == rows && w.wide(c) || w.geo.layout == cols && w.anyWideColumn(c, n) {
+	if outputs == 0 {
+		k.coef = w.coef[c*coefLen:]
+		w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
+		return
+	}
+	tiny := outputs&tinyGradients != 0
+	if outputs&wideOutputs != 0 && !tiny {
 		w.writeBlockCarefully(buf, c, &b)
 		return
 	}
-	k.coef = w.coef[c*coefLen:]
-	w.elementwise(w.apply.kernel, w.apply.act, &k, &b)
+	var wide *buffers
+	if outputs&wideOutputs != 0 { // beside tiny ones
+		wide = w.buffers.take()
+		defer w.buffers.give(wide)
+		careful := b
+		careful.y, careful.dres = wide.y[:n], slice(wide.dres[:], 0, len(b.dres))
+		w.writeBlockCarefully(wide, c, &careful)
+	}
+	buf.constants.reset(w.geo.layout)
+	b.channels, b.column, b.tiny = 1, c, outputs
+	w.writeTiny(buf, w.coef[c*coefLen:], &b)
+	if wide != nil {
+		w.copyWide(b.y, wide.y[:], c)
+		w.copyWide(b.dres, wide.dres[:], c)
+	}
 }
 
 // clearPadding sets the outputs to 0 at the positions from to end-1.

@@ -385,6 +385,38 @@ func TestScaleIsNormalize(t *testing.T) {
 	}
 }
 
+// TestGateIsReLU: the gate lets the gradients through that ReLU's derivative does, for the z
+// of scale.
+func TestGateIsReLU(t *testing.T) {
+	const n = 1003
+	for _, path := range Paths() {
+		for _, scale := range []float32{1, 0x1p-60, 0x1p-130} {
+			heap := func(n int) []float32 { return make([]float32, n) }
+			a := kernelCase{kernelGate, cols, Identity, 0}.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
+			a.coefStep = coefLen * lanes
+			for i := range a.x {
+				a.x[i] *= scale
+			}
+			for i := range a.coef { // beside z of either sign, z that is 0
+				if f := i % (coefLen * lanes) / lanes; f != fieldA && i%3 == 0 {
+					a.coef[i] = 0
+				} else if f != fieldA {
+					a.coef[i] *= scale
+				}
+			}
+			z := a
+			z.y = make([]float32, n)
+			kernelCase{kernelScale, cols, Identity, 0}.run(path, &z, 0)
+			want := slices.Clone(z.y)
+			ReLU.backward(want, a.dy)
+			kernelCase{kernelGate, cols, Identity, 0}.run(path, &a, 0)
+			if i, ok := sameBits(a.y, want); !ok {
+				t.Fatalf("%v, scale %v: z is %g, y[%d] is %g, want %g", path, scale, z.y[i], i, a.y[i], want[i])
+			}
+		}
+	}
+}
+
 // TestLongest: jumps between images shorten a call, unless images are long or adjacent.
 func TestLongest(t *testing.T) {
 	t.Parallel()

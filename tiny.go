@@ -41,10 +41,7 @@ const tinySample = 4
 // sample finds the channels whose gradients are tiny, and those whose values of x are. They
 // are the same for all steps of a call.
 func (w *workspace) sample(do phases) {
-	switch {
-	case w.sampled, w.geo.outer*w.geo.inner == 0:
-		return
-	case w.source != nil && w.source.inverted: // it computes x and the gradients first
+	if w.sampled || w.geo.outer*w.geo.inner == 0 {
 		return
 	}
 	w.sampled = true
@@ -52,7 +49,8 @@ func (w *workspace) sample(do phases) {
 	if w.backward {
 		w.findTiny(w.apply.dy, tinyGradients, &at, next)
 	}
-	if w.backward || do&applyThem != 0 {
+	inverted := w.source != nil && w.source.inverted // x is y
+	if !inverted && (w.backward || do&applyThem != 0) {
 		w.findTiny(w.apply.x, tinyDeviations, &at, next)
 	}
 }

@@ -158,6 +158,79 @@ func eachBeside(t *testing.T, do func(t *testing.T, e exception, p, without *pro
 	}
 }
 
+// TestTinyChannelsBeside: channels of tiny numbers among usual ones don't change the bits of
+// these, nor those beside channels that are scaled otherwise: by every way and in every
+// mode, and within the bounds.
+func TestTinyChannelsBeside(t *testing.T) {
+	t.Parallel()
+	tinyX := func(p *problem, c int) { p.scale(p.x, c, 1e-39) }
+	tinyDY := func(p *problem, c int) { p.scale(p.dy, c, 1e-38) }
+	kinds := []struct {
+		name   string
+		beside func(p *problem, c int) // of another channel
+		tiny   func(p *problem, c int)
+	}{
+		{"x", nil, tinyX},
+		{"dy", nil, tinyDY},
+		{"both", nil, func(p *problem, c int) { tinyX(p, c); tinyDY(p, c) }},
+		{"x beside large x", func(p *problem, c int) { p.scale(p.x, c, 1e30) }, tinyX},
+		{"dy beside large gamma", func(p *problem, c int) { p.gamma[c] = 3e38 }, tinyDY},
+		{"both beside tiny x", tinyX, func(p *problem, c int) { tinyX(p, c); tinyDY(p, c) }},
+		{"x beside tiny dy", tinyDY, tinyX},
+		{"dy beside zeros", func(p *problem, c int) { p.scale(p.dy, c, 0) }, tinyDY},
+		{"dy beside NaN", func(p *problem, c int) { p.dy[c*p.shape.Inner] = float32(math.NaN()) }, tinyDY},
+	}
+	n := 0
+	for _, s := range []batchnorm.Shape{{Outer: 5, Channels: 9, Inner: 70}, {Outer: 3, Channels: 40, Inner: 9}, {Outer: 90, Channels: 24, Inner: 1},
+		{Outer: 8, Channels: 280, Inner: 1}, {Outer: 700, Channels: 3, Inner: 1}, {Outer: 9, Channels: 33, Inner: 3}} {
+		for i, k := range kinds {
+			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
+				if n++; !batchnorm.Thorough() && n%5 != 0 { // no factor of the numbers above
+					continue
+				}
+				t.Run(fmt.Sprintf("%v/%s/%v", s, k.name, act), func(t *testing.T) {
+					without := problem{shape: s, act: act, epsilon: batchnorm.DefaultEpsilon, ops: forward | backward,
+						x: gen.Normal(1, s.Len(), 0.3, 1), dy: gen.Uniform(2, s.Len(), -1, 1),
+						gamma: gen.Uniform(3, s.Channels, 0.5, 1.5), beta: gen.Uniform(4, s.Channels, -1, 1),
+						mean: gen.Uniform(5, s.Channels, -1, 1), vari: gen.Uniform(6, s.Channels, 0.5, 1)}
+					if i%2 == 0 {
+						without.residual = gen.Uniform(7, s.Len(), -1, 1)
+					}
+					c := s.Channels / 2
+					if k.beside != nil {
+						k.beside(&without, c+1)
+					}
+					p := without
+					p.x, p.dy = slices.Clone(p.x), slices.Clone(p.dy)
+					k.tiny(&p, c)
+					ways := waysOfModes()
+					r := p.checkSame(t, ways, slices.Clone)
+					if p.finite() && k.name != "dy beside large gamma" {
+						p.checkBounds(t, r)
+					}
+					others := plain(batchnorm.Mask{}).once(t, without)
+					for j, v := range r.dx {
+						if channelOf(s, j) != c && (!sameBits(v, others.dx[j]) || !sameBits(r.y[j], others.y[j])) {
+							t.Fatalf("y[%d] and dx[%[1]d] of another channel are %g and %g, want %g and %g", j, r.y[j], v, others.y[j], others.dx[j])
+						}
+					}
+					expectSame(t, "split", split([]int{s.Outer}, batchnorm.Mask{}).same(t, p, ways, slices.Clone), plain(batchnorm.Mask{}).once(t, p))
+					frozen(batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+					for j := range mask.Valid {
+						mask.Valid[j] = j%4 != 3
+					}
+					plain(mask).same(t, p, ways, slices.Clone)
+					if act == batchnorm.Identity {
+						fromY(batchnorm.Mask{}).same(t, p, ways, slices.Clone)
+					}
+				})
+			}
+		}
+	}
+}
+
 // TestTinyGradientsScale: gradients of 2^-120 give the results of gradients of 1, times
 // 2^-120 and rounded once more: by every way and in every mode. With frozen statistics, and
 // in dresidual, dgamma and dbeta, there is one rounding less.
@@ -189,8 +262,12 @@ func TestTinyGradientsScale(t *testing.T) {
 					valid[k] = k%4 != 3
 				}
 				mask := batchnorm.Mask{Valid: valid}
-				for _, m := range []mode{plain(batchnorm.Mask{}), plain(mask), frozen(batchnorm.Mask{}), split([]int{s.Outer}, batchnorm.Mask{}),
-					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{})} {
+				modes := []mode{plain(batchnorm.Mask{}), plain(mask), frozen(batchnorm.Mask{}), split([]int{s.Outer}, batchnorm.Mask{}),
+					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{})}
+				if act == batchnorm.Identity {
+					modes = append(modes, fromY(batchnorm.Mask{}), fromY(mask))
+				}
+				for _, m := range modes {
 					got, want := m.same(t, tiny, waysOfModes(), slices.Clone), m.once(t, p)
 					compare := func(what string, got, want []float32, slack float64) {
 						for k, v := range want {
