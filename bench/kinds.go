@@ -18,7 +18,8 @@ const kindsNote = `Each number is the time of an operation on the kind of data o
 run: their calls alternate, and each counts with its least time. id is identity, fwd forward, bwd backward.
 ! is a number over the limit; a second limit is that of silu, of channels that are far from 0. - is what does
 not differ from usual data. Dead channels have a beta of -20. Kinds in turn are in adjacent channels: usual,
-dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limit is the mean of these.`
+dead, gamma = 0, constant, NaN, x * 1e20, dy * 1e-30, x * 1e-25; their limit is the mean of these. Subnormal in turn are
+usual, x subnormal, usual, dy * 1e-38.`
 
 // modesNote stands above the table of modes.
 const modesNote = "The same, with ReLU, by way of a mask, of frozen statistics, of ghost batches and of the split pieces:"
@@ -187,7 +188,7 @@ func (c config) kinds(set caseSet, w io.Writer, p *progress) ([]kindRow, error) 
 	var rows []kindRow
 	lines := 0
 	show := func(fields []string) {
-		fmt.Fprintf(w, "%-6s  %-14s  %7s  %-25s  %-10s", fields[0], fields[1], fields[2], fields[3], fields[4])
+		fmt.Fprintf(w, "%-6s  %-14s  %7s  %-26s  %-10s", fields[0], fields[1], fields[2], fields[3], fields[4])
 		for _, f := range fields[5:] {
 			fmt.Fprintf(w, "  %*s", kindCell, f)
 		}
