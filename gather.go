@@ -17,6 +17,7 @@ type source struct {
 	clip     bool     // outputs at padding are set to 0
 	inverted bool     // x is y: the source computes z from it, and multiplies dy by the slope
 	inverse  Activation
+	sampled  [tinySample]int // of a call: see sampledValues
 }
 
 // run is a stretch of valid positions that are adjacent in memory.

@@ -47,52 +47,50 @@ func (w *workspace) sample(do phases) {
 	w.sampled = true
 	at, next := w.sampledValues()
 	if w.backward {
-		w.findTiny(w.apply.dy, tinyGradients, &at, next)
+		w.findTiny(w.apply.dy, tinyGradients, at, next)
 	}
 	inverted := w.source != nil && w.source.inverted // x is y
 	if !inverted && (w.backward || do&applyThem != 0) {
-		w.findTiny(w.apply.x, tinyDeviations, &at, next)
+		w.findTiny(w.apply.x, tinyDeviations, at, next)
 	}
 }
 
 // sampledValues returns where the sampled values of channel 0 are in the caller's tensors,
 // and how far those of the next channel are from them.
-func (w *workspace) sampledValues() (at [tinySample]int, next int) {
+func (w *workspace) sampledValues() (at *[tinySample]int, next int) {
 	if w.source == nil {
-		return w.geo.sampled, w.geo.inner
+		return &w.geo.sampled, w.geo.inner
 	}
+	at = &w.source.sampled
 	for k, i := range w.geo.sampled {
 		at[k] = w.element(i)
 	}
 	return at, w.source.next
 }
 
-// findTiny finds the channels that have tiny values, and returns their number. They become
-// channels of a kind.
-func (w *workspace) findTiny(values []float32, kind byte, at *[tinySample]int, next int) (found int) {
+// findTiny makes the channels that have tiny values channels of a kind.
+func (w *workspace) findTiny(values []float32, kind byte, at *[tinySample]int, next int) {
 	channels := w.geo.channels
 	c := 0
 	if v := w.plan.path.whole(channels * next); next < lanes && v > 0 {
 		c = ceilDiv(v, next)
-		found = w.findTinyAside(values, kind, at, next, v)
+		w.findTinyAside(values, kind, at, next, v)
 	}
 	for i := at[0] + c*next; c < channels; c, i = c+1, i+next {
 		if magnitudeBits(values[i]) <= tinyBits { // or the channel is usual
-			found += w.look(c, kind, largestAt(values, at, c*next))
+			w.look(c, kind, largestAt(values, at, c*next))
 		}
 	}
-	return found
 }
 
 // look makes a channel one of a kind if the bits of its largest magnitude are of a tiny
-// number other than 0. It returns the number of such channels, 0 or 1.
-func (w *workspace) look(c int, kind byte, most uint32) int {
+// number other than 0.
+func (w *workspace) look(c int, kind byte, most uint32) {
 	if most-1 >= tinyBits {
-		return 0
+		return
 	}
 	w.beginKind(kind)
 	w.channels.tiny[c] |= kind
-	return 1
 }
 
 // beginKind says that there are channels of a kind.
@@ -114,7 +112,7 @@ func largestAt(values []float32, at *[tinySample]int, behind int) (most uint32) 
 
 // findTinyAside is findTiny for channels less than a vector apart, whose first values are in
 // n columns, in whole vectors.
-func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) (found int) {
+func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]int, next, n int) {
 	for j := 0; j < n; {
 		m := min(callChannels, n-j)
 		k := &w.looks
@@ -127,7 +125,7 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		if next > 1 {
 			c := ceilDiv(j, next)
 			for j += lanes; c*next < j; c++ {
-				found += w.look(c, kind, largestAt(values, at, c*next))
+				w.look(c, kind, largestAt(values, at, c*next))
 			}
 			continue
 		}
@@ -143,12 +141,10 @@ func (w *workspace) findTinyAside(values []float32, kind byte, at *[tinySample]i
 		for i, v := range extent[:len(tiny)] {
 			if math.Float32bits(v)-1 < tinyBits {
 				tiny[i] |= kind
-				found++
 			}
 		}
 		j = end
 	}
-	return found
 }
 
 // magnitudeBits returns the bits of the magnitude of a number, which are in its order.
