@@ -11,13 +11,15 @@ import "math"
 // one record for a row, or one for every 8 of up to mostSpan columns.
 type constants struct {
 	layout layout
-	memory [6][mostSpan * coefLen]float32
+	memory [7][mostSpan * coefLen]float32
 	// toX and toG scale x and g. toZ scales x before z is computed, and again scales it
-	// a second time, where one power of float32 is not enough.
-	toX, toG, toZ, again []float32
-	z, dx                []float32 // the constants of z, and of dx
+	// a second time, where one power of float32 is not enough. out scales dx.
+	toX, toG, toZ, again, out []float32
+	z, dx                     []float32 // the constants of z, and of dx
 
 	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
+	// Some products for z, or for dx, are tiny: they are taken in float64, and rounded once.
+	tinyZ, tinyDX bool
 
 	// The rows whose x was scaled last, in a forward pass over columns. A segment of few
 	// rows takes them twice, as its probe and as its window.
@@ -34,7 +36,7 @@ func (k *constants) reset(l layout) {
 	if k.toX == nil || k.layout != l {
 		k.init(l)
 	}
-	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain = false, false, false, false
+	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain, k.tinyZ, k.tinyDX = false, false, false, false, false, false
 	k.scaled = nil
 	k.made = [numMade]*float32{}
 }
@@ -43,8 +45,11 @@ func (k *constants) reset(l layout) {
 // multiplies by a power and changes nothing else, not even the sign of a zero.
 func (k *constants) init(l layout) {
 	k.layout = l
-	k.toX, k.toG, k.toZ, k.again, k.z, k.dx = k.memory[0][:], k.memory[1][:], k.memory[2][:], k.memory[3][:], k.memory[4][:], k.memory[5][:]
-	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again} {
+	lists := [...]*[]float32{&k.toX, &k.toG, &k.toZ, &k.again, &k.out, &k.z, &k.dx}
+	for i, list := range lists {
+		*list = k.memory[i][:]
+	}
+	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again, k.out} {
 		for j := range mostSpan {
 			k.set(list, j, fieldN, negativeZero)
 			k.set(list, j, fieldB, negativeZero)
@@ -89,8 +94,9 @@ func (k *constants) setG(j, power int) {
 	k.scalesG = k.scalesG || power != 0
 }
 
-// setZ sets the constants of z.
-func (k *constants) setZ(j int, f *affine) {
+// setZ sets the constants of z, given the inverse of the deviation.
+func (k *constants) setZ(j int, f *affine, invstd float64) {
+	k.tinyZ = k.tinyZ || math.Abs(f.scale) < invstd*tinyMost && f.scale != 0
 	first := clampPower(f.power)
 	k.setScale(k.toZ, j, powerOf32(first))
 	k.setScale(k.again, j, float32(ldexp(1, f.power-first)))
@@ -106,8 +112,13 @@ func (k *constants) setZ(j int, f *affine) {
 func (k *constants) setDX(j int, d *scaledGradient) {
 	k.setX(j, d.powerX)
 	k.setG(j, d.powerG)
+	a, out := d.a, float32(1)
+	if v := math.Abs(float64(a)); v != 0 && v <= 1.0/(1<<(factorRoom-2)) {
+		a, out, k.tinyDX = 1, a, true
+	}
+	k.setScale(k.out, j, out)
 	k.set(k.dx, j, fieldN, -d.m)
-	k.set(k.dx, j, fieldA, d.a)
+	k.set(k.dx, j, fieldA, a)
 	k.set(k.dx, j, fieldB, 0)
 	k.set(k.dx, j, fieldK1, d.k1)
 	k.set(k.dx, j, fieldK2, d.k2)
@@ -179,9 +190,23 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 	if act.kind == actIdentity {
 		return b.dy
 	}
+	if k.tinyZ {
+		z := w.carefulZ(buf, b, k)
+		args := kernelArgs{x: minusZeros, dy: b.dy, res: z, y: buf.y[:], dres: buf.g[:], coef: asZero} // dx is not used
+		if b.res != nil {
+			w.alike(kernelNormalize, Identity, &kernelArgs{x: b.res, res: z, y: z, coef: asItIs}, b.len())
+		}
+		w.alike(kernelInputGrad, act, &args, b.len())
+		return buf.g[:]
+	}
 	args := kernelArgs{x: w.scaledZ(buf, b, k), dy: b.dy, res: b.res, y: buf.y[:], dres: buf.g[:], coef: k.z}
 	w.elementwise(kernelInputGrad, act, &args, b)
 	return buf.g[:]
+}
+
+// carefulZ returns z of a block without the residual, from products in float64.
+func (w *workspace) carefulZ(buf *buffers, b *block, k *constants) []float32 {
+	return w.product(buf.scaled[:], w.scaledZ(buf, b, k), k.z, b)
 }
 
 // columnList is some columns, in order, whose sums are taken together. Their values are
@@ -267,7 +292,15 @@ func (w *workspace) scaledOperands(s *stage, buf *buffers, b *block, k *constant
 func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 	s := &w.apply
 	args := kernelArgs{res: b.res, y: b.y}
-	if !w.backward {
+	switch {
+	case !w.backward && k.tinyZ:
+		args.x, args.res, args.coef = b.res, w.carefulZ(buf, b, k), asItIs
+		if b.res == nil {
+			args.x = minusZeros
+		}
+		w.alike(kernelNormalize, s.act, &args, b.len())
+		return
+	case !w.backward:
 		args.x, args.coef = w.scaledZ(buf, b, k), k.z
 		w.elementwise(kernelNormalize, s.act, &args, b)
 		return
@@ -285,6 +318,9 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 		args.x = w.scale(buf.scaled[:], b.x, k.toX, b)
 	}
 	w.elementwise(kernelInputGrad, Identity, &args, b)
+	if k.tinyDX {
+		w.product(b.y, b.y, k.out, b)
+	}
 	if b.dres != nil {
 		copy(b.dres, buf.dres[:n])
 	}
@@ -319,7 +355,7 @@ func (w *workspace) setCareful(k *constants, j, c int) {
 // setZ sets the constants of z of a channel.
 func (w *workspace) setZ(k *constants, j, c int) {
 	f := w.channels.affine(c)
-	k.setZ(j, &f)
+	k.setZ(j, &f, w.channels.invstd[c])
 }
 
 // writeCarefully writes the outputs of n adjacent values of a channel in rows, from

@@ -20,40 +20,44 @@ const (
 // lookedAt has the kinds of which values are looked at, forward and backward, as their
 // sums don't tell enough.
 var lookedAt = map[string][2]bool{
-	"NaN in one channel":  {true, false},
-	"NaN in all channels": {true, false},
-	"Inf in one channel":  {true, false},
-	"Inf in all channels": {true, false},
-	"kinds in turn":       {true, false},
+	"NaN in one channel":           {true, false},
+	"NaN in all channels":          {true, false},
+	"Inf in one channel":           {true, false},
+	"Inf in all channels":          {true, false},
+	"kinds in turn":                {true, false},
+	"gamma = 1e-40":                {false, true},
+	"gamma = 1e-40 in one channel": {false, true},
 }
 
 // takenAgainOf says for every kind of data which channels take their sums again, forward
 // and backward. Sums of zeros are exact, and no second sum makes a number of a NaN;
 // squares of large values and products of tiny gradients leave float32's range.
 var takenAgainOf = map[string][2]int{
-	"usual":                      {takenOnce, takenOnce},
-	"1 % dead channels":          {takenOnce, takenOnce},
-	"10 % dead channels":         {takenOnce, takenOnce},
-	"100 % dead channels":        {takenOnce, takenOnce},
-	"dy = 0":                     {takenOnce, takenOnce},
-	"gamma = 0, beta = 0":        {takenOnce, takenOnce},
-	"constant channels":          {takenOnce, takenOnce},
-	"NaN in one channel":         {takenOnce, takenOnce},
-	"NaN in all channels":        {takenOnce, takenOnce},
-	"Inf in one channel":         {takenOnce, takenOnce},
-	"Inf in all channels":        {takenOnce, takenOnce},
-	"dy * 1e-30":                 {takenOnce, takenOnce},
-	"dy * 1e-38":                 {takenOnce, takenOnce}, // the gradients are scaled
-	"dy * 1e-38 in one channel":  {takenOnce, takenOnce},
-	"x * 1e20":                   {takenAgain, takenOnce},
-	"x * 1e20 in one channel":    {takenAgain, takenOnce},
-	"x * 1e-25":                  {takenOnce, takenOnce}, // nothing beside epsilon
-	"x subnormal":                {takenOnce, takenOnce},
-	"x subnormal in one channel": {takenOnce, takenOnce},
-	"subnormal in turn":          {takenOnce, takenOnce},
-	"gamma = 1e30":               {takenOnce, takenOnce},
-	"mean 1e30, deviation 1e25":  {takenAgain, takenOnce},
-	"kinds in turn":              {someAgain, takenOnce},
+	"usual":                        {takenOnce, takenOnce},
+	"1 % dead channels":            {takenOnce, takenOnce},
+	"10 % dead channels":           {takenOnce, takenOnce},
+	"100 % dead channels":          {takenOnce, takenOnce},
+	"dy = 0":                       {takenOnce, takenOnce},
+	"gamma = 0, beta = 0":          {takenOnce, takenOnce},
+	"constant channels":            {takenOnce, takenOnce},
+	"NaN in one channel":           {takenOnce, takenOnce},
+	"NaN in all channels":          {takenOnce, takenOnce},
+	"Inf in one channel":           {takenOnce, takenOnce},
+	"Inf in all channels":          {takenOnce, takenOnce},
+	"dy * 1e-30":                   {takenOnce, takenOnce},
+	"dy * 1e-38":                   {takenOnce, takenOnce}, // the gradients are scaled
+	"dy * 1e-38 in one channel":    {takenOnce, takenOnce},
+	"x * 1e20":                     {takenAgain, takenOnce},
+	"x * 1e20 in one channel":      {takenAgain, takenOnce},
+	"x * 1e-25":                    {takenOnce, takenOnce}, // nothing beside epsilon
+	"x subnormal":                  {takenOnce, takenOnce},
+	"x subnormal in one channel":   {takenOnce, takenOnce},
+	"subnormal in turn":            {takenOnce, takenOnce},
+	"gamma = 1e30":                 {takenOnce, takenOnce},
+	"gamma = 1e-40":                {takenOnce, takenAgain}, // with constants for scaled values
+	"gamma = 1e-40 in one channel": {takenOnce, takenAgain},
+	"mean 1e30, deviation 1e25":    {takenAgain, takenOnce},
+	"kinds in turn":                {someAgain, takenOnce},
 }
 
 // The sums of a channel are taken a second time where float32 can't hold them, and

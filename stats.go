@@ -120,7 +120,7 @@ func (f *affine) set(mean, invstd, gamma, beta float64) {
 	switch {
 	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
 	case f.scale != 0 && math.Abs(f.scale) < factorMin:
-		f.power = exponentOf(f.scale) + 1 // so that a is about 1, and has all its digits even where gamma is subnormal
+		f.power = exponentOf(f.scale) + 1 + factorRoom // so that a has all its digits, even where gamma is subnormal, and x keeps its own
 	case wild(f.scale, factorMin, factorMax) && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
 		if mean != 0 {
@@ -148,6 +148,9 @@ func limited(v float64) float64 {
 	}
 	return min(max(v, -math.MaxFloat32), math.MaxFloat32)
 }
+
+// factorRoom is minus the power of two that tiny factors are multiplied up to.
+const factorRoom = 80
 
 // largeMeanPower is the power of two that x is divided by where its mean is near the end
 // of float32's range.
@@ -213,6 +216,8 @@ func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
 	k1 := d.k1 + float64(low*d.k2)
 	if e := exponentOf(f.scale) - powerG; e > mostPower { // or a would be infinite, where dx need not be
 		powerG = clampPower(powerG + e - mostPower)
+	} else if e < -factorRoom { // or a may be subnormal
+		powerG = clampPower(powerG + e + factorRoom)
 	}
 	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(ldexp(f.scale, -powerG))}
 	k2 := ldexp(d.k2, -powerX)

@@ -338,8 +338,9 @@ func (w *workspace) products(kernel int, k *kernelArgs, b *block) {
 		return
 	}
 	all, coef := *k, k.coef
-	k.n, k.coefStep = b.n/b.channels, 0
-	for c := range b.channels {
+	channels := max(1, b.channels)
+	k.n, k.coefStep = b.n/channels, 0
+	for c := range channels {
 		i := c * k.n
 		record := inAllLanes(coef[c*coefLen:][:coefLen])
 		k.coef, k.x, k.dy, k.y = record[:], all.x[i:], from(all.dy, i), all.y[i:]

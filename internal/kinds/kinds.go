@@ -51,6 +51,7 @@ var (
 
 	subnormalDY = change{dy: times(1e-38), limit: 2.5}
 	subnormalX  = change{x: times(1e-39), limit: 2.5}
+	tinyGamma   = change{gamma: to(1e-40), beta: to(0.1), limit: 2.5} // as weight decay leaves it
 )
 
 func of(name string, every int, c change) Kind {
@@ -102,6 +103,8 @@ func List() []Kind {
 		of("x subnormal", all, subnormalX),
 		of("x subnormal in one channel", math.MaxInt, change{x: subnormalX.x, limit: 1.1}),
 		of("gamma = 1e30", all, change{gamma: to(1e30), limit: 2.5}),
+		of("gamma = 1e-40", all, tinyGamma),
+		of("gamma = 1e-40 in one channel", math.MaxInt, change{gamma: tinyGamma.gamma, beta: tinyGamma.beta, limit: 1.1}),
 		of("mean 1e30, deviation 1e25", all, change{x: func(v float32) float32 { return float32(1e30 + float64(float64(v)*1e25)) }, limit: 2.5}),
 		inTurn("kinds in turn", usual, dead, zeros, constant, nan, large, tinyDY, small),
 		inTurn("subnormal in turn", usual, subnormalX, usual, subnormalDY),
