@@ -358,18 +358,35 @@ func (w *workspace) setZ(k *constants, j, c int) {
 	k.setZ(j, &f, w.channels.invstd[c])
 }
 
-// writeCarefully writes the outputs of n adjacent values of a channel in rows, from
-// index i on.
-func (w *workspace) writeCarefully(c, i, n int) {
+// writeCarefully writes the outputs of rows of n values of a channel, stride values apart,
+// from index i on. Short rows go together.
+func (w *workspace) writeCarefully(c, i, rows, n, stride int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
-	k := &buf.constants
+	s, k := &w.apply, &buf.constants
 	k.reset(w.geo.layout)
 	w.setCareful(k, 0, c)
-	for p := 0; p < n; p += bufferLen {
-		m := min(bufferLen, n-p)
-		b := blockAt(&w.apply, i+p, m)
+	most := max(1, bufferLen/n)
+	for r := 0; r < rows; r += most {
+		height, at := min(most, rows-r), i+r*stride
+		for p := 0; height == 1 && p < n; p += bufferLen {
+			b := blockAt(s, at+p, min(bufferLen, n-p))
+			w.writeScaled(buf, &b, k)
+		}
+		if height == 1 {
+			continue
+		}
+		b := packBlock(s, buf, at, height, n, stride)
+		out := block{rows: height, n: n, stride: stride, y: s.y[at:], dres: from(s.dres, at)}
+		b.y = buf.y[:height*n]
+		if s.dres != nil {
+			b.dres = buf.dres[:height*n]
+		}
 		w.writeScaled(buf, &b, k)
+		w.unpack(out.y, b.y, 1, nil, &out)
+		if s.dres != nil {
+			w.unpack(out.dres, b.dres, 1, nil, &out)
+		}
 	}
 }
 
@@ -385,11 +402,14 @@ func (w *workspace) writeColsCarefully(i, c, rows, n int, tiny byte) {
 	defer w.buffers.give(buf)
 	k := &buf.constants
 	k.reset(w.geo.layout)
+	besides := false
 	for j := range n {
-		w.setCareful(k, j, w.channelOf(c+j))
+		of := w.channelOf(c + j)
+		w.setCareful(k, j, of)
+		besides = besides || !w.wide(of)
 	}
 	// Beside tiny columns the outputs of wide ones alone are written so.
-	besides := tiny&^mixedKinds != 0
+	besides = besides && tiny&^mixedKinds != 0
 	w.colBlocks(buf, i, c, rows, n, besides, func(r int, b block) {
 		w.writeScaled(buf, &b, k)
 		if besides {

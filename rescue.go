@@ -122,17 +122,20 @@ const measureColumns = 8 * lanes
 // which one is not finite, and then returns an infinity or NaN. It begins with few values:
 // it may have to copy them, and an infinity or NaN is often everywhere.
 func (w *workspace) measureRow(s *stage, buf *buffers, k *constants, c int) (extent float32) {
-	g, most := w.geo, measureColumns
-	for o := range g.outer {
+	g, most, images := w.geo, measureColumns, 1
+	for o := 0; o < g.outer; o += images {
+		if w.source == nil { // short rows go together
+			images = min(max(1, most/g.inner), g.outer-o)
+		}
 		for i, n := 0, 0; i < g.inner; i += n {
 			n = min(most, g.inner-i)
 			most = bufferLen
-			b := w.packRows(s, buf, c, o, 1, i, n)
+			b := w.packRows(s, buf, c, o, images, i, n)
 			v := w.measured(s, buf, k, &b)
 			acc := buf.largest[:measureColumns]
-			w.largest(v, n/measureColumns, measureColumns, measureColumns, acc)
-			if rest := n % measureColumns; rest > 0 {
-				w.larger(v[n-rest:], 1, rest, 0, acc)
+			w.largest(v, len(v)/measureColumns, measureColumns, measureColumns, acc)
+			if rest := len(v) % measureColumns; rest > 0 {
+				w.larger(v[len(v)-rest:], 1, rest, 0, acc)
 			}
 			for _, v := range acc {
 				if v > extent || v != v {
@@ -420,6 +423,9 @@ func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, c
 		images, most := 1, pieceSingle
 		if end-o >= groupSize {
 			images, most = groupSize, pieceFour
+			if win.n <= shortRow { // these join the sums of the images before
+				images = min(end-o, bufferLen/win.n) / groupSize * groupSize
+			}
 		}
 		for i := win.i; i < win.i+win.n; i += most {
 			n := min(most, win.i+win.n-i)

@@ -267,10 +267,7 @@ func (w *workspace) eachAlike(c0, c1 int, inBlocks bool, write func(c0, c1 int, 
 func (w *workspace) writeAlike(k *kernelArgs, c int, outputs byte) {
 	switch {
 	case outputs&wideOutputs != 0:
-		for ; k.images > 0; k.images-- {
-			w.writeCarefully(c, k.at, k.n)
-			k.at += k.n + k.imageGap
-		}
+		w.writeCarefully(c, k.at, k.images, k.n, k.n+k.imageGap)
 	case outputs != 0:
 		w.writeTinyRows(k, outputs)
 	default:
