@@ -2401,21 +2401,21 @@ save8:
 	RET
 
 // func normalizeRowsCalled(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVBQZX kernelArgs_stream(AX), BX
-	MOVQ BX, 312(R14)
+	MOVQ BX, 448(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -2440,7 +2440,7 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $352-16
 	JNE row2
 
 image1:
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without9
 	SUBQ $0, R8
 	JLT save8
@@ -2468,7 +2468,7 @@ head10:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without11
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -2477,8 +2477,8 @@ without11:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SUBQ R10, R8
 	SUBQ R10, DI
@@ -2497,7 +2497,7 @@ row2:
 	JGE group3
 
 stop7:
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without12
 	MOVQ BX, R9
 	ANDQ $63, R9
@@ -2530,7 +2530,7 @@ group3:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without14
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
@@ -2538,9 +2538,9 @@ group3:
 	VADDPS 96(CX), Y5, Y5
 
 without14:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	CMPQ 312(R14), $0
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
+	CMPQ 448(R14), $0
 	JEQ without15
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
@@ -2574,7 +2574,7 @@ single5:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without17
 	VADDPS (CX), Y2, Y2
 
@@ -2582,9 +2582,9 @@ without17:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	CMPQ 312(R14), $0
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
+	CMPQ 448(R14), $0
 	JEQ without18
 	VMOVNTPS Y2, (BX)
 	JMP chosen19
@@ -2626,7 +2626,7 @@ border6:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without24
 	VADDPS (CX), Y2, Y2
 
@@ -2634,9 +2634,9 @@ without24:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	CMPQ 312(R14), $0
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
+	CMPQ 448(R14), $0
 	JEQ without25
 	VMOVNTPS Y2, (BX)
 	JMP chosen26
@@ -2673,7 +2673,7 @@ last22:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without27
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -2682,8 +2682,8 @@ without27:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -3680,21 +3680,21 @@ done3:
 	RET
 
 // func normalizeColsCalled(id int, a *kernelArgs)
-TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVBQZX kernelArgs_stream(AX), BX
-	MOVQ BX, 312(R14)
+	MOVQ BX, 448(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_value(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_x, AX)
 	ARG(kernelArgs_y, BX)
 	ARG(kernelArgs_res, CX)
@@ -3737,7 +3737,7 @@ column4:
 	VADDPS (AX)(R9*1), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R8*1), Y3, Y3
@@ -3745,8 +3745,8 @@ column4:
 	VADDPS (CX)(R9*1), Y5, Y5
 
 without7:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, (BX)(R8*1)
 	VMOVUPS Y4, (BX)(R8*2)
@@ -3780,7 +3780,7 @@ tail5:
 	VADDPS Y5, Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without8
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -3792,8 +3792,8 @@ tail5:
 	VADDPS Y9, Y5, Y5
 
 without8:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	VMASKMOVPS Y3, Y15, (BX)(R8*1)
 	VMASKMOVPS Y4, Y15, (BX)(R8*2)
@@ -3856,7 +3856,7 @@ many13:
 	VADDPS 96(AX), Y6, Y5
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without15
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
@@ -3864,9 +3864,9 @@ many13:
 	VADDPS 96(CX), Y5, Y5
 
 without15:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
-	CMPQ 312(R14), $0
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
+	CMPQ 448(R14), $0
 	JEQ without16
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
@@ -3900,7 +3900,7 @@ column10:
 	VADDPS (AX), Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without18
 	VADDPS (CX), Y2, Y2
 
@@ -3908,9 +3908,9 @@ without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
-	CMPQ 312(R14), $0
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
+	CMPQ 448(R14), $0
 	JEQ without19
 	VMOVNTPS Y2, (BX)
 	JMP chosen20
@@ -3936,7 +3936,7 @@ tail11:
 	VADDPS Y2, Y6, Y2
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without21
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -3945,8 +3945,8 @@ without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMASKMOVPS Y2, Y15, (BX)
 	SHLQ $2, DI
 	ADDQ DI, AX
@@ -5916,21 +5916,21 @@ save23:
 	RET
 
 // func gradSumsRowsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVQ kernelArgs_dres(AX), BX
-	MOVQ BX, 304(R14)
+	MOVQ BX, 440(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -6004,7 +6004,7 @@ four8:
 	VADDPS (BX)(R12*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without11
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R11*1), Y3, Y3
@@ -6012,14 +6012,14 @@ four8:
 	VADDPS (CX)(R12*1), Y5, Y5
 
 without11:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMULPS (AX), Y2, Y2
 	VMULPS (AX)(R11*1), Y3, Y3
 	VMULPS (AX)(R11*2), Y4, Y4
 	VMULPS (AX)(R12*1), Y5, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without12
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R11*1)
@@ -6072,7 +6072,7 @@ tail9:
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without13
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -6084,8 +6084,8 @@ tail9:
 	VADDPS Y9, Y5, Y5
 
 without13:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
@@ -6095,7 +6095,7 @@ without13:
 	VMULPS Y4, Y9, Y4
 	VMASKMOVPS (AX)(R12*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without14
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
@@ -6261,7 +6261,7 @@ four20:
 	VADDPS (BX)(R12*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without23
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R11*1), Y3, Y3
@@ -6269,14 +6269,14 @@ four20:
 	VADDPS (CX)(R12*1), Y5, Y5
 
 without23:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMULPS (AX), Y2, Y2
 	VMULPS (AX)(R11*1), Y3, Y3
 	VMULPS (AX)(R11*2), Y4, Y4
 	VMULPS (AX)(R12*1), Y5, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without24
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R11*1)
@@ -6334,7 +6334,7 @@ tail21:
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without25
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -6346,8 +6346,8 @@ tail21:
 	VADDPS Y9, Y5, Y5
 
 without25:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
@@ -6357,7 +6357,7 @@ without25:
 	VMULPS Y4, Y9, Y4
 	VMASKMOVPS (AX)(R12*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without26
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
@@ -6559,7 +6559,7 @@ group32:
 	VADDPS 96(BX), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without37
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
@@ -6567,14 +6567,14 @@ group32:
 	VADDPS 96(CX), Y5, Y5
 
 without37:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMULPS (AX), Y2, Y2
 	VMULPS 32(AX), Y3, Y3
 	VMULPS 64(AX), Y4, Y4
 	VMULPS 96(AX), Y5, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without38
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, 32(DX)
@@ -6617,7 +6617,7 @@ single34:
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without39
 	VADDPS (CX), Y2, Y2
 
@@ -6625,11 +6625,11 @@ without39:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMULPS (AX), Y2, Y2
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without40
 	VMOVUPS Y2, (DX)
 
@@ -6660,7 +6660,7 @@ tail35:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without41
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -6669,12 +6669,12 @@ without41:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (SI), Y8
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without42
 	VMASKMOVPS Y2, Y15, (DX)
 
@@ -7459,21 +7459,21 @@ done3:
 	RET
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVQ kernelArgs_dres(AX), BX
-	MOVQ BX, 304(R14)
+	MOVQ BX, 440(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -7506,7 +7506,7 @@ column4:
 	PREFETCHT1 64(BX)(R12*1)
 	PREFETCHT1 (AX)(R12*1)
 	PREFETCHT1 64(AX)(R12*1)
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without7
 	PREFETCHT1 (CX)(R12*1)
 	PREFETCHT1 64(CX)(R12*1)
@@ -7530,7 +7530,7 @@ without7:
 	VADDPS (BX)(R11*1), Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without8
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
@@ -7538,14 +7538,14 @@ without7:
 	VADDPS (CX)(R11*1), Y5, Y5
 
 without8:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (SI), Y8
 	VMULPS (AX), Y2, Y2
 	VMULPS (AX)(R10*1), Y3, Y3
 	VMULPS (AX)(R10*2), Y4, Y4
 	VMULPS (AX)(R11*1), Y5, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without9
 	VMOVUPS Y2, (DX)
 	VMOVUPS Y3, (DX)(R10*1)
@@ -7604,7 +7604,7 @@ tail5:
 	VADDPS Y5, Y8, Y5
 	VMULPS Y6, Y5, Y5
 	VADDPS Y7, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without10
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -7616,8 +7616,8 @@ tail5:
 	VADDPS Y9, Y5, Y5
 
 without10:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (SI), Y8
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
@@ -7627,7 +7627,7 @@ without10:
 	VMULPS Y4, Y9, Y4
 	VMASKMOVPS (AX)(R11*1), Y15, Y9
 	VMULPS Y5, Y9, Y5
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without11
 	VMASKMOVPS Y2, Y15, (DX)
 	VMASKMOVPS Y3, Y15, (DX)(R10*1)
@@ -7702,7 +7702,7 @@ column13:
 	VADDPS (BX), Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without16
 	VADDPS (CX), Y2, Y2
 
@@ -7710,11 +7710,11 @@ without16:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (SI), Y8
 	VMULPS (AX), Y2, Y2
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without17
 	VMOVUPS Y2, (DX)
 
@@ -7746,7 +7746,7 @@ tail14:
 	VADDPS Y2, Y8, Y2
 	VMULPS Y6, Y2, Y2
 	VADDPS Y7, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without18
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
@@ -7755,12 +7755,12 @@ without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (SI), Y8
 	VMASKMOVPS (AX), Y15, Y9
 	VMULPS Y2, Y9, Y2
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without19
 	VMASKMOVPS Y2, Y15, (DX)
 
@@ -11107,23 +11107,23 @@ save8:
 	RET
 
 // func inputGradRowsCalled(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVQ kernelArgs_dres(AX), BX
-	MOVQ BX, 304(R14)
+	MOVQ BX, 440(R14)
 	MOVBQZX kernelArgs_stream(AX), BX
-	MOVQ BX, 312(R14)
+	MOVQ BX, 448(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -11152,7 +11152,7 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $352-16
 	JNE row2
 
 image1:
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without9
 	SUBQ $0, R10
 	JLT save8
@@ -11180,7 +11180,7 @@ head10:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without11
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
@@ -11189,8 +11189,8 @@ without11:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11204,7 +11204,7 @@ without11:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without12
 	VMASKMOVPS Y2, Y15, (SI)
 
@@ -11228,7 +11228,7 @@ row2:
 	JGE group3
 
 stop7:
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without13
 	MOVQ DX, R11
 	ANDQ $63, R11
@@ -11261,7 +11261,7 @@ group3:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without15
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
@@ -11269,8 +11269,8 @@ group3:
 	VADDPS 96(CX), Y5, Y5
 
 without15:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11299,7 +11299,7 @@ without15:
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without16
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
@@ -11314,9 +11314,9 @@ without16:
 	VMOVUPS Y13, 96(DX)
 
 chosen17:
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without18
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without19
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
@@ -11354,7 +11354,7 @@ single5:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without21
 	VADDPS (CX), Y2, Y2
 
@@ -11362,8 +11362,8 @@ without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
 	VBROADCASTSS 12(DI), Y6
@@ -11374,7 +11374,7 @@ without21:
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without22
 	VMOVNTPS Y0, (DX)
 	JMP chosen23
@@ -11383,9 +11383,9 @@ without22:
 	VMOVUPS Y0, (DX)
 
 chosen23:
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without24
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without25
 	VMOVNTPS Y2, (SI)
 	JMP chosen26
@@ -11431,7 +11431,7 @@ border6:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without31
 	VADDPS (CX), Y2, Y2
 
@@ -11439,8 +11439,8 @@ without31:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS -20(DI), Y10
 	VBROADCASTSS (DI), Y14
 	VBLENDVPS Y15, Y10, Y14, Y10
@@ -11459,7 +11459,7 @@ without31:
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without32
 	VMOVNTPS Y0, (DX)
 	JMP chosen33
@@ -11468,9 +11468,9 @@ without32:
 	VMOVUPS Y0, (DX)
 
 chosen33:
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without34
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without35
 	VMOVNTPS Y2, (SI)
 	JMP chosen36
@@ -11511,7 +11511,7 @@ last29:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without37
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
@@ -11520,8 +11520,8 @@ without37:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VBROADCASTSS -20(DI), Y10
 	VBROADCASTSS -16(DI), Y8
 	VBROADCASTSS -8(DI), Y6
@@ -11535,7 +11535,7 @@ without37:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without38
 	VMASKMOVPS Y2, Y15, (SI)
 
@@ -13553,23 +13553,23 @@ done3:
 	RET
 
 // func inputGradColsCalled(id int, a *kernelArgs)
-TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $352-16
+TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $488-16
 	LEAQ 31(SP), R14
 	ANDQ $~31, R14
 	MOVQ a+8(FP), AX
 	MOVQ kernelArgs_res(AX), BX
-	MOVQ BX, 296(R14)
+	MOVQ BX, 432(R14)
 	MOVQ kernelArgs_dres(AX), BX
-	MOVQ BX, 304(R14)
+	MOVQ BX, 440(R14)
 	MOVBQZX kernelArgs_stream(AX), BX
-	MOVQ BX, 312(R14)
+	MOVQ BX, 448(R14)
 	MOVQ kernelArgs_act(AX), AX
 	MOVQ actCode_p(AX), BX
-	MOVQ BX, 264(R14)
+	MOVQ BX, 392(R14)
 	MOVQ actCode_p64(AX), BX
-	MOVQ BX, 272(R14)
+	MOVQ BX, 400(R14)
 	MOVQ actCode_derivative(AX), BX
-	MOVQ BX, 256(R14)
+	MOVQ BX, 384(R14)
 	ARG(kernelArgs_dy, AX)
 	ARG(kernelArgs_x, BX)
 	ARG(kernelArgs_res, CX)
@@ -13614,7 +13614,7 @@ column4:
 	VADDPS (BX)(R11*1), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without7
 	VADDPS (CX), Y2, Y2
 	VADDPS (CX)(R10*1), Y3, Y3
@@ -13622,8 +13622,8 @@ column4:
 	VADDPS (CX)(R11*1), Y5, Y5
 
 without7:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -13656,7 +13656,7 @@ without7:
 	VMOVUPS Y1, (DX)(R10*1)
 	VMOVUPS Y12, (DX)(R10*2)
 	VMOVUPS Y13, (DX)(R11*1)
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without8
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, (SI)(R10*1)
@@ -13695,7 +13695,7 @@ tail5:
 	VADDPS Y5, Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without9
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
@@ -13707,8 +13707,8 @@ tail5:
 	VADDPS Y11, Y5, Y5
 
 without9:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -13749,7 +13749,7 @@ without9:
 	VMASKMOVPS Y1, Y15, (DX)(R10*1)
 	VMASKMOVPS Y12, Y15, (DX)(R10*2)
 	VMASKMOVPS Y13, Y15, (DX)(R11*1)
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without10
 	VMASKMOVPS Y2, Y15, (SI)
 	VMASKMOVPS Y3, Y15, (SI)(R10*1)
@@ -13823,7 +13823,7 @@ many15:
 	VADDPS 96(BX), Y10, Y5
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without17
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
@@ -13831,8 +13831,8 @@ many15:
 	VADDPS 96(CX), Y5, Y5
 
 without17:
-	MOVQ $128, 280(R14)
-	CALL 256(R14)
+	MOVQ $128, 408(R14)
+	CALL 384(R14)
 	VMULPS (AX), Y2, Y2
 	VMULPS 32(AX), Y3, Y3
 	VMULPS 64(AX), Y4, Y4
@@ -13873,7 +13873,7 @@ without17:
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without18
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
@@ -13888,9 +13888,9 @@ without18:
 	VMOVUPS Y13, 96(DX)
 
 chosen19:
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without20
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without21
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
@@ -13928,7 +13928,7 @@ column12:
 	VADDPS (BX), Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without23
 	VADDPS (CX), Y2, Y2
 
@@ -13936,8 +13936,8 @@ without23:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -13948,7 +13948,7 @@ without23:
 	VMULPS Y7, Y11, Y11
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without24
 	VMOVNTPS Y0, (DX)
 	JMP chosen25
@@ -13957,9 +13957,9 @@ without24:
 	VMOVUPS Y0, (DX)
 
 chosen25:
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without26
-	CMPQ 312(R14), $0
+	CMPQ 448(R14), $0
 	JEQ without27
 	VMOVNTPS Y2, (SI)
 	JMP chosen28
@@ -13989,7 +13989,7 @@ tail13:
 	VADDPS Y2, Y10, Y2
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
-	CMPQ 296(R14), $0
+	CMPQ 432(R14), $0
 	JEQ without29
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
@@ -13998,8 +13998,8 @@ without29:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
-	MOVQ $32, 280(R14)
-	CALL 256(R14)
+	MOVQ $32, 408(R14)
+	CALL 384(R14)
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
 	VMOVUPS 96(DI), Y6
@@ -14013,7 +14013,7 @@ without29:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
-	CMPQ 304(R14), $0
+	CMPQ 440(R14), $0
 	JEQ without30
 	VMASKMOVPS Y2, Y15, (SI)
 
@@ -17923,7 +17923,7 @@ none:
 
 
 TEXT ·actLeakyReLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y2, Y6
 	VXORPS Y7, Y7, Y7
 	VCMPPS $0x1e, Y7, Y2, Y7
@@ -17956,7 +17956,7 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS actLeakyReLUSlopeTable<>+0(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y2
 	VMOVUPS actLeakyReLUSlopeTable<>+32(SB), Y13
-	VBROADCASTSS 264(R14), Y12
+	VBROADCASTSS 392(R14), Y12
 	VBLENDVPS Y2, Y13, Y12, Y2
 	VCMPPS $0x1e, Y14, Y3, Y3
 	VBLENDVPS Y3, Y13, Y12, Y3
@@ -17968,9 +17968,9 @@ TEXT ·actLeakyReLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 
 
 TEXT ·actClipValue<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMAXPS Y2, Y14, Y2
-	VBROADCASTSS 268(R14), Y13
+	VBROADCASTSS 396(R14), Y13
 	VMINPS Y2, Y13, Y2
 	VMAXPS Y3, Y14, Y3
 	VMINPS Y3, Y13, Y3
@@ -17987,9 +17987,9 @@ DATA actClipSlopeTable<>+24(SB)/8, $0x3f8000003f800000
 GLOBL actClipSlopeTable<>(SB), RODATA|NOPTR, $32
 
 TEXT ·actClipSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VCMPPS $0x1e, Y14, Y2, Y6
-	VBROADCASTSS 268(R14), Y13
+	VBROADCASTSS 396(R14), Y13
 	VCMPPS $0x1e, Y2, Y13, Y2
 	VMOVUPS actClipSlopeTable<>+0(SB), Y12
 	VANDPS Y12, Y6, Y6
@@ -18236,39 +18236,87 @@ DATA actSigmoidValueTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+448(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+456(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+464(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+472(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+480(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+488(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+496(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+504(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+544(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+552(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+560(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+568(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $672
+DATA actSigmoidValueTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+440(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+480(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+488(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+496(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+504(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSigmoidValueTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSigmoidValueTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidValueTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidValueTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSigmoidValueTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSigmoidValueTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidValueTable<>+736(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+744(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+752(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+760(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+800(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+808(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+816(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+824(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+832(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+840(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+848(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+856(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+920(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+928(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+936(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+944(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+952(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+960(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+968(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+976(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+984(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+992(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1000(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1008(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1016(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1024(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1032(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1040(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1048(SB)/8, $0xe0000000e0000000
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18281,13 +18329,12 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSigmoidValueTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
@@ -18400,125 +18447,146 @@ near1:
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actSigmoidValueTable<>+480(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSigmoidValueTable<>+512(SB), Y4, Y4
-	VMULPD actSigmoidValueTable<>+512(SB), Y5, Y5
-	VADDPD actSigmoidValueTable<>+544(SB), Y4, Y8
-	VADDPD actSigmoidValueTable<>+544(SB), Y5, Y9
-	VSUBPD actSigmoidValueTable<>+544(SB), Y8, Y10
-	VSUBPD actSigmoidValueTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSigmoidValueTable<>+576(SB), Y10, Y6
-	VMULPD actSigmoidValueTable<>+576(SB), Y11, Y7
-	VADDPD actSigmoidValueTable<>+608(SB), Y6, Y6
-	VADDPD actSigmoidValueTable<>+608(SB), Y7, Y7
-	VADDPD actSigmoidValueTable<>+640(SB), Y10, Y10
-	VADDPD actSigmoidValueTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSigmoidValueTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSigmoidValueTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSigmoidValueTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSigmoidValueTable<>+544(SB), Y13, Y13
+	VMULPS actSigmoidValueTable<>+576(SB), Y13, Y11
+	VADDPS actSigmoidValueTable<>+96(SB), Y11, Y11
+	VSUBPS actSigmoidValueTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSigmoidValueTable<>+608(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSigmoidValueTable<>+640(SB), Y10, Y10
+	VPERMPS actSigmoidValueTable<>+672(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSigmoidValueTable<>+704(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSigmoidValueTable<>+736(SB), Y8, Y7
+	VADDPS actSigmoidValueTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VADDPS actSigmoidValueTable<>+800(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSigmoidValueTable<>+384(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSigmoidValueTable<>+832(SB), Y8, Y10
+	VMULPS actSigmoidValueTable<>+864(SB), Y10, Y10
+	VADDPS actSigmoidValueTable<>+896(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VADDPS Y7, Y6, Y13
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSigmoidValueTable<>+928(SB), Y13, Y13
+	JMP restored16
+
+subnormal15:
+	VADDPS actSigmoidValueTable<>+960(SB), Y13, Y8
+	VPADDD actSigmoidValueTable<>+992(SB), Y8, Y8
+	VPADDD actSigmoidValueTable<>+1024(SB), Y13, Y13
+	VPMAXSD Y8, Y13, Y13
+
+restored16:
+	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VSUBPS Y13, Y14, Y8
+	VPMINSD Y8, Y12, Y12
+	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -18527,57 +18595,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSigmoidValueTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -18635,39 +18676,87 @@ DATA actSigmoidSlopeTable<>+352(SB)/8, $0x3ea31a723eef8fbd
 DATA actSigmoidSlopeTable<>+360(SB)/8, $0x3dd085833e481b40
 DATA actSigmoidSlopeTable<>+368(SB)/8, $0x3cd3aff63d52763c
 DATA actSigmoidSlopeTable<>+376(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+384(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+392(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+400(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+408(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+448(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+456(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+464(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+472(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $640
+DATA actSigmoidSlopeTable<>+384(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+392(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+400(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+408(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+448(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+456(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+464(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+472(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+512(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+520(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+528(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+536(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+544(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+552(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+560(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+568(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+576(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+584(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+592(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+600(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+640(SB)/8, $0xb928f58300000000
+DATA actSigmoidSlopeTable<>+648(SB)/8, $0x37e54670b955a498
+DATA actSigmoidSlopeTable<>+656(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidSlopeTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidSlopeTable<>+672(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidSlopeTable<>+680(SB)/8, $0x5f7600005f783000
+DATA actSigmoidSlopeTable<>+688(SB)/8, $0x5f7560005f750000
+DATA actSigmoidSlopeTable<>+696(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+736(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+744(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+752(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+760(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+768(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+776(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+784(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+792(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+800(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+808(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+816(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+824(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+832(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+840(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+848(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+856(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+864(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+872(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+880(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+888(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+896(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+904(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+912(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+920(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+928(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+936(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+944(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+952(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+960(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+968(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+976(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+984(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+992(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1000(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1008(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1016(SB)/8, $0xe0000000e0000000
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1024
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18680,13 +18769,12 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSigmoidSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
@@ -18795,129 +18883,144 @@ near1:
 	VMOVUPS 96(R14), Y9
 	VMULPS Y13, Y13, Y14
 	VSUBPS Y14, Y13, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actSigmoidSlopeTable<>+448(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSigmoidSlopeTable<>+480(SB), Y4, Y4
-	VMULPD actSigmoidSlopeTable<>+480(SB), Y5, Y5
-	VADDPD actSigmoidSlopeTable<>+512(SB), Y4, Y8
-	VADDPD actSigmoidSlopeTable<>+512(SB), Y5, Y9
-	VSUBPD actSigmoidSlopeTable<>+512(SB), Y8, Y10
-	VSUBPD actSigmoidSlopeTable<>+512(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSigmoidSlopeTable<>+544(SB), Y10, Y6
-	VMULPD actSigmoidSlopeTable<>+544(SB), Y11, Y7
-	VADDPD actSigmoidSlopeTable<>+576(SB), Y6, Y6
-	VADDPD actSigmoidSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actSigmoidSlopeTable<>+608(SB), Y10, Y10
-	VADDPD actSigmoidSlopeTable<>+608(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
-	VMULPD Y10, Y10, Y6
-	VMULPD Y11, Y11, Y7
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSigmoidSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSigmoidSlopeTable<>+448(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSigmoidSlopeTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSigmoidSlopeTable<>+512(SB), Y13, Y13
+	VMULPS actSigmoidSlopeTable<>+544(SB), Y13, Y11
+	VADDPS actSigmoidSlopeTable<>+96(SB), Y11, Y11
+	VSUBPS actSigmoidSlopeTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSigmoidSlopeTable<>+576(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSigmoidSlopeTable<>+608(SB), Y10, Y10
+	VPERMPS actSigmoidSlopeTable<>+640(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSigmoidSlopeTable<>+672(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSigmoidSlopeTable<>+704(SB), Y8, Y7
+	VADDPS actSigmoidSlopeTable<>+736(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSigmoidSlopeTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSigmoidSlopeTable<>+800(SB), Y8, Y10
+	VMULPS actSigmoidSlopeTable<>+832(SB), Y10, Y10
+	VADDPS actSigmoidSlopeTable<>+864(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VMULPS Y11, Y10, Y10
+	VADDPS Y7, Y6, Y8
+	VMULPS Y10, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VADDPS Y7, Y6, Y12
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSigmoidSlopeTable<>+896(SB), Y12, Y12
+	JMP restored16
+
+subnormal15:
+	VADDPS actSigmoidSlopeTable<>+928(SB), Y12, Y13
+	VPADDD actSigmoidSlopeTable<>+960(SB), Y13, Y13
+	VPADDD actSigmoidSlopeTable<>+992(SB), Y12, Y12
+	VPMAXSD Y13, Y12, Y12
+
+restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -18926,57 +19029,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSigmoidSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -19248,43 +19324,87 @@ DATA actTanhSlopeTable<>+384(SB)/8, $0x3f2d73453f716748
 DATA actTanhSlopeTable<>+392(SB)/8, $0x3d13bbf03e3388df
 DATA actTanhSlopeTable<>+400(SB)/8, $0x3b0cfdca3c1218b0
 DATA actTanhSlopeTable<>+408(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+448(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+456(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+464(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+472(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+480(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+488(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+496(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+504(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+512(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+520(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+528(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+536(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+672(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+680(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+688(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+696(SB)/8, $0x4010000000000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $704
+DATA actTanhSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+480(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+488(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+496(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+504(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+608(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+616(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+624(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+632(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+672(SB)/8, $0xb928f58300000000
+DATA actTanhSlopeTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actTanhSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actTanhSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actTanhSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actTanhSlopeTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actTanhSlopeTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actTanhSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actTanhSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+800(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+808(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+816(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+824(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+832(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+840(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+848(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+856(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+928(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+936(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+944(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+952(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+960(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+968(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+976(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+984(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+992(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1000(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1008(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1016(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1024(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1032(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1040(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1048(SB)/8, $0xe1000000e1000000
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19297,13 +19417,12 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actTanhSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
@@ -19420,131 +19539,145 @@ near1:
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
 	VMOVAPS Y13, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actTanhSlopeTable<>+480(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actTanhSlopeTable<>+512(SB), Y4, Y4
-	VMULPD actTanhSlopeTable<>+512(SB), Y5, Y5
-	VADDPD actTanhSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actTanhSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actTanhSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actTanhSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actTanhSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actTanhSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actTanhSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actTanhSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actTanhSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actTanhSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
-	VMULPD Y10, Y10, Y6
-	VMULPD Y11, Y11, Y7
-	VMULPD actTanhSlopeTable<>+672(SB), Y4, Y4
-	VMULPD actTanhSlopeTable<>+672(SB), Y5, Y5
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actTanhSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actTanhSlopeTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actTanhSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VADDPS Y13, Y13, Y13
+	VPMINSD actTanhSlopeTable<>+544(SB), Y13, Y13
+	VMULPS actTanhSlopeTable<>+576(SB), Y13, Y11
+	VADDPS actTanhSlopeTable<>+96(SB), Y11, Y11
+	VSUBPS actTanhSlopeTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actTanhSlopeTable<>+608(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actTanhSlopeTable<>+640(SB), Y10, Y10
+	VPERMPS actTanhSlopeTable<>+672(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actTanhSlopeTable<>+704(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actTanhSlopeTable<>+736(SB), Y8, Y7
+	VADDPS actTanhSlopeTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actTanhSlopeTable<>+800(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actTanhSlopeTable<>+832(SB), Y8, Y10
+	VMULPS actTanhSlopeTable<>+864(SB), Y10, Y10
+	VADDPS actTanhSlopeTable<>+896(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VMULPS Y11, Y10, Y10
+	VADDPS Y7, Y6, Y8
+	VMULPS Y10, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VADDPS Y7, Y6, Y12
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actTanhSlopeTable<>+928(SB), Y12, Y12
+	JMP restored16
+
+subnormal15:
+	VADDPS actTanhSlopeTable<>+960(SB), Y12, Y13
+	VPADDD actTanhSlopeTable<>+992(SB), Y13, Y13
+	VPADDD actTanhSlopeTable<>+1024(SB), Y12, Y12
+	VPMAXSD Y13, Y12, Y12
+
+restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -19553,57 +19686,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -19661,39 +19767,95 @@ DATA actSiLUValueTable<>+352(SB)/8, $0x3e53378e00000000
 DATA actSiLUValueTable<>+360(SB)/8, $0x3e632d753e8c9692
 DATA actSiLUValueTable<>+368(SB)/8, $0x3dc734e23e1eca1b
 DATA actSiLUValueTable<>+376(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+384(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+392(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+400(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+408(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+416(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+424(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+432(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+440(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+448(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+456(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+464(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+472(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+480(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+488(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+496(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+504(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+512(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+520(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+528(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+536(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $640
+DATA actSiLUValueTable<>+384(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+392(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+400(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+408(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+448(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+456(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+464(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+472(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+512(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+520(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+528(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+536(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+544(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+552(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+560(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+568(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+576(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+584(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+592(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+600(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+608(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+616(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+624(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+632(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+640(SB)/8, $0xb928f58300000000
+DATA actSiLUValueTable<>+648(SB)/8, $0x37e54670b955a498
+DATA actSiLUValueTable<>+656(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUValueTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUValueTable<>+672(SB)/8, $0x5f7b90005f800000
+DATA actSiLUValueTable<>+680(SB)/8, $0x5f7600005f783000
+DATA actSiLUValueTable<>+688(SB)/8, $0x5f7560005f750000
+DATA actSiLUValueTable<>+696(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUValueTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+736(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+744(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+752(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+760(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+768(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+776(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+784(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+792(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+800(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+808(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+816(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+824(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+832(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+840(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+848(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+856(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+864(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+872(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+880(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+888(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+896(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+904(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+912(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+920(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+928(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+936(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+944(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+952(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+960(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+968(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+976(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+984(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+992(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1000(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1008(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1016(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1024(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1032(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1040(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1048(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1056(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1064(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1072(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1080(SB)/8, $0x8000000080000000
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1088
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19706,13 +19868,12 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSiLUValueTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSiLUValueTable<>+64(SB), Y14
@@ -19825,130 +19986,148 @@ near1:
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSiLUValueTable<>+384(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSiLUValueTable<>+384(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSiLUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSiLUValueTable<>+416(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actSiLUValueTable<>+448(SB), Y14
-	VMINPS Y12, Y14, Y13
-	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSiLUValueTable<>+480(SB), Y4, Y4
-	VMULPD actSiLUValueTable<>+480(SB), Y5, Y5
-	VADDPD actSiLUValueTable<>+512(SB), Y4, Y8
-	VADDPD actSiLUValueTable<>+512(SB), Y5, Y9
-	VSUBPD actSiLUValueTable<>+512(SB), Y8, Y10
-	VSUBPD actSiLUValueTable<>+512(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSiLUValueTable<>+544(SB), Y10, Y6
-	VMULPD actSiLUValueTable<>+544(SB), Y11, Y7
-	VADDPD actSiLUValueTable<>+576(SB), Y6, Y6
-	VADDPD actSiLUValueTable<>+576(SB), Y7, Y7
-	VADDPD actSiLUValueTable<>+608(SB), Y10, Y10
-	VADDPD actSiLUValueTable<>+608(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSiLUValueTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSiLUValueTable<>+448(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSiLUValueTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSiLUValueTable<>+512(SB), Y13, Y13
+	VMULPS actSiLUValueTable<>+544(SB), Y13, Y11
+	VADDPS actSiLUValueTable<>+96(SB), Y11, Y11
+	VSUBPS actSiLUValueTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSiLUValueTable<>+576(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSiLUValueTable<>+608(SB), Y10, Y10
+	VPERMPS actSiLUValueTable<>+640(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSiLUValueTable<>+672(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSiLUValueTable<>+704(SB), Y8, Y7
+	VADDPS actSiLUValueTable<>+736(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSiLUValueTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSiLUValueTable<>+800(SB), Y8, Y10
+	VMULPS actSiLUValueTable<>+832(SB), Y10, Y10
+	VADDPS actSiLUValueTable<>+864(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VMULPS Y13, Y7, Y10
+	VANDPS actSiLUValueTable<>+896(SB), Y13, Y8
+	VSUBPS Y8, Y13, Y13
+	VMULPS Y13, Y6, Y13
+	VADDPS Y10, Y13, Y10
+	VMULPS Y8, Y6, Y8
+	VADDPS Y10, Y8, Y8
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSiLUValueTable<>+928(SB), Y8, Y8
+	JMP restored16
+
+subnormal15:
+	VADDPS actSiLUValueTable<>+960(SB), Y8, Y9
+	VPADDD actSiLUValueTable<>+992(SB), Y9, Y9
+	VPADDD actSiLUValueTable<>+1024(SB), Y8, Y8
+	VPMAXSD Y9, Y8, Y8
+
+restored16:
+	VPMINUD actSiLUValueTable<>+1056(SB), Y12, Y12
+	VSUBPS Y8, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -19957,57 +20136,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSiLUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSiLUValueTable<>+384(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSiLUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSiLUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -20069,39 +20221,91 @@ DATA actSiLUSlopeTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+480(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+488(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+496(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+504(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $672
+DATA actSiLUSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+480(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+488(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+496(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+504(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSiLUSlopeTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSiLUSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSiLUSlopeTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSiLUSlopeTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSiLUSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+800(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+808(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+816(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+824(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+832(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+840(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+848(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+856(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+864(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+872(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+880(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+888(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+896(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+904(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+912(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+920(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+928(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+936(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+944(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+952(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+960(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+968(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+976(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+984(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+992(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1000(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1008(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1016(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1024(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1032(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1040(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1048(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1056(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1064(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1072(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1080(SB)/8, $0x8000000080000000
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1088
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20114,13 +20318,12 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSiLUSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
@@ -20233,133 +20436,156 @@ near1:
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actSiLUSlopeTable<>+480(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y2
-	VEXTRACTF128 $1, Y12, X3
-	VCVTPS2PD X3, Y3
-	VMULPD actSiLUSlopeTable<>+512(SB), Y2, Y4
-	VMULPD actSiLUSlopeTable<>+512(SB), Y3, Y5
-	VADDPD actSiLUSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actSiLUSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actSiLUSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actSiLUSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSiLUSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actSiLUSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actSiLUSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actSiLUSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actSiLUSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actSiLUSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
-	VMULPD Y6, Y2, Y2
-	VMULPD Y7, Y3, Y3
-	VADDPD Y10, Y2, Y2
-	VADDPD Y11, Y3, Y3
-	VMULPD Y4, Y2, Y2
-	VMULPD Y5, Y3, Y3
-	VMULPD Y10, Y10, Y10
-	VMULPD Y11, Y11, Y11
-	VDIVPD Y10, Y2, Y2
-	VDIVPD Y11, Y3, Y3
-	VCVTPD2PSY Y2, X12
-	VCVTPD2PSY Y3, X3
-	VINSERTF128 $1, X3, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSiLUSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSiLUSlopeTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSiLUSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSiLUSlopeTable<>+544(SB), Y13, Y13
+	VMULPS actSiLUSlopeTable<>+576(SB), Y13, Y11
+	VADDPS actSiLUSlopeTable<>+96(SB), Y11, Y11
+	VSUBPS actSiLUSlopeTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSiLUSlopeTable<>+608(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSiLUSlopeTable<>+640(SB), Y10, Y10
+	VPERMPS actSiLUSlopeTable<>+672(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSiLUSlopeTable<>+704(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSiLUSlopeTable<>+736(SB), Y8, Y7
+	VADDPS actSiLUSlopeTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSiLUSlopeTable<>+384(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSiLUSlopeTable<>+800(SB), Y8, Y10
+	VMULPS actSiLUSlopeTable<>+832(SB), Y10, Y10
+	VADDPS actSiLUSlopeTable<>+864(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VMULPS Y11, Y10, Y10
+	VMULPS Y10, Y13, Y10
+	VSUBPS actSiLUSlopeTable<>+384(SB), Y13, Y9
+	VADDPS Y10, Y9, Y11
+	VMULPS Y11, Y7, Y11
+	VANDPS actSiLUSlopeTable<>+896(SB), Y9, Y8
+	VSUBPS Y8, Y9, Y9
+	VADDPS Y10, Y9, Y9
+	VMULPS Y9, Y6, Y9
+	VADDPS Y11, Y9, Y11
+	VMULPS Y8, Y6, Y8
+	VADDPS Y11, Y8, Y8
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSiLUSlopeTable<>+928(SB), Y8, Y8
+	JMP restored16
+
+subnormal15:
+	VADDPS actSiLUSlopeTable<>+960(SB), Y8, Y13
+	VPADDD actSiLUSlopeTable<>+992(SB), Y13, Y13
+	VPADDD actSiLUSlopeTable<>+1024(SB), Y8, Y8
+	VPMAXSD Y13, Y8, Y8
+	VXORPS actSiLUSlopeTable<>+1056(SB), Y8, Y8
+
+restored16:
+	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VSUBPS Y8, Y14, Y13
+	VPMINUD Y8, Y12, Y12
+	VPMINSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -20368,57 +20594,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSiLUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -20625,22 +20824,22 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y10, Y10
 	VXORPS actELUValueTable<>+448(SB), Y10, Y10
 	VBLENDVPS Y6, Y10, Y6, Y2
 	VMOVUPS 32(R14), Y7
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y11, Y11
 	VXORPS actELUValueTable<>+448(SB), Y11, Y11
 	VBLENDVPS Y7, Y11, Y7, Y3
 	VMOVUPS 64(R14), Y8
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y12, Y12
 	VXORPS actELUValueTable<>+448(SB), Y12, Y12
 	VBLENDVPS Y8, Y12, Y8, Y4
 	VMOVUPS 96(R14), Y9
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y13, Y13
 	VXORPS actELUValueTable<>+448(SB), Y13, Y13
 	VBLENDVPS Y9, Y13, Y9, Y5
@@ -20702,35 +20901,43 @@ DATA actELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+480(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+488(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+496(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+504(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $672
+DATA actELUSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+544(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+552(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+560(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+568(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+608(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+616(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+624(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+632(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20743,13 +20950,12 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actELUSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actELUSlopeTable<>+64(SB), Y14
@@ -20847,7 +21053,7 @@ near1:
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y10, Y10
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y6
@@ -20855,7 +21061,7 @@ near1:
 	VBLENDVPS Y6, Y14, Y10, Y10
 	VMOVAPS Y10, Y2
 	VMOVUPS 32(R14), Y7
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y11, Y11
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y7, Y7
@@ -20863,7 +21069,7 @@ near1:
 	VBLENDVPS Y7, Y14, Y11, Y11
 	VMOVAPS Y11, Y3
 	VMOVUPS 64(R14), Y8
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y12, Y12
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y8, Y8
@@ -20871,138 +21077,145 @@ near1:
 	VBLENDVPS Y8, Y14, Y12, Y12
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
-	VBROADCASTSS 264(R14), Y14
+	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y13, Y13
 	VMOVUPS actELUSlopeTable<>+384(SB), Y14
 	VCMPPS $0x1e, Y14, Y9, Y9
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y9, Y14, Y13, Y13
 	VMOVAPS Y13, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actELUSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
 	MOVQ $0, AX
+	JMP vector7
 
-vector9:
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actELUSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
 	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next10
+	JEQ next14
+
+load6:
+
+vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMOVUPS actELUSlopeTable<>+544(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VXORPS Y14, Y14, Y14
 	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actELUSlopeTable<>+512(SB), Y4, Y4
-	VMULPD actELUSlopeTable<>+512(SB), Y5, Y5
-	VADDPD actELUSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actELUSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actELUSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actELUSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actELUSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actELUSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actELUSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actELUSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actELUSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actELUSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VCVTPS2PD X12, Y6
+	VEXTRACTF128 $1, Y12, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actELUSlopeTable<>+576(SB), Y6, Y6
+	VMULPD actELUSlopeTable<>+576(SB), Y7, Y7
+	VADDPD actELUSlopeTable<>+608(SB), Y6, Y10
+	VADDPD actELUSlopeTable<>+608(SB), Y7, Y11
+	VSUBPD actELUSlopeTable<>+608(SB), Y10, Y4
+	VSUBPD actELUSlopeTable<>+608(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VBROADCASTSD 272(R14), Y10
-	VBROADCASTSD 272(R14), Y11
-	VMULPD Y10, Y4, Y4
-	VMULPD Y11, Y5, Y5
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actELUSlopeTable<>+640(SB), Y4, Y8
+	VMULPD actELUSlopeTable<>+640(SB), Y5, Y9
+	VADDPD actELUSlopeTable<>+672(SB), Y8, Y8
+	VADDPD actELUSlopeTable<>+672(SB), Y9, Y9
+	VADDPD actELUSlopeTable<>+704(SB), Y4, Y4
+	VADDPD actELUSlopeTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VBROADCASTSD 400(R14), Y4
+	VBROADCASTSD 400(R14), Y5
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VDIVPD Y8, Y6, Y6
+	VDIVPD Y9, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -21011,57 +21224,35 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+merged10:
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VANDPS 0(R14), Y14, Y2
+	VANDPS 32(R14), Y14, Y3
+	VANDPS 64(R14), Y14, Y4
+	VANDPS 96(R14), Y14, Y5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -21119,55 +21310,87 @@ DATA actSoftplusValueTable<>+352(SB)/8, $0x3ecdf22a3f209e02
 DATA actSoftplusValueTable<>+360(SB)/8, $0x3ddcf14b3e438933
 DATA actSoftplusValueTable<>+368(SB)/8, $0x3ccd69643d4f66df
 DATA actSoftplusValueTable<>+376(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+384(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+392(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+400(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+408(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+416(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+424(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+432(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+440(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+448(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+456(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+464(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+472(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+480(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+488(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+496(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+504(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+512(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+520(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+528(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+536(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+544(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+552(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+560(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+568(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+576(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+584(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+592(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+600(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+608(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+616(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+624(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+632(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+640(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+648(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+656(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+664(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+672(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+680(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+688(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+696(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+704(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+712(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+720(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+728(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+736(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+744(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+752(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+760(SB)/8, $0x4000000001101073
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $768
+DATA actSoftplusValueTable<>+384(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+392(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+400(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+408(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+416(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+424(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+432(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+448(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+456(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+464(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+472(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+512(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+520(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+528(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+536(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+544(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+552(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+560(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+568(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+576(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+584(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+592(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+600(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+608(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+616(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+624(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+632(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+640(SB)/8, $0xb928f58300000000
+DATA actSoftplusValueTable<>+648(SB)/8, $0x37e54670b955a498
+DATA actSoftplusValueTable<>+656(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusValueTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusValueTable<>+672(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusValueTable<>+680(SB)/8, $0x5f7600005f783000
+DATA actSoftplusValueTable<>+688(SB)/8, $0x5f7560005f750000
+DATA actSoftplusValueTable<>+696(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusValueTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+736(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+744(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+752(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+760(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+768(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+776(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+784(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+792(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+800(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+808(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+816(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+824(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+832(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+840(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+848(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+856(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+864(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+872(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+880(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+888(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+896(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+904(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+912(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+920(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+928(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+936(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+944(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+952(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+960(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+968(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+976(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+984(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+992(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1000(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1008(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1016(SB)/8, $0xe0000000e0000000
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1024
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21180,13 +21403,12 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSoftplusValueTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
@@ -21299,154 +21521,144 @@ near1:
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VADDPS Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
-	VXORPS Y13, Y13, Y13
-	VCMPPS $0x1e, Y13, Y12, Y13
-	VANDPS Y12, Y13, Y13
-	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y12
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSoftplusValueTable<>+448(SB), Y4, Y4
-	VMULPD actSoftplusValueTable<>+448(SB), Y5, Y5
-	VADDPD actSoftplusValueTable<>+480(SB), Y4, Y8
-	VADDPD actSoftplusValueTable<>+480(SB), Y5, Y9
-	VSUBPD actSoftplusValueTable<>+480(SB), Y8, Y10
-	VSUBPD actSoftplusValueTable<>+480(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSoftplusValueTable<>+512(SB), Y10, Y6
-	VMULPD actSoftplusValueTable<>+512(SB), Y11, Y7
-	VADDPD actSoftplusValueTable<>+544(SB), Y6, Y6
-	VADDPD actSoftplusValueTable<>+544(SB), Y7, Y7
-	VADDPD actSoftplusValueTable<>+576(SB), Y10, Y10
-	VADDPD actSoftplusValueTable<>+576(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y6, Y6
-	VADDPD Y7, Y7, Y7
-	VADDPD Y4, Y6, Y6
-	VADDPD Y5, Y7, Y7
-	VDIVPD Y6, Y4, Y2
-	VDIVPD Y7, Y5, Y3
-	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actSoftplusValueTable<>+608(SB), Y6, Y4
-	VMULPD actSoftplusValueTable<>+608(SB), Y7, Y5
-	VADDPD actSoftplusValueTable<>+640(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+640(SB), Y5, Y5
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
-	VADDPD actSoftplusValueTable<>+672(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+672(SB), Y5, Y5
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
-	VADDPD actSoftplusValueTable<>+704(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+704(SB), Y5, Y5
-	VMULPD Y6, Y4, Y4
-	VMULPD Y7, Y5, Y5
-	VADDPD actSoftplusValueTable<>+736(SB), Y4, Y4
-	VADDPD actSoftplusValueTable<>+736(SB), Y5, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VCVTPS2PD X13, Y6
-	VEXTRACTF128 $1, Y13, X7
-	VCVTPS2PD X7, Y7
-	VADDPD Y6, Y4, Y4
-	VADDPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSoftplusValueTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSoftplusValueTable<>+448(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSoftplusValueTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSoftplusValueTable<>+512(SB), Y13, Y13
+	VMULPS actSoftplusValueTable<>+544(SB), Y13, Y11
+	VADDPS actSoftplusValueTable<>+96(SB), Y11, Y11
+	VSUBPS actSoftplusValueTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSoftplusValueTable<>+576(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSoftplusValueTable<>+608(SB), Y10, Y10
+	VPERMPS actSoftplusValueTable<>+640(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSoftplusValueTable<>+672(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSoftplusValueTable<>+704(SB), Y8, Y7
+	VADDPS actSoftplusValueTable<>+736(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSoftplusValueTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSoftplusValueTable<>+800(SB), Y8, Y10
+	VMULPS actSoftplusValueTable<>+832(SB), Y10, Y10
+	VADDPS actSoftplusValueTable<>+864(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VADDPS Y7, Y6, Y6
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSoftplusValueTable<>+896(SB), Y6, Y6
+	JMP restored16
+
+subnormal15:
+	VADDPS actSoftplusValueTable<>+928(SB), Y6, Y7
+	VPADDD actSoftplusValueTable<>+960(SB), Y7, Y7
+	VPADDD actSoftplusValueTable<>+992(SB), Y6, Y6
+	VPMAXSD Y7, Y6, Y6
+
+restored16:
+	VXORPS Y13, Y13, Y13
+	VPMAXSD Y13, Y12, Y13
+	VADDPS Y6, Y13, Y13
+	VMOVAPS Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -21455,57 +21667,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSoftplusValueTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -21567,39 +21752,87 @@ DATA actSoftplusSlopeTable<>+384(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+392(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+400(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+480(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+488(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+496(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+504(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $672
+DATA actSoftplusSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+480(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+488(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+496(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+504(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSoftplusSlopeTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSoftplusSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusSlopeTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSoftplusSlopeTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSoftplusSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusSlopeTable<>+736(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+744(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+752(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+760(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+800(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+808(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+816(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+824(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+832(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+840(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+848(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+856(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+928(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+936(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+944(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+952(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+960(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+968(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+976(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+984(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+992(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1000(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1008(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1016(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1024(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1032(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1040(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1048(SB)/8, $0xe0000000e0000000
+GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21612,13 +21845,12 @@ TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actSoftplusSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actSoftplusSlopeTable<>+64(SB), Y14
@@ -21731,125 +21963,146 @@ near1:
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
-	VMAXPS Y12, Y14, Y12
-	VMOVUPS actSoftplusSlopeTable<>+480(SB), Y14
-	VMINPS Y12, Y14, Y12
-	VCVTPS2PD X12, Y4
-	VEXTRACTF128 $1, Y12, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actSoftplusSlopeTable<>+512(SB), Y4, Y4
-	VMULPD actSoftplusSlopeTable<>+512(SB), Y5, Y5
-	VADDPD actSoftplusSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actSoftplusSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actSoftplusSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actSoftplusSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actSoftplusSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actSoftplusSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actSoftplusSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actSoftplusSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actSoftplusSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actSoftplusSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
-	VSUBPD Y4, Y6, Y6
-	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actSoftplusSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $4, 416(R14)
+	VPCMPGTD actSoftplusSlopeTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	MOVQ $3, 416(R14)
+	VPCMPGTD actSoftplusSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+	VMOVUPS 128(R14)(AX*1), Y13
+
+vector7:
+	VPMINSD actSoftplusSlopeTable<>+544(SB), Y13, Y13
+	VMULPS actSoftplusSlopeTable<>+576(SB), Y13, Y11
+	VADDPS actSoftplusSlopeTable<>+96(SB), Y11, Y11
+	VSUBPS actSoftplusSlopeTable<>+96(SB), Y11, Y10
+	VPSLLD $20, Y11, Y6
+	VMULPS actSoftplusSlopeTable<>+608(SB), Y10, Y8
+	VADDPS Y8, Y13, Y8
+	VMULPS actSoftplusSlopeTable<>+640(SB), Y10, Y10
+	VPERMPS actSoftplusSlopeTable<>+672(SB), Y11, Y9
+	VADDPS Y9, Y10, Y10
+	VADDPS Y10, Y8, Y8
+	VPERMPS actSoftplusSlopeTable<>+704(SB), Y11, Y9
+	VPADDD Y6, Y9, Y6
+	VMULPS actSoftplusSlopeTable<>+736(SB), Y8, Y7
+	VADDPS actSoftplusSlopeTable<>+768(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VADDPS actSoftplusSlopeTable<>+800(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSoftplusSlopeTable<>+384(SB), Y7, Y7
+	VMULPS Y8, Y6, Y8
+	VMULPS Y7, Y8, Y7
+	VADDPS Y7, Y6, Y8
+	VPMAXSD actSoftplusSlopeTable<>+832(SB), Y8, Y10
+	VMULPS actSoftplusSlopeTable<>+864(SB), Y10, Y10
+	VADDPS actSoftplusSlopeTable<>+896(SB), Y10, Y11
+	VMULPS Y10, Y8, Y8
+	VMULPS Y11, Y8, Y8
+	VADDPS Y8, Y7, Y7
+	VADDPS Y7, Y6, Y13
+	CMPQ 416(R14), $4
+	JLT subnormal15
+	VMULPS actSoftplusSlopeTable<>+928(SB), Y13, Y13
+	JMP restored16
+
+subnormal15:
+	VADDPS actSoftplusSlopeTable<>+960(SB), Y13, Y8
+	VPADDD actSoftplusSlopeTable<>+992(SB), Y8, Y8
+	VPADDD actSoftplusSlopeTable<>+1024(SB), Y13, Y13
+	VPMAXSD Y8, Y13, Y13
+
+restored16:
+	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
+	VSUBPS Y13, Y14, Y8
+	VPMINSD Y8, Y12, Y12
+	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -21858,57 +22111,30 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
-	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+merged10:
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -21970,39 +22196,47 @@ DATA actMishValueTable<>+384(SB)/8, $0x3f50df1d3f0fbbf2
 DATA actMishValueTable<>+392(SB)/8, $0x3f7e72a33f75a467
 DATA actMishValueTable<>+400(SB)/8, $0x3d3339f73c884877
 DATA actMishValueTable<>+408(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+448(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+456(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+464(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+472(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+480(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+488(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+496(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+504(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+544(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+552(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+560(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+568(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+664(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $672
+DATA actMishValueTable<>+416(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+424(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+432(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+440(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+544(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+552(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+560(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+568(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+576(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+584(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+592(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+600(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+608(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+616(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+624(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+632(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+728(SB)/8, $0x405f42bc28bd824e
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $736
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -22021,12 +22255,11 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y9, Y9
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y11, Y10, Y11
+	VPCMPGTD actMishValueTable<>+64(SB), Y11, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actMishValueTable<>+96(SB), Y14
@@ -22138,152 +22371,147 @@ near1:
 	VMULPS Y8, Y12, Y4
 	VMOVUPS 96(R14), Y9
 	VMULPS Y9, Y13, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
-	VMOVUPS actMishValueTable<>+0(SB), Y14
-	VSUBPS Y14, Y2, Y6
-	VSUBPS Y14, Y3, Y7
-	VSUBPS Y14, Y4, Y8
-	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishValueTable<>+32(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
+some2:
+	VPMINSD Y7, Y6, Y12
+	VPMINSD Y9, Y8, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actMishValueTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actMishValueTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
 	VCMPPS $0x1e, Y14, Y9, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actMishValueTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actMishValueTable<>+0(SB), Y14
-	VSUBPS Y14, Y13, Y13
-	VMOVUPS actMishValueTable<>+32(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actMishValueTable<>+32(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actMishValueTable<>+480(SB), Y11, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+
+vector7:
+	VMOVUPS actMishValueTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishValueTable<>+480(SB), Y14
+	VMOVUPS actMishValueTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
-	VMULPD actMishValueTable<>+512(SB), Y4, Y4
-	VMULPD actMishValueTable<>+512(SB), Y5, Y5
-	VADDPD actMishValueTable<>+544(SB), Y4, Y8
-	VADDPD actMishValueTable<>+544(SB), Y5, Y9
-	VSUBPD actMishValueTable<>+544(SB), Y8, Y10
-	VSUBPD actMishValueTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actMishValueTable<>+576(SB), Y10, Y6
-	VMULPD actMishValueTable<>+576(SB), Y11, Y7
-	VADDPD actMishValueTable<>+608(SB), Y6, Y6
-	VADDPD actMishValueTable<>+608(SB), Y7, Y7
-	VADDPD actMishValueTable<>+640(SB), Y10, Y10
-	VADDPD actMishValueTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VCVTPS2PD X13, Y6
+	VEXTRACTF128 $1, Y13, X7
+	VCVTPS2PD X7, Y7
+	VMULPD actMishValueTable<>+576(SB), Y6, Y6
+	VMULPD actMishValueTable<>+576(SB), Y7, Y7
+	VADDPD actMishValueTable<>+608(SB), Y6, Y10
+	VADDPD actMishValueTable<>+608(SB), Y7, Y11
+	VSUBPD actMishValueTable<>+608(SB), Y10, Y4
+	VSUBPD actMishValueTable<>+608(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y6, Y10
-	VADDPD Y7, Y7, Y11
-	VADDPD Y4, Y10, Y10
-	VADDPD Y5, Y11, Y11
-	VMULPD Y4, Y10, Y10
-	VMULPD Y5, Y11, Y11
-	VMULPD Y6, Y6, Y8
-	VMULPD Y7, Y7, Y9
-	VADDPD Y8, Y8, Y8
-	VADDPD Y9, Y9, Y9
-	VADDPD Y8, Y10, Y8
-	VADDPD Y9, Y11, Y9
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VDIVPD Y8, Y10, Y10
-	VDIVPD Y9, Y11, Y11
-	VCVTPD2PSY Y10, X12
-	VCVTPD2PSY Y11, X11
-	VINSERTF128 $1, X11, Y12, Y12
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actMishValueTable<>+640(SB), Y4, Y8
+	VMULPD actMishValueTable<>+640(SB), Y5, Y9
+	VADDPD actMishValueTable<>+672(SB), Y8, Y8
+	VADDPD actMishValueTable<>+672(SB), Y9, Y9
+	VADDPD actMishValueTable<>+704(SB), Y4, Y4
+	VADDPD actMishValueTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VADDPD Y8, Y8, Y4
+	VADDPD Y9, Y9, Y5
+	VADDPD Y6, Y4, Y4
+	VADDPD Y7, Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y8, Y10
+	VMULPD Y9, Y9, Y11
+	VADDPD Y10, Y10, Y10
+	VADDPD Y11, Y11, Y11
+	VADDPD Y10, Y4, Y10
+	VADDPD Y11, Y5, Y11
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VDIVPD Y10, Y4, Y4
+	VDIVPD Y11, Y5, Y5
+	VCVTPD2PSY Y4, X12
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -22292,67 +22520,34 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
+merged10:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
-	VMOVUPS actMishValueTable<>+0(SB), Y14
-	VSUBPS Y14, Y2, Y6
-	VSUBPS Y14, Y3, Y7
-	VSUBPS Y14, Y4, Y8
-	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishValueTable<>+32(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actMishValueTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actMishValueTable<>+0(SB), Y14
-	VSUBPS Y14, Y6, Y10
-	VSUBPS Y14, Y7, Y11
-	VSUBPS Y14, Y8, Y12
-	VSUBPS Y14, Y9, Y13
-	VMOVUPS actMishValueTable<>+32(SB), Y14
-	VANDPS Y14, Y10, Y10
-	VANDPS Y14, Y11, Y11
-	VANDPS Y14, Y12, Y12
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishValueTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y10, Y10
-	VCMPPS $0x1e, Y14, Y11, Y11
-	VCMPPS $0x1e, Y14, Y12, Y12
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -22414,43 +22609,51 @@ DATA actMishSlopeTable<>+384(SB)/8, $0x3f88ae9e3ed132cd
 DATA actMishSlopeTable<>+392(SB)/8, $0x3f83117d3f86c711
 DATA actMishSlopeTable<>+400(SB)/8, $0xbda6990ebd4fb33b
 DATA actMishSlopeTable<>+408(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+448(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+456(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+464(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+472(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+480(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+488(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+496(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+504(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+512(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+520(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+528(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+536(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+672(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+680(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+688(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+696(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $704
+DATA actMishSlopeTable<>+416(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+424(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+432(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+440(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+544(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+552(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+560(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+568(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+608(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+616(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+624(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+632(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+736(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+744(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+752(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+760(SB)/8, $0x4010000000000000
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -22469,12 +22672,11 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y9, Y9
 	VPMAXSD Y7, Y6, Y10
 	VPMAXSD Y9, Y8, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y11, Y10, Y11
+	VPCMPGTD actMishSlopeTable<>+64(SB), Y11, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actMishSlopeTable<>+96(SB), Y14
@@ -22586,163 +22788,158 @@ near1:
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
 	VMOVAPS Y13, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
-	VSUBPS Y14, Y2, Y6
-	VSUBPS Y14, Y3, Y7
-	VSUBPS Y14, Y4, Y8
-	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
+some2:
+	VPMINSD Y7, Y6, Y12
+	VPMINSD Y9, Y8, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actMishSlopeTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
 	VCMPPS $0x1e, Y14, Y7, Y11
 	VCMPPS $0x1e, Y14, Y8, Y12
 	VCMPPS $0x1e, Y14, Y9, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actMishSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
-	VSUBPS Y14, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actMishSlopeTable<>+32(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actMishSlopeTable<>+480(SB), Y11, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+
+vector7:
+	VMOVUPS actMishSlopeTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actMishSlopeTable<>+480(SB), Y14
+	VMOVUPS actMishSlopeTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD actMishSlopeTable<>+512(SB), Y2, Y4
-	VMULPD actMishSlopeTable<>+512(SB), Y3, Y5
-	VADDPD actMishSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actMishSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actMishSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actMishSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actMishSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actMishSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actMishSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actMishSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actMishSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actMishSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VMULPD actMishSlopeTable<>+576(SB), Y2, Y6
+	VMULPD actMishSlopeTable<>+576(SB), Y3, Y7
+	VADDPD actMishSlopeTable<>+608(SB), Y6, Y10
+	VADDPD actMishSlopeTable<>+608(SB), Y7, Y11
+	VSUBPD actMishSlopeTable<>+608(SB), Y10, Y4
+	VSUBPD actMishSlopeTable<>+608(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VADDPD Y6, Y6, Y10
-	VADDPD Y7, Y7, Y11
-	VADDPD Y4, Y10, Y10
-	VADDPD Y5, Y11, Y11
-	VMULPD Y4, Y10, Y10
-	VMULPD Y5, Y11, Y11
-	VMULPD Y6, Y6, Y8
-	VMULPD Y7, Y7, Y9
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VMULPD Y4, Y6, Y6
-	VMULPD Y5, Y7, Y7
-	VMULPD Y8, Y6, Y6
-	VMULPD Y9, Y7, Y7
-	VMULPD actMishSlopeTable<>+672(SB), Y2, Y2
-	VMULPD actMishSlopeTable<>+672(SB), Y3, Y3
-	VMULPD Y2, Y6, Y6
-	VMULPD Y3, Y7, Y7
-	VADDPD Y8, Y8, Y8
-	VADDPD Y9, Y9, Y9
-	VADDPD Y8, Y10, Y8
-	VADDPD Y9, Y11, Y9
-	VMULPD Y8, Y10, Y10
-	VMULPD Y9, Y11, Y11
-	VADDPD Y10, Y6, Y6
-	VADDPD Y11, Y7, Y7
-	VMULPD Y8, Y8, Y8
-	VMULPD Y9, Y9, Y9
-	VDIVPD Y8, Y6, Y6
-	VDIVPD Y9, Y7, Y7
-	VCVTPD2PSY Y6, X12
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y12, Y12
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actMishSlopeTable<>+640(SB), Y4, Y8
+	VMULPD actMishSlopeTable<>+640(SB), Y5, Y9
+	VADDPD actMishSlopeTable<>+672(SB), Y8, Y8
+	VADDPD actMishSlopeTable<>+672(SB), Y9, Y9
+	VADDPD actMishSlopeTable<>+704(SB), Y4, Y4
+	VADDPD actMishSlopeTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VADDPD Y8, Y8, Y4
+	VADDPD Y9, Y9, Y5
+	VADDPD Y6, Y4, Y4
+	VADDPD Y7, Y5, Y5
+	VMULPD Y6, Y4, Y4
+	VMULPD Y7, Y5, Y5
+	VMULPD Y8, Y8, Y10
+	VMULPD Y9, Y9, Y11
+	VADDPD Y8, Y6, Y8
+	VADDPD Y9, Y7, Y9
+	VMULPD Y6, Y8, Y8
+	VMULPD Y7, Y9, Y9
+	VMULPD Y10, Y8, Y8
+	VMULPD Y11, Y9, Y9
+	VMULPD actMishSlopeTable<>+736(SB), Y2, Y2
+	VMULPD actMishSlopeTable<>+736(SB), Y3, Y3
+	VMULPD Y2, Y8, Y8
+	VMULPD Y3, Y9, Y9
+	VADDPD Y10, Y10, Y10
+	VADDPD Y11, Y11, Y11
+	VADDPD Y10, Y4, Y10
+	VADDPD Y11, Y5, Y11
+	VMULPD Y10, Y4, Y4
+	VMULPD Y11, Y5, Y5
+	VADDPD Y4, Y8, Y8
+	VADDPD Y5, Y9, Y9
+	VMULPD Y10, Y10, Y10
+	VMULPD Y11, Y11, Y11
+	VDIVPD Y10, Y8, Y8
+	VDIVPD Y11, Y9, Y9
+	VCVTPD2PSY Y8, X12
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -22751,67 +22948,34 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
+merged10:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
-	VSUBPS Y14, Y2, Y6
-	VSUBPS Y14, Y3, Y7
-	VSUBPS Y14, Y4, Y8
-	VSUBPS Y14, Y5, Y9
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actMishSlopeTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actMishSlopeTable<>+0(SB), Y14
-	VSUBPS Y14, Y6, Y10
-	VSUBPS Y14, Y7, Y11
-	VSUBPS Y14, Y8, Y12
-	VSUBPS Y14, Y9, Y13
-	VMOVUPS actMishSlopeTable<>+32(SB), Y14
-	VANDPS Y14, Y10, Y10
-	VANDPS Y14, Y11, Y11
-	VANDPS Y14, Y12, Y12
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actMishSlopeTable<>+64(SB), Y14
-	VCMPPS $0x1e, Y14, Y10, Y10
-	VCMPPS $0x1e, Y14, Y11, Y11
-	VCMPPS $0x1e, Y14, Y12, Y12
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -22873,75 +23037,83 @@ DATA actGELUValueTable<>+384(SB)/8, $0x3e0a430f00000000
 DATA actGELUValueTable<>+392(SB)/8, $0x3c71d84c3d522d9a
 DATA actGELUValueTable<>+400(SB)/8, $0x3a95c1ad3ba03d62
 DATA actGELUValueTable<>+408(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+448(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+456(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+464(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+472(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+480(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+488(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+496(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+504(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+512(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+520(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+528(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+536(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+544(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+552(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+560(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+568(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+576(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+584(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+592(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+600(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+608(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+616(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+624(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+632(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+640(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+648(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+656(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+664(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+672(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+680(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+688(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+696(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+704(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+712(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+720(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+728(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+736(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+744(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+752(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+760(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+768(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+776(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+784(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+792(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+800(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+808(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+816(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+824(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+832(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+840(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+848(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+856(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+864(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+872(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+880(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+888(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+896(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+904(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+912(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+920(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+928(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+936(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+944(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+952(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $960
+DATA actGELUValueTable<>+416(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+424(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+432(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+440(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+512(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+520(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+528(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+536(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+544(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+552(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+560(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+568(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+576(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+584(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+592(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+600(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+608(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+616(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+624(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+632(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+672(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+680(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+688(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+696(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+704(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+712(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+720(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+728(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+736(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+744(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+752(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+760(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+768(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+776(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+784(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+792(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+800(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+808(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+816(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+824(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+832(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+840(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+848(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+856(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+864(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+872(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+880(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+888(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+896(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+904(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+912(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+920(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+928(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+936(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+944(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+952(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+960(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+968(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+976(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+984(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+992(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1000(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1008(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1016(SB)/8, $0x405803a22e3cd11a
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1024
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -22954,13 +23126,12 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actGELUValueTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actGELUValueTable<>+64(SB), Y14
@@ -23089,172 +23260,179 @@ near1:
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actGELUValueTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actGELUValueTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actGELUValueTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
 	MOVQ $0, AX
+	JMP vector7
 
-vector9:
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actGELUValueTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
 	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next10
+	JEQ next14
+
+load6:
+
+vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
 	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMOVUPS actGELUValueTable<>+512(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD Y2, Y2, Y4
-	VMULPD Y3, Y3, Y5
-	VMULPD actGELUValueTable<>+480(SB), Y4, Y4
-	VMULPD actGELUValueTable<>+480(SB), Y5, Y5
-	VADDPD actGELUValueTable<>+512(SB), Y4, Y8
-	VADDPD actGELUValueTable<>+512(SB), Y5, Y9
-	VSUBPD actGELUValueTable<>+512(SB), Y8, Y10
-	VSUBPD actGELUValueTable<>+512(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUValueTable<>+544(SB), Y10, Y6
-	VMULPD actGELUValueTable<>+544(SB), Y11, Y7
-	VADDPD actGELUValueTable<>+576(SB), Y6, Y6
-	VADDPD actGELUValueTable<>+576(SB), Y7, Y7
-	VADDPD actGELUValueTable<>+608(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+608(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUValueTable<>+544(SB), Y6, Y6
+	VMULPD actGELUValueTable<>+544(SB), Y7, Y7
+	VADDPD actGELUValueTable<>+576(SB), Y6, Y10
+	VADDPD actGELUValueTable<>+576(SB), Y7, Y11
+	VSUBPD actGELUValueTable<>+576(SB), Y10, Y4
+	VSUBPD actGELUValueTable<>+576(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VMULPD actGELUValueTable<>+640(SB), Y2, Y8
-	VMULPD actGELUValueTable<>+640(SB), Y3, Y9
-	VADDPD actGELUValueTable<>+672(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+672(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUValueTable<>+736(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+736(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUValueTable<>+768(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+768(SB), Y9, Y9
-	VADDPD actGELUValueTable<>+800(SB), Y2, Y10
-	VADDPD actGELUValueTable<>+800(SB), Y3, Y11
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actGELUValueTable<>+608(SB), Y4, Y8
+	VMULPD actGELUValueTable<>+608(SB), Y5, Y9
+	VADDPD actGELUValueTable<>+640(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+640(SB), Y9, Y9
+	VADDPD actGELUValueTable<>+672(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+672(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VMULPD actGELUValueTable<>+704(SB), Y2, Y10
+	VMULPD actGELUValueTable<>+704(SB), Y3, Y11
+	VADDPD actGELUValueTable<>+736(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+736(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+768(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+768(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+800(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+800(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
 	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
 	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
+	VADDPD actGELUValueTable<>+864(SB), Y2, Y4
+	VADDPD actGELUValueTable<>+864(SB), Y3, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+896(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+896(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+928(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+928(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+960(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+960(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+992(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+992(SB), Y5, Y5
+	VMULPD Y6, Y10, Y10
+	VMULPD Y7, Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+928(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+928(SB), Y11, Y11
 	VMULPD Y4, Y8, Y8
 	VMULPD Y5, Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VMULPD Y10, Y6, Y6
-	VMULPD Y11, Y7, Y7
-	VDIVPD Y6, Y8, Y8
-	VDIVPD Y7, Y9, Y9
-	VCVTPS2PD X13, Y4
-	VEXTRACTF128 $1, Y13, X5
-	VCVTPS2PD X5, Y5
-	VSUBPD Y8, Y4, Y4
-	VSUBPD Y9, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VDIVPD Y8, Y10, Y10
+	VDIVPD Y9, Y11, Y11
+	VCVTPS2PD X13, Y6
+	VEXTRACTF128 $1, Y13, X7
+	VCVTPS2PD X7, Y7
+	VSUBPD Y10, Y6, Y6
+	VSUBPD Y11, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -23263,57 +23441,35 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+merged10:
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUValueTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VANDPS 0(R14), Y14, Y2
+	VANDPS 32(R14), Y14, Y3
+	VANDPS 64(R14), Y14, Y4
+	VANDPS 96(R14), Y14, Y5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUValueTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actGELUValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -23379,83 +23535,91 @@ DATA actGELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+480(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+488(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+496(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+504(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+512(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+520(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+528(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+536(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+544(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+552(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+560(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+568(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+576(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+584(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+592(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+600(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+608(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+616(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+624(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+632(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+640(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+648(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+656(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+664(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+672(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+680(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+688(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+696(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+704(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+712(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+720(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+728(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+736(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+744(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+752(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+760(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+768(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+776(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+784(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+792(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+800(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+808(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+816(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+824(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+864(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+872(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+880(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+888(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+896(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+904(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+912(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+920(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+960(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+968(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+976(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+984(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+992(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1056
+DATA actGELUSlopeTable<>+448(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+456(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+464(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+472(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+544(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+552(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+560(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+568(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+576(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+584(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+592(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+600(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+608(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+616(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+624(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+632(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+736(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+744(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+752(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+760(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+768(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+776(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+784(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+792(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+800(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+808(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+816(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+824(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+832(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+840(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+848(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+856(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+864(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+872(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+880(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+888(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+896(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+904(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+912(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+920(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+960(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+968(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+976(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+984(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+992(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1056(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1064(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1072(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1080(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1088(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1096(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1104(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1112(SB)/8, $0x8000000080000000
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -23468,13 +23632,12 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actGELUSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
@@ -23603,174 +23766,181 @@ near1:
 	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
 	MOVQ $0, AX
+	JMP vector7
 
-vector9:
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actGELUSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
 	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next10
+	JEQ next14
+
+load6:
+
+vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD Y2, Y2, Y4
-	VMULPD Y3, Y3, Y5
-	VMULPD actGELUSlopeTable<>+512(SB), Y4, Y4
-	VMULPD actGELUSlopeTable<>+512(SB), Y5, Y5
-	VADDPD actGELUSlopeTable<>+544(SB), Y4, Y8
-	VADDPD actGELUSlopeTable<>+544(SB), Y5, Y9
-	VSUBPD actGELUSlopeTable<>+544(SB), Y8, Y10
-	VSUBPD actGELUSlopeTable<>+544(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUSlopeTable<>+576(SB), Y10, Y6
-	VMULPD actGELUSlopeTable<>+576(SB), Y11, Y7
-	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y6
-	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y7
-	VADDPD actGELUSlopeTable<>+640(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+640(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VMULPD Y2, Y2, Y6
+	VMULPD Y3, Y3, Y7
+	VMULPD actGELUSlopeTable<>+576(SB), Y6, Y6
+	VMULPD actGELUSlopeTable<>+576(SB), Y7, Y7
+	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y10
+	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y11
+	VSUBPD actGELUSlopeTable<>+608(SB), Y10, Y4
+	VSUBPD actGELUSlopeTable<>+608(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VMULPD actGELUSlopeTable<>+672(SB), Y2, Y8
-	VMULPD actGELUSlopeTable<>+672(SB), Y3, Y9
-	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUSlopeTable<>+736(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+736(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUSlopeTable<>+768(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+768(SB), Y9, Y9
-	VMULPD Y2, Y8, Y8
-	VMULPD Y3, Y9, Y9
-	VADDPD actGELUSlopeTable<>+800(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+800(SB), Y9, Y9
-	VADDPD actGELUSlopeTable<>+832(SB), Y2, Y10
-	VADDPD actGELUSlopeTable<>+832(SB), Y3, Y11
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actGELUSlopeTable<>+640(SB), Y4, Y8
+	VMULPD actGELUSlopeTable<>+640(SB), Y5, Y9
+	VADDPD actGELUSlopeTable<>+672(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+672(SB), Y9, Y9
+	VADDPD actGELUSlopeTable<>+704(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+704(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VMULPD actGELUSlopeTable<>+736(SB), Y2, Y10
+	VMULPD actGELUSlopeTable<>+736(SB), Y3, Y11
+	VADDPD actGELUSlopeTable<>+768(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+768(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+800(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+800(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+832(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+832(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
 	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
 	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+928(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+928(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUSlopeTable<>+960(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+960(SB), Y11, Y11
-	VMULPD actGELUSlopeTable<>+992(SB), Y2, Y2
-	VMULPD actGELUSlopeTable<>+992(SB), Y3, Y3
-	VMULPD Y10, Y2, Y2
-	VMULPD Y11, Y3, Y3
-	VSUBPD Y2, Y8, Y8
-	VSUBPD Y3, Y9, Y9
+	VADDPD actGELUSlopeTable<>+896(SB), Y2, Y4
+	VADDPD actGELUSlopeTable<>+896(SB), Y3, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUSlopeTable<>+928(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+928(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUSlopeTable<>+960(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+960(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUSlopeTable<>+992(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+992(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUSlopeTable<>+1024(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+1024(SB), Y5, Y5
+	VMULPD actGELUSlopeTable<>+1056(SB), Y2, Y2
+	VMULPD actGELUSlopeTable<>+1056(SB), Y3, Y3
+	VMULPD Y4, Y2, Y2
+	VMULPD Y5, Y3, Y3
+	VSUBPD Y2, Y10, Y10
+	VSUBPD Y3, Y11, Y11
+	VMULPD Y6, Y10, Y10
+	VMULPD Y7, Y11, Y11
 	VMULPD Y4, Y8, Y8
 	VMULPD Y5, Y9, Y9
-	VMULPD Y10, Y6, Y6
-	VMULPD Y11, Y7, Y7
-	VDIVPD Y6, Y8, Y8
-	VDIVPD Y7, Y9, Y9
-	VCVTPD2PSY Y8, X12
-	VCVTPD2PSY Y9, X9
-	VINSERTF128 $1, X9, Y12, Y12
-	VANDPS actGELUSlopeTable<>+1024(SB), Y13, Y4
-	VXORPS Y4, Y12, Y12
+	VDIVPD Y8, Y10, Y10
+	VDIVPD Y9, Y11, Y11
+	VCVTPD2PSY Y10, X12
+	VCVTPD2PSY Y11, X11
+	VINSERTF128 $1, X11, Y12, Y12
+	VANDPS actGELUSlopeTable<>+1088(SB), Y13, Y6
+	VXORPS Y6, Y12, Y12
 	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -23779,57 +23949,35 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+merged10:
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VANDPS 0(R14), Y14, Y2
+	VANDPS 32(R14), Y14, Y3
+	VANDPS 64(R14), Y14, Y4
+	VANDPS 96(R14), Y14, Y5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -23891,43 +24039,51 @@ DATA actGELUTanhValueTable<>+384(SB)/8, $0x3dfe341400000000
 DATA actGELUTanhValueTable<>+392(SB)/8, $0x3c8474ad3d634866
 DATA actGELUTanhValueTable<>+400(SB)/8, $0x3a25b5fa3b5807ee
 DATA actGELUTanhValueTable<>+408(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+440(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+448(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+456(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+464(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+472(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+480(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+488(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+496(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+504(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+512(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+520(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+528(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+536(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+544(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+552(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+560(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+568(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $704
+DATA actGELUTanhValueTable<>+416(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+424(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+432(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+440(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+448(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+456(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+464(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+480(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+488(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+496(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+504(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+512(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+520(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+528(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+536(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+544(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+552(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+560(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+568(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+576(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+584(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+592(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+600(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+608(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+616(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+624(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+632(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+640(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+648(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+656(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+664(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+760(SB)/8, $0x405f42bc28bd824e
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -23940,13 +24096,12 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actGELUTanhValueTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
@@ -24075,136 +24230,143 @@ near1:
 	VXORPS Y5, Y5, Y5
 	VPMAXSD Y5, Y9, Y5
 	VSUBPS Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actGELUTanhValueTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actGELUTanhValueTable<>+480(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+
+vector7:
+	VMOVUPS actGELUTanhValueTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actGELUTanhValueTable<>+480(SB), Y14
+	VMOVUPS actGELUTanhValueTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X13, Y2
 	VEXTRACTF128 $1, Y13, X3
 	VCVTPS2PD X3, Y3
-	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actGELUTanhValueTable<>+512(SB), Y6, Y4
-	VMULPD actGELUTanhValueTable<>+512(SB), Y7, Y5
-	VADDPD actGELUTanhValueTable<>+544(SB), Y4, Y4
-	VADDPD actGELUTanhValueTable<>+544(SB), Y5, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUTanhValueTable<>+576(SB), Y4, Y8
-	VADDPD actGELUTanhValueTable<>+576(SB), Y5, Y9
-	VSUBPD actGELUTanhValueTable<>+576(SB), Y8, Y10
-	VSUBPD actGELUTanhValueTable<>+576(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUTanhValueTable<>+608(SB), Y10, Y6
-	VMULPD actGELUTanhValueTable<>+608(SB), Y11, Y7
-	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y6
-	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y7
-	VADDPD actGELUTanhValueTable<>+672(SB), Y10, Y10
-	VADDPD actGELUTanhValueTable<>+672(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VMULPD Y2, Y2, Y8
+	VMULPD Y3, Y3, Y9
+	VMULPD actGELUTanhValueTable<>+576(SB), Y8, Y6
+	VMULPD actGELUTanhValueTable<>+576(SB), Y9, Y7
+	VADDPD actGELUTanhValueTable<>+608(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+608(SB), Y7, Y7
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y10
+	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y11
+	VSUBPD actGELUTanhValueTable<>+640(SB), Y10, Y4
+	VSUBPD actGELUTanhValueTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actGELUTanhValueTable<>+672(SB), Y4, Y8
+	VMULPD actGELUTanhValueTable<>+672(SB), Y5, Y9
+	VADDPD actGELUTanhValueTable<>+704(SB), Y8, Y8
+	VADDPD actGELUTanhValueTable<>+704(SB), Y9, Y9
+	VADDPD actGELUTanhValueTable<>+736(SB), Y4, Y4
+	VADDPD actGELUTanhValueTable<>+736(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VADDPD Y6, Y4, Y6
-	VADDPD Y7, Y5, Y7
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VDIVPD Y6, Y4, Y4
-	VDIVPD Y7, Y5, Y5
-	VCVTPD2PSY Y4, X12
-	VCVTPD2PSY Y5, X5
-	VINSERTF128 $1, X5, Y12, Y12
+	VADDPD Y8, Y6, Y8
+	VADDPD Y9, Y7, Y9
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VDIVPD Y8, Y6, Y6
+	VDIVPD Y9, Y7, Y7
+	VCVTPD2PSY Y6, X12
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -24213,57 +24375,35 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+merged10:
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VANDPS 0(R14), Y14, Y2
+	VANDPS 32(R14), Y14, Y3
+	VANDPS 64(R14), Y14, Y4
+	VANDPS 96(R14), Y14, Y5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:
@@ -24329,51 +24469,59 @@ DATA actGELUTanhSlopeTable<>+416(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+424(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+432(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+472(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+480(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+488(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+496(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+504(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $800
+DATA actGELUTanhSlopeTable<>+448(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+456(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+464(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+472(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+480(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+488(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+496(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+544(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+552(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+560(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+568(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3ff9884533d43651
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -24386,13 +24534,12 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VANDPS Y14, Y4, Y4
 	VANDPS Y14, Y5, Y5
 	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y11
-	VPMAXSD Y11, Y10, Y10
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VPCMPGTD Y14, Y10, Y10
+	VPMAXSD Y5, Y4, Y9
+	VPMAXSD Y9, Y10, Y9
+	VPCMPGTD actGELUTanhSlopeTable<>+32(SB), Y9, Y10
 	VTESTPS Y10, Y10
-	JNE far2
-	MOVQ $0, 288(R14)
+	JNE some2
+	MOVQ $0, 416(R14)
 
 near1:
 	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
@@ -24521,147 +24668,154 @@ near1:
 	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 288(R14), $0
-	JNE both3
+	CMPQ 416(R14), $1
+	JGE both3
 	RET
 
-far2:
+some2:
+	VPMINSD Y3, Y2, Y12
+	VPMINSD Y5, Y4, Y13
+	VPMINSD Y13, Y12, Y12
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y12, Y14, Y12
+	VTESTPS Y12, Y12
+	JEQ all4
+
+mixed8:
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
 	VCMPPS $0x1e, Y14, Y3, Y11
 	VCMPPS $0x1e, Y14, Y4, Y12
 	VCMPPS $0x1e, Y14, Y5, Y13
-	VORPS Y11, Y10, Y6
-	VORPS Y13, Y12, Y7
-	VORPS Y7, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ nan4
-	PUSHQ AX
-	VANDPS Y11, Y10, Y6
-	VANDPS Y13, Y12, Y7
-	VANDPS Y7, Y6, Y6
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y6, Y6
-	VTESTPS Y6, Y6
-	JEQ apart7
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VPERMILPS $57, Y3, Y3
+	VMOVUPS Y10, 256(R14)
+	VMOVUPS Y11, 288(R14)
+	VMOVUPS Y12, 320(R14)
+	VMOVUPS Y13, 352(R14)
 	VPERMILPS $57, Y11, Y11
-	VMOVUPS 64(R14), Y4
-	VPERMILPS $78, Y4, Y4
 	VPERMILPS $78, Y12, Y12
-	VMOVUPS 96(R14), Y5
-	VPERMILPS $147, Y5, Y5
 	VPERMILPS $147, Y13, Y13
-	VANDPS Y11, Y10, Y7
-	VORPS Y11, Y10, Y6
-	VANDPS Y12, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y12, Y6, Y6
-	VANDPS Y13, Y6, Y8
-	VORPS Y8, Y7, Y7
-	VORPS Y13, Y6, Y6
-	VTESTPS Y7, Y7
-	JNE apart7
-	VANDPS Y10, Y2, Y2
-	VANDPS Y11, Y3, Y3
-	VANDPS Y12, Y4, Y4
-	VANDPS Y13, Y5, Y5
-	VORPS Y3, Y2, Y2
-	VORPS Y5, Y4, Y4
-	VORPS Y4, Y2, Y12
-	MOVQ $2, 288(R14)
-	MOVQ 280(R14), AX
-	SUBQ $32, AX
-	JMP vector6
-
-apart7:
-	MOVQ $1, 288(R14)
-	MOVQ $0, AX
-
-vector9:
-	VMOVUPS (R14)(AX*1), Y12
-
-vector6:
-	VMOVAPS Y12, Y13
-	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y13, Y13
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y13, Y13
-	VTESTPS Y13, Y13
-	JEQ next10
+	VPADDD Y11, Y10, Y6
+	VPADDD Y13, Y12, Y7
+	VPADDD Y7, Y6, Y6
 	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y6, Y14, Y7
+	VTESTPS Y6, Y7
+	JNE apart9
+	JCS nan12
+	VANDPS 0(R14), Y10, Y6
+	VPERMILPS $57, 32(R14), Y7
+	VANDPS Y11, Y7, Y7
+	VPERMILPS $78, 64(R14), Y8
+	VANDPS Y12, Y8, Y8
+	VPERMILPS $147, 96(R14), Y9
+	VANDPS Y13, Y9, Y9
+	VORPS Y7, Y6, Y6
+	VORPS Y9, Y8, Y8
+	VORPS Y8, Y6, Y12
+	MOVQ $2, 416(R14)
+	VANDPS actGELUTanhSlopeTable<>+0(SB), Y12, Y13
+	MOVQ AX, 424(R14)
+	MOVQ $0, AX
+	JMP vector7
+
+all4:
+	MOVQ $3, 416(R14)
+	VPCMPGTD actGELUTanhSlopeTable<>+512(SB), Y9, Y12
+	VTESTPS Y12, Y12
+	JEQ begin11
+	JMP mixed8
+
+apart9:
+	MOVQ $1, 416(R14)
+
+begin11:
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+
+loop13:
+	VMOVUPS (R14)(AX*1), Y12
+	CMPQ 416(R14), $3
+	JGE load6
+	VMOVUPS 256(R14)(AX*1), Y13
+	VTESTPS Y13, Y13
+	JEQ next14
+
+load6:
+
+vector7:
+	VMOVUPS actGELUTanhSlopeTable<>+544(SB), Y14
 	VMAXPS Y12, Y14, Y12
-	VMOVUPS actGELUTanhSlopeTable<>+512(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+576(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD Y2, Y2, Y6
-	VMULPD Y3, Y3, Y7
-	VMULPD actGELUTanhSlopeTable<>+544(SB), Y6, Y4
-	VMULPD actGELUTanhSlopeTable<>+544(SB), Y7, Y5
-	VADDPD actGELUTanhSlopeTable<>+576(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+576(SB), Y5, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUTanhSlopeTable<>+608(SB), Y4, Y8
-	VADDPD actGELUTanhSlopeTable<>+608(SB), Y5, Y9
-	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y8, Y10
-	VSUBPD actGELUTanhSlopeTable<>+608(SB), Y9, Y11
-	VSUBPD Y10, Y4, Y4
-	VSUBPD Y11, Y5, Y5
-	VMULPD Y4, Y4, Y10
-	VMULPD Y5, Y5, Y11
-	VMULPD actGELUTanhSlopeTable<>+640(SB), Y10, Y6
-	VMULPD actGELUTanhSlopeTable<>+640(SB), Y11, Y7
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y6
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y7
-	VADDPD actGELUTanhSlopeTable<>+704(SB), Y10, Y10
-	VADDPD actGELUTanhSlopeTable<>+704(SB), Y11, Y11
-	VMULPD Y4, Y10, Y4
-	VMULPD Y5, Y11, Y5
-	VPSLLQ $52, Y8, Y8
-	VPSLLQ $52, Y9, Y9
-	VADDPD Y4, Y6, Y10
-	VADDPD Y5, Y7, Y11
+	VMULPD Y2, Y2, Y8
+	VMULPD Y3, Y3, Y9
+	VMULPD actGELUTanhSlopeTable<>+608(SB), Y8, Y6
+	VMULPD actGELUTanhSlopeTable<>+608(SB), Y9, Y7
+	VADDPD actGELUTanhSlopeTable<>+640(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+640(SB), Y7, Y7
+	VMULPD Y2, Y6, Y6
+	VMULPD Y3, Y7, Y7
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y10
+	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y11
+	VSUBPD actGELUTanhSlopeTable<>+672(SB), Y10, Y4
+	VSUBPD actGELUTanhSlopeTable<>+672(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VPADDQ Y8, Y10, Y4
-	VPADDQ Y9, Y11, Y5
-	VMULPD Y2, Y2, Y10
-	VMULPD Y3, Y3, Y11
-	VMULPD actGELUTanhSlopeTable<>+736(SB), Y10, Y10
-	VMULPD actGELUTanhSlopeTable<>+736(SB), Y11, Y11
-	VADDPD actGELUTanhSlopeTable<>+768(SB), Y10, Y10
-	VADDPD actGELUTanhSlopeTable<>+768(SB), Y11, Y11
-	VMULPD Y2, Y10, Y2
-	VMULPD Y3, Y11, Y3
-	VADDPD Y6, Y4, Y10
-	VADDPD Y7, Y5, Y11
+	VMULPD Y6, Y6, Y4
+	VMULPD Y7, Y7, Y5
+	VMULPD actGELUTanhSlopeTable<>+704(SB), Y4, Y8
+	VMULPD actGELUTanhSlopeTable<>+704(SB), Y5, Y9
+	VADDPD actGELUTanhSlopeTable<>+736(SB), Y8, Y8
+	VADDPD actGELUTanhSlopeTable<>+736(SB), Y9, Y9
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+768(SB), Y5, Y5
+	VMULPD Y6, Y4, Y6
+	VMULPD Y7, Y5, Y7
+	VPSLLQ $52, Y10, Y10
+	VPSLLQ $52, Y11, Y11
+	VADDPD Y6, Y8, Y4
+	VADDPD Y7, Y9, Y5
+	VSUBPD Y6, Y8, Y8
+	VSUBPD Y7, Y9, Y9
+	VPADDQ Y10, Y4, Y6
+	VPADDQ Y11, Y5, Y7
+	VMULPD Y2, Y2, Y4
+	VMULPD Y3, Y3, Y5
+	VMULPD actGELUTanhSlopeTable<>+800(SB), Y4, Y4
+	VMULPD actGELUTanhSlopeTable<>+800(SB), Y5, Y5
+	VADDPD actGELUTanhSlopeTable<>+832(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+832(SB), Y5, Y5
+	VMULPD Y2, Y4, Y2
+	VMULPD Y3, Y5, Y3
+	VADDPD Y8, Y6, Y4
+	VADDPD Y9, Y7, Y5
+	VMULPD Y8, Y2, Y2
+	VMULPD Y9, Y3, Y3
+	VADDPD Y4, Y2, Y2
+	VADDPD Y5, Y3, Y3
 	VMULPD Y6, Y2, Y2
 	VMULPD Y7, Y3, Y3
-	VADDPD Y10, Y2, Y2
-	VADDPD Y11, Y3, Y3
-	VMULPD Y4, Y2, Y2
-	VMULPD Y5, Y3, Y3
-	VMULPD Y10, Y10, Y10
-	VMULPD Y11, Y11, Y11
-	VDIVPD Y10, Y2, Y2
-	VDIVPD Y11, Y3, Y3
+	VMULPD Y4, Y4, Y4
+	VMULPD Y5, Y5, Y5
+	VDIVPD Y4, Y2, Y2
+	VDIVPD Y5, Y3, Y3
 	VCVTPD2PSY Y2, X12
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
 
-next10:
-	ADDQ $32, AX
-	CMPQ AX, 280(R14)
-	JLT vector9
-	POPQ AX
-	CMPQ 288(R14), $1
-	JEQ again8
+next14:
+	SUBQ $32, AX
+	JGE loop13
+	MOVQ 424(R14), AX
+	CMPQ 416(R14), $3
+	JGE whole5
+	CMPQ 416(R14), $2
+	JLT merged10
 	VMOVUPS Y12, 128(R14)
 	VPERMILPS $147, Y12, Y13
 	VMOVUPS Y13, 160(R14)
@@ -24670,57 +24824,35 @@ next10:
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
 
-again8:
-	VMOVUPS 0(R14), Y2
-	VMOVUPS 32(R14), Y3
-	VMOVUPS 64(R14), Y4
-	VMOVUPS 96(R14), Y5
+merged10:
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VANDPS Y11, Y10, Y10
-	VANDPS Y13, Y12, Y12
-	VANDPS Y12, Y10, Y10
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
-	VXORPS Y14, Y10, Y10
-	VTESTPS Y10, Y10
-	JEQ whole5
+	VANDPS 0(R14), Y14, Y2
+	VANDPS 32(R14), Y14, Y3
+	VANDPS 64(R14), Y14, Y4
+	VANDPS 96(R14), Y14, Y5
 	JMP near1
 
-nan4:
-	MOVQ $0, 288(R14)
+nan12:
+	MOVQ $0, 416(R14)
 	JMP near1
 
 both3:
-	VMOVUPS 0(R14), Y6
-	VMOVUPS 32(R14), Y7
-	VMOVUPS 64(R14), Y8
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y6, Y6
-	VANDPS Y14, Y7, Y7
-	VANDPS Y14, Y8, Y8
-	VANDPS Y14, Y9, Y9
-	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y10
-	VCMPPS $0x1e, Y14, Y7, Y11
-	VCMPPS $0x1e, Y14, Y8, Y12
-	VCMPPS $0x1e, Y14, Y9, Y13
-	VMOVUPS 128(R14), Y6
-	VBLENDVPS Y10, Y6, Y2, Y2
-	VMOVUPS 160(R14), Y7
-	VBLENDVPS Y11, Y7, Y3, Y3
-	VMOVUPS 192(R14), Y8
-	VBLENDVPS Y12, Y8, Y4, Y4
-	VMOVUPS 224(R14), Y9
-	VBLENDVPS Y13, Y9, Y5, Y5
+	VMOVUPS 256(R14), Y6
+	VANDNPS Y2, Y6, Y2
+	VANDPS 128(R14), Y6, Y6
+	VORPS Y6, Y2, Y2
+	VMOVUPS 288(R14), Y7
+	VANDNPS Y3, Y7, Y3
+	VANDPS 160(R14), Y7, Y7
+	VORPS Y7, Y3, Y3
+	VMOVUPS 320(R14), Y8
+	VANDNPS Y4, Y8, Y4
+	VANDPS 192(R14), Y8, Y8
+	VORPS Y8, Y4, Y4
+	VMOVUPS 352(R14), Y9
+	VANDNPS Y5, Y9, Y5
+	VANDPS 224(R14), Y9, Y9
+	VORPS Y9, Y5, Y5
 	RET
 
 whole5:

@@ -66,11 +66,17 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 // SMIN y0.S4, x0.S4, d0.S4; SMIN y1.S4, x1.S4, d1.S4
 #define SMIN8(y, x, d) WORD $(0x4ea06c00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4ea06c00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
 
+// UMIN y0.S4, x0.S4, d0.S4; UMIN y1.S4, x1.S4, d1.S4
+#define UMIN8(y, x, d) WORD $(0x6ea06c00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x6ea06c00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
+
 // VCMGT y0.S4, x0.S4, d0.S4; VCMGT y1.S4, x1.S4, d1.S4
 #define CMGT8(y, x, d) WORD $(0x4ea03400|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4ea03400|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
 
 // MUL y0.S4, x0.S4, d0.S4; MUL y1.S4, x1.S4, d1.S4
 #define MUL8(y, x, d) WORD $(0x4ea09c00|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4ea09c00|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
+
+// VADD y0.S4, x0.S4, d0.S4; VADD y1.S4, x1.S4, d1.S4
+#define ADD8(y, x, d) WORD $(0x4ea08400|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4ea08400|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
 
 // FADD y0.D2, x0.D2, d0.D2; FADD y1.D2, x1.D2, d1.D2
 #define FADD4D(y, x, d) WORD $(0x4e60d400|(2*y)<<16|(2*x)<<5|(2*d)); WORD $(0x4e60d400|(2*y+1)<<16|(2*x+1)<<5|(2*d+1))
@@ -119,6 +125,9 @@ GLOBL maskTable<>(SB), RODATA|NOPTR, $64
 
 // VSSHR $31, x0.S4, d0.S4; VSSHR $31, x1.S4, d1.S4
 #define SIGN8(x, d) WORD $(0x4f210400|(2*x)<<5|(2*d)); WORD $(0x4f210400|(2*x+1)<<5|(2*d+1))
+
+// VSHL $20, x0.S4, d0.S4; VSHL $20, x1.S4, d1.S4
+#define SHL20(x, d) WORD $(0x4f345400|(2*x)<<5|(2*d)); WORD $(0x4f345400|(2*x+1)<<5|(2*d+1))
 
 // VSHL $52, x0.D2, d0.D2; VSHL $52, x1.D2, d1.D2
 #define SHL52(x, d) WORD $(0x4f745400|(2*x)<<5|(2*d)); WORD $(0x4f745400|(2*x+1)<<5|(2*d+1))
@@ -1662,8 +1671,8 @@ save8:
 	RET
 
 // func normalizeRowsCalled(id int, a *kernelArgs)
-TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_act(R21), R21
@@ -2687,8 +2696,8 @@ done3:
 	RET
 
 // func normalizeColsCalled(id int, a *kernelArgs)
-TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_act(R21), R21
@@ -5017,8 +5026,8 @@ save23:
 	RET
 
 // func gradSumsRowsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_dres(R21), R1
@@ -6703,8 +6712,8 @@ done3:
 	RET
 
 // func gradSumsColsCalled(id int, a *kernelArgs)
-TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_dres(R21), R1
@@ -8643,8 +8652,8 @@ save8:
 	RET
 
 // func inputGradRowsCalled(id int, a *kernelArgs)
-TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_dres(R21), R1
@@ -10640,8 +10649,8 @@ done3:
 	RET
 
 // func inputGradColsCalled(id int, a *kernelArgs)
-TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $304-16
-	MOVD $area-288(SP), R23
+TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $432-16
+	MOVD $area-416(SP), R23
 	MOVD a+8(FP), R21
 	MOVD kernelArgs_res(R21), R0
 	MOVD kernelArgs_dres(R21), R1
@@ -14109,39 +14118,87 @@ DATA actSigmoidValueTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSigmoidValueTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidValueTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actSigmoidValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $768
+DATA actSigmoidValueTable<>+512(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+520(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+528(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+536(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+576(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+584(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+592(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+600(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidValueTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actSigmoidValueTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSigmoidValueTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSigmoidValueTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidValueTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidValueTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidValueTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSigmoidValueTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSigmoidValueTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidValueTable<>+832(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+840(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+848(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+856(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+896(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+904(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+912(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+920(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+928(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+936(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+944(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+952(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1024(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1032(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1040(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1048(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1056(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+1064(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+1072(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+1080(SB)/8, $0x2080000020800000
+DATA actSigmoidValueTable<>+1088(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1096(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1104(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1112(SB)/8, $0xdf800000df800000
+DATA actSigmoidValueTable<>+1120(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1128(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1136(SB)/8, $0xe0000000e0000000
+DATA actSigmoidValueTable<>+1144(SB)/8, $0xe0000000e0000000
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidValueTable<>(SB), R24
@@ -14149,21 +14206,21 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -14303,138 +14360,195 @@ near1:
 	FSUB8(13, 14, 5)
 	SIGN8(9, 9)
 	BIT8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FADD8(7, 6, 13)
+	CMP $4, R20
+	BLT subnormal15
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 13, 13)
+	B restored16
+
+subnormal15:
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 13, 8)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	SMAX8(8, 13, 13)
+
+restored16:
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(13, 14, 8)
+	SMIN8(8, 12, 12)
+	SMAX8(13, 12, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -14446,59 +14560,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -14506,7 +14588,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actSigmoidSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -14569,39 +14651,87 @@ DATA actSigmoidSlopeTable<>+448(SB)/8, $0x3ea31a723eef8fbd
 DATA actSigmoidSlopeTable<>+456(SB)/8, $0x3dd085833e481b40
 DATA actSigmoidSlopeTable<>+464(SB)/8, $0x3cd3aff63d52763c
 DATA actSigmoidSlopeTable<>+472(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+504(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actSigmoidSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actSigmoidSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actSigmoidSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actSigmoidSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $736
+DATA actSigmoidSlopeTable<>+480(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+488(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+496(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+504(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+544(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+552(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+560(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+568(SB)/8, $0x42ae000042ae0000
+DATA actSigmoidSlopeTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+640(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+648(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+656(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+664(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+672(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+680(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+688(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+696(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+736(SB)/8, $0xb928f58300000000
+DATA actSigmoidSlopeTable<>+744(SB)/8, $0x37e54670b955a498
+DATA actSigmoidSlopeTable<>+752(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidSlopeTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidSlopeTable<>+768(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidSlopeTable<>+776(SB)/8, $0x5f7600005f783000
+DATA actSigmoidSlopeTable<>+784(SB)/8, $0x5f7560005f750000
+DATA actSigmoidSlopeTable<>+792(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidSlopeTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+832(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+840(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+848(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+856(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+864(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+872(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+880(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+888(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+896(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+904(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+912(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+920(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+928(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+936(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+944(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+952(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+960(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+968(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+976(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+984(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+992(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1000(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1008(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1024(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+1032(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+1040(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+1048(SB)/8, $0x2080000020800000
+DATA actSigmoidSlopeTable<>+1056(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+1064(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+1072(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+1080(SB)/8, $0xdf800000df800000
+DATA actSigmoidSlopeTable<>+1088(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1096(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1104(SB)/8, $0xe0000000e0000000
+DATA actSigmoidSlopeTable<>+1112(SB)/8, $0xe0000000e0000000
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidSlopeTable<>(SB), R24
@@ -14609,21 +14739,21 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -14755,142 +14885,191 @@ near1:
 	FLDPQ 96(R23), (F18, F19)
 	FMUL8(13, 13, 14)
 	FSUB8(14, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FMUL4D(10, 10, 6)
-	FMUL4D(11, 11, 7)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 736(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 832(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 896(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FMUL8(11, 10, 10)
+	FADD8(7, 6, 8)
+	FMUL8(10, 8, 8)
+	FADD8(8, 7, 7)
+	FADD8(7, 6, 12)
+	CMP $4, R20
+	BLT subnormal15
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 12, 12)
+	B restored16
+
+subnormal15:
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 12, 13)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 12, 12)
+	SMAX8(13, 12, 12)
+
+restored16:
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -14902,59 +15081,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -14962,7 +15109,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -15045,7 +15192,7 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
@@ -15215,7 +15362,7 @@ TEXT ·actTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FLDPQ 544(R24), (F28, F29)
 	AND8(14, 9, 9)
 	ORR8(9, 13, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -15282,43 +15429,87 @@ DATA actTanhSlopeTable<>+480(SB)/8, $0x3f2d73453f716748
 DATA actTanhSlopeTable<>+488(SB)/8, $0x3d13bbf03e3388df
 DATA actTanhSlopeTable<>+496(SB)/8, $0x3b0cfdca3c1218b0
 DATA actTanhSlopeTable<>+504(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+544(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+552(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+560(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+568(SB)/8, $0xc25c0000c25c0000
-DATA actTanhSlopeTable<>+576(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+584(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+592(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+600(SB)/8, $0x425c0000425c0000
-DATA actTanhSlopeTable<>+608(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+616(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+624(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+632(SB)/8, $0x40071547652b82fe
-DATA actTanhSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actTanhSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actTanhSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actTanhSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actTanhSlopeTable<>+768(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+776(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+784(SB)/8, $0x4010000000000000
-DATA actTanhSlopeTable<>+792(SB)/8, $0x4010000000000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $800
+DATA actTanhSlopeTable<>+512(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+520(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+528(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+536(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+576(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+584(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+592(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+600(SB)/8, $0x422c0000422c0000
+DATA actTanhSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actTanhSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+704(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+712(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+720(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+728(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+768(SB)/8, $0xb928f58300000000
+DATA actTanhSlopeTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actTanhSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actTanhSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actTanhSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actTanhSlopeTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actTanhSlopeTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actTanhSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actTanhSlopeTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+864(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+872(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+880(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+888(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+896(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+904(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+912(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+920(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+928(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+936(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+944(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+952(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1024(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1032(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1040(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1048(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1056(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+1064(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+1072(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+1080(SB)/8, $0x1f8000001f800000
+DATA actTanhSlopeTable<>+1088(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1096(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1104(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1112(SB)/8, $0xe0800000e0800000
+DATA actTanhSlopeTable<>+1120(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1128(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1136(SB)/8, $0xe1000000e1000000
+DATA actTanhSlopeTable<>+1144(SB)/8, $0xe1000000e1000000
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actTanhSlopeTable<>(SB), R24
@@ -15326,21 +15517,21 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -15481,146 +15672,193 @@ near1:
 	MOV8(12, 4)
 	FLDPQ 96(R23), (F18, F19)
 	MOV8(13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FMUL4D(10, 10, 6)
-	FMUL4D(11, 11, 7)
-	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FADD8(13, 13, 13)
+	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 896(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FMUL8(11, 10, 10)
+	FADD8(7, 6, 8)
+	FMUL8(10, 8, 8)
+	FADD8(8, 7, 7)
+	FADD8(7, 6, 12)
+	CMP $4, R20
+	BLT subnormal15
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 12, 12)
+	B restored16
+
+subnormal15:
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 12, 13)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 12, 12)
+	SMAX8(13, 12, 12)
+
+restored16:
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -15632,59 +15870,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -15692,7 +15898,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actSiLUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -15755,39 +15961,95 @@ DATA actSiLUValueTable<>+448(SB)/8, $0x3e53378e00000000
 DATA actSiLUValueTable<>+456(SB)/8, $0x3e632d753e8c9692
 DATA actSiLUValueTable<>+464(SB)/8, $0x3dc734e23e1eca1b
 DATA actSiLUValueTable<>+472(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+504(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUValueTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUValueTable<>+608(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+616(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+624(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+632(SB)/8, $0x4338000000000000
-DATA actSiLUValueTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actSiLUValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUValueTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $736
+DATA actSiLUValueTable<>+480(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+488(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+496(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+504(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+544(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+552(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+560(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+568(SB)/8, $0x42ae000042ae0000
+DATA actSiLUValueTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actSiLUValueTable<>+608(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+616(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+624(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+632(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+640(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+648(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+656(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+664(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+672(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+680(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+688(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+696(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+704(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+712(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+720(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+728(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+736(SB)/8, $0xb928f58300000000
+DATA actSiLUValueTable<>+744(SB)/8, $0x37e54670b955a498
+DATA actSiLUValueTable<>+752(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUValueTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUValueTable<>+768(SB)/8, $0x5f7b90005f800000
+DATA actSiLUValueTable<>+776(SB)/8, $0x5f7600005f783000
+DATA actSiLUValueTable<>+784(SB)/8, $0x5f7560005f750000
+DATA actSiLUValueTable<>+792(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+832(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+840(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+848(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+856(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+864(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+872(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+880(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+888(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+896(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+904(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+912(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+920(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+928(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+936(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+944(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+952(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+960(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+968(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+976(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+984(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+992(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1000(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1008(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1016(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1024(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1032(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1040(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1048(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1056(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+1064(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+1072(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+1080(SB)/8, $0x2080000020800000
+DATA actSiLUValueTable<>+1088(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1096(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1104(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1112(SB)/8, $0xdf800000df800000
+DATA actSiLUValueTable<>+1120(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1128(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1136(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1144(SB)/8, $0xe0000000e0000000
+DATA actSiLUValueTable<>+1152(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1160(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1168(SB)/8, $0x8000000080000000
+DATA actSiLUValueTable<>+1176(SB)/8, $0x8000000080000000
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1184
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUValueTable<>(SB), R24
@@ -15795,21 +16057,21 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -15945,141 +16207,199 @@ near1:
 	EOR8(5, 5, 5)
 	SMAX8(5, 9, 5)
 	FSUB8(13, 5, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 512(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FMIN8(12, 14, 13)
-	WIDEN(12, 2, 3)
-	WIDEN(13, 4, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 736(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 832(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 896(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FMUL8(13, 7, 10)
+	FLDPQ 992(R24), (F28, F29)
+	AND8(14, 13, 8)
+	FSUB8(8, 13, 13)
+	FMUL8(13, 6, 13)
+	FADD8(10, 13, 10)
+	FMUL8(8, 6, 8)
+	FADD8(10, 8, 8)
+	CMP $4, R20
+	BLT subnormal15
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 8, 8)
+	B restored16
+
+subnormal15:
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 8, 9)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 9, 9)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	SMAX8(9, 8, 8)
+
+restored16:
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	UMIN8(14, 12, 12)
+	FSUB8(8, 12, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -16091,59 +16411,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -16151,7 +16439,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actSiLUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -16218,39 +16506,91 @@ DATA actSiLUSlopeTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSiLUSlopeTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actSiLUSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actSiLUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actSiLUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actSiLUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actSiLUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actSiLUSlopeTable<>+512(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+520(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+528(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+536(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+576(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+584(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+592(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+600(SB)/8, $0x42ae000042ae0000
+DATA actSiLUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSiLUSlopeTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSiLUSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSiLUSlopeTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSiLUSlopeTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSiLUSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUSlopeTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+864(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+872(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+880(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+888(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+896(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+904(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+912(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+920(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+928(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+936(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+944(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+952(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+960(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+968(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+976(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+984(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+992(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1000(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1008(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1016(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1024(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1032(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1040(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1048(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1056(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+1064(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+1072(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+1080(SB)/8, $0x2080000020800000
+DATA actSiLUSlopeTable<>+1088(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1096(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1104(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1112(SB)/8, $0xdf800000df800000
+DATA actSiLUSlopeTable<>+1120(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1128(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1136(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1144(SB)/8, $0xe0000000e0000000
+DATA actSiLUSlopeTable<>+1152(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1160(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1168(SB)/8, $0x8000000080000000
+DATA actSiLUSlopeTable<>+1176(SB)/8, $0x8000000080000000
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1184
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUSlopeTable<>(SB), R24
@@ -16258,21 +16598,21 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -16412,146 +16752,208 @@ near1:
 	FSUB8(13, 14, 5)
 	SIGN8(9, 9)
 	BIT8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 2, 3)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 2, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 3, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
-	FMUL4D(6, 2, 2)
-	FMUL4D(7, 3, 3)
-	FADD4D(10, 2, 2)
-	FADD4D(11, 3, 3)
-	FMUL4D(4, 2, 2)
-	FMUL4D(5, 3, 3)
-	FMUL4D(10, 10, 10)
-	FMUL4D(11, 11, 11)
-	FDIV4D(10, 2, 2)
-	FDIV4D(11, 3, 3)
-	NARROW(2, 3, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 896(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FMUL8(11, 10, 10)
+	FMUL8(10, 13, 10)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 13, 9)
+	FADD8(10, 9, 11)
+	FMUL8(11, 7, 11)
+	FLDPQ 992(R24), (F28, F29)
+	AND8(14, 9, 8)
+	FSUB8(8, 9, 9)
+	FADD8(10, 9, 9)
+	FMUL8(9, 6, 9)
+	FADD8(11, 9, 11)
+	FMUL8(8, 6, 8)
+	FADD8(11, 8, 8)
+	CMP $4, R20
+	BLT subnormal15
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 8, 8)
+	B restored16
+
+subnormal15:
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 8, 13)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	SMAX8(13, 8, 8)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	EOR8(14, 8, 8)
+
+restored16:
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(8, 14, 13)
+	UMIN8(8, 12, 12)
+	SMIN8(13, 12, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -16563,59 +16965,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -16623,7 +16993,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -16706,7 +17076,7 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
@@ -16892,7 +17262,7 @@ TEXT ·actELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	EOR8(14, 13, 13)
 	SIGN8(9, 5)
 	BSL8(9, 13, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -16963,35 +17333,43 @@ DATA actELUSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actELUSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+544(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+552(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+560(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+576(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+584(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+592(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+600(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actELUSlopeTable<>+544(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+552(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+560(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+568(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+576(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+584(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+592(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+600(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actELUSlopeTable<>+640(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+648(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+656(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+664(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+672(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+680(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+688(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+696(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+704(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+712(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+720(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+728(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $832
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actELUSlopeTable<>(SB), R24
@@ -16999,21 +17377,21 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -17169,145 +17547,164 @@ near1:
 	FLDPQ 512(R24), (F28, F29)
 	BIT8(9, 14, 13)
 	MOV8(13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
+	CBZ R15, next14
+
+load6:
+
+vector7:
 	FCMGTZERO8(12, 13)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	EOR8(14, 14, 14)
 	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	WIDEN(12, 6, 7)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
+	FMUL4D(14, 6, 6)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
+	FMUL4D(14, 7, 7)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
+	FADD4D(14, 6, 10)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FADD4D(14, 7, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
 	ADD $actCode_p64, R21, R15
-	LD1R4D(15, 10)
+	LD1R4D(15, 4)
 	ADD $actCode_p64, R21, R15
-	LD1R4D(15, 11)
-	FMUL4D(10, 4, 4)
-	FMUL4D(11, 5, 5)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
+	LD1R4D(15, 5)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FDIV4D(8, 6, 6)
+	FDIV4D(9, 7, 7)
+	NARROW(6, 7, 12)
 	FLDPQ 512(R24), (F28, F29)
 	BIT8(13, 14, 12)
-	FSTPQ (F24, F25), 128(R20)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -17319,59 +17716,36 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+merged10:
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FLDPQ (R23), (F4, F5)
+	AND8(2, 14, 2)
+	FLDPQ 32(R23), (F6, F7)
+	AND8(3, 14, 3)
+	FLDPQ 64(R23), (F8, F9)
+	AND8(4, 14, 4)
+	FLDPQ 96(R23), (F10, F11)
+	AND8(5, 14, 5)
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -17379,7 +17753,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actSoftplusValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -17442,55 +17816,87 @@ DATA actSoftplusValueTable<>+448(SB)/8, $0x3ecdf22a3f209e02
 DATA actSoftplusValueTable<>+456(SB)/8, $0x3ddcf14b3e438933
 DATA actSoftplusValueTable<>+464(SB)/8, $0x3ccd69643d4f66df
 DATA actSoftplusValueTable<>+472(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+504(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+544(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+552(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+560(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+568(SB)/8, $0xbff71547652b82fe
-DATA actSoftplusValueTable<>+576(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+584(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+592(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+600(SB)/8, $0x4338000000000000
-DATA actSoftplusValueTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusValueTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusValueTable<>+704(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+712(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+720(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+728(SB)/8, $0x3fd208bef288a4fe
-DATA actSoftplusValueTable<>+736(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+744(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+752(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+760(SB)/8, $0x3fd1e51083c5f42e
-DATA actSoftplusValueTable<>+768(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+776(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+784(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+792(SB)/8, $0x3fd99dae65e96034
-DATA actSoftplusValueTable<>+800(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+808(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+816(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+824(SB)/8, $0x3fe5554df3cb49b0
-DATA actSoftplusValueTable<>+832(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+840(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+848(SB)/8, $0x4000000001101073
-DATA actSoftplusValueTable<>+856(SB)/8, $0x4000000001101073
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $864
+DATA actSoftplusValueTable<>+480(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+488(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+496(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+504(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+512(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+520(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+528(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+536(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+544(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+552(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+560(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+568(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusValueTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actSoftplusValueTable<>+608(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+616(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+624(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+632(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+640(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+648(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+656(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+664(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+672(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+680(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+688(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+696(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+704(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+712(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+720(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+728(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+736(SB)/8, $0xb928f58300000000
+DATA actSoftplusValueTable<>+744(SB)/8, $0x37e54670b955a498
+DATA actSoftplusValueTable<>+752(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusValueTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusValueTable<>+768(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusValueTable<>+776(SB)/8, $0x5f7600005f783000
+DATA actSoftplusValueTable<>+784(SB)/8, $0x5f7560005f750000
+DATA actSoftplusValueTable<>+792(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+832(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+840(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+848(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+856(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+864(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+872(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+880(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+888(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+896(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+904(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+912(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+920(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+928(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+936(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+944(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+952(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+960(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+968(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+976(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+984(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+992(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1000(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1008(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1024(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+1032(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+1040(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+1048(SB)/8, $0x2080000020800000
+DATA actSoftplusValueTable<>+1056(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+1064(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+1072(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+1080(SB)/8, $0xdf800000df800000
+DATA actSoftplusValueTable<>+1088(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1096(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1104(SB)/8, $0xe0000000e0000000
+DATA actSoftplusValueTable<>+1112(SB)/8, $0xe0000000e0000000
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusValueTable<>(SB), R24
@@ -17498,21 +17904,21 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -17648,175 +18054,191 @@ near1:
 	EOR8(5, 5, 5)
 	SMAX8(5, 9, 5)
 	FADD8(13, 5, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FCMGTZERO8(12, 13)
-	AND8(12, 13, 13)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 12, 12)
-	FLDPQ 512(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 544(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 544(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 576(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 576(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 576(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 6, 6)
-	FADD4D(7, 7, 7)
-	FADD4D(4, 6, 6)
-	FADD4D(5, 7, 7)
-	FDIV4D(6, 4, 2)
-	FDIV4D(7, 5, 3)
-	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 6, 4)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(6, 4, 4)
-	FMUL4D(7, 5, 5)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	WIDEN(13, 6, 7)
-	FADD4D(6, 4, 4)
-	FADD4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 640(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 736(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 800(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 832(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 896(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FADD8(7, 6, 6)
+	CMP $4, R20
+	BLT subnormal15
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	B restored16
+
+subnormal15:
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 6, 7)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 7, 7)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 6, 6)
+	SMAX8(7, 6, 6)
+
+restored16:
+	EOR8(13, 13, 13)
+	SMAX8(13, 12, 13)
+	FADD8(6, 13, 13)
+	MOV8(13, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -17828,59 +18250,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 480(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -17888,7 +18278,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actSoftplusSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -17955,39 +18345,87 @@ DATA actSoftplusSlopeTable<>+480(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+488(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+496(SB)/8, $0x3f8000003f800000
 DATA actSoftplusSlopeTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actSoftplusSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actSoftplusSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actSoftplusSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actSoftplusSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actSoftplusSlopeTable<>+512(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+520(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+528(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+536(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actSoftplusSlopeTable<>+576(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+584(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+592(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+600(SB)/8, $0x42ae000042ae0000
+DATA actSoftplusSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actSoftplusSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusSlopeTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSoftplusSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusSlopeTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSoftplusSlopeTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSoftplusSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusSlopeTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSoftplusSlopeTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSoftplusSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusSlopeTable<>+832(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+840(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+848(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+856(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSoftplusSlopeTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusSlopeTable<>+896(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+904(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+912(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+920(SB)/8, $0x3f0000003f000000
+DATA actSoftplusSlopeTable<>+928(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+936(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+944(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+952(SB)/8, $0x5080000050800000
+DATA actSoftplusSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actSoftplusSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
+DATA actSoftplusSlopeTable<>+1024(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+1032(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+1040(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+1048(SB)/8, $0x1f8000001f800000
+DATA actSoftplusSlopeTable<>+1056(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+1064(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+1072(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+1080(SB)/8, $0x2080000020800000
+DATA actSoftplusSlopeTable<>+1088(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1096(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1104(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1112(SB)/8, $0xdf800000df800000
+DATA actSoftplusSlopeTable<>+1120(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1128(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1136(SB)/8, $0xe0000000e0000000
+DATA actSoftplusSlopeTable<>+1144(SB)/8, $0xe0000000e0000000
+GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusSlopeTable<>(SB), R24
@@ -17995,21 +18433,21 @@ TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -18149,138 +18587,195 @@ near1:
 	FSUB8(13, 14, 5)
 	SIGN8(9, 9)
 	BIT8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $4, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
-	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
-	FMIN8(12, 14, 12)
-	WIDEN(12, 4, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
-	FSUB4D(4, 6, 6)
-	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	CBZ R15, next14
 
-next10:
-	ADD $32, R20
+load6:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F26, F27)
+
+vector7:
+	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 13, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 11, 11)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 11, 10)
+	SHL20(11, 6)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 11, 11)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 11, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 10, 8)
+	FADD8(8, 13, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(11, 9)
+	FADD8(9, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 9)
+	ADD8(6, 9, 6)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FMUL8(8, 7, 7)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 7, 7)
+	FMUL8(8, 6, 8)
+	FMUL8(7, 8, 7)
+	FADD8(7, 6, 8)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 8, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 10, 11)
+	FMUL8(10, 8, 8)
+	FMUL8(11, 8, 8)
+	FADD8(8, 7, 7)
+	FADD8(7, 6, 13)
+	CMP $4, R20
+	BLT subnormal15
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 13, 13)
+	B restored16
+
+subnormal15:
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 13, 8)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 8, 8)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	ADD8(14, 13, 13)
+	SMAX8(8, 13, 13)
+
+restored16:
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(13, 14, 8)
+	SMIN8(8, 12, 12)
+	SMAX8(13, 12, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
+
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -18292,59 +18787,27 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+merged10:
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -18352,7 +18815,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actMishValueTable<>+0(SB)/8, $0xbf000000bf000000
@@ -18419,39 +18882,47 @@ DATA actMishValueTable<>+480(SB)/8, $0x3f50df1d3f0fbbf2
 DATA actMishValueTable<>+488(SB)/8, $0x3f7e72a33f75a467
 DATA actMishValueTable<>+496(SB)/8, $0x3d3339f73c884877
 DATA actMishValueTable<>+504(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+576(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+584(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+592(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+600(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
+DATA actMishValueTable<>+512(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+520(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+528(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+536(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actMishValueTable<>+608(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+616(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+624(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+632(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+640(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+648(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+656(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+664(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+672(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+680(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+688(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+696(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+704(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+712(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+720(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+728(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+824(SB)/8, $0x405f42bc28bd824e
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $832
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishValueTable<>(SB), R24
@@ -18459,7 +18930,7 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	FSUB8(14, 2, 6)
 	FSUB8(14, 3, 7)
@@ -18472,13 +18943,13 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	AND8(14, 9, 9)
 	SMAX8(7, 6, 10)
 	SMAX8(9, 8, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(11, 10, 11)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 11, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 96(R24), (F28, F29)
@@ -18614,163 +19085,170 @@ near1:
 	FMUL8(8, 12, 4)
 	FLDPQ 96(R23), (F18, F19)
 	FMUL8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 2, 6)
-	FSUB8(14, 3, 7)
-	FSUB8(14, 4, 8)
-	FSUB8(14, 5, 9)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
+some2:
+	SMIN8(7, 6, 12)
+	SMIN8(9, 8, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 64(R24), (F28, F29)
 	FCMGT8(14, 6, 10)
 	FCMGT8(14, 7, 11)
 	FCMGT8(14, 8, 12)
 	FCMGT8(14, 9, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 13, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 11, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
+	CBZ R15, next14
+
+load6:
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 13)
 	WIDEN(12, 2, 3)
-	WIDEN(13, 4, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	WIDEN(13, 6, 7)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
+	FMUL4D(14, 6, 6)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
+	FMUL4D(14, 7, 7)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
+	FADD4D(14, 6, 10)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FADD4D(14, 7, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 6, 10)
-	FADD4D(7, 7, 11)
-	FADD4D(4, 10, 10)
-	FADD4D(5, 11, 11)
-	FMUL4D(4, 10, 10)
-	FMUL4D(5, 11, 11)
-	FMUL4D(6, 6, 8)
-	FMUL4D(7, 7, 9)
-	FADD4D(8, 8, 8)
-	FADD4D(9, 9, 9)
-	FADD4D(8, 10, 8)
-	FADD4D(9, 11, 9)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
-	FDIV4D(8, 10, 10)
-	FDIV4D(9, 11, 11)
-	NARROW(10, 11, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
+	FADD4D(8, 8, 4)
+	FADD4D(9, 9, 5)
+	FADD4D(6, 4, 4)
+	FADD4D(7, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 8, 10)
+	FMUL4D(9, 9, 11)
+	FADD4D(10, 10, 10)
+	FADD4D(11, 11, 11)
+	FADD4D(10, 4, 10)
+	FADD4D(11, 5, 11)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	FDIV4D(10, 4, 4)
+	FDIV4D(11, 5, 5)
+	NARROW(4, 5, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -18782,69 +19260,31 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
+merged10:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 2, 6)
-	FSUB8(14, 3, 7)
-	FSUB8(14, 4, 8)
-	FSUB8(14, 5, 9)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 6, 10)
-	FSUB8(14, 7, 11)
-	FSUB8(14, 8, 12)
-	FSUB8(14, 9, 13)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 10, 10)
-	AND8(14, 11, 11)
-	AND8(14, 12, 12)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	FCMGT8(14, 11, 11)
-	FCMGT8(14, 12, 12)
-	FCMGT8(14, 13, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -18852,7 +19292,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actMishSlopeTable<>+0(SB)/8, $0xbf000000bf000000
@@ -18919,43 +19359,51 @@ DATA actMishSlopeTable<>+480(SB)/8, $0x3f88ae9e3ed132cd
 DATA actMishSlopeTable<>+488(SB)/8, $0x3f83117d3f86c711
 DATA actMishSlopeTable<>+496(SB)/8, $0xbda6990ebd4fb33b
 DATA actMishSlopeTable<>+504(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+576(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+584(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+592(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+600(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+768(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+776(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+784(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+792(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
+DATA actMishSlopeTable<>+512(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+520(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+528(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+536(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actMishSlopeTable<>+608(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+616(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+624(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+632(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+640(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+648(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+656(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+664(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+672(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+680(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+688(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+696(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+704(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+712(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+720(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+728(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+832(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+840(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+848(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+856(SB)/8, $0x4010000000000000
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishSlopeTable<>(SB), R24
@@ -18963,7 +19411,7 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	FSUB8(14, 2, 6)
 	FSUB8(14, 3, 7)
@@ -18976,13 +19424,13 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	AND8(14, 9, 9)
 	SMAX8(7, 6, 10)
 	SMAX8(9, 8, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(11, 10, 11)
 	FLDPQ 64(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 11, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 96(R24), (F28, F29)
@@ -19118,178 +19566,185 @@ near1:
 	MOV8(12, 4)
 	FLDPQ 96(R23), (F18, F19)
 	MOV8(13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 2, 6)
-	FSUB8(14, 3, 7)
-	FSUB8(14, 4, 8)
-	FSUB8(14, 5, 9)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
+some2:
+	SMIN8(7, 6, 12)
+	SMIN8(9, 8, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 64(R24), (F28, F29)
 	FCMGT8(14, 6, 10)
 	FCMGT8(14, 7, 11)
 	FCMGT8(14, 8, 12)
 	FCMGT8(14, 9, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 13, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 11, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
+	CBZ R15, next14
+
+load6:
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 2, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 3, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
+	FMUL4D(14, 2, 6)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
+	FMUL4D(14, 3, 7)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
+	FADD4D(14, 6, 10)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FADD4D(14, 7, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FADD4D(6, 6, 10)
-	FADD4D(7, 7, 11)
-	FADD4D(4, 10, 10)
-	FADD4D(5, 11, 11)
-	FMUL4D(4, 10, 10)
-	FMUL4D(5, 11, 11)
-	FMUL4D(6, 6, 8)
-	FMUL4D(7, 7, 9)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FMUL4D(4, 6, 6)
-	FMUL4D(5, 7, 7)
-	FMUL4D(8, 6, 6)
-	FMUL4D(9, 7, 7)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
 	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
+	FADD4D(8, 8, 4)
+	FADD4D(9, 9, 5)
+	FADD4D(6, 4, 4)
+	FADD4D(7, 5, 5)
+	FMUL4D(6, 4, 4)
+	FMUL4D(7, 5, 5)
+	FMUL4D(8, 8, 10)
+	FMUL4D(9, 9, 11)
+	FADD4D(8, 6, 8)
+	FADD4D(9, 7, 9)
+	FMUL4D(6, 8, 8)
+	FMUL4D(7, 9, 9)
+	FMUL4D(10, 8, 8)
+	FMUL4D(11, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
 	FMUL4D(14, 2, 2)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FMUL4D(14, 3, 3)
-	FMUL4D(2, 6, 6)
-	FMUL4D(3, 7, 7)
-	FADD4D(8, 8, 8)
-	FADD4D(9, 9, 9)
-	FADD4D(8, 10, 8)
-	FADD4D(9, 11, 9)
-	FMUL4D(8, 10, 10)
-	FMUL4D(9, 11, 11)
-	FADD4D(10, 6, 6)
-	FADD4D(11, 7, 7)
-	FMUL4D(8, 8, 8)
-	FMUL4D(9, 9, 9)
-	FDIV4D(8, 6, 6)
-	FDIV4D(9, 7, 7)
-	NARROW(6, 7, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FMUL4D(2, 8, 8)
+	FMUL4D(3, 9, 9)
+	FADD4D(10, 10, 10)
+	FADD4D(11, 11, 11)
+	FADD4D(10, 4, 10)
+	FADD4D(11, 5, 11)
+	FMUL4D(10, 4, 4)
+	FMUL4D(11, 5, 5)
+	FADD4D(4, 8, 8)
+	FADD4D(5, 9, 9)
+	FMUL4D(10, 10, 10)
+	FMUL4D(11, 11, 11)
+	FDIV4D(10, 8, 8)
+	FDIV4D(11, 9, 9)
+	NARROW(8, 9, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -19301,69 +19756,31 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
+merged10:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 2, 6)
-	FSUB8(14, 3, 7)
-	FSUB8(14, 4, 8)
-	FSUB8(14, 5, 9)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	FSUB8(14, 6, 10)
-	FSUB8(14, 7, 11)
-	FSUB8(14, 8, 12)
-	FSUB8(14, 9, 13)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 10, 10)
-	AND8(14, 11, 11)
-	AND8(14, 12, 12)
-	AND8(14, 13, 13)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	FCMGT8(14, 11, 11)
-	FCMGT8(14, 12, 12)
-	FCMGT8(14, 13, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -19371,7 +19788,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actGELUValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -19438,75 +19855,83 @@ DATA actGELUValueTable<>+480(SB)/8, $0x3e0a430f00000000
 DATA actGELUValueTable<>+488(SB)/8, $0x3c71d84c3d522d9a
 DATA actGELUValueTable<>+496(SB)/8, $0x3a95c1ad3ba03d62
 DATA actGELUValueTable<>+504(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+544(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+552(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+560(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+568(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+576(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+584(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+592(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+600(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+608(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+616(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+624(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+632(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+736(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+744(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+752(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+760(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+768(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+776(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+784(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+792(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+800(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+808(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+816(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+824(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+832(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+840(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+848(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+856(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+864(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+872(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+880(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+888(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+896(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+904(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+912(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+920(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+928(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+936(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+944(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+952(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+960(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+968(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+976(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+984(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+992(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1000(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1008(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1016(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1024(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1032(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1040(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1048(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1056
+DATA actGELUValueTable<>+512(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+520(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+528(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+536(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actGELUValueTable<>+608(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+616(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+624(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+632(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+640(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+648(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+656(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+664(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+672(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+680(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+688(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+696(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+704(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+712(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+720(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+728(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+736(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+744(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+752(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+760(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+768(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+776(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+784(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+792(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+800(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+808(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+816(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+824(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+832(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+840(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+848(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+856(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+864(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+872(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+880(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+888(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+896(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+904(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+912(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+920(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+928(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+936(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+944(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+952(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+960(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+968(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+976(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+984(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+992(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1000(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1008(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1016(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1024(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1032(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1040(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1048(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1056(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1064(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1072(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1080(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1088(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1096(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1104(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1112(SB)/8, $0x405803a22e3cd11a
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUValueTable<>(SB), R24
@@ -19514,21 +19939,21 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -19681,205 +20106,228 @@ near1:
 	EOR8(5, 5, 5)
 	SMAX8(5, 9, 5)
 	FSUB8(13, 5, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
+	CBZ R15, next14
+
+load6:
+
+vector7:
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 608(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
-	FMUL4D(2, 2, 4)
-	FMUL4D(3, 3, 5)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 576(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 608(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 608(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
 	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
+	FMUL4D(14, 6, 6)
 	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
+	FMUL4D(14, 7, 7)
 	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 6, 6)
+	FADD4D(14, 6, 10)
 	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FADD4D(14, 7, 11)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 672(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
 	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 2, 8)
+	FADD4D(14, 8, 8)
 	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 3, 9)
+	FADD4D(14, 9, 9)
 	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 4, 4)
 	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
 	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FMUL4D(14, 2, 10)
 	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FMUL4D(14, 3, 11)
 	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 10, 10)
 	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 10, 10)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 9, 9)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 2, 10)
+	FADD4D(14, 10, 10)
 	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 3, 11)
+	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
 	FMUL4D(3, 11, 11)
 	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 10, 10)
 	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 960(R24), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 2, 4)
 	FLDPQ 960(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
+	FADD4D(14, 3, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 4, 4)
 	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 4, 4)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 11, 11)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 4, 4)
+	ADD $1056, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 4, 4)
+	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 10, 10)
+	FMUL4D(7, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FMUL4D(4, 8, 8)
 	FMUL4D(5, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
-	FMUL4D(10, 6, 6)
-	FMUL4D(11, 7, 7)
-	FDIV4D(6, 8, 8)
-	FDIV4D(7, 9, 9)
-	WIDEN(13, 4, 5)
-	FSUB4D(8, 4, 4)
-	FSUB4D(9, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FDIV4D(8, 10, 10)
+	FDIV4D(9, 11, 11)
+	WIDEN(13, 6, 7)
+	FSUB4D(10, 6, 6)
+	FSUB4D(11, 7, 7)
+	NARROW(6, 7, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -19891,59 +20339,36 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+merged10:
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FLDPQ (R23), (F4, F5)
+	AND8(2, 14, 2)
+	FLDPQ 32(R23), (F6, F7)
+	AND8(3, 14, 3)
+	FLDPQ 64(R23), (F8, F9)
+	AND8(4, 14, 4)
+	FLDPQ 96(R23), (F10, F11)
+	AND8(5, 14, 5)
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -19951,7 +20376,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actGELUSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -20022,83 +20447,91 @@ DATA actGELUSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actGELUSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+544(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+552(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+560(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+576(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+584(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+592(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+600(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+608(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+616(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+624(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+632(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+640(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+648(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+656(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+664(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+768(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+776(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+784(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+792(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+800(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+808(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+816(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+824(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+864(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+872(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+880(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+888(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+896(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+904(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+912(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+920(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+960(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+968(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+976(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+984(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+992(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1056(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1064(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1072(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1080(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1088(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1096(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1104(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1112(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1120(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1128(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1136(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1144(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
+DATA actGELUSlopeTable<>+544(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+552(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+560(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+568(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+576(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+584(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+592(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+600(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actGELUSlopeTable<>+640(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+648(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+656(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+664(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+672(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+680(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+688(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+696(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+704(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+712(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+720(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+728(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+832(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+840(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+848(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+856(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+864(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+872(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+880(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+888(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+896(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+904(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+912(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+920(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+960(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+968(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+976(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+984(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+992(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1056(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1064(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1072(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1080(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1088(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1096(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1104(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1112(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1120(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1128(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1136(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1144(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1152(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1160(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1168(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1176(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1184(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1192(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1200(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1208(SB)/8, $0x8000000080000000
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1216
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUSlopeTable<>(SB), R24
@@ -20106,21 +20539,21 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -20277,218 +20710,241 @@ near1:
 	FSUB8(13, 14, 5)
 	SIGN8(9, 9)
 	BIT8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
+	CBZ R15, next14
+
+load6:
+
+vector7:
 	FCMGTZERO8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
-	FMUL4D(2, 2, 4)
-	FMUL4D(3, 3, 5)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 4, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 5, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 8)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 640(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	FMUL4D(2, 2, 6)
+	FMUL4D(3, 3, 7)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
+	FMUL4D(14, 6, 6)
 	FLDPQ 672(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
+	FMUL4D(14, 7, 7)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 6, 6)
+	FADD4D(14, 6, 10)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 736(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FADD4D(14, 7, 11)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 704(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
 	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 2, 8)
+	FADD4D(14, 8, 8)
 	FLDPQ 768(R24), (F28, F29)
-	FMUL4D(14, 3, 9)
+	FADD4D(14, 9, 9)
 	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 4, 4)
 	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
 	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FMUL4D(14, 2, 10)
 	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FMUL4D(14, 3, 11)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 10, 10)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 9, 9)
-	FMUL4D(2, 8, 8)
-	FMUL4D(3, 9, 9)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 8, 8)
+	FADD4D(14, 10, 10)
 	FLDPQ 896(R24), (F28, F29)
-	FADD4D(14, 9, 9)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 928(R24), (F28, F29)
-	FADD4D(14, 2, 10)
+	FADD4D(14, 10, 10)
 	FLDPQ 928(R24), (F28, F29)
-	FADD4D(14, 3, 11)
+	FADD4D(14, 11, 11)
 	FMUL4D(2, 10, 10)
 	FMUL4D(3, 11, 11)
 	FLDPQ 960(R24), (F28, F29)
 	FADD4D(14, 10, 10)
 	FLDPQ 960(R24), (F28, F29)
 	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 2, 4)
 	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
+	FADD4D(14, 3, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 4, 4)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 4, 4)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 11, 11)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1088, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FMUL4D(14, 2, 2)
+	FADD4D(14, 4, 4)
 	ADD $1088, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FMUL4D(14, 3, 3)
-	FMUL4D(10, 2, 2)
-	FMUL4D(11, 3, 3)
-	FSUB4D(2, 8, 8)
-	FSUB4D(3, 9, 9)
-	FMUL4D(4, 8, 8)
-	FMUL4D(5, 9, 9)
-	FMUL4D(10, 6, 6)
-	FMUL4D(11, 7, 7)
-	FDIV4D(6, 8, 8)
-	FDIV4D(7, 9, 9)
-	NARROW(8, 9, 12)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1120, R24, R15
 	FLDPQ (R15), (F28, F29)
-	AND8(14, 13, 4)
-	EOR8(4, 12, 12)
+	FADD4D(14, 4, 4)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 2, 2)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL4D(14, 3, 3)
+	FMUL4D(4, 2, 2)
+	FMUL4D(5, 3, 3)
+	FSUB4D(2, 10, 10)
+	FSUB4D(3, 11, 11)
+	FMUL4D(6, 10, 10)
+	FMUL4D(7, 11, 11)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FDIV4D(8, 10, 10)
+	FDIV4D(9, 11, 11)
+	NARROW(10, 11, 12)
+	ADD $1184, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 13, 6)
+	EOR8(6, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
 	AND8(14, 13, 13)
 	FADD8(12, 13, 12)
-	FSTPQ (F24, F25), 128(R20)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -20500,59 +20956,36 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+merged10:
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FLDPQ (R23), (F4, F5)
+	AND8(2, 14, 2)
+	FLDPQ 32(R23), (F6, F7)
+	AND8(3, 14, 3)
+	FLDPQ 64(R23), (F8, F9)
+	AND8(4, 14, 4)
+	FLDPQ 96(R23), (F10, F11)
+	AND8(5, 14, 5)
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -20560,7 +20993,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actGELUTanhValueTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -20627,43 +21060,51 @@ DATA actGELUTanhValueTable<>+480(SB)/8, $0x3dfe341400000000
 DATA actGELUTanhValueTable<>+488(SB)/8, $0x3c8474ad3d634866
 DATA actGELUTanhValueTable<>+496(SB)/8, $0x3a25b5fa3b5807ee
 DATA actGELUTanhValueTable<>+504(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+512(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+520(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+528(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+536(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+544(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+552(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+560(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+568(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+608(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+616(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+624(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+632(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+704(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+712(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+720(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+728(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+736(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+744(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+752(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+760(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+768(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+776(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+784(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+792(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $800
+DATA actGELUTanhValueTable<>+512(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+520(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+528(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+536(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+544(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+552(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+560(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+568(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+576(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+584(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+592(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+600(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhValueTable<>+608(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+616(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+624(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+632(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+640(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+648(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+656(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+664(SB)/8, $0x4140000041400000
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+704(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+712(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+720(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+728(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+736(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+744(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+752(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+760(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+856(SB)/8, $0x405f42bc28bd824e
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhValueTable<>(SB), R24
@@ -20671,21 +21112,21 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -20838,149 +21279,168 @@ near1:
 	EOR8(5, 5, 5)
 	SMAX8(5, 9, 5)
 	FSUB8(13, 5, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 544(R24), (F28, F29)
+	CBZ R15, next14
+
+load6:
+
+vector7:
+	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 13)
 	WIDEN(13, 2, 3)
-	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 6, 4)
-	FLDPQ 608(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 640(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
+	FMUL4D(2, 2, 8)
+	FMUL4D(3, 3, 9)
 	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 4, 8)
+	FMUL4D(14, 8, 6)
 	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 672(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 672(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	FMUL4D(14, 9, 7)
 	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FADD4D(14, 7, 7)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 768(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 6, 10)
+	FLDPQ 736(R24), (F28, F29)
+	FADD4D(14, 7, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 736(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 8, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FADD4D(14, 9, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 832(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
 	WIDEN(12, 2, 3)
-	FADD4D(6, 4, 6)
-	FADD4D(7, 5, 7)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	FDIV4D(6, 4, 4)
-	FDIV4D(7, 5, 5)
-	NARROW(4, 5, 12)
-	FSTPQ (F24, F25), 128(R20)
+	FADD4D(8, 6, 8)
+	FADD4D(9, 7, 9)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FDIV4D(8, 6, 6)
+	FDIV4D(9, 7, 7)
+	NARROW(6, 7, 12)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -20992,59 +21452,36 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+merged10:
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 512(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FLDPQ (R23), (F4, F5)
+	AND8(2, 14, 2)
+	FLDPQ 32(R23), (F6, F7)
+	AND8(3, 14, 3)
+	FLDPQ 64(R23), (F8, F9)
+	AND8(4, 14, 4)
+	FLDPQ 96(R23), (F10, F11)
+	AND8(5, 14, 5)
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -21052,7 +21489,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 DATA actGELUTanhSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
@@ -21123,51 +21560,59 @@ DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x3f8000003f800000
 DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+576(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+584(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+592(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+600(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $896
+DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+576(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+584(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+592(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+600(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x7f8000007f800000
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x4140000041400000
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+896(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+928(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+936(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+944(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+952(SB)/8, $0x3ff9884533d43651
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $960
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhSlopeTable<>(SB), R24
@@ -21175,21 +21620,21 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	FSTPQ (F6, F7), 32(R23)
 	FSTPQ (F8, F9), 64(R23)
 	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 256(R23)
+	FSTPQ (F30, F31), 384(R23)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 2, 2)
 	AND8(14, 3, 3)
 	AND8(14, 4, 4)
 	AND8(14, 5, 5)
 	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 11)
-	SMAX8(11, 10, 10)
+	SMAX8(5, 4, 9)
+	SMAX8(9, 10, 9)
 	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 10, 10)
+	CMGT8(14, 9, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, far2
-	MOVD ZR, R20
+	CBNZ R15, some2
+	MOVD $0, R20
 
 near1:
 	FLDPQ 64(R24), (F28, F29)
@@ -21346,166 +21791,185 @@ near1:
 	FSUB8(13, 14, 5)
 	SIGN8(9, 9)
 	BIT8(9, 13, 5)
-	CBNZ R20, both3
-	FLDPQ 256(R23), (F30, F31)
+	CMP $1, R20
+	BGE both3
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
-far2:
+some2:
+	SMIN8(3, 2, 12)
+	SMIN8(5, 4, 13)
+	SMIN8(13, 12, 12)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(12, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, all4
+
+mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
 	FCMGT8(14, 3, 11)
 	FCMGT8(14, 4, 12)
 	FCMGT8(14, 5, 13)
-	ORR8(11, 10, 6)
-	ORR8(13, 12, 7)
-	ORR8(7, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan4
-	AND8(11, 10, 6)
-	AND8(13, 12, 7)
-	AND8(7, 6, 6)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 6, 6)
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, apart7
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	VEXT $4, V6.B16, V6.B16, V6.B16
-	VEXT $4, V7.B16, V7.B16, V7.B16
+	FSTPQ (F20, F21), 256(R23)
+	FSTPQ (F22, F23), 288(R23)
+	FSTPQ (F24, F25), 320(R23)
+	FSTPQ (F26, F27), 352(R23)
 	VEXT $4, V22.B16, V22.B16, V22.B16
 	VEXT $4, V23.B16, V23.B16, V23.B16
-	FLDPQ 64(R23), (F8, F9)
-	VEXT $8, V8.B16, V8.B16, V8.B16
-	VEXT $8, V9.B16, V9.B16, V9.B16
 	VEXT $8, V24.B16, V24.B16, V24.B16
 	VEXT $8, V25.B16, V25.B16, V25.B16
-	FLDPQ 96(R23), (F10, F11)
-	VEXT $12, V10.B16, V10.B16, V10.B16
-	VEXT $12, V11.B16, V11.B16, V11.B16
 	VEXT $12, V26.B16, V26.B16, V26.B16
 	VEXT $12, V27.B16, V27.B16, V27.B16
-	AND8(11, 10, 7)
-	ORR8(11, 10, 6)
-	AND8(12, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(12, 6, 6)
-	AND8(13, 6, 8)
-	ORR8(8, 7, 7)
-	ORR8(13, 6, 6)
+	ADD8(11, 10, 6)
+	ADD8(13, 12, 7)
+	ADD8(7, 6, 6)
+	FLDPQ 576(R24), (F28, F29)
+	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
-	CBNZ R15, apart7
-	AND8(10, 2, 2)
-	AND8(11, 3, 3)
-	AND8(12, 4, 4)
-	AND8(13, 5, 5)
-	ORR8(3, 2, 2)
-	ORR8(5, 4, 4)
-	ORR8(4, 2, 12)
-	MOVD R23, R20
-	MOVD ZR, R19
-	B vector6
-
-apart7:
-	MOVD R23, R20
-
-vector9:
-	FLDPQ (R20), (F24, F25)
-
-vector6:
-	MOV8(12, 13)
+	CBNZ R15, apart9
+	MAXOFALL(6)
+	VMOV V12.S[0], R15
+	CBZ R15, nan12
+	FLDPQ (R23), (F12, F13)
+	AND8(6, 10, 6)
+	FLDPQ 32(R23), (F14, F15)
+	VEXT $4, V14.B16, V14.B16, V14.B16
+	VEXT $4, V15.B16, V15.B16, V15.B16
+	AND8(11, 7, 7)
+	FLDPQ 64(R23), (F16, F17)
+	VEXT $8, V16.B16, V16.B16, V16.B16
+	VEXT $8, V17.B16, V17.B16, V17.B16
+	AND8(12, 8, 8)
+	FLDPQ 96(R23), (F18, F19)
+	VEXT $12, V18.B16, V18.B16, V18.B16
+	VEXT $12, V19.B16, V19.B16, V19.B16
+	AND8(13, 9, 9)
+	ORR8(7, 6, 6)
+	ORR8(9, 8, 8)
+	ORR8(8, 6, 12)
+	MOVD $2, R20
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 13, 13)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 13, 13)
+	AND8(14, 12, 13)
+	MOVD $1, R19
+	B vector7
+
+all4:
+	MOVD $3, R20
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, begin11
+	B mixed8
+
+apart9:
+	MOVD $1, R20
+
+begin11:
+
+loop13:
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F24, F25)
+	CMP $3, R20
+	BGE load6
+	ADD R19<<5, R23, R15
+	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next10
-	FLDPQ 576(R24), (F28, F29)
+	CBZ R15, next14
+
+load6:
+
+vector7:
+	FLDPQ 640(R24), (F28, F29)
 	FMAX8(12, 14, 12)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
-	FMUL4D(2, 2, 6)
-	FMUL4D(3, 3, 7)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 6, 4)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL4D(14, 7, 5)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 672(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
+	FMUL4D(2, 2, 8)
+	FMUL4D(3, 3, 9)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 4, 8)
+	FMUL4D(14, 8, 6)
 	FLDPQ 704(R24), (F28, F29)
-	FADD4D(14, 5, 9)
-	FLDPQ 704(R24), (F28, F29)
-	FSUB4D(14, 8, 10)
-	FLDPQ 704(R24), (F28, F29)
-	FSUB4D(14, 9, 11)
-	FSUB4D(10, 4, 4)
-	FSUB4D(11, 5, 5)
-	FMUL4D(4, 4, 10)
-	FMUL4D(5, 5, 11)
+	FMUL4D(14, 9, 7)
 	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 10, 6)
-	FLDPQ 736(R24), (F28, F29)
-	FMUL4D(14, 11, 7)
-	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 7)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 800(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(4, 10, 4)
-	FMUL4D(5, 11, 5)
-	SHL52(8, 8)
-	SHL52(9, 9)
-	FADD4D(4, 6, 10)
-	FADD4D(5, 7, 11)
+	FMUL4D(2, 6, 6)
+	FMUL4D(3, 7, 7)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 6, 10)
+	FLDPQ 768(R24), (F28, F29)
+	FADD4D(14, 7, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FSUB4D(14, 10, 4)
+	FLDPQ 768(R24), (F28, F29)
+	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
-	ADD4D(8, 10, 4)
-	ADD4D(9, 11, 5)
-	FMUL4D(2, 2, 10)
-	FMUL4D(3, 3, 11)
+	FMUL4D(6, 6, 4)
+	FMUL4D(7, 7, 5)
+	FLDPQ 800(R24), (F28, F29)
+	FMUL4D(14, 4, 8)
+	FLDPQ 800(R24), (F28, F29)
+	FMUL4D(14, 5, 9)
 	FLDPQ 832(R24), (F28, F29)
-	FMUL4D(14, 10, 10)
+	FADD4D(14, 8, 8)
 	FLDPQ 832(R24), (F28, F29)
-	FMUL4D(14, 11, 11)
+	FADD4D(14, 9, 9)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 10, 10)
+	FADD4D(14, 4, 4)
 	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 2)
-	FMUL4D(3, 11, 3)
-	FADD4D(6, 4, 10)
-	FADD4D(7, 5, 11)
+	FADD4D(14, 5, 5)
+	FMUL4D(6, 4, 6)
+	FMUL4D(7, 5, 7)
+	SHL52(10, 10)
+	SHL52(11, 11)
+	FADD4D(6, 8, 4)
+	FADD4D(7, 9, 5)
+	FSUB4D(6, 8, 8)
+	FSUB4D(7, 9, 9)
+	ADD4D(10, 4, 6)
+	ADD4D(11, 5, 7)
+	FMUL4D(2, 2, 4)
+	FMUL4D(3, 3, 5)
+	FLDPQ 896(R24), (F28, F29)
+	FMUL4D(14, 4, 4)
+	FLDPQ 896(R24), (F28, F29)
+	FMUL4D(14, 5, 5)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 4, 4)
+	FLDPQ 928(R24), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 2)
+	FMUL4D(3, 5, 3)
+	FADD4D(8, 6, 4)
+	FADD4D(9, 7, 5)
+	FMUL4D(8, 2, 2)
+	FMUL4D(9, 3, 3)
+	FADD4D(4, 2, 2)
+	FADD4D(5, 3, 3)
 	FMUL4D(6, 2, 2)
 	FMUL4D(7, 3, 3)
-	FADD4D(10, 2, 2)
-	FADD4D(11, 3, 3)
-	FMUL4D(4, 2, 2)
-	FMUL4D(5, 3, 3)
-	FMUL4D(10, 10, 10)
-	FMUL4D(11, 11, 11)
-	FDIV4D(10, 2, 2)
-	FDIV4D(11, 3, 3)
+	FMUL4D(4, 4, 4)
+	FMUL4D(5, 5, 5)
+	FDIV4D(4, 2, 2)
+	FDIV4D(5, 3, 3)
 	NARROW(2, 3, 12)
-	FSTPQ (F24, F25), 128(R20)
+	ADD R19<<5, R23, R15
+	FSTPQ (F24, F25), 96(R15)
 
-next10:
-	ADD $32, R20
+next14:
 	SUBS $1, R19
-	BGT vector9
-	TBZ $63, R19, again8
+	BGT loop13
+	CMP $3, R20
+	BGE whole5
+	CMP $2, R20
+	BLT merged10
 	FSTPQ (F24, F25), 128(R23)
 	VEXT $12, V24.B16, V24.B16, V26.B16
 	VEXT $12, V25.B16, V25.B16, V27.B16
@@ -21517,59 +21981,36 @@ next10:
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
 
-again8:
-	FLDPQ (R23), (F4, F5)
-	FLDPQ 32(R23), (F6, F7)
-	FLDPQ 64(R23), (F8, F9)
-	FLDPQ 96(R23), (F10, F11)
+merged10:
 	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	AND8(11, 10, 10)
-	AND8(13, 12, 12)
-	AND8(12, 10, 10)
-	FLDPQ 544(R24), (F28, F29)
-	EOR8(14, 10, 10)
-	MAXOFALL(10)
-	VMOV V20.S[0], R15
-	CBZ R15, whole5
+	FLDPQ (R23), (F4, F5)
+	AND8(2, 14, 2)
+	FLDPQ 32(R23), (F6, F7)
+	AND8(3, 14, 3)
+	FLDPQ 64(R23), (F8, F9)
+	AND8(4, 14, 4)
+	FLDPQ 96(R23), (F10, F11)
+	AND8(5, 14, 5)
 	B near1
 
-nan4:
-	MOVD ZR, R20
+nan12:
+	MOVD $0, R20
 	B near1
 
 both3:
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 6, 10)
-	FCMGT8(14, 7, 11)
-	FCMGT8(14, 8, 12)
-	FCMGT8(14, 9, 13)
-	FLDPQ 128(R23), (F12, F13)
-	BIT8(10, 6, 2)
-	FLDPQ 160(R23), (F14, F15)
-	BIT8(11, 7, 3)
-	FLDPQ 192(R23), (F16, F17)
-	BIT8(12, 8, 4)
-	FLDPQ 224(R23), (F18, F19)
-	BIT8(13, 9, 5)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 256(R23), (F12, F13)
+	FLDPQ 128(R23), (F28, F29)
+	BIT8(6, 14, 2)
+	FLDPQ 288(R23), (F14, F15)
+	FLDPQ 160(R23), (F28, F29)
+	BIT8(7, 14, 3)
+	FLDPQ 320(R23), (F16, F17)
+	FLDPQ 192(R23), (F28, F29)
+	BIT8(8, 14, 4)
+	FLDPQ 352(R23), (F18, F19)
+	FLDPQ 224(R23), (F28, F29)
+	BIT8(9, 14, 5)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 whole5:
@@ -21577,7 +22018,7 @@ whole5:
 	FLDPQ 160(R23), (F6, F7)
 	FLDPQ 192(R23), (F8, F9)
 	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 256(R23), (F30, F31)
+	FLDPQ 384(R23), (F30, F31)
 	RET
 
 

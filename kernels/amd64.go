@@ -174,6 +174,9 @@ var amd64Ops = [...]string{
 	opMaxInt: "VPMAXSD",
 	opMinInt: "VPMINSD",
 	opGTInt:  "VPCMPGTD",
+	opAddInt: "VPADDD",
+
+	opMinUnsigned: "VPMINUD",
 
 	opAdd64:    "VADDPD",
 	opSub64:    "VSUBPD",
@@ -236,18 +239,20 @@ func (l amd64) returnFromTable(table string, n int) {
 // ---- functions and calls
 
 // The frame of a kernel with calls. R14 points to the area, at a multiple of the vector
-// size. The area has the function's 4 arguments, then its results for far arguments,
-// then the fields below. BP remains the frame pointer, by which tools walk the stack.
+// size. The area has the function's 4 arguments, then its results for far arguments, the
+// masks of these, and the fields below. BP remains the frame pointer, by which tools walk the stack.
 const (
-	amd64Function = 8*vecBytes + 8*iota // the function's address
-	amd64Params                         // two float32
-	amd64Param64                        // the first parameter as float64
-	amd64Bytes                          // bytes of the arguments of this call
-	amd64Far                            // 0 if no argument has far lanes, 2 if these are merged, else 1
-	amd64Flags                          // for each flag: not 0 if it is set
+	amd64Function = 12*vecBytes + 8*iota // the function's address
+	amd64Params                          // two float32
+	amd64Param64                         // the first parameter as float64
+	amd64Bytes                           // bytes of the arguments of this call
+	amd64Far                             // a farLanes
+	amd64Saved                           // the kernel's AX
+	amd64Flags                           // for each flag: not 0 if it is set
 
 	amd64AreaLen    = amd64Flags + 8*len(flagNames)
 	amd64FarResults = 4 * vecBytes
+	amd64FarMasks   = 8 * vecBytes
 )
 
 func (amd64) frame() int { return amd64AreaLen + vecBytes }
@@ -307,57 +312,86 @@ func (l amd64) ifNone(v vec, label string) {
 	l.printf("JEQ %s", label)
 }
 
-func (l amd64) nothingFar() { l.printf("MOVQ $0, %d(R14)", amd64Far) }
-
-func (l amd64) beginFar() { l.printf("PUSHQ AX") }
-
-func (l amd64) eachFar(z vec, enter string, body func(next string)) {
-	l.printf("MOVQ $1, %d(R14)", amd64Far)
-	l.printf("MOVQ $0, AX")
-	loop, next := l.newLabel("vector"), l.newLabel("next")
+// eachFar begins with the last vector.
+func (l amd64) eachFar(z vec, body func(next string)) {
+	l.printf("MOVQ AX, %d(R14)", amd64Saved)
+	l.printf("MOVQ %d(R14), AX", amd64Bytes)
+	l.printf("SUBQ $%d, AX", vecBytes)
+	loop, next := l.newLabel("loop"), l.newLabel("next")
 	l.label(loop)
 	l.printf("VMOVUPS (R14)(AX*1), Y%d", z)
-	l.label(enter)
 	body(next)
 	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", z, amd64FarResults)
 	l.label(next)
-	l.printf("ADDQ $%d, AX", vecBytes)
-	l.printf("CMPQ AX, %d(R14)", amd64Bytes)
-	l.printf("JLT %s", loop)
-	l.printf("POPQ AX")
+	l.printf("SUBQ $%d, AX", vecBytes)
+	l.printf("JGE %s", loop)
+	l.printf("MOVQ %d(R14), AX", amd64Saved)
 }
 
-func (l amd64) alone(enter string) { // as the last vector of the loop
-	l.printf("MOVQ $2, %d(R14)", amd64Far)
-	l.printf("MOVQ %d(R14), AX", amd64Bytes)
-	l.printf("SUBQ $%d, AX", vecBytes)
+func (l amd64) alone(enter string) { // as the first vector
+	l.printf("MOVQ AX, %d(R14)", amd64Saved)
+	l.printf("MOVQ $0, AX")
 	l.jump(enter)
 }
 
-func (l amd64) ifEach(label string) {
-	l.printf("CMPQ %d(R14), $1", amd64Far)
-	l.printf("JEQ %s", label)
+func (l amd64) setFar(k farLanes) { l.printf("MOVQ $%d, %d(R14)", k, amd64Far) }
+
+func (l amd64) ifFar(c cond, k farLanes, label string) {
+	l.printf("CMPQ %d(R14), $%d", amd64Far, k)
+	l.branch(c, label)
 }
 
-func (l amd64) saveFarResult(src vec, j int) {
+// ifMerged uses both conditions of one test: twice and sum, and only sum.
+func (l amd64) ifMerged(twice, sum vec, apart, none string) {
+	l.printf("VTESTPS Y%d, Y%d", sum, twice)
+	l.printf("JNE %s", apart)
+	l.printf("JCS %s", none)
+}
+
+func (l amd64) saveFarMask(src vec, j int) {
+	l.printf("VMOVUPS Y%d, %d(R14)", src, amd64FarMasks+j*vecBytes)
+}
+
+func (l amd64) loadFarMask(dst vec) {
+	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarMasks, dst)
+}
+
+func (l amd64) loadFar(dst vec) {
+	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarResults, dst)
+}
+
+func (l amd64) saveFar(src vec, j int) {
 	l.printf("VMOVUPS Y%d, %d(R14)", src, amd64FarResults+j*vecBytes)
 }
 
 func (l amd64) rotate(dst, x vec, n int) {
-	imm := 0
+	l.printf("VPERMILPS $%d, Y%d, Y%d", rotation(n), x, dst)
+}
+
+func rotation(n int) (imm int) {
 	for i := range 4 {
 		imm |= (i + n) % 4 << (2 * i)
 	}
-	l.printf("VPERMILPS $%d, Y%d, Y%d", imm, x, dst)
+	return imm
 }
 
-func (l amd64) ifFar(label string) {
-	l.printf("CMPQ %d(R14), $0", amd64Far)
-	l.printf("JNE %s", label)
+func (l amd64) rotateArgument(dst vec, j int) {
+	l.printf("VPERMILPS $%d, %d(R14), Y%d", rotation(j), j*vecBytes, dst)
+}
+
+func (l amd64) opArgument(o op, dst, x vec, j int) {
+	l.printf("%s %d(R14), Y%d, Y%d", amd64Ops[o], j*vecBytes, x, dst)
 }
 
 func (l amd64) farResult(dst vec, j int) {
 	l.printf("VMOVUPS %d(R14), Y%d", amd64FarResults+j*vecBytes, dst)
+}
+
+func (l amd64) replaceFar(dst, t vec, j int) {
+	l.printf("VMOVUPS %d(R14), Y%d", amd64FarMasks+j*vecBytes, t)
+	l.op(opAndNot, dst, t, dst)
+	l.printf("VANDPS %d(R14), Y%d, Y%d", amd64FarResults+j*vecBytes, t, t)
+	l.op(opOr, dst, dst, t)
 }
 
 func (l amd64) shiftRight(dst vec, n int) { l.printf("VPSRLD $%d, Y%d, Y%d", n, dst, dst) }
@@ -420,3 +454,4 @@ func (l amd64) narrow(dst vec, src pair, t vec) {
 }
 
 func (l amd64) shift52(dst, x vec) { l.printf("VPSLLQ $52, Y%d, Y%d", x, dst) }
+func (l amd64) shift20(dst, x vec) { l.printf("VPSLLD $20, Y%d, Y%d", x, dst) }

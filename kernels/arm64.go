@@ -329,6 +329,9 @@ var arm64Ops = map[op]macro{
 	opMaxInt: smax,
 	opMinInt: smin,
 	opGTInt:  cmgt,
+	opAddInt: add32,
+
+	opMinUnsigned: umin,
 
 	opAdd64:    fadd64,
 	opSub64:    fsub64,
@@ -380,17 +383,18 @@ const (
 	arm64Area     = "R23" // the area, which lies in the frame
 	arm64Function = "R22" // the function's address
 	arm64ActCode  = "R21" // the address of its actCode
-	arm64Next     = "R20" // the next argument in the area; 0 if none has far lanes
+	arm64Far      = "R20" // a farLanes
 	arm64Left     = "R19" // number of arguments left
 	arm64Param    = "R15" // the parameters' address, or a temporary
 )
 
-// The area has the function's 4 arguments, its results for far arguments, and the mask
-// of the tail, whose registers hold the row of a lookup.
+// The area has the function's 4 arguments, its results for far arguments, the masks of
+// these, and the mask of the tail, whose registers hold the row of a lookup.
 const (
 	arm64FarResults = 4 * vecBytes
-	arm64Mask       = 8 * vecBytes
-	arm64AreaLen    = 9 * vecBytes
+	arm64FarMasks   = 8 * vecBytes
+	arm64Mask       = 12 * vecBytes
+	arm64AreaLen    = 13 * vecBytes
 	arm64Row        = 30
 )
 
@@ -464,35 +468,52 @@ func (l arm64) ifNone(v vec, label string) {
 	l.printf("CBZ %s, %s", arm64Param, label)
 }
 
-func (l arm64) nothingFar() { l.printf("MOVD ZR, %s", arm64Next) }
-
-func (l arm64) beginFar() {}
-
-func (l arm64) eachFar(z vec, enter string, body func(next string)) {
-	l.printf("MOVD %s, %s", arm64Area, arm64Next)
-	loop, next := l.newLabel("vector"), l.newLabel("next")
+// eachFar begins with the last vector.
+func (l arm64) eachFar(z vec, body func(next string)) {
+	loop, next := l.newLabel("loop"), l.newLabel("next")
 	l.label(loop)
-	l.loadFrom(z, 0, arm64Next)
-	l.label(enter)
+	l.loadEach(z, 0)
 	body(next)
-	l.storeTo(z, arm64FarResults, arm64Next)
+	l.printf("ADD %s<<%d, %s, %s", arm64Left, vecShift, arm64Area, arm64Param)
+	l.storeTo(z, arm64FarResults-vecBytes, arm64Param)
 	l.label(next)
-	l.printf("ADD $%d, %s", vecBytes, arm64Next)
 	l.printf("SUBS $1, %s", arm64Left)
 	l.printf("BGT %s", loop)
 }
 
-func (l arm64) alone(enter string) { // with none left, so that less than none are at the end
-	l.printf("MOVD %s, %s", arm64Area, arm64Next)
-	l.printf("MOVD ZR, %s", arm64Left)
+// loadEach loads a vector of the argument that eachFar is at. off is that of the first
+// argument's vector in the area.
+func (l arm64) loadEach(dst vec, off int) {
+	l.printf("ADD %s<<%d, %s, %s", arm64Left, vecShift, arm64Area, arm64Param)
+	l.loadFrom(dst, off-vecBytes, arm64Param)
+}
+
+func (l arm64) alone(enter string) { // as the first vector
+	l.printf("MOVD $1, %s", arm64Left)
 	l.jump(enter)
 }
 
-func (l arm64) ifEach(label string) { l.printf("TBZ $63, %s, %s", arm64Left, label) }
+func (l arm64) setFar(k farLanes) { l.printf("MOVD $%d, %s", k, arm64Far) }
 
-func (l arm64) saveFarResult(src vec, j int) {
-	l.storeTo(src, arm64FarResults+j*vecBytes, arm64Area)
+func (l arm64) ifFar(c cond, k farLanes, label string) {
+	l.printf("CMP $%d, %s", k, arm64Far)
+	l.branch(c, label)
 }
+
+func (l arm64) ifMerged(twice, sum vec, apart, none string) {
+	l.ifAny(twice, apart)
+	l.ifNone(sum, none)
+}
+
+func (l arm64) saveFarMask(src vec, j int) {
+	l.storeTo(src, arm64FarMasks+j*vecBytes, arm64Area)
+}
+
+func (l arm64) loadFar(dst vec) { l.loadEach(dst, arm64FarResults) }
+
+func (l arm64) loadFarMask(dst vec) { l.loadEach(dst, arm64FarMasks) }
+
+func (l arm64) saveFar(src vec, j int) { l.storeTo(src, arm64FarResults+j*vecBytes, arm64Area) }
 
 func (l arm64) rotate(dst, x vec, n int) {
 	for h := range 2 {
@@ -500,10 +521,24 @@ func (l arm64) rotate(dst, x vec, n int) {
 	}
 }
 
-func (l arm64) ifFar(label string) { l.printf("CBNZ %s, %s", arm64Next, label) }
+func (l arm64) rotateArgument(dst vec, j int) {
+	l.argument(dst, j)
+	l.rotate(dst, dst, j)
+}
+
+func (l arm64) opArgument(o op, dst, x vec, j int) {
+	l.argument(dst, j)
+	l.op(o, dst, x, dst)
+}
 
 func (l arm64) farResult(dst vec, j int) {
 	l.loadFrom(dst, arm64FarResults+j*vecBytes, arm64Area)
+}
+
+func (l arm64) replaceFar(dst, t vec, j int) {
+	l.loadFrom(t, arm64FarMasks+j*vecBytes, arm64Area)
+	l.farResult(constVec, j)
+	l.use(bit, t, constVec, dst)
 }
 
 func (l arm64) shiftRight(dst vec, n int) { l.printf("%s(%d, %d)", ushr.name, n, dst) }
@@ -602,3 +637,4 @@ func (l arm64) widenFrom(dst pair, m mem) {
 
 func (l arm64) narrow(dst vec, src pair, _ vec) { l.use(fcvtn, src[0], src[1], dst) }
 func (l arm64) shift52(dst, x vec)              { l.use(shl52, x, dst) }
+func (l arm64) shift20(dst, x vec)              { l.use(shl20, x, dst) }

@@ -15,7 +15,10 @@ type vec int
 const numVecs = 15
 
 // vecBytes is the size of a vec in memory.
-const vecBytes = 32
+const (
+	vecBytes = 32
+	vecShift = 5
+)
 
 // reg is a virtual scalar register for pointers and counters.
 type reg int
@@ -56,6 +59,8 @@ const (
 	opMaxInt
 	opMinInt
 	opGTInt // all ones where a > b, zero elsewhere
+	opMinUnsigned
+	opAddInt
 
 	// Operations on 4 float64.
 	opAdd64
@@ -65,6 +70,17 @@ const (
 	opGE64     // all ones where a >= b, zero elsewhere and for NaN
 	opLE64     // all ones where a <= b, zero elsewhere and for NaN
 	opAddInt64 // on the bits
+)
+
+// farLanes says which lanes of a call's arguments are far.
+type farLanes int
+
+const (
+	noneFar   farLanes = iota
+	someFar            // the vectors are taken one after the other
+	mergedFar          // some; the vectors are merged
+	allFar
+	allNormal // all, and no result is subnormal
 )
 
 // cond is a condition on the result of the last subtraction.
@@ -163,20 +179,29 @@ type lowering interface {
 	argument(dst vec, j int) // dst = the j-th argument of 4, as saved
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
-	nothingFar()
-	// eachFar loads the vectors of a call into z, one after the other. It saves the results
-	// of body for farResult, unless body goes to next. alone runs body, from the label enter
-	// on, for the vector in z alone. ifEach goes to a label if body ran for each vector.
-	// beginFar comes before both.
-	beginFar()
-	eachFar(z vec, enter string, body func(next string))
+	// saveFarMask saves the mask of the far lanes of the j-th argument, and saveFar the j-th
+	// result. eachFar loads the arguments of a call into z, one after the other, and saves the
+	// result that body leaves there, if it doesn't go to next. loadFarMask loads the mask of
+	// the argument and loadFar what is saved in place of its result. alone runs body, from the
+	// label enter on, for the vector in z alone, which stays there.
+	saveFarMask(src vec, j int)
+	saveFar(src vec, j int)
+	eachFar(z vec, body func(next string))
+	loadFarMask(dst vec)
+	loadFar(dst vec)
 	alone(enter string)
-	ifEach(label string)
-	saveFarResult(src vec, j int)
-	// rotate sets lane i of each half of dst to lane i+n, modulo 4, of that half of x.
+	setFar(k farLanes)
+	ifFar(c cond, k farLanes, label string) // if it is less than k, or not
+	// ifMerged goes to apart if a lane of twice is set, and to none if no sum is below 0.
+	// Where twice is set, the sum is below 0. It may change them.
+	ifMerged(twice, sum vec, apart, none string)
+	// rotate sets lane i of each half of dst to lane i+n, modulo 4, of that half of x, and
+	// rotateArgument of the j-th argument, for n = j.
 	rotate(dst, x vec, n int)
-	ifFar(label string) // if a vector has far lanes
+	rotateArgument(dst vec, j int)
+	opArgument(o op, dst, x vec, j int) // op with the j-th argument as y; dst is not x
 	farResult(dst vec, j int)
+	replaceFar(dst, t vec, j int) // replaces the far lanes by those of the j-th result; t is a temporary
 
 	// For polynomials in pieces. pieceIndex turns integers whose low 3 bits are the number
 	// of the piece into indices. lookup selects the values at the indices from a row of
@@ -205,6 +230,7 @@ type lowering interface {
 	// narrow rounds to float32; dst may be the first of src, and the temporary t the second.
 	narrow(dst vec, src pair, t vec)
 	shift52(dst, x vec) // shifts the bits of float64 left by 52
+	shift20(dst, x vec) // shifts the bits of float32 left by 20
 }
 
 // target is an instruction set: it makes the lowering that prints to p.

@@ -22,7 +22,11 @@ type function struct {
 type computation struct {
 	quick func(f *fn)
 	near  *near
-	far   func(f *fn) // nil if there are no far arguments
+	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t
+	// and leaves x and s; its results are not subnormal for |z| up to normal, which is 0 for a
+	// formula in float64.
+	far    func(f *fn)
+	normal float32
 }
 
 // called has the functions in the order of actKind, after the inline activations.
@@ -31,14 +35,14 @@ var called = []function{
 	{"Clip", computation{quick: clip}, computation{quick: clipSlope}},
 	{"HardSigmoid", computation{quick: hardSigmoid}, computation{quick: hardSigmoidSlope}},
 	{"HardSwish", computation{quick: hardSwish}, computation{quick: hardSwishSlope}},
-	{"Sigmoid", sigmoid, computation{near: likeSigmoid(&coef.Sigmoid, product), far: sigmoidSlopeFar}},
+	{"Sigmoid", sigmoid, computation{near: likeSigmoid(&coef.Sigmoid, product), far: sigmoidSlopeFar, normal: normal}},
 	{"Tanh", computation{near: octaves(&coef.Tanh, coef.TanhScale, coef.TanhEdge, coef.TanhEnd, withSign)},
-		computation{near: likeSigmoid(&coef.TanhSlope, asItIs), far: tanhSlopeFar}},
-	{"SiLU", computation{near: likeSigmoid(&coef.SiLU, gated), far: siluFar},
-		computation{near: likeSigmoid(&coef.SiLUSlope, mirrored), far: siluSlopeFar}},
+		computation{near: likeSigmoid(&coef.TanhSlope, asItIs), far: tanhSlopeFar, normal: normal / 2}},
+	{"SiLU", computation{near: likeSigmoid(&coef.SiLU, gated), far: siluFar, normal: normal},
+		computation{near: likeSigmoid(&coef.SiLUSlope, mirrored), far: siluSlopeFar, normal: normal}},
 	{"ELU", computation{near: octaves(&coef.Expm1, coef.Expm1Scale, coef.Expm1Edge, coef.Expm1End, elu)},
 		computation{near: likeSigmoid(&coef.Exp, eluSlope), far: eluSlopeFar}},
-	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar}, sigmoid},
+	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar, normal: normal}, sigmoid},
 	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mishFar},
 		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlopeFar}},
 	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar},
@@ -47,7 +51,7 @@ var called = []function{
 		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar}},
 }
 
-var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar}
+var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar, normal: normal}
 
 // functions returns the text of all functions, and their symbols by [functionID].
 func functions(on target) (text string, symbols []string) {
@@ -77,7 +81,7 @@ func (c computation) text(on target, name string) string {
 		f.tableFirst()
 		f.back()
 	} else {
-		c.near.emit(f, c.far)
+		c.emit(f)
 	}
 	return fmt.Sprintf("%s\nTEXT %s(SB), NOSPLIT|NOFRAME, $0-0\n%s\n", f.tableText(), local(name), f.buf.String())
 }
@@ -87,7 +91,7 @@ type fn struct {
 	*asm
 	z, t vec // 8 float32; t is a temporary
 
-	// Pairs of vectors for far arguments.
+	// Pairs of vectors for far arguments, as float64 or one by one.
 	x, p, q, r, s pair
 
 	// A quick function has another temporary, and holds constants and parameters for
@@ -100,7 +104,7 @@ const constVec vec = numVecs - 1 // holds a constant until the next one
 
 func newFn(on target, name string) *fn {
 	v := func(i vec) pair { return pair{i, i + 1} }
-	return &fn{asm: newAsm(on, name, ""), x: v(2), p: v(4), q: v(6), r: v(8), s: v(10), z: 12, t: 13}
+	return &fn{asm: newAsm(on, name, ""), x: v(2), s: v(4), p: v(6), q: v(8), r: v(10), z: 12, t: 13}
 }
 
 func (f *fn) entry32(c float32) int {
@@ -248,11 +252,13 @@ func (f *fn) exp2() {
 const (
 	tailEnd     = 110
 	eluTail     = 200
-	tanhTail    = 55
 	mishEnd     = 40
 	geluEnd     = 15
 	geluTanhEnd = 12
 )
+
+// normal is the largest |z| for which no result is subnormal.
+const normal = 87
 
 func leakyReLU(f *fn) {
 	f.mul(f.t, f.z, f.parameter("p"))
@@ -311,62 +317,157 @@ func hardSwishSlope(f *fn) {
 
 // ---- far
 
-func sigmoidFar(f *fn) {
-	f.clip(f.z, f.z, -tailEnd, tailEnd)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, coef.Log2E)
-	f.exp2()
-	f.add64(f.q, f.p, f.q)
-	f.div64(f.p, f.p, f.q)
-	f.result(f.p)
+// decay takes t in f.t, and leaves t in f.t, at most tailEnd, big in p[0] and small in p[1].
+// It overwrites q and r.
+func decay(f *fn, precise bool) {
+	big, v, s, row, n, i := f.p[0], f.p[1], f.q[0], f.q[1], f.r[0], f.r[1]
+	f.opC(opMinInt, f.t, f.t, tailEnd)
+	f.opC(opMul, i, f.t, coef.DecayScale)
+	f.opC(opAdd, i, i, coef.Nearest)
+	f.opC(opSub, n, i, coef.Nearest)
+	f.shift20(big, i)
+	f.pieceIndex([]vec{i})
+	f.opC(opMul, s, n, coef.DecayHi)
+	f.add(s, f.t, s)
+	f.opC(opMul, n, n, coef.DecayLo)
+	f.fromRow(row, i, coef.Decay.Log)
+	f.add(n, n, row)
+	f.add(s, s, n)
+	f.fromRow(row, i, coef.Decay.Big)
+	f.op(opAddInt, big, row, big)
+	if precise {
+		f.opC(opMul, v, s, coef.DecayD4)
+		f.opC(opAdd, v, v, coef.DecayD3)
+		f.mul(v, v, s)
+		f.opC(opAdd, v, v, 0.5)
+	} else {
+		f.opC(opMul, v, s, coef.DecayC3)
+		f.opC(opAdd, v, v, coef.DecayC2)
+	}
+	f.mul(v, v, s)
+	f.opC(opSub, v, v, 1)
+	f.mul(s, big, s)
+	f.mul(v, s, v)
 }
 
-// bell takes y in p and leaves v*u in p and (v+u)^2 in q.
+// fromRow selects values of a list by indices.
+func (f *fn) fromRow(dst, index vec, list [8]float32) {
+	off := f.entryOf(list)
+	f.openRow(off)
+	f.lookup(dst, index, off)
+}
+
+// restored replaces v, or makes it negative as well. It overwrites t. Where no result is
+// subnormal, a product does the same.
+func restored(f *fn, v, t vec, shift uint32, negative bool) {
+	least, factor := (shift+1)<<23, float32(math.Ldexp(1, -int(shift)))
+	if negative {
+		factor = -factor
+	}
+	subnormal, done := f.newLabel("subnormal"), f.newLabel("restored")
+	f.ifFar(ifLess, allNormal, subnormal)
+	f.opC(opMul, v, v, factor)
+	f.jump(done)
+	f.label(subnormal)
+	f.opC(opAdd, t, v, math.Float32frombits(least))
+	f.opC(opAddInt, t, t, math.Float32frombits(-least))
+	f.opC(opAddInt, v, v, math.Float32frombits(-(shift << 23)))
+	f.op(opMaxInt, v, v, t)
+	if negative {
+		f.opC(opXor, v, v, signs)
+	}
+	f.label(done)
+}
+
+// correction takes big and small and adds e*v to small. It leaves u and u+ratio, whose
+// product is v, in r. It overwrites q[0].
+func correction(f *fn, scale, ratio float32) {
+	e, u, v := f.q[0], f.r[0], f.r[1]
+	f.add(e, f.p[0], f.p[1])
+	f.opC(opMaxInt, u, e, coef.DecayLeast)
+	f.opC(opMul, u, u, scale)
+	f.opC(opAdd, v, u, ratio)
+	f.mul(e, e, u)
+	f.mul(e, e, v)
+	f.add(f.p[1], f.p[1], e)
+}
+
+// logistic takes t in f.t and leaves big in p[0] and small in p[1], and in r two numbers
+// whose product is d.
+func logistic(f *fn, precise bool) {
+	decay(f, precise)
+	correction(f, coef.LogisticScale, coef.LogisticRatio)
+}
+
+// timesBig takes big in p[0], and leaves big*(x+y) + rest in q[0]. y may be unused. It
+// overwrites x, y and rest.
+func timesBig(f *fn, x, y, rest vec) {
+	first := f.q[0]
+	f.opC(opAnd, first, x, leading)
+	f.sub(x, x, first)
+	if y != unused {
+		f.add(x, x, y)
+	}
+	f.mul(x, f.p[0], x)
+	f.add(rest, x, rest)
+	f.mul(first, f.p[0], first)
+	f.add(first, first, rest)
+}
+
+func sigmoidFar(f *fn) {
+	logistic(f, true)
+	f.add(f.t, f.p[0], f.p[1])
+	restored(f, f.t, f.q[0], coef.DecayShift, false)
+	// Where z is negative, it is the least of the three as an integer.
+	f.sub(f.q[0], f.constC(1), f.t)
+	f.op(opMinInt, f.z, f.z, f.q[0])
+	f.op(opMaxInt, f.z, f.z, f.t)
+}
+
+// bell takes t in f.t and leaves sigmoid'(t)*2^64 in z.
 func bell(f *fn) {
-	f.exp2()
-	f.add64(f.s, f.p, f.q)
-	f.mul64(f.p, f.p, f.q)
-	f.mul64(f.q, f.s, f.s)
+	logistic(f, false)
+	f.mul(f.r[0], f.r[0], f.r[1])
+	f.add(f.q[0], f.p[0], f.p[1])
+	f.mul(f.q[0], f.q[0], f.r[0])
+	f.add(f.p[1], f.p[1], f.q[0])
+	f.add(f.z, f.p[0], f.p[1])
 }
 
 func sigmoidSlopeFar(f *fn) {
-	f.clip(f.z, f.z, -tailEnd, tailEnd)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, coef.Log2E)
 	bell(f)
-	f.div64(f.p, f.p, f.q)
-	f.result(f.p)
+	restored(f, f.z, f.t, coef.DecayShift, false)
 }
 
 func tanhSlopeFar(f *fn) {
-	f.clip(f.z, f.z, -tanhTail, tanhTail)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, coef.TwoLog2E)
+	f.add(f.t, f.t, f.t)
 	bell(f)
-	f.mul64C(f.p, f.p, 4)
-	f.div64(f.p, f.p, f.q)
-	f.result(f.p)
+	restored(f, f.z, f.t, coef.DecayShift-2, false)
 }
 
 func siluFar(f *fn) {
-	f.atLeast(f.z, f.z, -tailEnd)
-	f.atMost(f.t, f.z, tailEnd)
-	f.widen(f.x, f.z)
-	f.widen(f.p, f.t)
-	f.mul64C(f.p, f.p, coef.Log2E)
-	f.exp2()
-	f.add64(f.q, f.p, f.q)
-	f.mul64(f.p, f.p, f.x)
-	f.div64(f.p, f.p, f.q)
-	f.result(f.p)
+	logistic(f, false)
+	f.mul(f.r[0], f.p[1], f.t)
+	timesBig(f, f.t, unused, f.r[0])
+	restored(f, f.q[0], f.q[1], coef.DecayShift, false)
+	f.opC(opMinUnsigned, f.z, f.z, signs) // -0 in place of negative numbers
+	f.sub(f.z, f.z, f.q[0])
 }
 
 func siluSlopeFar(f *fn) {
-	f.clip(f.z, f.z, -tailEnd, tailEnd)
-	f.widen(f.x, f.z)
-	f.mul64C(f.p, f.x, coef.Log2E)
-	f.exp2()
-	gate(f)
+	logistic(f, false)
+	k, h, rest, v := f.q[1], f.r[0], f.r[1], f.q[0]
+	f.mul(h, f.r[0], f.r[1])
+	f.mul(h, f.t, h)
+	f.opC(opSub, k, f.t, 1)
+	f.add(rest, k, h)
+	f.mul(rest, f.p[1], rest)
+	timesBig(f, k, h, rest)
+	restored(f, v, f.t, coef.DecayShift, true)
+	// Where z is negative, v is less than z, as integers with and without a sign.
+	f.sub(f.t, f.constC(1), v)
+	f.op(opMinUnsigned, f.z, f.z, v)
+	f.op(opMinInt, f.z, f.z, f.t)
 }
 
 // gate takes x in x and v, u in p, q, and ends with (x*u + s)*v / s^2 for
@@ -398,23 +499,12 @@ func eluSlopeFar(f *fn) {
 }
 
 func softplusFar(f *fn) {
-	f.keepPositive(f.t, f.z)
-	f.abs(f.z, f.z)
-	f.atMost(f.z, f.z, tailEnd)
-	f.widen(f.p, f.z)
-	f.mul64C(f.p, f.p, -coef.Log2E)
-	f.exp2()
-	f.add64(f.q, f.q, f.q)
-	f.add64(f.q, f.q, f.p)
-	f.div64(f.x, f.p, f.q) // w
-	f.mul64(f.q, f.x, f.x)
-	f.mul64C(f.p, f.q, coef.Log1p4)
-	f.add64C(f.p, f.p, coef.Log1p3)
-	f.horner(f.p, f.q, coef.Log1p2, coef.Log1p1, coef.Log1p0)
-	f.mul64(f.p, f.p, f.x)
-	f.widen(f.q, f.t)
-	f.add64(f.p, f.p, f.q)
-	f.result(f.p)
+	decay(f, false)
+	correction(f, coef.SoftplusScale, coef.SoftplusRatio)
+	f.add(f.p[0], f.p[0], f.p[1])
+	restored(f, f.p[0], f.p[1], coef.DecayShift, false)
+	softplus(f, f.t, f.p[0], f.z)
+	f.move(f.z, f.t)
 }
 
 // mishParts takes an argument, in x or p, and leaves v in p, u in q, u*u in r and

@@ -64,8 +64,10 @@ var (
 
 	smax  = three("SMAX8", "SMAX", "S4", 0x4ea06400)
 	smin  = three("SMIN8", "SMIN", "S4", 0x4ea06c00)
+	umin  = three("UMIN8", "UMIN", "S4", 0x6ea06c00)
 	cmgt  = three("CMGT8", "VCMGT", "S4", 0x4ea03400)
 	mul32 = three("MUL8", "MUL", "S4", 0x4ea09c00)
+	add32 = three("ADD8", "VADD", "S4", 0x4ea08400)
 
 	fadd64  = three("FADD4D", "FADD", "D2", 0x4e60d400)
 	fsub64  = three("FSUB4D", "FSUB", "D2", 0x4ee0d400)
@@ -85,6 +87,7 @@ var (
 	bif = three("BIF8", "VBIF", "B16", 0x6ee01c00)
 
 	sshr31 = two("SIGN8", "VSSHR $31, x0.S4, d0.S4", 0x4f210400)
+	shl20  = two("SHL20", "VSHL $20, x0.S4, d0.S4", 0x4f345400)
 	shl52  = two("SHL52", "VSHL $52, x0.D2, d0.D2", 0x4f745400)
 	ushr   = define("USHR8", "nd", halves("VUSHR $n, d0.S4, d0.S4", 0x6f000400, "(64-n)<<16|d0<<5|d0")...)
 

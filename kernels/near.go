@@ -68,6 +68,7 @@ func octaves(p *coef.Pieces, scale, edge, end float32, result func(f *fn, dst, v
 var (
 	signs      = math.Float32frombits(1 << 31)
 	magnitudes = math.Float32frombits(1<<31 - 1)
+	leading    = math.Float32frombits(math.MaxUint32 &^ (1<<12 - 1)) // the first 12 digits
 )
 
 func absolute(f *fn, x []vec) { f.all(opAnd, x, x, magnitudes) }
@@ -97,134 +98,157 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 	return u
 }
 
-// emit prints the function, with far for arguments that are far from 0. If a call has
-// some, they are computed first. The far lanes of the four vectors are merged into one
-// vector, unless two of them are in the same place: then the vectors are taken one after
-// the other. The results replace those of the polynomials. If all arguments are far, there
-// are no polynomials. NaN is not far: the polynomials make NaN of it.
-func (n *near) emit(f *fn, far func(f *fn)) {
+// emit prints the function. If a call has arguments that are far from 0, they are computed
+// first. The far lanes of the four vectors are merged into one vector, unless two of them
+// are in the same place: then the vectors are taken one after the other. The results replace
+// those of the polynomials. If all arguments are far, there are no polynomials. NaN is not
+// far: the polynomials make NaN of it.
+func (c computation) emit(f *fn) {
+	n := c.near
 	var x, u, v [4]vec
 	for j := range x {
 		x[j] = firstArg + vec(j)
 		u[j], v[j] = x[j]+4, x[j]+8
 	}
-	inside, some, both := f.newLabel("near"), f.newLabel("far"), f.newLabel("both")
 	f.saveArgs()
 	n.argument(f, x[:])
-	if far != nil {
-		d := n.distance(f, x[:], u[:])
-		f.op(opMaxInt, v[0], d[0], d[1])
-		f.op(opMaxInt, v[1], d[2], d[3])
-		f.op(opMaxInt, v[0], v[0], v[1])
-		f.all(opGTInt, v[:1], v[:1], n.far) // or NaN
-		f.ifAny(v[0], some)
-		f.nothingFar()
-		f.label(inside)
+	if c.far == nil {
+		n.polynomials(f, x[:], u[:], v[:])
+		f.back()
+		f.tableFirst()
+		return
 	}
+	inside, some, both := f.newLabel("near"), f.newLabel("some"), f.newLabel("both")
+	d, largest := n.distance(f, x[:], u[:]), v[1]
+	if n.shift == 0 {
+		largest = u[3] // which is not in use yet
+	}
+	f.op(opMaxInt, v[0], d[0], d[1])
+	f.op(opMaxInt, largest, d[2], d[3])
+	f.op(opMaxInt, largest, v[0], largest)
+	f.opC(opGTInt, v[0], largest, n.far) // or NaN
+	f.ifAny(v[0], some)
+	f.setFar(noneFar)
+	f.label(inside)
 	n.polynomials(f, x[:], u[:], v[:])
-	if far != nil {
-		f.ifFar(both)
+	f.ifFar(ifNotLess, someFar, both)
+	f.back()
+
+	all, whole, load, vector := f.newLabel("all"), f.newLabel("whole"), f.newLabel("load"), f.newLabel("vector")
+	mixed, apart, merged := f.newLabel("mixed"), f.newLabel("apart"), f.newLabel("merged")
+	begin, notANumber := f.newLabel("begin"), f.newLabel("nan")
+	f.label(some)
+	f.op(opMinInt, v[2], d[0], d[1])
+	f.op(opMinInt, v[3], d[2], d[3])
+	f.op(opMinInt, v[2], v[2], v[3])
+	f.op(opGTInt, v[2], f.constC(math.Nextafter32(n.far, 2*n.far)), v[2])
+	f.ifNone(v[2], all)
+	f.label(mixed)
+	f.all(opGT, v[:], d, n.far)
+	for j := range v {
+		f.saveFarMask(v[j], j)
+	}
+	f.merge(u[:], v[:], apart, notANumber)
+	f.setFar(mergedFar)
+	f.opC(opAnd, f.t, f.z, magnitudes)
+	f.alone(vector)
+	f.label(all) // or NaN
+	if c.normal > 0 {
+		f.setFar(allNormal)
+		f.opC(opGTInt, v[2], largest, c.normal)
+		f.ifNone(v[2], begin)
+	}
+	f.setFar(allFar)
+	f.opC(opGTInt, v[2], largest, float32(math.Inf(1)))
+	f.ifNone(v[2], begin)
+	f.jump(mixed)
+	f.label(apart)
+	f.setFar(someFar)
+	f.label(begin)
+	if c.normal > 0 {
+		for j := range x {
+			f.saveFar(x[j], j)
+		}
+	}
+	f.eachFar(f.z, func(next string) {
+		f.ifFar(ifNotLess, allFar, load)
+		f.loadFarMask(f.t)
+		f.ifNone(f.t, next)
+		f.label(load)
+		if c.normal > 0 {
+			f.loadFar(f.t)
+		}
+		f.label(vector)
+		c.far(f)
+	})
+	f.ifFar(ifNotLess, allFar, whole)
+	f.ifFar(ifLess, mergedFar, merged)
+	f.saveFar(f.z, 0)
+	for j := 1; j < 4; j++ {
+		f.rotate(f.t, f.z, 4-j)
+		f.saveFar(f.t, j)
+	}
+	f.label(merged)
+	if c.normal == 0 {
+		n.arguments(f, x[:])
+	}
+	f.jump(inside)
+
+	f.label(notANumber)
+	f.setFar(noneFar)
+	f.jump(inside)
+
+	f.label(both)
+	for j := range x {
+		f.replaceFar(x[j], u[j], j)
 	}
 	f.back()
 
-	if far != nil {
-		notANumber, whole := f.newLabel("nan"), f.newLabel("whole")
-		vector, apart, again := f.newLabel("vector"), f.newLabel("apart"), f.newLabel("again")
-		f.label(some)
-		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
-		f.op(opOr, u[0], v[0], v[1])
-		f.op(opOr, u[1], v[2], v[3])
-		f.op(opOr, u[0], u[0], u[1])
-		f.ifNone(u[0], notANumber)
-		f.beginFar()
-		f.op(opAnd, u[0], v[0], v[1])
-		f.op(opAnd, u[1], v[2], v[3])
-		f.op(opAnd, u[0], u[0], u[1])
-		f.all(opXor, u[:1], u[:1], math.Float32frombits(math.MaxUint32))
-		f.ifNone(u[0], apart) // all are far
-		f.merge(x[:], u[:], v[:], apart)
-		f.alone(vector)
-		f.label(apart)
-		f.eachFar(f.z, vector, func(next string) {
-			x, u := []vec{f.t}, []vec{f.t}
-			f.move(f.t, f.z)
-			n.argument(f, x)
-			f.all(opGT, x, n.distance(f, x, u), n.far)
-			f.ifNone(f.t, next)
-			far(f)
-		})
-		f.ifEach(again)
-		f.saveFarResult(f.z, 0) // of the vectors that were merged
-		for j := 1; j < 4; j++ {
-			f.rotate(f.t, f.z, 4-j)
-			f.saveFarResult(f.t, j)
-		}
-		f.label(again)
+	f.label(whole)
+	for j := range x {
+		f.farResult(x[j], j)
+	}
+	f.back()
+	f.tableFirst()
+}
+
+// arguments sets x to the polynomials' arguments of the call.
+func (n *near) arguments(f *fn, x []vec) {
+	if n.shift != 0 {
 		for j := range x {
 			f.argument(x[j], j)
 		}
-		n.argument(f, x[:])
-		// Is something near, or NaN?
-		f.all(opGT, v[:], n.distance(f, x[:], u[:]), n.far)
-		f.op(opAnd, v[0], v[0], v[1])
-		f.op(opAnd, v[2], v[2], v[3])
-		f.op(opAnd, v[0], v[0], v[2])
-		f.all(opXor, v[:1], v[:1], math.Float32frombits(math.MaxUint32))
-		f.ifNone(v[0], whole)
-		f.jump(inside)
-
-		f.label(notANumber)
-		f.nothingFar()
-		f.jump(inside)
-
-		f.label(both)
-		for j := range x {
-			f.argument(u[j], j)
-		}
-		n.argument(f, u[:])
-		f.all(opGT, v[:], n.distance(f, u[:], v[:]), n.far)
-		for j := range x {
-			f.farResult(u[j], j)
-			f.blend(x[j], v[j], u[j], x[j])
-		}
-		f.back()
-
-		f.label(whole)
-		for j := range x {
-			f.farResult(x[j], j)
-		}
-		f.back()
+		return
 	}
-	f.tableFirst()
+	v := f.constC(magnitudes)
+	for j := range x {
+		f.opArgument(opAnd, x[j], v, j)
+	}
 }
 
 // merge puts the far lanes of the four arguments of a call together in z, and 0 into its
 // other lanes. far has masks of these lanes. It goes to apart if two vectors have far lanes
-// in the same place. The vectors are rotated first, since columns of the same kind are
-// often 8 or a multiple apart, or the vectors have the same columns. It changes all vectors.
-func (f *fn) merge(x, u, far []vec, apart string) {
-	for j := range x {
-		f.argument(x[j], j)
-		if j > 0 {
-			f.rotate(x[j], x[j], j)
-			f.rotate(far[j], far[j], j)
-		}
+// in the same place, and to none if there are no far lanes. The vectors are rotated first,
+// since columns of the same kind are often 8 or a multiple apart, or the vectors have the
+// same columns. It changes t and far.
+func (f *fn) merge(t, far []vec, apart, none string) {
+	for j := 1; j < len(far); j++ {
+		f.rotate(far[j], far[j], j)
 	}
-	seen, twice, t := u[0], u[1], u[2]
-	f.op(opAnd, twice, far[0], far[1])
-	f.op(opOr, seen, far[0], far[1])
-	for j := 2; j < 4; j++ {
-		f.op(opAnd, t, seen, far[j])
-		f.op(opOr, twice, twice, t)
-		f.op(opOr, seen, seen, far[j])
+	sum, twice := t[0], t[1] // of masks, which are -1 as integers
+	f.op(opAddInt, sum, far[0], far[1])
+	f.op(opAddInt, twice, far[2], far[3])
+	f.op(opAddInt, sum, sum, twice)
+	f.op(opGTInt, twice, f.constC(math.Float32frombits(math.MaxUint32)), sum)
+	f.ifMerged(twice, sum, apart, none)
+	f.opArgument(opAnd, t[0], far[0], 0)
+	for j := 1; j < len(far); j++ {
+		f.rotateArgument(t[j], j)
+		f.op(opAnd, t[j], t[j], far[j])
 	}
-	f.ifAny(twice, apart)
-	for j := range x {
-		f.op(opAnd, x[j], x[j], far[j])
-	}
-	f.op(opOr, x[0], x[0], x[1])
-	f.op(opOr, x[2], x[2], x[3])
-	f.op(opOr, f.z, x[0], x[2])
+	f.op(opOr, t[0], t[0], t[1])
+	f.op(opOr, t[2], t[2], t[3])
+	f.op(opOr, f.z, t[0], t[2])
 }
 
 // polynomials replaces x by the results. Each instruction is repeated for the four

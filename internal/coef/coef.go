@@ -58,7 +58,39 @@ const (
 	TanhD2 = 0.21406444881780073
 	TanhY1 = 2.3022081981443248
 	TanhY3 = 0.1029432395800235
+
+	// DecayScale is -8*log2(e).
+	DecayScale = -11.54156
+
+	// DecayHi+DecayLo is log(2)/8. DecayHi times an integer below 2^11 is exact.
+	DecayHi = 0.086639404
+	DecayLo = 3.993273e-06
+
+	// exp(-s) = 1 + s*(-1 + s*(DecayC2 + s*DecayC3)) within 2^-25.1 for the largest s.
+	DecayC2 = 0.5000655
+	DecayC3 = -0.16666667
+
+	// exp(-s) = 1 + s*(-1 + s*(1/2 + s*(DecayD3 + s*DecayD4))) within 2^-29.
+	DecayD3 = -0.16666667
+	DecayD4 = 0.041666668
+
+	// With u = LogisticScale*e*2^64, 1/(1+e) = 1 + u*(u+LogisticRatio) for e up to exp(-SigmoidEnd).
+	// Largest relative error: 2^-27.9.
+	LogisticScale = -5.4031544e-20
+	LogisticRatio = 1.0032952
+
+	// With u = SoftplusScale*e*2^64, log(1+e)/e = 1 + u*(u+SoftplusRatio) for the same e.
+	// Largest relative error: 2^-29.9.
+	SoftplusScale = -3.1220853e-20
+	SoftplusRatio = 0.8681673
 )
+
+// Decay has numbers B of 12 digits near 2^(j/8), and the logarithms of B/2^(j/8). Big is
+// B*2^64 less j in its bits from 20 on, so that adding 8n+j there gives B*2^(64+n).
+var Decay = struct{ Big, Log [8]float32 }{
+	[8]float32{1.8446744e+19, 1.8126989e+19, 1.7883794e+19, 1.7726168e+19, 1.765411e+19, 1.7681132e+19, 1.781624e+19, 1.8068442e+19},
+	[8]float32{0, -0.00016113189, -0.00020374579, 2.7331727e-05, -0.00010682293, -0.0001417792, -9.050603e-05, -1.2928821e-05},
+}
 
 // Sigmoid is 1/(1+exp(t)), where the piece is SigmoidScale*t rounded to an integer.
 // Largest error in a sample: 0.79 ULP.

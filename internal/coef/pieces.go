@@ -74,3 +74,10 @@ const (
 	MishShift = -0.5
 	MishEnd   = 3.99
 )
+
+// The exp(-t) of Decay is multiplied by 2^DecayShift, so that it is not subnormal. Where it
+// is less than DecayLeast, it adds nothing to 1.
+const (
+	DecayShift = 64
+	DecayLeast = 1 << (DecayShift - 30)
+)

@@ -163,8 +163,23 @@ var mutations = []mutation{
 	{name: "generator, AVX2: lanes are reduced in another order", file: "kernels/amd64.go", pkg: ".", tests: "TestChannelKernels",
 		old: `l.printf("VADDPD Y%d, Y%d, Y%d", v[1], v[0], v[0])`, new: `l.printf("VHADDPD Y%d, Y%d, Y%d", v[1], v[0], v[0])`},
 	{name: "generator, AVX2: no word to functions that nothing is far", file: "kernels/amd64.go", pkg: ".", tests: "TestActivation",
-		old: `{ l.printf("MOVQ $0, %d(R14)", amd64Far) }`, new: `{}`,
-		reason: "what a function takes for far is looked at lane by lane again: it only takes longer"},
+		old: `{ l.printf("MOVQ $%d, %d(R14)", k, amd64Far) }`, new: `{}`},
+	{name: "generator: NaN among far arguments is far", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `	f.opC(opGTInt, v[2], largest, float32(math.Inf(1)))
+	f.ifNone(v[2], begin)
+	f.jump(mixed)`, new: `	f.jump(begin)`},
+	{name: "generator: two far lanes in the same place are merged", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `f.constC(math.Float32frombits(math.MaxUint32)), sum)`, new: `f.constC(math.Float32frombits(math.MaxUint32-1)), sum)`},
+	{name: "generator: subnormal results are taken for normal ones", file: "kernels/functions.go", pkg: ".", tests: "TestActivation",
+		old: `f.opC(opAddInt, t, t, math.Float32frombits(-least))`, new: `f.opC(opAddInt, t, t, math.Float32frombits(-least-1))`},
+	{name: "generator: a far result keeps the sign of its argument", file: "kernels/functions.go", pkg: ".", tests: "TestActivation",
+		old: `	f.op(opMinInt, f.z, f.z, f.q[0])
+	f.op(opMaxInt, f.z, f.z, f.t)`, new: `	f.op(opMinInt, f.z, f.z, f.q[0])
+	f.op(opMinInt, f.z, f.z, f.t)`},
+	{name: "far: exp(-t) without the end of log(2)", file: "internal/scalar/scalar.go", pkg: ".", tests: "TestActivationSweep",
+		old: `(float32(n*coef.DecayLo) + coef.Decay.Log[i%8])`, new: `(float32(n*0) + coef.Decay.Log[i%8])`},
+	{name: "far: the correction of a small exp(-t) is not bounded", file: "internal/scalar/scalar.go", pkg: ".", tests: "TestActivation",
+		old: `atLeast(e, coef.DecayLeast) * scale`, new: `e * scale`},
 	{name: "generator, AVX2: any lane is all lanes", file: "kernels/amd64.go", pkg: ".", tests: "TestActivation",
 		old: `	l.printf("VTESTPS Y%d, Y%d", v, v)
 	l.printf("JNE %s", label)`, new: `	l.printf("VTESTPS Y%d, Y%d", v, v)

@@ -3,11 +3,11 @@
 // repeat each function over vectors, with the same operations in the same order.
 //
 // Where normalized values usually are, a function computes in float32, by polynomials in
-// pieces (package coef). For arguments far from there, and for NaN, a function with Far
-// in its name computes in float64 and rounds to float32 at the end. (The kernels leave NaN
-// to the polynomials, which make NaN of it as well.) Of float64 it uses what every
-// instruction set has: sums, products, quotients and the bits. Products are converted
-// before they are added, so that no compiler fuses them.
+// pieces (package coef). For arguments far from there, a function with Far in its name
+// uses the exponential function: in float32, as the sum of two numbers, or in float64,
+// rounded to float32 at the end. Of float64 it uses what every instruction set has: sums,
+// products, quotients and the bits. Products are converted before they are added, so that
+// no compiler fuses them.
 //
 // "Worst" in a comment is the largest error over all float32, in units in the last place
 // (ULP) of the value, and the input that has it. Errors of a derivative are in ULP of its
@@ -26,7 +26,6 @@ import (
 const (
 	tailEnd     = 110 // exp(-110) is below half of the smallest subnormal float32
 	eluTail     = 200 // exp(-200) times any float32 is, too
-	tanhTail    = 55  // half of tailEnd
 	mishEnd     = 40
 	geluEnd     = 15 // of the tail of GELU
 	geluTanhEnd = 12
@@ -64,6 +63,58 @@ func exp2(y float64) (v, u float64) {
 	return v, a - f
 }
 
+// decay returns big and small, whose sum is exp(-t)*2^64. big has 12 digits, and small is at
+// most a twentieth of it. The polynomial's relative error is 2^-25.1, or 2^-29 if precise is
+// set. Beyond tailEnd, t counts as tailEnd.
+func decay(t float32, precise bool) (big, small float32) {
+	t = atMost(t, tailEnd)
+	n := float32(t*coef.DecayScale) + coef.Nearest
+	i := math.Float32bits(n)
+	n -= coef.Nearest
+	big = math.Float32frombits(math.Float32bits(coef.Decay.Big[i%8]) + i<<20)
+	// exp(-t) is big times exp(-s).
+	s := (t + float32(n*coef.DecayHi)) + (float32(n*coef.DecayLo) + coef.Decay.Log[i%8])
+	v := float32(s*coef.DecayC3) + coef.DecayC2
+	if precise {
+		v = float32((float32(s*coef.DecayD4)+coef.DecayD3)*s) + 0.5
+	}
+	v = float32(v*s) - 1
+	return big, float32(float32(big*s) * v)
+}
+
+// restored takes back the factor 2^shift of v, which is at least 0. It rounds to subnormals as
+// a product does. Two numbers have the bits of the result: v with another exponent, and v in
+// units of the smallest subnormal, to which the sum rounds it. The other one is less.
+func restored(v float32, shift uint32) float32 {
+	least := (shift + 1) << 23 // the bits of 2^shift times the smallest normal float32
+	normal := int32(math.Float32bits(v) - shift<<23)
+	subnormal := int32(math.Float32bits(v+math.Float32frombits(least)) - least)
+	return math.Float32frombits(uint32(max(normal, subnormal)))
+}
+
+// correction takes e and returns e*v, both times 2^64, and v, such that 1+v is a function
+// of e. An e below 2^-30 counts as 2^-30 in v: that changes nothing, and keeps products from
+// being subnormal.
+func correction(e, scale, ratio float32) (ev, v float32) {
+	u := float32(atLeast(e, coef.DecayLeast) * scale)
+	return float32(float32(e*u) * (u + ratio)), float32(u * (u + ratio))
+}
+
+// logistic returns sigmoid(-t)*2^64 in two parts, as decay does, and d = -sigmoid(-t), for
+// t above coef.SigmoidEnd.
+func logistic(t float32, precise bool) (big, small, d float32) {
+	big, small = decay(t, precise)
+	change, d := correction(big+small, coef.LogisticScale, coef.LogisticRatio)
+	return big, small + change, d
+}
+
+// timesBig returns big*(x+y) + rest. It is as good as rounded once if y and rest are small,
+// since big has 12 digits.
+func timesBig(big, x, y, rest float32) float32 {
+	first := math.Float32frombits(math.Float32bits(x) &^ (1<<12 - 1))
+	return float32(big*first) + (float32(big*((x-first)+y)) + rest)
+}
+
 // polynomial is p at t, which lies in piece i. Coefficients beyond the degree are 0.
 func polynomial(p *coef.Pieces, i uint32, t float32) float32 {
 	q := &p[i%8]
@@ -87,16 +138,16 @@ func deviation(q *coef.Piece, d float32) float32 {
 
 func likeSigmoid(p *coef.Pieces, z float32) (v float32, near bool) {
 	t := Abs(z)
-	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t), t <= coef.SigmoidEnd
+	return polynomial(p, math.Float32bits(float32(t*coef.SigmoidScale)+coef.Nearest), t), !(t > coef.SigmoidEnd)
 }
 
 func likeGELU(p *coef.Pieces, z float32) (v float32, near bool) {
 	t := Abs(z)
-	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t), t <= coef.GELUEnd
+	return polynomial(p, math.Float32bits(float32((t+coef.GELUShift)*t)+coef.NearestQuarter), t), !(t > coef.GELUEnd)
 }
 
 func likeMish(p *coef.Pieces, z float32) (v float32, near bool) {
-	return polynomial(p, math.Float32bits(z+coef.Nearest), z), Abs(z-coef.MishShift) <= coef.MishEnd
+	return polynomial(p, math.Float32bits(z+coef.Nearest), z), !(Abs(z-coef.MishShift) > coef.MishEnd)
 }
 
 // octaves evaluates a table whose pieces get wider, as coef.Tanh.
@@ -162,8 +213,8 @@ func Sigmoid(z float32) float32 {
 }
 
 func sigmoidFar(z float32) float32 {
-	v, u := exp2(float64(Clip(z, -tailEnd, tailEnd)) * coef.Log2E)
-	return float32(v / (v + u))
+	big, small, _ := logistic(Abs(z), true)
+	return mirrored(z, restored(big+small, coef.DecayShift))
 }
 
 // SigmoidSlope is s*(1-s), with s = sigmoid(-|z|).
@@ -176,11 +227,12 @@ func SigmoidSlope(z float32) float32 {
 	return v - float32(v*v)
 }
 
-// sigmoidSlopeFar is exp(z)/(1+exp(z))^2.
-func sigmoidSlopeFar(z float32) float32 {
-	v, u := exp2(float64(Clip(z, -tailEnd, tailEnd)) * coef.Log2E)
-	s := v + u
-	return float32((v * u) / (s * s))
+func sigmoidSlopeFar(z float32) float32 { return restored(bell(Abs(z)), coef.DecayShift) }
+
+// bell is sigmoid'(t)*2^64.
+func bell(t float32) float32 {
+	big, small, d := logistic(t, false)
+	return big + (small + float32((big+small)*d))
 }
 
 // Tanh is odd: the table is for |z|.
@@ -200,12 +252,8 @@ func TanhSlope(z float32) float32 {
 	return v
 }
 
-// tanhSlopeFar is 4*exp(2z)/(1+exp(2z))^2.
-func tanhSlopeFar(z float32) float32 {
-	v, u := exp2(float64(Clip(z, -tanhTail, tanhTail)) * coef.TwoLog2E)
-	s := v + u
-	return float32((v * u) * 4 / (s * s))
-}
+// tanhSlopeFar is 4*sigmoid'(2z).
+func tanhSlopeFar(z float32) float32 { return restored(bell(Abs(z)*2), coef.DecayShift-2) }
 
 // SiLU is z/(1+exp(-z)).
 // Worst: 1.2957 ULP at -0.2907611.
@@ -218,9 +266,10 @@ func SiLU(z float32) float32 {
 }
 
 func siluFar(z float32) float32 {
-	z = atLeast(z, -tailEnd)
-	v, u := exp2(float64(atMost(z, tailEnd)) * coef.Log2E)
-	return float32((v * float64(z)) / (v + u))
+	t := atMost(Abs(z), tailEnd)
+	big, small, _ := logistic(t, false)
+	v := restored(timesBig(big, t, 0, float32(small*t)), coef.DecayShift)
+	return Either(negative(z), float32(math.Copysign(0, -1)), z) - v
 }
 
 // SiLUSlope is s*(1 + z*(1-s)) with s = sigmoid(z).
@@ -233,11 +282,12 @@ func SiLUSlope(z float32) float32 {
 	return mirrored(z, v)
 }
 
+// siluSlopeFar is -s*(t-1 - t*s) at z = -t, with s = sigmoid(-t).
 func siluSlopeFar(z float32) float32 {
-	x := float64(Clip(z, -tailEnd, tailEnd))
-	v, u := exp2(x * coef.Log2E)
-	s := v + u
-	return float32(((float64(x*u) + s) * v) / (s * s))
+	t := atMost(Abs(z), tailEnd)
+	big, small, d := logistic(t, false)
+	k, h := t-1, float32(t*d)
+	return mirrored(z, -restored(timesBig(big, k, h, float32(small*(k+h))), coef.DecayShift))
 }
 
 // ELU is alpha*(exp(z)-1) below 0.
@@ -285,14 +335,9 @@ func Softplus(z float32) float32 {
 }
 
 func softplusFar(z float32) float32 {
-	v, u := exp2(float64(atMost(Abs(z), tailEnd)) * -coef.Log2E)
-	w := v / ((u + u) + v)
-	q := float64(w * w)
-	p := float64(q*coef.Log1p4) + coef.Log1p3
-	p = float64(p*q) + coef.Log1p2
-	p = float64(p*q) + coef.Log1p1
-	p = float64(p*q) + coef.Log1p0
-	return float32(float64(p*w) + float64(positive(z)))
+	big, small := decay(Abs(z), false)
+	change, _ := correction(big+small, coef.SoftplusScale, coef.SoftplusRatio)
+	return positive(z) + restored(big+(small+change), coef.DecayShift)
 }
 
 // mishParts returns n = e*(e+2) and n+2, both times u^2, for e = exp(x) = v/u:
