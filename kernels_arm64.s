@@ -935,13 +935,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R2
 	SUBS $1, R3
-	BEQ last11
+	BEQ last13
+	ADD $20, R2
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next9
+	BEQ next11
 	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -968,31 +968,25 @@ border6:
 	ADD $32, R1
 	MOVD R6, R4
 
-begin10:
+begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R4
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R4
-	BEQ end12
+	BEQ end14
 	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1002,11 +996,12 @@ last11:
 	ADD R4, R0
 	ADD R4, R1
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
+	ADD $20, R2
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
@@ -1134,13 +1129,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1170,31 +1165,25 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1207,12 +1196,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -1336,13 +1326,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R2
 	SUBS $1, R3
-	BEQ last11
+	BEQ last13
+	ADD $20, R2
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next9
+	BEQ next11
 	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1371,31 +1361,25 @@ border6:
 	ADD $32, R1
 	MOVD R6, R4
 
-begin10:
+begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R4
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R4
-	BEQ end12
+	BEQ end14
 	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1407,11 +1391,12 @@ last11:
 	ADD R4, R0
 	ADD R4, R1
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
+	ADD $20, R2
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
@@ -1549,13 +1534,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1587,31 +1572,25 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1626,12 +1605,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -1722,7 +1702,7 @@ group3:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without11
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 	FLDPQ 32(R3), (F18, F19)
@@ -1732,7 +1712,7 @@ group3:
 	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
 
-without9:
+without11:
 	MOVD $4, R19
 	CALL (R22)
 	FSTPQ (F4, F5), (R2)
@@ -1759,11 +1739,11 @@ single5:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without10
+	CBZ R0, without12
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without10:
+without12:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1779,13 +1759,13 @@ without10:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last13
+	BEQ last15
+	ADD $20, R4
 	ARG(kernelArgs_n, R8)
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next11
+	BEQ next13
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1807,11 +1787,11 @@ border6:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without15
+	CBZ R0, without17
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without15:
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1823,37 +1803,34 @@ without15:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin12:
+begin14:
 	B row2
 
-next11:
+next13:
 	ARG(kernelArgs_n, R6)
-	B begin12
+	B begin14
 
-last13:
+last15:
 	ANDS $7, R6
-	BEQ end14
+	BEQ end16
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 6)
-	ADD $-16, R4, R24
-	LD1R8(24, 7)
-	ADD $-12, R4, R24
-	LD1R8(24, 8)
+	LD1R8(4, 6)
+	LD1R8AT(4, 4, 7)
+	LD1R8AT(8, 4, 8)
 	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without16
+	CBZ R0, without18
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
-without16:
+without18:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1865,12 +1842,13 @@ without16:
 	ADD R6, R2
 	ADD R6, R3
 
-end14:
+end16:
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	ARG(kernelArgs_coefImage, R6)
 	LSL $2, R6
 	ADD R6, R4
@@ -7182,13 +7160,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7223,34 +7201,26 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 2)
-	ADD $-16, R3, R24
-	LD1R8(24, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7264,12 +7234,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -7413,13 +7384,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7456,34 +7427,26 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 2)
-	ADD $-16, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7499,13 +7462,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -7661,13 +7625,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7710,7 +7674,7 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -7718,29 +7682,19 @@ begin10:
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 4)
-	ADD $-16, R3, R24
-	LD1R8(24, 2)
-	ADD $-12, R3, R24
-	LD1R8(24, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -7758,12 +7712,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -7934,13 +7889,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7986,7 +7941,7 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -7994,29 +7949,19 @@ begin10:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8037,13 +7982,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -8209,13 +8155,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8260,7 +8206,7 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8268,29 +8214,19 @@ begin10:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8310,13 +8246,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -8496,13 +8433,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R5
 	SUBS $1, R6
-	BEQ last11
+	BEQ last13
+	ADD $20, R5
 	MOVD kernelArgs_n(R23), R9
 	ADD R7, R9
 	ANDS $7, R7
-	BEQ next9
+	BEQ next11
 	ADD $-8, R8
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8550,7 +8487,7 @@ border6:
 	ADD $32, R4
 	MOVD R9, R7
 
-begin10:
+begin12:
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -8558,29 +8495,19 @@ begin10:
 	LD1R8AT(16, 5, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R7
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R7
-	BEQ end12
+	BEQ end14
 	ADD $-8, R8
 	MOVD R7, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 4)
-	ADD $-16, R5, R24
-	LD1R8(24, 2)
-	ADD $-12, R5, R24
-	LD1R8(24, 3)
-	ADD $-8, R5, R24
-	LD1R8(24, 0)
-	ADD $-4, R5, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8603,7 +8530,7 @@ last11:
 	ADD R7, R3
 	ADD R7, R4
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
 	ADD R7, R0
@@ -8611,6 +8538,7 @@ end12:
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
+	ADD $20, R5
 	MOVD kernelArgs_coefImage(R23), R7
 	LSL $2, R7
 	ADD R7, R5
@@ -8708,7 +8636,7 @@ group3:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without11
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 	FLDPQ 32(R4), (F22, F23)
@@ -8718,7 +8646,7 @@ group3:
 	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
 
-without9:
+without11:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(7, 10)
@@ -8761,13 +8689,13 @@ without9:
 	FSTPQ (F2, F3), 32(R5)
 	FSTPQ (F24, F25), 64(R5)
 	FSTPQ (F26, F27), 96(R5)
-	CBZ R1, without10
+	CBZ R1, without12
 	FSTPQ (F4, F5), (R6)
 	FSTPQ (F6, F7), 32(R6)
 	FSTPQ (F8, F9), 64(R6)
 	FSTPQ (F10, F11), 96(R6)
 
-without10:
+without12:
 	ADD $128, R2
 	ADD $128, R3
 	ADD $128, R4
@@ -8790,11 +8718,11 @@ single5:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without11
+	CBZ R0, without13
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without11:
+without13:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8813,10 +8741,10 @@ without11:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without12
+	CBZ R1, without14
 	FSTPQ (F4, F5), (R6)
 
-without12:
+without14:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -8828,13 +8756,13 @@ without12:
 	BGE single5
 
 border6:
-	ADD $20, R7
 	SUBS $1, R8
-	BEQ last15
+	BEQ last17
+	ADD $20, R7
 	ARG(kernelArgs_n, R11)
 	ADD R9, R11
 	ANDS $7, R9
-	BEQ next13
+	BEQ next15
 	ADD $-8, R10
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8856,11 +8784,11 @@ border6:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without17
+	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without17:
+without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8891,10 +8819,10 @@ without17:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without18
+	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
 
-without18:
+without20:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -8902,50 +8830,43 @@ without18:
 	ADD $32, R6
 	MOVD R11, R9
 
-begin14:
+begin16:
 	B row2
 
-next13:
+next15:
 	ARG(kernelArgs_n, R9)
-	B begin14
+	B begin16
 
-last15:
+last17:
 	ANDS $7, R9
-	BEQ end16
+	BEQ end18
 	ADD $-8, R10
 	MOVD R9, R11
 	MOVD R11, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R7, R24
-	LD1R8(24, 10)
-	ADD $-16, R7, R24
-	LD1R8(24, 8)
-	ADD $-12, R7, R24
-	LD1R8(24, 9)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(8, 7, 9)
 	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without19
+	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
-without19:
+without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	ADD $-20, R7, R24
-	LD1R8(24, 10)
-	ADD $-16, R7, R24
-	LD1R8(24, 8)
-	ADD $-8, R7, R24
-	LD1R8(24, 6)
-	ADD $-4, R7, R24
-	LD1R8(24, 7)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(12, 7, 6)
+	LD1R8AT(16, 7, 7)
 	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
 	TAIL(·loadTail11<>, 0, R3)
@@ -8955,10 +8876,10 @@ without19:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	TAIL(·storeTail0<>, 0, R5)
-	CBZ R1, without20
+	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
 
-without20:
+without22:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -8966,7 +8887,7 @@ without20:
 	ADD R9, R5
 	ADD R9, R6
 
-end16:
+end18:
 	ARG(kernelArgs_imageGap, R9)
 	LSL $2, R9
 	ADD R9, R2
@@ -8974,6 +8895,7 @@ end16:
 	ADD R9, R4
 	ADD R9, R5
 	ADD R9, R6
+	ADD $20, R7
 	ARG(kernelArgs_coefImage, R9)
 	LSL $2, R9
 	ADD R9, R7

@@ -93,7 +93,9 @@ type limits struct {
 	machine
 	groupLen   int // rows: target number of values per image in a group
 	groupAll   int // rows: the same of all images, where these are few
-	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache
+	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache,
+	groupLeast int // but has at least so many values per image,
+	groupOuter int // and takes at most 1/groupOuter of the third-level cache if the second is too small for them
 	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
 	tile       int // largest number of values in a task that only applies, with several workers
 	share      int // smallest number of values per worker
@@ -101,8 +103,8 @@ type limits struct {
 	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, fitShare: 2,
-	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 4, groupLeast: 400, groupOuter: 8,
+	fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
 
 // stripRows is the largest number of rows that are summed in strips.
 const stripRows = 32
@@ -126,7 +128,11 @@ func choose(g *geometry, s situation, l limits) way {
 
 func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 	bytes := max(1, 4*g.outer*g.inner*s.reads) // of a channel
-	w.group = l.group(g, s.path, bytes)
+	summed := bytes
+	if !s.backward {
+		summed /= s.reads // a residual is read with the outputs only
+	}
+	w.group = l.group(g, s.path, summed)
 	tasks := g.channels
 	if s.workers > 1 { // some tasks for each, of whole cache lines
 		each := 4
@@ -153,29 +159,32 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 // lines returns how many adjacent rows make whole cache lines.
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
-// group returns the number of channels in a group, given the bytes of a channel. A group
-// has about groupLen values per image, or groupAll in all images if that is more. It fits
-// into its share of the second-level cache, and has whole vectors of channels if there are
-// enough. Where rows don't end with a cache line, it also ends with a line if it has room
-// for so many rows. If it has not, it fills twice its share, up to the next power of two,
-// which leaves the fewest groups that begin within a vector. It has at least the rows of
-// whole vectors, if it has room for so many values.
+// group returns the number of channels in a group, of which the sums read the given bytes for
+// each. A group has up to groupLen values per image, or groupAll in all images if that is
+// more. It fits into its share of the second-level cache, but has groupLeast values per image
+// if half of this cache holds so many. Where it does not, groups fit into a share of the
+// third-level cache: jumps from image to image would take longer than reads from there.
+//
+// A group ends with a cache line and has whole vectors of channels, if there are enough.
+// Otherwise it is a power of two, which leaves the fewest groups that begin within a vector.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
 	row := max(1, g.inner)
 	most := max(1, l.groupLen/row, min(l.groupAll/(max(1, g.outer)*row), l.groupLen/lanes))
-	twice := 2 * l.l2 / l.groupShare / bytes
-	n := min(most, max(1, twice/2))
-	unit, vectors := g.lines(), lanes/gcd(lanes, g.inner)
+	n, least := max(1, l.l2/l.groupShare/bytes), ceilDiv(l.groupLeast, row)
+	switch {
+	case n >= least:
+	case least*bytes <= l.l2/2:
+		n = least
+	default:
+		n = max(n, l.l3/l.groupOuter/bytes)
+	}
+	n = min(n, most)
+	unit := g.lines()
 	if n < unit {
-		n = 1 << bits.Len(uint(max(n, twice)-1))
-		if vectors <= most {
-			n = max(n, vectors)
-		}
-		unit = min(unit, n)
-		n = unit
+		return min(1<<(bits.Len(uint(n+n/2))-1), g.channels)
 	}
 	if whole := lcm(unit, lanes); n >= whole {
 		unit = whole
