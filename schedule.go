@@ -62,7 +62,8 @@ type machine struct {
 	l1, l2, l3 int // bytes of a core's first-level cache of data, of its second-level cache, and of the third-level cache
 	// stream is the size of an output, in bytes, from which on non-temporal stores are
 	// faster. Measured: AMD's third-level cache takes plain stores fast up to 6 MB; on
-	// Intel's processors only the second level does, since the third is far.
+	// Intel's processors only the second level does, since the third is far, and it holds an
+	// input as well.
 	stream int
 }
 
@@ -82,7 +83,7 @@ func newMachine(l1, l2, l3 int, farL3 bool) machine {
 		m.l3 = l3
 	}
 	if farL3 {
-		m.stream = min(m.stream, m.l2)
+		m.stream = min(m.stream, m.l2/8*5)
 	}
 	return m
 }
@@ -100,11 +101,10 @@ type limits struct {
 	tile       int // largest number of values in a task that only applies, with several workers
 	share      int // smallest number of values per worker
 	few        int // rows: tensors of fewer values have two tasks per worker, since a task has a cost of its own
-	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
 var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 4, groupLeast: 400, groupOuter: 8,
-	fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+	fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
 
 // stripRows is the largest number of rows that are summed in strips.
 const stripRows = 32
@@ -118,6 +118,7 @@ func choose(g *geometry, s situation, l limits) way {
 	elements := g.outer * g.channels * g.inner
 	w.stream = s.path == PathAVX2 && !s.tinyG && !s.tinyX && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
 	w.stores = s.do == bothPhases && (s.costly || s.tinyX) && s.storable && !s.masked && !s.tinyG
+	w.stream = w.stream && !(w.stores && s.writes == 1) // dx takes the place of g
 	if g.layout == cols {
 		chooseCols(&w, g, s, l)
 	} else {
@@ -198,9 +199,6 @@ func (l limits) mostGroup(g *geometry, p Path) int { return l.group(g, p, 1) }
 func lcm(a, b int) int { return a / gcd(a, b) * b }
 
 func chooseCols(w *way, g *geometry, s situation, l limits) {
-	if w.stream && g.width <= l.recompute {
-		w.stores = false // g would have to come back from memory
-	}
 	tensors := s.reads + s.writes
 	if s.inPlace {
 		tensors--

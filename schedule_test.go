@@ -44,6 +44,8 @@ func scheduleOf(t *testing.T, in string) (situation, limits) {
 			s.workers = n
 		case "reads":
 			s.reads = n
+		case "writes":
+			s.writes = n
 		case "backward":
 			s.backward, s.reads = true, 2
 		case "costly": // backward, and an output may hold g
@@ -89,7 +91,9 @@ var schedules = []scheduled{
 	{"outputs alone take no turns", Shape{32, 64, 3136}, "apply", "rows group 1 non-temporal", 64, 6422528},
 	{"outputs alone are cut for the workers", Shape{32, 64, 3136}, "apply workers=4", "rows group 1 non-temporal", 4, 32768},
 	{"a mask takes all sums first", Shape{32, 64, 3136}, "masked", "rows group 1 non-temporal", 64, 6422528},
-	{"a derivative that takes long is stored", Shape{32, 64, 3136}, "costly", "rows group 1 turns stores g non-temporal", 64, 6422528},
+	{"a derivative that takes long is stored in dx, which has plain stores then", Shape{32, 64, 3136}, "costly", "rows group 1 fused stores g",
+		64, 6422528},
+	{"or in dresidual, apart from dx", Shape{32, 64, 3136}, "costly reads=3 writes=2", "rows group 1 turns stores g non-temporal", 64, 6422528},
 	{"but not over x, which dx needs", Shape{32, 64, 3136}, "costly unstorable", "rows group 1 turns non-temporal", 64, 6422528},
 	{"nor where values are gathered", Shape{32, 64, 3136}, "costly masked", "rows group 1 non-temporal", 64, 6422528},
 	{"nor of tiny gradients, which go block by block without turns", Shape{32, 64, 3136}, "costly tinyG", "rows group 1 fused", 64, 6422528},
@@ -102,7 +106,9 @@ var schedules = []scheduled{
 	{"and so does a far one in place", Shape{16, 64, 784}, "intel inPlace", "rows group 5 fused", 64, 802816},
 	{"a tensor one below the threshold", Shape{1, 3, 524287}, "", "rows group 1 fused", 3, 1572861},
 	{"and one at it", Shape{1, 3, 524288}, "", "rows group 1 turns non-temporal", 3, 1572864},
-	{"groups are of some values of each image, in whole lines of rows", Shape{20, 512, 49}, "intel", "rows group 80 fused", 512, 501760},
+	{"a smaller one, that the second-level cache holds beside its input", Shape{16, 64, 319}, "intel", "rows group 16 fused", 64, 326656},
+	{"and one that it does not hold", Shape{16, 64, 320}, "intel", "rows group 8 turns non-temporal", 64, 327680},
+	{"groups are of some values of each image, in whole lines of rows", Shape{20, 320, 49}, "intel", "rows group 80 fused", 320, 313600},
 	{"or of some in all, where images are few", Shape{4, 512, 49}, "", "rows group 160 fused", 512, 100352},
 	{"of one, too", Shape{1, 64, 3136}, "", "rows group 8 fused", 64, 200704},
 	{"and of a part of the second-level cache", Shape{32, 512, 49}, "", "rows group 16 fused", 512, 802816},
@@ -167,10 +173,9 @@ var schedules = []scheduled{
 	{"sums of gradients have no probe", Shape{16, 512, 1}, "backward", "cols in order", 512, 64},
 	{"a derivative that takes long is stored in columns", Shape{1000, 64, 1}, "costly", "cols stores g in order", 128, 256},
 	{"and by pure Go", Shape{1000, 64, 1}, "costly generic", "cols stores g", 128, 256},
-	{"of a large tensor it would come back from memory", Shape{100352, 64, 1}, "costly", "cols non-temporal", 128, 256},
-	{"for so many columns", Shape{8192, 512, 1}, "costly", "cols non-temporal", 512, 64},
-	{"but for more it is faster all the same", Shape{8192, 513, 1}, "costly", "cols stores g non-temporal 8 rows as one", 513, 256},
-	{"and with plain stores, as in place", Shape{100352, 64, 1}, "costly inPlace", "cols stores g in order", 128, 256},
+	{"in dx, which has plain stores then", Shape{100352, 64, 1}, "costly", "cols stores g in order", 128, 256},
+	{"or in dresidual, apart from dx", Shape{8192, 513, 1}, "costly reads=3 writes=2", "cols stores g non-temporal 8 rows as one", 513, 256},
+	{"and in place", Shape{100352, 64, 1}, "costly inPlace", "cols stores g in order", 128, 256},
 	{"gathered columns store nothing", Shape{1000, 64, 1}, "costly masked", "cols in order", 128, 256},
 	{"more columns than a call takes", Shape{20, 40000, 1}, "", "cols in order", 40000, 32},
 	{"rows shorter than a vector are columns", Shape{64, 256, 7}, "", "cols in order", 1792, 32},
