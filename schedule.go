@@ -95,6 +95,7 @@ type limits struct {
 	groupLen   int // rows: target number of values per image in a group
 	groupAll   int // rows: the same of all images, where these are few
 	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache,
+	groupOdd   int // or 1/groupOdd where it does not end with a cache line,
 	groupLeast int // but has at least so many values per image,
 	groupOuter int // and takes at most 1/groupOuter of the third-level cache if the second is too small for them
 	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
@@ -103,8 +104,8 @@ type limits struct {
 	few        int // rows: tensors of fewer values have two tasks per worker, since a task has a cost of its own
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 4, groupLeast: 400, groupOuter: 8,
-	fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, groupOdd: 3, groupLeast: 400,
+	groupOuter: 8, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
 
 // stripRows is the largest number of rows that are summed in strips.
 const stripRows = 32
@@ -128,12 +129,12 @@ func choose(g *geometry, s situation, l limits) way {
 }
 
 func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
-	bytes := max(1, 4*g.outer*g.inner*s.reads) // of a channel
+	bytes := 4 * g.outer * g.inner // of a channel
 	summed := bytes
-	if !s.backward {
-		summed /= s.reads // a residual is read with the outputs only
+	if s.backward { // forward, a residual is read with the outputs only
+		summed *= s.reads
 	}
-	w.group = l.group(g, s.path, summed)
+	w.group = l.group(g, s.path, max(1, summed))
 	tasks := g.channels
 	if s.workers > 1 { // some tasks for each, of whole cache lines
 		each := 4
@@ -146,7 +147,7 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 	}
 	w.tasks = tasks
 	enough := s.workers == 1 || g.segments == 1 || g.channels >= 4*s.workers
-	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes <= l.l3/l.fitShare)
+	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes*s.reads <= l.l3/l.fitShare)
 	w.turns = w.fused && w.stream && 2*w.group <= tasks
 	w.tile = elements
 	if s.workers > 1 {
@@ -167,7 +168,8 @@ func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 // third-level cache: jumps from image to image would take longer than reads from there.
 //
 // A group ends with a cache line and has whole vectors of channels, if there are enough.
-// Otherwise it is a power of two, which leaves the fewest groups that begin within a vector.
+// Otherwise it is a power of two, which leaves the fewest groups that begin within a vector,
+// and its share is a larger one.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
@@ -185,7 +187,8 @@ func (l limits) group(g *geometry, p Path, bytes int) int {
 	n = min(n, most)
 	unit := g.lines()
 	if n < unit {
-		return min(1<<(bits.Len(uint(n+n/2))-1), g.channels)
+		n = max(n, min(most, l.l2/l.groupOdd/bytes))
+		return min(1<<(bits.Len(uint(n))-1), g.channels)
 	}
 	if whole := lcm(unit, lanes); n >= whole {
 		unit = whole

@@ -6,9 +6,9 @@ package main
 // lanes use the constants of both. The image ends with a tail.
 //
 // With non-temporal stores an image begins with the values before the first cache line, and
-// its tail is all that lies behind the last whole line. Both have plain stores: other calls
-// write the rest of such a line, and a line that is written in parts is slow past the caches.
-// The walk stops only at the start of a line or of an image.
+// its tail is all that lies behind the last whole line. Both have plain stores, since other
+// calls write the rest of these lines, and the processor would write each part to memory by
+// itself. The walk stops only at the start of a line or of an image.
 func walkOutputs(a *asm, b body) {
 	r := outputWalk{b: b, coef: a.newReg(), rows: a.newReg(), left: a.newReg(), budget: a.newReg(), t: a.newReg(), u: a.newReg(), other: a.newVec()}
 	a.coef = r.coef
@@ -158,7 +158,7 @@ func (r *outputWalk) head(a *asm) {
 	a.shiftDown(r.t, floatShift)
 	a.andImm(r.t, cacheLine/floatBytes-1)
 	a.branch(ifZero, r.start)
-	a.label(r.part) // of t values, or of so many of them that a multiple of 8 is left
+	a.label(r.part) // t values, or so many of them that a multiple of 8 is left
 	a.addImm(r.t, -1)
 	a.andImm(r.t, lanes-1)
 	a.addImm(r.t, 1)
