@@ -57,6 +57,7 @@ type kernelArgs struct {
 	left     int // values of the row
 	coefAt   int // index in coef of the row's record
 	accAt    int // index in acc or sums of the row's record
+	tail     int // non-temporal outputs: values of the last row, besides left, behind the last whole cache line
 	piece    int // sums: values of the row until partial is added to sums
 	partial  laneSums
 
@@ -422,7 +423,7 @@ func (b *kernelArgs) groupsToWrite() int {
 func (a *kernelArgs) begin(first, images int) {
 	a.at, a.images = first, images
 	a.left, a.rowsLeft = a.n, a.rows
-	a.coefAt, a.accAt, a.piece = 0, 0, pieceSingle
+	a.coefAt, a.accAt, a.tail, a.piece = 0, 0, 0, pieceSingle
 	if images >= groupSize {
 		a.piece = pieceFour
 	}

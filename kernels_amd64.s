@@ -767,13 +767,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, CX
 	SUBQ $1, DX
-	JEQ last11
+	JEQ last13
+	ADDQ $20, CX
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -796,28 +796,25 @@ border6:
 	ADDQ $32, BX
 	MOVQ R8, SI
 
-begin10:
+begin12:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), SI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, SI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -827,11 +824,12 @@ last11:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
+	ADDQ $20, CX
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
@@ -949,13 +947,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -980,28 +978,25 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin10:
+begin12:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, DI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1014,12 +1009,13 @@ last11:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -1080,12 +1076,14 @@ image1:
 	SUBQ $0, DI
 	JLT save8
 
-head9:
+head12:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
 	ANDQ $15, R8
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R8
 	ANDQ $7, R8
 	ADDQ $1, R8
@@ -1096,25 +1094,35 @@ head9:
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
 	VADDPS Y2, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
 	SUBQ R9, DI
 	SUBQ R9, SI
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
+	SUBQ $0, DX
+	JEQ tail10
 	MOVQ SI, R8
 	SUBQ $8, R8
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R8
+	CMPQ R8, DX
+	JNE row2
+	MOVQ SI, R8
+	SHLQ $2, R8
+	ADDQ BX, R8
+	SARQ $2, R8
+	ANDQ $15, R8
+	CMPQ SI, R8
+	CMOVQLT SI, R8
+	MOVQ R8, kernelArgs_tail(R14)
+	SUBQ R8, SI
 
 row2:
 	SUBQ $0, DI
@@ -1171,13 +1179,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, CX
 	SUBQ $1, DX
-	JEQ last12
+	JEQ last15
+	ADDQ $20, CX
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -1200,42 +1208,32 @@ border6:
 	ADDQ $32, BX
 	MOVQ R8, SI
 
-begin11:
+begin14:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), SI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, SI
-	JEQ end13
-	ADDQ $-8, DI
-	MOVQ SI, R8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R8
-	SUBQ R8, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS -12(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
+	MOVQ kernelArgs_tail(R14), R8
+	ADDQ R8, SI
 
-end13:
+tail10:
+	MOVQ SI, R8
+	SUBQ $0, R8
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
+	ADDQ $20, CX
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
@@ -1298,12 +1296,14 @@ image1:
 	SUBQ $0, R8
 	JLT save8
 
-head9:
+head12:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
 	ADDQ $1, R9
@@ -1314,9 +1314,6 @@ head9:
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1324,18 +1321,31 @@ head9:
 	VMASKMOVPS (CX), Y15, Y5
 	VADDPS Y5, Y4, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
 	SUBQ R10, R8
 	SUBQ R10, DI
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
+	SUBQ $0, SI
+	JEQ tail10
 	MOVQ DI, R9
 	SUBQ $8, R9
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R9
+	CMPQ R9, SI
+	JNE row2
+	MOVQ DI, R9
+	SHLQ $2, R9
+	ADDQ BX, R9
+	SARQ $2, R9
+	ANDQ $15, R9
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	MOVQ R9, kernelArgs_tail(R14)
+	SUBQ R9, DI
 
 row2:
 	SUBQ $0, R8
@@ -1399,13 +1409,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -1430,46 +1440,33 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin11:
+begin14:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, DI
-	JEQ end13
-	ADDQ $-8, R8
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS -12(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
+	MOVQ kernelArgs_tail(R14), R9
+	ADDQ R9, DI
 
-end13:
+tail10:
+	MOVQ DI, R9
+	SUBQ $0, R9
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -1593,13 +1590,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, CX
 	SUBQ $1, DX
-	JEQ last11
+	JEQ last13
+	ADDQ $20, CX
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -1625,28 +1622,25 @@ border6:
 	ADDQ $32, BX
 	MOVQ R8, SI
 
-begin10:
+begin12:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), SI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, SI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, DI
 	MOVQ SI, R8
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS -12(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1659,11 +1653,12 @@ last11:
 	ADDQ SI, AX
 	ADDQ SI, BX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
+	ADDQ $20, CX
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
@@ -1796,13 +1791,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -1830,28 +1825,25 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin10:
+begin12:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, DI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS -12(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1867,12 +1859,13 @@ last11:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -1933,12 +1926,14 @@ image1:
 	SUBQ $0, DI
 	JLT save8
 
-head9:
+head12:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
 	ANDQ $15, R8
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R8
 	ANDQ $7, R8
 	ADDQ $1, R8
@@ -1949,9 +1944,6 @@ head9:
 	SHLQ $2, R8
 	SUBQ R8, R10
 	VMOVDQU (R10), Y15
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1960,17 +1952,30 @@ head9:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	VBROADCASTSS (CX), Y0
-	VBROADCASTSS 4(CX), Y1
-	VBROADCASTSS 8(CX), Y2
 	SUBQ R9, DI
 	SUBQ R9, SI
 	SHLQ $2, R9
 	ADDQ R9, AX
 	ADDQ R9, BX
+	SUBQ $0, DX
+	JEQ tail10
 	MOVQ SI, R8
 	SUBQ $8, R8
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R8
+	CMPQ R8, DX
+	JNE row2
+	MOVQ SI, R8
+	SHLQ $2, R8
+	ADDQ BX, R8
+	SARQ $2, R8
+	ANDQ $15, R8
+	CMPQ SI, R8
+	CMOVQLT SI, R8
+	MOVQ R8, kernelArgs_tail(R14)
+	SUBQ R8, SI
 
 row2:
 	SUBQ $0, DI
@@ -2042,13 +2047,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, CX
 	SUBQ $1, DX
-	JEQ last12
+	JEQ last15
+	ADDQ $20, CX
 	MOVQ kernelArgs_n(R14), R8
 	ADDQ SI, R8
 	ANDQ $7, SI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, DI
 	LEAQ maskTable<>+32(SB), R10
 	SHLQ $2, SI
@@ -2074,45 +2079,32 @@ border6:
 	ADDQ $32, BX
 	MOVQ R8, SI
 
-begin11:
+begin14:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), SI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, SI
-	JEQ end13
-	ADDQ $-8, DI
-	MOVQ SI, R8
-	LEAQ maskTable<>+32(SB), R10
-	SHLQ $2, R8
-	SUBQ R8, R10
-	VMOVDQU (R10), Y15
-	VBROADCASTSS -20(CX), Y0
-	VBROADCASTSS -16(CX), Y1
-	VBROADCASTSS -12(CX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, SI
-	ADDQ SI, AX
-	ADDQ SI, BX
+	MOVQ kernelArgs_tail(R14), R8
+	ADDQ R8, SI
 
-end13:
+tail10:
+	MOVQ SI, R8
+	SUBQ $0, R8
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
+	ADDQ $20, CX
 	MOVQ kernelArgs_coefImage(R14), SI
 	SHLQ $2, SI
 	ADDQ SI, CX
@@ -2175,12 +2167,14 @@ image1:
 	SUBQ $0, R8
 	JLT save8
 
-head9:
+head12:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
 	ADDQ $1, R9
@@ -2191,9 +2185,6 @@ head9:
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
 	VMASKMOVPS (AX), Y15, Y4
 	VADDPS Y4, Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -2204,18 +2195,31 @@ head9:
 	VCMPPS $0x12, Y5, Y4, Y5
 	VANDNPS Y4, Y5, Y4
 	VMASKMOVPS Y4, Y15, (BX)
-	VBROADCASTSS (DX), Y0
-	VBROADCASTSS 4(DX), Y1
-	VBROADCASTSS 8(DX), Y2
 	SUBQ R10, R8
 	SUBQ R10, DI
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
+	SUBQ $0, SI
+	JEQ tail10
 	MOVQ DI, R9
 	SUBQ $8, R9
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R9
+	CMPQ R9, SI
+	JNE row2
+	MOVQ DI, R9
+	SHLQ $2, R9
+	ADDQ BX, R9
+	SARQ $2, R9
+	ANDQ $15, R9
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	MOVQ R9, kernelArgs_tail(R14)
+	SUBQ R9, DI
 
 row2:
 	SUBQ $0, R8
@@ -2294,13 +2298,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -2328,49 +2332,33 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin11:
+begin14:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, DI
-	JEQ end13
-	ADDQ $-8, R8
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y0
-	VBROADCASTSS -16(DX), Y1
-	VBROADCASTSS -12(DX), Y2
-	VMASKMOVPS (AX), Y15, Y4
-	VADDPS Y4, Y0, Y4
-	VMULPS Y1, Y4, Y4
-	VADDPS Y2, Y4, Y4
-	VMASKMOVPS (CX), Y15, Y5
-	VADDPS Y5, Y4, Y4
-	VXORPS Y5, Y5, Y5
-	VCMPPS $0x12, Y5, Y4, Y5
-	VANDNPS Y4, Y5, Y4
-	VMASKMOVPS Y4, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
+	MOVQ kernelArgs_tail(R14), R9
+	ADDQ R9, DI
 
-end13:
+tail10:
+	MOVQ DI, R9
+	SUBQ $0, R9
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -2441,16 +2429,18 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $488-16
 
 image1:
 	CMPQ 448(R14), $0
-	JEQ without9
+	JEQ without12
 	SUBQ $0, R8
 	JLT save8
 
-head10:
+head13:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
 	ADDQ $1, R9
@@ -2469,11 +2459,11 @@ head10:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without11
+	JEQ without14
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
 
-without11:
+without14:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -2486,11 +2476,32 @@ without11:
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
+	SUBQ $0, SI
+	JEQ tail10
 	MOVQ DI, R9
 	SUBQ $8, R9
-	JGE head10
+	JGE head13
 
-without9:
+without12:
+
+start11:
+	CMPQ 448(R14), $0
+	JEQ without15
+	MOVQ $1, R9
+	CMPQ R9, SI
+	JNE row2
+	MOVQ DI, R9
+	SHLQ $2, R9
+	ADDQ BX, R9
+	SARQ $2, R9
+	ANDQ $15, R9
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	MOVQ a+8(FP), R10
+	MOVQ R9, kernelArgs_tail(R10)
+	SUBQ R9, DI
+
+without15:
 
 row2:
 	SUBQ $0, R8
@@ -2498,19 +2509,19 @@ row2:
 
 stop7:
 	CMPQ 448(R14), $0
-	JEQ without12
+	JEQ without16
 	MOVQ BX, R9
 	ANDQ $63, R9
 	JEQ save8
 	SUBQ $8, DI
 	JLT border6
 	JMP single5
-	JMP chosen13
+	JMP chosen17
 
-without12:
+without16:
 	JMP save8
 
-chosen13:
+chosen17:
 
 group3:
 	SUBQ $32, DI
@@ -2531,30 +2542,30 @@ group3:
 	VMULPS Y7, Y5, Y5
 	VADDPS Y8, Y5, Y5
 	CMPQ 432(R14), $0
-	JEQ without14
+	JEQ without18
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without14:
+without18:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
 	CMPQ 448(R14), $0
-	JEQ without15
+	JEQ without19
 	VMOVNTPS Y2, (BX)
 	VMOVNTPS Y3, 32(BX)
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
-	JMP chosen16
+	JMP chosen20
 
-without15:
+without19:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
 
-chosen16:
+chosen20:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -2575,24 +2586,24 @@ single5:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without17
+	JEQ without21
 	VADDPS (CX), Y2, Y2
 
-without17:
+without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 408(R14)
 	CALL 384(R14)
 	CMPQ 448(R14), $0
-	JEQ without18
+	JEQ without22
 	VMOVNTPS Y2, (BX)
-	JMP chosen19
+	JMP chosen23
 
-without18:
+without22:
 	VMOVUPS Y2, (BX)
 
-chosen19:
+chosen23:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -2602,13 +2613,13 @@ chosen19:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last22
+	JEQ last26
+	ADDQ $20, DX
 	ARG(kernelArgs_n, R9)
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next20
+	JEQ next24
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -2627,75 +2638,53 @@ border6:
 	VMULPS Y7, Y2, Y2
 	VADDPS Y8, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without24
+	JEQ without28
 	VADDPS (CX), Y2, Y2
 
-without24:
+without28:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
 	MOVQ $32, 408(R14)
 	CALL 384(R14)
 	CMPQ 448(R14), $0
-	JEQ without25
+	JEQ without29
 	VMOVNTPS Y2, (BX)
-	JMP chosen26
+	JMP chosen30
 
-without25:
+without29:
 	VMOVUPS Y2, (BX)
 
-chosen26:
+chosen30:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin21:
-	JMP row2
+begin25:
+	JMP start11
 
-next20:
+next24:
 	ARG(kernelArgs_n, DI)
-	JMP begin21
+	JMP begin25
 
-last22:
+last26:
 	ANDQ $7, DI
-	JEQ end23
-	ADDQ $-8, R8
+	ARG(kernelArgs_tail, R9)
+	ADDQ R9, DI
+
+tail10:
 	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y6
-	VBROADCASTSS -16(DX), Y7
-	VBROADCASTSS -12(DX), Y8
-	VMASKMOVPS (AX), Y15, Y2
-	VADDPS Y2, Y6, Y2
-	VMULPS Y7, Y2, Y2
-	VADDPS Y8, Y2, Y2
-	CMPQ 432(R14), $0
-	JEQ without27
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y2, Y2
+	SUBQ $0, R9
+	JNE part9
 
-without27:
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 408(R14)
-	CALL 384(R14)
-	VMASKMOVPS Y2, Y15, (BX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
-
-end23:
+end27:
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	ARG(kernelArgs_coefImage, DI)
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -7895,13 +7884,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -7931,30 +7920,26 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin10:
+begin12:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, DI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y2
-	VBROADCASTSS -16(DX), Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -7968,12 +7953,13 @@ last11:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -8112,13 +8098,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -8150,30 +8136,26 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin10:
+begin12:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, R8
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y2
-	VBROADCASTSS -16(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8189,13 +8171,14 @@ last11:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -8260,12 +8243,14 @@ image1:
 	SUBQ $0, R8
 	JLT save8
 
-head9:
+head12:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
 	ADDQ $1, R9
@@ -8276,10 +8261,6 @@ head9:
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8288,19 +8269,31 @@ head9:
 	VSUBPS Y4, Y6, Y6
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
-	VBROADCASTSS (DX), Y2
-	VBROADCASTSS 4(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
 	SUBQ R10, R8
 	SUBQ R10, DI
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
+	SUBQ $0, SI
+	JEQ tail10
 	MOVQ DI, R9
 	SUBQ $8, R9
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R9
+	CMPQ R9, SI
+	JNE row2
+	MOVQ DI, R9
+	SHLQ $2, R9
+	ADDQ CX, R9
+	SARQ $2, R9
+	ANDQ $15, R9
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	MOVQ R9, kernelArgs_tail(R14)
+	SUBQ R9, DI
 
 row2:
 	SUBQ $0, R8
@@ -8374,13 +8367,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -8410,49 +8403,34 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin11:
+begin14:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, DI
-	JEQ end13
-	ADDQ $-8, R8
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y2
-	VBROADCASTSS -16(DX), Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS -4(DX), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
+	MOVQ kernelArgs_tail(R14), R9
+	ADDQ R9, DI
 
-end13:
+tail10:
+	MOVQ DI, R9
+	SUBQ $0, R9
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -8519,12 +8497,14 @@ image1:
 	SUBQ $0, R9
 	JLT save8
 
-head9:
+head12:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
 	ADDQ $1, R10
@@ -8535,10 +8515,6 @@ head9:
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y4
 	VADDPS Y4, Y2, Y4
 	VMASKMOVPS (AX), Y15, Y5
@@ -8548,10 +8524,6 @@ head9:
 	VMULPS Y3, Y6, Y6
 	VMASKMOVPS Y6, Y15, (CX)
 	VMASKMOVPS Y5, Y15, (DX)
-	VBROADCASTSS (SI), Y2
-	VBROADCASTSS 4(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	SUBQ R11, R9
 	SUBQ R11, R8
 	SHLQ $2, R11
@@ -8559,9 +8531,25 @@ head9:
 	ADDQ R11, BX
 	ADDQ R11, CX
 	ADDQ R11, DX
+	SUBQ $0, DI
+	JEQ tail10
 	MOVQ R8, R10
 	SUBQ $8, R10
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R10
+	CMPQ R10, DI
+	JNE row2
+	MOVQ R8, R10
+	SHLQ $2, R10
+	ADDQ CX, R10
+	SARQ $2, R10
+	ANDQ $15, R10
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	MOVQ R10, kernelArgs_tail(R14)
+	SUBQ R10, R8
 
 row2:
 	SUBQ $0, R9
@@ -8642,13 +8630,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -8680,52 +8668,35 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin11:
+begin14:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, R8
-	JEQ end13
-	ADDQ $-8, R9
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y2
-	VBROADCASTSS -16(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
-	VMASKMOVPS (BX), Y15, Y4
-	VADDPS Y4, Y2, Y4
-	VMASKMOVPS (AX), Y15, Y5
-	VSUBPS Y0, Y5, Y6
-	VMULPS Y1, Y4, Y4
-	VSUBPS Y4, Y6, Y6
-	VMULPS Y3, Y6, Y6
-	VMASKMOVPS Y6, Y15, (CX)
-	VMASKMOVPS Y5, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
+	MOVQ kernelArgs_tail(R14), R10
+	ADDQ R10, R8
 
-end13:
+tail10:
+	MOVQ R8, R10
+	SUBQ $0, R10
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -8881,13 +8852,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -8925,7 +8896,7 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin10:
+begin12:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
@@ -8933,24 +8904,19 @@ begin10:
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, DI
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R8
 	MOVQ DI, R9
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y4
-	VBROADCASTSS -16(DX), Y2
-	VBROADCASTSS -12(DX), Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS -4(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -8969,12 +8935,13 @@ last11:
 	ADDQ DI, BX
 	ADDQ DI, CX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -9140,13 +9107,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -9186,7 +9153,7 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin10:
+begin12:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9194,24 +9161,19 @@ begin10:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, R8
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9233,13 +9195,14 @@ last11:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -9405,13 +9368,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last11
+	JEQ last13
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -9451,7 +9414,7 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin10:
+begin12:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
@@ -9459,24 +9422,19 @@ begin10:
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, R8
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R9
 	MOVQ R8, R10
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9497,13 +9455,14 @@ last11:
 	ADDQ R8, CX
 	ADDQ R8, DX
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -9678,13 +9637,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DI
 	SUBQ $1, R8
-	JEQ last11
+	JEQ last13
+	ADDQ $20, DI
 	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next9
+	JEQ next11
 	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -9726,7 +9685,7 @@ border6:
 	ADDQ $32, SI
 	MOVQ R11, R9
 
-begin10:
+begin12:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
@@ -9734,24 +9693,19 @@ begin10:
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
 
-next9:
+next11:
 	MOVQ kernelArgs_n(R14), R9
-	JMP begin10
+	JMP begin12
 
-last11:
+last13:
 	ANDQ $7, R9
-	JEQ end12
+	JEQ end14
 	ADDQ $-8, R10
 	MOVQ R9, R11
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R11
 	SUBQ R11, R13
 	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y4
-	VBROADCASTSS -16(DI), Y2
-	VBROADCASTSS -12(DI), Y3
-	VBROADCASTSS -8(DI), Y0
-	VBROADCASTSS -4(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9775,7 +9729,7 @@ last11:
 	ADDQ R9, DX
 	ADDQ R9, SI
 
-end12:
+end14:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -9783,6 +9737,7 @@ end12:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
+	ADDQ $20, DI
 	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
@@ -9849,12 +9804,14 @@ image1:
 	SUBQ $0, R8
 	JLT save8
 
-head9:
+head12:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
 	ADDQ $1, R9
@@ -9865,11 +9822,6 @@ head9:
 	SHLQ $2, R9
 	SUBQ R9, R11
 	VMOVDQU (R11), Y15
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -9883,20 +9835,31 @@ head9:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
-	VBROADCASTSS (DX), Y4
-	VBROADCASTSS 4(DX), Y2
-	VBROADCASTSS 8(DX), Y3
-	VBROADCASTSS 12(DX), Y0
-	VBROADCASTSS 16(DX), Y1
 	SUBQ R10, R8
 	SUBQ R10, DI
 	SHLQ $2, R10
 	ADDQ R10, AX
 	ADDQ R10, BX
 	ADDQ R10, CX
+	SUBQ $0, SI
+	JEQ tail10
 	MOVQ DI, R9
 	SUBQ $8, R9
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R9
+	CMPQ R9, SI
+	JNE row2
+	MOVQ DI, R9
+	SHLQ $2, R9
+	ADDQ CX, R9
+	SARQ $2, R9
+	ANDQ $15, R9
+	CMPQ DI, R9
+	CMOVQLT DI, R9
+	MOVQ R9, kernelArgs_tail(R14)
+	SUBQ R9, DI
 
 row2:
 	SUBQ $0, R8
@@ -9995,13 +9958,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DX
 	SUBQ $1, SI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, DX
 	MOVQ kernelArgs_n(R14), R9
 	ADDQ DI, R9
 	ANDQ $7, DI
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R8
 	LEAQ maskTable<>+32(SB), R11
 	SHLQ $2, DI
@@ -10039,56 +10002,35 @@ border6:
 	ADDQ $32, CX
 	MOVQ R9, DI
 
-begin11:
+begin14:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), DI
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, DI
-	JEQ end13
-	ADDQ $-8, R8
-	MOVQ DI, R9
-	LEAQ maskTable<>+32(SB), R11
-	SHLQ $2, R9
-	SUBQ R9, R11
-	VMOVDQU (R11), Y15
-	VBROADCASTSS -20(DX), Y4
-	VBROADCASTSS -16(DX), Y2
-	VBROADCASTSS -12(DX), Y3
-	VBROADCASTSS -8(DX), Y0
-	VBROADCASTSS -4(DX), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	SHLQ $2, DI
-	ADDQ DI, AX
-	ADDQ DI, BX
-	ADDQ DI, CX
+	MOVQ kernelArgs_tail(R14), R9
+	ADDQ R9, DI
 
-end13:
+tail10:
+	MOVQ DI, R9
+	SUBQ $0, R9
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
+	ADDQ $20, DX
 	MOVQ kernelArgs_coefImage(R14), DI
 	SHLQ $2, DI
 	ADDQ DI, DX
@@ -10157,12 +10099,14 @@ image1:
 	SUBQ $0, R9
 	JLT save8
 
-head9:
+head12:
 	MOVQ DX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
 	ADDQ $1, R10
@@ -10173,11 +10117,6 @@ head9:
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10193,11 +10132,6 @@ head9:
 	VSUBPS Y5, Y7, Y7
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	SUBQ R11, R9
 	SUBQ R11, R8
 	SHLQ $2, R11
@@ -10205,9 +10139,25 @@ head9:
 	ADDQ R11, BX
 	ADDQ R11, CX
 	ADDQ R11, DX
+	SUBQ $0, DI
+	JEQ tail10
 	MOVQ R8, R10
 	SUBQ $8, R10
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R10
+	CMPQ R10, DI
+	JNE row2
+	MOVQ R8, R10
+	SHLQ $2, R10
+	ADDQ DX, R10
+	SARQ $2, R10
+	ANDQ $15, R10
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	MOVQ R10, kernelArgs_tail(R14)
+	SUBQ R10, R8
 
 row2:
 	SUBQ $0, R9
@@ -10313,13 +10263,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -10359,60 +10309,36 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin11:
+begin14:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, R8
-	JEQ end13
-	ADDQ $-8, R9
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
+	MOVQ kernelArgs_tail(R14), R10
+	ADDQ R10, R8
 
-end13:
+tail10:
+	MOVQ R8, R10
+	SUBQ $0, R10
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -10481,12 +10407,14 @@ image1:
 	SUBQ $0, R9
 	JLT save8
 
-head9:
+head12:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
 	ADDQ $1, R10
@@ -10497,11 +10425,6 @@ head9:
 	SHLQ $2, R10
 	SUBQ R10, R12
 	VMOVDQU (R12), Y15
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10516,11 +10439,6 @@ head9:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (CX)
 	VMASKMOVPS Y6, Y15, (DX)
-	VBROADCASTSS (SI), Y4
-	VBROADCASTSS 4(SI), Y2
-	VBROADCASTSS 8(SI), Y3
-	VBROADCASTSS 12(SI), Y0
-	VBROADCASTSS 16(SI), Y1
 	SUBQ R11, R9
 	SUBQ R11, R8
 	SHLQ $2, R11
@@ -10528,9 +10446,25 @@ head9:
 	ADDQ R11, BX
 	ADDQ R11, CX
 	ADDQ R11, DX
+	SUBQ $0, DI
+	JEQ tail10
 	MOVQ R8, R10
 	SUBQ $8, R10
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R10
+	CMPQ R10, DI
+	JNE row2
+	MOVQ R8, R10
+	SHLQ $2, R10
+	ADDQ CX, R10
+	SARQ $2, R10
+	ANDQ $15, R10
+	CMPQ R8, R10
+	CMOVQLT R8, R10
+	MOVQ R10, kernelArgs_tail(R14)
+	SUBQ R10, R8
 
 row2:
 	SUBQ $0, R9
@@ -10636,13 +10570,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, SI
 	SUBQ $1, DI
-	JEQ last12
+	JEQ last15
+	ADDQ $20, SI
 	MOVQ kernelArgs_n(R14), R10
 	ADDQ R8, R10
 	ANDQ $7, R8
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R9
 	LEAQ maskTable<>+32(SB), R12
 	SHLQ $2, R8
@@ -10682,59 +10616,36 @@ border6:
 	ADDQ $32, DX
 	MOVQ R10, R8
 
-begin11:
+begin14:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
 	VBROADCASTSS 8(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), R8
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, R8
-	JEQ end13
-	ADDQ $-8, R9
-	MOVQ R8, R10
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, R10
-	SUBQ R10, R12
-	VMOVDQU (R12), Y15
-	VBROADCASTSS -20(SI), Y4
-	VBROADCASTSS -16(SI), Y2
-	VBROADCASTSS -12(SI), Y3
-	VBROADCASTSS -8(SI), Y0
-	VBROADCASTSS -4(SI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (CX)
-	VMASKMOVPS Y6, Y15, (DX)
-	SHLQ $2, R8
-	ADDQ R8, AX
-	ADDQ R8, BX
-	ADDQ R8, CX
-	ADDQ R8, DX
+	MOVQ kernelArgs_tail(R14), R10
+	ADDQ R10, R8
 
-end13:
+tail10:
+	MOVQ R8, R10
+	SUBQ $0, R10
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
+	ADDQ $20, SI
 	MOVQ kernelArgs_coefImage(R14), R8
 	SHLQ $2, R8
 	ADDQ R8, SI
@@ -10805,12 +10716,14 @@ image1:
 	SUBQ $0, R10
 	JLT save8
 
-head9:
+head12:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
 	ANDQ $15, R11
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R11
 	ANDQ $7, R11
 	ADDQ $1, R11
@@ -10821,11 +10734,6 @@ head9:
 	SHLQ $2, R11
 	SUBQ R11, R13
 	VMOVDQU (R13), Y15
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
 	VMASKMOVPS (BX), Y15, Y5
 	VADDPS Y5, Y4, Y5
 	VMASKMOVPS (AX), Y15, Y6
@@ -10842,11 +10750,6 @@ head9:
 	VMULPS Y2, Y7, Y7
 	VMASKMOVPS Y7, Y15, (DX)
 	VMASKMOVPS Y6, Y15, (SI)
-	VBROADCASTSS (DI), Y4
-	VBROADCASTSS 4(DI), Y2
-	VBROADCASTSS 8(DI), Y3
-	VBROADCASTSS 12(DI), Y0
-	VBROADCASTSS 16(DI), Y1
 	SUBQ R12, R10
 	SUBQ R12, R9
 	SHLQ $2, R12
@@ -10855,9 +10758,25 @@ head9:
 	ADDQ R12, CX
 	ADDQ R12, DX
 	ADDQ R12, SI
+	SUBQ $0, R8
+	JEQ tail10
 	MOVQ R9, R11
 	SUBQ $8, R11
-	JGE head9
+	JGE head12
+
+start11:
+	MOVQ $1, R11
+	CMPQ R11, R8
+	JNE row2
+	MOVQ R9, R11
+	SHLQ $2, R11
+	ADDQ DX, R11
+	SARQ $2, R11
+	ANDQ $15, R11
+	CMPQ R9, R11
+	CMOVQLT R9, R11
+	MOVQ R11, kernelArgs_tail(R14)
+	SUBQ R11, R9
 
 row2:
 	SUBQ $0, R10
@@ -10970,13 +10889,13 @@ single5:
 	JGE single5
 
 border6:
-	ADDQ $20, DI
 	SUBQ $1, R8
-	JEQ last12
+	JEQ last15
+	ADDQ $20, DI
 	MOVQ kernelArgs_n(R14), R11
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next10
+	JEQ next13
 	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -11018,56 +10937,29 @@ border6:
 	ADDQ $32, SI
 	MOVQ R11, R9
 
-begin11:
+begin14:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
 	VBROADCASTSS 8(DI), Y3
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
-	JMP row2
+	JMP start11
 
-next10:
+next13:
 	MOVQ kernelArgs_n(R14), R9
-	JMP begin11
+	JMP begin14
 
-last12:
+last15:
 	ANDQ $7, R9
-	JEQ end13
-	ADDQ $-8, R10
-	MOVQ R9, R11
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R11
-	SUBQ R11, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y4
-	VBROADCASTSS -16(DI), Y2
-	VBROADCASTSS -12(DI), Y3
-	VBROADCASTSS -8(DI), Y0
-	VBROADCASTSS -4(DI), Y1
-	VMASKMOVPS (BX), Y15, Y5
-	VADDPS Y5, Y4, Y5
-	VMASKMOVPS (AX), Y15, Y6
-	VMULPS Y2, Y5, Y8
-	VADDPS Y3, Y8, Y8
-	VMASKMOVPS (CX), Y15, Y9
-	VADDPS Y9, Y8, Y8
-	VXORPS Y9, Y9, Y9
-	VCMPPS $0x1e, Y9, Y8, Y9
-	VANDPS Y6, Y9, Y6
-	VSUBPS Y0, Y6, Y7
-	VMULPS Y1, Y5, Y5
-	VSUBPS Y5, Y7, Y7
-	VMULPS Y2, Y7, Y7
-	VMASKMOVPS Y7, Y15, (DX)
-	VMASKMOVPS Y6, Y15, (SI)
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
+	MOVQ kernelArgs_tail(R14), R11
+	ADDQ R11, R9
 
-end13:
+tail10:
+	MOVQ R9, R11
+	SUBQ $0, R11
+	JNE part9
+
+end16:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -11075,6 +10967,7 @@ end13:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
+	ADDQ $20, DI
 	MOVQ kernelArgs_coefImage(R14), R9
 	SHLQ $2, R9
 	ADDQ R9, DI
@@ -11153,16 +11046,18 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $488-16
 
 image1:
 	CMPQ 448(R14), $0
-	JEQ without9
+	JEQ without12
 	SUBQ $0, R10
 	JLT save8
 
-head10:
+head13:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
 	ANDQ $15, R11
-	JEQ row2
+	JEQ start11
+
+part9:
 	ADDQ $-1, R11
 	ANDQ $7, R11
 	ADDQ $1, R11
@@ -11181,11 +11076,11 @@ head10:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without11
+	JEQ without14
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
 
-without11:
+without14:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11205,10 +11100,10 @@ without11:
 	VMULPS Y8, Y0, Y0
 	VMASKMOVPS Y0, Y15, (DX)
 	CMPQ 440(R14), $0
-	JEQ without12
+	JEQ without15
 	VMASKMOVPS Y2, Y15, (SI)
 
-without12:
+without15:
 	SUBQ R12, R10
 	SUBQ R12, R9
 	SHLQ $2, R12
@@ -11217,11 +11112,32 @@ without12:
 	ADDQ R12, CX
 	ADDQ R12, DX
 	ADDQ R12, SI
+	SUBQ $0, R8
+	JEQ tail10
 	MOVQ R9, R11
 	SUBQ $8, R11
-	JGE head10
+	JGE head13
 
-without9:
+without12:
+
+start11:
+	CMPQ 448(R14), $0
+	JEQ without16
+	MOVQ $1, R11
+	CMPQ R11, R8
+	JNE row2
+	MOVQ R9, R11
+	SHLQ $2, R11
+	ADDQ DX, R11
+	SARQ $2, R11
+	ANDQ $15, R11
+	CMPQ R9, R11
+	CMOVQLT R9, R11
+	MOVQ a+8(FP), R12
+	MOVQ R11, kernelArgs_tail(R12)
+	SUBQ R11, R9
+
+without16:
 
 row2:
 	SUBQ $0, R10
@@ -11229,19 +11145,19 @@ row2:
 
 stop7:
 	CMPQ 448(R14), $0
-	JEQ without13
+	JEQ without17
 	MOVQ DX, R11
 	ANDQ $63, R11
 	JEQ save8
 	SUBQ $8, R9
 	JLT border6
 	JMP single5
-	JMP chosen14
+	JMP chosen18
 
-without13:
+without17:
 	JMP save8
 
-chosen14:
+chosen18:
 
 group3:
 	SUBQ $32, R9
@@ -11262,13 +11178,13 @@ group3:
 	VMULPS Y8, Y5, Y5
 	VADDPS Y9, Y5, Y5
 	CMPQ 432(R14), $0
-	JEQ without15
+	JEQ without19
 	VADDPS (CX), Y2, Y2
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
 
-without15:
+without19:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
 	VBROADCASTSS (DI), Y10
@@ -11300,39 +11216,39 @@ without15:
 	VSUBPS Y11, Y13, Y13
 	VMULPS Y8, Y13, Y13
 	CMPQ 448(R14), $0
-	JEQ without16
+	JEQ without20
 	VMOVNTPS Y0, (DX)
 	VMOVNTPS Y1, 32(DX)
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
-	JMP chosen17
+	JMP chosen21
 
-without16:
+without20:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
 
-chosen17:
+chosen21:
 	CMPQ 440(R14), $0
-	JEQ without18
+	JEQ without22
 	CMPQ 448(R14), $0
-	JEQ without19
+	JEQ without23
 	VMOVNTPS Y2, (SI)
 	VMOVNTPS Y3, 32(SI)
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
-	JMP chosen20
+	JMP chosen24
 
-without19:
+without23:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
 
-chosen20:
+chosen24:
 
-without18:
+without22:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	ADDQ $128, CX
@@ -11355,10 +11271,10 @@ single5:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without21
+	JEQ without25
 	VADDPS (CX), Y2, Y2
 
-without21:
+without25:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11375,27 +11291,27 @@ without21:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 448(R14), $0
-	JEQ without22
+	JEQ without26
 	VMOVNTPS Y0, (DX)
-	JMP chosen23
+	JMP chosen27
 
-without22:
+without26:
 	VMOVUPS Y0, (DX)
 
-chosen23:
+chosen27:
 	CMPQ 440(R14), $0
-	JEQ without24
+	JEQ without28
 	CMPQ 448(R14), $0
-	JEQ without25
+	JEQ without29
 	VMOVNTPS Y2, (SI)
-	JMP chosen26
+	JMP chosen30
 
-without25:
+without29:
 	VMOVUPS Y2, (SI)
 
-chosen26:
+chosen30:
 
-without24:
+without28:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -11407,13 +11323,13 @@ without24:
 	JGE single5
 
 border6:
-	ADDQ $20, DI
 	SUBQ $1, R8
-	JEQ last29
+	JEQ last33
+	ADDQ $20, DI
 	ARG(kernelArgs_n, R11)
 	ADDQ R9, R11
 	ANDQ $7, R9
-	JEQ next27
+	JEQ next31
 	ADDQ $-8, R10
 	LEAQ maskTable<>+32(SB), R13
 	SHLQ $2, R9
@@ -11432,10 +11348,10 @@ border6:
 	VMULPS Y8, Y2, Y2
 	VADDPS Y9, Y2, Y2
 	CMPQ 432(R14), $0
-	JEQ without31
+	JEQ without35
 	VADDPS (CX), Y2, Y2
 
-without31:
+without35:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
 	VMOVAPS Y2, Y5
@@ -11460,27 +11376,27 @@ without31:
 	VSUBPS Y11, Y0, Y0
 	VMULPS Y8, Y0, Y0
 	CMPQ 448(R14), $0
-	JEQ without32
+	JEQ without36
 	VMOVNTPS Y0, (DX)
-	JMP chosen33
+	JMP chosen37
 
-without32:
+without36:
 	VMOVUPS Y0, (DX)
 
-chosen33:
+chosen37:
 	CMPQ 440(R14), $0
-	JEQ without34
+	JEQ without38
 	CMPQ 448(R14), $0
-	JEQ without35
+	JEQ without39
 	VMOVNTPS Y2, (SI)
-	JMP chosen36
+	JMP chosen40
 
-without35:
+without39:
 	VMOVUPS Y2, (SI)
 
-chosen36:
+chosen40:
 
-without34:
+without38:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
@@ -11488,66 +11404,24 @@ without34:
 	ADDQ $32, SI
 	MOVQ R11, R9
 
-begin28:
-	JMP row2
+begin32:
+	JMP start11
 
-next27:
+next31:
 	ARG(kernelArgs_n, R9)
-	JMP begin28
+	JMP begin32
 
-last29:
+last33:
 	ANDQ $7, R9
-	JEQ end30
-	ADDQ $-8, R10
+	ARG(kernelArgs_tail, R11)
+	ADDQ R11, R9
+
+tail10:
 	MOVQ R9, R11
-	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, R11
-	SUBQ R11, R13
-	VMOVDQU (R13), Y15
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS -12(DI), Y9
-	VMASKMOVPS (BX), Y15, Y2
-	VADDPS Y2, Y10, Y2
-	VMULPS Y8, Y2, Y2
-	VADDPS Y9, Y2, Y2
-	CMPQ 432(R14), $0
-	JEQ without37
-	VMASKMOVPS (CX), Y15, Y11
-	VADDPS Y11, Y2, Y2
+	SUBQ $0, R11
+	JNE part9
 
-without37:
-	VMOVAPS Y2, Y3
-	VMOVAPS Y2, Y4
-	VMOVAPS Y2, Y5
-	MOVQ $32, 408(R14)
-	CALL 384(R14)
-	VBROADCASTSS -20(DI), Y10
-	VBROADCASTSS -16(DI), Y8
-	VBROADCASTSS -8(DI), Y6
-	VBROADCASTSS -4(DI), Y7
-	VMASKMOVPS (AX), Y15, Y11
-	VMULPS Y2, Y11, Y2
-	VMASKMOVPS (BX), Y15, Y11
-	VADDPS Y11, Y10, Y11
-	VSUBPS Y6, Y2, Y0
-	VMULPS Y7, Y11, Y11
-	VSUBPS Y11, Y0, Y0
-	VMULPS Y8, Y0, Y0
-	VMASKMOVPS Y0, Y15, (DX)
-	CMPQ 440(R14), $0
-	JEQ without38
-	VMASKMOVPS Y2, Y15, (SI)
-
-without38:
-	SHLQ $2, R9
-	ADDQ R9, AX
-	ADDQ R9, BX
-	ADDQ R9, CX
-	ADDQ R9, DX
-	ADDQ R9, SI
-
-end30:
+end34:
 	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -11555,6 +11429,7 @@ end30:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
+	ADDQ $20, DI
 	ARG(kernelArgs_coefImage, R9)
 	SHLQ $2, R9
 	ADDQ R9, DI

@@ -944,13 +944,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R2
 	SUBS $1, R3
-	BEQ last11
+	BEQ last13
+	ADD $20, R2
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next9
+	BEQ next11
 	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -977,31 +977,25 @@ border6:
 	ADD $32, R1
 	MOVD R6, R4
 
-begin10:
+begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R4
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R4
-	BEQ end12
+	BEQ end14
 	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1011,11 +1005,12 @@ last11:
 	ADD R4, R0
 	ADD R4, R1
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
+	ADD $20, R2
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
@@ -1143,13 +1138,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1179,31 +1174,25 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1216,12 +1205,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -1345,13 +1335,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R2
 	SUBS $1, R3
-	BEQ last11
+	BEQ last13
+	ADD $20, R2
 	MOVD kernelArgs_n(R23), R6
 	ADD R4, R6
 	ANDS $7, R4
-	BEQ next9
+	BEQ next11
 	ADD $-8, R5
 	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1380,31 +1370,25 @@ border6:
 	ADD $32, R1
 	MOVD R6, R4
 
-begin10:
+begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R4
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R4
-	BEQ end12
+	BEQ end14
 	ADD $-8, R5
 	MOVD R4, R6
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R2, R24
-	LD1R8(24, 0)
-	ADD $-16, R2, R24
-	LD1R8(24, 1)
-	ADD $-12, R2, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1416,11 +1400,12 @@ last11:
 	ADD R4, R0
 	ADD R4, R1
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
+	ADD $20, R2
 	MOVD kernelArgs_coefImage(R23), R4
 	LSL $2, R4
 	ADD R4, R2
@@ -1558,13 +1543,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1596,31 +1581,25 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 0)
-	ADD $-16, R3, R24
-	LD1R8(24, 1)
-	ADD $-12, R3, R24
-	LD1R8(24, 2)
 	TAIL(·loadTail4<>, 0, R0)
 	FADD8(4, 0, 4)
 	FMUL8(1, 4, 4)
@@ -1635,12 +1614,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -1731,7 +1711,7 @@ group3:
 	FADD8(5, 6, 5)
 	FMUL8(7, 5, 5)
 	FADD8(8, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without11
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 	FLDPQ 32(R3), (F18, F19)
@@ -1741,7 +1721,7 @@ group3:
 	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
 
-without9:
+without11:
 	MOVD $4, R19
 	CALL (R22)
 	FSTPQ (F4, F5), (R2)
@@ -1768,11 +1748,11 @@ single5:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without10
+	CBZ R0, without12
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without10:
+without12:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1788,13 +1768,13 @@ without10:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last13
+	BEQ last15
+	ADD $20, R4
 	ARG(kernelArgs_n, R8)
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next11
+	BEQ next13
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -1816,11 +1796,11 @@ border6:
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without15
+	CBZ R0, without17
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
 
-without15:
+without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1832,37 +1812,34 @@ without15:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin12:
+begin14:
 	B row2
 
-next11:
+next13:
 	ARG(kernelArgs_n, R6)
-	B begin12
+	B begin14
 
-last13:
+last15:
 	ANDS $7, R6
-	BEQ end14
+	BEQ end16
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 6)
-	ADD $-16, R4, R24
-	LD1R8(24, 7)
-	ADD $-12, R4, R24
-	LD1R8(24, 8)
+	LD1R8(4, 6)
+	LD1R8AT(4, 4, 7)
+	LD1R8AT(8, 4, 8)
 	TAIL(·loadTail2<>, 0, R1)
 	FADD8(2, 6, 2)
 	FMUL8(7, 2, 2)
 	FADD8(8, 2, 2)
-	CBZ R0, without16
+	CBZ R0, without18
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
 
-without16:
+without18:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -1874,12 +1851,13 @@ without16:
 	ADD R6, R2
 	ADD R6, R3
 
-end14:
+end16:
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	ARG(kernelArgs_coefImage, R6)
 	LSL $2, R6
 	ADD R6, R4
@@ -7191,13 +7169,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7232,34 +7210,26 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 2)
-	ADD $-16, R3, R24
-	LD1R8(24, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7273,12 +7243,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -7422,13 +7393,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7465,34 +7436,26 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 2)
-	ADD $-16, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail4<>, 0, R1)
 	FADD8(4, 2, 4)
 	TAIL(·loadTail5<>, 0, R0)
@@ -7508,13 +7471,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -7670,13 +7634,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R3
 	SUBS $1, R4
-	BEQ last11
+	BEQ last13
+	ADD $20, R3
 	MOVD kernelArgs_n(R23), R7
 	ADD R5, R7
 	ANDS $7, R5
-	BEQ next9
+	BEQ next11
 	ADD $-8, R6
 	MOVD R5, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7719,7 +7683,7 @@ border6:
 	ADD $32, R2
 	MOVD R7, R5
 
-begin10:
+begin12:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
@@ -7727,29 +7691,19 @@ begin10:
 	LD1R8AT(16, 3, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R5
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R5
-	BEQ end12
+	BEQ end14
 	ADD $-8, R6
 	MOVD R5, R7
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R3, R24
-	LD1R8(24, 4)
-	ADD $-16, R3, R24
-	LD1R8(24, 2)
-	ADD $-12, R3, R24
-	LD1R8(24, 3)
-	ADD $-8, R3, R24
-	LD1R8(24, 0)
-	ADD $-4, R3, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -7767,12 +7721,13 @@ last11:
 	ADD R5, R1
 	ADD R5, R2
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
+	ADD $20, R3
 	MOVD kernelArgs_coefImage(R23), R5
 	LSL $2, R5
 	ADD R5, R3
@@ -7943,13 +7898,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -7995,7 +7950,7 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8003,29 +7958,19 @@ begin10:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8046,13 +7991,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -8218,13 +8164,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R4
 	SUBS $1, R5
-	BEQ last11
+	BEQ last13
+	ADD $20, R4
 	MOVD kernelArgs_n(R23), R8
 	ADD R6, R8
 	ANDS $7, R6
-	BEQ next9
+	BEQ next11
 	ADD $-8, R7
 	MOVD R6, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8269,7 +8215,7 @@ border6:
 	ADD $32, R3
 	MOVD R8, R6
 
-begin10:
+begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
 	LD1R8AT(8, 4, 3)
@@ -8277,29 +8223,19 @@ begin10:
 	LD1R8AT(16, 4, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R6
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R6
-	BEQ end12
+	BEQ end14
 	ADD $-8, R7
 	MOVD R6, R8
 	MOVD R8, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R4, R24
-	LD1R8(24, 4)
-	ADD $-16, R4, R24
-	LD1R8(24, 2)
-	ADD $-12, R4, R24
-	LD1R8(24, 3)
-	ADD $-8, R4, R24
-	LD1R8(24, 0)
-	ADD $-4, R4, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8319,13 +8255,14 @@ last11:
 	ADD R6, R2
 	ADD R6, R3
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
+	ADD $20, R4
 	MOVD kernelArgs_coefImage(R23), R6
 	LSL $2, R6
 	ADD R6, R4
@@ -8505,13 +8442,13 @@ single5:
 	BGE single5
 
 border6:
-	ADD $20, R5
 	SUBS $1, R6
-	BEQ last11
+	BEQ last13
+	ADD $20, R5
 	MOVD kernelArgs_n(R23), R9
 	ADD R7, R9
 	ANDS $7, R7
-	BEQ next9
+	BEQ next11
 	ADD $-8, R8
 	MOVD R7, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8559,7 +8496,7 @@ border6:
 	ADD $32, R4
 	MOVD R9, R7
 
-begin10:
+begin12:
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
 	LD1R8AT(8, 5, 3)
@@ -8567,29 +8504,19 @@ begin10:
 	LD1R8AT(16, 5, 1)
 	B row2
 
-next9:
+next11:
 	MOVD kernelArgs_n(R23), R7
-	B begin10
+	B begin12
 
-last11:
+last13:
 	ANDS $7, R7
-	BEQ end12
+	BEQ end14
 	ADD $-8, R8
 	MOVD R7, R9
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R5, R24
-	LD1R8(24, 4)
-	ADD $-16, R5, R24
-	LD1R8(24, 2)
-	ADD $-12, R5, R24
-	LD1R8(24, 3)
-	ADD $-8, R5, R24
-	LD1R8(24, 0)
-	ADD $-4, R5, R24
-	LD1R8(24, 1)
 	TAIL(·loadTail5<>, 0, R1)
 	FADD8(5, 4, 5)
 	TAIL(·loadTail6<>, 0, R0)
@@ -8612,7 +8539,7 @@ last11:
 	ADD R7, R3
 	ADD R7, R4
 
-end12:
+end14:
 	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
 	ADD R7, R0
@@ -8620,6 +8547,7 @@ end12:
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
+	ADD $20, R5
 	MOVD kernelArgs_coefImage(R23), R7
 	LSL $2, R7
 	ADD R7, R5
@@ -8717,7 +8645,7 @@ group3:
 	FADD8(5, 10, 5)
 	FMUL8(8, 5, 5)
 	FADD8(9, 5, 5)
-	CBZ R0, without9
+	CBZ R0, without11
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 	FLDPQ 32(R4), (F22, F23)
@@ -8727,7 +8655,7 @@ group3:
 	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
 
-without9:
+without11:
 	MOVD $4, R19
 	CALL (R22)
 	LD1R8(7, 10)
@@ -8770,13 +8698,13 @@ without9:
 	FSTPQ (F2, F3), 32(R5)
 	FSTPQ (F24, F25), 64(R5)
 	FSTPQ (F26, F27), 96(R5)
-	CBZ R1, without10
+	CBZ R1, without12
 	FSTPQ (F4, F5), (R6)
 	FSTPQ (F6, F7), 32(R6)
 	FSTPQ (F8, F9), 64(R6)
 	FSTPQ (F10, F11), 96(R6)
 
-without10:
+without12:
 	ADD $128, R2
 	ADD $128, R3
 	ADD $128, R4
@@ -8799,11 +8727,11 @@ single5:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without11
+	CBZ R0, without13
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without11:
+without13:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8822,10 +8750,10 @@ without11:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without12
+	CBZ R1, without14
 	FSTPQ (F4, F5), (R6)
 
-without12:
+without14:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -8837,13 +8765,13 @@ without12:
 	BGE single5
 
 border6:
-	ADD $20, R7
 	SUBS $1, R8
-	BEQ last15
+	BEQ last17
+	ADD $20, R7
 	ARG(kernelArgs_n, R11)
 	ADD R9, R11
 	ANDS $7, R9
-	BEQ next13
+	BEQ next15
 	ADD $-8, R10
 	MOVD R9, R25
 	MOVD $maskTable<>+32(SB), R24
@@ -8865,11 +8793,11 @@ border6:
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without17
+	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
 
-without17:
+without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
@@ -8900,10 +8828,10 @@ without17:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	FSTPQ (F0, F1), (R5)
-	CBZ R1, without18
+	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
 
-without18:
+without20:
 	ADD $32, R2
 	ADD $32, R3
 	ADD $32, R4
@@ -8911,50 +8839,43 @@ without18:
 	ADD $32, R6
 	MOVD R11, R9
 
-begin14:
+begin16:
 	B row2
 
-next13:
+next15:
 	ARG(kernelArgs_n, R9)
-	B begin14
+	B begin16
 
-last15:
+last17:
 	ANDS $7, R9
-	BEQ end16
+	BEQ end18
 	ADD $-8, R10
 	MOVD R9, R11
 	MOVD R11, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-	ADD $-20, R7, R24
-	LD1R8(24, 10)
-	ADD $-16, R7, R24
-	LD1R8(24, 8)
-	ADD $-12, R7, R24
-	LD1R8(24, 9)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(8, 7, 9)
 	TAIL(·loadTail2<>, 0, R3)
 	FADD8(2, 10, 2)
 	FMUL8(8, 2, 2)
 	FADD8(9, 2, 2)
-	CBZ R0, without19
+	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
 
-without19:
+without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
 	MOV8(2, 5)
 	MOVD $1, R19
 	CALL (R22)
-	ADD $-20, R7, R24
-	LD1R8(24, 10)
-	ADD $-16, R7, R24
-	LD1R8(24, 8)
-	ADD $-8, R7, R24
-	LD1R8(24, 6)
-	ADD $-4, R7, R24
-	LD1R8(24, 7)
+	LD1R8(7, 10)
+	LD1R8AT(4, 7, 8)
+	LD1R8AT(12, 7, 6)
+	LD1R8AT(16, 7, 7)
 	TAIL(·loadTail11<>, 0, R2)
 	FMUL8(2, 11, 2)
 	TAIL(·loadTail11<>, 0, R3)
@@ -8964,10 +8885,10 @@ without19:
 	FSUB8(11, 0, 0)
 	FMUL8(8, 0, 0)
 	TAIL(·storeTail0<>, 0, R5)
-	CBZ R1, without20
+	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
 
-without20:
+without22:
 	LSL $2, R9
 	ADD R9, R2
 	ADD R9, R3
@@ -8975,7 +8896,7 @@ without20:
 	ADD R9, R5
 	ADD R9, R6
 
-end16:
+end18:
 	ARG(kernelArgs_imageGap, R9)
 	LSL $2, R9
 	ADD R9, R2
@@ -8983,6 +8904,7 @@ end16:
 	ADD R9, R4
 	ADD R9, R5
 	ADD R9, R6
+	ADD $20, R7
 	ARG(kernelArgs_coefImage, R9)
 	LSL $2, R9
 	ADD R9, R7

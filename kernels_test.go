@@ -282,7 +282,8 @@ func TestKernelsSameBits(t *testing.T) {
 
 // TestKernelsStop: a call of a kernel on rows handles no more than its budget, but for
 // the end of a row. With non-temporal stores it stops where a cache line of the output or
-// an image begins. Outputs lie anywhere in memory.
+// an image begins, and leaves what lies behind the last whole line of an image to the tail.
+// Outputs lie anywhere in memory.
 func TestKernelsStop(t *testing.T) {
 	t.Parallel()
 	for _, p := range simdPaths(t) {
@@ -306,6 +307,9 @@ func TestKernelsStop(t *testing.T) {
 					if p == PathAVX2 && k.flags&withStream != 0 && a.images > 0 && !(a.left == s.n && a.rowsLeft == s.rows) {
 						if address := uintptr(unsafe.Pointer(&a.y[0])) + 4*uintptr(a.at); address%64 != 0 {
 							t.Fatalf("%v, %s, %+v: call %d stops %d bytes into a cache line", p, k, s, calls, address%64)
+						} else if end := address + 4*uintptr(a.left); a.rowsLeft == 1 && (end%64 != 0 || a.tail >= lineLen) {
+							t.Fatalf("%v, %s, %+v: call %d: non-temporal stores end %d bytes into a cache line, %d values before the image's end",
+								p, k, s, calls, end%64, a.tail)
 						}
 					}
 					if k.sums() && s.n <= shortRow && images >= groupSize && images%groupSize == 0 {

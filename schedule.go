@@ -61,7 +61,8 @@ type machine struct {
 	l1, l2, l3 int // bytes of a core's first-level cache of data, of its second-level cache, and of the third-level cache
 	// stream is the size of an output, in bytes, from which on non-temporal stores are
 	// faster. Measured: AMD's third-level cache takes plain stores fast up to 6 MB; on
-	// Intel's processors only the second level does, since the third is far.
+	// Intel's processors only the second level does, since the third is far, and it holds an
+	// input as well.
 	stream int
 }
 
@@ -81,7 +82,7 @@ func newMachine(l1, l2, l3 int, farL3 bool) machine {
 		m.l3 = l3
 	}
 	if farL3 {
-		m.stream = min(m.stream, m.l2)
+		m.stream = min(m.stream, m.l2/8*5)
 	}
 	return m
 }
@@ -92,16 +93,18 @@ type limits struct {
 	machine
 	groupLen   int // rows: target number of values per image in a group
 	groupAll   int // rows: the same of all images, where these are few
-	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache
+	groupShare int // rows: a group takes at most 1/groupShare of the second-level cache,
+	groupOdd   int // or 1/groupOdd where it does not end with a cache line,
+	groupLeast int // but has at least so many values per image,
+	groupOuter int // and takes at most 1/groupOuter of the third-level cache if the second is too small for them
 	fitShare   int // rows: sums and outputs are fused for channels up to 1/fitShare of the third-level cache
 	tile       int // largest number of values in a task that only applies, with several workers
 	share      int // smallest number of values per worker
 	few        int // rows: tensors of fewer values have two tasks per worker, since a task has a cost of its own
-	recompute  int // cols, non-temporal stores: up to so many columns g is computed again instead of stored
 }
 
-var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, fitShare: 2,
-	tile: maxCall, share: 8 << 10, few: 512 << 10, recompute: 512}
+var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, groupOdd: 3, groupLeast: 400,
+	groupOuter: 8, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
 
 // stripRows is the largest number of rows that are summed in strips.
 const stripRows = 32
@@ -115,6 +118,7 @@ func choose(g *geometry, s situation, l limits) way {
 	elements := g.outer * g.channels * g.inner
 	w.stream = s.path == PathAVX2 && s.do&applyThem != 0 && !s.inPlace && 4*elements >= l.stream
 	w.stores = s.do == bothPhases && s.costly && s.storable && !s.masked && !s.tinyG
+	w.stream = w.stream && !(w.stores && s.writes == 1) // dx takes the place of g
 	if g.layout == cols {
 		chooseCols(&w, g, s, l)
 	} else {
@@ -124,8 +128,12 @@ func choose(g *geometry, s situation, l limits) way {
 }
 
 func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
-	bytes := max(1, 4*g.outer*g.inner*s.reads) // of a channel
-	w.group = l.group(g, s.path, bytes)
+	bytes := 4 * g.outer * g.inner // of a channel
+	summed := bytes
+	if s.backward { // forward, a residual is read with the outputs only
+		summed *= s.reads
+	}
+	w.group = l.group(g, s.path, max(1, summed))
 	tasks := g.channels
 	if s.workers > 1 { // some tasks for each, of whole cache lines
 		each := 4
@@ -138,7 +146,7 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 	}
 	w.tasks = tasks
 	enough := s.workers == 1 || g.segments == 1 || g.channels >= 4*s.workers
-	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes <= l.l3/l.fitShare)
+	w.fused = s.do == bothPhases && enough && !s.masked && (s.path == PathGeneric || bytes*s.reads <= l.l3/l.fitShare)
 	w.turns = w.fused && w.stream && 2*w.group <= tasks
 	w.tile = elements
 	if s.workers > 1 {
@@ -152,29 +160,34 @@ func chooseRows(w *way, g *geometry, s situation, l limits, elements int) {
 // lines returns how many adjacent rows make whole cache lines.
 func (g *geometry) lines() int { return lineLen / gcd(lineLen, g.inner) }
 
-// group returns the number of channels in a group, given the bytes of a channel. A group
-// has about groupLen values per image, or groupAll in all images if that is more. It fits
-// into its share of the second-level cache, and has whole vectors of channels if there are
-// enough. Where rows don't end with a cache line, it also ends with a line if it has room
-// for so many rows. If it has not, it fills twice its share, up to the next power of two,
-// which leaves the fewest groups that begin within a vector. It has at least the rows of
-// whole vectors, if it has room for so many values.
+// group returns the number of channels in a group, of which the sums read the given bytes for
+// each. A group has up to groupLen values per image, or groupAll in all images if that is
+// more. It fits into its share of the second-level cache, but has groupLeast values per image
+// if half of this cache holds so many. Where it does not, groups fit into a share of the
+// third-level cache: jumps from image to image would take longer than reads from there.
+//
+// A group ends with a cache line and has whole vectors of channels, if there are enough.
+// Otherwise it is a power of two, which leaves the fewest groups that begin within a vector,
+// and its share is a larger one.
 func (l limits) group(g *geometry, p Path, bytes int) int {
 	if p == PathGeneric {
 		return 1
 	}
 	row := max(1, g.inner)
 	most := max(1, l.groupLen/row, min(l.groupAll/(max(1, g.outer)*row), l.groupLen/lanes))
-	twice := 2 * l.l2 / l.groupShare / bytes
-	n := min(most, max(1, twice/2))
-	unit, vectors := g.lines(), lanes/gcd(lanes, g.inner)
+	n, least := max(1, l.l2/l.groupShare/bytes), ceilDiv(l.groupLeast, row)
+	switch {
+	case n >= least:
+	case least*bytes <= l.l2/2:
+		n = least
+	default:
+		n = max(n, l.l3/l.groupOuter/bytes)
+	}
+	n = min(n, most)
+	unit := g.lines()
 	if n < unit {
-		n = 1 << bits.Len(uint(max(n, twice)-1))
-		if vectors <= most {
-			n = max(n, vectors)
-		}
-		unit = min(unit, n)
-		n = unit
+		n = max(n, min(most, l.l2/l.groupOdd/bytes))
+		return min(1<<(bits.Len(uint(n))-1), g.channels)
 	}
 	if whole := lcm(unit, lanes); n >= whole {
 		unit = whole
@@ -188,9 +201,6 @@ func (l limits) mostGroup(g *geometry, p Path) int { return l.group(g, p, 1) }
 func lcm(a, b int) int { return a / gcd(a, b) * b }
 
 func chooseCols(w *way, g *geometry, s situation, l limits) {
-	if w.stream && g.width <= l.recompute {
-		w.stores = false // g would have to come back from memory
-	}
 	tensors := s.reads + s.writes
 	if s.inPlace {
 		tensors--
