@@ -87,6 +87,7 @@ type channelArgs struct {
 	rows, probe          int     // of x, and those of the probe
 	stride               int     // bytes from a row of x to the next
 	settled              float64 // bits: all ones where sums are final, 0 otherwise
+	trusted              float64 // sums of 0 can surely be relied on up to this invstd
 	extent               []float32
 	acc, shift           []float32
 	sums                 []float64
@@ -162,7 +163,7 @@ const (
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
 	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
 	// on if they are settled, if invstd is NaN, or if they are 0 and count*invstd*gradMin is
-	// at most weight.
+	// at most weight. They are looked at closely if they are 0 and invstd is above trusted.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
@@ -827,8 +828,13 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(float64(w.least*scale) * w.values), settled: allOnes(settled),
-		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+	least := float64(w.least * scale)
+	trusted := least * (0.99 / gradMin)
+	if settled {
+		trusted = math.Inf(1)
+	}
+	k := channelArgs{n: v, count: w.values, weight: float64(least * w.values), trusted: trusted, settled: allOnes(settled),
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:], neg: f.from(fieldN, c),
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
 	gammaGrad, betaGrad := w.gammaGrad, w.betaGrad
 	if w.tinyG { // they are scaled back first

@@ -15971,14 +15971,10 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
-	VMOVUPS 32(AX), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (AX), Y4
+	VCVTPS2PD 16(AX), Y5
+	VCVTPS2PD 32(AX), Y6
+	VCVTPS2PD 48(AX), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
 	JEQ divide2
@@ -15999,10 +15995,8 @@ divided3:
 	VMULPD Y3, Y5, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VMOVUPS (BX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
+	VCVTPS2PD (BX), Y4
+	VCVTPS2PD 16(BX), Y5
 	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
 	VMOVUPS (CX), Y4
@@ -16096,15 +16090,11 @@ TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
+	VCVTPS2PD (AX), Y1
+	VCVTPS2PD 16(AX), Y2
 	VMOVUPS Y0, (AX)
-	VMOVUPS 32(AX), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
 	VMOVUPS Y0, 32(AX)
 	VADDPD Y2, Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
@@ -16132,10 +16122,8 @@ TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), CX
 
 channels1:
-	VMOVUPS (AX), Y1
-	VCVTPS2PD X1, Y0
-	VEXTRACTF128 $1, Y1, X1
-	VCVTPS2PD X1, Y1
+	VCVTPS2PD (AX), Y0
+	VCVTPS2PD 16(AX), Y1
 	VMOVUPS Y4, (AX)
 	VMOVUPS (BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -16198,10 +16186,8 @@ divided3:
 	VMULPD Y3, Y5, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VMOVUPS (CX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
+	VCVTPS2PD (CX), Y4
+	VCVTPS2PD 16(CX), Y5
 	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
 	VMOVUPS (DX), Y4
@@ -16269,10 +16255,8 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y1
-	VCVTPS2PD X1, Y0
-	VEXTRACTF128 $1, Y1, X1
-	VCVTPS2PD X1, Y1
+	VCVTPS2PD (AX), Y0
+	VCVTPS2PD 16(AX), Y1
 	MOVQ channelArgs_inverse(R14), CX
 	SUBQ $0, CX
 	JEQ divide2
@@ -16313,20 +16297,16 @@ TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y3
-	VCVTPS2PD X3, Y2
-	VEXTRACTF128 $1, Y3, X3
-	VCVTPS2PD X3, Y3
+	VCVTPS2PD (AX), Y2
+	VCVTPS2PD 16(AX), Y3
 	VMOVUPS (BX), Y0
 	VMOVUPS 32(BX), Y1
 	VADDPD Y2, Y0, Y0
 	VADDPD Y3, Y1, Y1
 	VMOVUPS Y0, (BX)
 	VMOVUPS Y1, 32(BX)
-	VMOVUPS 32(AX), Y3
-	VCVTPS2PD X3, Y2
-	VEXTRACTF128 $1, Y3, X3
-	VCVTPS2PD X3, Y3
+	VCVTPS2PD 32(AX), Y2
+	VCVTPS2PD 48(AX), Y3
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VADDPD Y2, Y0, Y0
@@ -16441,79 +16421,83 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -16531,6 +16515,7 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_correction(R14), DI
 	VBROADCASTSD (DI), Y3
 	MOVQ channelArgs_n(R14), DI
+	VMOVUPS forwardChannelsTable<>+0(SB), Y13
 
 channels1:
 	MOVQ channelArgs_sumB(R14), SI
@@ -16558,12 +16543,23 @@ divided4:
 	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y12
-	VCMPPS $0x1e, forwardChannelsTable<>+32(SB), Y10, Y10
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted5
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y13
+	VCMPPS $0x12, forwardChannelsTable<>+32(SB), Y13, Y13
+	VCMPPS $0x12, Y10, Y10, Y11
+	VORPS Y11, Y13, Y13
+
+unwanted5:
+	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -16573,7 +16569,7 @@ divided4:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
 	MOVQ channelArgs_invstd(R14), SI
@@ -16582,13 +16578,13 @@ divided4:
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted5
+	JEQ unwanted6
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 
-unwanted5:
+unwanted6:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -16599,19 +16595,17 @@ unwanted5:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted6
+	JEQ unwanted7
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
 
-unwanted6:
+unwanted7:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
 	VMULPD Y8, Y6, Y6
 	VMULPD Y9, Y7, Y7
 	MOVQ channelArgs_scale(R14), SI
@@ -16624,26 +16618,26 @@ unwanted6:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
-	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y10, Y11
+	VCMPPS $0x1e, forwardChannelsTable<>+256(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y11
-	VANDPS forwardChannelsTable<>+128(SB), Y11, Y11
-	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y11, Y11
+	VANDPS forwardChannelsTable<>+192(SB), Y11, Y11
+	VCMPPS $0x12, forwardChannelsTable<>+288(SB), Y11, Y11
 	VORPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X11
 	VCVTPD2PSY Y5, X10
 	VINSERTF128 $1, X10, Y11, Y11
-	VXORPS forwardChannelsTable<>+256(SB), Y11, Y10
+	VXORPS forwardChannelsTable<>+320(SB), Y11, Y10
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
@@ -16654,10 +16648,8 @@ unwanted6:
 	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y11
-	VCVTPS2PD X11, Y10
-	VEXTRACTF128 $1, Y11, X11
-	VCVTPS2PD X11, Y11
+	VCVTPS2PD (SI), Y10
+	VCVTPS2PD 16(SI), Y11
 	VSUBPD Y4, Y10, Y10
 	VSUBPD Y5, Y11, Y11
 	MOVQ channelArgs_b(R14), SI
@@ -16666,55 +16658,53 @@ unwanted6:
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
-	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
+	VANDNPS Y13, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ usual7
-	VMOVUPS forwardChannelsTable<>+288(SB), Y12
+	JEQ usual8
+	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
-	JEQ divide8
+	JEQ divide9
 	LEAQ channelArgs_inverse(R14), SI
 	VBROADCASTSD (SI), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
-	JMP divided9
+	JMP divided10
 
-divide8:
+divide9:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
 
-divided9:
+divided10:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y10, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y10, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y10, Y10
 	VANDPS Y10, Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y11, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y11, Y11
 	VANDPS Y11, Y5, Y5
 	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
 	MOVQ channelArgs_extent(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted10
+	JEQ unwanted11
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y9
-	VCVTPS2PD X9, Y8
-	VEXTRACTF128 $1, Y9, X9
-	VCVTPS2PD X9, Y9
+	VCVTPS2PD (SI), Y8
+	VCVTPS2PD 16(SI), Y9
 
-unwanted10:
+unwanted11:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y8, Y8
+	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
@@ -16722,7 +16712,7 @@ unwanted10:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y9, Y9
+	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
@@ -16739,89 +16729,60 @@ unwanted10:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+416(SB), Y4, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+448(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y5, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+448(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y6, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y7, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
+	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 
-usual7:
+usual8:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted11
+	JEQ unwanted12
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y11
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
-	VMULPD Y1, Y10, Y10
-	VMULPD Y1, Y11, Y11
-	VMULPD Y2, Y6, Y6
-	VMULPD Y2, Y7, Y7
-	VADDPD Y10, Y6, Y6
-	VADDPD Y11, Y7, Y7
-	VCVTPD2PSY Y6, X6
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (SI)
-
-unwanted11:
-	MOVQ channelArgs_runningVar(R14), SI
-	SUBQ $0, SI
-	JEQ unwanted12
-	MOVQ channelArgs_variance(R14), SI
-	ADDQ BX, SI
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y11
-	VMULPD Y3, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	MOVQ channelArgs_runningVar(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
 	VMULPD Y1, Y10, Y10
 	VMULPD Y1, Y11, Y11
 	VMULPD Y2, Y6, Y6
@@ -16834,6 +16795,31 @@ unwanted11:
 	VMOVUPS Y6, (SI)
 
 unwanted12:
+	MOVQ channelArgs_runningVar(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted13
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
+	VMULPD Y3, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	MOVQ channelArgs_runningVar(R14), SI
+	ADDQ AX, SI
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
+	VMULPD Y1, Y10, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y2, Y6, Y6
+	VMULPD Y2, Y7, Y7
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (SI)
+
+unwanted13:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -16856,34 +16842,34 @@ DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+160(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+168(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+176(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+184(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+312(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
@@ -16919,20 +16905,16 @@ channels1:
 	JEQ unwanted3
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
+	VCVTPS2PD (SI), Y1
+	VCVTPS2PD 16(SI), Y2
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
 	MOVQ channelArgs_runningVar(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y6
-	VCVTPS2PD X6, Y5
-	VEXTRACTF128 $1, Y6, X6
-	VCVTPS2PD X6, Y6
+	VCVTPS2PD (SI), Y5
+	VCVTPS2PD 16(SI), Y6
 	VADDPD Y0, Y5, Y5
 	VADDPD Y0, Y6, Y6
 	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
@@ -16960,21 +16942,18 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y5
 	VMOVUPS 32(SI), Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y9
-	VCVTPD2PSY Y5, X7
+	VCVTPD2PSY Y5, X9
 	VCVTPD2PSY Y6, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+192(SB), Y7, Y7
-	VANDPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
+	VINSERTF128 $1, X8, Y9, Y9
+	VCMPPS $0x12, Y9, Y9, Y10
+	VANDPS affineChannelsTable<>+96(SB), Y9, Y9
+	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y9, Y8
+	VCMPPS $0x1e, affineChannelsTable<>+160(SB), Y9, Y9
+	VANDPS Y8, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD (SI), Y3
+	VCVTPS2PD 16(SI), Y4
 	VMULPD Y5, Y3, Y3
 	VMULPD Y6, Y4, Y4
 	MOVQ channelArgs_scale(R14), SI
@@ -16987,26 +16966,26 @@ unwanted3:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+224(SB), Y7, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+256(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+192(SB), Y7, Y8
+	VCMPPS $0x1e, affineChannelsTable<>+224(SB), Y7, Y7
 	VANDPS Y8, Y7, Y7
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y8
-	VANDPS affineChannelsTable<>+128(SB), Y8, Y8
+	VANDPS affineChannelsTable<>+96(SB), Y8, Y8
 	VCMPPS $0x12, affineChannelsTable<>+32(SB), Y8, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPD2PSY Y1, X8
 	VCVTPD2PSY Y2, X7
 	VINSERTF128 $1, X7, Y8, Y8
-	VXORPS affineChannelsTable<>+288(SB), Y8, Y7
+	VXORPS affineChannelsTable<>+256(SB), Y8, Y7
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
@@ -17017,10 +16996,8 @@ unwanted3:
 	VMULPD Y4, Y2, Y2
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
+	VCVTPS2PD (SI), Y7
+	VCVTPS2PD 16(SI), Y8
 	VSUBPD Y1, Y7, Y7
 	VSUBPD Y2, Y8, Y8
 	MOVQ channelArgs_b(R14), SI
@@ -17029,10 +17006,10 @@ unwanted3:
 	VCVTPD2PSY Y8, X8
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
-	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VANDNPS Y10, Y9, Y9
 	VTESTPS Y9, Y9
 	JEQ usual4
-	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	VMOVUPS affineChannelsTable<>+288(SB), Y9
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y1
@@ -17083,7 +17060,7 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VXORPS affineChannelsTable<>+288(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
 
@@ -17106,30 +17083,30 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
 DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
@@ -17173,19 +17150,11 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y11
-	VADDPD Y11, Y10, Y10
-	VCMPPD $0x1d, Y1, Y11, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
-	VANDPS Y11, Y10, Y12
-	VANDPS backwardChannelsTable<>+32(SB), Y3, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y10
+	VCMPPD $0x1d, Y1, Y10, Y10
 	VANDPS backwardChannelsTable<>+32(SB), Y5, Y11
-	VADDPD Y11, Y10, Y10
 	VCMPPD $0x1d, Y1, Y11, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VANDPS Y11, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -17194,14 +17163,12 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VCVTPD2PSY Y8, X11
-	VCVTPD2PSY Y9, X10
-	VINSERTF128 $1, X10, Y11, Y11
-	VCVTPS2PD X11, Y10
-	VEXTRACTF128 $1, Y11, X11
-	VCVTPS2PD X11, Y11
-	VSUBPD Y10, Y8, Y8
-	VSUBPD Y11, Y9, Y9
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPS2PD (SI), Y10
+	VCVTPS2PD 16(SI), Y11
+	VADDPD Y10, Y8, Y8
+	VADDPD Y11, Y9, Y9
 	VMULPD Y2, Y8, Y10
 	VMULPD Y3, Y9, Y11
 	VSUBPD Y10, Y4, Y4
@@ -17272,32 +17239,101 @@ divided8:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y2, X8
 	VCVTPD2PSY Y3, X11
-	VINSERTF128 $1, X11, Y10, Y10
+	VINSERTF128 $1, X11, Y8, Y8
 	MOVQ channelArgs_k1(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y10, (SI)
-	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
-	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
-	VCVTPD2PSY Y4, X10
+	VMOVUPS Y8, (SI)
+	VCVTPD2PSY Y4, X9
 	VCVTPD2PSY Y5, X11
-	VINSERTF128 $1, X11, Y10, Y10
+	VINSERTF128 $1, X11, Y9, Y9
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y10, (SI)
-	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
-	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
+	VMOVUPS Y9, (SI)
+	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
+	VPMINSD Y9, Y8, Y10
+	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
+	VPMAXSD Y9, Y8, Y8
+	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
+	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
-	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y12
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VORPS Y10, Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y8, Y8
+	LEAQ channelArgs_trusted(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y6, Y14, Y10
+	VANDPS Y10, Y8, Y8
+	VCMPPD $0x1d, Y6, Y6, Y10
+	VANDNPS Y10, Y8, Y6
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y9
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y10
+	VORPS Y10, Y9, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y9, Y9
+	LEAQ channelArgs_trusted(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y7, Y14, Y10
+	VANDPS Y10, Y9, Y9
+	VCMPPD $0x1d, Y7, Y7, Y10
+	VANDNPS Y10, Y9, Y7
+	VORPS Y7, Y6, Y12
+	VTESTPS Y12, Y12
+	JEQ everyday10
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y10, Y10
+	VCMPPD $0x1d, Y1, Y10, Y10
+	VANDNPS Y6, Y10, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y11, Y11
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VANDNPS Y7, Y11, Y11
+	VORPS Y11, Y10, Y12
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X10
+	VINSERTF128 $1, X10, Y6, Y6
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y9
+	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
+	VPMINSD Y9, Y8, Y10
+	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
+	VPMAXSD Y9, Y8, Y8
+	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
+	VANDNPS Y10, Y8, Y10
+	VANDNPS Y6, Y10, Y10
+	VORPS Y10, Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ everyday10
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -17316,12 +17352,12 @@ divided8:
 	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
 	VCMPPD $0x1d, Y1, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17347,12 +17383,12 @@ divided8:
 	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
 	VCMPPD $0x1d, Y1, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17380,26 +17416,30 @@ divided8:
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large10
+	JEQ large11
 	VXORPS Y8, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y9
+	VANDPS Y4, Y9, Y14
+	VORPS Y14, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
+	VANDPS Y5, Y9, Y14
+	VORPS Y14, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large10
+	JEQ large11
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17420,11 +17460,11 @@ divided8:
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
 	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
@@ -17436,23 +17476,34 @@ divided8:
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
 	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 
-large10:
+large11:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
-	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	JMP looked12
+
+everyday10:
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y10
+	VADDPS backwardChannelsTable<>+192(SB), Y10, Y10
+	VMOVUPS Y10, (SI)
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+
+looked12:
+	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 
@@ -17482,10 +17533,8 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), CX
 
 channels1:
-	VMOVUPS (AX), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD (AX), Y3
+	VCVTPS2PD 16(AX), Y4
 	VMOVUPS (BX), Y5
 	VMOVUPS 32(BX), Y6
 	VMULPD Y2, Y5, Y5

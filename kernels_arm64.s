@@ -12200,79 +12200,83 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -12291,6 +12295,7 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(5, 3)
 	MOVD channelArgs_n(R23), R5
 	MOVD $forwardChannelsTable<>(SB), R24
+	FLDPQ (R24), (F26, F27)
 
 channels1:
 	MOVD channelArgs_sumB(R23), R4
@@ -12316,15 +12321,27 @@ divided4:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
 	NARROW(10, 11, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE8(10, 14, 12)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted5
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F26, F27)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE8(13, 14, 13)
+	FCMGE8(10, 10, 11)
+	ORR8(11, 13, 13)
+
+unwanted5:
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE8(10, 14, 12)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(10, 12, 12)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(7, 14, 4)
 	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
@@ -12335,7 +12352,7 @@ divided4:
 	FADD4D(0, 7, 9)
 	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
 	MOVD channelArgs_invstd(R23), R4
@@ -12344,13 +12361,13 @@ divided4:
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted5
+	BEQ unwanted6
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 
-unwanted5:
+unwanted6:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -12361,13 +12378,13 @@ unwanted5:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted6
+	BEQ unwanted7
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 
-unwanted6:
+unwanted7:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -12382,31 +12399,31 @@ unwanted6:
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 10, 10)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(11, 10, 10)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F22, F23)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 11, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE8(11, 14, 11)
 	ORR8(11, 10, 10)
 	AND8(10, 12, 12)
 	NARROW(4, 5, 11)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	EOR8(14, 11, 10)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 10, 10)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE8(10, 14, 10)
 	AND8(10, 12, 12)
 	WIDEN(11, 10, 11)
@@ -12424,59 +12441,58 @@ unwanted6:
 	ADD R2, R4
 	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 288(R24), (F28, F29)
-	EOR8(14, 12, 12)
+	BIC8(12, 13, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, usual7
-	FLDPQ 288(R24), (F24, F25)
+	CBZ R15, usual8
+	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
 	SUBS $0, R4
-	BEQ divide8
+	BEQ divide9
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
-	B divided9
+	B divided10
 
-divide8:
+divide9:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
 
-divided9:
+divided10:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 4)
 	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	AND8(10, 4, 4)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 11, 5)
 	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 5, 5)
 	EOR8(8, 8, 8)
 	EOR8(9, 9, 9)
 	MOVD channelArgs_extent(R23), R4
 	SUBS $0, R4
-	BEQ unwanted10
+	BEQ unwanted11
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
 	WIDEN(9, 8, 9)
 
-unwanted10:
+unwanted11:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 4, 4)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FCMGE4D(6, 6, 10)
 	ORR8(10, 8, 8)
@@ -12485,7 +12501,7 @@ unwanted10:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 5, 5)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	FCMGE4D(7, 7, 11)
 	ORR8(11, 9, 9)
@@ -12503,74 +12519,74 @@ unwanted10:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 4, 10)
 	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 4, 10)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(8, 8, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 5, 10)
 	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 5, 10)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(9, 9, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	AND8(14, 8, 10)
-	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 9, 10)
-	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 480(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 6, 10)
 	FLDPQ 512(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 7, 10)
-	FLDPQ 512(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
 	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 9, 10)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 6, 10)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 7, 10)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ (R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
 
-usual7:
+usual8:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted11
+	BEQ unwanted12
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12588,10 +12604,10 @@ usual7:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted11:
+unwanted12:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted12
+	BEQ unwanted13
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12611,7 +12627,7 @@ unwanted11:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted12:
+unwanted13:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12633,34 +12649,34 @@ DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+160(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+168(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+176(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+184(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+312(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
@@ -12738,16 +12754,15 @@ unwanted3:
 	ADD R1, R4
 	FLDPQ (R4), (F10, F11)
 	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 96(R24), (F18, F19)
-	NARROW(5, 6, 7)
+	NARROW(5, 6, 9)
+	FCMGE8(9, 9, 10)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 9, 9)
 	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 7, 7)
+	FCMGE8(9, 14, 8)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE8(7, 14, 8)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGT8(14, 7, 7)
-	AND8(8, 7, 7)
-	AND8(7, 9, 9)
+	FCMGT8(14, 9, 9)
+	AND8(8, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F8, F9)
@@ -12762,31 +12777,31 @@ unwanted3:
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE8(7, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGT8(14, 7, 7)
 	AND8(8, 7, 7)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F16, F17)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE8(8, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
 	NARROW(1, 2, 8)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 8, 7)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE8(7, 14, 7)
 	AND8(7, 9, 9)
 	WIDEN(8, 7, 8)
@@ -12804,12 +12819,11 @@ unwanted3:
 	ADD R2, R4
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 96(R24), (F28, F29)
-	EOR8(14, 9, 9)
+	BIC8(9, 10, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
 	CBZ R15, usual4
-	FLDPQ 96(R24), (F18, F19)
+	FLDPQ 288(R24), (F18, F19)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F2, F3)
@@ -12880,7 +12894,7 @@ unwanted3:
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	EOR8(14, 9, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
@@ -12904,30 +12918,30 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
 DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
@@ -12974,24 +12988,12 @@ channels1:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 2, 10)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 4, 11)
-	FADD4D(11, 10, 10)
-	FCMGE4D(1, 11, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(11, 10, 12)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 3, 10)
+	AND8(14, 4, 10)
+	FCMGE4D(1, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 5, 11)
-	FADD4D(11, 10, 10)
 	FCMGE4D(1, 11, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(11, 10, 10)
-	AND8(10, 12, 12)
+	AND8(11, 10, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -13000,10 +13002,12 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	NARROW(8, 9, 11)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F22, F23)
 	WIDEN(11, 10, 11)
-	FSUB4D(10, 8, 8)
-	FSUB4D(11, 9, 9)
+	FADD4D(10, 8, 8)
+	FADD4D(11, 9, 9)
 	FMUL4D(2, 8, 10)
 	FMUL4D(3, 9, 11)
 	FSUB4D(10, 4, 4)
@@ -13070,36 +13074,113 @@ divided8:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	NARROW(2, 3, 10)
+	NARROW(2, 3, 8)
 	MOVD channelArgs_k1(R23), R4
 	ADD R2, R4
-	FSTPQ (F20, F21), (R4)
-	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	AND8(11, 10, 10)
-	AND8(10, 12, 12)
-	NARROW(4, 5, 10)
+	FSTPQ (F16, F17), (R4)
+	NARROW(4, 5, 9)
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
-	FSTPQ (F20, F21), (R4)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 9, 9)
+	SMIN8(9, 8, 10)
 	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 10, 10)
+	CMGT8(14, 10, 10)
+	SMAX8(9, 8, 8)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	AND8(11, 10, 10)
+	CMGT8(14, 8, 8)
+	BIC8(8, 10, 10)
 	AND8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, usual9
-	FLDPQ 192(R24), (F24, F25)
+	FLDPQ 160(R24), (F24, F25)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F20, F21)
+	ORR8(10, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	ADD $channelArgs_trusted, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(6, 14, 10)
+	AND8(10, 8, 8)
+	FCMGE4D(6, 6, 10)
+	BIC8(8, 10, 6)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F14, F15)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F18, F19)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F20, F21)
+	ORR8(10, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(9, 14, 9)
+	ADD $channelArgs_trusted, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(7, 14, 10)
+	AND8(10, 9, 9)
+	FCMGE4D(7, 7, 10)
+	BIC8(9, 10, 7)
+	ORR8(7, 6, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, everyday10
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F20, F21)
+	FLDPQ 32(R4), (F22, F23)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FCMGE4D(1, 10, 10)
+	BIC8(10, 6, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FCMGE4D(1, 11, 11)
+	BIC8(11, 7, 11)
+	ORR8(11, 10, 12)
+	NARROW(6, 7, 6)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 9, 9)
+	SMIN8(9, 8, 10)
+	FLDPQ 96(R24), (F28, F29)
+	CMGT8(14, 10, 10)
+	SMAX8(9, 8, 8)
+	FLDPQ 128(R24), (F28, F29)
+	CMGT8(14, 8, 8)
+	BIC8(8, 10, 10)
+	BIC8(10, 6, 10)
+	ORR8(10, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, everyday10
+	FLDPQ 160(R24), (F24, F25)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
@@ -13121,13 +13202,13 @@ divided8:
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
 	FCMGE4D(1, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13157,13 +13238,13 @@ divided8:
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
 	FCMGE4D(1, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13205,35 +13286,39 @@ divided8:
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large10
+	CBZ R15, large11
 	EOR8(8, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
+	AND8(4, 9, 14)
+	ORR8(14, 8, 8)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
+	AND8(5, 9, 14)
+	ORR8(14, 8, 8)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large10
+	CBZ R15, large11
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
@@ -13261,13 +13346,13 @@ divided8:
 	BIC8(8, 4, 4)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
@@ -13286,25 +13371,37 @@ divided8:
 	BIC8(9, 5, 5)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
 
-large10:
+large11:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
+	B looked12
+
+everyday10:
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F20, F21)
 	FLDPQ 192(R24), (F28, F29)
+	FADD8(14, 10, 10)
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 160(R24), (F24, F25)
+
+looked12:
+	FLDPQ 160(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
