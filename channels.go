@@ -88,7 +88,7 @@ type channelArgs struct {
 	stride               int     // bytes from a row of x to the next
 	settled              float64 // bits: all ones where sums are final, 0 otherwise
 	trusted              float64 // sums of 0 can surely be relied on up to this invstd
-	extent               []float32
+	extent, factor       []float32
 	acc, shift           []float32
 	sums                 []float64
 	gamma, beta          []float32
@@ -170,9 +170,10 @@ const (
 	// weight below 1.
 	channelTrack
 
-	// channelStrip takes the moments of count rows of x: it sums the first probeCount of them
-	// with a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums
-	// all with this shift, and folds as channelFold does into a segment of no values.
+	// channelStrip takes the moments of count rows of x, times the factors of its columns if
+	// they are given: it sums the first probeCount rows with a shift of 0, as kernelMoments
+	// does, sets the shift as channelProbe does, sums all with this shift, and folds as
+	// channelFold does into a segment of no values.
 	channelStrip
 )
 
@@ -279,15 +280,16 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 }
 
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
-// x, stride values apart, and reports whether there are so many columns as a vector holds.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int) bool {
+// x, times the factors of the columns if they are given. The rows are stride values apart. It
+// reports whether there are so many columns as a vector holds.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int) bool {
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
 	most := max(lanes, maxCall/rows&^(lanes-1))
 	strips := func(c, n int) {
 		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
-			count: float64(rows), probeCount: float64(probe)}
+			factor: from(factors, c), count: float64(rows), probeCount: float64(probe)}
 		k.run(channelStrip)
 	}
 	for c := 0; c < v; c += most {

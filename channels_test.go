@@ -39,7 +39,7 @@ func (a *channelArgs) fields() map[string]field {
 		"scale": {f64: &a.scale, per: 1}, "dgamma": {f64: &a.dgamma, per: 1}, "dbeta": {f64: &a.dbeta, per: 1},
 		"savedMean": {f64: &a.savedMean, per: 1}, "savedInvStd": {f64: &a.savedInvStd, per: 1},
 		"gammaGrad": {f32: &a.gammaGrad, per: 1}, "betaGrad": {f32: &a.betaGrad, per: 1},
-		"x": {f32: &a.x, per: stripRows}, "extent": {f32: &a.extent, per: 1},
+		"x": {f32: &a.x, per: stripRows}, "extent": {f32: &a.extent, per: 1}, "factor": {f32: &a.factor, per: 1},
 		"sumA": {f64: &a.sumA, per: 1}, "sumB": {f64: &a.sumB, per: 1}, "otherA": {f64: &a.otherA, per: 1}, "otherB": {f64: &a.otherB, per: 1},
 	}
 }
@@ -102,6 +102,7 @@ func channelCases() map[string]channelCase {
 		"backward":               {channelBackward, "sumA sumB mean invstd neg", "dgamma dbeta k1 k2 gammaGrad betaGrad", true, backwardCase},
 		"backward without saved": {channelBackward, "sumA sumB mean invstd neg", "dgamma dbeta k1 k2", true, backwardCase},
 		"strip":                  {channelStrip, "x", "shift sumA sumB", false, stripCase},
+		"scaled strip":           {channelStrip, "x factor", "shift sumA sumB", false, stripCase},
 		"track": {channelTrack, "mean", "running", false, func(a *channelArgs, c int) bool {
 			a.running[c] = NewWeight(a.weight).update(a.running[c], a.mean[c]*a.count)
 			return true
@@ -112,7 +113,13 @@ func channelCases() map[string]channelCase {
 // stripCase takes the moment of a column as the kernels of cols and the functions for a
 // channel do.
 func stripCase(a *channelArgs, c int) bool {
-	at := func(r int) float32 { return a.x[r*a.stride/4+c] }
+	at := func(r int) float32 {
+		x := a.x[r*a.stride/4+c]
+		if a.factor != nil {
+			x *= a.factor[c]
+		}
+		return x
+	}
 	sum := func(rows int, k float32) (s, q float64) {
 		var acc laneSums
 		r := 0

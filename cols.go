@@ -56,7 +56,7 @@ func (w *workspace) columnSums(seg, c, n int) columnSums {
 func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 	g, path := w.geo, w.plan.path
 	r0, r1 := g.colWindow(seg)
-	if !path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], r1-r0, g.width) {
+	if !path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], nil, r1-r0, g.width) {
 		return false
 	}
 	if k.rest > 0 && r1 == g.height {

@@ -12338,6 +12338,9 @@ unwanted5:
 	FLDPQ 96(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(10, 12, 12)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 12, 12)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
@@ -13461,180 +13464,317 @@ GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD channelArgs_x(R23), R0
-	MOVD channelArgs_shift(R23), R1
-	MOVD channelArgs_sumA(R23), R2
-	MOVD channelArgs_sumB(R23), R3
-	MOVD channelArgs_stride(R23), R4
-	MOVD channelArgs_n(R23), R7
+	MOVD channelArgs_factor(R23), R1
+	MOVD channelArgs_shift(R23), R2
+	MOVD channelArgs_sumA(R23), R3
+	MOVD channelArgs_sumB(R23), R4
+	MOVD channelArgs_stride(R23), R5
+	MOVD channelArgs_n(R23), R8
 	MOVD $stripChannelsTable<>(SB), R24
 
 channels1:
-	EOR8(0, 0, 0)
-	MOVD R0, R5
-	MOVD channelArgs_probe(R23), R6
-	SUBS $4, R6
-	BLT rest3
-
-groups2:
-	FLDPQ (R5), (F6, F7)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(7, 3, 3)
-	FLDPQ (R5), (F10, F11)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(7, 5, 5)
-	FADD8(5, 3, 3)
-	FADD8(3, 0, 0)
-	SUBS $4, R6
-	BGE groups2
-
-rest3:
-	ADD $4, R6
+	MOVD channelArgs_factor(R23), R6
 	SUBS $0, R6
-	BEQ done5
+	BEQ plain2
+	FLDPQ (R1), (F6, F7)
+	EOR8(0, 0, 0)
+	MOVD R0, R6
+	MOVD channelArgs_probe(R23), R7
+	SUBS $4, R7
+	BLT rest5
 
-row4:
-	FLDPQ (R5), (F6, F7)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(3, 0, 0)
-	SUBS $1, R6
-	BNE row4
+groups4:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FLDPQ (R6), (F12, F13)
+	FMUL8(3, 6, 6)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(6, 4, 4)
+	FADD8(4, 0, 0)
+	SUBS $4, R7
+	BGE groups4
 
-done5:
-	MOV8(0, 4)
-	WIDEN(4, 3, 4)
-	MOVD channelArgs_probeInverse(R23), R5
-	SUBS $0, R5
-	BEQ divide6
-	ADD $channelArgs_probeInverse, R23, R5
-	LD1R4D(5, 14)
-	FMUL4D(14, 3, 3)
+rest5:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done7
+
+row6:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	SUBS $1, R7
+	BNE row6
+
+done7:
+	MOV8(0, 5)
+	WIDEN(5, 4, 5)
+	MOVD channelArgs_probeInverse(R23), R6
+	SUBS $0, R6
+	BEQ divide8
+	ADD $channelArgs_probeInverse, R23, R6
+	LD1R4D(6, 14)
 	FMUL4D(14, 4, 4)
-	B divided7
+	FMUL4D(14, 5, 5)
+	B divided9
 
-divide6:
-	ADD $channelArgs_probeCount, R23, R5
-	LD1R4D(5, 14)
-	FDIV4D(14, 3, 3)
+divide8:
+	ADD $channelArgs_probeCount, R23, R6
+	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
+	FDIV4D(14, 5, 5)
 
-divided7:
-	NARROW(3, 4, 3)
+divided9:
+	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 3, 3)
-	FSUB8(3, 3, 4)
-	FCMGE8(4, 4, 4)
-	AND8(4, 3, 3)
-	MOV8(3, 2)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	MOV8(4, 2)
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
-	MOVD R0, R5
-	MOVD channelArgs_rows(R23), R6
-	SUBS $4, R6
-	BLT rest9
+	MOVD R0, R6
+	MOVD channelArgs_rows(R23), R7
+	SUBS $4, R7
+	BLT rest11
 
-groups8:
-	FLDPQ (R5), (F6, F7)
-	FADD8(3, 2, 3)
-	FMUL8(3, 3, 4)
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R4, R5
-	FADD8(7, 3, 3)
+groups10:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
 	FADD8(8, 4, 4)
-	FLDPQ (R5), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R4, R5
-	FADD8(7, 5, 5)
+	FADD8(9, 5, 5)
+	FLDPQ (R6), (F12, F13)
+	FMUL8(3, 6, 6)
+	FADD8(6, 2, 6)
+	FMUL8(6, 6, 7)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
 	FADD8(8, 6, 6)
-	FADD8(5, 3, 3)
+	FADD8(9, 7, 7)
 	FADD8(6, 4, 4)
-	FADD8(3, 0, 0)
-	FADD8(4, 1, 1)
-	SUBS $4, R6
-	BGE groups8
+	FADD8(7, 5, 5)
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $4, R7
+	BGE groups10
 
-rest9:
-	ADD $4, R6
+rest11:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done13
+
+row12:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $1, R7
+	BNE row12
+
+done13:
+	B summed3
+
+plain2:
+	EOR8(0, 0, 0)
+	MOVD R0, R6
+	MOVD channelArgs_probe(R23), R7
+	SUBS $4, R7
+	BLT rest15
+
+groups14:
+	FLDPQ (R6), (F8, F9)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FLDPQ (R6), (F12, F13)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(6, 4, 4)
+	FADD8(4, 0, 0)
+	SUBS $4, R7
+	BGE groups14
+
+rest15:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done17
+
+row16:
+	FLDPQ (R6), (F8, F9)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	SUBS $1, R7
+	BNE row16
+
+done17:
+	MOV8(0, 5)
+	WIDEN(5, 4, 5)
+	MOVD channelArgs_probeInverse(R23), R6
 	SUBS $0, R6
-	BEQ done11
+	BEQ divide18
+	ADD $channelArgs_probeInverse, R23, R6
+	LD1R4D(6, 14)
+	FMUL4D(14, 4, 4)
+	FMUL4D(14, 5, 5)
+	B divided19
 
-row10:
-	FLDPQ (R5), (F6, F7)
-	FADD8(3, 2, 3)
-	FMUL8(3, 3, 4)
-	ADD R4, R5
-	FADD8(3, 0, 0)
-	FADD8(4, 1, 1)
-	SUBS $1, R6
-	BNE row10
+divide18:
+	ADD $channelArgs_probeCount, R23, R6
+	LD1R4D(6, 14)
+	FDIV4D(14, 4, 4)
+	FDIV4D(14, 5, 5)
 
-done11:
-	WIDEN(0, 3, 4)
-	WIDEN(1, 5, 6)
-	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide12
-	ADD $channelArgs_inverse, R23, R5
-	LD1R4D(5, 14)
-	FMUL4D(14, 3, 7)
-	FMUL4D(14, 4, 8)
-	B divided13
-
-divide12:
-	ADD $channelArgs_count, R23, R5
-	LD1R4D(5, 14)
-	FDIV4D(14, 3, 7)
-	FDIV4D(14, 4, 8)
-
-divided13:
-	FMUL4D(7, 3, 3)
-	FMUL4D(8, 4, 4)
-	FSUB4D(3, 5, 5)
-	FSUB4D(4, 6, 6)
-	WIDEN(2, 3, 4)
-	FSUB4D(3, 7, 7)
-	FSUB4D(4, 8, 8)
-	EOR8(2, 2, 2)
-	FADD4D(2, 7, 7)
-	FADD4D(2, 8, 8)
-	FMUL4D(7, 7, 3)
-	FMUL4D(8, 8, 4)
-	FMUL4D(2, 3, 3)
-	FMUL4D(2, 4, 4)
-	FADD4D(3, 5, 5)
-	FADD4D(4, 6, 6)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F16, F17), 32(R2)
-	FSTPQ (F10, F11), (R3)
-	FSTPQ (F12, F13), 32(R3)
-	NARROW(7, 8, 7)
+divided19:
+	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 7, 7)
-	FSUB8(7, 7, 8)
-	FCMGE8(8, 8, 8)
-	AND8(8, 7, 7)
-	FSTPQ (F14, F15), (R1)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	MOV8(4, 2)
+	EOR8(0, 0, 0)
+	EOR8(1, 1, 1)
+	MOVD R0, R6
+	MOVD channelArgs_rows(R23), R7
+	SUBS $4, R7
+	BLT rest21
+
+groups20:
+	FLDPQ (R6), (F8, F9)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FADD8(9, 5, 5)
+	FLDPQ (R6), (F12, F13)
+	FADD8(6, 2, 6)
+	FMUL8(6, 6, 7)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(9, 7, 7)
+	FADD8(6, 4, 4)
+	FADD8(7, 5, 5)
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $4, R7
+	BGE groups20
+
+rest21:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done23
+
+row22:
+	FLDPQ (R6), (F8, F9)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $1, R7
+	BNE row22
+
+done23:
+
+summed3:
+	WIDEN(0, 4, 5)
+	WIDEN(1, 6, 7)
+	MOVD channelArgs_inverse(R23), R6
+	SUBS $0, R6
+	BEQ divide24
+	ADD $channelArgs_inverse, R23, R6
+	LD1R4D(6, 14)
+	FMUL4D(14, 4, 8)
+	FMUL4D(14, 5, 9)
+	B divided25
+
+divide24:
+	ADD $channelArgs_count, R23, R6
+	LD1R4D(6, 14)
+	FDIV4D(14, 4, 8)
+	FDIV4D(14, 5, 9)
+
+divided25:
+	FMUL4D(8, 4, 4)
+	FMUL4D(9, 5, 5)
+	FSUB4D(4, 6, 6)
+	FSUB4D(5, 7, 7)
+	WIDEN(2, 4, 5)
+	FSUB4D(4, 8, 8)
+	FSUB4D(5, 9, 9)
+	EOR8(2, 2, 2)
+	FADD4D(2, 8, 8)
+	FADD4D(2, 9, 9)
+	FMUL4D(8, 8, 4)
+	FMUL4D(9, 9, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(2, 5, 5)
+	FADD4D(4, 6, 6)
+	FADD4D(5, 7, 7)
+	FSTPQ (F16, F17), (R3)
+	FSTPQ (F18, F19), 32(R3)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
+	NARROW(8, 9, 8)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 8, 8)
+	FSUB8(8, 8, 9)
+	FCMGE8(9, 9, 9)
+	AND8(9, 8, 8)
+	FSTPQ (F16, F17), (R2)
 	ADD $32, R0
 	ADD $32, R1
-	ADD $64, R2
+	ADD $32, R2
 	ADD $64, R3
-	SUBS $8, R7
+	ADD $64, R4
+	SUBS $8, R8
 	BNE channels1
 	RET
 

@@ -515,6 +515,7 @@ func forwardChannels(c *chans) {
 		c.opC(opLE, c.usual, t[0], sureMax/2)
 		c.opC(opGT, t[0], t[0], 2*sureMin)
 		c.op(opAnd, c.usual, c.usual, t[0])
+		c.op(opOr, c.usual, c.usual, c.mask("settled"))
 		for h := range t {
 			c.op64C(opLE64, m[0], s[h], below(0))
 			c.op(opAndNot, s[h], m[0], s[h])
@@ -870,10 +871,10 @@ func trackChannels(c *chans) {
 // stripChannels takes the moments of 8 columns at a time, whose values stay in the
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
-	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	x, factor, shift, sumA, sumB := c.float32s("x"), c.float32s("factor"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	stride, at, left := c.newReg(), c.newReg(), c.newReg()
 	c.arg(stride, "stride")
-	sums, k := c.pair(), c.newVec()
+	sums, k, f := c.pair(), c.newVec(), c.newVec()
 	a, b, d := c.pair(), c.pair(), c.pair()
 	c.toFirst = true
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
@@ -919,19 +920,38 @@ func stripChannels(c *chans) {
 		c.label(done)
 	}
 	c.loop(func() {
-		sum("probe", 1, func(dst pair) {
-			c.load(dst[0], mem{base: at})
-			c.prefetch(mem{base: at, off: cacheLine})
+		plain, done := c.newLabel("plain"), c.newLabel("summed")
+		take := func(load, plus func(dst vec)) {
+			sum("probe", 1, func(dst pair) {
+				load(dst[0])
+				c.prefetch(mem{base: at, off: cacheLine})
+			})
+			c.move(a[1], sums[0])
+			c.widen(a, a[1])
+			c.divideBy("probeCount", "probeInverse", a, a, at)
+			c.shiftFor(a)
+			c.move(k, a[0])
+			sum("rows", len(sums), func(dst pair) {
+				plus(dst[0])
+				c.mul(dst[1], dst[0], dst[0])
+			})
+		}
+		scaled := func(dst vec) {
+			c.load(dst, mem{base: at})
+			c.mul(dst, dst, f)
+		}
+		c.arg(at, "factor")
+		c.subImm(at, 0)
+		c.branch(ifZero, plain)
+		c.load(f, mem{base: factor.at})
+		take(scaled, func(dst vec) {
+			scaled(dst)
+			c.add(dst, k, dst)
 		})
-		c.move(a[1], sums[0])
-		c.widen(a, a[1])
-		c.divideBy("probeCount", "probeInverse", a, a, at)
-		c.shiftFor(a)
-		c.move(k, a[0])
-		sum("rows", len(sums), func(dst pair) {
-			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
-			c.mul(dst[1], dst[0], dst[0])
-		})
+		c.jump(done)
+		c.label(plain)
+		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
+		c.label(done)
 		// The moment of the window is that of the segment: merged with that of no values, it
 		// stays, apart from the signs of zeros, and from infinities times 0.
 		c.widen(a, sums[0])
