@@ -180,7 +180,7 @@ const (
 // fewChannels is the number of channels that are looked at together when the first one of
 // them is unusual, so that a single one costs little. Later ones are looked at mostSpan at a
 // time.
-const fewChannels = 128
+const fewChannels = 32
 
 // callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
