@@ -286,7 +286,7 @@ func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
-	most := max(lanes, maxCall/rows&^(lanes-1))
+	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
 	strips := func(c, n int) {
 		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
 			factor: from(factors, c), count: float64(rows), probeCount: float64(probe)}
