@@ -284,6 +284,9 @@ func (s *channelSet) set(seed uint64) {
 		a.epsilon = 0
 	}
 	a.cross = 1 - a.weight
+	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
+		a.weight = a.count * gradMin * 0.4
+	}
 	if seed%3 > 0 { // or sums of 0 are looked at closely
 		a.trusted = a.weight / a.count / gradMin * 0.99
 	}
@@ -312,7 +315,7 @@ func (s *channelSet) set(seed uint64) {
 		}
 		if s.kernel == channelBackward && seed%13 == 1 && strings.HasPrefix(name, "sum") { // no gradients, or x is constant
 			for c := range values {
-				if c%4 == 1 || c%4 == 3 || c%4 == 2 && name == "sumB" {
+				if c%4 == 1 || c%4 == 3 || seed%2 == 0 && c%4 == 2 && name == "sumB" {
 					values[c] = math.Copysign(0, float64(c%8)-2)
 				}
 			}

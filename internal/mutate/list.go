@@ -220,8 +220,6 @@ var mutations = []mutation{
 		old: "unsafe.Add(from, 4*(c+half))", new: "unsafe.Add(from, 4*c)"},
 	{name: "channels: sums of 0 are trusted at a second look", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
 		old: "		c.op(opGE64, t[0], c.mask(\"trusted\"), i[h])\n		c.op(opAnd, low[h], low[h], t[0])\n", new: ""},
-	{name: "channels: small sums pass a second look", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
-		old: "		c.op(opAndNot, t[h], t[h], i[h])\n", new: "		c.op(opAnd, t[h], t[h], t[h])\n		c.zero(t[h])\n"},
 	{name: "channels: a variance is missing whatever the extent", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
 		old: "			c.op(opOr, matters, matters, t[1])\n", new: "			c.move(matters, t[1])\n"},
 	{name: "channels: k2 keeps the sign of a zero", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
