@@ -228,7 +228,7 @@ func (l *columnList) adjacent() bool { return l.at[l.n-1]-l.at[0] == l.n-1 }
 // sumListed takes the sums of the listed columns of a segment, over scaled values.
 func (w *workspace) sumListed(seg int, buf *buffers, l *columnList) {
 	g, ch := w.geo, &w.channels
-	k := columnSums{acc: l.acc[:], shift: l.shift[:], a: l.sumA[:l.n], b: l.sumB[:l.n]}
+	k := columnSums{n: l.n, acc: l.acc[:], shift: l.shift[:], a: l.sumA[:l.n], b: l.sumB[:l.n]}
 	at := seg*g.width + l.at[0]
 	if l.adjacent() {
 		k.a, k.b = ch.segmentA[at:at+l.n], ch.segmentB[at:at+l.n]

@@ -31,25 +31,27 @@ type channels struct {
 	// after the other; sumA and sumB are the merged totals per channel.
 	segmentA, segmentB []float64
 	sumA, sumB         []float64
+
+	staged [4][mostStaged]float32 // copies of slices that the caller gave, see vectors
 }
 
 // cut cuts the slices from the slabs of a workspace, for n channels. In cols there may be
-// more columns than channels.
+// more columns than channels. Those that kernels on channels use have room for whole vectors.
 func (ch *channels) cut(w *workspace, n, columns, segments int) {
 	for _, list := range []*[]float64{&ch.mean, &ch.variance, &ch.invstd, &ch.scale, &ch.shift,
 		&ch.dgamma, &ch.dbeta, &ch.k1, &ch.k2, &ch.sumA, &ch.sumB} {
-		*list = w.float64s.cut(n)
+		*list = w.float64s.cutRoomy(n)
 	}
-	ch.segmentA, ch.segmentB = w.float64s.cut(segments*columns), w.float64s.cut(segments*columns)
+	ch.segmentA, ch.segmentB = w.float64s.cutRoomy(segments*columns), w.float64s.cutRoomy(segments*columns)
 	for _, list := range []*[]bool{&ch.wide, &ch.gradWide, &ch.flag, &ch.plain} {
 		*list = w.bools.cut(n)
 	}
 	ch.tiny, ch.outputs = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
-	ch.extent = w.float32s.cut(n + lanes)
+	ch.extent = w.float32s.cutRoomy(n)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
 	ch.fields = fields{w.float32s.cut(coefLen * each), each, lanes}
-	ch.ones, ch.zeros = w.float32s.cut(n), w.float32s.cut(n)
+	ch.ones, ch.zeros = w.float32s.cut(each), w.float32s.cut(each)
 	for i := range ch.ones {
 		ch.ones[i] = 1
 	}
@@ -90,7 +92,8 @@ type channelArgs struct {
 	rows, probe          int     // of x, and those of the probe
 	stride               int     // bytes from a row of x to the next
 	settled              float64 // bits: all ones where sums are final, 0 otherwise
-	extent               []float32
+	trusted              float64 // sums of 0 can surely be relied on up to this invstd
+	extent, factor       []float32
 	acc, shift           []float32
 	sums                 []float64
 	gamma, beta          []float32
@@ -165,16 +168,17 @@ const (
 	// dgamma, dbeta, k1 and k2; gammaGrad and betaGrad are dgamma and dbeta, rounded. A
 	// channel is unusual if it is wide, or if its sums can't be relied on. Sums can be relied
 	// on if they are settled, if invstd is NaN, or if they are 0 and count*invstd*gradMin is
-	// at most weight.
+	// at most weight. They are looked at closely if they are 0 and invstd is above trusted.
 	channelBackward
 
 	// channelTrack is running = (1-weight)*running + weight*(mean*count), for a
 	// weight below 1.
 	channelTrack
 
-	// channelStrip takes the moments of count rows of x: it sums the first probeCount of them
-	// with a shift of 0, as kernelMoments does, sets the shift as channelProbe does, sums
-	// all with this shift, and folds as channelFold does into a segment of no values.
+	// channelStrip takes the moments of count rows of x, times the factors of its columns if
+	// they are given: it sums the first probeCount rows with a shift of 0, as kernelMoments
+	// does, sets the shift as channelProbe does, sums all with this shift, and folds as
+	// channelFold does into a segment of no values.
 	channelStrip
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
@@ -185,7 +189,7 @@ const (
 // fewChannels is the number of channels that are looked at together when the first one of
 // them is unusual, so that a single one costs little. Later ones are looked at mostSpan at a
 // time.
-const fewChannels = 128
+const fewChannels = 32
 
 // callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
@@ -197,6 +201,54 @@ func (p Path) whole(n int) int {
 		return 0
 	}
 	return n &^ (lanes - 1)
+}
+
+// padded returns the number of channels in the vectors that hold n channels, of which the
+// last may be incomplete: n without vectors.
+func (p Path) padded(n int) int {
+	if p.whole(lanes) == 0 {
+		return n
+	}
+	return roundUp(n, lanes)
+}
+
+// mostStaged is the largest number of channels whose slices are copied for a call.
+const mostStaged = 128
+
+// vectors returns how many of the channels c to c1-1 a call of a kernel takes. The last
+// channels of all are filled up to whole vectors with copies of the very last one, behind the
+// ends of the slices. Slices that the caller gave have no room there, so that the kernel
+// takes copies of them.
+func (w *workspace) vectors(c, c1 int) (n int, staged bool) {
+	path := w.plan.path
+	n = path.whole(min(c1-c, callChannels))
+	if v := path.padded(c1 - c); v%lanes == 0 && v > n && v <= mostStaged && c1 == w.geo.channels {
+		return v, true
+	}
+	return n, false
+}
+
+// fillUp repeats the values of the last one of n channels, up to channel end-1.
+func fillUp[T float32 | float64](n, end int, lists ...[]T) {
+	for _, list := range lists {
+		list = list[:end]
+		for i := n; i < end; i++ {
+			list[i] = list[n-1]
+		}
+	}
+}
+
+// stage returns a copy of the last values of a list with a value per channel, from channel
+// c on, filled up to n values. nil stays nil.
+func (ch *channels) stage(i int, list []float32, c, n int) []float32 {
+	if list == nil {
+		return nil
+	}
+	v := ch.staged[i][:n]
+	for j := copy(v, list[c:]); j < n; j++ {
+		v[j] = list[len(list)-1]
+	}
+	return v
 }
 
 // run runs a kernel on the channels.
@@ -237,17 +289,25 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 }
 
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
-// x, stride values apart. It returns for how many columns it has done so, whole vectors.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x []float32, rows, stride int) int {
-	v := p.whole(len(sumA))
+// x, times the factors of the columns if they are given. The rows are stride values apart. It
+// reports whether there are so many columns as a vector holds.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int) bool {
+	n := len(sumA)
+	v := p.whole(n)
 	probe := min(rows, probeRows)
-	most := max(lanes, maxCall/rows&^(lanes-1))
-	for c := 0; c < v; c += most {
-		k := channelArgs{n: min(most, v-c), sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
-			count: float64(rows), probeCount: float64(probe)}
+	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
+	strips := func(c, n int) {
+		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
+			factor: from(factors, c), count: float64(rows), probeCount: float64(probe)}
 		k.run(channelStrip)
 	}
-	return v
+	for c := 0; c < v; c += most {
+		strips(c, min(most, v-c))
+	}
+	if v > 0 && v < n { // some columns once more
+		strips(n-lanes, lanes)
+	}
+	return v > 0
 }
 
 // reduceLanes sums the lanes of len(a) channels.
@@ -387,7 +447,11 @@ func (g *geometry) single() bool { return g.segments == 1 && g.columns() == g.ch
 // order.
 func (w *workspace) total(c0, c1 int) {
 	g, ch := w.geo, &w.channels
-	sumA, sumB := ch.sumA[c0:c1], ch.sumB[c0:c1]
+	end := c1
+	if g.layout == cols && c1 == g.channels && g.unit == 1 { // whole vectors
+		end = c0 + w.plan.path.padded(c1-c0)
+	}
+	sumA, sumB := ch.sumA[c0:end], ch.sumB[c0:end]
 	seen := 0.0
 	for j := 0; j < g.columns(); j += g.channels * g.unit {
 		for u := range g.unit {
@@ -506,7 +570,7 @@ func (w *workspace) saveM2(c, next int, m2 []float64) {
 // fewSlowly returns the end of the channels from c on that go through the slower
 // functions, when channel c is unusual.
 func (w *workspace) fewSlowly(c, c1 int) int {
-	if w.plan.path.whole(c1-c) == 0 {
+	if w.plan.path.whole(lanes) == 0 {
 		return c1
 	}
 	return min(c+lanes, c1)
@@ -516,25 +580,36 @@ func (w *workspace) fewSlowly(c, c1 int) int {
 // It returns the first channel that is left. Settled sums are final. With looked, the
 // extents hold magnitudes of a part of the values.
 func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool) int {
-	v := w.plan.path.whole(min(c1-c, callChannels))
+	v, staged := w.vectors(c, c1)
 	if v == 0 || w.renorm.r != nil {
 		return c
 	}
 	ch, o := &w.channels, &w.saved
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
-		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
-		savedMean: from(o.mean, c), savedInvStd: from(o.invstd, c), settled: allOnes(settled)}
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:], settled: allOnes(settled)}
 	if looked {
 		k.extent = ch.extent[c:]
 	}
-	w.setAffineArgs(&k, c)
-	if weight != 0 && weight != 1 {
-		k.running, k.runningVar = from(o.running, c), from(o.runningVar, c)
+	w.setAffineArgs(&k, c, staged)
+	k.savedMean, k.savedInvStd, k.running, k.runningVar = from(o.mean, c), from(o.invstd, c), from(o.running, c), from(o.runningVar, c)
+	if staged {
+		fillUp(c1, c+v, sums.a, sums.b)
+		fillUp(c1, c+v, ch.extent)
+		k.savedMean, k.savedInvStd, k.running, k.runningVar = nil, nil, ch.stage(2, o.running, c, v), ch.stage(3, o.runningVar, c, v)
+	}
+	if weight == 0 || weight == 1 {
+		k.running, k.runningVar = nil, nil
 	}
 	k.run(channelForward)
-	next := c + v - k.n
+	next := min(c+v-k.n, c1)
 	clear(ch.wide[c:next])
+	if staged {
+		copy(slice(o.mean, c, next-c), ch.mean[c:])
+		copy(slice(o.invstd, c, next-c), ch.invstd[c:])
+		copy(slice(o.running, c, next-c), k.running)
+		copy(slice(o.runningVar, c, next-c), k.runningVar)
+	}
 	if weight == 1 { // the values before are forgotten, NaN as well
 		o.track(ch, c, next)
 	}
@@ -625,35 +700,43 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
 // returns the first channel that is left.
 func (w *workspace) setUsualAffines(c, n int, mean, variance []float32) int {
-	v := w.plan.path.whole(min(n-c, callChannels))
+	v, staged := w.vectors(c, n)
 	if v == 0 || w.renorm.r != nil {
 		return c
 	}
 	ch := &w.channels
 	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon}
-	if mean != nil {
+	switch {
+	case mean != nil && staged:
+		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)
+	case mean != nil:
 		k.running, k.runningVar = mean[c:], variance[c:]
+	case staged:
+		fillUp(n, c+v, ch.mean, ch.invstd)
 	}
-	w.setAffineArgs(&k, c)
+	w.setAffineArgs(&k, c, staged)
 	k.run(channelAffine)
-	next := c + v - k.n
+	next := min(c+v-k.n, n)
 	clear(ch.wide[c:next])
 	return next
 }
 
 // setAffineArgs sets the arguments, beside the statistics, of a kernel that computes the
 // constants of z.
-func (w *workspace) setAffineArgs(k *channelArgs, c int) {
+func (w *workspace) setAffineArgs(k *channelArgs, c int, staged bool) {
 	ch := &w.channels
-	gamma, beta := w.gamma, w.beta
-	if gamma == nil {
-		gamma = ch.ones
+	k.gamma, k.beta = from(w.gamma, c), from(w.beta, c)
+	if staged {
+		k.gamma, k.beta = ch.stage(0, w.gamma, c, k.n), ch.stage(1, w.beta, c, k.n)
 	}
-	if beta == nil {
-		beta = ch.zeros
+	if k.gamma == nil {
+		k.gamma = ch.ones[c:]
+	}
+	if k.beta == nil {
+		k.beta = ch.zeros[c:]
 	}
 	f := &ch.fields
-	k.gamma, k.beta, k.scale = gamma[c:], beta[c:], ch.scale[c:]
+	k.scale = ch.scale[c:]
 	k.neg, k.a, k.b, k.step = f.from(fieldN, c), f.from(fieldA, c), f.from(fieldB, c), 4*f.group
 }
 
@@ -762,20 +845,33 @@ func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	if i := indexTrue(ch.wide[c:end]); i >= 0 {
 		end = c + i
 	}
-	v := w.plan.path.whole(end - c)
+	v, staged := w.vectors(c, end)
 	if v == 0 {
 		return c
 	}
-	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), settled: allOnes(settled),
-		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:],
+	trusted := w.least * (0.99 / gradMin)
+	if settled {
+		trusted = math.Inf(1)
+	}
+	k := channelArgs{n: v, count: w.values, weight: float64(w.least * w.values), trusted: trusted, settled: allOnes(settled),
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], invstd: ch.invstd[c:], neg: f.from(fieldN, c),
 		dgamma: ch.dgamma[c:], dbeta: ch.dbeta[c:], k1: f.from(fieldK1, c), k2: f.from(fieldK2, c), step: 4 * f.group}
-	k.betaGrad = from(w.betaGrad, c)
-	if w.renorm.r == nil {
-		k.gammaGrad = from(w.gammaGrad, c)
+	gammaGrad, betaGrad := w.gammaGrad, w.betaGrad
+	if w.renorm.r != nil {
+		gammaGrad = nil
+	}
+	k.gammaGrad, k.betaGrad = from(gammaGrad, c), from(betaGrad, c)
+	if staged {
+		fillUp(c1, c+v, sums.a, sums.b, ch.mean, ch.invstd)
+		k.gammaGrad, k.betaGrad = ch.stage(0, gammaGrad, c, v), ch.stage(1, betaGrad, c, v)
 	}
 	k.run(channelBackward)
-	next := c + v - k.n
+	next := min(c+v-k.n, end)
 	clear(ch.gradWide[c:next])
+	if staged {
+		copy(slice(gammaGrad, c, next-c), k.gammaGrad)
+		copy(slice(betaGrad, c, next-c), k.betaGrad)
+	}
 	if w.renorm.r != nil && w.gammaGrad != nil {
 		w.saveGammaGrad(c, next)
 	}
@@ -883,14 +979,24 @@ func (w *workspace) spread(c0, c1, first, last int) {
 				field[g.channels+c] = field[c]
 			}
 		}
-		for j, c := 0, 0; j < w.side*g.width; j += lanes {
-			for f := first; f <= last; f++ {
-				v := *(*[lanes]float32)(fields.all[f*fields.next+c:]) // without a call, which copies that may overlap need
-				*(*[lanes]float32)(w.coef[j*coefLen+f*lanes:]) = v
-			}
-			for c += lanes; c >= g.channels; {
-				c -= g.channels
-			}
+		for f := first; f <= last; f++ {
+			repeatField(w.coef[f*lanes:], fields.of(f), g.channels, w.side*g.width)
+		}
+	}
+}
+
+// repeatField copies a field of some channels, which is followed by that of the first ones
+// once more, into the records of n columns, over and over again.
+func repeatField(records, field []float32, channels, n int) {
+	const half = lanes / 2 // a copy of more is a call, since it might overlap
+	to, from := unsafe.Pointer(&records[0]), unsafe.Pointer(&field[0])
+	last := (ceilDiv(n, lanes) - 1) * lanes * coefLen
+	_, _ = records[last+lanes-1], field[channels+lanes-2]
+	for i, c := 0, 0; i <= last; i += lanes * coefLen {
+		*(*[half]float32)(unsafe.Add(to, 4*i)) = *(*[half]float32)(unsafe.Add(from, 4*c))
+		*(*[half]float32)(unsafe.Add(to, 4*(i+half))) = *(*[half]float32)(unsafe.Add(from, 4*(c+half)))
+		for c += lanes; c >= channels; {
+			c -= channels
 		}
 	}
 }

@@ -21,21 +21,19 @@ func (w *workspace) sumCols(t int) {
 
 // sumSpan takes the sums of the columns c to c+n-1 of a segment.
 func (w *workspace) sumSpan(seg, c, n int) {
-	if w.way.strips {
-		done := w.sumStrips(seg, c, n)
-		c, n = c+done, n-done
-		if n == 0 {
-			return
-		}
-	}
 	k := w.columnSums(seg, c, n)
+	if w.way.strips && w.sumStrips(seg, &k, c) {
+		return
+	}
 	w.sumColumns(seg, &k, func(r0, r1, n int) { w.sumBlock(&k, c, r0, r1, n) })
 	w.scaleBackSums(k.b, c)
 }
 
-// columnSums are the sums of some columns of a segment: the totals a and b, and sums and
-// shifts of a window, which have room for whole vectors.
+// columnSums are the sums of n columns of a segment: the totals a and b, and sums and
+// shifts of a window, which have room for whole vectors. The totals are those of whole
+// vectors if there is room behind them.
 type columnSums struct {
+	n          int
 	acc, shift []float32
 	a, b       []float64
 	rest       int // the number of columns with a value in the incomplete row
@@ -45,33 +43,36 @@ type columnSums struct {
 func (w *workspace) columnSums(seg, c, n int) columnSums {
 	g := w.geo
 	padded := roundUp(g.width, lanes)
-	return columnSums{
-		acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:],
-		a: w.channels.segmentA[seg*g.width+c:][:n], b: w.channels.segmentB[seg*g.width+c:][:n], rest: min(g.rest-c, n),
+	k := columnSums{n: n, acc: w.acc[(seg*padded+c)*2:], shift: w.shift[seg*padded+c:], rest: min(g.rest-c, n)}
+	if seg == g.segments-1 && c+n == g.width {
+		n = w.plan.path.padded(n)
 	}
+	k.a, k.b = w.channels.segmentA[seg*g.width+c:][:n], w.channels.segmentB[seg*g.width+c:][:n]
+	return k
 }
 
-// sumStrips takes the sums of whole vectors of the columns c to c+n-1, if the segment is one
-// window. It returns how many columns these are.
-func (w *workspace) sumStrips(seg, c, n int) int {
+// sumStrips takes the sums of columns from column c on, if they are at least as many as a
+// vector holds and the segment is one window. It reports whether it did.
+func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 	g, path := w.geo, w.plan.path
 	r0, r1 := g.colWindow(seg)
-	k := w.columnSums(seg, c, n)
-	done := path.foldStrips(k.a, k.b, k.shift, w.sums.x[r0*g.width+c:], r1-r0, g.width)
-	if rest := min(k.rest, done); rest > 0 && r1 == g.height {
-		acc := k.acc[:roundUp(rest, lanes)*2]
-		clear(acc)
-		w.sumBlock(&k, c, r1, r1+1, rest)
-		path.foldColumns(k.a[:rest], k.b[:rest], acc, k.shift, float64(r1-r0), 1)
+	if !path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], nil, r1-r0, g.width) {
+		return false
 	}
-	return done
+	if k.rest > 0 && r1 == g.height {
+		acc := k.acc[:roundUp(k.rest, lanes)*2]
+		clear(acc)
+		w.sumBlock(k, c, r1, r1+1, k.rest)
+		path.foldColumns(k.a[:k.rest], k.b[:k.rest], acc, k.shift, float64(r1-r0), 1)
+	}
+	return true
 }
 
 // sumColumns takes the sums of columns window by window. sum adds the values of the rows
 // r0 to r1-1 of the first n columns to the sums of the window.
 func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) {
 	g, path := w.geo, w.plan.path
-	n := len(k.a)
+	n := k.n
 	acc, shift := k.acc[:roundUp(n, lanes)*2], k.shift[:roundUp(n, lanes)]
 	clear(k.a)
 	clear(k.b)
@@ -88,6 +89,9 @@ func (w *workspace) sumColumns(seg int, k *columnSums, sum func(r0, r1, n int)) 
 	window := func(r0, r1, n int) {
 		clear(acc)
 		sum(r0, r1, n)
+		if n == k.n {
+			n = len(k.a)
+		}
 		if w.backward {
 			path.addColumns(k.a[:n], k.b[:n], acc)
 		} else {

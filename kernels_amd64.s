@@ -15979,14 +15979,10 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DI
 
 channels1:
-	VMOVUPS (AX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
-	VMOVUPS 32(AX), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (AX), Y4
+	VCVTPS2PD 16(AX), Y5
+	VCVTPS2PD 32(AX), Y6
+	VCVTPS2PD 48(AX), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
 	JEQ divide2
@@ -16007,10 +16003,8 @@ divided3:
 	VMULPD Y3, Y5, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VMOVUPS (BX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
+	VCVTPS2PD (BX), Y4
+	VCVTPS2PD 16(BX), Y5
 	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
 	VMOVUPS (CX), Y4
@@ -16104,15 +16098,11 @@ TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
+	VCVTPS2PD (AX), Y1
+	VCVTPS2PD 16(AX), Y2
 	VMOVUPS Y0, (AX)
-	VMOVUPS 32(AX), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD 32(AX), Y3
+	VCVTPS2PD 48(AX), Y4
 	VMOVUPS Y0, 32(AX)
 	VADDPD Y2, Y1, Y1
 	VEXTRACTF128 $1, Y1, X2
@@ -16140,10 +16130,8 @@ TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), CX
 
 channels1:
-	VMOVUPS (AX), Y1
-	VCVTPS2PD X1, Y0
-	VEXTRACTF128 $1, Y1, X1
-	VCVTPS2PD X1, Y1
+	VCVTPS2PD (AX), Y0
+	VCVTPS2PD 16(AX), Y1
 	VMOVUPS Y4, (AX)
 	VMOVUPS (BX), Y2
 	VMOVUPS 32(BX), Y3
@@ -16206,10 +16194,8 @@ divided3:
 	VMULPD Y3, Y5, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
-	VMOVUPS (CX), Y5
-	VCVTPS2PD X5, Y4
-	VEXTRACTF128 $1, Y5, X5
-	VCVTPS2PD X5, Y5
+	VCVTPS2PD (CX), Y4
+	VCVTPS2PD 16(CX), Y5
 	VSUBPD Y4, Y2, Y2
 	VSUBPD Y5, Y3, Y3
 	VMOVUPS (DX), Y4
@@ -16277,10 +16263,8 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y1
-	VCVTPS2PD X1, Y0
-	VEXTRACTF128 $1, Y1, X1
-	VCVTPS2PD X1, Y1
+	VCVTPS2PD (AX), Y0
+	VCVTPS2PD 16(AX), Y1
 	MOVQ channelArgs_inverse(R14), CX
 	SUBQ $0, CX
 	JEQ divide2
@@ -16321,20 +16305,16 @@ TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), DX
 
 channels1:
-	VMOVUPS (AX), Y3
-	VCVTPS2PD X3, Y2
-	VEXTRACTF128 $1, Y3, X3
-	VCVTPS2PD X3, Y3
+	VCVTPS2PD (AX), Y2
+	VCVTPS2PD 16(AX), Y3
 	VMOVUPS (BX), Y0
 	VMOVUPS 32(BX), Y1
 	VADDPD Y2, Y0, Y0
 	VADDPD Y3, Y1, Y1
 	VMOVUPS Y0, (BX)
 	VMOVUPS Y1, 32(BX)
-	VMOVUPS 32(AX), Y3
-	VCVTPS2PD X3, Y2
-	VEXTRACTF128 $1, Y3, X3
-	VCVTPS2PD X3, Y3
+	VCVTPS2PD 32(AX), Y2
+	VCVTPS2PD 48(AX), Y3
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
 	VADDPD Y2, Y0, Y0
@@ -16449,79 +16429,83 @@ channels1:
 	JNE channels1
 	VZEROUPPER
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -16539,6 +16523,7 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_correction(R14), DI
 	VBROADCASTSD (DI), Y3
 	MOVQ channelArgs_n(R14), DI
+	VMOVUPS forwardChannelsTable<>+0(SB), Y13
 
 channels1:
 	MOVQ channelArgs_sumB(R14), SI
@@ -16566,12 +16551,26 @@ divided4:
 	VCVTPD2PSY Y10, X10
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y12
-	VCMPPS $0x1e, forwardChannelsTable<>+32(SB), Y10, Y10
+	MOVQ channelArgs_extent(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted5
+	MOVQ channelArgs_extent(R14), SI
+	ADDQ AX, SI
+	VMOVUPS (SI), Y13
+	VCMPPS $0x12, forwardChannelsTable<>+32(SB), Y13, Y13
+	VCMPPS $0x12, Y10, Y10, Y11
+	VORPS Y11, Y13, Y13
+
+unwanted5:
+	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y12
+	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
+	LEAQ channelArgs_settled(R14), SI
+	VBROADCASTSD (SI), Y14
+	VORPS Y14, Y12, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -16581,7 +16580,7 @@ divided4:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+96(SB), Y14
+	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
 	MOVQ channelArgs_invstd(R14), SI
@@ -16590,13 +16589,13 @@ divided4:
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted5
+	JEQ unwanted6
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 
-unwanted5:
+unwanted6:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -16607,19 +16606,17 @@ unwanted5:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted6
+	JEQ unwanted7
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
 
-unwanted6:
+unwanted7:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
 	VMULPD Y8, Y6, Y6
 	VMULPD Y9, Y7, Y7
 	MOVQ channelArgs_scale(R14), SI
@@ -16632,26 +16629,26 @@ unwanted6:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
-	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y10, Y11
+	VCMPPS $0x1e, forwardChannelsTable<>+256(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y11
-	VANDPS forwardChannelsTable<>+128(SB), Y11, Y11
-	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y11, Y11
+	VANDPS forwardChannelsTable<>+192(SB), Y11, Y11
+	VCMPPS $0x12, forwardChannelsTable<>+288(SB), Y11, Y11
 	VORPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X11
 	VCVTPD2PSY Y5, X10
 	VINSERTF128 $1, X10, Y11, Y11
-	VXORPS forwardChannelsTable<>+256(SB), Y11, Y10
+	VXORPS forwardChannelsTable<>+320(SB), Y11, Y10
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+0(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
@@ -16662,10 +16659,8 @@ unwanted6:
 	VMULPD Y7, Y5, Y5
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y11
-	VCVTPS2PD X11, Y10
-	VEXTRACTF128 $1, Y11, X11
-	VCVTPS2PD X11, Y11
+	VCVTPS2PD (SI), Y10
+	VCVTPS2PD 16(SI), Y11
 	VSUBPD Y4, Y10, Y10
 	VSUBPD Y5, Y11, Y11
 	MOVQ channelArgs_b(R14), SI
@@ -16674,55 +16669,53 @@ unwanted6:
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y10, Y10
 	VMOVUPS Y10, (SI)
-	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
+	VANDNPS Y13, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ usual7
-	VMOVUPS forwardChannelsTable<>+288(SB), Y12
+	JEQ usual8
+	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
-	JEQ divide8
+	JEQ divide9
 	LEAQ channelArgs_inverse(R14), SI
 	VBROADCASTSD (SI), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
-	JMP divided9
+	JMP divided10
 
-divide8:
+divide9:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
 
-divided9:
+divided10:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y10, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y10, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y10, Y10
 	VANDPS Y10, Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y11, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y11, Y11
 	VANDPS Y11, Y5, Y5
 	VXORPS Y8, Y8, Y8
 	VXORPS Y9, Y9, Y9
 	MOVQ channelArgs_extent(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted10
+	JEQ unwanted11
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y9
-	VCVTPS2PD X9, Y8
-	VEXTRACTF128 $1, Y9, X9
-	VCVTPS2PD X9, Y9
+	VCVTPS2PD (SI), Y8
+	VCVTPS2PD 16(SI), Y9
 
-unwanted10:
+unwanted11:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y8, Y8
+	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
@@ -16730,7 +16723,7 @@ unwanted10:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y9, Y9
+	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
@@ -16747,89 +16740,60 @@ unwanted10:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+416(SB), Y4, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+448(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y5, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+448(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y6, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+448(SB), Y7, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VXORPS forwardChannelsTable<>+288(SB), Y12, Y12
+	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 
-usual7:
+usual8:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted11
+	JEQ unwanted12
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
 	VMOVUPS 32(SI), Y11
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
-	VMULPD Y1, Y10, Y10
-	VMULPD Y1, Y11, Y11
-	VMULPD Y2, Y6, Y6
-	VMULPD Y2, Y7, Y7
-	VADDPD Y10, Y6, Y6
-	VADDPD Y11, Y7, Y7
-	VCVTPD2PSY Y6, X6
-	VCVTPD2PSY Y7, X7
-	VINSERTF128 $1, X7, Y6, Y6
-	VMOVUPS Y6, (SI)
-
-unwanted11:
-	MOVQ channelArgs_runningVar(R14), SI
-	SUBQ $0, SI
-	JEQ unwanted12
-	MOVQ channelArgs_variance(R14), SI
-	ADDQ BX, SI
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y11
-	VMULPD Y3, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	MOVQ channelArgs_runningVar(R14), SI
-	ADDQ AX, SI
-	VMOVUPS (SI), Y7
-	VCVTPS2PD X7, Y6
-	VEXTRACTF128 $1, Y7, X7
-	VCVTPS2PD X7, Y7
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
 	VMULPD Y1, Y10, Y10
 	VMULPD Y1, Y11, Y11
 	VMULPD Y2, Y6, Y6
@@ -16842,6 +16806,31 @@ unwanted11:
 	VMOVUPS Y6, (SI)
 
 unwanted12:
+	MOVQ channelArgs_runningVar(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted13
+	MOVQ channelArgs_variance(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
+	VMULPD Y3, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	MOVQ channelArgs_runningVar(R14), SI
+	ADDQ AX, SI
+	VCVTPS2PD (SI), Y6
+	VCVTPS2PD 16(SI), Y7
+	VMULPD Y1, Y10, Y10
+	VMULPD Y1, Y11, Y11
+	VMULPD Y2, Y6, Y6
+	VMULPD Y2, Y7, Y7
+	VADDPD Y10, Y6, Y6
+	VADDPD Y11, Y7, Y7
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X7
+	VINSERTF128 $1, X7, Y6, Y6
+	VMOVUPS Y6, (SI)
+
+unwanted13:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -16864,34 +16853,34 @@ DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+160(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+168(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+176(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+184(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+312(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
@@ -16927,20 +16916,16 @@ channels1:
 	JEQ unwanted3
 	MOVQ channelArgs_running(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y2
-	VCVTPS2PD X2, Y1
-	VEXTRACTF128 $1, Y2, X2
-	VCVTPS2PD X2, Y2
+	VCVTPS2PD (SI), Y1
+	VCVTPS2PD 16(SI), Y2
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y1, (SI)
 	VMOVUPS Y2, 32(SI)
 	MOVQ channelArgs_runningVar(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y6
-	VCVTPS2PD X6, Y5
-	VEXTRACTF128 $1, Y6, X6
-	VCVTPS2PD X6, Y6
+	VCVTPS2PD (SI), Y5
+	VCVTPS2PD 16(SI), Y6
 	VADDPD Y0, Y5, Y5
 	VADDPD Y0, Y6, Y6
 	VANDPS affineChannelsTable<>+0(SB), Y5, Y7
@@ -16968,21 +16953,18 @@ unwanted3:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y5
 	VMOVUPS 32(SI), Y6
-	VMOVUPS affineChannelsTable<>+96(SB), Y9
-	VCVTPD2PSY Y5, X7
+	VCVTPD2PSY Y5, X9
 	VCVTPD2PSY Y6, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+192(SB), Y7, Y7
-	VANDPS Y8, Y7, Y7
-	VANDPS Y7, Y9, Y9
+	VINSERTF128 $1, X8, Y9, Y9
+	VCMPPS $0x12, Y9, Y9, Y10
+	VANDPS affineChannelsTable<>+96(SB), Y9, Y9
+	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y9, Y8
+	VCMPPS $0x1e, affineChannelsTable<>+160(SB), Y9, Y9
+	VANDPS Y8, Y9, Y9
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD (SI), Y3
+	VCVTPS2PD 16(SI), Y4
 	VMULPD Y5, Y3, Y3
 	VMULPD Y6, Y4, Y4
 	MOVQ channelArgs_scale(R14), SI
@@ -16995,26 +16977,26 @@ unwanted3:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+224(SB), Y7, Y8
-	VCMPPS $0x1e, affineChannelsTable<>+256(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+192(SB), Y7, Y8
+	VCMPPS $0x1e, affineChannelsTable<>+224(SB), Y7, Y7
 	VANDPS Y8, Y7, Y7
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y8
-	VANDPS affineChannelsTable<>+128(SB), Y8, Y8
+	VANDPS affineChannelsTable<>+96(SB), Y8, Y8
 	VCMPPS $0x12, affineChannelsTable<>+32(SB), Y8, Y8
 	VORPS Y8, Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPD2PSY Y1, X8
 	VCVTPD2PSY Y2, X7
 	VINSERTF128 $1, X7, Y8, Y8
-	VXORPS affineChannelsTable<>+288(SB), Y8, Y7
+	VXORPS affineChannelsTable<>+256(SB), Y8, Y7
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y7, (SI)
-	VANDPS affineChannelsTable<>+128(SB), Y7, Y7
-	VCMPPS $0x12, affineChannelsTable<>+160(SB), Y7, Y7
+	VANDPS affineChannelsTable<>+96(SB), Y7, Y7
+	VCMPPS $0x12, affineChannelsTable<>+128(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VCVTPS2PD X8, Y7
 	VEXTRACTF128 $1, Y8, X8
@@ -17025,10 +17007,8 @@ unwanted3:
 	VMULPD Y4, Y2, Y2
 	MOVQ channelArgs_beta(R14), SI
 	ADDQ AX, SI
-	VMOVUPS (SI), Y8
-	VCVTPS2PD X8, Y7
-	VEXTRACTF128 $1, Y8, X8
-	VCVTPS2PD X8, Y8
+	VCVTPS2PD (SI), Y7
+	VCVTPS2PD 16(SI), Y8
 	VSUBPD Y1, Y7, Y7
 	VSUBPD Y2, Y8, Y8
 	MOVQ channelArgs_b(R14), SI
@@ -17037,10 +17017,10 @@ unwanted3:
 	VCVTPD2PSY Y8, X8
 	VINSERTF128 $1, X8, Y7, Y7
 	VMOVUPS Y7, (SI)
-	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VANDNPS Y10, Y9, Y9
 	VTESTPS Y9, Y9
 	JEQ usual4
-	VMOVUPS affineChannelsTable<>+96(SB), Y9
+	VMOVUPS affineChannelsTable<>+288(SB), Y9
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y1
@@ -17091,7 +17071,7 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
 	VANDNPS Y9, Y8, Y9
-	VXORPS affineChannelsTable<>+96(SB), Y9, Y9
+	VXORPS affineChannelsTable<>+288(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
 
@@ -17114,30 +17094,30 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
 DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
@@ -17181,19 +17161,11 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y11
-	VADDPD Y11, Y10, Y10
-	VCMPPD $0x1d, Y1, Y11, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
-	VANDPS Y11, Y10, Y12
-	VANDPS backwardChannelsTable<>+32(SB), Y3, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y4, Y10
+	VCMPPD $0x1d, Y1, Y10, Y10
 	VANDPS backwardChannelsTable<>+32(SB), Y5, Y11
-	VADDPD Y11, Y10, Y10
 	VCMPPD $0x1d, Y1, Y11, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
+	VANDPS Y11, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -17202,14 +17174,12 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VCVTPD2PSY Y8, X11
-	VCVTPD2PSY Y9, X10
-	VINSERTF128 $1, X10, Y11, Y11
-	VCVTPS2PD X11, Y10
-	VEXTRACTF128 $1, Y11, X11
-	VCVTPS2PD X11, Y11
-	VSUBPD Y10, Y8, Y8
-	VSUBPD Y11, Y9, Y9
+	MOVQ channelArgs_neg(R14), SI
+	ADDQ CX, SI
+	VCVTPS2PD (SI), Y10
+	VCVTPS2PD 16(SI), Y11
+	VADDPD Y10, Y8, Y8
+	VADDPD Y11, Y9, Y9
 	VMULPD Y2, Y8, Y10
 	VMULPD Y3, Y9, Y11
 	VSUBPD Y10, Y4, Y4
@@ -17280,32 +17250,101 @@ divided8:
 	VMULPD Y5, Y9, Y9
 	VSUBPD Y8, Y2, Y2
 	VSUBPD Y9, Y3, Y3
-	VCVTPD2PSY Y2, X10
+	VCVTPD2PSY Y2, X8
 	VCVTPD2PSY Y3, X11
-	VINSERTF128 $1, X11, Y10, Y10
+	VINSERTF128 $1, X11, Y8, Y8
 	MOVQ channelArgs_k1(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y10, (SI)
-	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
-	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
-	VANDPS Y10, Y12, Y12
-	VCVTPD2PSY Y4, X10
+	VMOVUPS Y8, (SI)
+	VCVTPD2PSY Y4, X9
 	VCVTPD2PSY Y5, X11
-	VINSERTF128 $1, X11, Y10, Y10
+	VINSERTF128 $1, X11, Y9, Y9
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
-	VMOVUPS Y10, (SI)
-	VANDPS backwardChannelsTable<>+96(SB), Y10, Y10
-	VCMPPS $0x12, backwardChannelsTable<>+128(SB), Y10, Y11
-	VCMPPS $0x1e, backwardChannelsTable<>+160(SB), Y10, Y10
-	VANDPS Y11, Y10, Y10
+	VMOVUPS Y9, (SI)
+	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
+	VPMINSD Y9, Y8, Y10
+	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
+	VPMAXSD Y9, Y8, Y8
+	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
+	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
-	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual9
-	VMOVUPS backwardChannelsTable<>+192(SB), Y12
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y6
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VORPS Y10, Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y8, Y8
+	LEAQ channelArgs_trusted(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y6, Y14, Y10
+	VANDPS Y10, Y8, Y8
+	VCMPPD $0x1d, Y6, Y6, Y10
+	VANDNPS Y10, Y8, Y6
+	MOVQ channelArgs_invstd(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y7
+	MOVQ channelArgs_sumA(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y9
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS 32(SI), Y10
+	VORPS Y10, Y9, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y9, Y9
+	LEAQ channelArgs_trusted(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y7, Y14, Y10
+	VANDPS Y10, Y9, Y9
+	VCMPPD $0x1d, Y7, Y7, Y10
+	VANDNPS Y10, Y9, Y7
+	VORPS Y7, Y6, Y12
+	VTESTPS Y12, Y12
+	JEQ everyday10
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
+	VANDPS backwardChannelsTable<>+32(SB), Y10, Y10
+	VCMPPD $0x1d, Y1, Y10, Y10
+	VANDNPS Y6, Y10, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y11, Y11
+	VCMPPD $0x1d, Y1, Y11, Y11
+	VANDNPS Y7, Y11, Y11
+	VORPS Y11, Y10, Y12
+	VCVTPD2PSY Y6, X6
+	VCVTPD2PSY Y7, X10
+	VINSERTF128 $1, X10, Y6, Y6
+	MOVQ channelArgs_k1(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y8
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y9
+	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
+	VPMINSD Y9, Y8, Y10
+	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
+	VPMAXSD Y9, Y8, Y8
+	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
+	VANDNPS Y10, Y8, Y10
+	VANDNPS Y6, Y10, Y10
+	VORPS Y10, Y12, Y12
+	VTESTPS Y12, Y12
+	JEQ everyday10
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
@@ -17324,12 +17363,12 @@ divided8:
 	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
 	VCMPPD $0x1d, Y1, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17355,12 +17394,12 @@ divided8:
 	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
 	VCMPPD $0x1d, Y1, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+64(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -17388,26 +17427,30 @@ divided8:
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large10
+	JEQ large11
 	VXORPS Y8, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y9
+	VANDPS Y4, Y9, Y14
+	VORPS Y14, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
+	VANDPS Y5, Y9, Y14
+	VORPS Y14, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
-	JEQ large10
+	JEQ large11
 	MOVQ channelArgs_dgamma(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
@@ -17428,11 +17471,11 @@ divided8:
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
 	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y10, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y6, Y8
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
@@ -17444,23 +17487,34 @@ divided8:
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
 	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 
-large10:
+large11:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
-	VXORPS backwardChannelsTable<>+192(SB), Y12, Y12
+	JMP looked12
+
+everyday10:
+	MOVQ channelArgs_k2(R14), SI
+	ADDQ CX, SI
+	VMOVUPS (SI), Y10
+	VADDPS backwardChannelsTable<>+192(SB), Y10, Y10
+	VMOVUPS Y10, (SI)
+	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+
+looked12:
+	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 
@@ -17490,10 +17544,8 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_n(R14), CX
 
 channels1:
-	VMOVUPS (AX), Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
+	VCVTPS2PD (AX), Y3
+	VCVTPS2PD 16(AX), Y4
 	VMOVUPS (BX), Y5
 	VMOVUPS 32(BX), Y6
 	VMULPD Y2, Y5, Y5
@@ -17524,184 +17576,324 @@ GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ channelArgs_x(R14), AX
-	MOVQ channelArgs_shift(R14), BX
-	MOVQ channelArgs_sumA(R14), CX
-	MOVQ channelArgs_sumB(R14), DX
-	MOVQ channelArgs_stride(R14), SI
-	MOVQ channelArgs_n(R14), R9
+	MOVQ channelArgs_factor(R14), BX
+	MOVQ channelArgs_shift(R14), CX
+	MOVQ channelArgs_sumA(R14), DX
+	MOVQ channelArgs_sumB(R14), SI
+	MOVQ channelArgs_stride(R14), DI
+	MOVQ channelArgs_n(R14), R10
 
 channels1:
-	VXORPS Y0, Y0, Y0
-	MOVQ AX, DI
-	MOVQ channelArgs_probe(R14), R8
-	SUBQ $4, R8
-	JLT rest3
-
-groups2:
-	VMOVUPS (DI), Y3
-	PREFETCHT0 64(DI)
-	ADDQ SI, DI
-	VMOVUPS (DI), Y7
-	PREFETCHT0 64(DI)
-	ADDQ SI, DI
-	VADDPS Y7, Y3, Y3
-	VMOVUPS (DI), Y5
-	PREFETCHT0 64(DI)
-	ADDQ SI, DI
-	VMOVUPS (DI), Y7
-	PREFETCHT0 64(DI)
-	ADDQ SI, DI
-	VADDPS Y7, Y5, Y5
-	VADDPS Y5, Y3, Y3
-	VADDPS Y3, Y0, Y0
-	SUBQ $4, R8
-	JGE groups2
-
-rest3:
-	ADDQ $4, R8
+	MOVQ channelArgs_factor(R14), R8
 	SUBQ $0, R8
-	JEQ done5
+	JEQ plain2
+	VMOVUPS (BX), Y3
+	VXORPS Y0, Y0, Y0
+	MOVQ AX, R8
+	MOVQ channelArgs_probe(R14), R9
+	SUBQ $4, R9
+	JLT rest5
 
-row4:
-	VMOVUPS (DI), Y3
-	PREFETCHT0 64(DI)
-	ADDQ SI, DI
-	VADDPS Y3, Y0, Y0
-	SUBQ $1, R8
-	JNE row4
+groups4:
+	VMOVUPS (R8), Y4
+	VMULPS Y3, Y4, Y4
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	VMULPS Y3, Y8, Y8
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y8, Y4, Y4
+	VMOVUPS (R8), Y6
+	VMULPS Y3, Y6, Y6
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	VMULPS Y3, Y8, Y8
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y8, Y6, Y6
+	VADDPS Y6, Y4, Y4
+	VADDPS Y4, Y0, Y0
+	SUBQ $4, R9
+	JGE groups4
 
-done5:
-	VMOVAPS Y0, Y4
-	VCVTPS2PD X4, Y3
-	VEXTRACTF128 $1, Y4, X4
-	VCVTPS2PD X4, Y4
-	MOVQ channelArgs_probeInverse(R14), DI
-	SUBQ $0, DI
-	JEQ divide6
-	LEAQ channelArgs_probeInverse(R14), DI
-	VBROADCASTSD (DI), Y14
-	VMULPD Y14, Y3, Y3
+rest5:
+	ADDQ $4, R9
+	SUBQ $0, R9
+	JEQ done7
+
+row6:
+	VMOVUPS (R8), Y4
+	VMULPS Y3, Y4, Y4
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y4, Y0, Y0
+	SUBQ $1, R9
+	JNE row6
+
+done7:
+	VMOVAPS Y0, Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	MOVQ channelArgs_probeInverse(R14), R8
+	SUBQ $0, R8
+	JEQ divide8
+	LEAQ channelArgs_probeInverse(R14), R8
+	VBROADCASTSD (R8), Y14
 	VMULPD Y14, Y4, Y4
-	JMP divided7
+	VMULPD Y14, Y5, Y5
+	JMP divided9
 
-divide6:
-	LEAQ channelArgs_probeCount(R14), DI
-	VBROADCASTSD (DI), Y14
-	VDIVPD Y14, Y3, Y3
+divide8:
+	LEAQ channelArgs_probeCount(R14), R8
+	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y4
+	VDIVPD Y14, Y5, Y5
 
-divided7:
-	VCVTPD2PSY Y3, X3
+divided9:
 	VCVTPD2PSY Y4, X4
-	VINSERTF128 $1, X4, Y3, Y3
-	VXORPS stripChannelsTable<>+0(SB), Y3, Y3
-	VSUBPS Y3, Y3, Y4
-	VCMPPS $0x12, Y4, Y4, Y4
-	VANDPS Y4, Y3, Y3
-	VMOVAPS Y3, Y2
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VXORPS stripChannelsTable<>+0(SB), Y4, Y4
+	VSUBPS Y4, Y4, Y5
+	VCMPPS $0x12, Y5, Y5, Y5
+	VANDPS Y5, Y4, Y4
+	VMOVAPS Y4, Y2
 	VXORPS Y0, Y0, Y0
 	VXORPS Y1, Y1, Y1
-	MOVQ AX, DI
-	MOVQ channelArgs_rows(R14), R8
-	SUBQ $4, R8
-	JLT rest9
+	MOVQ AX, R8
+	MOVQ channelArgs_rows(R14), R9
+	SUBQ $4, R9
+	JLT rest11
 
-groups8:
-	VADDPS (DI), Y2, Y3
-	VMULPS Y3, Y3, Y4
-	ADDQ SI, DI
-	VADDPS (DI), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	ADDQ SI, DI
-	VADDPS Y7, Y3, Y3
+groups10:
+	VMOVUPS (R8), Y4
+	VMULPS Y3, Y4, Y4
+	VADDPS Y4, Y2, Y4
+	VMULPS Y4, Y4, Y5
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	VMULPS Y3, Y8, Y8
+	VADDPS Y8, Y2, Y8
+	VMULPS Y8, Y8, Y9
+	ADDQ DI, R8
 	VADDPS Y8, Y4, Y4
-	VADDPS (DI), Y2, Y5
-	VMULPS Y5, Y5, Y6
-	ADDQ SI, DI
-	VADDPS (DI), Y2, Y7
-	VMULPS Y7, Y7, Y8
-	ADDQ SI, DI
-	VADDPS Y7, Y5, Y5
+	VADDPS Y9, Y5, Y5
+	VMOVUPS (R8), Y6
+	VMULPS Y3, Y6, Y6
+	VADDPS Y6, Y2, Y6
+	VMULPS Y6, Y6, Y7
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	VMULPS Y3, Y8, Y8
+	VADDPS Y8, Y2, Y8
+	VMULPS Y8, Y8, Y9
+	ADDQ DI, R8
 	VADDPS Y8, Y6, Y6
-	VADDPS Y5, Y3, Y3
+	VADDPS Y9, Y7, Y7
 	VADDPS Y6, Y4, Y4
-	VADDPS Y3, Y0, Y0
-	VADDPS Y4, Y1, Y1
-	SUBQ $4, R8
-	JGE groups8
+	VADDPS Y7, Y5, Y5
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	SUBQ $4, R9
+	JGE groups10
 
-rest9:
-	ADDQ $4, R8
+rest11:
+	ADDQ $4, R9
+	SUBQ $0, R9
+	JEQ done13
+
+row12:
+	VMOVUPS (R8), Y4
+	VMULPS Y3, Y4, Y4
+	VADDPS Y4, Y2, Y4
+	VMULPS Y4, Y4, Y5
+	ADDQ DI, R8
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	SUBQ $1, R9
+	JNE row12
+
+done13:
+	JMP summed3
+
+plain2:
+	VXORPS Y0, Y0, Y0
+	MOVQ AX, R8
+	MOVQ channelArgs_probe(R14), R9
+	SUBQ $4, R9
+	JLT rest15
+
+groups14:
+	VMOVUPS (R8), Y4
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y8, Y4, Y4
+	VMOVUPS (R8), Y6
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VMOVUPS (R8), Y8
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y8, Y6, Y6
+	VADDPS Y6, Y4, Y4
+	VADDPS Y4, Y0, Y0
+	SUBQ $4, R9
+	JGE groups14
+
+rest15:
+	ADDQ $4, R9
+	SUBQ $0, R9
+	JEQ done17
+
+row16:
+	VMOVUPS (R8), Y4
+	PREFETCHT0 64(R8)
+	ADDQ DI, R8
+	VADDPS Y4, Y0, Y0
+	SUBQ $1, R9
+	JNE row16
+
+done17:
+	VMOVAPS Y0, Y5
+	VCVTPS2PD X5, Y4
+	VEXTRACTF128 $1, Y5, X5
+	VCVTPS2PD X5, Y5
+	MOVQ channelArgs_probeInverse(R14), R8
 	SUBQ $0, R8
-	JEQ done11
+	JEQ divide18
+	LEAQ channelArgs_probeInverse(R14), R8
+	VBROADCASTSD (R8), Y14
+	VMULPD Y14, Y4, Y4
+	VMULPD Y14, Y5, Y5
+	JMP divided19
 
-row10:
-	VADDPS (DI), Y2, Y3
-	VMULPS Y3, Y3, Y4
-	ADDQ SI, DI
-	VADDPS Y3, Y0, Y0
-	VADDPS Y4, Y1, Y1
-	SUBQ $1, R8
-	JNE row10
+divide18:
+	LEAQ channelArgs_probeCount(R14), R8
+	VBROADCASTSD (R8), Y14
+	VDIVPD Y14, Y4, Y4
+	VDIVPD Y14, Y5, Y5
 
-done11:
-	VCVTPS2PD X0, Y3
-	VEXTRACTF128 $1, Y0, X4
-	VCVTPS2PD X4, Y4
-	VCVTPS2PD X1, Y5
-	VEXTRACTF128 $1, Y1, X6
-	VCVTPS2PD X6, Y6
-	MOVQ channelArgs_inverse(R14), DI
-	SUBQ $0, DI
-	JEQ divide12
-	LEAQ channelArgs_inverse(R14), DI
-	VBROADCASTSD (DI), Y14
-	VMULPD Y14, Y3, Y7
+divided19:
+	VCVTPD2PSY Y4, X4
+	VCVTPD2PSY Y5, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VXORPS stripChannelsTable<>+0(SB), Y4, Y4
+	VSUBPS Y4, Y4, Y5
+	VCMPPS $0x12, Y5, Y5, Y5
+	VANDPS Y5, Y4, Y4
+	VMOVAPS Y4, Y2
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	MOVQ AX, R8
+	MOVQ channelArgs_rows(R14), R9
+	SUBQ $4, R9
+	JLT rest21
+
+groups20:
+	VADDPS (R8), Y2, Y4
+	VMULPS Y4, Y4, Y5
+	ADDQ DI, R8
+	VADDPS (R8), Y2, Y8
+	VMULPS Y8, Y8, Y9
+	ADDQ DI, R8
+	VADDPS Y8, Y4, Y4
+	VADDPS Y9, Y5, Y5
+	VADDPS (R8), Y2, Y6
+	VMULPS Y6, Y6, Y7
+	ADDQ DI, R8
+	VADDPS (R8), Y2, Y8
+	VMULPS Y8, Y8, Y9
+	ADDQ DI, R8
+	VADDPS Y8, Y6, Y6
+	VADDPS Y9, Y7, Y7
+	VADDPS Y6, Y4, Y4
+	VADDPS Y7, Y5, Y5
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	SUBQ $4, R9
+	JGE groups20
+
+rest21:
+	ADDQ $4, R9
+	SUBQ $0, R9
+	JEQ done23
+
+row22:
+	VADDPS (R8), Y2, Y4
+	VMULPS Y4, Y4, Y5
+	ADDQ DI, R8
+	VADDPS Y4, Y0, Y0
+	VADDPS Y5, Y1, Y1
+	SUBQ $1, R9
+	JNE row22
+
+done23:
+
+summed3:
+	VCVTPS2PD X0, Y4
+	VEXTRACTF128 $1, Y0, X5
+	VCVTPS2PD X5, Y5
+	VCVTPS2PD X1, Y6
+	VEXTRACTF128 $1, Y1, X7
+	VCVTPS2PD X7, Y7
+	MOVQ channelArgs_inverse(R14), R8
+	SUBQ $0, R8
+	JEQ divide24
+	LEAQ channelArgs_inverse(R14), R8
+	VBROADCASTSD (R8), Y14
 	VMULPD Y14, Y4, Y8
-	JMP divided13
+	VMULPD Y14, Y5, Y9
+	JMP divided25
 
-divide12:
-	LEAQ channelArgs_count(R14), DI
-	VBROADCASTSD (DI), Y14
-	VDIVPD Y14, Y3, Y7
+divide24:
+	LEAQ channelArgs_count(R14), R8
+	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y8
+	VDIVPD Y14, Y5, Y9
 
-divided13:
-	VMULPD Y7, Y3, Y3
+divided25:
 	VMULPD Y8, Y4, Y4
-	VSUBPD Y3, Y5, Y5
+	VMULPD Y9, Y5, Y5
 	VSUBPD Y4, Y6, Y6
-	VCVTPS2PD X2, Y3
-	VEXTRACTF128 $1, Y2, X4
-	VCVTPS2PD X4, Y4
-	VSUBPD Y3, Y7, Y7
+	VSUBPD Y5, Y7, Y7
+	VCVTPS2PD X2, Y4
+	VEXTRACTF128 $1, Y2, X5
+	VCVTPS2PD X5, Y5
 	VSUBPD Y4, Y8, Y8
+	VSUBPD Y5, Y9, Y9
 	VXORPS Y2, Y2, Y2
-	VADDPD Y2, Y7, Y7
 	VADDPD Y2, Y8, Y8
-	VMULPD Y7, Y7, Y3
+	VADDPD Y2, Y9, Y9
 	VMULPD Y8, Y8, Y4
-	VMULPD Y2, Y3, Y3
+	VMULPD Y9, Y9, Y5
 	VMULPD Y2, Y4, Y4
-	VADDPD Y3, Y5, Y5
+	VMULPD Y2, Y5, Y5
 	VADDPD Y4, Y6, Y6
-	VMOVUPS Y7, (CX)
-	VMOVUPS Y8, 32(CX)
-	VMOVUPS Y5, (DX)
-	VMOVUPS Y6, 32(DX)
-	VCVTPD2PSY Y7, X7
+	VADDPD Y5, Y7, Y7
+	VMOVUPS Y8, (DX)
+	VMOVUPS Y9, 32(DX)
+	VMOVUPS Y6, (SI)
+	VMOVUPS Y7, 32(SI)
 	VCVTPD2PSY Y8, X8
-	VINSERTF128 $1, X8, Y7, Y7
-	VXORPS stripChannelsTable<>+0(SB), Y7, Y7
-	VSUBPS Y7, Y7, Y8
-	VCMPPS $0x12, Y8, Y8, Y8
-	VANDPS Y8, Y7, Y7
-	VMOVUPS Y7, (BX)
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	VXORPS stripChannelsTable<>+0(SB), Y8, Y8
+	VSUBPS Y8, Y8, Y9
+	VCMPPS $0x12, Y9, Y9, Y9
+	VANDPS Y9, Y8, Y8
+	VMOVUPS Y8, (CX)
 	ADDQ $32, AX
 	ADDQ $32, BX
-	ADDQ $64, CX
+	ADDQ $32, CX
 	ADDQ $64, DX
-	SUBQ $8, R9
+	ADDQ $64, SI
+	SUBQ $8, R10
 	JNE channels1
 	VZEROUPPER
 	RET

@@ -12258,79 +12258,83 @@ channels1:
 	SUBS $8, R4
 	BNE channels1
 	RET
-DATA forwardChannelsTable<>+0(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+8(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+16(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+24(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+32(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+40(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+48(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+56(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+288(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+296(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+304(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+312(SB)/8, $0xffffffffffffffff
-DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
+DATA forwardChannelsTable<>+0(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+8(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+16(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+24(SB)/8, $0xffffffffffffffff
+DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
+DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -12349,6 +12353,7 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(5, 3)
 	MOVD channelArgs_n(R23), R5
 	MOVD $forwardChannelsTable<>(SB), R24
+	FLDPQ (R24), (F26, F27)
 
 channels1:
 	MOVD channelArgs_sumB(R23), R4
@@ -12374,15 +12379,30 @@ divided4:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
 	NARROW(10, 11, 10)
-	FLDPQ (R24), (F28, F29)
-	FCMGE8(10, 14, 12)
+	MOVD channelArgs_extent(R23), R4
+	SUBS $0, R4
+	BEQ unwanted5
+	MOVD channelArgs_extent(R23), R4
+	ADD R0, R4
+	FLDPQ (R4), (F26, F27)
 	FLDPQ 32(R24), (F28, F29)
+	FCMGE8(13, 14, 13)
+	FCMGE8(10, 10, 11)
+	ORR8(11, 13, 13)
+
+unwanted5:
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE8(10, 14, 12)
+	FLDPQ 96(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(10, 12, 12)
-	FLDPQ 64(R24), (F28, F29)
+	ADD $channelArgs_settled, R23, R4
+	LD1R4D(4, 14)
+	ORR8(14, 12, 12)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(7, 14, 4)
 	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
@@ -12393,7 +12413,7 @@ divided4:
 	FADD4D(0, 7, 9)
 	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
 	MOVD channelArgs_invstd(R23), R4
@@ -12402,13 +12422,13 @@ divided4:
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted5
+	BEQ unwanted6
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 
-unwanted5:
+unwanted6:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -12419,13 +12439,13 @@ unwanted5:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted6
+	BEQ unwanted7
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 
-unwanted6:
+unwanted7:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -12440,31 +12460,31 @@ unwanted6:
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 10, 10)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
 	FLDPQ 192(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE8(10, 14, 11)
+	FLDPQ 256(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(11, 10, 10)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F22, F23)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 11, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE8(11, 14, 11)
 	ORR8(11, 10, 10)
 	AND8(10, 12, 12)
 	NARROW(4, 5, 11)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	EOR8(14, 11, 10)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	AND8(14, 10, 10)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE8(10, 14, 10)
 	AND8(10, 12, 12)
 	WIDEN(11, 10, 11)
@@ -12482,59 +12502,58 @@ unwanted6:
 	ADD R2, R4
 	NARROW(10, 11, 10)
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 288(R24), (F28, F29)
-	EOR8(14, 12, 12)
+	BIC8(12, 13, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, usual7
-	FLDPQ 288(R24), (F24, F25)
+	CBZ R15, usual8
+	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
 	SUBS $0, R4
-	BEQ divide8
+	BEQ divide9
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
-	B divided9
+	B divided10
 
-divide8:
+divide9:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
 
-divided9:
+divided10:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 10, 4)
 	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(14, 10, 4)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	AND8(10, 4, 4)
-	FLDPQ 320(R24), (F28, F29)
-	FCMGE4D(14, 11, 5)
 	FLDPQ 352(R24), (F28, F29)
+	FCMGE4D(14, 11, 5)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 5, 5)
 	EOR8(8, 8, 8)
 	EOR8(9, 9, 9)
 	MOVD channelArgs_extent(R23), R4
 	SUBS $0, R4
-	BEQ unwanted10
+	BEQ unwanted11
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
 	WIDEN(9, 8, 9)
 
-unwanted10:
+unwanted11:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 4, 4)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FCMGE4D(6, 6, 10)
 	ORR8(10, 8, 8)
@@ -12543,7 +12562,7 @@ unwanted10:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 5, 5)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	FCMGE4D(7, 7, 11)
 	ORR8(11, 9, 9)
@@ -12561,74 +12580,74 @@ unwanted10:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 4, 10)
 	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 4, 10)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(8, 8, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 5, 10)
 	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 5, 10)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(9, 9, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	AND8(14, 8, 10)
-	FLDPQ 448(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 9, 10)
-	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 480(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 6, 10)
 	FLDPQ 512(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 416(R24), (F28, F29)
-	AND8(14, 7, 10)
-	FLDPQ 512(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 544(R24), (F28, F29)
-	FCMGE4D(10, 14, 11)
-	FLDPQ 224(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	BIC8(10, 11, 11)
-	BIC8(11, 12, 12)
 	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 9, 10)
+	FLDPQ 480(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 512(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 6, 10)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 448(R24), (F28, F29)
+	AND8(14, 7, 10)
+	FLDPQ 544(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
+	FLDPQ 576(R24), (F28, F29)
+	FCMGE4D(10, 14, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(10, 14, 10)
+	BIC8(10, 11, 11)
+	BIC8(11, 12, 12)
+	FLDPQ (R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
 
-usual7:
+usual8:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted11
+	BEQ unwanted12
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12646,10 +12665,10 @@ usual7:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted11:
+unwanted12:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted12
+	BEQ unwanted13
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12669,7 +12688,7 @@ unwanted11:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted12:
+unwanted13:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12691,34 +12710,34 @@ DATA affineChannelsTable<>+64(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+72(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+80(SB)/8, $0x3ff0000000000000
 DATA affineChannelsTable<>+88(SB)/8, $0x3ff0000000000000
-DATA affineChannelsTable<>+96(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+104(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+112(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+120(SB)/8, $0xffffffffffffffff
-DATA affineChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
-DATA affineChannelsTable<>+160(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+168(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+176(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+184(SB)/8, $0x7100000071000000
-DATA affineChannelsTable<>+192(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+200(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+208(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+216(SB)/8, $0x0e0000000e000000
-DATA affineChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA affineChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA affineChannelsTable<>+288(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+296(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+304(SB)/8, $0x8000000080000000
-DATA affineChannelsTable<>+312(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA affineChannelsTable<>+128(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+136(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+144(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+152(SB)/8, $0x7100000071000000
+DATA affineChannelsTable<>+160(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+168(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+176(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+184(SB)/8, $0x0e0000000e000000
+DATA affineChannelsTable<>+192(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+200(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+208(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+216(SB)/8, $0x7b0000007b000000
+DATA affineChannelsTable<>+224(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+232(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+240(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+248(SB)/8, $0x0400000004000000
+DATA affineChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA affineChannelsTable<>+288(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+296(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+304(SB)/8, $0xffffffffffffffff
+DATA affineChannelsTable<>+312(SB)/8, $0xffffffffffffffff
 DATA affineChannelsTable<>+320(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+328(SB)/8, $0x4630000000000001
 DATA affineChannelsTable<>+336(SB)/8, $0x4630000000000001
@@ -12796,16 +12815,15 @@ unwanted3:
 	ADD R1, R4
 	FLDPQ (R4), (F10, F11)
 	FLDPQ 32(R4), (F12, F13)
-	FLDPQ 96(R24), (F18, F19)
-	NARROW(5, 6, 7)
+	NARROW(5, 6, 9)
+	FCMGE8(9, 9, 10)
+	FLDPQ 96(R24), (F28, F29)
+	AND8(14, 9, 9)
 	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 7, 7)
+	FCMGE8(9, 14, 8)
 	FLDPQ 160(R24), (F28, F29)
-	FCMGE8(7, 14, 8)
-	FLDPQ 192(R24), (F28, F29)
-	FCMGT8(14, 7, 7)
-	AND8(8, 7, 7)
-	AND8(7, 9, 9)
+	FCMGT8(14, 9, 9)
+	AND8(8, 9, 9)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F8, F9)
@@ -12820,31 +12838,31 @@ unwanted3:
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE8(7, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGT8(14, 7, 7)
 	AND8(8, 7, 7)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F16, F17)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 8, 8)
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE8(8, 14, 8)
 	ORR8(8, 7, 7)
 	AND8(7, 9, 9)
 	NARROW(1, 2, 8)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 8, 7)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	FCMGE8(7, 14, 7)
 	AND8(7, 9, 9)
 	WIDEN(8, 7, 8)
@@ -12862,12 +12880,11 @@ unwanted3:
 	ADD R2, R4
 	NARROW(7, 8, 7)
 	FSTPQ (F14, F15), (R4)
-	FLDPQ 96(R24), (F28, F29)
-	EOR8(14, 9, 9)
+	BIC8(9, 10, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
 	CBZ R15, usual4
-	FLDPQ 96(R24), (F18, F19)
+	FLDPQ 288(R24), (F18, F19)
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F2, F3)
@@ -12938,7 +12955,7 @@ unwanted3:
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
 	BIC8(8, 9, 9)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	EOR8(14, 9, 9)
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
@@ -12962,30 +12979,30 @@ DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+104(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+112(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+120(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
 DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
 DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+168(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+176(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+184(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+192(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+200(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+208(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+216(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+224(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+232(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+240(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
+DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
 DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
 DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
@@ -13032,24 +13049,12 @@ channels1:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 2, 10)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 4, 11)
-	FADD4D(11, 10, 10)
-	FCMGE4D(1, 11, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(11, 10, 12)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 3, 10)
+	AND8(14, 4, 10)
+	FCMGE4D(1, 10, 10)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 5, 11)
-	FADD4D(11, 10, 10)
 	FCMGE4D(1, 11, 11)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE4D(10, 14, 10)
-	AND8(11, 10, 10)
-	AND8(10, 12, 12)
+	AND8(11, 10, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -13058,10 +13063,12 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	NARROW(8, 9, 11)
+	MOVD channelArgs_neg(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F22, F23)
 	WIDEN(11, 10, 11)
-	FSUB4D(10, 8, 8)
-	FSUB4D(11, 9, 9)
+	FADD4D(10, 8, 8)
+	FADD4D(11, 9, 9)
 	FMUL4D(2, 8, 10)
 	FMUL4D(3, 9, 11)
 	FSUB4D(10, 4, 4)
@@ -13128,36 +13135,113 @@ divided8:
 	FMUL4D(5, 9, 9)
 	FSUB4D(8, 2, 2)
 	FSUB4D(9, 3, 3)
-	NARROW(2, 3, 10)
+	NARROW(2, 3, 8)
 	MOVD channelArgs_k1(R23), R4
 	ADD R2, R4
-	FSTPQ (F20, F21), (R4)
-	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 10, 10)
-	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	AND8(11, 10, 10)
-	AND8(10, 12, 12)
-	NARROW(4, 5, 10)
+	FSTPQ (F16, F17), (R4)
+	NARROW(4, 5, 9)
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
-	FSTPQ (F20, F21), (R4)
+	FSTPQ (F18, F19), (R4)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 9, 9)
+	SMIN8(9, 8, 10)
 	FLDPQ 96(R24), (F28, F29)
-	AND8(14, 10, 10)
+	CMGT8(14, 10, 10)
+	SMAX8(9, 8, 8)
 	FLDPQ 128(R24), (F28, F29)
-	FCMGE8(10, 14, 11)
-	FLDPQ 160(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	AND8(11, 10, 10)
+	CMGT8(14, 8, 8)
+	BIC8(8, 10, 10)
 	AND8(10, 12, 12)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, usual9
-	FLDPQ 192(R24), (F24, F25)
+	FLDPQ 160(R24), (F24, F25)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F12, F13)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F20, F21)
+	ORR8(10, 8, 8)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(8, 14, 8)
+	ADD $channelArgs_trusted, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(6, 14, 10)
+	AND8(10, 8, 8)
+	FCMGE4D(6, 6, 10)
+	BIC8(8, 10, 6)
+	MOVD channelArgs_invstd(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F14, F15)
+	MOVD channelArgs_sumA(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F18, F19)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ 32(R4), (F20, F21)
+	ORR8(10, 9, 9)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 9, 9)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(9, 14, 9)
+	ADD $channelArgs_trusted, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(7, 14, 10)
+	AND8(10, 9, 9)
+	FCMGE4D(7, 7, 10)
+	BIC8(9, 10, 7)
+	ORR8(7, 6, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, everyday10
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F20, F21)
+	FLDPQ 32(R4), (F22, F23)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 10, 10)
+	FCMGE4D(1, 10, 10)
+	BIC8(10, 6, 10)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 11, 11)
+	FCMGE4D(1, 11, 11)
+	BIC8(11, 7, 11)
+	ORR8(11, 10, 12)
+	NARROW(6, 7, 6)
+	MOVD channelArgs_k1(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F16, F17)
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F18, F19)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 8, 8)
+	FLDPQ 64(R24), (F28, F29)
+	AND8(14, 9, 9)
+	SMIN8(9, 8, 10)
+	FLDPQ 96(R24), (F28, F29)
+	CMGT8(14, 10, 10)
+	SMAX8(9, 8, 8)
+	FLDPQ 128(R24), (F28, F29)
+	CMGT8(14, 8, 8)
+	BIC8(8, 10, 10)
+	BIC8(10, 6, 10)
+	ORR8(10, 12, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, everyday10
+	FLDPQ 160(R24), (F24, F25)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
@@ -13179,13 +13263,13 @@ divided8:
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
 	FCMGE4D(1, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13215,13 +13299,13 @@ divided8:
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
 	FCMGE4D(1, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -13263,35 +13347,39 @@ divided8:
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large10
+	CBZ R15, large11
 	EOR8(8, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
+	AND8(4, 9, 14)
+	ORR8(14, 8, 8)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
+	AND8(5, 9, 14)
+	ORR8(14, 8, 8)
 	FLDPQ 288(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
 	VMOV V16.S[0], R15
-	CBZ R15, large10
+	CBZ R15, large11
 	MOVD channelArgs_dgamma(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
@@ -13319,13 +13407,13 @@ divided8:
 	BIC8(8, 4, 4)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
@@ -13344,25 +13432,37 @@ divided8:
 	BIC8(9, 5, 5)
 	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
 
-large10:
+large11:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
+	B looked12
+
+everyday10:
+	MOVD channelArgs_k2(R23), R4
+	ADD R2, R4
+	FLDPQ (R4), (F20, F21)
 	FLDPQ 192(R24), (F28, F29)
+	FADD8(14, 10, 10)
+	FSTPQ (F20, F21), (R4)
+	FLDPQ 160(R24), (F24, F25)
+
+looked12:
+	FLDPQ 160(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
@@ -13422,180 +13522,317 @@ GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD channelArgs_x(R23), R0
-	MOVD channelArgs_shift(R23), R1
-	MOVD channelArgs_sumA(R23), R2
-	MOVD channelArgs_sumB(R23), R3
-	MOVD channelArgs_stride(R23), R4
-	MOVD channelArgs_n(R23), R7
+	MOVD channelArgs_factor(R23), R1
+	MOVD channelArgs_shift(R23), R2
+	MOVD channelArgs_sumA(R23), R3
+	MOVD channelArgs_sumB(R23), R4
+	MOVD channelArgs_stride(R23), R5
+	MOVD channelArgs_n(R23), R8
 	MOVD $stripChannelsTable<>(SB), R24
 
 channels1:
-	EOR8(0, 0, 0)
-	MOVD R0, R5
-	MOVD channelArgs_probe(R23), R6
-	SUBS $4, R6
-	BLT rest3
-
-groups2:
-	FLDPQ (R5), (F6, F7)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(7, 3, 3)
-	FLDPQ (R5), (F10, F11)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(7, 5, 5)
-	FADD8(5, 3, 3)
-	FADD8(3, 0, 0)
-	SUBS $4, R6
-	BGE groups2
-
-rest3:
-	ADD $4, R6
+	MOVD channelArgs_factor(R23), R6
 	SUBS $0, R6
-	BEQ done5
+	BEQ plain2
+	FLDPQ (R1), (F6, F7)
+	EOR8(0, 0, 0)
+	MOVD R0, R6
+	MOVD channelArgs_probe(R23), R7
+	SUBS $4, R7
+	BLT rest5
 
-row4:
-	FLDPQ (R5), (F6, F7)
-	PRFM 64(R5), PLDL1KEEP
-	ADD R4, R5
-	FADD8(3, 0, 0)
-	SUBS $1, R6
-	BNE row4
+groups4:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FLDPQ (R6), (F12, F13)
+	FMUL8(3, 6, 6)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(6, 4, 4)
+	FADD8(4, 0, 0)
+	SUBS $4, R7
+	BGE groups4
 
-done5:
-	MOV8(0, 4)
-	WIDEN(4, 3, 4)
-	MOVD channelArgs_probeInverse(R23), R5
-	SUBS $0, R5
-	BEQ divide6
-	ADD $channelArgs_probeInverse, R23, R5
-	LD1R4D(5, 14)
-	FMUL4D(14, 3, 3)
+rest5:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done7
+
+row6:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	SUBS $1, R7
+	BNE row6
+
+done7:
+	MOV8(0, 5)
+	WIDEN(5, 4, 5)
+	MOVD channelArgs_probeInverse(R23), R6
+	SUBS $0, R6
+	BEQ divide8
+	ADD $channelArgs_probeInverse, R23, R6
+	LD1R4D(6, 14)
 	FMUL4D(14, 4, 4)
-	B divided7
+	FMUL4D(14, 5, 5)
+	B divided9
 
-divide6:
-	ADD $channelArgs_probeCount, R23, R5
-	LD1R4D(5, 14)
-	FDIV4D(14, 3, 3)
+divide8:
+	ADD $channelArgs_probeCount, R23, R6
+	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
+	FDIV4D(14, 5, 5)
 
-divided7:
-	NARROW(3, 4, 3)
+divided9:
+	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 3, 3)
-	FSUB8(3, 3, 4)
-	FCMGE8(4, 4, 4)
-	AND8(4, 3, 3)
-	MOV8(3, 2)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	MOV8(4, 2)
 	EOR8(0, 0, 0)
 	EOR8(1, 1, 1)
-	MOVD R0, R5
-	MOVD channelArgs_rows(R23), R6
-	SUBS $4, R6
-	BLT rest9
+	MOVD R0, R6
+	MOVD channelArgs_rows(R23), R7
+	SUBS $4, R7
+	BLT rest11
 
-groups8:
-	FLDPQ (R5), (F6, F7)
-	FADD8(3, 2, 3)
-	FMUL8(3, 3, 4)
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R4, R5
-	FADD8(7, 3, 3)
+groups10:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
 	FADD8(8, 4, 4)
-	FLDPQ (R5), (F10, F11)
-	FADD8(5, 2, 5)
-	FMUL8(5, 5, 6)
-	ADD R4, R5
-	FLDPQ (R5), (F14, F15)
-	FADD8(7, 2, 7)
-	FMUL8(7, 7, 8)
-	ADD R4, R5
-	FADD8(7, 5, 5)
+	FADD8(9, 5, 5)
+	FLDPQ (R6), (F12, F13)
+	FMUL8(3, 6, 6)
+	FADD8(6, 2, 6)
+	FMUL8(6, 6, 7)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FMUL8(3, 8, 8)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
 	FADD8(8, 6, 6)
-	FADD8(5, 3, 3)
+	FADD8(9, 7, 7)
 	FADD8(6, 4, 4)
-	FADD8(3, 0, 0)
-	FADD8(4, 1, 1)
-	SUBS $4, R6
-	BGE groups8
+	FADD8(7, 5, 5)
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $4, R7
+	BGE groups10
 
-rest9:
-	ADD $4, R6
+rest11:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done13
+
+row12:
+	FLDPQ (R6), (F8, F9)
+	FMUL8(3, 4, 4)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $1, R7
+	BNE row12
+
+done13:
+	B summed3
+
+plain2:
+	EOR8(0, 0, 0)
+	MOVD R0, R6
+	MOVD channelArgs_probe(R23), R7
+	SUBS $4, R7
+	BLT rest15
+
+groups14:
+	FLDPQ (R6), (F8, F9)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FLDPQ (R6), (F12, F13)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(6, 4, 4)
+	FADD8(4, 0, 0)
+	SUBS $4, R7
+	BGE groups14
+
+rest15:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done17
+
+row16:
+	FLDPQ (R6), (F8, F9)
+	PRFM 64(R6), PLDL1KEEP
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	SUBS $1, R7
+	BNE row16
+
+done17:
+	MOV8(0, 5)
+	WIDEN(5, 4, 5)
+	MOVD channelArgs_probeInverse(R23), R6
 	SUBS $0, R6
-	BEQ done11
+	BEQ divide18
+	ADD $channelArgs_probeInverse, R23, R6
+	LD1R4D(6, 14)
+	FMUL4D(14, 4, 4)
+	FMUL4D(14, 5, 5)
+	B divided19
 
-row10:
-	FLDPQ (R5), (F6, F7)
-	FADD8(3, 2, 3)
-	FMUL8(3, 3, 4)
-	ADD R4, R5
-	FADD8(3, 0, 0)
-	FADD8(4, 1, 1)
-	SUBS $1, R6
-	BNE row10
+divide18:
+	ADD $channelArgs_probeCount, R23, R6
+	LD1R4D(6, 14)
+	FDIV4D(14, 4, 4)
+	FDIV4D(14, 5, 5)
 
-done11:
-	WIDEN(0, 3, 4)
-	WIDEN(1, 5, 6)
-	MOVD channelArgs_inverse(R23), R5
-	SUBS $0, R5
-	BEQ divide12
-	ADD $channelArgs_inverse, R23, R5
-	LD1R4D(5, 14)
-	FMUL4D(14, 3, 7)
-	FMUL4D(14, 4, 8)
-	B divided13
-
-divide12:
-	ADD $channelArgs_count, R23, R5
-	LD1R4D(5, 14)
-	FDIV4D(14, 3, 7)
-	FDIV4D(14, 4, 8)
-
-divided13:
-	FMUL4D(7, 3, 3)
-	FMUL4D(8, 4, 4)
-	FSUB4D(3, 5, 5)
-	FSUB4D(4, 6, 6)
-	WIDEN(2, 3, 4)
-	FSUB4D(3, 7, 7)
-	FSUB4D(4, 8, 8)
-	EOR8(2, 2, 2)
-	FADD4D(2, 7, 7)
-	FADD4D(2, 8, 8)
-	FMUL4D(7, 7, 3)
-	FMUL4D(8, 8, 4)
-	FMUL4D(2, 3, 3)
-	FMUL4D(2, 4, 4)
-	FADD4D(3, 5, 5)
-	FADD4D(4, 6, 6)
-	FSTPQ (F14, F15), (R2)
-	FSTPQ (F16, F17), 32(R2)
-	FSTPQ (F10, F11), (R3)
-	FSTPQ (F12, F13), 32(R3)
-	NARROW(7, 8, 7)
+divided19:
+	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
-	EOR8(14, 7, 7)
-	FSUB8(7, 7, 8)
-	FCMGE8(8, 8, 8)
-	AND8(8, 7, 7)
-	FSTPQ (F14, F15), (R1)
+	EOR8(14, 4, 4)
+	FSUB8(4, 4, 5)
+	FCMGE8(5, 5, 5)
+	AND8(5, 4, 4)
+	MOV8(4, 2)
+	EOR8(0, 0, 0)
+	EOR8(1, 1, 1)
+	MOVD R0, R6
+	MOVD channelArgs_rows(R23), R7
+	SUBS $4, R7
+	BLT rest21
+
+groups20:
+	FLDPQ (R6), (F8, F9)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
+	FADD8(8, 4, 4)
+	FADD8(9, 5, 5)
+	FLDPQ (R6), (F12, F13)
+	FADD8(6, 2, 6)
+	FMUL8(6, 6, 7)
+	ADD R5, R6
+	FLDPQ (R6), (F16, F17)
+	FADD8(8, 2, 8)
+	FMUL8(8, 8, 9)
+	ADD R5, R6
+	FADD8(8, 6, 6)
+	FADD8(9, 7, 7)
+	FADD8(6, 4, 4)
+	FADD8(7, 5, 5)
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $4, R7
+	BGE groups20
+
+rest21:
+	ADD $4, R7
+	SUBS $0, R7
+	BEQ done23
+
+row22:
+	FLDPQ (R6), (F8, F9)
+	FADD8(4, 2, 4)
+	FMUL8(4, 4, 5)
+	ADD R5, R6
+	FADD8(4, 0, 0)
+	FADD8(5, 1, 1)
+	SUBS $1, R7
+	BNE row22
+
+done23:
+
+summed3:
+	WIDEN(0, 4, 5)
+	WIDEN(1, 6, 7)
+	MOVD channelArgs_inverse(R23), R6
+	SUBS $0, R6
+	BEQ divide24
+	ADD $channelArgs_inverse, R23, R6
+	LD1R4D(6, 14)
+	FMUL4D(14, 4, 8)
+	FMUL4D(14, 5, 9)
+	B divided25
+
+divide24:
+	ADD $channelArgs_count, R23, R6
+	LD1R4D(6, 14)
+	FDIV4D(14, 4, 8)
+	FDIV4D(14, 5, 9)
+
+divided25:
+	FMUL4D(8, 4, 4)
+	FMUL4D(9, 5, 5)
+	FSUB4D(4, 6, 6)
+	FSUB4D(5, 7, 7)
+	WIDEN(2, 4, 5)
+	FSUB4D(4, 8, 8)
+	FSUB4D(5, 9, 9)
+	EOR8(2, 2, 2)
+	FADD4D(2, 8, 8)
+	FADD4D(2, 9, 9)
+	FMUL4D(8, 8, 4)
+	FMUL4D(9, 9, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(2, 5, 5)
+	FADD4D(4, 6, 6)
+	FADD4D(5, 7, 7)
+	FSTPQ (F16, F17), (R3)
+	FSTPQ (F18, F19), 32(R3)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
+	NARROW(8, 9, 8)
+	FLDPQ (R24), (F28, F29)
+	EOR8(14, 8, 8)
+	FSUB8(8, 8, 9)
+	FCMGE8(9, 9, 9)
+	AND8(9, 8, 8)
+	FSTPQ (F16, F17), (R2)
 	ADD $32, R0
 	ADD $32, R1
-	ADD $64, R2
+	ADD $32, R2
 	ADD $64, R3
-	SUBS $8, R7
+	ADD $64, R4
+	SUBS $8, R8
 	BNE channels1
 	RET
 DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000

@@ -258,7 +258,9 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	k := &buf.constants
-	if g.layout == cols {
+	if g.layout == cols && w.way.strips && g.rest == 0 && g.width >= lanes && w.plan.path.whole(lanes) > 0 {
+		w.stripsAgain(buf.largest[:mostSpan], c0, c1)
+	} else if g.layout == cols {
 		l := &buf.list
 		for j := w.listFlagged(l, 0, c0, c1); l.n > 0; j = w.listFlagged(l, j, c0, c1) {
 			k.reset(w.geo.layout)
@@ -327,6 +329,27 @@ func (w *workspace) sumAgain(c0, c1 int) {
 		ch.sumA[c], ch.sumB[c] = p, r+float64((subtracted-float64(float32(mean)))*p)
 	}
 	rescued.Add(int64(again))
+}
+
+// stripsAgain takes the sums of the flagged channels of c0 to c1-1 from strips, with those of
+// channels beside them, which remain the same. factors is memory.
+func (w *workspace) stripsAgain(factors []float32, c0, c1 int) {
+	ch, g := &w.channels, w.geo
+	for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
+		first := min(j, g.width-lanes) // at least a vector
+		f := factors[:j+n-first]
+		for i := range f {
+			f[i] = 1
+			if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
+				f[i] = powerOf32(ch.powerX[c])
+			}
+		}
+		for seg := range g.segments {
+			r0, r1 := g.colWindow(seg)
+			k := w.columnSums(seg, first, len(f))
+			w.plan.path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width)
+		}
+	}
 }
 
 // xPower returns the power of two that brings a channel to a deviation of about 1. It is

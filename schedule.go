@@ -106,8 +106,9 @@ type limits struct {
 var defaultLimits = limits{machine: thisMachine, groupLen: 4096, groupAll: 64 << 10, groupShare: 5, groupOdd: 3, groupLeast: 400,
 	groupOuter: 8, fitShare: 2, tile: maxCall, share: 8 << 10, few: 512 << 10}
 
-// stripRows is the largest number of rows that are summed in strips.
-const stripRows = 32
+// stripRows is the largest number of rows that are summed in strips: of one window, since they
+// are fewer.
+const stripRows = 64
 
 // lineLen is how many floats there are in a cache line.
 const lineLen = 16
@@ -206,8 +207,10 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 		tensors--
 	}
 	w.inOrder = s.path == PathAVX2 && s.do&applyThem != 0 && 4*(g.outer*g.channels*g.inner*tensors+coefLen*g.width) >= l.l1
-	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.masked && g.windows == g.segments && g.height > 0 &&
-		g.height <= stripRows && 4*g.outer*g.channels*g.inner <= 2*l.l1
+	// The more rows a strip has, the more of its values share cache sets: a tensor of 32 rows may
+	// have twice the size of the first-level cache, one of 64 rows its size.
+	w.strips = s.path != PathGeneric && s.do&takeSums != 0 && !s.backward && !s.masked && g.height > 0 &&
+		g.height <= stripRows && 4*g.outer*g.channels*g.inner*g.height <= 2*32*l.l1
 	// Columns are cut only where the segments are too few for the workers.
 	w.tasks = g.width
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {

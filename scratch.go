@@ -154,6 +154,13 @@ func (s *slab[T]) cut(n int) []T {
 	return s.all[first:s.used:s.used]
 }
 
+// cutRoomy is cut for values with room for whole vectors from any of them on: for 7 values
+// more. The slices that follow remain aligned.
+func (s *slab[T]) cutRoomy(n int) []T {
+	all := s.cut(roundUp(n+lanes-1, lanes))
+	return all[:min(n, len(all))]
+}
+
 // grow reports whether all slices were cut, and makes room for them if not.
 func (s *slab[T]) grow() bool {
 	if s.used <= len(s.all) {

@@ -114,10 +114,11 @@ func (c *chans) wanted(field string, do func()) {
 }
 
 // untilUnusual is loop for a kernel with offsets that stops in front of 8 channels of
-// which one is unusual. begin comes before the loop. body sets usual by a quick look, which
-// may take a usual channel for an unusual one. It calls closely before it overwrites
-// anything that it reads. Where the quick look finds an unusual channel, tests look closely
-// at all of them. The number of channels that are left is stored in the arguments.
+// which one is unusual. begin comes before the loop. body takes a quick look, which may take
+// a usual channel for an unusual one. It calls closely before it overwrites anything that it
+// reads, with usual set to all ones where the channel seems unusual, or else to zeros. Where
+// there is such a channel, tests look closely at all of them, and clear usual where one is
+// not. The number of channels that are left is stored in the arguments.
 func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))) {
 	n := c.newArg("n")
 	before := c.buf.String()
@@ -131,7 +132,6 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	const ones = math.MaxUint64
 	body(func(tests func()) {
 		usual := c.newLabel("usual")
-		c.opConstant(opXor, c.usual, c.usual, c.entry64(ones))
 		c.ifNone(c.usual, usual)
 		c.constant(c.usual, c.entry64(ones))
 		tests()
@@ -211,8 +211,7 @@ func (c *chans) store64(src pair, a array) {
 
 // loadWidened sets dst to 8 float32 from memory.
 func (c *chans) loadWidened(dst pair, a array, off int) {
-	c.load(dst[1], mem{base: a.at, off: off})
-	c.widen(dst, dst[1])
+	c.widenFrom(dst, mem{base: a.at, off: off})
 }
 
 // store32 rounds src to float32 and stores that; src is lost.
@@ -502,15 +501,23 @@ func forwardChannels(c *chans) {
 	weight, rest, correction := c.scalar("weight"), c.scalar("cross"), c.scalar("correction")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
-	c.untilUnusual(nil, func(closely func(tests func())) {
+	matters := c.newVec() // zeros where x has values that are not finite, and there is no variance
+	c.untilUnusual(func() { c.constant(matters, c.entry64(math.MaxUint64)) }, func(closely func(tests func())) {
 		c.load64(s, c.find64("sumB"))
 		c.divide(s, s, c.offs.t)
 		c.add64(t, s, scalarPair(epsilon))
 		// invstd is between 2^-50 and 2^50 then.
 		c.narrow(t[0], t, t[1])
+		c.wanted("extent", func() {
+			c.load(matters, mem{base: c.find32("extent").at})
+			c.opC(opLE, matters, matters, math.MaxFloat32)
+			c.op(opLE, t[1], t[0], t[0])
+			c.op(opOr, matters, matters, t[1])
+		})
 		c.opC(opLE, c.usual, t[0], sureMax/2)
 		c.opC(opGT, t[0], t[0], 2*sureMin)
 		c.op(opAnd, c.usual, c.usual, t[0])
+		c.op(opOr, c.usual, c.usual, c.mask("settled"))
 		for h := range t {
 			c.op64C(opLE64, m[0], s[h], below(0))
 			c.op(opAndNot, s[h], m[0], s[h])
@@ -525,6 +532,7 @@ func forwardChannels(c *chans) {
 		c.store64(m, c.find64("mean"))
 		c.wanted("savedMean", func() { c.store64(m, c.find64("savedMean")) })
 		c.affine(m, s, i, t)
+		c.op(opAndNot, c.usual, c.usual, matters)
 		closely(func() {
 			c.load64(s, c.find64("sumB"))
 			c.divide(s, s, c.offs.t)
@@ -582,6 +590,7 @@ func affineChannels(c *chans) {
 	epsilon := c.scalar("epsilon")
 	m, s, i, t := c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
+	matters := c.newVec() // zeros where there is no invstd
 	c.untilUnusual(nil, func(closely func(tests func())) {
 		c.wanted("running", func() {
 			c.loadWidened(m, c.find32("running"), 0)
@@ -600,10 +609,11 @@ func affineChannels(c *chans) {
 		})
 		c.load64(m, c.find64("mean"))
 		c.load64(i, c.find64("invstd"))
-		c.constant(c.usual, c.entry64(math.MaxUint64))
-		c.narrow(t[0], i, t[1])
-		c.look(t[0], 2*sureMin, sureMax/2, t[1])
+		c.narrow(c.usual, i, t[1])
+		c.op(opLE, matters, c.usual, c.usual)
+		c.within(c.usual, 2*sureMin, sureMax/2, t[1])
 		c.affine(m, s, i, t)
+		c.op(opAndNot, c.usual, c.usual, matters)
 		closely(func() { c.refuseWide(m, s, i, t) })
 	})
 }
@@ -661,24 +671,15 @@ func backwardChannels(c *chans) {
 		c.load64(p, c.find64("sumA"))
 		c.load64(r, c.find64("sumB"))
 		c.load64(i, c.find64("invstd"))
-		for h := range p { // the sum of g*(x-m) is neither small nor infinite
-			c.abs64(t[0], p[h])
-			c.abs64(t[1], r[h])
-			c.op(opAdd64, t[0], t[0], t[1])
-			c.op(opGE64, t[1], t[1], least)
-			c.op64C(opLE64, t[0], t[0], math.MaxFloat64)
-			if h == 0 {
-				c.op(opAnd, c.usual, t[0], t[1])
-				continue
-			}
-			c.op(opAnd, t[0], t[0], t[1])
-			c.op(opAnd, c.usual, c.usual, t[0])
+		for h := range p { // the sum of g*(x-m) is not small; if it is not finite, k1 and k2 are not either
+			c.abs64(t[h], r[h])
+			c.op(opGE64, t[h], t[h], least)
 		}
+		c.op(opAnd, c.usual, t[0], t[1])
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
-		c.narrow(t[1], low, t[0])
-		c.widen(t, t[1])
-		c.sub64(low, low, t) // the part that the float32 lacks
+		c.loadWidened(t, c.findConst("neg"), 0)
+		c.add64(low, low, t) // the part that the float32 lacks
 		c.mul64(t, low, p)
 		c.sub64(r, r, t)
 		c.mul64(r, r, i)
@@ -697,12 +698,17 @@ func backwardChannels(c *chans) {
 		c.divide(p, p, c.offs.t)
 		c.mul64(low, low, r)
 		c.sub64(p, p, low)
-		for i, k := range []pair{p, r} {
-			c.narrow(t[0], k, t[1])
-			c.store(t[0], mem{base: c.findConst([]string{"k1", "k2"}[i]).at})
-			c.look(t[0], 2*tameMin, sureMax/2, t[1])
-		}
+		c.narrow(low[0], p, t[1])
+		c.store(low[0], mem{base: c.findConst("k1").at})
+		c.narrow(low[1], r, t[1])
+		c.store(low[1], mem{base: c.findConst("k2").at})
+		c.tame(low, t)
+		c.op(opAnd, c.usual, c.usual, t[0])
+		c.opConstant(opXor, c.usual, c.usual, c.entry64(math.MaxUint64))
 		closely(func() {
+			everyday := c.newLabel("everyday")
+			c.allowZeros(i, low, t, least, everyday)
+			c.constant(c.usual, c.entry64(math.MaxUint64))
 			for h := range p { // gradSumsAreSafe or exact, or settled, or invstd is NaN
 				c.load(i[0], mem{base: c.find64("invstd").at, off: h * vecBytes})
 				c.op(opMul64, t[0], count, i[0])
@@ -728,8 +734,65 @@ func backwardChannels(c *chans) {
 			}
 			c.refuseWildGradient(p, r, count, [3]pair{t, i, low})
 			c.store32(r, c.findConst("k2"))
+			done := c.newLabel("looked")
+			c.jump(done)
+			c.label(everyday)
+			k2 := c.findConst("k2")
+			c.load(t[0], mem{base: k2.at})
+			c.opC(opAdd, t[0], t[0], 0) // -0 becomes 0
+			c.store(t[0], mem{base: k2.at})
+			c.constant(c.usual, c.entry64(math.MaxUint64))
+			c.label(done)
 		})
 	})
+}
+
+// allowZeros is the quick look once more. It jumps if all channels pass, of which some may
+// have sums of 0, as dead channels have, or an invstd that is NaN. Their constants are 0 or
+// NaN.
+func (c *chans) allowZeros(i, low, t pair, least vec, everyday string) {
+	for h := range i {
+		off := h * vecBytes
+		c.load(i[h], mem{base: c.find64("invstd").at, off: off})
+		c.load(low[h], mem{base: c.find64("sumA").at, off: off})
+		c.load(t[0], mem{base: c.find64("sumB").at, off: off})
+		c.op(opOr, low[h], low[h], t[0])
+		c.abs64(low[h], low[h])
+		c.op64C(opLE64, low[h], low[h], 0)
+		c.op(opGE64, t[0], c.mask("trusted"), i[h])
+		c.op(opAnd, low[h], low[h], t[0])
+		c.op(opGE64, t[0], i[h], i[h])
+		c.op(opAndNot, i[h], low[h], t[0]) // all ones where sums and constants are looked at
+	}
+	c.op(opOr, c.usual, i[0], i[1])
+	c.ifNone(c.usual, everyday)
+	c.load64(t, c.find64("sumB"))
+	for h := range i {
+		c.abs64(t[h], t[h])
+		c.op(opGE64, t[h], t[h], least)
+		c.op(opAndNot, t[h], t[h], i[h])
+	}
+	c.op(opOr, c.usual, t[0], t[1])
+	c.narrow(i[0], i, t[0]) // NaN remains all ones
+	c.load(low[0], mem{base: c.findConst("k1").at})
+	c.load(low[1], mem{base: c.findConst("k2").at})
+	c.tame(low, t)
+	c.op(opAndNot, t[0], t[0], i[0])
+	c.op(opOr, c.usual, c.usual, t[0])
+	c.ifNone(c.usual, everyday)
+}
+
+// tame sets t[0] to all ones where both k1 and k2, in k, are surely in the range of usual
+// channels.
+func (c *chans) tame(k, t pair) {
+	for _, v := range k {
+		c.abs(v, v)
+	}
+	c.op(opMinInt, t[0], k[0], k[1])
+	c.opC(opGTInt, t[0], t[0], 2*tameMin)
+	c.op(opMaxInt, k[0], k[0], k[1]) // of NaN, too
+	c.opC(opGTInt, k[0], k[0], sureMax/2)
+	c.op(opAndNot, t[0], k[0], t[0])
 }
 
 // refuseWildGradient says that channels with a wild k1 or k2 are unusual, and sets a
@@ -759,6 +822,10 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 	for h := range k1 {
 		for _, v := range []vec{a[h], b[h]} {
 			c.op64C(opLE64, t[2][1], v, 0)
+			if v == b[h] { // -0 may become 0
+				c.op(opAnd, constVec, t[2][1], k2[h])
+				c.op(opOr, small, small, constVec)
+			}
 			c.op64C(opLE64, constVec, v, tameMin)
 			c.op(opAndNot, t[2][1], t[2][1], constVec)
 			c.op(opOr, small, small, t[2][1])
@@ -806,10 +873,10 @@ func trackChannels(c *chans) {
 // stripChannels takes the moments of 8 columns at a time, whose values stay in the
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
-	x, shift, sumA, sumB := c.float32s("x"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
+	x, factor, shift, sumA, sumB := c.float32s("x"), c.float32s("factor"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
 	stride, at, left := c.newReg(), c.newReg(), c.newReg()
 	c.arg(stride, "stride")
-	sums, k := c.pair(), c.newVec()
+	sums, k, f := c.pair(), c.newVec(), c.newVec()
 	a, b, d := c.pair(), c.pair(), c.pair()
 	c.toFirst = true
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
@@ -855,19 +922,38 @@ func stripChannels(c *chans) {
 		c.label(done)
 	}
 	c.loop(func() {
-		sum("probe", 1, func(dst pair) {
-			c.load(dst[0], mem{base: at})
-			c.prefetch(mem{base: at, off: cacheLine})
+		plain, done := c.newLabel("plain"), c.newLabel("summed")
+		take := func(load, plus func(dst vec)) {
+			sum("probe", 1, func(dst pair) {
+				load(dst[0])
+				c.prefetch(mem{base: at, off: cacheLine})
+			})
+			c.move(a[1], sums[0])
+			c.widen(a, a[1])
+			c.divideBy("probeCount", "probeInverse", a, a, at)
+			c.shiftFor(a)
+			c.move(k, a[0])
+			sum("rows", len(sums), func(dst pair) {
+				plus(dst[0])
+				c.mul(dst[1], dst[0], dst[0])
+			})
+		}
+		scaled := func(dst vec) {
+			c.load(dst, mem{base: at})
+			c.mul(dst, dst, f)
+		}
+		c.arg(at, "factor")
+		c.subImm(at, 0)
+		c.branch(ifZero, plain)
+		c.load(f, mem{base: factor.at})
+		take(scaled, func(dst vec) {
+			scaled(dst)
+			c.add(dst, k, dst)
 		})
-		c.move(a[1], sums[0])
-		c.widen(a, a[1])
-		c.divideBy("probeCount", "probeInverse", a, a, at)
-		c.shiftFor(a)
-		c.move(k, a[0])
-		sum("rows", len(sums), func(dst pair) {
-			c.addMem(dst[0], k, mem{base: at}, dst[0], false)
-			c.mul(dst[1], dst[0], dst[0])
-		})
+		c.jump(done)
+		c.label(plain)
+		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
+		c.label(done)
 		// The moment of the window is that of the segment: merged with that of no values, it
 		// stays, apart from the signs of zeros, and from infinities times 0.
 		c.widen(a, sums[0])
