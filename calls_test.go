@@ -49,7 +49,7 @@ func TestCallsAreShort(t *testing.T) {
 		{Outer: long, Channels: 3, Inner: 1},                     // few channels, folded
 		{Outer: 300, Channels: 400, Inner: 1},                    // many rows of columns
 		{Outer: 5, Channels: long, Inner: 1},                     // longer than a call
-		{Outer: 6, Channels: maxCall/groupSize + 100, Inner: 1},  // a group of rows is longer
+		{Outer: 6, Channels: maxCall/quadSize + 100, Inner: 1},   // a quad of rows is longer
 		{Outer: 2, Channels: maxCall/4 + 8, Inner: 5},            // short rows in both ways
 		{Outer: 40, Channels: 64, Inner: 2*maxCall/64 + lanes/2}, // calls of whole rows
 		{Outer: 2, Channels: long, Inner: 2},                     // many channels in rows

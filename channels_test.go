@@ -136,7 +136,7 @@ func stripCase(a *channelArgs, c int) bool {
 	sum := func(rows int, k float32) (s, q float64) {
 		var acc laneSums
 		r := 0
-		for ; r+groupSize <= rows; r += groupSize {
+		for ; r+quadSize <= rows; r += quadSize {
 			addMoments4(&acc, 0, at(r)+k, at(r+1)+k, at(r+2)+k, at(r+3)+k)
 		}
 		for ; r < rows; r++ {

@@ -127,10 +127,10 @@ func (w *workspace) sumBlock(sums *columnSums, c, r0, r1, n int) {
 // column c on. Their sums begin with column first.
 func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 	g, s := w.geo, &w.sums
-	values, columns := maxCall, maxCall/groupSize // per call at most
+	values, columns := maxCall, maxCall/quadSize // per call at most
 	var buf *buffers
 	if w.source != nil {
-		buf, values, columns = w.buffers.take(), bufferLen, bufferLen/groupSize
+		buf, values, columns = w.buffers.take(), bufferLen, bufferLen/quadSize
 		defer w.buffers.give(buf)
 	}
 	for p := 0; p < n; p += columns {
@@ -149,8 +149,8 @@ func (w *workspace) sumColumnsOf(sums *columnSums, c, first, r0, r1, n int) {
 }
 
 // rowsOf returns the number of rows of n columns for a call on so many values: whole
-// groups, so that only the last call has a smaller one.
-func rowsOf(values, n int) int { return max(groupSize, values/n/groupSize*groupSize) }
+// quads, so that only the last call has a smaller one.
+func rowsOf(values, n int) int { return max(quadSize, values/n/quadSize*quadSize) }
 
 // colArgs returns the arguments of a kernel for rows of n columns, from element i
 // of the geometry's tensor on. A source copies the values to the buffers, unless they
@@ -164,8 +164,8 @@ func (w *workspace) colArgs(s *stage, buf *buffers, i, rows, n int) kernelArgs {
 		k.stride = w.geo.width
 	}
 	k.rows, k.n = rows, n
-	// The first and the last row of a group are needed at the same time.
-	k.fetch = 4 * (fetchColumns + (groupSize-1)*k.stride)
+	// The first and the last row of a quad are needed at the same time.
+	k.fetch = 4 * (fetchColumns + (quadSize-1)*k.stride)
 	return k
 }
 
@@ -198,7 +198,7 @@ func (w *workspace) applyCols(t int) {
 func (w *workspace) writeBlock(i, rows, n int) {
 	unit := lineLen // so that lines have non-temporal stores as a whole
 	if w.apply.act.variant() == actCalled {
-		unit = groupSize * lanes // for which a function is called
+		unit = quadSize * lanes // for which a function is called
 	}
 	for p := 0; p < n; p += panel {
 		end := min(p+panel, n)

@@ -29,7 +29,7 @@ type run struct {
 }
 
 // bufferLen is the number of values of an operand that are copied at a time: values of
-// one row, or in cols groups of rows.
+// one row, or in cols quads of rows.
 const bufferLen = pieceSingle
 
 // buffers hold values that are copied or computed before a kernel reads them.

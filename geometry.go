@@ -9,14 +9,14 @@ package batchnorm
 // float64 results. The first shift of a segment is the mean of a probe: its first
 // values. The later shifts are the mean of the windows before.
 //
-// Within a window, four vectors are added as a tree before they join a float32 sum: in
+// Within a window, a quad of four vectors is added as a tree before it joins a float32 sum: in
 // rows those of four images side by side, or of one image; in columns those of four
-// rows. A float32 sum has at most 64 such groups in rows, and 32 in columns.
+// rows. A float32 sum has at most 64 such quads in rows, and 32 in columns.
 //
 // In rows a float32 sum that is complete is added to a float64 sum of its lane. A row of
 // more than 256 values, of four images side by side, has sums of its own: one for each
-// piece of 512 values. A shorter row has fewer than 64 groups, so that the same row of the
-// next four images joins the same sum, and so on, as long as all their groups are at most
+// piece of 512 values. A shorter row has fewer than 64 quads, so that the same row of the
+// next four images joins the same sum, and so on, as long as all their quads are at most
 // 64 (imagesPerSum). The count begins anew in every window.
 //
 // The lengths bound the cancellation. An outlier among the p values of the probe moves
@@ -74,12 +74,12 @@ func newGeometry(s Shape) geometry {
 // rowGeometry is for outer rows of inner values per channel.
 func rowGeometry(outer, channels, inner int) geometry {
 	g := geometry{layout: rows, outer: outer, channels: channels, inner: inner, unit: 1}
-	if outer < groupSize {
+	if outer < quadSize {
 		g.segImages = max(1, outer)
-		g.segLen = roundUp(ceilDiv(segmentSize, g.segImages), groupSize*lanes)
+		g.segLen = roundUp(ceilDiv(segmentSize, g.segImages), quadSize*lanes)
 	} else {
-		g.segImages = groupSize * ceilDiv(segmentSize, groupSize*inner)
-		g.segLen = segmentSize / groupSize
+		g.segImages = quadSize * ceilDiv(segmentSize, quadSize*inner)
+		g.segLen = segmentSize / quadSize
 	}
 	if g.segLen >= inner {
 		g.segLen = inner
@@ -88,7 +88,7 @@ func rowGeometry(outer, channels, inner int) geometry {
 	}
 	g.segsPerImage = ceilDiv(inner, g.segLen)
 	if most := max(1, maxSegments/g.segsPerImage); ceilDiv(outer, g.segImages) > most {
-		g.segImages = roundUp(ceilDiv(outer, most), groupSize)
+		g.segImages = roundUp(ceilDiv(outer, most), quadSize)
 	}
 	g.segments = ceilDiv(outer, g.segImages) * g.segsPerImage
 	g.sampleValues()
@@ -141,8 +141,8 @@ func (g *geometry) segment(seg int) window {
 
 // probe returns the first values of a segment: of four images, or of one.
 func (s window) probe() window {
-	if s.images >= groupSize {
-		return window{s.o, groupSize, s.i, min(s.n, probeLen/groupSize)}
+	if s.images >= quadSize {
+		return window{s.o, quadSize, s.i, min(s.n, probeLen/quadSize)}
 	}
 	return window{s.o, 1, s.i, min(s.n, probeLen)}
 }
@@ -165,8 +165,8 @@ func (s window) next(w window) (next window, before int, ok bool) {
 		return window{}, 0, false
 	}
 	side, piece := 1, pieceSingle
-	if left >= groupSize {
-		side, piece = groupSize, pieceFour
+	if left >= quadSize {
+		side, piece = quadSize, pieceFour
 	}
 	before = (o-s.o)*s.n + side*(i-s.i)
 	want := max(windowLen, windowGrowth*before)
@@ -231,12 +231,12 @@ func (w window) together(last window) (next window, ok bool) {
 
 // inOneSum reports whether one float32 sum takes all of a window.
 func (w window) inOneSum() bool {
-	return w.n <= shortRow && w.images%groupSize == 0 && w.images <= imagesPerSum(w.n)
+	return w.n <= shortRow && w.images%quadSize == 0 && w.images <= imagesPerSum(w.n)
 }
 
 // imagesPerSum returns how many images, four side by side at a time, one float32 sum takes of
 // a channel whose rows have n values in a window. n is at most shortRow.
-func imagesPerSum(n int) int { return groupSize * (pieceFour / roundUp(n, lanes)) }
+func imagesPerSum(n int) int { return quadSize * (pieceFour / roundUp(n, lanes)) }
 
 func ceilDiv(a, b int) int { return (a + b - 1) / b }
 

@@ -89,8 +89,8 @@ func rowSegmentsCover(t *testing.T, g *geometry) {
 		if whole && (g.segsPerImage == 1 || s.i+s.n < g.inner) && s.o+s.images < g.outer && s.len() < segmentSize {
 			t.Errorf("segment %d has %d values, want %d at least", seg, s.len(), segmentSize)
 		}
-		if s.o+s.images < g.outer && s.images%groupSize != 0 {
-			t.Errorf("segment %d has %d images, want groups of %d", seg, s.images, groupSize)
+		if s.o+s.images < g.outer && s.images%quadSize != 0 {
+			t.Errorf("segment %d has %d images, want quads of %d", seg, s.images, quadSize)
 		}
 		if i += s.n; i == g.inner {
 			o, i = o+s.images, 0
@@ -152,7 +152,7 @@ func TestWindows(t *testing.T) {
 
 func windowsCover(t *testing.T, s window) {
 	p := s.probe()
-	if p.o != s.o || p.i != s.i || p.images > s.images || p.n > s.n || p.len() > probeLen || p.images != 1 && p.images != groupSize {
+	if p.o != s.o || p.i != s.i || p.images > s.images || p.n > s.n || p.len() > probeLen || p.images != 1 && p.images != quadSize {
 		t.Errorf("the probe of %+v is %+v", s, p)
 	}
 	o, i, seen, side := s.o, s.i, 0, 0
@@ -165,14 +165,14 @@ func windowsCover(t *testing.T, s window) {
 			t.Errorf("window %+v of %+v has %d values, at most %d are allowed", w, s, w.len(), most)
 		}
 		left := s.o + s.images - w.o
-		if left >= groupSize && w.images < left && w.images%groupSize != 0 {
-			t.Errorf("window %+v of %+v has %d images, want groups of %d", w, s, w.images, groupSize)
+		if left >= quadSize && w.images < left && w.images%quadSize != 0 {
+			t.Errorf("window %+v of %+v has %d images, want quads of %d", w, s, w.images, quadSize)
 		}
 		if w.n < s.n { // a part of rows
 			piece := pieceSingle
-			if w.images == groupSize {
+			if w.images == quadSize {
 				piece = pieceFour
-			} else if w.images != 1 || left >= groupSize {
+			} else if w.images != 1 || left >= quadSize {
 				t.Errorf("window %+v of %+v is a part of %d rows", w, s, w.images)
 			}
 			if (w.i-s.i)%piece != 0 || w.n%piece != 0 && w.i+w.n != s.i+s.n {

@@ -32,7 +32,7 @@ type kernelArgs struct {
 	sums []float64
 
 	// In cols a call processes rows of n channels each, stride floats apart. Outputs are
-	// written in groups of groupSize rows, except for the last single rows, which are written
+	// written in quads of rows, except for the last single rows, which are written
 	// one by one. Only these can have non-temporal stores.
 	//
 	// In rows it processes images, each of some rows of n values, one channel after
@@ -61,8 +61,8 @@ type kernelArgs struct {
 	piece    int // sums: values of the row until partial is added to sums
 	partial  laneSums
 
-	// In turns with another kernel, sums: floats from a vector of a group to the next, and
-	// from a group to the next.
+	// In turns with another kernel, sums: floats from a vector of a quad to the next, and
+	// from a quad to the next.
 	side, step int
 
 	act    *actCode // for the kernels that call an activation's function
@@ -99,26 +99,26 @@ func functionID(kind actKind, derivative int) int { return int(kind)*2 + derivat
 const (
 	numLayouts = 2
 
-	lanes     = 8
-	fieldN    = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
-	fieldA    = 1        // gamma*invstd
-	fieldB    = 2        // beta - (mean-m)*a
-	fieldK1   = 3        // backward: subtracted from g
-	fieldK2   = 4        // backward: x-m is multiplied by it
-	coefLen   = 5        // fields of a record for normalize, gradSums and inputGrad
-	maxCall   = 32 << 10 // floats of one operand per call: tens of microseconds, so that a goroutine in assembly is soon preempted
-	groupSize = 4        // vectors or rows that are summed as a tree before they are added to a sum
-	sumLen    = 2 * lanes
+	lanes    = 8
+	fieldN   = 0        // -m: the mean rounded to float32, negated, so that a kernel adds it; for moments -K
+	fieldA   = 1        // gamma*invstd
+	fieldB   = 2        // beta - (mean-m)*a
+	fieldK1  = 3        // backward: subtracted from g
+	fieldK2  = 4        // backward: x-m is multiplied by it
+	coefLen  = 5        // fields of a record for normalize, gradSums and inputGrad
+	maxCall  = 32 << 10 // floats of one operand per call: tens of microseconds, so that a goroutine in assembly is soon preempted
+	quadSize = 4        // vectors or rows that are summed as a tree before they are added to a sum
+	sumLen   = 2 * lanes
 )
 
 // Sums in rows are taken of four images side by side, as long as there are four,
 // and then of single images. They are added to float64 sums after each piece of a
-// row, so that a lane adds at most 64 groups in float32. Short rows of images side by
+// row, so that a lane adds at most 64 quads in float32. Short rows of images side by
 // side are no more than half a piece: several of them are added in float32 first.
 const (
-	shortRow    = pieceFour / 2          // values of the longest short row
-	pieceFour   = 64 * lanes             // values of a row in a piece, of four images
-	pieceSingle = 64 * groupSize * lanes // the same, of a single image
+	shortRow    = pieceFour / 2         // values of the longest short row
+	pieceFour   = 64 * lanes            // values of a row in a piece, of four images
+	pieceSingle = 64 * quadSize * lanes // the same, of a single image
 )
 
 // The kernels. Every one of them exists as Go code in kernels_generic.go, which
@@ -131,12 +131,12 @@ const (
 	//	S += d
 	//	Q += d*d
 	//
-	// In cols groups of 4 rows are summed as (d0+d1)+(d2+d3) and then added; the
-	// rows behind the last whole group are added one by one.
+	// In cols quads of 4 rows are summed as (d0+d1)+(d2+d3) and then added; the
+	// rows behind the last whole quad are added one by one.
 	//
 	// In rows value i of a row belongs to lane i%8. Of four images side by side the
-	// four values at the same place make a group. In a single image a group is four
-	// vectors of 8, one after the other, and the values behind the last whole group
+	// four values at the same place make a quad. In a single image a quad is four
+	// vectors of 8, one after the other, and the values behind the last whole quad
 	// are added one by one. Sums begin at 0 in every piece, and are then added to
 	// the float64 sums of the row. Sums of a short row of images side by side go on from
 	// those in acc, and are left there.
@@ -337,17 +337,17 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 		}
 		// The middle of rows is processed in one loop. Where a row or a piece ends, the
 		// kernels themselves take their turns.
-		groups, groupsB := a.groups(), b.groupsToWrite()
-		if n := min(groups, groupsB, turnsCall); n > 0 {
+		quads, quadsB := a.quads(), b.quadsToWrite()
+		if n := min(quads, quadsB, turnsCall); n > 0 {
 			a.take(b, n, both)
 			inLoop++
 			continue
 		}
-		if groups == 0 {
-			a.simd(id, groupSize*lanes)
+		if quads == 0 {
+			a.simd(id, quadSize*lanes)
 		}
-		if groupsB == 0 {
-			b.simd(idB, groupSize*lanes)
+		if quadsB == 0 {
+			b.simd(idB, quadSize*lanes)
 		}
 	}
 	most := a.longest()
@@ -361,8 +361,8 @@ func (p Path) runTurns(sums int, sumsAct Activation, a *kernelArgs, writes int, 
 // more than the budget if rows are short, since they are not interrupted.
 func (a *kernelArgs) taken(id, budget int) int {
 	side := 1
-	if a.images >= groupSize {
-		side = groupSize
+	if a.images >= quadSize {
+		side = quadSize
 	}
 	a.simd(id, budget)
 	return max(1, budget-side*a.budget)
@@ -375,47 +375,47 @@ func (a *kernelArgs) simd(id, budget int) {
 	simdKernel(id, a)
 }
 
-// turnsCall is how many turns of a group a call takes in one loop at most.
-const turnsCall = maxCall / (groupSize * lanes)
+// turnsCall is how many turns of a quad a call takes in one loop at most.
+const turnsCall = maxCall / (quadSize * lanes)
 
-// take takes n turns of a group in one loop, by the kernel with the given index in
+// take takes n turns of a quad in one loop, by the kernel with the given index in
 // turnsKernels.
 func (a *kernelArgs) take(b *kernelArgs, n, id int) {
 	if watched != nil {
-		watched(watchKernel, n*groupSize*lanes)
+		watched(watchKernel, n*quadSize*lanes)
 	}
 	b.budget = n
 	simdTurns(id, a, b)
 	a.at += n * a.step
 	a.left -= n * a.step
 	a.piece -= n * a.step
-	b.at += n * groupSize * lanes
-	b.left -= n * groupSize * lanes
+	b.at += n * quadSize * lanes
+	b.left -= n * quadSize * lanes
 }
 
 // kernelPair names two kernels by their [kernelID]: one takes sums, the other writes
 // outputs.
 type kernelPair struct{ sums, writes int }
 
-// groups returns the number of groups that the sums can take before a row or a piece ends,
-// and sets the distances between them. The group that ends a row or a piece is left to the
+// quads returns the number of quads that the sums can take before a row or a piece ends,
+// and sets the distances between them. The quad that ends a row or a piece is left to the
 // kernel itself.
-func (a *kernelArgs) groups() int {
-	a.side, a.step = lanes, groupSize*lanes
-	if a.images >= groupSize {
+func (a *kernelArgs) quads() int {
+	a.side, a.step = lanes, quadSize*lanes
+	if a.images >= quadSize {
 		a.side, a.step = a.stride, lanes
 	}
 	return max(0, (min(a.left, a.piece)-1)/a.step)
 }
 
-// groupsToWrite returns the number of whole groups that are left of the row of a kernel
+// quadsToWrite returns the number of whole quads that are left of the row of a kernel
 // that writes outputs. At the start of an image it returns 0: the values before the first
 // whole vector are left to the kernel itself.
-func (b *kernelArgs) groupsToWrite() int {
+func (b *kernelArgs) quadsToWrite() int {
 	if b.left == b.n && b.rowsLeft == b.rows {
 		return 0
 	}
-	return b.left / (groupSize * lanes)
+	return b.left / (quadSize * lanes)
 }
 
 // begin sets the state for the first call of a kernel on rows: it begins at index first
@@ -424,7 +424,7 @@ func (a *kernelArgs) begin(first, images int) {
 	a.at, a.images = first, images
 	a.left, a.rowsLeft = a.n, a.rows
 	a.coefAt, a.accAt, a.tail, a.piece = 0, 0, 0, pieceSingle
-	if images >= groupSize {
+	if images >= quadSize {
 		a.piece = pieceFour
 	}
 	a.partial = laneSums{}

@@ -399,7 +399,7 @@ next19:
 	SUBQ $32, DX
 	JLT rest25
 
-group24:
+quad24:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS 32(AX), Y0, Y5
@@ -418,7 +418,7 @@ group24:
 	VADDPS Y4, Y2, Y2
 	ADDQ $128, AX
 	SUBQ $32, DX
-	JGE group24
+	JGE quad24
 
 rest25:
 	ADDQ $32, DX
@@ -553,7 +553,7 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DX
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_fetch(R14), R9
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
@@ -630,7 +630,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ R8, AX
 	SUBQ $4, DX
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DX
@@ -719,12 +719,12 @@ image1:
 
 row2:
 	SUBQ $0, DI
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, SI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -746,7 +746,7 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -892,12 +892,12 @@ image1:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -924,7 +924,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -1126,7 +1126,7 @@ start11:
 
 row2:
 	SUBQ $0, DI
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ BX, R8
@@ -1136,7 +1136,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, SI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -1158,7 +1158,7 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -1349,7 +1349,7 @@ start11:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ BX, R9
@@ -1359,7 +1359,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -1386,7 +1386,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -1527,12 +1527,12 @@ image1:
 
 row2:
 	SUBQ $0, DI
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, SI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -1566,7 +1566,7 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -1721,12 +1721,12 @@ image1:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -1765,7 +1765,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -1979,7 +1979,7 @@ start11:
 
 row2:
 	SUBQ $0, DI
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ BX, R8
@@ -1989,7 +1989,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, SI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -2023,7 +2023,7 @@ group3:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, DI
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -2223,7 +2223,7 @@ start11:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ BX, R9
@@ -2233,7 +2233,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (AX), Y0, Y4
@@ -2272,7 +2272,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -2505,7 +2505,7 @@ without15:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	CMPQ 448(R14), $0
@@ -2523,7 +2523,7 @@ without16:
 
 chosen17:
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VBROADCASTSS (DX), Y6
@@ -2570,7 +2570,7 @@ chosen20:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -2738,7 +2738,7 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DX
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
@@ -2810,7 +2810,7 @@ next6:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $4, DX
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DX
@@ -2943,7 +2943,7 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
@@ -3032,7 +3032,7 @@ next6:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -3178,7 +3178,7 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DX
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
@@ -3274,7 +3274,7 @@ next6:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	SUBQ $4, DX
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DX
@@ -3419,7 +3419,7 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
@@ -3532,7 +3532,7 @@ next6:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -3704,7 +3704,7 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $488-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
@@ -3805,7 +3805,7 @@ next6:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -4361,7 +4361,7 @@ next19:
 	SUBQ $32, SI
 	JLT rest25
 
-group24:
+quad24:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -4385,7 +4385,7 @@ group24:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group24
+	JGE quad24
 
 rest25:
 	ADDQ $32, SI
@@ -5000,7 +5000,7 @@ next19:
 	SUBQ $32, SI
 	JLT rest25
 
-group24:
+quad24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5044,7 +5044,7 @@ group24:
 	ADDQ $128, AX
 	ADDQ $128, BX
 	SUBQ $32, SI
-	JGE group24
+	JGE quad24
 
 rest25:
 	ADDQ $32, SI
@@ -5712,7 +5712,7 @@ next19:
 	SUBQ $32, DI
 	JLT rest25
 
-group24:
+quad24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -5761,7 +5761,7 @@ group24:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, DI
-	JGE group24
+	JGE quad24
 
 rest25:
 	ADDQ $32, DI
@@ -6532,7 +6532,7 @@ next27:
 	SUBQ $32, R8
 	JLT rest33
 
-group32:
+quad32:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
 	VBROADCASTSS 8(SI), Y7
@@ -6592,7 +6592,7 @@ without38:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R8
-	JGE group32
+	JGE quad32
 
 rest33:
 	ADDQ $32, R8
@@ -6796,7 +6796,7 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_fetch(R14), R10
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
@@ -6888,7 +6888,7 @@ next6:
 	ADDQ R9, AX
 	ADDQ R9, BX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -6972,7 +6972,7 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_fetch(R14), R10
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
@@ -7108,7 +7108,7 @@ next6:
 	ADDQ R9, AX
 	ADDQ R9, BX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -7207,7 +7207,7 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_fetch(R14), R11
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_acc(R14), SI
@@ -7362,7 +7362,7 @@ next6:
 	ADDQ R10, BX
 	ADDQ R10, CX
 	SUBQ $4, DI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DI
@@ -7482,7 +7482,7 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $488-16
 	SUBQ $4, R8
 	JLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_coef, SI)
 	ARG(kernelArgs_acc, DI)
@@ -7668,7 +7668,7 @@ next6:
 	ADDQ R11, CX
 	ADDQ R11, DX
 	SUBQ $4, R8
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, R8
@@ -7819,12 +7819,12 @@ image1:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (BX), Y2, Y4
@@ -7859,7 +7859,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -8026,12 +8026,12 @@ image1:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y2, Y4
@@ -8071,7 +8071,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -8297,7 +8297,7 @@ start11:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ CX, R9
@@ -8307,7 +8307,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (BX), Y2, Y4
@@ -8342,7 +8342,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -8553,7 +8553,7 @@ start11:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ CX, R10
@@ -8563,7 +8563,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y2, Y4
@@ -8603,7 +8603,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -8762,12 +8762,12 @@ image1:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -8822,7 +8822,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -9010,12 +9010,12 @@ image1:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -9075,7 +9075,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -9271,12 +9271,12 @@ image1:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -9336,7 +9336,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -9533,12 +9533,12 @@ image1:
 
 row2:
 	SUBQ $0, R10
-	JGE group3
+	JGE quad3
 
 stop7:
 	JMP save8
 
-group3:
+quad3:
 	SUBQ $32, R9
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -9603,7 +9603,7 @@ group3:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -9863,7 +9863,7 @@ start11:
 
 row2:
 	SUBQ $0, R8
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ CX, R9
@@ -9873,7 +9873,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, DI
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -9928,7 +9928,7 @@ group3:
 	ADDQ $128, BX
 	ADDQ $128, CX
 	SUBQ $32, R8
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -10161,7 +10161,7 @@ start11:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ DX, R10
@@ -10171,7 +10171,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -10231,7 +10231,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -10468,7 +10468,7 @@ start11:
 
 row2:
 	SUBQ $0, R9
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ CX, R10
@@ -10478,7 +10478,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, R8
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -10538,7 +10538,7 @@ group3:
 	ADDQ $128, CX
 	ADDQ $128, DX
 	SUBQ $32, R9
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -10780,7 +10780,7 @@ start11:
 
 row2:
 	SUBQ $0, R10
-	JGE group3
+	JGE quad3
 
 stop7:
 	MOVQ DX, R11
@@ -10790,7 +10790,7 @@ stop7:
 	JLT border6
 	JMP single5
 
-group3:
+quad3:
 	SUBQ $32, R9
 	JLT rest4
 	VADDPS (BX), Y4, Y5
@@ -10855,7 +10855,7 @@ group3:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -11141,7 +11141,7 @@ without16:
 
 row2:
 	SUBQ $0, R10
-	JGE group3
+	JGE quad3
 
 stop7:
 	CMPQ 448(R14), $0
@@ -11159,7 +11159,7 @@ without17:
 
 chosen18:
 
-group3:
+quad3:
 	SUBQ $32, R9
 	JLT rest4
 	VBROADCASTSS (DI), Y10
@@ -11255,7 +11255,7 @@ without22:
 	ADDQ $128, DX
 	ADDQ $128, SI
 	SUBQ $32, R10
-	JGE group3
+	JGE quad3
 	JMP stop7
 
 rest4:
@@ -11484,7 +11484,7 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
@@ -11587,7 +11587,7 @@ next6:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -11745,7 +11745,7 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
@@ -11861,7 +11861,7 @@ next6:
 	ADDQ R10, CX
 	ADDQ R10, DX
 	SUBQ $4, DI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DI
@@ -12030,7 +12030,7 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	SUBQ $4, SI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
@@ -12175,7 +12175,7 @@ next6:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	SUBQ $4, SI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, SI
@@ -12357,7 +12357,7 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
@@ -12519,7 +12519,7 @@ next6:
 	ADDQ R10, CX
 	ADDQ R10, DX
 	SUBQ $4, DI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DI
@@ -12715,7 +12715,7 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DI
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
@@ -12873,7 +12873,7 @@ next6:
 	ADDQ R10, CX
 	ADDQ R10, DX
 	SUBQ $4, DI
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DI
@@ -13068,7 +13068,7 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ $4, R8
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
@@ -13243,7 +13243,7 @@ next6:
 	ADDQ R11, DX
 	ADDQ R11, SI
 	SUBQ $4, R8
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, R8
@@ -13467,7 +13467,7 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $488-16
 	SUBQ $4, R8
 	JLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
@@ -13658,7 +13658,7 @@ next6:
 	ADDQ R11, DX
 	ADDQ R11, SI
 	SUBQ $4, R8
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, R8
@@ -13942,7 +13942,7 @@ TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	SUBQ $4, DX
 	JLT rest2
 
-groups1:
+quads1:
 	MOVQ kernelArgs_fetch(R14), R9
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
@@ -14001,7 +14001,7 @@ next6:
 	ADDQ DI, AX
 	ADDQ R8, AX
 	SUBQ $4, DX
-	JGE groups1
+	JGE quads1
 
 rest2:
 	ADDQ $4, DX
@@ -14683,7 +14683,7 @@ TEXT ·momentsWithNormalizeRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(CX*1), Y0, Y5
@@ -14727,7 +14727,7 @@ group1:
 	ADDQ $-1, BX
 	MOVQ BX, kernelArgs_budget(R14)
 	SUBQ $0, BX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), BX
 	VMOVUPS Y1, (BX)
@@ -14774,7 +14774,7 @@ TEXT ·momentsWithNormalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(CX*1), Y0, Y5
@@ -14823,7 +14823,7 @@ group1:
 	ADDQ $-1, BX
 	MOVQ BX, kernelArgs_budget(R14)
 	SUBQ $0, BX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), BX
 	VMOVUPS Y1, (BX)
@@ -14868,7 +14868,7 @@ TEXT ·momentsWithNormalizeRowsReLUStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(CX*1), Y0, Y5
@@ -14924,7 +14924,7 @@ group1:
 	ADDQ $-1, BX
 	MOVQ BX, kernelArgs_budget(R14)
 	SUBQ $0, BX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), BX
 	VMOVUPS Y1, (BX)
@@ -14971,7 +14971,7 @@ TEXT ·momentsWithNormalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
 	VADDPS (AX)(CX*1), Y0, Y5
@@ -15032,7 +15032,7 @@ group1:
 	ADDQ $-1, BX
 	MOVQ BX, kernelArgs_budget(R14)
 	SUBQ $0, BX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), BX
 	VMOVUPS Y1, (BX)
@@ -15081,7 +15081,7 @@ TEXT ·gradSumsWithInputGradRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -15144,7 +15144,7 @@ group1:
 	ADDQ $-1, CX
 	MOVQ CX, kernelArgs_budget(R14)
 	SUBQ $0, CX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), CX
 	VMOVUPS Y0, (CX)
@@ -15195,7 +15195,7 @@ TEXT ·gradSumsWithInputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
 	VMULPS Y4, Y3, Y4
@@ -15263,7 +15263,7 @@ group1:
 	ADDQ $-1, CX
 	MOVQ CX, kernelArgs_budget(R14)
 	SUBQ $0, CX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), CX
 	VMOVUPS Y0, (CX)
@@ -15314,7 +15314,7 @@ TEXT ·gradSumsWithInputGradRowsReLUStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -15418,7 +15418,7 @@ group1:
 	ADDQ $-1, CX
 	MOVQ CX, kernelArgs_budget(R14)
 	SUBQ $0, CX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), CX
 	VMOVUPS Y0, (CX)
@@ -15473,7 +15473,7 @@ TEXT ·gradSumsWithInputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, R8
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -15587,7 +15587,7 @@ group1:
 	ADDQ $-1, DX
 	MOVQ DX, kernelArgs_budget(R14)
 	SUBQ $0, DX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), DX
 	VMOVUPS Y0, (DX)
@@ -15640,7 +15640,7 @@ TEXT ·gradSumsWithInputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-24
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -15749,7 +15749,7 @@ group1:
 	ADDQ $-1, CX
 	MOVQ CX, kernelArgs_budget(R14)
 	SUBQ $0, CX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), CX
 	VMOVUPS Y0, (CX)
@@ -15806,7 +15806,7 @@ TEXT ·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-2
 	SHLQ $2, R8
 	MOVQ b+16(FP), R14
 
-group1:
+quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
 	VMULPS Y2, Y6, Y11
@@ -15925,7 +15925,7 @@ group1:
 	ADDQ $-1, DX
 	MOVQ DX, kernelArgs_budget(R14)
 	SUBQ $0, DX
-	JNE group1
+	JNE quad1
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_partial(R14), DX
 	VMOVUPS Y0, (DX)
@@ -17594,7 +17594,7 @@ channels1:
 	SUBQ $4, R9
 	JLT rest5
 
-groups4:
+quads4:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	PREFETCHT0 64(R8)
@@ -17616,7 +17616,7 @@ groups4:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
-	JGE groups4
+	JGE quads4
 
 rest5:
 	ADDQ $4, R9
@@ -17668,7 +17668,7 @@ divided9:
 	SUBQ $4, R9
 	JLT rest11
 
-groups10:
+quads10:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	VADDPS Y4, Y2, Y4
@@ -17698,7 +17698,7 @@ groups10:
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
-	JGE groups10
+	JGE quads10
 
 rest11:
 	ADDQ $4, R9
@@ -17726,7 +17726,7 @@ plain2:
 	SUBQ $4, R9
 	JLT rest15
 
-groups14:
+quads14:
 	VMOVUPS (R8), Y4
 	PREFETCHT0 64(R8)
 	ADDQ DI, R8
@@ -17744,7 +17744,7 @@ groups14:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
-	JGE groups14
+	JGE quads14
 
 rest15:
 	ADDQ $4, R9
@@ -17795,7 +17795,7 @@ divided19:
 	SUBQ $4, R9
 	JLT rest21
 
-groups20:
+quads20:
 	VADDPS (R8), Y2, Y4
 	VMULPS Y4, Y4, Y5
 	ADDQ DI, R8
@@ -17817,7 +17817,7 @@ groups20:
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
-	JGE groups20
+	JGE quads20
 
 rest21:
 	ADDQ $4, R9

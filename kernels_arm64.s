@@ -556,7 +556,7 @@ next19:
 	SUBS $32, R3
 	BLT rest25
 
-group24:
+quad24:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
 	FMUL8(3, 3, 4)
@@ -579,7 +579,7 @@ group24:
 	FADD8(4, 2, 2)
 	ADD $128, R0
 	SUBS $32, R3
-	BGE group24
+	BGE quad24
 
 rest25:
 	ADD $32, R3
@@ -713,7 +713,7 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	SUBS $4, R3
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_fetch(R23), R7
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
@@ -802,7 +802,7 @@ next6:
 	ADD R5, R0
 	ADD R6, R0
 	SUBS $4, R3
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R3
@@ -891,12 +891,12 @@ image1:
 
 row2:
 	SUBS $0, R5
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R4
 	BLT rest4
 	FLDPQ (R0), (F8, F9)
@@ -922,7 +922,7 @@ group3:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -1073,12 +1073,12 @@ image1:
 
 row2:
 	SUBS $0, R6
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R5
 	BLT rest4
 	FLDPQ (R0), (F8, F9)
@@ -1113,7 +1113,7 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -1272,12 +1272,12 @@ image1:
 
 row2:
 	SUBS $0, R5
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R4
 	BLT rest4
 	FLDPQ (R0), (F8, F9)
@@ -1311,7 +1311,7 @@ group3:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R5
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -1468,12 +1468,12 @@ image1:
 
 row2:
 	SUBS $0, R6
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R5
 	BLT rest4
 	FLDPQ (R0), (F8, F9)
@@ -1516,7 +1516,7 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -1684,12 +1684,12 @@ image1:
 
 row2:
 	SUBS $0, R7
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R6
 	BLT rest4
 	LD1R8(4, 6)
@@ -1732,7 +1732,7 @@ without11:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -1911,7 +1911,7 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBS $4, R3
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -1999,7 +1999,7 @@ next6:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $4, R3
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R3
@@ -2080,7 +2080,7 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2195,7 +2195,7 @@ next6:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -2283,7 +2283,7 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	SUBS $4, R3
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
@@ -2387,7 +2387,7 @@ next6:
 	ADD R6, R0
 	ADD R6, R1
 	SUBS $4, R3
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R3
@@ -2472,7 +2472,7 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -2603,7 +2603,7 @@ next6:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -2700,7 +2700,7 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $432-16
 	SUBS $4, R5
 	BLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
@@ -2825,7 +2825,7 @@ next6:
 	ADD R8, R2
 	ADD R8, R3
 	SUBS $4, R5
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R5
@@ -3402,7 +3402,7 @@ next19:
 	SUBS $32, R4
 	BLT rest25
 
-group24:
+quad24:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
 	FLDPQ (R0), (F6, F7)
@@ -3430,7 +3430,7 @@ group24:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group24
+	BGE quad24
 
 rest25:
 	ADD $32, R4
@@ -4062,7 +4062,7 @@ next19:
 	SUBS $32, R4
 	BLT rest25
 
-group24:
+quad24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4106,7 +4106,7 @@ group24:
 	ADD $128, R0
 	ADD $128, R1
 	SUBS $32, R4
-	BGE group24
+	BGE quad24
 
 rest25:
 	ADD $32, R4
@@ -4809,7 +4809,7 @@ next19:
 	SUBS $32, R5
 	BLT rest25
 
-group24:
+quad24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
 	FLDPQ (R0), (F10, F11)
@@ -4862,7 +4862,7 @@ group24:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R5
-	BGE group24
+	BGE quad24
 
 rest25:
 	ADD $32, R5
@@ -5709,7 +5709,7 @@ next27:
 	SUBS $32, R8
 	BLT rest33
 
-group32:
+quad32:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
 	LD1R8AT(8, 6, 7)
@@ -5783,7 +5783,7 @@ without38:
 	ADD $128, R4
 	ADD $128, R5
 	SUBS $32, R8
-	BGE group32
+	BGE quad32
 
 rest33:
 	ADD $32, R8
@@ -5985,7 +5985,7 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_fetch(R23), R8
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
@@ -6097,7 +6097,7 @@ next6:
 	ADD R7, R0
 	ADD R7, R1
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -6181,7 +6181,7 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_fetch(R23), R8
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
@@ -6329,7 +6329,7 @@ next6:
 	ADD R7, R0
 	ADD R7, R1
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -6426,7 +6426,7 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R5
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_fetch(R23), R9
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_acc(R23), R4
@@ -6605,7 +6605,7 @@ next6:
 	ADD R8, R1
 	ADD R8, R2
 	SUBS $4, R5
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R5
@@ -6716,7 +6716,7 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $432-16
 	SUBS $4, R8
 	BLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_acc, R7)
@@ -6949,7 +6949,7 @@ next6:
 	ADD R11, R4
 	ADD R11, R5
 	SUBS $4, R8
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R8
@@ -7099,12 +7099,12 @@ image1:
 
 row2:
 	SUBS $0, R6
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R5
 	BLT rest4
 	FLDPQ (R1), (F8, F9)
@@ -7143,7 +7143,7 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -7316,12 +7316,12 @@ image1:
 
 row2:
 	SUBS $0, R7
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R6
 	BLT rest4
 	FLDPQ (R1), (F8, F9)
@@ -7365,7 +7365,7 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -7544,12 +7544,12 @@ image1:
 
 row2:
 	SUBS $0, R6
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R5
 	BLT rest4
 	FLDPQ (R1), (F10, F11)
@@ -7604,7 +7604,7 @@ group3:
 	ADD $128, R1
 	ADD $128, R2
 	SUBS $32, R6
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -7796,12 +7796,12 @@ image1:
 
 row2:
 	SUBS $0, R7
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R6
 	BLT rest4
 	FLDPQ (R1), (F10, F11)
@@ -7865,7 +7865,7 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -8067,12 +8067,12 @@ image1:
 
 row2:
 	SUBS $0, R7
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R6
 	BLT rest4
 	FLDPQ (R1), (F10, F11)
@@ -8132,7 +8132,7 @@ group3:
 	ADD $128, R2
 	ADD $128, R3
 	SUBS $32, R7
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -8333,12 +8333,12 @@ image1:
 
 row2:
 	SUBS $0, R8
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R7
 	BLT rest4
 	FLDPQ (R1), (F10, F11)
@@ -8407,7 +8407,7 @@ group3:
 	ADD $128, R3
 	ADD $128, R4
 	SUBS $32, R8
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -8618,12 +8618,12 @@ image1:
 
 row2:
 	SUBS $0, R10
-	BGE group3
+	BGE quad3
 
 stop7:
 	B save8
 
-group3:
+quad3:
 	SUBS $32, R9
 	BLT rest4
 	LD1R8(7, 10)
@@ -8711,7 +8711,7 @@ without12:
 	ADD $128, R5
 	ADD $128, R6
 	SUBS $32, R10
-	BGE group3
+	BGE quad3
 	B stop7
 
 rest4:
@@ -8959,7 +8959,7 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9084,7 +9084,7 @@ next6:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -9178,7 +9178,7 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R5
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9322,7 +9322,7 @@ next6:
 	ADD R8, R2
 	ADD R8, R3
 	SUBS $4, R5
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R5
@@ -9421,7 +9421,7 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	SUBS $4, R4
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
@@ -9580,7 +9580,7 @@ next6:
 	ADD R7, R1
 	ADD R7, R2
 	SUBS $4, R4
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R4
@@ -9684,7 +9684,7 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R5
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -9870,7 +9870,7 @@ next6:
 	ADD R8, R2
 	ADD R8, R3
 	SUBS $4, R5
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R5
@@ -9982,7 +9982,7 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R5
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
@@ -10160,7 +10160,7 @@ next6:
 	ADD R8, R2
 	ADD R8, R3
 	SUBS $4, R5
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R5
@@ -10271,7 +10271,7 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	SUBS $4, R6
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
@@ -10476,7 +10476,7 @@ next6:
 	ADD R9, R3
 	ADD R9, R4
 	SUBS $4, R6
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R6
@@ -10600,7 +10600,7 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $432-16
 	SUBS $4, R8
 	BLT rest2
 
-groups1:
+quads1:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
@@ -10839,7 +10839,7 @@ next6:
 	ADD R11, R5
 	ADD R11, R6
 	SUBS $4, R8
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R8
@@ -11098,7 +11098,7 @@ TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	SUBS $4, R3
 	BLT rest2
 
-groups1:
+quads1:
 	MOVD kernelArgs_fetch(R23), R7
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
@@ -11165,7 +11165,7 @@ next6:
 	ADD R5, R0
 	ADD R6, R0
 	SUBS $4, R3
-	BGE groups1
+	BGE quads1
 
 rest2:
 	ADD $4, R3
@@ -13541,7 +13541,7 @@ channels1:
 	SUBS $4, R7
 	BLT rest5
 
-groups4:
+quads4:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	PRFM 64(R6), PLDL1KEEP
@@ -13563,7 +13563,7 @@ groups4:
 	FADD8(6, 4, 4)
 	FADD8(4, 0, 0)
 	SUBS $4, R7
-	BGE groups4
+	BGE quads4
 
 rest5:
 	ADD $4, R7
@@ -13612,7 +13612,7 @@ divided9:
 	SUBS $4, R7
 	BLT rest11
 
-groups10:
+quads10:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	FADD8(4, 2, 4)
@@ -13642,7 +13642,7 @@ groups10:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $4, R7
-	BGE groups10
+	BGE quads10
 
 rest11:
 	ADD $4, R7
@@ -13670,7 +13670,7 @@ plain2:
 	SUBS $4, R7
 	BLT rest15
 
-groups14:
+quads14:
 	FLDPQ (R6), (F8, F9)
 	PRFM 64(R6), PLDL1KEEP
 	ADD R5, R6
@@ -13688,7 +13688,7 @@ groups14:
 	FADD8(6, 4, 4)
 	FADD8(4, 0, 0)
 	SUBS $4, R7
-	BGE groups14
+	BGE quads14
 
 rest15:
 	ADD $4, R7
@@ -13736,7 +13736,7 @@ divided19:
 	SUBS $4, R7
 	BLT rest21
 
-groups20:
+quads20:
 	FLDPQ (R6), (F8, F9)
 	FADD8(4, 2, 4)
 	FMUL8(4, 4, 5)
@@ -13762,7 +13762,7 @@ groups20:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $4, R7
-	BGE groups20
+	BGE quads20
 
 rest21:
 	ADD $4, R7

@@ -14,7 +14,7 @@ import (
 
 // chunk is the number of values that go through the steps of a kernel together, so that
 // intermediate results stay in the first-level cache. It is a multiple of
-// groupSize*lanes, so that every chunk begins at lane 0 of a group.
+// quadSize*lanes, so that every chunk begins at lane 0 of a quad.
 const chunk = 256
 
 // genericKernel runs a kernel. A kernel on rows does the work of all its calls at once.
@@ -53,10 +53,10 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 func (a *kernelArgs) sumRows(kernel int, act Activation) {
 	for a.images > 0 {
 		images, most := 1, pieceSingle
-		if a.images >= groupSize {
-			images, most = groupSize, pieceFour
+		if a.images >= quadSize {
+			images, most = quadSize, pieceFour
 		}
-		short := images == groupSize && a.n <= shortRow
+		short := images == quadSize && a.n <= shortRow
 		for r := range a.rows {
 			for left := a.n; left > 0; {
 				n := min(left, most)
@@ -86,15 +86,15 @@ func (a *kernelArgs) sumRows(kernel int, act Activation) {
 
 func momentsPiece(a *kernelArgs, p, n, images int, k float32, acc *laneSums) {
 	x := a.x[p:][:n]
-	if images == groupSize {
+	if images == quadSize {
 		x1, x2, x3 := a.x[p+a.stride:][:n], a.x[p+2*a.stride:][:n], a.x[p+3*a.stride:][:n]
 		for i, v := range x {
 			addMoments4(acc, i%lanes, v+k, x1[i]+k, x2[i]+k, x3[i]+k)
 		}
 		return
 	}
-	for ; len(x) >= groupSize*lanes; x = x[groupSize*lanes:] {
-		v := (*[groupSize * lanes]float32)(x)
+	for ; len(x) >= quadSize*lanes; x = x[quadSize*lanes:] {
+		v := (*[quadSize * lanes]float32)(x)
 		for l := range lanes {
 			addMoments4(acc, l, v[l]+k, v[l+lanes]+k, v[l+2*lanes]+k, v[l+3*lanes]+k)
 		}
@@ -106,8 +106,8 @@ func momentsPiece(a *kernelArgs, p, n, images int, k float32, acc *laneSums) {
 
 func gradSumsPiece(a *kernelArgs, act Activation, p, n, images int, coef []float32, acc *laneSums) {
 	m := coef[fieldN]
-	var buf [groupSize][chunk]float32
-	var x, g [groupSize][]float32
+	var buf [quadSize][chunk]float32
+	var x, g [quadSize][]float32
 	for i := 0; i < n; i += chunk {
 		n := min(chunk, n-i)
 		for j := range images {
@@ -117,15 +117,15 @@ func gradSumsPiece(a *kernelArgs, act Activation, p, n, images int, coef []float
 				copy(slice(a.dres, from, n), g[j])
 			}
 		}
-		if images == groupSize {
+		if images == quadSize {
 			for i := range n {
 				addGrads4(acc, i%lanes, g[0][i], g[1][i], g[2][i], g[3][i], x[0][i]+m, x[1][i]+m, x[2][i]+m, x[3][i]+m)
 			}
 			continue
 		}
 		x, g := x[0], g[0]
-		for ; len(x) >= groupSize*lanes; x, g = x[groupSize*lanes:], g[groupSize*lanes:] {
-			v, u := (*[groupSize * lanes]float32)(x), (*[groupSize * lanes]float32)(g)
+		for ; len(x) >= quadSize*lanes; x, g = x[quadSize*lanes:], g[quadSize*lanes:] {
+			v, u := (*[quadSize * lanes]float32)(x), (*[quadSize * lanes]float32)(g)
 			for l := range lanes {
 				addGrads4(acc, l,
 					u[l], u[l+lanes], u[l+2*lanes], u[l+3*lanes],
@@ -212,15 +212,15 @@ func gradRow(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef 
 
 // chunkCols is the number of columns that go through the steps of a kernel together,
 // with up to 4 rows at a time.
-const chunkCols = chunk / groupSize
+const chunkCols = chunk / quadSize
 
 func momentsColsGeneric(a *kernelArgs) {
-	for r := 0; r < a.rows; r += groupSize {
+	for r := 0; r < a.rows; r += quadSize {
 		for c := 0; c < a.n; c += lanes {
 			k := (*[lanes]float32)(a.coef[c:])
 			acc := (*laneSums)(a.acc[2*c:])
 			n := min(lanes, a.n-c)
-			if r+groupSize <= a.rows {
+			if r+quadSize <= a.rows {
 				x0, x1 := slice(a.x, r*a.stride+c, n), slice(a.x, (r+1)*a.stride+c, n)
 				x2, x3 := slice(a.x, (r+2)*a.stride+c, n), slice(a.x, (r+3)*a.stride+c, n)
 				for l := range n {
@@ -296,13 +296,13 @@ func normalizeColsGeneric(act Activation, a *kernelArgs) {
 }
 
 func gradSumsColsGeneric(act Activation, a *kernelArgs) {
-	var buf [groupSize][chunk]float32
-	for r := 0; r < a.rows; r += groupSize {
+	var buf [quadSize][chunk]float32
+	for r := 0; r < a.rows; r += quadSize {
 		for cb := 0; cb < a.n; cb += chunkCols {
 			n := min(chunkCols, a.n-cb)
-			var g, x [groupSize][]float32
-			group := min(groupSize, a.rows-r)
-			for j := range group {
+			var g, x [quadSize][]float32
+			quad := min(quadSize, a.rows-r)
+			for j := range quad {
 				p := (r+j)*a.stride + cb
 				g[j] = gradCols(act, &buf[j], a, p, n, a.coef[cb*coefLen:])
 				x[j] = slice(a.x, p, n)
@@ -315,13 +315,13 @@ func gradSumsColsGeneric(act Activation, a *kernelArgs) {
 				acc := (*laneSums)(a.acc[2*(cb+c):])
 				for l := range min(lanes, n-c) {
 					i := c + l
-					if group == groupSize {
+					if quad == quadSize {
 						addGrads4(acc, l,
 							g[0][i], g[1][i], g[2][i], g[3][i],
 							x[0][i]+m[l], x[1][i]+m[l], x[2][i]+m[l], x[3][i]+m[l])
 						continue
 					}
-					for j := range group {
+					for j := range quad {
 						addGrads1(acc, l, g[j][i], x[j][i]+m[l])
 					}
 				}
@@ -385,7 +385,7 @@ func gradCols(act Activation, buf *[chunk]float32, a *kernelArgs, p, n int, coef
 
 // ---- sums
 
-// addMoments4 adds a group of four deviations to lane l.
+// addMoments4 adds a quad of four deviations to lane l.
 func addMoments4(acc *laneSums, l int, d0, d1, d2, d3 float32) {
 	acc[l] += (d0 + d1) + (d2 + d3)
 	acc[l+lanes] += (float32(d0*d0) + float32(d1*d1)) + (float32(d2*d2) + float32(d3*d3))
@@ -397,7 +397,7 @@ func addMoments1(acc *laneSums, l int, d float32) {
 	acc[l+lanes] += float32(d * d)
 }
 
-// addGrads4 adds a group of four gradients, with x-m, to lane l.
+// addGrads4 adds a quad of four gradients, with x-m, to lane l.
 func addGrads4(acc *laneSums, l int, g0, g1, g2, g3, d0, d1, d2, d3 float32) {
 	acc[l] += (g0 + g1) + (g2 + g3)
 	acc[l+lanes] += (float32(g0*d0) + float32(g1*d1)) + (float32(g2*d2) + float32(g3*d3))

@@ -312,9 +312,9 @@ func TestKernelsStop(t *testing.T) {
 								p, k, s, calls, end%64, a.tail)
 						}
 					}
-					if k.sums() && s.n <= shortRow && images >= groupSize && images%groupSize == 0 {
-						done := (images-a.images)*s.rows*s.n + groupSize*(left-a.rowsLeft)*s.n
-						if done > turn+groupSize*s.n {
+					if k.sums() && s.n <= shortRow && images >= quadSize && images%quadSize == 0 {
+						done := (images-a.images)*s.rows*s.n + quadSize*(left-a.rowsLeft)*s.n
+						if done > turn+quadSize*s.n {
 							t.Fatalf("%v, %s, %+v: a call takes %d values, its budget is %d", p, k, s, done, turn)
 						}
 					}

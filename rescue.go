@@ -67,7 +67,7 @@ func (w *workspace) largest(x []float32, rows, n, stride int, acc []float32) {
 
 // larger is largest for more rows of the same columns.
 func (w *workspace) larger(x []float32, rows, n, stride int, acc []float32) {
-	k := kernelArgs{x: x, rows: rows, n: n, stride: stride, acc: acc, fetch: 4 * (fetchColumns + (groupSize-1)*stride)}
+	k := kernelArgs{x: x, rows: rows, n: n, stride: stride, acc: acc, fetch: 4 * (fetchColumns + (quadSize-1)*stride)}
 	w.plan.path.run(kernelLargest, cols, Identity, &k)
 }
 
@@ -444,10 +444,10 @@ func (w *workspace) sumScaledRows(st *stage, s *rowScratch, c int, win window, c
 	}
 	for o, end := win.o, win.o+win.images; o < end; {
 		images, most := 1, pieceSingle
-		if end-o >= groupSize {
-			images, most = groupSize, pieceFour
+		if end-o >= quadSize {
+			images, most = quadSize, pieceFour
 			if win.n <= shortRow { // these join the sums of the images before
-				images = min(end-o, bufferLen/win.n) / groupSize * groupSize
+				images = min(end-o, bufferLen/win.n) / quadSize * quadSize
 			}
 		}
 		for i := win.i; i < win.i+win.n; i += most {

@@ -651,8 +651,8 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 	buf.constants.reset(rows)
 	for o := win.o; o < win.o+win.images; {
 		images := 1
-		if win.o+win.images-o >= groupSize {
-			images = groupSize
+		if win.o+win.images-o >= quadSize {
+			images = quadSize
 		}
 		most, together := bufferLen/images, 1
 		if win.n == g.inner && w.source == nil { // the rows of some channels are adjacent

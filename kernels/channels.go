@@ -882,7 +882,7 @@ func stripChannels(c *chans) {
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
 	// addends of a row; there are n of them.
 	sum := func(rows string, n int, value func(dst pair)) {
-		groups, rest, row, done := c.newLabel("groups"), c.newLabel("rest"), c.newLabel("row"), c.newLabel("done")
+		quads, rest, row, done := c.newLabel("quads"), c.newLabel("rest"), c.newLabel("row"), c.newLabel("done")
 		add := func(dst, src pair) {
 			for i := range n {
 				c.add(dst[i], dst[i], src[i])
@@ -897,9 +897,9 @@ func stripChannels(c *chans) {
 		}
 		c.asm.move(at, x.at)
 		c.arg(left, rows)
-		c.subImm(left, groupSize)
+		c.subImm(left, quadSize)
 		c.branch(ifLess, rest)
-		c.label(groups)
+		c.label(quads)
 		next(a)
 		next(d)
 		add(a, d)
@@ -908,10 +908,10 @@ func stripChannels(c *chans) {
 		add(b, d)
 		add(a, b)
 		add(sums, a)
-		c.subImm(left, groupSize)
-		c.branch(ifNotLess, groups)
+		c.subImm(left, quadSize)
+		c.branch(ifNotLess, quads)
 		c.label(rest)
-		c.addImm(left, groupSize)
+		c.addImm(left, quadSize)
 		c.subImm(left, 0)
 		c.branch(ifZero, done)
 		c.label(row)

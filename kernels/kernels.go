@@ -16,14 +16,14 @@ const (
 
 const (
 	lanes        = vecBytes / floatBytes
-	groupSize    = 4                 // vectors of rows, or rows of cols, that are processed together
-	groupValues  = groupSize * lanes // in rows
+	quadSize     = 4                // vectors of rows, or rows of cols, that are processed together
+	quadValues   = quadSize * lanes // in rows
 	floatBytes   = 4
 	float64Bytes = 8
 	floatShift   = 2 // from a number of floats to their bytes
 	cacheLine    = 64
 	float64Shift = 3
-	groupShift   = 2 // from a number of vectors to a number of groups
+	quadShift    = 2 // from a number of vectors to a number of quads
 )
 
 // body is a kernel as a walk uses it.
@@ -36,7 +36,7 @@ type body struct {
 	sums     []vec  // kept in acc between vectors; nil for a kernel without sums
 	fetch    []reg  // tensors to prefetch
 	residual *reg   // the one in fetch that a call may lack
-	temps    []vec  // sums: vectors that are free between two groups
+	temps    []vec  // sums: vectors that are free between two quads
 	calls    bool   // it calls the function of an activation
 
 	// one processes a vector of each tensor, and four processes 4 of them that are added
@@ -53,7 +53,7 @@ type address func(t reg, j int) mem
 // walk emits the loops over the tensors around a body.
 type walk func(a *asm, b body)
 
-// step processes a vector of every tensor; place is its number in the group.
+// step processes a vector of every tensor; place is its number in the quad.
 type step func(m func(reg) mem, place int, tail bool)
 
 // each makes the two functions of a kernel without sums and calls.
@@ -65,7 +65,7 @@ func each(f step) (one, four func(at address, tail bool)) {
 		get(at, 0, tail)
 	}
 	four = func(at address, tail bool) {
-		for j := range groupSize {
+		for j := range quadSize {
 			get(at, j, tail)
 		}
 	}
@@ -132,7 +132,7 @@ func treeSum(a *asm, sums []vec, sets [3][]vec, prepare prepare, value value) (o
 		add(get(at, 0, tail, sets[0]), tail)
 	}
 	four = func(at address, tail bool) {
-		prepare(at, groupSize, tail)
+		prepare(at, quadSize, tail)
 		total := get(at, 0, tail, sets[0])
 		addTo(total, get(at, 1, tail, sets[1]))
 		half := get(at, 2, tail, sets[1])
@@ -192,7 +192,7 @@ func (o *operands) reserve(a *asm, sums bool) (s []vec) {
 		s = a.newVecs(2)
 	}
 	if o.act.called {
-		o.called = a.newVecs(groupSize)
+		o.called = a.newVecs(quadSize)
 	}
 	return s
 }
@@ -355,7 +355,7 @@ func together(prepare prepare, finish func(at address, n int, tail bool)) (one, 
 			finish(at, n, tail)
 		}
 	}
-	return some(1), some(groupSize)
+	return some(1), some(quadSize)
 }
 
 // normalizeCalled stores y.
@@ -502,7 +502,7 @@ func largest(a *asm, v variant) {
 	var b body
 	x := b.tensor(a, "x")
 	b.sums, b.fetch = a.newVecs(1), []reg{x}
-	magnitude, t := a.newVec(), a.newVecs(groupSize)
+	magnitude, t := a.newVec(), a.newVecs(quadSize)
 	a.zero(magnitude) // all bits but the sign
 	a.op(opLE, magnitude, magnitude, magnitude)
 	a.shiftRight(magnitude, 1)
@@ -520,7 +520,7 @@ func largest(a *asm, v variant) {
 			a.op(opMaxInt, b.sums[0], b.sums[0], t[0])
 		}
 	}
-	b.one, b.four = some(1), some(groupSize)
+	b.one, b.four = some(1), some(quadSize)
 	v.walk()(a, b)
 }
 

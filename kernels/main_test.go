@@ -594,14 +594,14 @@ func typeCheck(t *testing.T, name string) (*types.Scope, *ast.File) {
 func TestConstants(t *testing.T) {
 	scope, _ := typeCheck(t, "kernels.go")
 	for name, want := range map[string]int{
-		"fieldN":    fieldN,
-		"fieldA":    fieldA,
-		"fieldB":    fieldB,
-		"fieldK1":   fieldK1,
-		"fieldK2":   fieldK2,
-		"coefLen":   coefLen,
-		"lanes":     lanes,
-		"groupSize": groupSize,
+		"fieldN":   fieldN,
+		"fieldA":   fieldA,
+		"fieldB":   fieldB,
+		"fieldK1":  fieldK1,
+		"fieldK2":  fieldK2,
+		"coefLen":  coefLen,
+		"lanes":    lanes,
+		"quadSize": quadSize,
 
 		"kernelMoments":   int(kernelMoments),
 		"kernelNormalize": int(kernelNormalize),

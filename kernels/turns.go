@@ -6,7 +6,7 @@ import (
 )
 
 // turns is two kernels in rows in one loop: one takes sums, the other writes outputs. The
-// loop takes a group of four vectors of the sums, then four vectors of the outputs, so
+// loop takes a quad of four vectors of the sums, then four vectors of the outputs, so
 // that reads overlap with writes, line by line. It goes through the middle of rows only.
 // The two kernels themselves take the ends of rows and of pieces.
 type turns struct{ sums, writes variant }
@@ -58,7 +58,7 @@ func (p turns) emit(a *asm) {
 	a.argAddr(t, "partial")
 	sums.loadSums(a, t)
 
-	a.vecs = int(sums.temps[0]) // temporaries of the sums are free between two groups
+	a.vecs = int(sums.temps[0]) // temporaries of the sums are free between two quads
 	output = p.writes.body(a, "b+16")
 	output.resume(a, t)
 	a.pointer(stride, "coef", "coefAt", floatShift, t)
@@ -74,11 +74,11 @@ func (p turns) emit(a *asm) {
 	a.shiftLeft(step, floatShift)
 	a.holdArgs("b+16")
 	side := func(t reg, j int) mem {
-		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+		return [quadSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
 	}
 	adjacent := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
 
-	loop := a.newLabel("group")
+	loop := a.newLabel("quad")
 	a.label(loop)
 	a.flags = p.sums.flags
 	sums.four(side, false)
@@ -87,7 +87,7 @@ func (p turns) emit(a *asm) {
 	a.arg(t, "piece")
 	output.constants(a, t)
 	output.four(adjacent, false)
-	output.advanceImm(a, groupSize*vecBytes)
+	output.advanceImm(a, quadSize*vecBytes)
 	a.arg(t, "budget")
 	a.addImm(t, -1)
 	a.storeArg(t, "budget", t)

@@ -1,6 +1,6 @@
 package main
 
-// walkCols is the walk where the channels are adjacent. It takes groups of 4 rows, then
+// walkCols is the walk where the channels are adjacent. It takes quads of 4 rows, then
 // single rows, of which the caller may want more. Within these it goes vector by vector,
 // and ends with a tail.
 func walkCols(a *asm, b body) {
@@ -24,7 +24,7 @@ func walkCols(a *asm, b body) {
 	a.addReg(stride3, stride)
 	a.addReg(stride3, stride)
 	at := func(t reg, j int) mem {
-		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+		return [quadSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
 	}
 
 	fetchAll := func() {
@@ -57,7 +57,7 @@ func walkCols(a *asm, b body) {
 			f(at, tail)
 			b.storeSums(a, acc)
 		}
-		// The next group of rows is prefetched in the order of memory.
+		// The next quad of rows is prefetched in the order of memory.
 		fetch := b.sums != nil && len(height) > 1
 		if fetch {
 			a.arg(ahead, "fetch")
@@ -69,7 +69,7 @@ func walkCols(a *asm, b body) {
 		a.arg(values, "n")
 		if b.calls && len(height) == 1 { // one call for 4 vectors of a row
 			many, few := a.newLabel("many"), a.newLabel("few")
-			a.subImm(values, groupValues)
+			a.subImm(values, quadValues)
 			a.branch(ifLess, few)
 			a.label(many)
 			a.columns = true
@@ -78,12 +78,12 @@ func walkCols(a *asm, b body) {
 			}
 			b.four(func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }, false)
 			a.columns = false
-			b.advanceImm(a, groupSize*vecBytes)
-			a.addImm(coef, groupSize*b.record*vecBytes)
-			a.subImm(values, groupValues)
+			b.advanceImm(a, quadSize*vecBytes)
+			a.addImm(coef, quadSize*b.record*vecBytes)
+			a.subImm(values, quadValues)
 			a.branch(ifNotLess, many)
 			a.label(few)
-			a.addImm(values, groupValues)
+			a.addImm(values, quadValues)
 		}
 		a.subImm(values, lanes)
 		a.branch(ifLess, tail)
@@ -91,7 +91,7 @@ func walkCols(a *asm, b body) {
 		a.label(column)
 		if fetch {
 			fetchAll()
-			a.addImm(ahead, (groupSize-1)*vecBytes) // the pointers advance by one vector more
+			a.addImm(ahead, (quadSize-1)*vecBytes) // the pointers advance by one vector more
 		}
 		step(false)
 		b.advanceImm(a, vecBytes)
@@ -120,7 +120,7 @@ func walkCols(a *asm, b body) {
 		}
 	}
 
-	groups, rest, done := a.newLabel("groups"), a.newLabel("rest"), a.newLabel("done")
+	quads, rest, done := a.newLabel("quads"), a.newLabel("rest"), a.newLabel("done")
 	set, asked := a.flags, a.asked
 	a.asked &^= withStream
 	single := func(f func(dst, src reg)) {
@@ -130,14 +130,14 @@ func walkCols(a *asm, b body) {
 		}
 	}
 	single(a.subReg)
-	a.subImm(rows, groupSize)
+	a.subImm(rows, quadSize)
 	a.branch(ifLess, rest)
-	a.label(groups)
+	a.label(quads)
 	across(b.four, stride, stride3)
-	a.subImm(rows, groupSize)
-	a.branch(ifNotLess, groups)
+	a.subImm(rows, quadSize)
+	a.branch(ifNotLess, quads)
 	a.label(rest)
-	a.addImm(rows, groupSize)
+	a.addImm(rows, quadSize)
 	single(a.addReg)
 
 	singles := func(flags, tested flags) func() {

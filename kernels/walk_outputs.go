@@ -2,7 +2,7 @@ package main
 
 // walkOutputs is the walk that writes outputs in rows. The rows of an image are
 // adjacent, one channel after the other, and vectors may have values of two rows. Each row
-// has groups of 4 vectors, single vectors, and one that it shares with the next row, whose
+// has quads of 4 vectors, single vectors, and one that it shares with the next row, whose
 // lanes use the constants of both. The image ends with a tail.
 //
 // With non-temporal stores an image begins with the values before the first cache line, and
@@ -13,7 +13,7 @@ func walkOutputs(a *asm, b body) {
 	r := outputWalk{b: b, coef: a.newReg(), rows: a.newReg(), left: a.newReg(), budget: a.newReg(), t: a.newReg(), u: a.newReg(), other: a.newVec()}
 	a.coef = r.coef
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	image, row, group, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("group"), a.newLabel("rest"), a.newLabel("single")
+	image, row, quad, rest, single := a.newLabel("image"), a.newLabel("row"), a.newLabel("quad"), a.newLabel("rest"), a.newLabel("single")
 	border, stop, save := a.newLabel("border"), a.newLabel("stop"), a.newLabel("save")
 	r.lines = (a.flags|a.asked)&withStream != 0
 	r.start, r.part, r.tail = row, a.newLabel("part"), a.newLabel("tail")
@@ -45,7 +45,7 @@ func walkOutputs(a *asm, b body) {
 	}
 	a.label(row)
 	a.subImm(r.budget, 0)
-	a.branch(ifNotLess, group)
+	a.branch(ifNotLess, quad)
 	a.label(stop)
 	a.choose(withStream, func() { // only between two cache lines: half a line would be written by itself
 		a.move(r.t, b.output)
@@ -55,17 +55,17 @@ func walkOutputs(a *asm, b body) {
 		a.branch(ifLess, border)
 		a.jump(single)
 	}, func() { a.jump(save) })
-	a.label(group)
-	a.subImm(r.left, groupValues)
+	a.label(quad)
+	a.subImm(r.left, quadValues)
 	a.branch(ifLess, rest)
 	b.four(at, false)
-	b.advanceImm(a, groupSize*vecBytes)
-	a.subImm(r.budget, groupValues)
-	a.branch(ifNotLess, group)
+	b.advanceImm(a, quadSize*vecBytes)
+	a.subImm(r.budget, quadValues)
+	a.branch(ifNotLess, quad)
 	a.jump(stop)
 
 	a.label(rest)
-	a.addImm(r.left, groupValues)
+	a.addImm(r.left, quadValues)
 	a.subImm(r.left, lanes)
 	a.branch(ifLess, border)
 	a.label(single)

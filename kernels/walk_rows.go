@@ -6,7 +6,7 @@ package main
 // Pieces of a row, in values, as in ../kernels.go.
 const (
 	pieceFour   = 64 * lanes
-	pieceSingle = 64 * groupValues
+	pieceSingle = 64 * quadValues
 )
 
 // sumLen is the number of sums of a row, as in ../kernels.go.
@@ -25,10 +25,10 @@ func walkSums(a *asm, b body) {
 
 	single := a.newLabel("singles")
 	a.arg(s.t, "images")
-	a.subImm(s.t, groupSize)
+	a.subImm(s.t, quadSize)
 	a.branch(ifLess, single)
 	a.arg(s.t, "budget") // for all four images
-	a.shiftDown(s.t, groupShift)
+	a.shiftDown(s.t, quadShift)
 	a.storeArg(s.t, "budget", s.u)
 	a.arg(stride, "stride")
 	a.shiftLeft(stride, floatShift)
@@ -36,7 +36,7 @@ func walkSums(a *asm, b body) {
 	a.addReg(stride3, stride)
 	a.addReg(stride3, stride)
 	at := func(t reg, j int) mem {
-		return [groupSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
+		return [quadSize]mem{{base: t}, {base: t, index: stride, scale: 1}, {base: t, index: stride, scale: 2}, {base: t, index: stride3, scale: 1}}[j]
 	}
 	long := a.newLabel("long")
 	a.arg(s.t, "n")
@@ -44,7 +44,7 @@ func walkSums(a *asm, b body) {
 	a.branch(ifNotLess, long)
 	s.short(a, at)
 	a.label(long)
-	s.emit(a, groupSize, pieceFour, func() { s.four(a, at, func(done string, take func()) { s.tail(a, done, take) }) })
+	s.emit(a, quadSize, pieceFour, func() { s.four(a, at, func(done string, take func()) { s.tail(a, done, take) }) })
 
 	a.label(single)
 	s.emit(a, 1, pieceSingle, func() { s.linear(a) })
@@ -103,8 +103,8 @@ func (s *sumWalk) short(a *asm, at address) {
 	a.jump(save)
 
 	a.label(again)
-	s.again(a, groupSize, "acc")
-	a.subImm(t, groupSize)
+	s.again(a, quadSize, "acc")
+	a.subImm(t, quadSize)
 	a.branch(ifLess, ended)
 	a.arg(t, "budget")
 	a.subImm(t, 1)
@@ -183,8 +183,8 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	for _, field := range []string{"left", "piece", "budget"} {
 		a.arg(t, field)
 		a.subReg(t, values)
-		if field == "budget" { // whole vectors, or groups, until the end of a row
-			a.andImm(t, -groupValues/side)
+		if field == "budget" { // whole vectors, or quads, until the end of a row
+			a.andImm(t, -quadValues/side)
 		}
 		a.storeArg(t, field, u)
 	}
@@ -236,20 +236,20 @@ func (s *sumWalk) emit(a *asm, side, piece int, take func()) {
 	s.save(a, "sums", float64Shift)
 }
 
-// linear sums values of one image, as many as the register says: groups of 4 vectors,
+// linear sums values of one image, as many as the register says: quads of 4 vectors,
 // then single vectors, then a tail.
 func (s *sumWalk) linear(a *asm) {
-	group, rest, single, tail, done := a.newLabel("group"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("tail"), a.newLabel("summed")
+	quad, rest, single, tail, done := a.newLabel("quad"), a.newLabel("rest"), a.newLabel("single"), a.newLabel("tail"), a.newLabel("summed")
 	at := func(t reg, j int) mem { return mem{base: t, off: j * vecBytes} }
-	a.subImm(s.values, groupValues)
+	a.subImm(s.values, quadValues)
 	a.branch(ifLess, rest)
-	a.label(group)
+	a.label(quad)
 	s.b.four(at, false)
-	s.b.advanceImm(a, groupSize*vecBytes)
-	a.subImm(s.values, groupValues)
-	a.branch(ifNotLess, group)
+	s.b.advanceImm(a, quadSize*vecBytes)
+	a.subImm(s.values, quadValues)
+	a.branch(ifNotLess, quad)
 	a.label(rest)
-	a.addImm(s.values, groupValues)
+	a.addImm(s.values, quadValues)
 	a.subImm(s.values, lanes)
 	a.branch(ifLess, tail)
 	a.label(single)
