@@ -171,7 +171,7 @@ func forwardCase(a *channelArgs, c int) bool {
 		a.running[c], a.runningVar[c] = m.update(a.running[c], a.mean[c]), m.update(a.runningVar[c], a.variance[c]*a.correction)
 	}
 	without := a.extent != nil && a.variance[c] != a.variance[c] && !isNumber(a.extent[c])
-	return !f.wide && (without || sumsAreSafe(a.sumB[c]/a.count, a.epsilon))
+	return !f.wide && (without || a.settled != 0 && a.variance[c]+a.epsilon != 0 || sumsAreSafe(a.sumB[c]/a.count, a.epsilon))
 }
 
 func backwardCase(a *channelArgs, c int) bool {
@@ -185,7 +185,7 @@ func backwardCase(a *channelArgs, c int) bool {
 	p, r := a.sumA[c], a.sumB[c]
 	invstd := a.invstd[c]
 	exact := p == 0 && r == 0 && a.count*invstd*gradMin <= a.weight
-	return !d.wide && (invstd != invstd || gradSumsAreSafe(p, r, a.count, invstd) || exact)
+	return !d.wide && (a.settled != 0 || invstd != invstd || gradSumsAreSafe(p, r, a.count, invstd) || exact)
 }
 
 // exotic holds what lies at the borders between what is usual and what is not.
@@ -297,6 +297,7 @@ func (s *channelSet) set(seed uint64) {
 		a.epsilon = 0
 	}
 	a.cross = 1 - a.weight
+	a.settled = allOnes(seed%5 == 2 || seed%20 == 10)
 	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
 		a.weight = a.count * gradMin * 0.4
 	}
@@ -339,6 +340,14 @@ func (s *channelSet) set(seed uint64) {
 				if c%4 == 1 || c%4 == 3 || seed%2 == 0 && c%4 == 2 && name == "sumB" {
 					values[c] = math.Copysign(0, float64(c%8)-2)
 				}
+			}
+		}
+		if bad := int(seed/20) % len(values); s.kernel == channelForward && seed%20 == 10 { // which a gamma of 0 hides
+			switch name {
+			case "sumB":
+				values[bad] = []float64{0, 1e-90, 1e90}[seed/20%3] * a.count
+			case "gamma":
+				values[bad] = 0
 			}
 		}
 		if where >= 0 && where%3 == i%3 && i < len(inputs) {

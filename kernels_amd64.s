@@ -16565,9 +16565,6 @@ unwanted5:
 	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y12
 	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
-	LEAQ channelArgs_settled(R14), SI
-	VBROADCASTSD (SI), Y14
-	VORPS Y14, Y12, Y12
 	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
 	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y7, Y4
@@ -16583,19 +16580,31 @@ unwanted5:
 	VMOVUPS forwardChannelsTable<>+160(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
+	MOVQ channelArgs_settled(R14), SI
+	SUBQ $0, SI
+	JEQ unwanted6
+	VCVTPD2PSY Y8, X4
+	VCVTPD2PSY Y9, X5
+	VINSERTF128 $1, X5, Y4, Y4
+	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y4, Y5
+	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y4, Y4
+	VANDPS Y5, Y4, Y4
+	VORPS Y4, Y12, Y12
+
+unwanted6:
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted6
+	JEQ unwanted7
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 
-unwanted6:
+unwanted7:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -16606,13 +16615,13 @@ unwanted6:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted7
+	JEQ unwanted8
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
 
-unwanted7:
+unwanted8:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y6
@@ -16671,7 +16680,7 @@ unwanted7:
 	VMOVUPS Y10, (SI)
 	VANDNPS Y13, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ usual8
+	JEQ usual9
 	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
@@ -16679,20 +16688,20 @@ unwanted7:
 	VMOVUPS 32(SI), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
-	JEQ divide9
+	JEQ divide10
 	LEAQ channelArgs_inverse(R14), SI
 	VBROADCASTSD (SI), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
-	JMP divided10
+	JMP divided11
 
-divide9:
+divide10:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
 
-divided10:
+divided11:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
 	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y10, Y4
@@ -16705,13 +16714,13 @@ divided10:
 	VXORPS Y9, Y9, Y9
 	MOVQ channelArgs_extent(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted11
+	JEQ unwanted12
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y8
 	VCVTPS2PD 16(SI), Y9
 
-unwanted11:
+unwanted12:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
@@ -16782,10 +16791,10 @@ unwanted11:
 	VTESTPS Y12, Y12
 	JNE unusual2
 
-usual8:
+usual9:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted12
+	JEQ unwanted13
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -16805,10 +16814,10 @@ usual8:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted12:
+unwanted13:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted13
+	JEQ unwanted14
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -16830,7 +16839,7 @@ unwanted12:
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
 
-unwanted13:
+unwanted14:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX

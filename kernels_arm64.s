@@ -12396,9 +12396,6 @@ unwanted5:
 	FLDPQ 96(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(10, 12, 12)
-	ADD $channelArgs_settled, R23, R4
-	LD1R4D(4, 14)
-	ORR8(14, 12, 12)
 	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
@@ -12416,19 +12413,31 @@ unwanted5:
 	FLDPQ 160(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
+	MOVD channelArgs_settled(R23), R4
+	SUBS $0, R4
+	BEQ unwanted6
+	NARROW(8, 9, 4)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE8(4, 14, 5)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGT8(14, 4, 4)
+	AND8(5, 4, 4)
+	ORR8(4, 12, 12)
+
+unwanted6:
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted6
+	BEQ unwanted7
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 
-unwanted6:
+unwanted7:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -12439,13 +12448,13 @@ unwanted6:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted7
+	BEQ unwanted8
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
 
-unwanted7:
+unwanted8:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -12505,7 +12514,7 @@ unwanted7:
 	BIC8(12, 13, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, usual8
+	CBZ R15, usual9
 	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
@@ -12513,20 +12522,20 @@ unwanted7:
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
 	SUBS $0, R4
-	BEQ divide9
+	BEQ divide10
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
-	B divided10
+	B divided11
 
-divide9:
+divide10:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
 
-divided10:
+divided11:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
 	FLDPQ 352(R24), (F28, F29)
@@ -12543,13 +12552,13 @@ divided10:
 	EOR8(9, 9, 9)
 	MOVD channelArgs_extent(R23), R4
 	SUBS $0, R4
-	BEQ unwanted11
+	BEQ unwanted12
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
 	WIDEN(9, 8, 9)
 
-unwanted11:
+unwanted12:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 4, 4)
@@ -12644,10 +12653,10 @@ unwanted11:
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
 
-usual8:
+usual9:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted12
+	BEQ unwanted13
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12665,10 +12674,10 @@ usual8:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted12:
+unwanted13:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted13
+	BEQ unwanted14
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12688,7 +12697,7 @@ unwanted12:
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
 
-unwanted13:
+unwanted14:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2

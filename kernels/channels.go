@@ -517,7 +517,6 @@ func forwardChannels(c *chans) {
 		c.opC(opLE, c.usual, t[0], sureMax/2)
 		c.opC(opGT, t[0], t[0], 2*sureMin)
 		c.op(opAnd, c.usual, c.usual, t[0])
-		c.op(opOr, c.usual, c.usual, c.mask("settled"))
 		for h := range t {
 			c.op64C(opLE64, m[0], s[h], below(0))
 			c.op(opAndNot, s[h], m[0], s[h])
@@ -525,6 +524,13 @@ func forwardChannels(c *chans) {
 		c.store64(s, c.find64("variance"))
 		c.add64(i, s, scalarPair(epsilon))
 		c.reciprocalRoot(i)
+		c.wanted("settled", func() { // the variance may be any, invstd must not be wild
+			c.narrow(m[0], i, m[1])
+			c.opC(opLE, m[1], m[0], sureMax/2)
+			c.opC(opGT, m[0], m[0], 2*sureMin)
+			c.op(opAnd, m[0], m[0], m[1])
+			c.op(opOr, c.usual, c.usual, m[0])
+		})
 		c.store64(i, c.find64("invstd"))
 		c.wanted("savedInvStd", func() { c.store64(i, c.find64("savedInvStd")) })
 
