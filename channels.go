@@ -187,9 +187,18 @@ const (
 )
 
 // fewChannels is the number of channels that are looked at together when the first one of
-// them is unusual, so that a single one costs little. Later ones are looked at mostSpan at a
-// time.
+// them is unusual, and has few values, so that a single one costs little. Channels of more
+// values, and later ones, are looked at mostSpan at a time: a row of the tensor has the values
+// of many, which are read together.
 const fewChannels = 32
+
+// firstLook returns how many channels are looked at together first.
+func (w *workspace) firstLook() int {
+	if w.values > stripRows {
+		return mostSpan
+	}
+	return fewChannels
+}
 
 // callChannels is the largest number of channels of a kernel call. It takes microseconds,
 // so that a goroutine in assembly is soon preempted.
@@ -532,7 +541,7 @@ type totals struct {
 func (w *workspace) setMoments(c0, c1 int, sums totals) {
 	ch := &w.channels
 	looked := false // whether the first row has been looked at, in cols
-	for c, together := c0, fewChannels; c < c1; {
+	for c, together := c0, w.firstLook(); c < c1; {
 		next := w.setUsualMoments(c, c1, sums, false, looked)
 		if next > c {
 			w.saveM2(c, next, sums.b)
@@ -792,7 +801,7 @@ func (w *workspace) setGrads(c0, c1 int, check bool, sums totals) {
 			clear(ch.plain[c0:c1])
 		}
 	}
-	for c, together := c0, fewChannels; c < c1; {
+	for c, together := c0, w.firstLook(); c < c1; {
 		next := w.setUsualGrads(c, c1, sums, !check)
 		if next = w.saveSums(c, next, sums, false); next > c {
 			c = next
