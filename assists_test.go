@@ -161,9 +161,28 @@ func TestNoAssists(t *testing.T) {
 	}
 }
 
+// TestGenericPathIsGo: with the path in pure Go no kernel in assembly computes with channels.
+func TestGenericPathIsGo(t *testing.T) {
+	for _, s := range []Shape{{Outer: 6, Channels: 24, Inner: 30}, {Outer: 42, Channels: 13, Inner: 1}, {Outer: 8, Channels: 1000, Inner: 1}} {
+		t.Run(s.String(), func(t *testing.T) {
+			watched = func(kind string, _ int) {
+				if kind == watchChannels {
+					t.Error("a kernel is called")
+					watched = nil
+				}
+			}
+			defer func() { watched = nil }()
+			x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
+			gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
+			everyMode(t, s, Identity, x, dy, gamma, beta, WithPath(PathGeneric))
+		})
+	}
+}
+
 // everyMode runs forward and backward passes by way of everything that has one.
-func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float32) {
+func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float32, more ...Option) {
 	t.Helper()
+	options := append(more, WithActivation(act), WithWorkers(1))
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -174,7 +193,7 @@ func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float
 	y, dgamma, dbeta := make([]float32, s.Len()), make([]float32, n), make([]float32, n)
 	mean, invstd := make([]float64, n), make([]float64, n)
 	runningMean, runningVar := make([]float32, n), make([]float32, n)
-	p, err := NewPlan(s, WithActivation(act), WithWorkers(1))
+	p, err := NewPlan(s, options...)
 	must(err)
 	valid := make([]bool, s.PerChannel())
 	for i := range valid {
@@ -193,7 +212,7 @@ func everyMode(t *testing.T, s Shape, act Activation, x, dy, gamma, beta []float
 	must(p.GradSums(GradSumsArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Sums: &sums}))
 	must(p.InputGrad(InputGradArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, Sums: sums,
 		DX: y, DGamma: dgamma, DBeta: dbeta}))
-	g, err := NewGhostPlan(s, GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, WithActivation(act), WithWorkers(1))
+	g, err := NewGhostPlan(s, GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, options...)
 	must(err)
 	must(g.Forward(ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: y}))
 	must(g.Backward(BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, DX: y, DGamma: dgamma, DBeta: dbeta}))

@@ -231,7 +231,7 @@ const mostStaged = 128
 func (w *workspace) vectors(c, c1 int) (n int, staged bool) {
 	path := w.plan.path
 	n = path.whole(min(c1-c, callChannels))
-	if v := path.padded(c1 - c); v%lanes == 0 && v > n && v <= mostStaged && c1 == w.geo.channels {
+	if v := path.whole(roundUp(c1-c, lanes)); v > n && v <= mostStaged && c1 == w.geo.channels {
 		return v, true
 	}
 	return n, false
