@@ -39,7 +39,8 @@ type call struct {
 
 	source *source // where the values come from, if they don't lie as the geometry says
 	// least is the least magnitude other than 0 in a sample of dy, scaled where it is tiny, times
-	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are sums of zeros.
+	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are
+	// sums of zeros.
 	least float64
 	// Channels have tiny gradients, or tiny deviations of x (tiny.go).
 	tinyG, tinyX bool
@@ -227,7 +228,7 @@ func (w *workspace) situation(do phases) situation {
 	}
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
-	if out := a.storage(); s.costly && a.act.kind != actIdentity && out != nil {
+	if out := a.storage(); s.costly && out != nil {
 		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
 	}
 	return s

@@ -1084,7 +1084,7 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 	return anySet(outputs)
 }
 
-// anySet reports whether bytes are not all 0.
+// anySet reports whether bytes are not all 0: the first one is not, or they are not all equal.
 func anySet(list []byte) bool { return list[0] != 0 || !bytes.Equal(list[1:], list[:len(list)-1]) }
 
 // anyInBlocks reports whether one of the channels c0 to c1-1 has outputs that are written

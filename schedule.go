@@ -43,7 +43,7 @@ type way struct {
 	stream bool // outputs are written with non-temporal stores
 
 	// inOrder says that cols are written row by row. Otherwise quads of rows are written
-	// together, which loads constants once for a group: faster where all tensors and constants
+	// together, which loads constants once for four: faster where all tensors and constants
 	// fit into the first-level cache. Beyond it, stores to one row after the other reach the
 	// second level sooner.
 	inOrder bool
