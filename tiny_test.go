@@ -382,3 +382,40 @@ func TestDifferentPowers(t *testing.T) {
 	}
 	p.checkBounds(t, p.checkSame(t, waysOfModes(), slices.Clone))
 }
+
+// TestStripsBesideOthers: where the sums of columns are taken again in strips, the columns
+// beside them in a cache line keep theirs, also if a call before has scaled these.
+func TestStripsBesideOthers(t *testing.T) {
+	t.Parallel()
+	s := batchnorm.Shape{Outer: 8, Channels: 72, Inner: 1}
+	usual := gen.Normal(1, s.Len(), 0.3, 1)
+	with := func(large ...int) []float32 {
+		x := slices.Clone(usual)
+		for i := range x {
+			if len(large) == 0 || slices.Contains(large, i%s.Channels) {
+				x[i] = float32(float64(x[i]) * 1e20)
+			}
+		}
+		return x
+	}
+	for _, path := range batchnorm.Paths() {
+		for _, large := range [][]int{{8}, {8, 39}, {8, 15, 39, 40}, {23, 24, 55}, {0, 31, 32, 71}} {
+			run := func(inputs ...[]float32) []float32 {
+				p, err := batchnorm.NewPlan(s, batchnorm.WithPath(path))
+				noError(t, err)
+				y := make([]float32, s.Len())
+				for _, x := range inputs {
+					noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: y}))
+				}
+				return y
+			}
+			want := run(with(large...))
+			got := run(with(), with(large...))
+			for i, v := range got {
+				if !sameBits(v, want[i]) {
+					t.Fatalf("%v, %v are large: y[%d] is %g, want %g", path, large, i, v, want[i])
+				}
+			}
+		}
+	}
+}

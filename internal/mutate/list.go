@@ -243,6 +243,8 @@ var mutations = []mutation{
 		old: "			c.op(opOr, matters, matters, t[1])\n", new: "			c.move(matters, t[1])\n"},
 	{name: "channels: k2 keeps the sign of a zero", file: "kernels/channels.go", pkg: ".", tests: "TestChannelKernels",
 		old: "			c.opC(opAdd, t[0], t[0], 0) // -0 becomes 0\n", new: ""},
+	{name: "rescue: strips beside are scaled, too", file: "rescue.go", pkg: ".", tests: "TestStripsBesideOthers",
+		old: "c >= c0 && c < c1 && ch.flag[c] {", new: "c >= 0 {"},
 	{name: "rescue: strips are taken again without factors", file: "rescue.go", pkg: ".", tests: "TestDifferentPowers|TestKindsSameBits",
 		old: "				f[i] = powerOf32(ch.powerX[c])\n", new: ""},
 	{name: "schedule: strips of any size", file: "schedule.go", pkg: ".", tests: "TestChoose",
