@@ -63,14 +63,12 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	SHLQ $2, SI
 	SUBQ SI, R10
 	VMOVDQU (R10), Y15
-
 whole7:
 	MOVQ kernelArgs_n(R14), R10
 	ANDQ $7, R10
 	MOVQ kernelArgs_rowGap(R14), SI
 	ADDQ SI, R10
 	SHLQ $2, R10
-
 row3:
 	VBROADCASTSS (BX), Y0
 	VMOVUPS (CX), Y1
@@ -79,7 +77,6 @@ row3:
 	SUBQ DX, kernelArgs_budget(R14)
 	SUBQ $8, DX
 	JLT tail9
-
 four8:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -100,7 +97,6 @@ four8:
 	ADDQ $32, AX
 	SUBQ $8, DX
 	JGE four8
-
 tail9:
 	ANDQ $7, DX
 	JEQ summed10
@@ -126,7 +122,6 @@ tail9:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y1, Y1
 	VADDPS Y4, Y2, Y2
-
 summed10:
 	ADDQ R10, AX
 	VMOVUPS Y1, (CX)
@@ -140,7 +135,6 @@ summed10:
 	SUBQ $1, SI
 	JGE row3
 	JMP save6
-
 again4:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -167,11 +161,9 @@ again4:
 	SUBQ $1, SI
 	JGE row3
 	JMP save6
-
 ended5:
 	MOVQ $2048, SI
 	MOVQ SI, kernelArgs_piece(R14)
-
 save6:
 	MOVQ kernelArgs_x(R14), SI
 	SUBQ SI, AX
@@ -187,7 +179,6 @@ save6:
 	MOVQ CX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 long2:
 	MOVQ kernelArgs_sums(R14), CX
 	MOVQ kernelArgs_accAt(R14), SI
@@ -197,7 +188,6 @@ long2:
 	VMOVUPS (SI), Y1
 	VMOVUPS 32(SI), Y2
 	VBROADCASTSS (BX), Y0
-
 next11:
 	MOVQ kernelArgs_left(R14), DX
 	MOVQ kernelArgs_piece(R14), SI
@@ -220,7 +210,6 @@ next11:
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $8, DX
 	JLT tail17
-
 four16:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -241,7 +230,6 @@ four16:
 	ADDQ $32, AX
 	SUBQ $8, DX
 	JGE four16
-
 tail17:
 	ANDQ $7, DX
 	JEQ summed18
@@ -274,7 +262,6 @@ tail17:
 	VADDPS Y4, Y2, Y2
 	SHLQ $2, DX
 	ADDQ DX, AX
-
 summed18:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
@@ -282,7 +269,6 @@ summed18:
 	MOVQ kernelArgs_piece(R14), SI
 	SUBQ $0, SI
 	JNE next11
-
 flush12:
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
@@ -305,7 +291,6 @@ flush12:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
 	JNE next11
-
 row13:
 	MOVQ kernelArgs_n(R14), SI
 	MOVQ SI, kernelArgs_left(R14)
@@ -320,7 +305,6 @@ row13:
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (BX), Y0
 	JMP next11
-
 again14:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -346,7 +330,6 @@ again14:
 	JGE next11
 	MOVQ $2048, SI
 	MOVQ SI, kernelArgs_piece(R14)
-
 save15:
 	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
@@ -365,7 +348,6 @@ save15:
 	MOVQ CX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 singles1:
 	MOVQ kernelArgs_sums(R14), CX
 	MOVQ kernelArgs_accAt(R14), SI
@@ -375,7 +357,6 @@ singles1:
 	VMOVUPS (SI), Y1
 	VMOVUPS 32(SI), Y2
 	VBROADCASTSS (BX), Y0
-
 next19:
 	MOVQ kernelArgs_left(R14), DX
 	MOVQ kernelArgs_piece(R14), SI
@@ -398,7 +379,6 @@ next19:
 	MOVQ SI, kernelArgs_budget(R14)
 	SUBQ $32, DX
 	JLT rest25
-
 quad24:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -419,12 +399,10 @@ quad24:
 	ADDQ $128, AX
 	SUBQ $32, DX
 	JGE quad24
-
 rest25:
 	ADDQ $32, DX
 	SUBQ $8, DX
 	JLT tail27
-
 single26:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -433,7 +411,6 @@ single26:
 	ADDQ $32, AX
 	SUBQ $8, DX
 	JGE single26
-
 tail27:
 	ANDQ $7, DX
 	JEQ summed28
@@ -451,7 +428,6 @@ tail27:
 	VADDPS Y4, Y2, Y2
 	SHLQ $2, DX
 	ADDQ DX, AX
-
 summed28:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
@@ -459,7 +435,6 @@ summed28:
 	MOVQ kernelArgs_piece(R14), SI
 	SUBQ $0, SI
 	JNE next19
-
 flush20:
 	VCVTPS2PD X1, Y3
 	VEXTRACTF128 $1, Y1, X4
@@ -482,7 +457,6 @@ flush20:
 	MOVQ kernelArgs_left(R14), SI
 	SUBQ $0, SI
 	JNE next19
-
 row21:
 	MOVQ kernelArgs_n(R14), SI
 	MOVQ SI, kernelArgs_left(R14)
@@ -497,7 +471,6 @@ row21:
 	MOVQ SI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (BX), Y0
 	JMP next19
-
 again22:
 	MOVQ kernelArgs_rows(R14), SI
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -512,7 +485,6 @@ again22:
 	VBROADCASTSS (BX), Y0
 	SUBQ $0, SI
 	JNE next19
-
 save23:
 	LEAQ kernelArgs_partial(R14), SI
 	VMOVUPS Y1, (SI)
@@ -552,7 +524,6 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	ADDQ DI, R8
 	SUBQ $4, DX
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_fetch(R14), R9
 	MOVQ kernelArgs_coef(R14), BX
@@ -560,7 +531,6 @@ quads1:
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail5
-
 column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
@@ -591,7 +561,6 @@ column4:
 	ADDQ $64, CX
 	SUBQ $8, SI
 	JGE column4
-
 tail5:
 	ANDQ $7, SI
 	JEQ next6
@@ -622,7 +591,6 @@ tail5:
 	VMOVUPS Y2, 32(CX)
 	SHLQ $2, SI
 	ADDQ SI, AX
-
 next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -631,19 +599,16 @@ next6:
 	ADDQ R8, AX
 	SUBQ $4, DX
 	JGE quads1
-
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
 	JLT done3
-
 row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail9
-
 column8:
 	VMOVUPS (BX), Y0
 	VMOVUPS (CX), Y1
@@ -659,7 +624,6 @@ column8:
 	ADDQ $64, CX
 	SUBQ $8, SI
 	JGE column8
-
 tail9:
 	ANDQ $7, SI
 	JEQ next10
@@ -675,7 +639,6 @@ tail9:
 	VMOVUPS Y2, 32(CX)
 	SHLQ $2, SI
 	ADDQ SI, AX
-
 next10:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -683,7 +646,6 @@ next10:
 	ADDQ DI, AX
 	SUBQ $1, DX
 	JGE row7
-
 done3:
 	VZEROUPPER
 	RET
@@ -714,16 +676,12 @@ TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R8
 	CMPQ R8, DX
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, DI
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, SI
 	JLT rest4
@@ -748,12 +706,10 @@ quad3:
 	SUBQ $32, DI
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -765,7 +721,6 @@ single5:
 	JLT stop7
 	SUBQ $8, SI
 	JGE single5
-
 border6:
 	SUBQ $1, DX
 	JEQ last13
@@ -795,17 +750,14 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
-
 begin12:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), SI
 	JMP begin12
-
 last13:
 	ANDQ $7, SI
 	JEQ end14
@@ -823,7 +775,6 @@ last13:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
@@ -842,7 +793,6 @@ end14:
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
-
 save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
@@ -887,16 +837,12 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -926,12 +872,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -945,7 +889,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last13
@@ -977,17 +920,14 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin12:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin12
-
 last13:
 	ANDQ $7, DI
 	JEQ end14
@@ -1008,7 +948,6 @@ last13:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -1028,7 +967,6 @@ end14:
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -1071,18 +1009,15 @@ TEXT ·normalizeRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R8
 	CMPQ R8, DX
 	JNE row2
-
 image1:
 	SUBQ $0, DI
 	JLT save8
-
 head12:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
 	ANDQ $15, R8
 	JEQ start11
-
 part9:
 	ADDQ $-1, R8
 	ANDQ $7, R8
@@ -1109,7 +1044,6 @@ part9:
 	MOVQ SI, R8
 	SUBQ $8, R8
 	JGE head12
-
 start11:
 	MOVQ $1, R8
 	CMPQ R8, DX
@@ -1123,11 +1057,9 @@ start11:
 	CMOVQLT SI, R8
 	MOVQ R8, kernelArgs_tail(R14)
 	SUBQ R8, SI
-
 row2:
 	SUBQ $0, DI
 	JGE quad3
-
 stop7:
 	MOVQ BX, R8
 	ANDQ $63, R8
@@ -1135,7 +1067,6 @@ stop7:
 	SUBQ $8, SI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, SI
 	JLT rest4
@@ -1160,12 +1091,10 @@ quad3:
 	SUBQ $32, DI
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1177,7 +1106,6 @@ single5:
 	JLT stop7
 	SUBQ $8, SI
 	JGE single5
-
 border6:
 	SUBQ $1, DX
 	JEQ last15
@@ -1207,27 +1135,22 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
-
 begin14:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), SI
 	JMP begin14
-
 last15:
 	ANDQ $7, SI
 	MOVQ kernelArgs_tail(R14), R8
 	ADDQ R8, SI
-
 tail10:
 	MOVQ SI, R8
 	SUBQ $0, R8
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
@@ -1246,7 +1169,6 @@ end16:
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
-
 save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
@@ -1291,18 +1213,15 @@ TEXT ·normalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
 	SUBQ $0, R8
 	JLT save8
-
 head12:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
 	JEQ start11
-
 part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
@@ -1332,7 +1251,6 @@ part9:
 	MOVQ DI, R9
 	SUBQ $8, R9
 	JGE head12
-
 start11:
 	MOVQ $1, R9
 	CMPQ R9, SI
@@ -1346,11 +1264,9 @@ start11:
 	CMOVQLT DI, R9
 	MOVQ R9, kernelArgs_tail(R14)
 	SUBQ R9, DI
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	MOVQ BX, R9
 	ANDQ $63, R9
@@ -1358,7 +1274,6 @@ stop7:
 	SUBQ $8, DI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -1388,12 +1303,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1407,7 +1320,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last15
@@ -1439,27 +1351,22 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin14:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin14
-
 last15:
 	ANDQ $7, DI
 	MOVQ kernelArgs_tail(R14), R9
 	ADDQ R9, DI
-
 tail10:
 	MOVQ DI, R9
 	SUBQ $0, R9
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -1479,7 +1386,6 @@ end16:
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -1522,16 +1428,12 @@ TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R8
 	CMPQ R8, DX
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, DI
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, SI
 	JLT rest4
@@ -1568,12 +1470,10 @@ quad3:
 	SUBQ $32, DI
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1588,7 +1488,6 @@ single5:
 	JLT stop7
 	SUBQ $8, SI
 	JGE single5
-
 border6:
 	SUBQ $1, DX
 	JEQ last13
@@ -1621,17 +1520,14 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
-
 begin12:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), SI
 	JMP begin12
-
 last13:
 	ANDQ $7, SI
 	JEQ end14
@@ -1652,7 +1548,6 @@ last13:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
@@ -1671,7 +1566,6 @@ end14:
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
-
 save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
@@ -1716,16 +1610,12 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -1767,12 +1657,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -1789,7 +1677,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last13
@@ -1824,17 +1711,14 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin12:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin12
-
 last13:
 	ANDQ $7, DI
 	JEQ end14
@@ -1858,7 +1742,6 @@ last13:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -1878,7 +1761,6 @@ end14:
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -1921,18 +1803,15 @@ TEXT ·normalizeRowsReLUStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R8
 	CMPQ R8, DX
 	JNE row2
-
 image1:
 	SUBQ $0, DI
 	JLT save8
-
 head12:
 	MOVQ BX, R8
 	NEGQ R8
 	SARQ $2, R8
 	ANDQ $15, R8
 	JEQ start11
-
 part9:
 	ADDQ $-1, R8
 	ANDQ $7, R8
@@ -1962,7 +1841,6 @@ part9:
 	MOVQ SI, R8
 	SUBQ $8, R8
 	JGE head12
-
 start11:
 	MOVQ $1, R8
 	CMPQ R8, DX
@@ -1976,11 +1854,9 @@ start11:
 	CMOVQLT SI, R8
 	MOVQ R8, kernelArgs_tail(R14)
 	SUBQ R8, SI
-
 row2:
 	SUBQ $0, DI
 	JGE quad3
-
 stop7:
 	MOVQ BX, R8
 	ANDQ $63, R8
@@ -1988,7 +1864,6 @@ stop7:
 	SUBQ $8, SI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, SI
 	JLT rest4
@@ -2025,12 +1900,10 @@ quad3:
 	SUBQ $32, DI
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -2045,7 +1918,6 @@ single5:
 	JLT stop7
 	SUBQ $8, SI
 	JGE single5
-
 border6:
 	SUBQ $1, DX
 	JEQ last15
@@ -2078,27 +1950,22 @@ border6:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	MOVQ R8, SI
-
 begin14:
 	VBROADCASTSS (CX), Y0
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), SI
 	JMP begin14
-
 last15:
 	ANDQ $7, SI
 	MOVQ kernelArgs_tail(R14), R8
 	ADDQ R8, SI
-
 tail10:
 	MOVQ SI, R8
 	SUBQ $0, R8
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), SI
 	SHLQ $2, SI
@@ -2117,7 +1984,6 @@ end16:
 	VBROADCASTSS 4(CX), Y1
 	VBROADCASTSS 8(CX), Y2
 	JMP image1
-
 save8:
 	MOVQ SI, kernelArgs_left(R14)
 	MOVQ DX, kernelArgs_rowsLeft(R14)
@@ -2162,18 +2028,15 @@ TEXT ·normalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
 	SUBQ $0, R8
 	JLT save8
-
 head12:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
 	JEQ start11
-
 part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
@@ -2206,7 +2069,6 @@ part9:
 	MOVQ DI, R9
 	SUBQ $8, R9
 	JGE head12
-
 start11:
 	MOVQ $1, R9
 	CMPQ R9, SI
@@ -2220,11 +2082,9 @@ start11:
 	CMOVQLT DI, R9
 	MOVQ R9, kernelArgs_tail(R14)
 	SUBQ R9, DI
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	MOVQ BX, R9
 	ANDQ $63, R9
@@ -2232,7 +2092,6 @@ stop7:
 	SUBQ $8, DI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -2274,12 +2133,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (AX), Y0, Y4
 	VMULPS Y1, Y4, Y4
@@ -2296,7 +2153,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last15
@@ -2331,27 +2187,22 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin14:
 	VBROADCASTSS (DX), Y0
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin14
-
 last15:
 	ANDQ $7, DI
 	MOVQ kernelArgs_tail(R14), R9
 	ADDQ R9, DI
-
 tail10:
 	MOVQ DI, R9
 	SUBQ $0, R9
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -2371,7 +2222,6 @@ end16:
 	VBROADCASTSS 4(DX), Y1
 	VBROADCASTSS 8(DX), Y2
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -2426,20 +2276,17 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $488-16
 	ARG(kernelArgs_rows, R9)
 	CMPQ R9, SI
 	JNE row2
-
 image1:
 	CMPQ 448(R14), $0
 	JEQ without12
 	SUBQ $0, R8
 	JLT save8
-
 head13:
 	MOVQ BX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
 	JEQ start11
-
 part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
@@ -2462,7 +2309,6 @@ part9:
 	JEQ without14
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-
 without14:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -2481,9 +2327,7 @@ without14:
 	MOVQ DI, R9
 	SUBQ $8, R9
 	JGE head13
-
 without12:
-
 start11:
 	CMPQ 448(R14), $0
 	JEQ without15
@@ -2500,13 +2344,10 @@ start11:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_tail(R10)
 	SUBQ R9, DI
-
 without15:
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	CMPQ 448(R14), $0
 	JEQ without16
@@ -2517,12 +2358,9 @@ stop7:
 	JLT border6
 	JMP single5
 	JMP chosen17
-
 without16:
 	JMP save8
-
 chosen17:
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -2547,7 +2385,6 @@ quad3:
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-
 without18:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -2558,13 +2395,11 @@ without18:
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
 	JMP chosen20
-
 without19:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
-
 chosen20:
 	ADDQ $128, AX
 	ADDQ $128, BX
@@ -2572,12 +2407,10 @@ chosen20:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VBROADCASTSS (DX), Y6
 	VBROADCASTSS 4(DX), Y7
@@ -2588,7 +2421,6 @@ single5:
 	CMPQ 432(R14), $0
 	JEQ without21
 	VADDPS (CX), Y2, Y2
-
 without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -2599,10 +2431,8 @@ without21:
 	JEQ without22
 	VMOVNTPS Y2, (BX)
 	JMP chosen23
-
 without22:
 	VMOVUPS Y2, (BX)
-
 chosen23:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -2611,7 +2441,6 @@ chosen23:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last26
@@ -2640,7 +2469,6 @@ border6:
 	CMPQ 432(R14), $0
 	JEQ without28
 	VADDPS (CX), Y2, Y2
-
 without28:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -2651,33 +2479,26 @@ without28:
 	JEQ without29
 	VMOVNTPS Y2, (BX)
 	JMP chosen30
-
 without29:
 	VMOVUPS Y2, (BX)
-
 chosen30:
 	ADDQ $32, AX
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin25:
 	JMP start11
-
 next24:
 	ARG(kernelArgs_n, DI)
 	JMP begin25
-
 last26:
 	ANDQ $7, DI
 	ARG(kernelArgs_tail, R9)
 	ADDQ R9, DI
-
 tail10:
 	MOVQ DI, R9
 	SUBQ $0, R9
 	JNE part9
-
 end27:
 	ARG(kernelArgs_imageGap, DI)
 	SHLQ $2, DI
@@ -2695,7 +2516,6 @@ end27:
 	SUBQ R9, kernelArgs_images(R10)
 	JEQ save8
 	JMP image1
-
 save8:
 	MOVQ a+8(FP), R10
 	MOVQ DI, kernelArgs_left(R10)
@@ -2737,13 +2557,11 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail5
-
 column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -2769,7 +2587,6 @@ column4:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column4
-
 tail5:
 	ANDQ $7, SI
 	JEQ next6
@@ -2799,7 +2616,6 @@ tail5:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -2811,7 +2627,6 @@ next6:
 	ADDQ R8, BX
 	SUBQ $4, DX
 	JGE quads1
-
 rest2:
 	ADDQ $4, DX
 	MOVQ kernelArgs_single(R14), CX
@@ -2820,13 +2635,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail11
-
 column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -2840,7 +2653,6 @@ column10:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column10
-
 tail11:
 	ANDQ $7, SI
 	JEQ next12
@@ -2855,7 +2667,6 @@ tail11:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -2866,15 +2677,12 @@ next12:
 	SUBQ $1, DX
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail15
-
 column14:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -2888,7 +2696,6 @@ column14:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column14
-
 tail15:
 	ANDQ $7, SI
 	JEQ next16
@@ -2903,7 +2710,6 @@ tail15:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next16:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -2913,9 +2719,7 @@ next16:
 	ADDQ DI, BX
 	SUBQ $1, DX
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -2942,13 +2746,11 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -2979,7 +2781,6 @@ column4:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -3018,7 +2819,6 @@ tail5:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3033,7 +2833,6 @@ next6:
 	ADDQ R9, CX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	MOVQ kernelArgs_single(R14), DX
@@ -3042,13 +2841,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail11
-
 column10:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -3064,7 +2861,6 @@ column10:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column10
-
 tail11:
 	ANDQ $7, DI
 	JEQ next12
@@ -3082,7 +2878,6 @@ tail11:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3095,15 +2890,12 @@ next12:
 	SUBQ $1, SI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail15
-
 column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -3119,7 +2911,6 @@ column14:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column14
-
 tail15:
 	ANDQ $7, DI
 	JEQ next16
@@ -3137,7 +2928,6 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3149,9 +2939,7 @@ next16:
 	ADDQ R8, CX
 	SUBQ $1, SI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -3177,13 +2965,11 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	SUBQ CX, DX
 	SUBQ $4, DX
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail5
-
 column4:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -3221,7 +3007,6 @@ column4:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column4
-
 tail5:
 	ANDQ $7, SI
 	JEQ next6
@@ -3263,7 +3048,6 @@ tail5:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -3275,7 +3059,6 @@ next6:
 	ADDQ R8, BX
 	SUBQ $4, DX
 	JGE quads1
-
 rest2:
 	ADDQ $4, DX
 	MOVQ kernelArgs_single(R14), CX
@@ -3284,13 +3067,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail11
-
 column10:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -3307,7 +3088,6 @@ column10:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column10
-
 tail11:
 	ANDQ $7, SI
 	JEQ next12
@@ -3325,7 +3105,6 @@ tail11:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next12:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -3336,15 +3115,12 @@ next12:
 	SUBQ $1, DX
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail15
-
 column14:
 	VMOVUPS (CX), Y0
 	VMOVUPS 32(CX), Y1
@@ -3361,7 +3137,6 @@ column14:
 	ADDQ $160, CX
 	SUBQ $8, SI
 	JGE column14
-
 tail15:
 	ANDQ $7, SI
 	JEQ next16
@@ -3379,7 +3154,6 @@ tail15:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 next16:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -3389,9 +3163,7 @@ next16:
 	ADDQ DI, BX
 	SUBQ $1, DX
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -3418,13 +3190,11 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -3467,7 +3237,6 @@ column4:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -3518,7 +3287,6 @@ tail5:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3533,7 +3301,6 @@ next6:
 	ADDQ R9, CX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	MOVQ kernelArgs_single(R14), DX
@@ -3542,13 +3309,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail11
-
 column10:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -3567,7 +3332,6 @@ column10:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column10
-
 tail11:
 	ANDQ $7, DI
 	JEQ next12
@@ -3588,7 +3352,6 @@ tail11:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3601,15 +3364,12 @@ next12:
 	SUBQ $1, SI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail15
-
 column14:
 	VMOVUPS (DX), Y0
 	VMOVUPS 32(DX), Y1
@@ -3628,7 +3388,6 @@ column14:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column14
-
 tail15:
 	ANDQ $7, DI
 	JEQ next16
@@ -3649,7 +3408,6 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -3661,9 +3419,7 @@ next16:
 	ADDQ R8, CX
 	SUBQ $1, SI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -3703,13 +3459,11 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $488-16
 	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
@@ -3732,7 +3486,6 @@ column4:
 	VADDPS (CX)(R8*1), Y3, Y3
 	VADDPS (CX)(R8*2), Y4, Y4
 	VADDPS (CX)(R9*1), Y5, Y5
-
 without7:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -3746,7 +3499,6 @@ without7:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -3779,7 +3531,6 @@ tail5:
 	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R9*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-
 without8:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -3791,7 +3542,6 @@ without8:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next6:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
@@ -3806,20 +3556,17 @@ next6:
 	ADDQ R9, CX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	ARG(kernelArgs_single, DX)
 	ADDQ DX, SI
 	SUBQ $1, SI
 	JLT done3
-
 row9:
 	ARG(kernelArgs_coef, DX)
 	ARG(kernelArgs_n, DI)
 	SUBQ $32, DI
 	JLT few14
-
 many13:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
@@ -3851,7 +3598,6 @@ many13:
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-
 without15:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -3862,13 +3608,11 @@ without15:
 	VMOVNTPS Y4, 64(BX)
 	VMOVNTPS Y5, 96(BX)
 	JMP chosen17
-
 without16:
 	VMOVUPS Y2, (BX)
 	VMOVUPS Y3, 32(BX)
 	VMOVUPS Y4, 64(BX)
 	VMOVUPS Y5, 96(BX)
-
 chosen17:
 	ADDQ $128, AX
 	ADDQ $128, BX
@@ -3876,12 +3620,10 @@ chosen17:
 	ADDQ $640, DX
 	SUBQ $32, DI
 	JGE many13
-
 few14:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT tail11
-
 column10:
 	VMOVUPS (DX), Y6
 	VMOVUPS 32(DX), Y7
@@ -3892,7 +3634,6 @@ column10:
 	CMPQ 432(R14), $0
 	JEQ without18
 	VADDPS (CX), Y2, Y2
-
 without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -3903,10 +3644,8 @@ without18:
 	JEQ without19
 	VMOVNTPS Y2, (BX)
 	JMP chosen20
-
 without19:
 	VMOVUPS Y2, (BX)
-
 chosen20:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -3914,7 +3653,6 @@ chosen20:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column10
-
 tail11:
 	ANDQ $7, DI
 	JEQ next12
@@ -3929,7 +3667,6 @@ tail11:
 	JEQ without21
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-
 without21:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -3941,7 +3678,6 @@ without21:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next12:
 	ARG(kernelArgs_n, DI)
 	SHLQ $2, DI
@@ -3953,7 +3689,6 @@ next12:
 	ADDQ R8, CX
 	SUBQ $1, SI
 	JGE row9
-
 done3:
 	VZEROUPPER
 	RET
@@ -3996,14 +3731,12 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R11
 	VMOVDQU (R11), Y15
-
 whole7:
 	MOVQ kernelArgs_n(R14), R11
 	ANDQ $7, R11
 	MOVQ kernelArgs_rowGap(R14), DI
 	ADDQ DI, R11
 	SHLQ $2, R11
-
 row3:
 	VBROADCASTSS (CX), Y2
 	VMOVUPS (DX), Y0
@@ -4012,7 +3745,6 @@ row3:
 	SUBQ SI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT tail9
-
 four8:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -4038,7 +3770,6 @@ four8:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE four8
-
 tail9:
 	ANDQ $7, SI
 	JEQ summed10
@@ -4068,7 +3799,6 @@ tail9:
 	VANDPS Y15, Y4, Y4
 	VADDPS Y3, Y0, Y0
 	VADDPS Y4, Y1, Y1
-
 summed10:
 	ADDQ R11, AX
 	ADDQ R11, BX
@@ -4083,7 +3813,6 @@ summed10:
 	SUBQ $1, DI
 	JGE row3
 	JMP save6
-
 again4:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -4114,11 +3843,9 @@ again4:
 	SUBQ $1, DI
 	JGE row3
 	JMP save6
-
 ended5:
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
-
 save6:
 	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
@@ -4134,7 +3861,6 @@ save6:
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 long2:
 	MOVQ kernelArgs_sums(R14), DX
 	MOVQ kernelArgs_accAt(R14), DI
@@ -4144,7 +3870,6 @@ long2:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y2
-
 next11:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
@@ -4167,7 +3892,6 @@ next11:
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT tail17
-
 four16:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -4193,7 +3917,6 @@ four16:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE four16
-
 tail17:
 	ANDQ $7, SI
 	JEQ summed18
@@ -4231,7 +3954,6 @@ tail17:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 summed18:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
@@ -4239,7 +3961,6 @@ summed18:
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
 	JNE next11
-
 flush12:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
@@ -4262,7 +3983,6 @@ flush12:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
 	JNE next11
-
 row13:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4278,7 +3998,6 @@ row13:
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
 	JMP next11
-
 again14:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -4308,7 +4027,6 @@ again14:
 	JGE next11
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
-
 save15:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
@@ -4327,7 +4045,6 @@ save15:
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 singles1:
 	MOVQ kernelArgs_sums(R14), DX
 	MOVQ kernelArgs_accAt(R14), DI
@@ -4337,7 +4054,6 @@ singles1:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
 	VBROADCASTSS (CX), Y2
-
 next19:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
@@ -4360,7 +4076,6 @@ next19:
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
 	JLT rest25
-
 quad24:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -4386,12 +4101,10 @@ quad24:
 	ADDQ $128, BX
 	SUBQ $32, SI
 	JGE quad24
-
 rest25:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT tail27
-
 single26:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -4402,7 +4115,6 @@ single26:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE single26
-
 tail27:
 	ANDQ $7, SI
 	JEQ summed28
@@ -4422,7 +4134,6 @@ tail27:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 summed28:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
@@ -4430,7 +4141,6 @@ summed28:
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
 	JNE next19
-
 flush20:
 	VCVTPS2PD X0, Y3
 	VEXTRACTF128 $1, Y0, X4
@@ -4453,7 +4163,6 @@ flush20:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
 	JNE next19
-
 row21:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4469,7 +4178,6 @@ row21:
 	MOVQ DI, kernelArgs_rowsLeft(R14)
 	VBROADCASTSS (CX), Y2
 	JMP next19
-
 again22:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -4485,7 +4193,6 @@ again22:
 	VBROADCASTSS (CX), Y2
 	SUBQ $0, DI
 	JNE next19
-
 save23:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
@@ -4545,14 +4252,12 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	SHLQ $2, DI
 	SUBQ DI, R11
 	VMOVDQU (R11), Y15
-
 whole7:
 	MOVQ kernelArgs_n(R14), R11
 	ANDQ $7, R11
 	MOVQ kernelArgs_rowGap(R14), DI
 	ADDQ DI, R11
 	SHLQ $2, R11
-
 row3:
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
@@ -4563,7 +4268,6 @@ row3:
 	SUBQ SI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT tail9
-
 four8:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -4609,7 +4313,6 @@ four8:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE four8
-
 tail9:
 	ANDQ $7, SI
 	JEQ summed10
@@ -4659,7 +4362,6 @@ tail9:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
-
 summed10:
 	ADDQ R11, AX
 	ADDQ R11, BX
@@ -4674,7 +4376,6 @@ summed10:
 	SUBQ $1, DI
 	JGE row3
 	JMP save6
-
 again4:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -4705,11 +4406,9 @@ again4:
 	SUBQ $1, DI
 	JGE row3
 	JMP save6
-
 ended5:
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
-
 save6:
 	MOVQ kernelArgs_dy(R14), DI
 	SUBQ DI, AX
@@ -4725,7 +4424,6 @@ save6:
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 long2:
 	MOVQ kernelArgs_sums(R14), DX
 	MOVQ kernelArgs_accAt(R14), DI
@@ -4737,7 +4435,6 @@ long2:
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-
 next11:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
@@ -4760,7 +4457,6 @@ next11:
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $8, SI
 	JLT tail17
-
 four16:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -4806,7 +4502,6 @@ four16:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE four16
-
 tail17:
 	ANDQ $7, SI
 	JEQ summed18
@@ -4864,7 +4559,6 @@ tail17:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 summed18:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
@@ -4872,7 +4566,6 @@ summed18:
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
 	JNE next11
-
 flush12:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
@@ -4895,7 +4588,6 @@ flush12:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
 	JNE next11
-
 row13:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -4913,7 +4605,6 @@ row13:
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 	JMP next11
-
 again14:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -4945,7 +4636,6 @@ again14:
 	JGE next11
 	MOVQ $2048, DI
 	MOVQ DI, kernelArgs_piece(R14)
-
 save15:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
@@ -4964,7 +4654,6 @@ save15:
 	MOVQ DX, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 singles1:
 	MOVQ kernelArgs_sums(R14), DX
 	MOVQ kernelArgs_accAt(R14), DI
@@ -4976,7 +4665,6 @@ singles1:
 	VBROADCASTSS (CX), Y4
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
-
 next19:
 	MOVQ kernelArgs_left(R14), SI
 	MOVQ kernelArgs_piece(R14), DI
@@ -4999,7 +4687,6 @@ next19:
 	MOVQ DI, kernelArgs_budget(R14)
 	SUBQ $32, SI
 	JLT rest25
-
 quad24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5045,12 +4732,10 @@ quad24:
 	ADDQ $128, BX
 	SUBQ $32, SI
 	JGE quad24
-
 rest25:
 	ADDQ $32, SI
 	SUBQ $8, SI
 	JLT tail27
-
 single26:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5066,7 +4751,6 @@ single26:
 	ADDQ $32, BX
 	SUBQ $8, SI
 	JGE single26
-
 tail27:
 	ANDQ $7, SI
 	JEQ summed28
@@ -5091,7 +4775,6 @@ tail27:
 	SHLQ $2, SI
 	ADDQ SI, AX
 	ADDQ SI, BX
-
 summed28:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
@@ -5099,7 +4782,6 @@ summed28:
 	MOVQ kernelArgs_piece(R14), DI
 	SUBQ $0, DI
 	JNE next19
-
 flush20:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
@@ -5122,7 +4804,6 @@ flush20:
 	MOVQ kernelArgs_left(R14), DI
 	SUBQ $0, DI
 	JNE next19
-
 row21:
 	MOVQ kernelArgs_n(R14), DI
 	MOVQ DI, kernelArgs_left(R14)
@@ -5140,7 +4821,6 @@ row21:
 	VBROADCASTSS 4(CX), Y2
 	VBROADCASTSS 8(CX), Y3
 	JMP next19
-
 again22:
 	MOVQ kernelArgs_rows(R14), DI
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -5158,7 +4838,6 @@ again22:
 	VBROADCASTSS 8(CX), Y3
 	SUBQ $0, DI
 	JNE next19
-
 save23:
 	LEAQ kernelArgs_partial(R14), DI
 	VMOVUPS Y0, (DI)
@@ -5220,14 +4899,12 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	SHLQ $2, R8
 	SUBQ R8, R12
 	VMOVDQU (R12), Y15
-
 whole7:
 	MOVQ kernelArgs_n(R14), R12
 	ANDQ $7, R12
 	MOVQ kernelArgs_rowGap(R14), R8
 	ADDQ R8, R12
 	SHLQ $2, R12
-
 row3:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
@@ -5238,7 +4915,6 @@ row3:
 	SUBQ DI, kernelArgs_budget(R14)
 	SUBQ $8, DI
 	JLT tail9
-
 four8:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5289,7 +4965,6 @@ four8:
 	ADDQ $32, CX
 	SUBQ $8, DI
 	JGE four8
-
 tail9:
 	ANDQ $7, DI
 	JEQ summed10
@@ -5347,7 +5022,6 @@ tail9:
 	VANDPS Y15, Y6, Y6
 	VADDPS Y5, Y0, Y0
 	VADDPS Y6, Y1, Y1
-
 summed10:
 	ADDQ R12, AX
 	ADDQ R12, BX
@@ -5363,7 +5037,6 @@ summed10:
 	SUBQ $1, R8
 	JGE row3
 	JMP save6
-
 again4:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
@@ -5398,11 +5071,9 @@ again4:
 	SUBQ $1, R8
 	JGE row3
 	JMP save6
-
 ended5:
 	MOVQ $2048, R8
 	MOVQ R8, kernelArgs_piece(R14)
-
 save6:
 	MOVQ kernelArgs_dy(R14), R8
 	SUBQ R8, AX
@@ -5418,7 +5089,6 @@ save6:
 	MOVQ SI, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 long2:
 	MOVQ kernelArgs_sums(R14), SI
 	MOVQ kernelArgs_accAt(R14), R8
@@ -5430,7 +5100,6 @@ long2:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-
 next11:
 	MOVQ kernelArgs_left(R14), DI
 	MOVQ kernelArgs_piece(R14), R8
@@ -5453,7 +5122,6 @@ next11:
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $8, DI
 	JLT tail17
-
 four16:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5504,7 +5172,6 @@ four16:
 	ADDQ $32, CX
 	SUBQ $8, DI
 	JGE four16
-
 tail17:
 	ANDQ $7, DI
 	JEQ summed18
@@ -5571,7 +5238,6 @@ tail17:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 summed18:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
@@ -5579,7 +5245,6 @@ summed18:
 	MOVQ kernelArgs_piece(R14), R8
 	SUBQ $0, R8
 	JNE next11
-
 flush12:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
@@ -5602,7 +5267,6 @@ flush12:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
 	JNE next11
-
 row13:
 	MOVQ kernelArgs_n(R14), R8
 	MOVQ R8, kernelArgs_left(R14)
@@ -5621,7 +5285,6 @@ row13:
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	JMP next11
-
 again14:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
@@ -5657,7 +5320,6 @@ again14:
 	JGE next11
 	MOVQ $2048, R8
 	MOVQ R8, kernelArgs_piece(R14)
-
 save15:
 	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
@@ -5676,7 +5338,6 @@ save15:
 	MOVQ SI, kernelArgs_accAt(R14)
 	VZEROUPPER
 	RET
-
 singles1:
 	MOVQ kernelArgs_sums(R14), SI
 	MOVQ kernelArgs_accAt(R14), R8
@@ -5688,7 +5349,6 @@ singles1:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
-
 next19:
 	MOVQ kernelArgs_left(R14), DI
 	MOVQ kernelArgs_piece(R14), R8
@@ -5711,7 +5371,6 @@ next19:
 	MOVQ R8, kernelArgs_budget(R14)
 	SUBQ $32, DI
 	JLT rest25
-
 quad24:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5762,12 +5421,10 @@ quad24:
 	ADDQ $128, CX
 	SUBQ $32, DI
 	JGE quad24
-
 rest25:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT tail27
-
 single26:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -5785,7 +5442,6 @@ single26:
 	ADDQ $32, CX
 	SUBQ $8, DI
 	JGE single26
-
 tail27:
 	ANDQ $7, DI
 	JEQ summed28
@@ -5813,7 +5469,6 @@ tail27:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 summed28:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
@@ -5821,7 +5476,6 @@ summed28:
 	MOVQ kernelArgs_piece(R14), R8
 	SUBQ $0, R8
 	JNE next19
-
 flush20:
 	VCVTPS2PD X0, Y5
 	VEXTRACTF128 $1, Y0, X6
@@ -5844,7 +5498,6 @@ flush20:
 	MOVQ kernelArgs_left(R14), R8
 	SUBQ $0, R8
 	JNE next19
-
 row21:
 	MOVQ kernelArgs_n(R14), R8
 	MOVQ R8, kernelArgs_left(R14)
@@ -5863,7 +5516,6 @@ row21:
 	VBROADCASTSS 4(DX), Y2
 	VBROADCASTSS 8(DX), Y3
 	JMP next19
-
 again22:
 	MOVQ kernelArgs_rows(R14), R8
 	MOVQ R8, kernelArgs_rowsLeft(R14)
@@ -5882,7 +5534,6 @@ again22:
 	VBROADCASTSS 8(DX), Y3
 	SUBQ $0, R8
 	JNE next19
-
 save23:
 	LEAQ kernelArgs_partial(R14), R8
 	VMOVUPS Y0, (R8)
@@ -5960,14 +5611,12 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $488-16
 	SHLQ $2, R9
 	SUBQ R9, R13
 	VMOVDQU (R13), Y15
-
 whole7:
 	ARG(kernelArgs_n, R13)
 	ANDQ $7, R13
 	ARG(kernelArgs_rowGap, R9)
 	ADDQ R9, R13
 	SHLQ $2, R13
-
 row3:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
@@ -5976,7 +5625,6 @@ row3:
 	SUBQ R8, kernelArgs_budget(R10)
 	SUBQ $8, R8
 	JLT tail9
-
 four8:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
@@ -5999,7 +5647,6 @@ four8:
 	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
-
 without11:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -6014,7 +5661,6 @@ without11:
 	VMOVUPS Y3, (DX)(R11*1)
 	VMOVUPS Y4, (DX)(R11*2)
 	VMOVUPS Y5, (DX)(R12*1)
-
 without12:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6038,7 +5684,6 @@ without12:
 	ADDQ $32, DX
 	SUBQ $8, R8
 	JGE four8
-
 tail9:
 	ANDQ $7, R8
 	JEQ summed10
@@ -6071,7 +5716,6 @@ tail9:
 	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-
 without13:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -6090,7 +5734,6 @@ without13:
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
 	VMASKMOVPS Y4, Y15, (DX)(R11*2)
 	VMASKMOVPS Y5, Y15, (DX)(R12*1)
-
 without14:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6114,7 +5757,6 @@ without14:
 	VANDPS Y15, Y10, Y10
 	VADDPS Y2, Y0, Y0
 	VADDPS Y10, Y1, Y1
-
 summed10:
 	ADDQ R13, AX
 	ADDQ R13, BX
@@ -6132,7 +5774,6 @@ summed10:
 	SUBQ $1, R9
 	JGE row3
 	JMP save6
-
 again4:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
@@ -6173,12 +5814,10 @@ again4:
 	SUBQ $1, R9
 	JGE row3
 	JMP save6
-
 ended5:
 	MOVQ $2048, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_piece(R10)
-
 save6:
 	ARG(kernelArgs_dy, R9)
 	SUBQ R9, AX
@@ -6197,7 +5836,6 @@ save6:
 	MOVQ DI, kernelArgs_accAt(R10)
 	VZEROUPPER
 	RET
-
 long2:
 	ARG(kernelArgs_sums, DI)
 	ARG(kernelArgs_accAt, R9)
@@ -6207,7 +5845,6 @@ long2:
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
-
 next15:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
@@ -6233,7 +5870,6 @@ next15:
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $8, R8
 	JLT tail21
-
 four20:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
@@ -6256,7 +5892,6 @@ four20:
 	VADDPS (CX)(R11*1), Y3, Y3
 	VADDPS (CX)(R11*2), Y4, Y4
 	VADDPS (CX)(R12*1), Y5, Y5
-
 without23:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -6271,7 +5906,6 @@ without23:
 	VMOVUPS Y3, (DX)(R11*1)
 	VMOVUPS Y4, (DX)(R11*2)
 	VMOVUPS Y5, (DX)(R12*1)
-
 without24:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6295,7 +5929,6 @@ without24:
 	ADDQ $32, DX
 	SUBQ $8, R8
 	JGE four20
-
 tail21:
 	ANDQ $7, R8
 	JEQ summed22
@@ -6333,7 +5966,6 @@ tail21:
 	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R12*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-
 without25:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -6352,7 +5984,6 @@ without25:
 	VMASKMOVPS Y3, Y15, (DX)(R11*1)
 	VMASKMOVPS Y4, Y15, (DX)(R11*2)
 	VMASKMOVPS Y5, Y15, (DX)(R12*1)
-
 without26:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6381,7 +6012,6 @@ without26:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 summed22:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
@@ -6389,7 +6019,6 @@ summed22:
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
 	JNE next15
-
 flush16:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
@@ -6413,7 +6042,6 @@ flush16:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
 	JNE next15
-
 row17:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
@@ -6432,7 +6060,6 @@ row17:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
 	JMP next15
-
 again18:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
@@ -6472,7 +6099,6 @@ again18:
 	MOVQ $2048, R9
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_piece(R10)
-
 save19:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
@@ -6495,7 +6121,6 @@ save19:
 	MOVQ DI, kernelArgs_accAt(R10)
 	VZEROUPPER
 	RET
-
 singles1:
 	ARG(kernelArgs_sums, DI)
 	ARG(kernelArgs_accAt, R9)
@@ -6505,7 +6130,6 @@ singles1:
 	ADDQ $kernelArgs_partial, R9
 	VMOVUPS (R9), Y0
 	VMOVUPS 32(R9), Y1
-
 next27:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
@@ -6531,7 +6155,6 @@ next27:
 	MOVQ R9, kernelArgs_budget(R10)
 	SUBQ $32, R8
 	JLT rest33
-
 quad32:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
@@ -6554,7 +6177,6 @@ quad32:
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-
 without37:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -6569,7 +6191,6 @@ without37:
 	VMOVUPS Y3, 32(DX)
 	VMOVUPS Y4, 64(DX)
 	VMOVUPS Y5, 96(DX)
-
 without38:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6593,12 +6214,10 @@ without38:
 	ADDQ $128, DX
 	SUBQ $32, R8
 	JGE quad32
-
 rest33:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT tail35
-
 single34:
 	VBROADCASTSS (SI), Y8
 	VBROADCASTSS 4(SI), Y6
@@ -6609,7 +6228,6 @@ single34:
 	CMPQ 432(R14), $0
 	JEQ without39
 	VADDPS (CX), Y2, Y2
-
 without39:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -6621,7 +6239,6 @@ without39:
 	CMPQ 440(R14), $0
 	JEQ without40
 	VMOVUPS Y2, (DX)
-
 without40:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -6633,7 +6250,6 @@ without40:
 	ADDQ $32, DX
 	SUBQ $8, R8
 	JGE single34
-
 tail35:
 	ANDQ $7, R8
 	JEQ summed36
@@ -6653,7 +6269,6 @@ tail35:
 	JEQ without41
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-
 without41:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -6666,7 +6281,6 @@ without41:
 	CMPQ 440(R14), $0
 	JEQ without42
 	VMASKMOVPS Y2, Y15, (DX)
-
 without42:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -6680,7 +6294,6 @@ without42:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 summed36:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
@@ -6688,7 +6301,6 @@ summed36:
 	ARG(kernelArgs_piece, R9)
 	SUBQ $0, R9
 	JNE next27
-
 flush28:
 	VCVTPS2PD X0, Y9
 	VEXTRACTF128 $1, Y0, X10
@@ -6712,7 +6324,6 @@ flush28:
 	ARG(kernelArgs_left, R9)
 	SUBQ $0, R9
 	JNE next27
-
 row29:
 	ARG(kernelArgs_n, R9)
 	MOVQ a+8(FP), R10
@@ -6731,7 +6342,6 @@ row29:
 	MOVQ a+8(FP), R10
 	MOVQ R9, kernelArgs_rowsLeft(R10)
 	JMP next27
-
 again30:
 	ARG(kernelArgs_rows, R9)
 	MOVQ a+8(FP), R10
@@ -6750,7 +6360,6 @@ again30:
 	MOVQ R9, kernelArgs_images(R10)
 	SUBQ $0, R9
 	JNE next27
-
 save31:
 	MOVQ a+8(FP), R9
 	ADDQ $kernelArgs_partial, R9
@@ -6795,7 +6404,6 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	ADDQ R8, R9
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_fetch(R14), R10
 	MOVQ kernelArgs_coef(R14), CX
@@ -6803,7 +6411,6 @@ quads1:
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
@@ -6841,7 +6448,6 @@ column4:
 	ADDQ $64, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -6877,7 +6483,6 @@ tail5:
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -6889,19 +6494,16 @@ next6:
 	ADDQ R9, BX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
 	JLT done3
-
 row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail9
-
 column8:
 	VMOVUPS (CX), Y2
 	VMOVUPS (DX), Y0
@@ -6919,7 +6521,6 @@ column8:
 	ADDQ $64, DX
 	SUBQ $8, DI
 	JGE column8
-
 tail9:
 	ANDQ $7, DI
 	JEQ next10
@@ -6937,7 +6538,6 @@ tail9:
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
 next10:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -6947,7 +6547,6 @@ next10:
 	ADDQ R8, BX
 	SUBQ $1, SI
 	JGE row7
-
 done3:
 	VZEROUPPER
 	RET
@@ -6971,7 +6570,6 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	ADDQ R8, R9
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_fetch(R14), R10
 	MOVQ kernelArgs_coef(R14), CX
@@ -6979,7 +6577,6 @@ quads1:
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	PREFETCHT1 (BX)(R10*1)
 	PREFETCHT1 64(BX)(R10*1)
@@ -7039,7 +6636,6 @@ column4:
 	ADDQ $64, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -7097,7 +6693,6 @@ tail5:
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -7109,19 +6704,16 @@ next6:
 	ADDQ R9, BX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	SUBQ $1, SI
 	JLT done3
-
 row7:
 	MOVQ kernelArgs_coef(R14), CX
 	MOVQ kernelArgs_acc(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail9
-
 column8:
 	VMOVUPS (CX), Y4
 	VMOVUPS 32(CX), Y2
@@ -7146,7 +6738,6 @@ column8:
 	ADDQ $64, DX
 	SUBQ $8, DI
 	JGE column8
-
 tail9:
 	ANDQ $7, DI
 	JEQ next10
@@ -7171,7 +6762,6 @@ tail9:
 	SHLQ $2, DI
 	ADDQ DI, AX
 	ADDQ DI, BX
-
 next10:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -7181,7 +6771,6 @@ next10:
 	ADDQ R8, BX
 	SUBQ $1, SI
 	JGE row7
-
 done3:
 	VZEROUPPER
 	RET
@@ -7206,7 +6795,6 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	ADDQ R9, R10
 	SUBQ $4, DI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_fetch(R14), R11
 	MOVQ kernelArgs_coef(R14), DX
@@ -7214,7 +6802,6 @@ quads1:
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail5
-
 column4:
 	PREFETCHT1 (BX)(R11*1)
 	PREFETCHT1 64(BX)(R11*1)
@@ -7281,7 +6868,6 @@ column4:
 	ADDQ $64, SI
 	SUBQ $8, R8
 	JGE column4
-
 tail5:
 	ANDQ $7, R8
 	JEQ next6
@@ -7348,7 +6934,6 @@ tail5:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-
 next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -7363,19 +6948,16 @@ next6:
 	ADDQ R10, CX
 	SUBQ $4, DI
 	JGE quads1
-
 rest2:
 	ADDQ $4, DI
 	SUBQ $1, DI
 	JLT done3
-
 row7:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_acc(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail9
-
 column8:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
@@ -7402,7 +6984,6 @@ column8:
 	ADDQ $64, SI
 	SUBQ $8, R8
 	JGE column8
-
 tail9:
 	ANDQ $7, R8
 	JEQ next10
@@ -7430,7 +7011,6 @@ tail9:
 	ADDQ R8, AX
 	ADDQ R8, BX
 	ADDQ R8, CX
-
 next10:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -7442,7 +7022,6 @@ next10:
 	ADDQ R9, CX
 	SUBQ $1, DI
 	JGE row7
-
 done3:
 	VZEROUPPER
 	RET
@@ -7481,7 +7060,6 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $488-16
 	ADDQ R10, R11
 	SUBQ $4, R8
 	JLT rest2
-
 quads1:
 	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_coef, SI)
@@ -7489,7 +7067,6 @@ quads1:
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT tail5
-
 column4:
 	PREFETCHT1 (BX)(R12*1)
 	PREFETCHT1 64(BX)(R12*1)
@@ -7499,7 +7076,6 @@ column4:
 	JEQ without7
 	PREFETCHT1 (CX)(R12*1)
 	PREFETCHT1 64(CX)(R12*1)
-
 without7:
 	ADDQ $96, R12
 	VMOVUPS (DI), Y0
@@ -7525,7 +7101,6 @@ without7:
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
-
 without8:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -7540,7 +7115,6 @@ without8:
 	VMOVUPS Y3, (DX)(R10*1)
 	VMOVUPS Y4, (DX)(R10*2)
 	VMOVUPS Y5, (DX)(R11*1)
-
 without9:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -7568,7 +7142,6 @@ without9:
 	ADDQ $64, DI
 	SUBQ $8, R9
 	JGE column4
-
 tail5:
 	ANDQ $7, R9
 	JEQ next6
@@ -7603,7 +7176,6 @@ tail5:
 	VADDPS Y9, Y4, Y4
 	VMASKMOVPS (CX)(R11*1), Y15, Y9
 	VADDPS Y9, Y5, Y5
-
 without10:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -7622,7 +7194,6 @@ without10:
 	VMASKMOVPS Y3, Y15, (DX)(R10*1)
 	VMASKMOVPS Y4, Y15, (DX)(R10*2)
 	VMASKMOVPS Y5, Y15, (DX)(R11*1)
-
 without11:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7651,7 +7222,6 @@ without11:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-
 next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
@@ -7669,19 +7239,16 @@ next6:
 	ADDQ R11, DX
 	SUBQ $4, R8
 	JGE quads1
-
 rest2:
 	ADDQ $4, R8
 	SUBQ $1, R8
 	JLT done3
-
 row12:
 	ARG(kernelArgs_coef, SI)
 	ARG(kernelArgs_acc, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT tail14
-
 column13:
 	VMOVUPS (DI), Y0
 	VMOVUPS 32(DI), Y1
@@ -7694,7 +7261,6 @@ column13:
 	CMPQ 432(R14), $0
 	JEQ without16
 	VADDPS (CX), Y2, Y2
-
 without16:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -7706,7 +7272,6 @@ without16:
 	CMPQ 440(R14), $0
 	JEQ without17
 	VMOVUPS Y2, (DX)
-
 without17:
 	VADDPS (BX), Y8, Y10
 	VMULPS Y10, Y2, Y10
@@ -7722,7 +7287,6 @@ without17:
 	ADDQ $64, DI
 	SUBQ $8, R9
 	JGE column13
-
 tail14:
 	ANDQ $7, R9
 	JEQ next15
@@ -7739,7 +7303,6 @@ tail14:
 	JEQ without18
 	VMASKMOVPS (CX), Y15, Y9
 	VADDPS Y9, Y2, Y2
-
 without18:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -7752,7 +7315,6 @@ without18:
 	CMPQ 440(R14), $0
 	JEQ without19
 	VMASKMOVPS Y2, Y15, (DX)
-
 without19:
 	VMASKMOVPS (BX), Y15, Y10
 	VADDPS Y10, Y8, Y10
@@ -7766,7 +7328,6 @@ without19:
 	ADDQ R9, BX
 	ADDQ R9, CX
 	ADDQ R9, DX
-
 next15:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
@@ -7780,7 +7341,6 @@ next15:
 	ADDQ R10, DX
 	SUBQ $1, R8
 	JGE row12
-
 done3:
 	VZEROUPPER
 	RET
@@ -7814,16 +7374,12 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -7861,12 +7417,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
@@ -7882,7 +7436,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last13
@@ -7919,18 +7472,15 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin12:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin12
-
 last13:
 	ANDQ $7, DI
 	JEQ end14
@@ -7952,7 +7502,6 @@ last13:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -7973,7 +7522,6 @@ end14:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -8021,16 +7569,12 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -8073,12 +7617,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
@@ -8096,7 +7638,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last13
@@ -8135,18 +7676,15 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin12:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin12
-
 last13:
 	ANDQ $7, R8
 	JEQ end14
@@ -8170,7 +7708,6 @@ last13:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -8192,7 +7729,6 @@ end14:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -8238,18 +7774,15 @@ TEXT ·inputGradRowsIdentityStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
 	SUBQ $0, R8
 	JLT save8
-
 head12:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
 	JEQ start11
-
 part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
@@ -8280,7 +7813,6 @@ part9:
 	MOVQ DI, R9
 	SUBQ $8, R9
 	JGE head12
-
 start11:
 	MOVQ $1, R9
 	CMPQ R9, SI
@@ -8294,11 +7826,9 @@ start11:
 	CMOVQLT DI, R9
 	MOVQ R9, kernelArgs_tail(R14)
 	SUBQ R9, DI
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	MOVQ CX, R9
 	ANDQ $63, R9
@@ -8306,7 +7836,6 @@ stop7:
 	SUBQ $8, DI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -8344,12 +7873,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
@@ -8365,7 +7892,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last15
@@ -8402,28 +7928,23 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin14:
 	VBROADCASTSS (DX), Y2
 	VBROADCASTSS 4(DX), Y3
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin14
-
 last15:
 	ANDQ $7, DI
 	MOVQ kernelArgs_tail(R14), R9
 	ADDQ R9, DI
-
 tail10:
 	MOVQ DI, R9
 	SUBQ $0, R9
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -8444,7 +7965,6 @@ end16:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -8492,18 +8012,15 @@ TEXT ·inputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
 	SUBQ $0, R9
 	JLT save8
-
 head12:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
 	JEQ start11
-
 part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
@@ -8536,7 +8053,6 @@ part9:
 	MOVQ R8, R10
 	SUBQ $8, R10
 	JGE head12
-
 start11:
 	MOVQ $1, R10
 	CMPQ R10, DI
@@ -8550,11 +8066,9 @@ start11:
 	CMOVQLT R8, R10
 	MOVQ R10, kernelArgs_tail(R14)
 	SUBQ R10, R8
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	MOVQ CX, R10
 	ANDQ $63, R10
@@ -8562,7 +8076,6 @@ stop7:
 	SUBQ $8, R8
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -8605,12 +8118,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y5
@@ -8628,7 +8139,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last15
@@ -8667,28 +8177,23 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin14:
 	VBROADCASTSS (SI), Y2
 	VBROADCASTSS 4(SI), Y3
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin14
-
 last15:
 	ANDQ $7, R8
 	MOVQ kernelArgs_tail(R14), R10
 	ADDQ R10, R8
-
 tail10:
 	MOVQ R8, R10
 	SUBQ $0, R10
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -8710,7 +8215,6 @@ end16:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -8757,16 +8261,12 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -8824,12 +8324,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -8850,7 +8348,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last13
@@ -8895,7 +8392,6 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin12:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
@@ -8903,11 +8399,9 @@ begin12:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin12
-
 last13:
 	ANDQ $7, DI
 	JEQ end14
@@ -8934,7 +8428,6 @@ last13:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -8956,7 +8449,6 @@ end14:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -9005,16 +8497,12 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -9077,12 +8565,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -9105,7 +8591,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last13
@@ -9152,7 +8637,6 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin12:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
@@ -9160,11 +8644,9 @@ begin12:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin12
-
 last13:
 	ANDQ $7, R8
 	JEQ end14
@@ -9194,7 +8676,6 @@ last13:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -9217,7 +8698,6 @@ end14:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -9266,16 +8746,12 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -9338,12 +8814,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -9366,7 +8840,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last13
@@ -9413,7 +8886,6 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin12:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
@@ -9421,11 +8893,9 @@ begin12:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin12
-
 last13:
 	ANDQ $7, R8
 	JEQ end14
@@ -9454,7 +8924,6 @@ last13:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -9477,7 +8946,6 @@ end14:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -9528,16 +8996,12 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R11
 	CMPQ R11, R8
 	JNE row2
-
 image1:
-
 row2:
 	SUBQ $0, R10
 	JGE quad3
-
 stop7:
 	JMP save8
-
 quad3:
 	SUBQ $32, R9
 	JLT rest4
@@ -9605,12 +9069,10 @@ quad3:
 	SUBQ $32, R10
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -9635,7 +9097,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R9
 	JGE single5
-
 border6:
 	SUBQ $1, R8
 	JEQ last13
@@ -9684,7 +9145,6 @@ border6:
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
-
 begin12:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
@@ -9692,11 +9152,9 @@ begin12:
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	JMP row2
-
 next11:
 	MOVQ kernelArgs_n(R14), R9
 	JMP begin12
-
 last13:
 	ANDQ $7, R9
 	JEQ end14
@@ -9728,7 +9186,6 @@ last13:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 end14:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
@@ -9752,7 +9209,6 @@ end14:
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	JMP image1
-
 save8:
 	MOVQ R9, kernelArgs_left(R14)
 	MOVQ R8, kernelArgs_rowsLeft(R14)
@@ -9799,18 +9255,15 @@ TEXT ·inputGradRowsReLUStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R9
 	CMPQ R9, SI
 	JNE row2
-
 image1:
 	SUBQ $0, R8
 	JLT save8
-
 head12:
 	MOVQ CX, R9
 	NEGQ R9
 	SARQ $2, R9
 	ANDQ $15, R9
 	JEQ start11
-
 part9:
 	ADDQ $-1, R9
 	ANDQ $7, R9
@@ -9846,7 +9299,6 @@ part9:
 	MOVQ DI, R9
 	SUBQ $8, R9
 	JGE head12
-
 start11:
 	MOVQ $1, R9
 	CMPQ R9, SI
@@ -9860,11 +9312,9 @@ start11:
 	CMOVQLT DI, R9
 	MOVQ R9, kernelArgs_tail(R14)
 	SUBQ R9, DI
-
 row2:
 	SUBQ $0, R8
 	JGE quad3
-
 stop7:
 	MOVQ CX, R9
 	ANDQ $63, R9
@@ -9872,7 +9322,6 @@ stop7:
 	SUBQ $8, DI
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, DI
 	JLT rest4
@@ -9930,12 +9379,10 @@ quad3:
 	SUBQ $32, R8
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, DI
 	SUBQ $8, DI
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -9956,7 +9403,6 @@ single5:
 	JLT stop7
 	SUBQ $8, DI
 	JGE single5
-
 border6:
 	SUBQ $1, SI
 	JEQ last15
@@ -10001,7 +9447,6 @@ border6:
 	ADDQ $32, BX
 	ADDQ $32, CX
 	MOVQ R9, DI
-
 begin14:
 	VBROADCASTSS (DX), Y4
 	VBROADCASTSS 4(DX), Y2
@@ -10009,21 +9454,17 @@ begin14:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), DI
 	JMP begin14
-
 last15:
 	ANDQ $7, DI
 	MOVQ kernelArgs_tail(R14), R9
 	ADDQ R9, DI
-
 tail10:
 	MOVQ DI, R9
 	SUBQ $0, R9
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), DI
 	SHLQ $2, DI
@@ -10045,7 +9486,6 @@ end16:
 	VBROADCASTSS 12(DX), Y0
 	VBROADCASTSS 16(DX), Y1
 	JMP image1
-
 save8:
 	MOVQ DI, kernelArgs_left(R14)
 	MOVQ SI, kernelArgs_rowsLeft(R14)
@@ -10094,18 +9534,15 @@ TEXT ·inputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
 	SUBQ $0, R9
 	JLT save8
-
 head12:
 	MOVQ DX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
 	JEQ start11
-
 part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
@@ -10144,7 +9581,6 @@ part9:
 	MOVQ R8, R10
 	SUBQ $8, R10
 	JGE head12
-
 start11:
 	MOVQ $1, R10
 	CMPQ R10, DI
@@ -10158,11 +9594,9 @@ start11:
 	CMOVQLT R8, R10
 	MOVQ R10, kernelArgs_tail(R14)
 	SUBQ R10, R8
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	MOVQ DX, R10
 	ANDQ $63, R10
@@ -10170,7 +9604,6 @@ stop7:
 	SUBQ $8, R8
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -10233,12 +9666,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -10261,7 +9692,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last15
@@ -10308,7 +9738,6 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin14:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
@@ -10316,21 +9745,17 @@ begin14:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin14
-
 last15:
 	ANDQ $7, R8
 	MOVQ kernelArgs_tail(R14), R10
 	ADDQ R10, R8
-
 tail10:
 	MOVQ R8, R10
 	SUBQ $0, R10
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -10353,7 +9778,6 @@ end16:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -10402,18 +9826,15 @@ TEXT ·inputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R10
 	CMPQ R10, DI
 	JNE row2
-
 image1:
 	SUBQ $0, R9
 	JLT save8
-
 head12:
 	MOVQ CX, R10
 	NEGQ R10
 	SARQ $2, R10
 	ANDQ $15, R10
 	JEQ start11
-
 part9:
 	ADDQ $-1, R10
 	ANDQ $7, R10
@@ -10451,7 +9872,6 @@ part9:
 	MOVQ R8, R10
 	SUBQ $8, R10
 	JGE head12
-
 start11:
 	MOVQ $1, R10
 	CMPQ R10, DI
@@ -10465,11 +9885,9 @@ start11:
 	CMOVQLT R8, R10
 	MOVQ R10, kernelArgs_tail(R14)
 	SUBQ R10, R8
-
 row2:
 	SUBQ $0, R9
 	JGE quad3
-
 stop7:
 	MOVQ CX, R10
 	ANDQ $63, R10
@@ -10477,7 +9895,6 @@ stop7:
 	SUBQ $8, R8
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, R8
 	JLT rest4
@@ -10540,12 +9957,10 @@ quad3:
 	SUBQ $32, R9
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R8
 	SUBQ $8, R8
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -10568,7 +9983,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R8
 	JGE single5
-
 border6:
 	SUBQ $1, DI
 	JEQ last15
@@ -10615,7 +10029,6 @@ border6:
 	ADDQ $32, CX
 	ADDQ $32, DX
 	MOVQ R10, R8
-
 begin14:
 	VBROADCASTSS (SI), Y4
 	VBROADCASTSS 4(SI), Y2
@@ -10623,21 +10036,17 @@ begin14:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), R8
 	JMP begin14
-
 last15:
 	ANDQ $7, R8
 	MOVQ kernelArgs_tail(R14), R10
 	ADDQ R10, R8
-
 tail10:
 	MOVQ R8, R10
 	SUBQ $0, R10
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), R8
 	SHLQ $2, R8
@@ -10660,7 +10069,6 @@ end16:
 	VBROADCASTSS 12(SI), Y0
 	VBROADCASTSS 16(SI), Y1
 	JMP image1
-
 save8:
 	MOVQ R8, kernelArgs_left(R14)
 	MOVQ DI, kernelArgs_rowsLeft(R14)
@@ -10711,18 +10119,15 @@ TEXT ·inputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-16
 	MOVQ kernelArgs_rows(R14), R11
 	CMPQ R11, R8
 	JNE row2
-
 image1:
 	SUBQ $0, R10
 	JLT save8
-
 head12:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
 	ANDQ $15, R11
 	JEQ start11
-
 part9:
 	ADDQ $-1, R11
 	ANDQ $7, R11
@@ -10763,7 +10168,6 @@ part9:
 	MOVQ R9, R11
 	SUBQ $8, R11
 	JGE head12
-
 start11:
 	MOVQ $1, R11
 	CMPQ R11, R8
@@ -10777,11 +10181,9 @@ start11:
 	CMOVQLT R9, R11
 	MOVQ R11, kernelArgs_tail(R14)
 	SUBQ R11, R9
-
 row2:
 	SUBQ $0, R10
 	JGE quad3
-
 stop7:
 	MOVQ DX, R11
 	ANDQ $63, R11
@@ -10789,7 +10191,6 @@ stop7:
 	SUBQ $8, R9
 	JLT border6
 	JMP single5
-
 quad3:
 	SUBQ $32, R9
 	JLT rest4
@@ -10857,12 +10258,10 @@ quad3:
 	SUBQ $32, R10
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
-
 single5:
 	VADDPS (BX), Y4, Y5
 	VMOVUPS (AX), Y6
@@ -10887,7 +10286,6 @@ single5:
 	JLT stop7
 	SUBQ $8, R9
 	JGE single5
-
 border6:
 	SUBQ $1, R8
 	JEQ last15
@@ -10936,7 +10334,6 @@ border6:
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
-
 begin14:
 	VBROADCASTSS (DI), Y4
 	VBROADCASTSS 4(DI), Y2
@@ -10944,21 +10341,17 @@ begin14:
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	JMP start11
-
 next13:
 	MOVQ kernelArgs_n(R14), R9
 	JMP begin14
-
 last15:
 	ANDQ $7, R9
 	MOVQ kernelArgs_tail(R14), R11
 	ADDQ R11, R9
-
 tail10:
 	MOVQ R9, R11
 	SUBQ $0, R11
 	JNE part9
-
 end16:
 	MOVQ kernelArgs_imageGap(R14), R9
 	SHLQ $2, R9
@@ -10982,7 +10375,6 @@ end16:
 	VBROADCASTSS 12(DI), Y0
 	VBROADCASTSS 16(DI), Y1
 	JMP image1
-
 save8:
 	MOVQ R9, kernelArgs_left(R14)
 	MOVQ R8, kernelArgs_rowsLeft(R14)
@@ -11043,20 +10435,17 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $488-16
 	ARG(kernelArgs_rows, R11)
 	CMPQ R11, R8
 	JNE row2
-
 image1:
 	CMPQ 448(R14), $0
 	JEQ without12
 	SUBQ $0, R10
 	JLT save8
-
 head13:
 	MOVQ DX, R11
 	NEGQ R11
 	SARQ $2, R11
 	ANDQ $15, R11
 	JEQ start11
-
 part9:
 	ADDQ $-1, R11
 	ANDQ $7, R11
@@ -11079,7 +10468,6 @@ part9:
 	JEQ without14
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
-
 without14:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -11102,7 +10490,6 @@ without14:
 	CMPQ 440(R14), $0
 	JEQ without15
 	VMASKMOVPS Y2, Y15, (SI)
-
 without15:
 	SUBQ R12, R10
 	SUBQ R12, R9
@@ -11117,9 +10504,7 @@ without15:
 	MOVQ R9, R11
 	SUBQ $8, R11
 	JGE head13
-
 without12:
-
 start11:
 	CMPQ 448(R14), $0
 	JEQ without16
@@ -11136,13 +10521,10 @@ start11:
 	MOVQ a+8(FP), R12
 	MOVQ R11, kernelArgs_tail(R12)
 	SUBQ R11, R9
-
 without16:
-
 row2:
 	SUBQ $0, R10
 	JGE quad3
-
 stop7:
 	CMPQ 448(R14), $0
 	JEQ without17
@@ -11153,12 +10535,9 @@ stop7:
 	JLT border6
 	JMP single5
 	JMP chosen18
-
 without17:
 	JMP save8
-
 chosen18:
-
 quad3:
 	SUBQ $32, R9
 	JLT rest4
@@ -11183,7 +10562,6 @@ quad3:
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-
 without19:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -11222,13 +10600,11 @@ without19:
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
 	JMP chosen21
-
 without20:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
-
 chosen21:
 	CMPQ 440(R14), $0
 	JEQ without22
@@ -11239,15 +10615,12 @@ chosen21:
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
 	JMP chosen24
-
 without23:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
-
 chosen24:
-
 without22:
 	ADDQ $128, AX
 	ADDQ $128, BX
@@ -11257,12 +10630,10 @@ without22:
 	SUBQ $32, R10
 	JGE quad3
 	JMP stop7
-
 rest4:
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT border6
-
 single5:
 	VBROADCASTSS (DI), Y10
 	VBROADCASTSS 4(DI), Y8
@@ -11273,7 +10644,6 @@ single5:
 	CMPQ 432(R14), $0
 	JEQ without25
 	VADDPS (CX), Y2, Y2
-
 without25:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -11294,10 +10664,8 @@ without25:
 	JEQ without26
 	VMOVNTPS Y0, (DX)
 	JMP chosen27
-
 without26:
 	VMOVUPS Y0, (DX)
-
 chosen27:
 	CMPQ 440(R14), $0
 	JEQ without28
@@ -11305,12 +10673,9 @@ chosen27:
 	JEQ without29
 	VMOVNTPS Y2, (SI)
 	JMP chosen30
-
 without29:
 	VMOVUPS Y2, (SI)
-
 chosen30:
-
 without28:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -11321,7 +10686,6 @@ without28:
 	JLT stop7
 	SUBQ $8, R9
 	JGE single5
-
 border6:
 	SUBQ $1, R8
 	JEQ last33
@@ -11350,7 +10714,6 @@ border6:
 	CMPQ 432(R14), $0
 	JEQ without35
 	VADDPS (CX), Y2, Y2
-
 without35:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -11379,10 +10742,8 @@ without35:
 	JEQ without36
 	VMOVNTPS Y0, (DX)
 	JMP chosen37
-
 without36:
 	VMOVUPS Y0, (DX)
-
 chosen37:
 	CMPQ 440(R14), $0
 	JEQ without38
@@ -11390,12 +10751,9 @@ chosen37:
 	JEQ without39
 	VMOVNTPS Y2, (SI)
 	JMP chosen40
-
 without39:
 	VMOVUPS Y2, (SI)
-
 chosen40:
-
 without38:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -11403,24 +10761,19 @@ without38:
 	ADDQ $32, DX
 	ADDQ $32, SI
 	MOVQ R11, R9
-
 begin32:
 	JMP start11
-
 next31:
 	ARG(kernelArgs_n, R9)
 	JMP begin32
-
 last33:
 	ANDQ $7, R9
 	ARG(kernelArgs_tail, R11)
 	ADDQ R11, R9
-
 tail10:
 	MOVQ R9, R11
 	SUBQ $0, R11
 	JNE part9
-
 end34:
 	ARG(kernelArgs_imageGap, R9)
 	SHLQ $2, R9
@@ -11440,7 +10793,6 @@ end34:
 	SUBQ R11, kernelArgs_images(R12)
 	JEQ save8
 	JMP image1
-
 save8:
 	MOVQ a+8(FP), R12
 	MOVQ R9, kernelArgs_left(R12)
@@ -11483,13 +10835,11 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
@@ -11529,7 +10879,6 @@ column4:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -11573,7 +10922,6 @@ tail5:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -11588,7 +10936,6 @@ next6:
 	ADDQ R9, CX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	MOVQ kernelArgs_single(R14), DX
@@ -11597,13 +10944,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail11
-
 column10:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
@@ -11622,7 +10967,6 @@ column10:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column10
-
 tail11:
 	ANDQ $7, DI
 	JEQ next12
@@ -11642,7 +10986,6 @@ tail11:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -11655,15 +10998,12 @@ next12:
 	SUBQ $1, SI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail15
-
 column14:
 	VMOVUPS (DX), Y2
 	VMOVUPS 32(DX), Y3
@@ -11682,7 +11022,6 @@ column14:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column14
-
 tail15:
 	ANDQ $7, DI
 	JEQ next16
@@ -11702,7 +11041,6 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -11714,9 +11052,7 @@ next16:
 	ADDQ R8, CX
 	SUBQ $1, SI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -11744,13 +11080,11 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail5
-
 column4:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
@@ -11795,7 +11129,6 @@ column4:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column4
-
 tail5:
 	ANDQ $7, R8
 	JEQ next6
@@ -11844,7 +11177,6 @@ tail5:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -11862,7 +11194,6 @@ next6:
 	ADDQ R10, DX
 	SUBQ $4, DI
 	JGE quads1
-
 rest2:
 	ADDQ $4, DI
 	MOVQ kernelArgs_single(R14), SI
@@ -11871,13 +11202,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail11
-
 column10:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
@@ -11898,7 +11227,6 @@ column10:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column10
-
 tail11:
 	ANDQ $7, R8
 	JEQ next12
@@ -11920,7 +11248,6 @@ tail11:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -11935,15 +11262,12 @@ next12:
 	SUBQ $1, DI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail15
-
 column14:
 	VMOVUPS (SI), Y2
 	VMOVUPS 32(SI), Y3
@@ -11964,7 +11288,6 @@ column14:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column14
-
 tail15:
 	ANDQ $7, R8
 	JEQ next16
@@ -11986,7 +11309,6 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next16:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12000,9 +11322,7 @@ next16:
 	ADDQ R9, DX
 	SUBQ $1, DI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -12029,13 +11349,11 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	SUBQ DX, SI
 	SUBQ $4, SI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail5
-
 column4:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
@@ -12096,7 +11414,6 @@ column4:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column4
-
 tail5:
 	ANDQ $7, DI
 	JEQ next6
@@ -12161,7 +11478,6 @@ tail5:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next6:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -12176,7 +11492,6 @@ next6:
 	ADDQ R9, CX
 	SUBQ $4, SI
 	JGE quads1
-
 rest2:
 	ADDQ $4, SI
 	MOVQ kernelArgs_single(R14), DX
@@ -12185,13 +11500,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail11
-
 column10:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
@@ -12216,7 +11529,6 @@ column10:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column10
-
 tail11:
 	ANDQ $7, DI
 	JEQ next12
@@ -12242,7 +11554,6 @@ tail11:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next12:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -12255,15 +11566,12 @@ next12:
 	SUBQ $1, SI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), DX
 	MOVQ kernelArgs_n(R14), DI
 	SUBQ $8, DI
 	JLT tail15
-
 column14:
 	VMOVUPS (DX), Y4
 	VMOVUPS 32(DX), Y2
@@ -12288,7 +11596,6 @@ column14:
 	ADDQ $160, DX
 	SUBQ $8, DI
 	JGE column14
-
 tail15:
 	ANDQ $7, DI
 	JEQ next16
@@ -12314,7 +11621,6 @@ tail15:
 	ADDQ DI, AX
 	ADDQ DI, BX
 	ADDQ DI, CX
-
 next16:
 	MOVQ kernelArgs_n(R14), DI
 	SHLQ $2, DI
@@ -12326,9 +11632,7 @@ next16:
 	ADDQ R8, CX
 	SUBQ $1, SI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -12356,13 +11660,11 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail5
-
 column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12428,7 +11730,6 @@ column4:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column4
-
 tail5:
 	ANDQ $7, R8
 	JEQ next6
@@ -12502,7 +11803,6 @@ tail5:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12520,7 +11820,6 @@ next6:
 	ADDQ R10, DX
 	SUBQ $4, DI
 	JGE quads1
-
 rest2:
 	ADDQ $4, DI
 	MOVQ kernelArgs_single(R14), SI
@@ -12529,13 +11828,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail11
-
 column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12562,7 +11859,6 @@ column10:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column10
-
 tail11:
 	ANDQ $7, R8
 	JEQ next12
@@ -12591,7 +11887,6 @@ tail11:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12606,15 +11901,12 @@ next12:
 	SUBQ $1, DI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail15
-
 column14:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12641,7 +11933,6 @@ column14:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column14
-
 tail15:
 	ANDQ $7, R8
 	JEQ next16
@@ -12670,7 +11961,6 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next16:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12684,9 +11974,7 @@ next16:
 	ADDQ R9, DX
 	SUBQ $1, DI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -12714,13 +12002,11 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ SI, DI
 	SUBQ $4, DI
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail5
-
 column4:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12786,7 +12072,6 @@ column4:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column4
-
 tail5:
 	ANDQ $7, R8
 	JEQ next6
@@ -12856,7 +12141,6 @@ tail5:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next6:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12874,7 +12158,6 @@ next6:
 	ADDQ R10, DX
 	SUBQ $4, DI
 	JGE quads1
-
 rest2:
 	ADDQ $4, DI
 	MOVQ kernelArgs_single(R14), SI
@@ -12883,13 +12166,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail11
-
 column10:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12916,7 +12197,6 @@ column10:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column10
-
 tail11:
 	ANDQ $7, R8
 	JEQ next12
@@ -12944,7 +12224,6 @@ tail11:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next12:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -12959,15 +12238,12 @@ next12:
 	SUBQ $1, DI
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), SI
 	MOVQ kernelArgs_n(R14), R8
 	SUBQ $8, R8
 	JLT tail15
-
 column14:
 	VMOVUPS (SI), Y4
 	VMOVUPS 32(SI), Y2
@@ -12994,7 +12270,6 @@ column14:
 	ADDQ $160, SI
 	SUBQ $8, R8
 	JGE column14
-
 tail15:
 	ANDQ $7, R8
 	JEQ next16
@@ -13022,7 +12297,6 @@ tail15:
 	ADDQ R8, BX
 	ADDQ R8, CX
 	ADDQ R8, DX
-
 next16:
 	MOVQ kernelArgs_n(R14), R8
 	SHLQ $2, R8
@@ -13036,9 +12310,7 @@ next16:
 	ADDQ R9, DX
 	SUBQ $1, DI
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -13067,13 +12339,11 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
 	JLT tail5
-
 column4:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
@@ -13144,7 +12414,6 @@ column4:
 	ADDQ $160, DI
 	SUBQ $8, R9
 	JGE column4
-
 tail5:
 	ANDQ $7, R9
 	JEQ next6
@@ -13223,7 +12492,6 @@ tail5:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 next6:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
@@ -13244,7 +12512,6 @@ next6:
 	ADDQ R11, SI
 	SUBQ $4, R8
 	JGE quads1
-
 rest2:
 	ADDQ $4, R8
 	MOVQ kernelArgs_single(R14), DI
@@ -13253,13 +12520,11 @@ rest2:
 	JLT done3
 	CMPB kernelArgs_stream(R14), $0
 	JEQ without7
-
 row9:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
 	JLT tail11
-
 column10:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
@@ -13288,7 +12553,6 @@ column10:
 	ADDQ $160, DI
 	SUBQ $8, R9
 	JGE column10
-
 tail11:
 	ANDQ $7, R9
 	JEQ next12
@@ -13319,7 +12583,6 @@ tail11:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 next12:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
@@ -13336,15 +12599,12 @@ next12:
 	SUBQ $1, R8
 	JGE row9
 	JMP chosen8
-
 without7:
-
 row13:
 	MOVQ kernelArgs_coef(R14), DI
 	MOVQ kernelArgs_n(R14), R9
 	SUBQ $8, R9
 	JLT tail15
-
 column14:
 	VMOVUPS (DI), Y4
 	VMOVUPS 32(DI), Y2
@@ -13373,7 +12633,6 @@ column14:
 	ADDQ $160, DI
 	SUBQ $8, R9
 	JGE column14
-
 tail15:
 	ANDQ $7, R9
 	JEQ next16
@@ -13404,7 +12663,6 @@ tail15:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 next16:
 	MOVQ kernelArgs_n(R14), R9
 	SHLQ $2, R9
@@ -13420,9 +12678,7 @@ next16:
 	ADDQ R10, SI
 	SUBQ $1, R8
 	JGE row13
-
 chosen8:
-
 done3:
 	VZEROUPPER
 	RET
@@ -13466,13 +12722,11 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $488-16
 	SUBQ DI, R8
 	SUBQ $4, R8
 	JLT rest2
-
 quads1:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $8, R9
 	JLT tail5
-
 column4:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
@@ -13495,7 +12749,6 @@ column4:
 	VADDPS (CX)(R10*1), Y3, Y3
 	VADDPS (CX)(R10*2), Y4, Y4
 	VADDPS (CX)(R11*1), Y5, Y5
-
 without7:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -13537,7 +12790,6 @@ without7:
 	VMOVUPS Y3, (SI)(R10*1)
 	VMOVUPS Y4, (SI)(R10*2)
 	VMOVUPS Y5, (SI)(R11*1)
-
 without8:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -13547,7 +12799,6 @@ without8:
 	ADDQ $160, DI
 	SUBQ $8, R9
 	JGE column4
-
 tail5:
 	ANDQ $7, R9
 	JEQ next6
@@ -13580,7 +12831,6 @@ tail5:
 	VADDPS Y11, Y4, Y4
 	VMASKMOVPS (CX)(R11*1), Y15, Y11
 	VADDPS Y11, Y5, Y5
-
 without9:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -13630,7 +12880,6 @@ without9:
 	VMASKMOVPS Y3, Y15, (SI)(R10*1)
 	VMASKMOVPS Y4, Y15, (SI)(R10*2)
 	VMASKMOVPS Y5, Y15, (SI)(R11*1)
-
 without10:
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -13638,7 +12887,6 @@ without10:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 next6:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
@@ -13659,20 +12907,17 @@ next6:
 	ADDQ R11, SI
 	SUBQ $4, R8
 	JGE quads1
-
 rest2:
 	ADDQ $4, R8
 	ARG(kernelArgs_single, DI)
 	ADDQ DI, R8
 	SUBQ $1, R8
 	JLT done3
-
 row11:
 	ARG(kernelArgs_coef, DI)
 	ARG(kernelArgs_n, R9)
 	SUBQ $32, R9
 	JLT few16
-
 many15:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
@@ -13704,7 +12949,6 @@ many15:
 	VADDPS 32(CX), Y3, Y3
 	VADDPS 64(CX), Y4, Y4
 	VADDPS 96(CX), Y5, Y5
-
 without17:
 	MOVQ $128, 408(R14)
 	CALL 384(R14)
@@ -13755,13 +12999,11 @@ without17:
 	VMOVNTPS Y12, 64(DX)
 	VMOVNTPS Y13, 96(DX)
 	JMP chosen19
-
 without18:
 	VMOVUPS Y0, (DX)
 	VMOVUPS Y1, 32(DX)
 	VMOVUPS Y12, 64(DX)
 	VMOVUPS Y13, 96(DX)
-
 chosen19:
 	CMPQ 440(R14), $0
 	JEQ without20
@@ -13772,15 +13014,12 @@ chosen19:
 	VMOVNTPS Y4, 64(SI)
 	VMOVNTPS Y5, 96(SI)
 	JMP chosen22
-
 without21:
 	VMOVUPS Y2, (SI)
 	VMOVUPS Y3, 32(SI)
 	VMOVUPS Y4, 64(SI)
 	VMOVUPS Y5, 96(SI)
-
 chosen22:
-
 without20:
 	ADDQ $128, AX
 	ADDQ $128, BX
@@ -13790,12 +13029,10 @@ without20:
 	ADDQ $640, DI
 	SUBQ $32, R9
 	JGE many15
-
 few16:
 	ADDQ $32, R9
 	SUBQ $8, R9
 	JLT tail13
-
 column12:
 	VMOVUPS (DI), Y10
 	VMOVUPS 32(DI), Y8
@@ -13806,7 +13043,6 @@ column12:
 	CMPQ 432(R14), $0
 	JEQ without23
 	VADDPS (CX), Y2, Y2
-
 without23:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -13827,10 +13063,8 @@ without23:
 	JEQ without24
 	VMOVNTPS Y0, (DX)
 	JMP chosen25
-
 without24:
 	VMOVUPS Y0, (DX)
-
 chosen25:
 	CMPQ 440(R14), $0
 	JEQ without26
@@ -13838,12 +13072,9 @@ chosen25:
 	JEQ without27
 	VMOVNTPS Y2, (SI)
 	JMP chosen28
-
 without27:
 	VMOVUPS Y2, (SI)
-
 chosen28:
-
 without26:
 	ADDQ $32, AX
 	ADDQ $32, BX
@@ -13853,7 +13084,6 @@ without26:
 	ADDQ $160, DI
 	SUBQ $8, R9
 	JGE column12
-
 tail13:
 	ANDQ $7, R9
 	JEQ next14
@@ -13868,7 +13098,6 @@ tail13:
 	JEQ without29
 	VMASKMOVPS (CX), Y15, Y11
 	VADDPS Y11, Y2, Y2
-
 without29:
 	VMOVAPS Y2, Y3
 	VMOVAPS Y2, Y4
@@ -13891,7 +13120,6 @@ without29:
 	CMPQ 440(R14), $0
 	JEQ without30
 	VMASKMOVPS Y2, Y15, (SI)
-
 without30:
 	SHLQ $2, R9
 	ADDQ R9, AX
@@ -13899,7 +13127,6 @@ without30:
 	ADDQ R9, CX
 	ADDQ R9, DX
 	ADDQ R9, SI
-
 next14:
 	ARG(kernelArgs_n, R9)
 	SHLQ $2, R9
@@ -13915,7 +13142,6 @@ next14:
 	ADDQ R10, SI
 	SUBQ $1, R8
 	JGE row11
-
 done3:
 	VZEROUPPER
 	RET
@@ -13941,7 +13167,6 @@ TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	ADDQ DI, R8
 	SUBQ $4, DX
 	JLT rest2
-
 quads1:
 	MOVQ kernelArgs_fetch(R14), R9
 	MOVQ kernelArgs_coef(R14), BX
@@ -13949,7 +13174,6 @@ quads1:
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail5
-
 column4:
 	PREFETCHT1 (AX)(R9*1)
 	PREFETCHT1 64(AX)(R9*1)
@@ -13973,7 +13197,6 @@ column4:
 	ADDQ $32, CX
 	SUBQ $8, SI
 	JGE column4
-
 tail5:
 	ANDQ $7, SI
 	JEQ next6
@@ -13993,7 +13216,6 @@ tail5:
 	VMOVUPS Y0, (CX)
 	SHLQ $2, SI
 	ADDQ SI, AX
-
 next6:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -14002,19 +13224,16 @@ next6:
 	ADDQ R8, AX
 	SUBQ $4, DX
 	JGE quads1
-
 rest2:
 	ADDQ $4, DX
 	SUBQ $1, DX
 	JLT done3
-
 row7:
 	MOVQ kernelArgs_coef(R14), BX
 	MOVQ kernelArgs_acc(R14), CX
 	MOVQ kernelArgs_n(R14), SI
 	SUBQ $8, SI
 	JLT tail9
-
 column8:
 	VMOVUPS (CX), Y0
 	VMOVUPS (AX), Y2
@@ -14026,7 +13245,6 @@ column8:
 	ADDQ $32, CX
 	SUBQ $8, SI
 	JGE column8
-
 tail9:
 	ANDQ $7, SI
 	JEQ next10
@@ -14037,7 +13255,6 @@ tail9:
 	VMOVUPS Y0, (CX)
 	SHLQ $2, SI
 	ADDQ SI, AX
-
 next10:
 	MOVQ kernelArgs_n(R14), SI
 	SHLQ $2, SI
@@ -14045,7 +13262,6 @@ next10:
 	ADDQ DI, AX
 	SUBQ $1, DX
 	JGE row7
-
 done3:
 	VZEROUPPER
 	RET
@@ -14068,7 +13284,6 @@ TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R12
 	VMOVDQU (R12), Y15
-
 row1:
 	MOVQ DX, R10
 	MOVQ SI, R11
@@ -14076,7 +13291,6 @@ row1:
 	MOVQ kernelArgs_n(R14), CX
 	SUBQ $8, CX
 	JLT tail3
-
 column2:
 	VMOVUPS (AX), Y0
 	VADDPS (R10), Y0, Y0
@@ -14097,7 +13311,6 @@ column2:
 	ADDQ BX, AX
 	SUBQ $8, CX
 	JGE column2
-
 tail3:
 	ANDQ $7, CX
 	JEQ next4
@@ -14116,7 +13329,6 @@ tail3:
 	VINSERTF128 $1, X2, Y0, Y0
 	VADDPS 64(AX), Y0, Y0
 	VMASKMOVPS Y0, Y15, (R11)
-
 next4:
 	ADDQ R8, DX
 	ADDQ R9, SI
@@ -14143,14 +13355,12 @@ TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	SHLQ $2, AX
 	SUBQ AX, R10
 	VMOVDQU (R10), Y15
-
 row1:
 	MOVQ BX, R8
 	MOVQ CX, R9
 	MOVQ kernelArgs_n(R14), AX
 	SUBQ $8, AX
 	JLT tail3
-
 column2:
 	VCVTPS2PD (R8), Y2
 	VCVTPS2PD 16(R8), Y3
@@ -14164,7 +13374,6 @@ column2:
 	ADDQ $32, R9
 	SUBQ $8, AX
 	JGE column2
-
 tail3:
 	ANDQ $7, AX
 	JEQ next4
@@ -14178,7 +13387,6 @@ tail3:
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y1, Y1
 	VMASKMOVPS Y1, Y15, (R9)
-
 next4:
 	ADDQ SI, BX
 	ADDQ DI, CX
@@ -14207,7 +13415,6 @@ TEXT ·gateCols<>(SB), NOSPLIT, $0-16
 	SHLQ $2, CX
 	SUBQ CX, R13
 	VMOVDQU (R13), Y15
-
 row1:
 	MOVQ DX, R10
 	MOVQ SI, R11
@@ -14215,7 +13422,6 @@ row1:
 	MOVQ kernelArgs_n(R14), CX
 	SUBQ $8, CX
 	JLT tail3
-
 column2:
 	VMOVUPS (AX), Y0
 	VADDPS (R10), Y0, Y0
@@ -14240,7 +13446,6 @@ column2:
 	ADDQ BX, AX
 	SUBQ $8, CX
 	JGE column2
-
 tail3:
 	ANDQ $7, CX
 	JEQ next4
@@ -14263,7 +13468,6 @@ tail3:
 	VCMPPS $0x1e, Y6, Y0, Y6
 	VANDPS Y5, Y6, Y5
 	VMASKMOVPS Y5, Y15, (R11)
-
 next4:
 	ADDQ R8, DX
 	ADDQ R9, SI
@@ -14642,7 +13846,6 @@ TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
-
 none:
 	UNDEF
 
@@ -14682,7 +13885,6 @@ TEXT ·momentsWithNormalizeRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), SI
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -14773,7 +13975,6 @@ TEXT ·momentsWithNormalizeRowsIdentityResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), SI
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -14867,7 +14068,6 @@ TEXT ·momentsWithNormalizeRowsReLUStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), SI
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -14970,7 +14170,6 @@ TEXT ·momentsWithNormalizeRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), SI
 	SHLQ $2, SI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (AX), Y0, Y3
 	VMULPS Y3, Y3, Y4
@@ -15080,7 +14279,6 @@ TEXT ·gradSumsWithInputGradRowsIdentityStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), DI
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -15194,7 +14392,6 @@ TEXT ·gradSumsWithInputGradRowsIdentityDResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), DI
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y2, Y4
 	VMOVUPS (AX), Y3
@@ -15313,7 +14510,6 @@ TEXT ·gradSumsWithInputGradRowsReLUStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), DI
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -15472,7 +14668,6 @@ TEXT ·gradSumsWithInputGradRowsReLUResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), R8
 	SHLQ $2, R8
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -15639,7 +14834,6 @@ TEXT ·gradSumsWithInputGradRowsReLUDResidualStream<>(SB), NOSPLIT, $0-24
 	MOVQ kernelArgs_step(R14), DI
 	SHLQ $2, DI
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -15805,7 +14999,6 @@ TEXT ·gradSumsWithInputGradRowsReLUResidualDResidualStream<>(SB), NOSPLIT, $0-2
 	MOVQ kernelArgs_step(R14), R8
 	SHLQ $2, R8
 	MOVQ b+16(FP), R14
-
 quad1:
 	VADDPS (BX), Y4, Y6
 	VMOVUPS (AX), Y5
@@ -15952,7 +15145,6 @@ TEXT ·simdTurns(SB), NOSPLIT|NOFRAME, $0-24
 	JCC none
 	LEAQ simdTurnsTable<>(SB), BX
 	JMP (BX)(AX*8)
-
 none:
 	UNDEF
 DATA foldChannelsTable<>+0(SB)/8, $0x0000000000000000
@@ -15977,7 +15169,6 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_cross(R14), SI
 	VBROADCASTSD (SI), Y1
 	MOVQ channelArgs_n(R14), DI
-
 channels1:
 	VCVTPS2PD (AX), Y4
 	VCVTPS2PD 16(AX), Y5
@@ -15991,13 +15182,11 @@ channels1:
 	VMULPD Y14, Y4, Y2
 	VMULPD Y14, Y5, Y3
 	JMP divided3
-
 divide2:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y4, Y2
 	VDIVPD Y14, Y5, Y3
-
 divided3:
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
@@ -16065,7 +15254,6 @@ TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_otherA(R14), BX
 	MOVQ channelArgs_otherB(R14), CX
 	MOVQ channelArgs_n(R14), DX
-
 channels1:
 	VMOVUPS (AX), Y0
 	VMOVUPS 32(AX), Y1
@@ -16096,7 +15284,6 @@ TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_otherA(R14), BX
 	MOVQ channelArgs_otherB(R14), CX
 	MOVQ channelArgs_n(R14), DX
-
 channels1:
 	VCVTPS2PD (AX), Y1
 	VCVTPS2PD 16(AX), Y2
@@ -16128,7 +15315,6 @@ TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_sums(R14), BX
 	VXORPS Y4, Y4, Y4
 	MOVQ channelArgs_n(R14), CX
-
 channels1:
 	VCVTPS2PD (AX), Y0
 	VCVTPS2PD 16(AX), Y1
@@ -16168,7 +15354,6 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_cross(R14), DI
 	VBROADCASTSD (DI), Y1
 	MOVQ channelArgs_n(R14), R8
-
 channels1:
 	VMOVUPS (AX), Y4
 	VMOVUPS 32(AX), Y5
@@ -16182,13 +15367,11 @@ channels1:
 	VMULPD Y14, Y4, Y2
 	VMULPD Y14, Y5, Y3
 	JMP divided3
-
 divide2:
 	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y14
 	VDIVPD Y14, Y4, Y2
 	VDIVPD Y14, Y5, Y3
-
 divided3:
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
@@ -16261,7 +15444,6 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_acc(R14), AX
 	MOVQ channelArgs_shift(R14), BX
 	MOVQ channelArgs_n(R14), DX
-
 channels1:
 	VCVTPS2PD (AX), Y0
 	VCVTPS2PD 16(AX), Y1
@@ -16273,13 +15455,11 @@ channels1:
 	VMULPD Y14, Y0, Y0
 	VMULPD Y14, Y1, Y1
 	JMP divided3
-
 divide2:
 	LEAQ channelArgs_count(R14), CX
 	VBROADCASTSD (CX), Y14
 	VDIVPD Y14, Y0, Y0
 	VDIVPD Y14, Y1, Y1
-
 divided3:
 	VCVTPD2PSY Y0, X0
 	VCVTPD2PSY Y1, X1
@@ -16303,7 +15483,6 @@ TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_sumA(R14), BX
 	MOVQ channelArgs_sumB(R14), CX
 	MOVQ channelArgs_n(R14), DX
-
 channels1:
 	VCVTPS2PD (AX), Y2
 	VCVTPS2PD 16(AX), Y3
@@ -16346,7 +15525,6 @@ TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_cross(R14), SI
 	VBROADCASTSD (SI), Y1
 	MOVQ channelArgs_n(R14), SI
-
 channels1:
 	VMOVUPS (CX), Y2
 	VMOVUPS 32(CX), Y3
@@ -16403,7 +15581,6 @@ TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_otherA(R14), CX
 	MOVQ channelArgs_otherB(R14), DX
 	MOVQ channelArgs_n(R14), SI
-
 channels1:
 	VMOVUPS (CX), Y2
 	VMOVUPS 32(CX), Y3
@@ -16524,7 +15701,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	VBROADCASTSD (DI), Y3
 	MOVQ channelArgs_n(R14), DI
 	VMOVUPS forwardChannelsTable<>+0(SB), Y13
-
 channels1:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
@@ -16538,13 +15714,11 @@ channels1:
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
 	JMP divided4
-
 divide3:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
-
 divided4:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
@@ -16560,7 +15734,6 @@ divided4:
 	VCMPPS $0x12, forwardChannelsTable<>+32(SB), Y13, Y13
 	VCMPPS $0x12, Y10, Y10, Y11
 	VORPS Y11, Y13, Y13
-
 unwanted5:
 	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y12
 	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y10, Y10
@@ -16590,7 +15763,6 @@ unwanted5:
 	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y4, Y4
 	VANDPS Y5, Y4, Y4
 	VORPS Y4, Y12, Y12
-
 unwanted6:
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
@@ -16603,7 +15775,6 @@ unwanted6:
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
-
 unwanted7:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
@@ -16620,7 +15791,6 @@ unwanted7:
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
-
 unwanted8:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
@@ -16694,13 +15864,11 @@ unwanted8:
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
 	JMP divided11
-
 divide10:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
-
 divided11:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
@@ -16719,7 +15887,6 @@ divided11:
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y8
 	VCVTPS2PD 16(SI), Y9
-
 unwanted12:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
@@ -16790,7 +15957,6 @@ unwanted12:
 	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
-
 usual9:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
@@ -16813,7 +15979,6 @@ usual9:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
-
 unwanted13:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
@@ -16838,14 +16003,12 @@ unwanted13:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
-
 unwanted14:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
 	SUBQ $8, DI
 	JNE channels1
-
 unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
@@ -16918,7 +16081,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_epsilon(R14), DI
 	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
-
 channels1:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
@@ -16952,7 +16114,6 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS Y5, (SI)
 	VMOVUPS Y6, 32(SI)
-
 unwanted3:
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
@@ -17083,14 +16244,12 @@ unwanted3:
 	VXORPS affineChannelsTable<>+288(SB), Y9, Y9
 	VTESTPS Y9, Y9
 	JNE unusual2
-
 usual4:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
 	SUBQ $8, DI
 	JNE channels1
-
 unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
@@ -17156,7 +16315,6 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
 	VMULPD backwardChannelsTable<>+0(SB), Y0, Y1
-
 channels1:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
@@ -17208,7 +16366,6 @@ channels1:
 	MOVQ channelArgs_gammaGrad(R14), SI
 	ADDQ AX, SI
 	VMOVUPS Y10, (SI)
-
 unwanted3:
 	MOVQ channelArgs_betaGrad(R14), SI
 	SUBQ $0, SI
@@ -17219,7 +16376,6 @@ unwanted3:
 	MOVQ channelArgs_betaGrad(R14), SI
 	ADDQ AX, SI
 	VMOVUPS Y10, (SI)
-
 unwanted4:
 	VMULPD Y6, Y4, Y4
 	VMULPD Y7, Y5, Y5
@@ -17231,13 +16387,11 @@ unwanted4:
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
 	JMP divided6
-
 divide5:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
-
 divided6:
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
@@ -17247,13 +16401,11 @@ divided6:
 	VMULPD Y14, Y2, Y2
 	VMULPD Y14, Y3, Y3
 	JMP divided8
-
 divide7:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y2, Y2
 	VDIVPD Y14, Y3, Y3
-
 divided8:
 	VMULPD Y4, Y8, Y8
 	VMULPD Y5, Y9, Y9
@@ -17504,7 +16656,6 @@ divided8:
 	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
-
 large11:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
@@ -17513,7 +16664,6 @@ large11:
 	VINSERTF128 $1, X5, Y4, Y4
 	VMOVUPS Y4, (SI)
 	JMP looked12
-
 everyday10:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
@@ -17521,19 +16671,16 @@ everyday10:
 	VADDPS backwardChannelsTable<>+192(SB), Y10, Y10
 	VMOVUPS Y10, (SI)
 	VMOVUPS backwardChannelsTable<>+160(SB), Y12
-
 looked12:
 	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
-
 usual9:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
 	SUBQ $8, DI
 	JNE channels1
-
 unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
@@ -17551,7 +16698,6 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_count(R14), CX
 	VBROADCASTSD (CX), Y2
 	MOVQ channelArgs_n(R14), CX
-
 channels1:
 	VCVTPS2PD (AX), Y3
 	VCVTPS2PD 16(AX), Y4
@@ -17591,7 +16737,6 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_sumB(R14), SI
 	MOVQ channelArgs_stride(R14), DI
 	MOVQ channelArgs_n(R14), R10
-
 channels1:
 	MOVQ channelArgs_factor(R14), R8
 	SUBQ $0, R8
@@ -17602,7 +16747,6 @@ channels1:
 	MOVQ channelArgs_probe(R14), R9
 	SUBQ $4, R9
 	JLT rest5
-
 quads4:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
@@ -17626,12 +16770,10 @@ quads4:
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
 	JGE quads4
-
 rest5:
 	ADDQ $4, R9
 	SUBQ $0, R9
 	JEQ done7
-
 row6:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
@@ -17640,7 +16782,6 @@ row6:
 	VADDPS Y4, Y0, Y0
 	SUBQ $1, R9
 	JNE row6
-
 done7:
 	VMOVAPS Y0, Y5
 	VCVTPS2PD X5, Y4
@@ -17654,13 +16795,11 @@ done7:
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
 	JMP divided9
-
 divide8:
 	LEAQ channelArgs_probeCount(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
-
 divided9:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
@@ -17676,7 +16815,6 @@ divided9:
 	MOVQ channelArgs_rows(R14), R9
 	SUBQ $4, R9
 	JLT rest11
-
 quads10:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
@@ -17708,12 +16846,10 @@ quads10:
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
 	JGE quads10
-
 rest11:
 	ADDQ $4, R9
 	SUBQ $0, R9
 	JEQ done13
-
 row12:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
@@ -17724,17 +16860,14 @@ row12:
 	VADDPS Y5, Y1, Y1
 	SUBQ $1, R9
 	JNE row12
-
 done13:
 	JMP summed3
-
 plain2:
 	VXORPS Y0, Y0, Y0
 	MOVQ AX, R8
 	MOVQ channelArgs_probe(R14), R9
 	SUBQ $4, R9
 	JLT rest15
-
 quads14:
 	VMOVUPS (R8), Y4
 	PREFETCHT0 64(R8)
@@ -17754,12 +16887,10 @@ quads14:
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
 	JGE quads14
-
 rest15:
 	ADDQ $4, R9
 	SUBQ $0, R9
 	JEQ done17
-
 row16:
 	VMOVUPS (R8), Y4
 	PREFETCHT0 64(R8)
@@ -17767,7 +16898,6 @@ row16:
 	VADDPS Y4, Y0, Y0
 	SUBQ $1, R9
 	JNE row16
-
 done17:
 	VMOVAPS Y0, Y5
 	VCVTPS2PD X5, Y4
@@ -17781,13 +16911,11 @@ done17:
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
 	JMP divided19
-
 divide18:
 	LEAQ channelArgs_probeCount(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
-
 divided19:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
@@ -17803,7 +16931,6 @@ divided19:
 	MOVQ channelArgs_rows(R14), R9
 	SUBQ $4, R9
 	JLT rest21
-
 quads20:
 	VADDPS (R8), Y2, Y4
 	VMULPS Y4, Y4, Y5
@@ -17827,12 +16954,10 @@ quads20:
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
 	JGE quads20
-
 rest21:
 	ADDQ $4, R9
 	SUBQ $0, R9
 	JEQ done23
-
 row22:
 	VADDPS (R8), Y2, Y4
 	VMULPS Y4, Y4, Y5
@@ -17841,9 +16966,7 @@ row22:
 	VADDPS Y5, Y1, Y1
 	SUBQ $1, R9
 	JNE row22
-
 done23:
-
 summed3:
 	VCVTPS2PD X0, Y4
 	VEXTRACTF128 $1, Y0, X5
@@ -17859,13 +16982,11 @@ summed3:
 	VMULPD Y14, Y4, Y8
 	VMULPD Y14, Y5, Y9
 	JMP divided25
-
 divide24:
 	LEAQ channelArgs_count(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y8
 	VDIVPD Y14, Y5, Y9
-
 divided25:
 	VMULPD Y8, Y4, Y4
 	VMULPD Y9, Y5, Y5
@@ -17926,7 +17047,6 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	VPSRLD $1, Y0, Y0
 	MOVQ CX, R8
 	MOVQ AX, R9
-
 quick1:
 	VANDPS (R8), Y0, Y2
 	VCMPPS $0x12, Y1, Y2, Y2
@@ -17938,7 +17058,6 @@ quick1:
 	JNE channels2
 	MOVQ $0, AX
 	JMP end4
-
 channels2:
 	VXORPS Y3, Y3, Y3
 	VANDPS (CX), Y0, Y2
@@ -17959,11 +17078,9 @@ channels2:
 	VANDPS Y3, Y2, Y2
 	VTESTPS Y2, Y2
 	JNE end4
-
 next3:
 	SUBQ $8, AX
 	JNE channels2
-
 end4:
 	MOVQ AX, channelArgs_n(R14)
 	VZEROUPPER
@@ -17993,7 +17110,6 @@ TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	JCC none
 	LEAQ simdChannelsTable<>(SB), BX
 	JMP (BX)(AX*8)
-
 none:
 	UNDEF
 
@@ -18411,7 +17527,6 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -18526,7 +17641,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -18535,7 +17649,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -18572,7 +17685,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSigmoidValueTable<>+480(SB), Y9, Y12
@@ -18583,10 +17695,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -18595,7 +17705,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -18603,10 +17712,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSigmoidValueTable<>+544(SB), Y13, Y13
 	VMULPS actSigmoidValueTable<>+576(SB), Y13, Y11
@@ -18641,20 +17748,17 @@ vector7:
 	JLT subnormal15
 	VMULPS actSigmoidValueTable<>+928(SB), Y13, Y13
 	JMP restored16
-
 subnormal15:
 	VADDPS actSigmoidValueTable<>+960(SB), Y13, Y8
 	VPADDD actSigmoidValueTable<>+992(SB), Y8, Y8
 	VPADDD actSigmoidValueTable<>+1024(SB), Y13, Y13
 	VPMAXSD Y8, Y13, Y13
-
 restored16:
 	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y8
 	VPMINSD Y8, Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -18670,14 +17774,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -18696,7 +17797,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -18851,7 +17951,6 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -18962,7 +18061,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -18971,7 +18069,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -19008,7 +18105,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSigmoidSlopeTable<>+448(SB), Y9, Y12
@@ -19019,10 +18115,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -19031,7 +18125,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -19039,10 +18132,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSigmoidSlopeTable<>+512(SB), Y13, Y13
 	VMULPS actSigmoidSlopeTable<>+544(SB), Y13, Y11
@@ -19079,16 +18170,13 @@ vector7:
 	JLT subnormal15
 	VMULPS actSigmoidSlopeTable<>+896(SB), Y12, Y12
 	JMP restored16
-
 subnormal15:
 	VADDPS actSigmoidSlopeTable<>+928(SB), Y12, Y13
 	VPADDD actSigmoidSlopeTable<>+960(SB), Y13, Y13
 	VPADDD actSigmoidSlopeTable<>+992(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
-
 restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -19104,14 +18192,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -19130,7 +18215,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -19499,7 +18583,6 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -19618,7 +18701,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -19627,7 +18709,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -19664,7 +18745,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actTanhSlopeTable<>+480(SB), Y9, Y12
@@ -19675,10 +18755,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -19687,7 +18765,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -19695,10 +18772,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VADDPS Y13, Y13, Y13
 	VPMINSD actTanhSlopeTable<>+544(SB), Y13, Y13
@@ -19736,16 +18811,13 @@ vector7:
 	JLT subnormal15
 	VMULPS actTanhSlopeTable<>+928(SB), Y12, Y12
 	JMP restored16
-
 subnormal15:
 	VADDPS actTanhSlopeTable<>+960(SB), Y12, Y13
 	VPADDD actTanhSlopeTable<>+992(SB), Y13, Y13
 	VPADDD actTanhSlopeTable<>+1024(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
-
 restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -19761,14 +18833,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -19787,7 +18856,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -19950,7 +19018,6 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSiLUValueTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -20065,7 +19132,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -20074,7 +19140,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -20111,7 +19176,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSiLUValueTable<>+448(SB), Y9, Y12
@@ -20122,10 +19186,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -20134,7 +19196,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -20142,10 +19203,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSiLUValueTable<>+512(SB), Y13, Y13
 	VMULPS actSiLUValueTable<>+544(SB), Y13, Y11
@@ -20184,18 +19243,15 @@ vector7:
 	JLT subnormal15
 	VMULPS actSiLUValueTable<>+928(SB), Y8, Y8
 	JMP restored16
-
 subnormal15:
 	VADDPS actSiLUValueTable<>+960(SB), Y8, Y9
 	VPADDD actSiLUValueTable<>+992(SB), Y9, Y9
 	VPADDD actSiLUValueTable<>+1024(SB), Y8, Y8
 	VPMAXSD Y9, Y8, Y8
-
 restored16:
 	VPMINUD actSiLUValueTable<>+1056(SB), Y12, Y12
 	VSUBPS Y8, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -20211,14 +19267,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -20237,7 +19290,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -20400,7 +19452,6 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -20515,7 +19566,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -20524,7 +19574,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -20561,7 +19610,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSiLUSlopeTable<>+480(SB), Y9, Y12
@@ -20572,10 +19620,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -20584,7 +19630,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -20592,10 +19637,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSiLUSlopeTable<>+544(SB), Y13, Y13
 	VMULPS actSiLUSlopeTable<>+576(SB), Y13, Y11
@@ -20639,21 +19682,18 @@ vector7:
 	JLT subnormal15
 	VMULPS actSiLUSlopeTable<>+928(SB), Y8, Y8
 	JMP restored16
-
 subnormal15:
 	VADDPS actSiLUSlopeTable<>+960(SB), Y8, Y13
 	VPADDD actSiLUSlopeTable<>+992(SB), Y13, Y13
 	VPADDD actSiLUSlopeTable<>+1024(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
 	VXORPS actSiLUSlopeTable<>+1056(SB), Y8, Y8
-
 restored16:
 	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
 	VSUBPS Y8, Y14, Y13
 	VPMINUD Y8, Y12, Y12
 	VPMINSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -20669,14 +19709,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -20695,7 +19732,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -21032,7 +20068,6 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actELUSlopeTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -21163,7 +20198,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -21172,7 +20206,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -21209,22 +20242,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actELUSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -21232,9 +20261,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
@@ -21283,7 +20310,6 @@ vector7:
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -21299,7 +20325,6 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS actELUSlopeTable<>+0(SB), Y14
 	VANDPS 0(R14), Y14, Y2
@@ -21307,11 +20332,9 @@ merged10:
 	VANDPS 64(R14), Y14, Y4
 	VANDPS 96(R14), Y14, Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -21330,7 +20353,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -21485,7 +20507,6 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -21600,7 +20621,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -21609,7 +20629,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -21646,7 +20665,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSoftplusValueTable<>+448(SB), Y9, Y12
@@ -21657,10 +20675,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -21669,7 +20685,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -21677,10 +20692,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSoftplusValueTable<>+512(SB), Y13, Y13
 	VMULPS actSoftplusValueTable<>+544(SB), Y13, Y11
@@ -21713,20 +20726,17 @@ vector7:
 	JLT subnormal15
 	VMULPS actSoftplusValueTable<>+896(SB), Y6, Y6
 	JMP restored16
-
 subnormal15:
 	VADDPS actSoftplusValueTable<>+928(SB), Y6, Y7
 	VPADDD actSoftplusValueTable<>+960(SB), Y7, Y7
 	VPADDD actSoftplusValueTable<>+992(SB), Y6, Y6
 	VPMAXSD Y7, Y6, Y6
-
 restored16:
 	VXORPS Y13, Y13, Y13
 	VPMAXSD Y13, Y12, Y13
 	VADDPS Y6, Y13, Y13
 	VMOVAPS Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -21742,14 +20752,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -21768,7 +20775,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -21927,7 +20933,6 @@ TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actSoftplusSlopeTable<>+64(SB), Y14
 	VMULPS Y14, Y2, Y6
@@ -22042,7 +21047,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -22051,7 +21055,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -22088,7 +21091,6 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $4, 416(R14)
 	VPCMPGTD actSoftplusSlopeTable<>+480(SB), Y9, Y12
@@ -22099,10 +21101,8 @@ all4:
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
@@ -22111,7 +21111,6 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -22119,10 +21118,8 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
-
 vector7:
 	VPMINSD actSoftplusSlopeTable<>+544(SB), Y13, Y13
 	VMULPS actSoftplusSlopeTable<>+576(SB), Y13, Y11
@@ -22157,20 +21154,17 @@ vector7:
 	JLT subnormal15
 	VMULPS actSoftplusSlopeTable<>+928(SB), Y13, Y13
 	JMP restored16
-
 subnormal15:
 	VADDPS actSoftplusSlopeTable<>+960(SB), Y13, Y8
 	VPADDD actSoftplusSlopeTable<>+992(SB), Y8, Y8
 	VPADDD actSoftplusSlopeTable<>+1024(SB), Y13, Y13
 	VPMAXSD Y8, Y13, Y13
-
 restored16:
 	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
 	VSUBPS Y13, Y14, Y8
 	VPMINSD Y8, Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -22186,14 +21180,11 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -22212,7 +21203,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -22336,7 +21326,6 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actMishValueTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -22450,7 +21439,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y7, Y6, Y12
 	VPMINSD Y9, Y8, Y13
@@ -22459,7 +21447,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actMishValueTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
@@ -22496,22 +21483,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actMishValueTable<>+480(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -22519,9 +21502,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VMOVUPS actMishValueTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
@@ -22579,7 +21560,6 @@ vector7:
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -22595,18 +21575,15 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -22625,7 +21602,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -22753,7 +21729,6 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actMishSlopeTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -22867,7 +21842,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y7, Y6, Y12
 	VPMINSD Y9, Y8, Y13
@@ -22876,7 +21850,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
@@ -22913,22 +21886,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actMishSlopeTable<>+480(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -22936,9 +21905,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VMOVUPS actMishSlopeTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
@@ -23007,7 +21974,6 @@ vector7:
 	VCVTPD2PSY Y9, X9
 	VINSERTF128 $1, X9, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -23023,18 +21989,15 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS 0(R14), Y2
 	VMOVUPS 32(R14), Y3
 	VMOVUPS 64(R14), Y4
 	VMOVUPS 96(R14), Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -23053,7 +22016,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -23208,7 +22170,6 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actGELUValueTable<>+64(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -23339,7 +22300,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -23348,7 +22308,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -23385,22 +22344,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -23408,9 +22363,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
@@ -23500,7 +22453,6 @@ vector7:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -23516,7 +22468,6 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS actGELUValueTable<>+0(SB), Y14
 	VANDPS 0(R14), Y14, Y2
@@ -23524,11 +22475,9 @@ merged10:
 	VANDPS 64(R14), Y14, Y4
 	VANDPS 96(R14), Y14, Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -23547,7 +22496,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -23714,7 +22662,6 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -23845,7 +22792,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -23854,7 +22800,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -23891,22 +22836,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -23914,9 +22855,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
@@ -24008,7 +22947,6 @@ vector7:
 	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -24024,7 +22962,6 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS actGELUSlopeTable<>+0(SB), Y14
 	VANDPS 0(R14), Y14, Y2
@@ -24032,11 +22969,9 @@ merged10:
 	VANDPS 64(R14), Y14, Y4
 	VANDPS 96(R14), Y14, Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -24055,7 +22990,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -24178,7 +23112,6 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -24309,7 +23242,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -24318,7 +23250,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -24355,22 +23286,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUTanhValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -24378,9 +23305,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VMOVUPS actGELUTanhValueTable<>+512(SB), Y14
 	VMAXPS Y12, Y14, Y12
@@ -24434,7 +23359,6 @@ vector7:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -24450,7 +23374,6 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS actGELUTanhValueTable<>+0(SB), Y14
 	VANDPS 0(R14), Y14, Y2
@@ -24458,11 +23381,9 @@ merged10:
 	VANDPS 64(R14), Y14, Y4
 	VANDPS 96(R14), Y14, Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -24481,7 +23402,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -24616,7 +23536,6 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VTESTPS Y10, Y10
 	JNE some2
 	MOVQ $0, 416(R14)
-
 near1:
 	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
 	VADDPS Y14, Y2, Y6
@@ -24747,7 +23666,6 @@ near1:
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
-
 some2:
 	VPMINSD Y3, Y2, Y12
 	VPMINSD Y5, Y4, Y13
@@ -24756,7 +23674,6 @@ some2:
 	VPCMPGTD Y12, Y14, Y12
 	VTESTPS Y12, Y12
 	JEQ all4
-
 mixed8:
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -24793,22 +23710,18 @@ mixed8:
 	MOVQ AX, 424(R14)
 	MOVQ $0, AX
 	JMP vector7
-
 all4:
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUTanhSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
 	JMP mixed8
-
 apart9:
 	MOVQ $1, 416(R14)
-
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-
 loop13:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
@@ -24816,9 +23729,7 @@ loop13:
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
 	JEQ next14
-
 load6:
-
 vector7:
 	VMOVUPS actGELUTanhSlopeTable<>+544(SB), Y14
 	VMAXPS Y12, Y14, Y12
@@ -24883,7 +23794,6 @@ vector7:
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-
 next14:
 	SUBQ $32, AX
 	JGE loop13
@@ -24899,7 +23809,6 @@ next14:
 	VMOVUPS Y13, 192(R14)
 	VPERMILPS $57, Y12, Y13
 	VMOVUPS Y13, 224(R14)
-
 merged10:
 	VMOVUPS actGELUTanhSlopeTable<>+0(SB), Y14
 	VANDPS 0(R14), Y14, Y2
@@ -24907,11 +23816,9 @@ merged10:
 	VANDPS 64(R14), Y14, Y4
 	VANDPS 96(R14), Y14, Y5
 	JMP near1
-
 nan12:
 	MOVQ $0, 416(R14)
 	JMP near1
-
 both3:
 	VMOVUPS 256(R14), Y6
 	VANDNPS Y2, Y6, Y2
@@ -24930,7 +23837,6 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -24978,7 +23884,6 @@ TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ (BX)(AX*8), AX
 	MOVQ AX, ret+8(FP)
 	RET
-
 none:
 	UNDEF
 

@@ -198,14 +198,12 @@ TEXT ·momentsRows<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 whole7:
 	MOVD kernelArgs_n(R23), R8
 	ANDS $7, R8
 	MOVD kernelArgs_rowGap(R23), R4
 	ADD R4, R8
 	LSL $2, R8
-
 row3:
 	LD1R8(1, 0)
 	FLDPQ (R2), (F2, F3)
@@ -216,7 +214,6 @@ row3:
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R3
 	BLT tail9
-
 four8:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
@@ -244,7 +241,6 @@ four8:
 	ADD $32, R0
 	SUBS $8, R3
 	BGE four8
-
 tail9:
 	ANDS $7, R3
 	BEQ summed10
@@ -273,7 +269,6 @@ tail9:
 	AND8(15, 4, 4)
 	FADD8(3, 1, 1)
 	FADD8(4, 2, 2)
-
 summed10:
 	ADD R8, R0
 	FSTPQ (F2, F3), (R2)
@@ -289,7 +284,6 @@ summed10:
 	SUBS $1, R4
 	BGE row3
 	B save6
-
 again4:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -316,11 +310,9 @@ again4:
 	SUBS $1, R4
 	BGE row3
 	B save6
-
 ended5:
 	MOVD $2048, R4
 	MOVD R4, kernelArgs_piece(R23)
-
 save6:
 	MOVD kernelArgs_x(R23), R4
 	SUB R4, R0
@@ -335,7 +327,6 @@ save6:
 	ASR $2, R2
 	MOVD R2, kernelArgs_accAt(R23)
 	RET
-
 long2:
 	MOVD kernelArgs_sums(R23), R2
 	MOVD kernelArgs_accAt(R23), R4
@@ -345,7 +336,6 @@ long2:
 	FLDPQ (R4), (F2, F3)
 	FLDPQ 32(R4), (F4, F5)
 	LD1R8(1, 0)
-
 next11:
 	MOVD kernelArgs_left(R23), R3
 	MOVD kernelArgs_piece(R23), R4
@@ -368,7 +358,6 @@ next11:
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $8, R3
 	BLT tail17
-
 four16:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
@@ -396,7 +385,6 @@ four16:
 	ADD $32, R0
 	SUBS $8, R3
 	BGE four16
-
 tail17:
 	ANDS $7, R3
 	BEQ summed18
@@ -432,7 +420,6 @@ tail17:
 	FADD8(4, 2, 2)
 	LSL $2, R3
 	ADD R3, R0
-
 summed18:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
@@ -440,7 +427,6 @@ summed18:
 	MOVD kernelArgs_piece(R23), R4
 	SUBS $0, R4
 	BNE next11
-
 flush12:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
@@ -463,7 +449,6 @@ flush12:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
 	BNE next11
-
 row13:
 	MOVD kernelArgs_n(R23), R4
 	MOVD R4, kernelArgs_left(R23)
@@ -478,7 +463,6 @@ row13:
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
 	B next11
-
 again14:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -504,7 +488,6 @@ again14:
 	BGE next11
 	MOVD $2048, R4
 	MOVD R4, kernelArgs_piece(R23)
-
 save15:
 	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
@@ -522,7 +505,6 @@ save15:
 	ASR $3, R2
 	MOVD R2, kernelArgs_accAt(R23)
 	RET
-
 singles1:
 	MOVD kernelArgs_sums(R23), R2
 	MOVD kernelArgs_accAt(R23), R4
@@ -532,7 +514,6 @@ singles1:
 	FLDPQ (R4), (F2, F3)
 	FLDPQ 32(R4), (F4, F5)
 	LD1R8(1, 0)
-
 next19:
 	MOVD kernelArgs_left(R23), R3
 	MOVD kernelArgs_piece(R23), R4
@@ -555,7 +536,6 @@ next19:
 	MOVD R4, kernelArgs_budget(R23)
 	SUBS $32, R3
 	BLT rest25
-
 quad24:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
@@ -580,12 +560,10 @@ quad24:
 	ADD $128, R0
 	SUBS $32, R3
 	BGE quad24
-
 rest25:
 	ADD $32, R3
 	SUBS $8, R3
 	BLT tail27
-
 single26:
 	FLDPQ (R0), (F6, F7)
 	FADD8(3, 0, 3)
@@ -595,7 +573,6 @@ single26:
 	ADD $32, R0
 	SUBS $8, R3
 	BGE single26
-
 tail27:
 	ANDS $7, R3
 	BEQ summed28
@@ -613,7 +590,6 @@ tail27:
 	FADD8(4, 2, 2)
 	LSL $2, R3
 	ADD R3, R0
-
 summed28:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
@@ -621,7 +597,6 @@ summed28:
 	MOVD kernelArgs_piece(R23), R4
 	SUBS $0, R4
 	BNE next19
-
 flush20:
 	WIDEN(1, 3, 4)
 	FLDPQ (R2), (F10, F11)
@@ -644,7 +619,6 @@ flush20:
 	MOVD kernelArgs_left(R23), R4
 	SUBS $0, R4
 	BNE next19
-
 row21:
 	MOVD kernelArgs_n(R23), R4
 	MOVD R4, kernelArgs_left(R23)
@@ -659,7 +633,6 @@ row21:
 	MOVD R4, kernelArgs_rowsLeft(R23)
 	LD1R8(1, 0)
 	B next19
-
 again22:
 	MOVD kernelArgs_rows(R23), R4
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -674,7 +647,6 @@ again22:
 	LD1R8(1, 0)
 	SUBS $0, R4
 	BNE next19
-
 save23:
 	ADD $kernelArgs_partial, R23, R4
 	FSTPQ (F2, F3), (R4)
@@ -712,7 +684,6 @@ TEXT ·momentsCols<>(SB), NOSPLIT, $0-16
 	ADD R5, R6
 	SUBS $4, R3
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_fetch(R23), R7
 	MOVD kernelArgs_coef(R23), R1
@@ -720,7 +691,6 @@ quads1:
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail5
-
 column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
@@ -760,7 +730,6 @@ column4:
 	ADD $64, R2
 	SUBS $8, R4
 	BGE column4
-
 tail5:
 	ANDS $7, R4
 	BEQ next6
@@ -794,7 +763,6 @@ tail5:
 	FSTPQ (F4, F5), 32(R2)
 	LSL $2, R4
 	ADD R4, R0
-
 next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -803,19 +771,16 @@ next6:
 	ADD R6, R0
 	SUBS $4, R3
 	BGE quads1
-
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail9
-
 column8:
 	FLDPQ (R1), (F0, F1)
 	FLDPQ (R2), (F2, F3)
@@ -832,7 +797,6 @@ column8:
 	ADD $64, R2
 	SUBS $8, R4
 	BGE column8
-
 tail9:
 	ANDS $7, R4
 	BEQ next10
@@ -848,7 +812,6 @@ tail9:
 	FSTPQ (F4, F5), 32(R2)
 	LSL $2, R4
 	ADD R4, R0
-
 next10:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -856,7 +819,6 @@ next10:
 	ADD R5, R0
 	SUBS $1, R3
 	BGE row7
-
 done3:
 	RET
 
@@ -886,16 +848,12 @@ TEXT ·normalizeRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R6
 	CMP R6, R3
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R5
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R4
 	BLT rest4
@@ -924,12 +882,10 @@ quad3:
 	SUBS $32, R5
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R4
 	SUBS $8, R4
 	BLT border6
-
 single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
@@ -942,7 +898,6 @@ single5:
 	BLT stop7
 	SUBS $8, R4
 	BGE single5
-
 border6:
 	SUBS $1, R3
 	BEQ last13
@@ -976,17 +931,14 @@ border6:
 	ADD $32, R0
 	ADD $32, R1
 	MOVD R6, R4
-
 begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R4
 	B begin12
-
 last13:
 	ANDS $7, R4
 	BEQ end14
@@ -1004,7 +956,6 @@ last13:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
@@ -1025,7 +976,6 @@ end14:
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B image1
-
 save8:
 	MOVD R4, kernelArgs_left(R23)
 	MOVD R3, kernelArgs_rowsLeft(R23)
@@ -1068,16 +1018,12 @@ TEXT ·normalizeRowsIdentityResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R7
 	CMP R7, R4
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R6
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R5
 	BLT rest4
@@ -1115,12 +1061,10 @@ quad3:
 	SUBS $32, R6
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
-
 single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
@@ -1136,7 +1080,6 @@ single5:
 	BLT stop7
 	SUBS $8, R5
 	BGE single5
-
 border6:
 	SUBS $1, R4
 	BEQ last13
@@ -1173,17 +1116,14 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
-
 begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R5
 	B begin12
-
 last13:
 	ANDS $7, R5
 	BEQ end14
@@ -1204,7 +1144,6 @@ last13:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
@@ -1226,7 +1165,6 @@ end14:
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B image1
-
 save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -1267,16 +1205,12 @@ TEXT ·normalizeRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R6
 	CMP R6, R3
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R5
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R4
 	BLT rest4
@@ -1313,12 +1247,10 @@ quad3:
 	SUBS $32, R5
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R4
 	SUBS $8, R4
 	BLT border6
-
 single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
@@ -1333,7 +1265,6 @@ single5:
 	BLT stop7
 	SUBS $8, R4
 	BGE single5
-
 border6:
 	SUBS $1, R3
 	BEQ last13
@@ -1369,17 +1300,14 @@ border6:
 	ADD $32, R0
 	ADD $32, R1
 	MOVD R6, R4
-
 begin12:
 	LD1R8(2, 0)
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R4
 	B begin12
-
 last13:
 	ANDS $7, R4
 	BEQ end14
@@ -1399,7 +1327,6 @@ last13:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R4
 	LSL $2, R4
@@ -1420,7 +1347,6 @@ end14:
 	LD1R8AT(4, 2, 1)
 	LD1R8AT(8, 2, 2)
 	B image1
-
 save8:
 	MOVD R4, kernelArgs_left(R23)
 	MOVD R3, kernelArgs_rowsLeft(R23)
@@ -1463,16 +1389,12 @@ TEXT ·normalizeRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R7
 	CMP R7, R4
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R6
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R5
 	BLT rest4
@@ -1518,12 +1440,10 @@ quad3:
 	SUBS $32, R6
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
-
 single5:
 	FLDPQ (R0), (F8, F9)
 	FADD8(4, 0, 4)
@@ -1541,7 +1461,6 @@ single5:
 	BLT stop7
 	SUBS $8, R5
 	BGE single5
-
 border6:
 	SUBS $1, R4
 	BEQ last13
@@ -1580,17 +1499,14 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
-
 begin12:
 	LD1R8(3, 0)
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R5
 	B begin12
-
 last13:
 	ANDS $7, R5
 	BEQ end14
@@ -1613,7 +1529,6 @@ last13:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
@@ -1635,7 +1550,6 @@ end14:
 	LD1R8AT(4, 3, 1)
 	LD1R8AT(8, 3, 2)
 	B image1
-
 save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -1679,16 +1593,12 @@ TEXT ·normalizeRowsCalled<>(SB), NOSPLIT, $432-16
 	ARG(kernelArgs_rows, R8)
 	CMP R8, R5
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R7
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R6
 	BLT rest4
@@ -1720,7 +1630,6 @@ quad3:
 	FADD8(9, 4, 4)
 	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
-
 without11:
 	MOVD $4, R19
 	CALL (R22)
@@ -1734,12 +1643,10 @@ without11:
 	SUBS $32, R7
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
-
 single5:
 	LD1R8(4, 6)
 	LD1R8AT(4, 4, 7)
@@ -1751,7 +1658,6 @@ single5:
 	CBZ R0, without12
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
-
 without12:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -1766,7 +1672,6 @@ without12:
 	BLT stop7
 	SUBS $8, R6
 	BGE single5
-
 border6:
 	SUBS $1, R5
 	BEQ last15
@@ -1799,7 +1704,6 @@ border6:
 	CBZ R0, without17
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
-
 without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -1811,14 +1715,11 @@ without17:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
-
 begin14:
 	B row2
-
 next13:
 	ARG(kernelArgs_n, R6)
 	B begin14
-
 last15:
 	ANDS $7, R6
 	BEQ end16
@@ -1838,7 +1739,6 @@ last15:
 	CBZ R0, without18
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
-
 without18:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -1850,7 +1750,6 @@ without18:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 end16:
 	ARG(kernelArgs_imageGap, R6)
 	LSL $2, R6
@@ -1870,7 +1769,6 @@ end16:
 	MOVD R9, kernelArgs_images(R24)
 	BEQ save8
 	B image1
-
 save8:
 	MOVD a+8(FP), R24
 	MOVD R6, kernelArgs_left(R24)
@@ -1910,13 +1808,11 @@ TEXT ·normalizeColsIdentity<>(SB), NOSPLIT, $0-16
 	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail5
-
 column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
@@ -1952,7 +1848,6 @@ column4:
 	ADD $160, R2
 	SUBS $8, R4
 	BGE column4
-
 tail5:
 	ANDS $7, R4
 	BEQ next6
@@ -1988,7 +1883,6 @@ tail5:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -2000,20 +1894,17 @@ next6:
 	ADD R6, R1
 	SUBS $4, R3
 	BGE quads1
-
 rest2:
 	ADD $4, R3
 	MOVD kernelArgs_single(R23), R2
 	ADD R2, R3
 	SUBS $1, R3
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail9
-
 column8:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
@@ -2028,7 +1919,6 @@ column8:
 	ADD $160, R2
 	SUBS $8, R4
 	BGE column8
-
 tail9:
 	ANDS $7, R4
 	BEQ next10
@@ -2043,7 +1933,6 @@ tail9:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 next10:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -2053,7 +1942,6 @@ next10:
 	ADD R5, R1
 	SUBS $1, R3
 	BGE row7
-
 done3:
 	RET
 
@@ -2079,13 +1967,11 @@ TEXT ·normalizeColsIdentityResidual<>(SB), NOSPLIT, $0-16
 	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -2133,7 +2019,6 @@ column4:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -2181,7 +2066,6 @@ tail5:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -2196,20 +2080,17 @@ next6:
 	ADD R7, R2
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -2227,7 +2108,6 @@ column8:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -2245,7 +2125,6 @@ tail9:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -2257,7 +2136,6 @@ next10:
 	ADD R6, R2
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -2282,13 +2160,11 @@ TEXT ·normalizeColsReLU<>(SB), NOSPLIT, $0-16
 	SUB R2, R3
 	SUBS $4, R3
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail5
-
 column4:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
@@ -2332,7 +2208,6 @@ column4:
 	ADD $160, R2
 	SUBS $8, R4
 	BGE column4
-
 tail5:
 	ANDS $7, R4
 	BEQ next6
@@ -2376,7 +2251,6 @@ tail5:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -2388,20 +2262,17 @@ next6:
 	ADD R6, R1
 	SUBS $4, R3
 	BGE quads1
-
 rest2:
 	ADD $4, R3
 	MOVD kernelArgs_single(R23), R2
 	ADD R2, R3
 	SUBS $1, R3
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail9
-
 column8:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ 32(R2), (F2, F3)
@@ -2418,7 +2289,6 @@ column8:
 	ADD $160, R2
 	SUBS $8, R4
 	BGE column8
-
 tail9:
 	ANDS $7, R4
 	BEQ next10
@@ -2435,7 +2305,6 @@ tail9:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 next10:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -2445,7 +2314,6 @@ next10:
 	ADD R5, R1
 	SUBS $1, R3
 	BGE row7
-
 done3:
 	RET
 
@@ -2471,13 +2339,11 @@ TEXT ·normalizeColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -2533,7 +2399,6 @@ column4:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -2589,7 +2454,6 @@ tail5:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -2604,20 +2468,17 @@ next6:
 	ADD R7, R2
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R3), (F0, F1)
 	FLDPQ 32(R3), (F2, F3)
@@ -2637,7 +2498,6 @@ column8:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -2657,7 +2517,6 @@ tail9:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -2669,7 +2528,6 @@ next10:
 	ADD R6, R2
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -2699,13 +2557,11 @@ TEXT ·normalizeColsCalled<>(SB), NOSPLIT, $432-16
 	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
-
 quads1:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $8, R6
 	BLT tail5
-
 column4:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
@@ -2741,7 +2597,6 @@ column4:
 	ADD R8<<0, R3, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
-
 without7:
 	MOVD $4, R19
 	CALL (R22)
@@ -2758,7 +2613,6 @@ without7:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column4
-
 tail5:
 	ANDS $7, R6
 	BEQ next6
@@ -2796,7 +2650,6 @@ tail5:
 	ADD R8<<0, R3, R24
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
-
 without8:
 	MOVD $4, R19
 	CALL (R22)
@@ -2811,7 +2664,6 @@ without8:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next6:
 	ARG(kernelArgs_n, R6)
 	LSL $2, R6
@@ -2826,20 +2678,17 @@ next6:
 	ADD R8, R3
 	SUBS $4, R5
 	BGE quads1
-
 rest2:
 	ADD $4, R5
 	ARG(kernelArgs_single, R4)
 	ADD R4, R5
 	SUBS $1, R5
 	BLT done3
-
 row9:
 	ARG(kernelArgs_coef, R4)
 	ARG(kernelArgs_n, R6)
 	SUBS $32, R6
 	BLT few14
-
 many13:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
@@ -2878,7 +2727,6 @@ many13:
 	FADD8(9, 4, 4)
 	FLDPQ 96(R3), (F18, F19)
 	FADD8(9, 5, 5)
-
 without15:
 	MOVD $4, R19
 	CALL (R22)
@@ -2892,12 +2740,10 @@ without15:
 	ADD $640, R4
 	SUBS $32, R6
 	BGE many13
-
 few14:
 	ADD $32, R6
 	SUBS $8, R6
 	BLT tail11
-
 column10:
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
@@ -2909,7 +2755,6 @@ column10:
 	CBZ R0, without16
 	FLDPQ (R3), (F18, F19)
 	FADD8(9, 2, 2)
-
 without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -2923,7 +2768,6 @@ without16:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column10
-
 tail11:
 	ANDS $7, R6
 	BEQ next12
@@ -2937,7 +2781,6 @@ tail11:
 	CBZ R0, without17
 	TAIL(·loadTail9<>, 0, R3)
 	FADD8(9, 2, 2)
-
 without17:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -2949,7 +2792,6 @@ without17:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next12:
 	ARG(kernelArgs_n, R6)
 	LSL $2, R6
@@ -2961,7 +2803,6 @@ next12:
 	ADD R7, R3
 	SUBS $1, R5
 	BGE row9
-
 done3:
 	RET
 
@@ -3003,14 +2844,12 @@ TEXT ·gradSumsRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 whole7:
 	MOVD kernelArgs_n(R23), R9
 	ANDS $7, R9
 	MOVD kernelArgs_rowGap(R23), R5
 	ADD R5, R9
 	LSL $2, R9
-
 row3:
 	LD1R8(2, 2)
 	FLDPQ (R3), (F0, F1)
@@ -3021,7 +2860,6 @@ row3:
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT tail9
-
 four8:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -3057,7 +2895,6 @@ four8:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE four8
-
 tail9:
 	ANDS $7, R4
 	BEQ summed10
@@ -3093,7 +2930,6 @@ tail9:
 	AND8(15, 4, 4)
 	FADD8(3, 0, 0)
 	FADD8(4, 1, 1)
-
 summed10:
 	ADD R9, R0
 	ADD R9, R1
@@ -3110,7 +2946,6 @@ summed10:
 	SUBS $1, R5
 	BGE row3
 	B save6
-
 again4:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -3141,11 +2976,9 @@ again4:
 	SUBS $1, R5
 	BGE row3
 	B save6
-
 ended5:
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
-
 save6:
 	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
@@ -3160,7 +2993,6 @@ save6:
 	ASR $2, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
-
 long2:
 	MOVD kernelArgs_sums(R23), R3
 	MOVD kernelArgs_accAt(R23), R5
@@ -3170,7 +3002,6 @@ long2:
 	FLDPQ (R5), (F0, F1)
 	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 2)
-
 next11:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
@@ -3193,7 +3024,6 @@ next11:
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT tail17
-
 four16:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -3229,7 +3059,6 @@ four16:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE four16
-
 tail17:
 	ANDS $7, R4
 	BEQ summed18
@@ -3273,7 +3102,6 @@ tail17:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 summed18:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
@@ -3281,7 +3109,6 @@ summed18:
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
 	BNE next11
-
 flush12:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
@@ -3304,7 +3131,6 @@ flush12:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
 	BNE next11
-
 row13:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3320,7 +3146,6 @@ row13:
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
 	B next11
-
 again14:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -3350,7 +3175,6 @@ again14:
 	BGE next11
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
-
 save15:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
@@ -3368,7 +3192,6 @@ save15:
 	ASR $3, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
-
 singles1:
 	MOVD kernelArgs_sums(R23), R3
 	MOVD kernelArgs_accAt(R23), R5
@@ -3378,7 +3201,6 @@ singles1:
 	FLDPQ (R5), (F0, F1)
 	FLDPQ 32(R5), (F2, F3)
 	LD1R8(2, 2)
-
 next19:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
@@ -3401,7 +3223,6 @@ next19:
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
 	BLT rest25
-
 quad24:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -3431,12 +3252,10 @@ quad24:
 	ADD $128, R1
 	SUBS $32, R4
 	BGE quad24
-
 rest25:
 	ADD $32, R4
 	SUBS $8, R4
 	BLT tail27
-
 single26:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -3448,7 +3267,6 @@ single26:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE single26
-
 tail27:
 	ANDS $7, R4
 	BEQ summed28
@@ -3468,7 +3286,6 @@ tail27:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 summed28:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
@@ -3476,7 +3293,6 @@ summed28:
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
 	BNE next19
-
 flush20:
 	WIDEN(0, 3, 4)
 	FLDPQ (R3), (F10, F11)
@@ -3499,7 +3315,6 @@ flush20:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
 	BNE next19
-
 row21:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3515,7 +3330,6 @@ row21:
 	MOVD R5, kernelArgs_rowsLeft(R23)
 	LD1R8(2, 2)
 	B next19
-
 again22:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -3531,7 +3345,6 @@ again22:
 	LD1R8(2, 2)
 	SUBS $0, R5
 	BNE next19
-
 save23:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
@@ -3589,14 +3402,12 @@ TEXT ·gradSumsRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 whole7:
 	MOVD kernelArgs_n(R23), R9
 	ANDS $7, R9
 	MOVD kernelArgs_rowGap(R23), R5
 	ADD R5, R9
 	LSL $2, R9
-
 row3:
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
@@ -3609,7 +3420,6 @@ row3:
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT tail9
-
 four8:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -3661,7 +3471,6 @@ four8:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE four8
-
 tail9:
 	ANDS $7, R4
 	BEQ summed10
@@ -3713,7 +3522,6 @@ tail9:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
-
 summed10:
 	ADD R9, R0
 	ADD R9, R1
@@ -3730,7 +3538,6 @@ summed10:
 	SUBS $1, R5
 	BGE row3
 	B save6
-
 again4:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -3761,11 +3568,9 @@ again4:
 	SUBS $1, R5
 	BGE row3
 	B save6
-
 ended5:
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
-
 save6:
 	MOVD kernelArgs_dy(R23), R5
 	SUB R5, R0
@@ -3780,7 +3585,6 @@ save6:
 	ASR $2, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
-
 long2:
 	MOVD kernelArgs_sums(R23), R3
 	MOVD kernelArgs_accAt(R23), R5
@@ -3792,7 +3596,6 @@ long2:
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-
 next11:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
@@ -3815,7 +3618,6 @@ next11:
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $8, R4
 	BLT tail17
-
 four16:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -3867,7 +3669,6 @@ four16:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE four16
-
 tail17:
 	ANDS $7, R4
 	BEQ summed18
@@ -3927,7 +3728,6 @@ tail17:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 summed18:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
@@ -3935,7 +3735,6 @@ summed18:
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
 	BNE next11
-
 flush12:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
@@ -3958,7 +3757,6 @@ flush12:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
 	BNE next11
-
 row13:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
@@ -3976,7 +3774,6 @@ row13:
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 	B next11
-
 again14:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -4008,7 +3805,6 @@ again14:
 	BGE next11
 	MOVD $2048, R5
 	MOVD R5, kernelArgs_piece(R23)
-
 save15:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
@@ -4026,7 +3822,6 @@ save15:
 	ASR $3, R3
 	MOVD R3, kernelArgs_accAt(R23)
 	RET
-
 singles1:
 	MOVD kernelArgs_sums(R23), R3
 	MOVD kernelArgs_accAt(R23), R5
@@ -4038,7 +3833,6 @@ singles1:
 	LD1R8(2, 4)
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
-
 next19:
 	MOVD kernelArgs_left(R23), R4
 	MOVD kernelArgs_piece(R23), R5
@@ -4061,7 +3855,6 @@ next19:
 	MOVD R5, kernelArgs_budget(R23)
 	SUBS $32, R4
 	BLT rest25
-
 quad24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4107,12 +3900,10 @@ quad24:
 	ADD $128, R1
 	SUBS $32, R4
 	BGE quad24
-
 rest25:
 	ADD $32, R4
 	SUBS $8, R4
 	BLT tail27
-
 single26:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4128,7 +3919,6 @@ single26:
 	ADD $32, R1
 	SUBS $8, R4
 	BGE single26
-
 tail27:
 	ANDS $7, R4
 	BEQ summed28
@@ -4152,7 +3942,6 @@ tail27:
 	LSL $2, R4
 	ADD R4, R0
 	ADD R4, R1
-
 summed28:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
@@ -4160,7 +3949,6 @@ summed28:
 	MOVD kernelArgs_piece(R23), R5
 	SUBS $0, R5
 	BNE next19
-
 flush20:
 	WIDEN(0, 5, 6)
 	FLDPQ (R3), (F14, F15)
@@ -4183,7 +3971,6 @@ flush20:
 	MOVD kernelArgs_left(R23), R5
 	SUBS $0, R5
 	BNE next19
-
 row21:
 	MOVD kernelArgs_n(R23), R5
 	MOVD R5, kernelArgs_left(R23)
@@ -4201,7 +3988,6 @@ row21:
 	LD1R8AT(4, 2, 2)
 	LD1R8AT(8, 2, 3)
 	B next19
-
 again22:
 	MOVD kernelArgs_rows(R23), R5
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -4219,7 +4005,6 @@ again22:
 	LD1R8AT(8, 2, 3)
 	SUBS $0, R5
 	BNE next19
-
 save23:
 	ADD $kernelArgs_partial, R23, R5
 	FSTPQ (F0, F1), (R5)
@@ -4279,14 +4064,12 @@ TEXT ·gradSumsRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 whole7:
 	MOVD kernelArgs_n(R23), R10
 	ANDS $7, R10
 	MOVD kernelArgs_rowGap(R23), R6
 	ADD R6, R10
 	LSL $2, R10
-
 row3:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
@@ -4299,7 +4082,6 @@ row3:
 	MOVD R7, kernelArgs_budget(R23)
 	SUBS $8, R5
 	BLT tail9
-
 four8:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4363,7 +4145,6 @@ four8:
 	ADD $32, R2
 	SUBS $8, R5
 	BGE four8
-
 tail9:
 	ANDS $7, R5
 	BEQ summed10
@@ -4426,7 +4207,6 @@ tail9:
 	AND8(15, 6, 6)
 	FADD8(5, 0, 0)
 	FADD8(6, 1, 1)
-
 summed10:
 	ADD R10, R0
 	ADD R10, R1
@@ -4444,7 +4224,6 @@ summed10:
 	SUBS $1, R6
 	BGE row3
 	B save6
-
 again4:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
@@ -4479,11 +4258,9 @@ again4:
 	SUBS $1, R6
 	BGE row3
 	B save6
-
 ended5:
 	MOVD $2048, R6
 	MOVD R6, kernelArgs_piece(R23)
-
 save6:
 	MOVD kernelArgs_dy(R23), R6
 	SUB R6, R0
@@ -4498,7 +4275,6 @@ save6:
 	ASR $2, R4
 	MOVD R4, kernelArgs_accAt(R23)
 	RET
-
 long2:
 	MOVD kernelArgs_sums(R23), R4
 	MOVD kernelArgs_accAt(R23), R6
@@ -4510,7 +4286,6 @@ long2:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-
 next11:
 	MOVD kernelArgs_left(R23), R5
 	MOVD kernelArgs_piece(R23), R6
@@ -4533,7 +4308,6 @@ next11:
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $8, R5
 	BLT tail17
-
 four16:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4597,7 +4371,6 @@ four16:
 	ADD $32, R2
 	SUBS $8, R5
 	BGE four16
-
 tail17:
 	ANDS $7, R5
 	BEQ summed18
@@ -4669,7 +4442,6 @@ tail17:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 summed18:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
@@ -4677,7 +4449,6 @@ summed18:
 	MOVD kernelArgs_piece(R23), R6
 	SUBS $0, R6
 	BNE next11
-
 flush12:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
@@ -4700,7 +4471,6 @@ flush12:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
 	BNE next11
-
 row13:
 	MOVD kernelArgs_n(R23), R6
 	MOVD R6, kernelArgs_left(R23)
@@ -4719,7 +4489,6 @@ row13:
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	B next11
-
 again14:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
@@ -4755,7 +4524,6 @@ again14:
 	BGE next11
 	MOVD $2048, R6
 	MOVD R6, kernelArgs_piece(R23)
-
 save15:
 	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
@@ -4773,7 +4541,6 @@ save15:
 	ASR $3, R4
 	MOVD R4, kernelArgs_accAt(R23)
 	RET
-
 singles1:
 	MOVD kernelArgs_sums(R23), R4
 	MOVD kernelArgs_accAt(R23), R6
@@ -4785,7 +4552,6 @@ singles1:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
-
 next19:
 	MOVD kernelArgs_left(R23), R5
 	MOVD kernelArgs_piece(R23), R6
@@ -4808,7 +4574,6 @@ next19:
 	MOVD R6, kernelArgs_budget(R23)
 	SUBS $32, R5
 	BLT rest25
-
 quad24:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4863,12 +4628,10 @@ quad24:
 	ADD $128, R2
 	SUBS $32, R5
 	BGE quad24
-
 rest25:
 	ADD $32, R5
 	SUBS $8, R5
 	BLT tail27
-
 single26:
 	FLDPQ (R1), (F12, F13)
 	FADD8(6, 4, 6)
@@ -4887,7 +4650,6 @@ single26:
 	ADD $32, R2
 	SUBS $8, R5
 	BGE single26
-
 tail27:
 	ANDS $7, R5
 	BEQ summed28
@@ -4914,7 +4676,6 @@ tail27:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 summed28:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
@@ -4922,7 +4683,6 @@ summed28:
 	MOVD kernelArgs_piece(R23), R6
 	SUBS $0, R6
 	BNE next19
-
 flush20:
 	WIDEN(0, 5, 6)
 	FLDPQ (R4), (F14, F15)
@@ -4945,7 +4705,6 @@ flush20:
 	MOVD kernelArgs_left(R23), R6
 	SUBS $0, R6
 	BNE next19
-
 row21:
 	MOVD kernelArgs_n(R23), R6
 	MOVD R6, kernelArgs_left(R23)
@@ -4964,7 +4723,6 @@ row21:
 	LD1R8AT(4, 3, 2)
 	LD1R8AT(8, 3, 3)
 	B next19
-
 again22:
 	MOVD kernelArgs_rows(R23), R6
 	MOVD R6, kernelArgs_rowsLeft(R23)
@@ -4983,7 +4741,6 @@ again22:
 	LD1R8AT(8, 3, 3)
 	SUBS $0, R6
 	BNE next19
-
 save23:
 	ADD $kernelArgs_partial, R23, R6
 	FSTPQ (F0, F1), (R6)
@@ -5051,14 +4808,12 @@ TEXT ·gradSumsRowsCalled<>(SB), NOSPLIT, $432-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 whole7:
 	ARG(kernelArgs_n, R13)
 	ANDS $7, R13
 	ARG(kernelArgs_rowGap, R9)
 	ADD R9, R13
 	LSL $2, R13
-
 row3:
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
@@ -5069,7 +4824,6 @@ row3:
 	MOVD R10, kernelArgs_budget(R24)
 	SUBS $8, R8
 	BLT tail9
-
 four8:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
@@ -5105,7 +4859,6 @@ four8:
 	ADD R12<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
-
 without11:
 	MOVD $4, R19
 	CALL (R22)
@@ -5129,7 +4882,6 @@ without11:
 	FSTPQ (F8, F9), (R24)
 	ADD R12<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
-
 without12:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -5160,7 +4912,6 @@ without12:
 	ADD $32, R5
 	SUBS $8, R8
 	BGE four8
-
 tail9:
 	ANDS $7, R8
 	BEQ summed10
@@ -5198,7 +4949,6 @@ tail9:
 	ADD R12<<0, R4, R24
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
-
 without13:
 	MOVD $4, R19
 	CALL (R22)
@@ -5222,7 +4972,6 @@ without13:
 	CALL ·storeTail4<>(SB)
 	ADD R12<<0, R5, R24
 	CALL ·storeTail5<>(SB)
-
 without14:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
@@ -5249,7 +4998,6 @@ without14:
 	AND8(15, 10, 10)
 	FADD8(2, 0, 0)
 	FADD8(10, 1, 1)
-
 summed10:
 	ADD R13, R2
 	ADD R13, R3
@@ -5269,7 +5017,6 @@ summed10:
 	SUBS $1, R9
 	BGE row3
 	B save6
-
 again4:
 	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
@@ -5310,12 +5057,10 @@ again4:
 	SUBS $1, R9
 	BGE row3
 	B save6
-
 ended5:
 	MOVD $2048, R9
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_piece(R24)
-
 save6:
 	ARG(kernelArgs_dy, R9)
 	SUB R9, R2
@@ -5333,7 +5078,6 @@ save6:
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_accAt(R24)
 	RET
-
 long2:
 	ARG(kernelArgs_sums, R7)
 	ARG(kernelArgs_accAt, R9)
@@ -5343,7 +5087,6 @@ long2:
 	ADD $kernelArgs_partial, R9
 	FLDPQ (R9), (F0, F1)
 	FLDPQ 32(R9), (F2, F3)
-
 next15:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
@@ -5369,7 +5112,6 @@ next15:
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $8, R8
 	BLT tail21
-
 four20:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
@@ -5405,7 +5147,6 @@ four20:
 	ADD R12<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
-
 without23:
 	MOVD $4, R19
 	CALL (R22)
@@ -5429,7 +5170,6 @@ without23:
 	FSTPQ (F8, F9), (R24)
 	ADD R12<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
-
 without24:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -5460,7 +5200,6 @@ without24:
 	ADD $32, R5
 	SUBS $8, R8
 	BGE four20
-
 tail21:
 	ANDS $7, R8
 	BEQ summed22
@@ -5503,7 +5242,6 @@ tail21:
 	ADD R12<<0, R4, R24
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
-
 without25:
 	MOVD $4, R19
 	CALL (R22)
@@ -5527,7 +5265,6 @@ without25:
 	CALL ·storeTail4<>(SB)
 	ADD R12<<0, R5, R24
 	CALL ·storeTail5<>(SB)
-
 without26:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
@@ -5559,7 +5296,6 @@ without26:
 	ADD R8, R3
 	ADD R8, R4
 	ADD R8, R5
-
 summed22:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
@@ -5567,7 +5303,6 @@ summed22:
 	ARG(kernelArgs_piece, R9)
 	SUBS $0, R9
 	BNE next15
-
 flush16:
 	WIDEN(0, 9, 10)
 	FLDPQ (R7), (F22, F23)
@@ -5591,7 +5326,6 @@ flush16:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
 	BNE next15
-
 row17:
 	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
@@ -5610,7 +5344,6 @@ row17:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
 	B next15
-
 again18:
 	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
@@ -5650,7 +5383,6 @@ again18:
 	MOVD $2048, R9
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_piece(R24)
-
 save19:
 	MOVD a+8(FP), R9
 	ADD $kernelArgs_partial, R9
@@ -5672,7 +5404,6 @@ save19:
 	MOVD a+8(FP), R24
 	MOVD R7, kernelArgs_accAt(R24)
 	RET
-
 singles1:
 	ARG(kernelArgs_sums, R7)
 	ARG(kernelArgs_accAt, R9)
@@ -5682,7 +5413,6 @@ singles1:
 	ADD $kernelArgs_partial, R9
 	FLDPQ (R9), (F0, F1)
 	FLDPQ 32(R9), (F2, F3)
-
 next27:
 	ARG(kernelArgs_left, R8)
 	ARG(kernelArgs_piece, R9)
@@ -5708,7 +5438,6 @@ next27:
 	MOVD R9, kernelArgs_budget(R24)
 	SUBS $32, R8
 	BLT rest33
-
 quad32:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
@@ -5738,7 +5467,6 @@ quad32:
 	FADD8(9, 4, 4)
 	FLDPQ 96(R4), (F18, F19)
 	FADD8(9, 5, 5)
-
 without37:
 	MOVD $4, R19
 	CALL (R22)
@@ -5756,7 +5484,6 @@ without37:
 	FSTPQ (F6, F7), 32(R5)
 	FSTPQ (F8, F9), 64(R5)
 	FSTPQ (F10, F11), 96(R5)
-
 without38:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -5784,12 +5511,10 @@ without38:
 	ADD $128, R5
 	SUBS $32, R8
 	BGE quad32
-
 rest33:
 	ADD $32, R8
 	SUBS $8, R8
 	BLT tail35
-
 single34:
 	LD1R8(6, 8)
 	LD1R8AT(4, 6, 6)
@@ -5801,7 +5526,6 @@ single34:
 	CBZ R0, without39
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
-
 without39:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -5813,7 +5537,6 @@ without39:
 	FMUL8(9, 2, 2)
 	CBZ R1, without40
 	FSTPQ (F4, F5), (R5)
-
 without40:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -5826,7 +5549,6 @@ without40:
 	ADD $32, R5
 	SUBS $8, R8
 	BGE single34
-
 tail35:
 	ANDS $7, R8
 	BEQ summed36
@@ -5845,7 +5567,6 @@ tail35:
 	CBZ R0, without41
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
-
 without41:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -5857,7 +5578,6 @@ without41:
 	FMUL8(2, 9, 2)
 	CBZ R1, without42
 	TAIL(·storeTail2<>, 0, R5)
-
 without42:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
@@ -5871,7 +5591,6 @@ without42:
 	ADD R8, R3
 	ADD R8, R4
 	ADD R8, R5
-
 summed36:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
@@ -5879,7 +5598,6 @@ summed36:
 	ARG(kernelArgs_piece, R9)
 	SUBS $0, R9
 	BNE next27
-
 flush28:
 	WIDEN(0, 9, 10)
 	FLDPQ (R7), (F22, F23)
@@ -5903,7 +5621,6 @@ flush28:
 	ARG(kernelArgs_left, R9)
 	SUBS $0, R9
 	BNE next27
-
 row29:
 	ARG(kernelArgs_n, R9)
 	MOVD a+8(FP), R24
@@ -5922,7 +5639,6 @@ row29:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_rowsLeft(R24)
 	B next27
-
 again30:
 	ARG(kernelArgs_rows, R9)
 	MOVD a+8(FP), R24
@@ -5941,7 +5657,6 @@ again30:
 	MOVD R9, kernelArgs_images(R24)
 	SUBS $0, R9
 	BNE next27
-
 save31:
 	MOVD a+8(FP), R9
 	ADD $kernelArgs_partial, R9
@@ -5984,7 +5699,6 @@ TEXT ·gradSumsColsIdentity<>(SB), NOSPLIT, $0-16
 	ADD R6, R7
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_fetch(R23), R8
 	MOVD kernelArgs_coef(R23), R2
@@ -5992,7 +5706,6 @@ quads1:
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
@@ -6044,7 +5757,6 @@ column4:
 	ADD $64, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -6086,7 +5798,6 @@ tail5:
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -6098,19 +5809,16 @@ next6:
 	ADD R7, R1
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R2), (F4, F5)
 	FLDPQ (R3), (F0, F1)
@@ -6129,7 +5837,6 @@ column8:
 	ADD $64, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -6147,7 +5854,6 @@ tail9:
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -6157,7 +5863,6 @@ next10:
 	ADD R6, R1
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -6180,7 +5885,6 @@ TEXT ·gradSumsColsReLU<>(SB), NOSPLIT, $0-16
 	ADD R6, R7
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_fetch(R23), R8
 	MOVD kernelArgs_coef(R23), R2
@@ -6188,7 +5892,6 @@ quads1:
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	ADD R8<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
@@ -6258,7 +5961,6 @@ column4:
 	ADD $64, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -6318,7 +6020,6 @@ tail5:
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -6330,19 +6031,16 @@ next6:
 	ADD R7, R1
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R2
 	MOVD kernelArgs_acc(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R2), (F8, F9)
 	FLDPQ 32(R2), (F4, F5)
@@ -6367,7 +6065,6 @@ column8:
 	ADD $64, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -6391,7 +6088,6 @@ tail9:
 	LSL $2, R5
 	ADD R5, R0
 	ADD R5, R1
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -6401,7 +6097,6 @@ next10:
 	ADD R6, R1
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -6425,7 +6120,6 @@ TEXT ·gradSumsColsReLUResidual<>(SB), NOSPLIT, $0-16
 	ADD R7, R8
 	SUBS $4, R5
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_fetch(R23), R9
 	MOVD kernelArgs_coef(R23), R3
@@ -6433,7 +6127,6 @@ quads1:
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail5
-
 column4:
 	ADD R9<<0, R1, R24
 	PRFM (R24), PLDL1KEEP
@@ -6519,7 +6212,6 @@ column4:
 	ADD $64, R4
 	SUBS $8, R6
 	BGE column4
-
 tail5:
 	ANDS $7, R6
 	BEQ next6
@@ -6591,7 +6283,6 @@ tail5:
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-
 next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -6606,19 +6297,16 @@ next6:
 	ADD R8, R2
 	SUBS $4, R5
 	BGE quads1
-
 rest2:
 	ADD $4, R5
 	SUBS $1, R5
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_acc(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail9
-
 column8:
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
@@ -6646,7 +6334,6 @@ column8:
 	ADD $64, R4
 	SUBS $8, R6
 	BGE column8
-
 tail9:
 	ANDS $7, R6
 	BEQ next10
@@ -6673,7 +6360,6 @@ tail9:
 	ADD R6, R0
 	ADD R6, R1
 	ADD R6, R2
-
 next10:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -6685,7 +6371,6 @@ next10:
 	ADD R7, R2
 	SUBS $1, R5
 	BGE row7
-
 done3:
 	RET
 
@@ -6715,7 +6400,6 @@ TEXT ·gradSumsColsCalled<>(SB), NOSPLIT, $432-16
 	ADD R10, R11
 	SUBS $4, R8
 	BLT rest2
-
 quads1:
 	ARG(kernelArgs_fetch, R12)
 	ARG(kernelArgs_coef, R6)
@@ -6723,7 +6407,6 @@ quads1:
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
 	BLT tail5
-
 column4:
 	ADD R12<<0, R3, R24
 	PRFM (R24), PLDL1KEEP
@@ -6738,7 +6421,6 @@ column4:
 	PRFM (R24), PLDL1KEEP
 	ADD R12<<0, R4, R24
 	PRFM 64(R24), PLDL1KEEP
-
 without7:
 	ADD $96, R12
 	FLDPQ (R7), (F0, F1)
@@ -6777,7 +6459,6 @@ without7:
 	ADD R11<<0, R4, R24
 	FLDPQ (R24), (F18, F19)
 	FADD8(9, 5, 5)
-
 without8:
 	MOVD $4, R19
 	CALL (R22)
@@ -6801,7 +6482,6 @@ without8:
 	FSTPQ (F8, F9), (R24)
 	ADD R11<<0, R5, R24
 	FSTPQ (F10, F11), (R24)
-
 without9:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -6836,7 +6516,6 @@ without9:
 	ADD $64, R7
 	SUBS $8, R9
 	BGE column4
-
 tail5:
 	ANDS $7, R9
 	BEQ next6
@@ -6876,7 +6555,6 @@ tail5:
 	ADD R11<<0, R4, R24
 	CALL ·loadTail9<>(SB)
 	FADD8(9, 5, 5)
-
 without10:
 	MOVD $4, R19
 	CALL (R22)
@@ -6900,7 +6578,6 @@ without10:
 	CALL ·storeTail4<>(SB)
 	ADD R11<<0, R5, R24
 	CALL ·storeTail5<>(SB)
-
 without11:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
@@ -6932,7 +6609,6 @@ without11:
 	ADD R9, R3
 	ADD R9, R4
 	ADD R9, R5
-
 next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
@@ -6950,19 +6626,16 @@ next6:
 	ADD R11, R5
 	SUBS $4, R8
 	BGE quads1
-
 rest2:
 	ADD $4, R8
 	SUBS $1, R8
 	BLT done3
-
 row12:
 	ARG(kernelArgs_coef, R6)
 	ARG(kernelArgs_acc, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
 	BLT tail14
-
 column13:
 	FLDPQ (R7), (F0, F1)
 	FLDPQ 32(R7), (F2, F3)
@@ -6976,7 +6649,6 @@ column13:
 	CBZ R0, without16
 	FLDPQ (R4), (F18, F19)
 	FADD8(9, 2, 2)
-
 without16:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -6988,7 +6660,6 @@ without16:
 	FMUL8(9, 2, 2)
 	CBZ R1, without17
 	FSTPQ (F4, F5), (R5)
-
 without17:
 	FLDPQ (R3), (F20, F21)
 	FADD8(10, 8, 10)
@@ -7005,7 +6676,6 @@ without17:
 	ADD $64, R7
 	SUBS $8, R9
 	BGE column13
-
 tail14:
 	ANDS $7, R9
 	BEQ next15
@@ -7021,7 +6691,6 @@ tail14:
 	CBZ R0, without18
 	TAIL(·loadTail9<>, 0, R4)
 	FADD8(9, 2, 2)
-
 without18:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -7033,7 +6702,6 @@ without18:
 	FMUL8(2, 9, 2)
 	CBZ R1, without19
 	TAIL(·storeTail2<>, 0, R5)
-
 without19:
 	TAIL(·loadTail10<>, 0, R3)
 	FADD8(10, 8, 10)
@@ -7047,7 +6715,6 @@ without19:
 	ADD R9, R3
 	ADD R9, R4
 	ADD R9, R5
-
 next15:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
@@ -7061,7 +6728,6 @@ next15:
 	ADD R10, R5
 	SUBS $1, R8
 	BGE row12
-
 done3:
 	RET
 
@@ -7094,16 +6760,12 @@ TEXT ·inputGradRowsIdentity<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R7
 	CMP R7, R4
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R6
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R5
 	BLT rest4
@@ -7145,12 +6807,10 @@ quad3:
 	SUBS $32, R6
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -7167,7 +6827,6 @@ single5:
 	BLT stop7
 	SUBS $8, R5
 	BGE single5
-
 border6:
 	SUBS $1, R4
 	BEQ last13
@@ -7209,18 +6868,15 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
-
 begin12:
 	LD1R8(3, 2)
 	LD1R8AT(4, 3, 3)
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R5
 	B begin12
-
 last13:
 	ANDS $7, R5
 	BEQ end14
@@ -7242,7 +6898,6 @@ last13:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
@@ -7265,7 +6920,6 @@ end14:
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B image1
-
 save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -7311,16 +6965,12 @@ TEXT ·inputGradRowsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R8
 	CMP R8, R5
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R7
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R6
 	BLT rest4
@@ -7367,12 +7017,10 @@ quad3:
 	SUBS $32, R7
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F8, F9)
 	FADD8(4, 2, 4)
@@ -7391,7 +7039,6 @@ single5:
 	BLT stop7
 	SUBS $8, R6
 	BGE single5
-
 border6:
 	SUBS $1, R5
 	BEQ last13
@@ -7435,18 +7082,15 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
-
 begin12:
 	LD1R8(4, 2)
 	LD1R8AT(4, 4, 3)
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R6
 	B begin12
-
 last13:
 	ANDS $7, R6
 	BEQ end14
@@ -7470,7 +7114,6 @@ last13:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
@@ -7494,7 +7137,6 @@ end14:
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B image1
-
 save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -7539,16 +7181,12 @@ TEXT ·inputGradRowsReLU<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R7
 	CMP R7, R4
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R6
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R5
 	BLT rest4
@@ -7606,12 +7244,10 @@ quad3:
 	SUBS $32, R6
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R5
 	SUBS $8, R5
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
@@ -7632,7 +7268,6 @@ single5:
 	BLT stop7
 	SUBS $8, R5
 	BGE single5
-
 border6:
 	SUBS $1, R4
 	BEQ last13
@@ -7682,7 +7317,6 @@ border6:
 	ADD $32, R1
 	ADD $32, R2
 	MOVD R7, R5
-
 begin12:
 	LD1R8(3, 4)
 	LD1R8AT(4, 3, 2)
@@ -7690,11 +7324,9 @@ begin12:
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R5
 	B begin12
-
 last13:
 	ANDS $7, R5
 	BEQ end14
@@ -7720,7 +7352,6 @@ last13:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R5
 	LSL $2, R5
@@ -7744,7 +7375,6 @@ end14:
 	LD1R8AT(12, 3, 0)
 	LD1R8AT(16, 3, 1)
 	B image1
-
 save8:
 	MOVD R5, kernelArgs_left(R23)
 	MOVD R4, kernelArgs_rowsLeft(R23)
@@ -7791,16 +7421,12 @@ TEXT ·inputGradRowsReLUResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R8
 	CMP R8, R5
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R7
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R6
 	BLT rest4
@@ -7867,12 +7493,10 @@ quad3:
 	SUBS $32, R7
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
@@ -7896,7 +7520,6 @@ single5:
 	BLT stop7
 	SUBS $8, R6
 	BGE single5
-
 border6:
 	SUBS $1, R5
 	BEQ last13
@@ -7949,7 +7572,6 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
-
 begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
@@ -7957,11 +7579,9 @@ begin12:
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R6
 	B begin12
-
 last13:
 	ANDS $7, R6
 	BEQ end14
@@ -7990,7 +7610,6 @@ last13:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
@@ -8015,7 +7634,6 @@ end14:
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B image1
-
 save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -8062,16 +7680,12 @@ TEXT ·inputGradRowsReLUDResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R8
 	CMP R8, R5
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R7
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R6
 	BLT rest4
@@ -8134,12 +7748,10 @@ quad3:
 	SUBS $32, R7
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R6
 	SUBS $8, R6
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
@@ -8162,7 +7774,6 @@ single5:
 	BLT stop7
 	SUBS $8, R6
 	BGE single5
-
 border6:
 	SUBS $1, R5
 	BEQ last13
@@ -8214,7 +7825,6 @@ border6:
 	ADD $32, R2
 	ADD $32, R3
 	MOVD R8, R6
-
 begin12:
 	LD1R8(4, 4)
 	LD1R8AT(4, 4, 2)
@@ -8222,11 +7832,9 @@ begin12:
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R6
 	B begin12
-
 last13:
 	ANDS $7, R6
 	BEQ end14
@@ -8254,7 +7862,6 @@ last13:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R6
 	LSL $2, R6
@@ -8279,7 +7886,6 @@ end14:
 	LD1R8AT(12, 4, 0)
 	LD1R8AT(16, 4, 1)
 	B image1
-
 save8:
 	MOVD R6, kernelArgs_left(R23)
 	MOVD R5, kernelArgs_rowsLeft(R23)
@@ -8328,16 +7934,12 @@ TEXT ·inputGradRowsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	MOVD kernelArgs_rows(R23), R9
 	CMP R9, R6
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R8
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R7
 	BLT rest4
@@ -8409,12 +8011,10 @@ quad3:
 	SUBS $32, R8
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R7
 	SUBS $8, R7
 	BLT border6
-
 single5:
 	FLDPQ (R1), (F10, F11)
 	FADD8(5, 4, 5)
@@ -8440,7 +8040,6 @@ single5:
 	BLT stop7
 	SUBS $8, R7
 	BGE single5
-
 border6:
 	SUBS $1, R6
 	BEQ last13
@@ -8495,7 +8094,6 @@ border6:
 	ADD $32, R3
 	ADD $32, R4
 	MOVD R9, R7
-
 begin12:
 	LD1R8(5, 4)
 	LD1R8AT(4, 5, 2)
@@ -8503,11 +8101,9 @@ begin12:
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
 	B row2
-
 next11:
 	MOVD kernelArgs_n(R23), R7
 	B begin12
-
 last13:
 	ANDS $7, R7
 	BEQ end14
@@ -8538,7 +8134,6 @@ last13:
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-
 end14:
 	MOVD kernelArgs_imageGap(R23), R7
 	LSL $2, R7
@@ -8564,7 +8159,6 @@ end14:
 	LD1R8AT(12, 5, 0)
 	LD1R8AT(16, 5, 1)
 	B image1
-
 save8:
 	MOVD R7, kernelArgs_left(R23)
 	MOVD R6, kernelArgs_rowsLeft(R23)
@@ -8613,16 +8207,12 @@ TEXT ·inputGradRowsCalled<>(SB), NOSPLIT, $432-16
 	ARG(kernelArgs_rows, R11)
 	CMP R11, R8
 	BNE row2
-
 image1:
-
 row2:
 	SUBS $0, R10
 	BGE quad3
-
 stop7:
 	B save8
-
 quad3:
 	SUBS $32, R9
 	BLT rest4
@@ -8654,7 +8244,6 @@ quad3:
 	FADD8(11, 4, 4)
 	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
-
 without11:
 	MOVD $4, R19
 	CALL (R22)
@@ -8703,7 +8292,6 @@ without11:
 	FSTPQ (F6, F7), 32(R6)
 	FSTPQ (F8, F9), 64(R6)
 	FSTPQ (F10, F11), 96(R6)
-
 without12:
 	ADD $128, R2
 	ADD $128, R3
@@ -8713,12 +8301,10 @@ without12:
 	SUBS $32, R10
 	BGE quad3
 	B stop7
-
 rest4:
 	ADD $32, R9
 	SUBS $8, R9
 	BLT border6
-
 single5:
 	LD1R8(7, 10)
 	LD1R8AT(4, 7, 8)
@@ -8730,7 +8316,6 @@ single5:
 	CBZ R0, without13
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
-
 without13:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -8752,7 +8337,6 @@ without13:
 	FSTPQ (F0, F1), (R5)
 	CBZ R1, without14
 	FSTPQ (F4, F5), (R6)
-
 without14:
 	ADD $32, R2
 	ADD $32, R3
@@ -8763,7 +8347,6 @@ without14:
 	BLT stop7
 	SUBS $8, R9
 	BGE single5
-
 border6:
 	SUBS $1, R8
 	BEQ last17
@@ -8796,7 +8379,6 @@ border6:
 	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
-
 without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -8830,7 +8412,6 @@ without19:
 	FSTPQ (F0, F1), (R5)
 	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
-
 without20:
 	ADD $32, R2
 	ADD $32, R3
@@ -8838,14 +8419,11 @@ without20:
 	ADD $32, R5
 	ADD $32, R6
 	MOVD R11, R9
-
 begin16:
 	B row2
-
 next15:
 	ARG(kernelArgs_n, R9)
 	B begin16
-
 last17:
 	ANDS $7, R9
 	BEQ end18
@@ -8865,7 +8443,6 @@ last17:
 	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
-
 without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -8887,7 +8464,6 @@ without21:
 	TAIL(·storeTail0<>, 0, R5)
 	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
-
 without22:
 	LSL $2, R9
 	ADD R9, R2
@@ -8895,7 +8471,6 @@ without22:
 	ADD R9, R4
 	ADD R9, R5
 	ADD R9, R6
-
 end18:
 	ARG(kernelArgs_imageGap, R9)
 	LSL $2, R9
@@ -8917,7 +8492,6 @@ end18:
 	MOVD R12, kernelArgs_images(R24)
 	BEQ save8
 	B image1
-
 save8:
 	MOVD a+8(FP), R24
 	MOVD R9, kernelArgs_left(R24)
@@ -8958,13 +8532,11 @@ TEXT ·inputGradColsIdentity<>(SB), NOSPLIT, $0-16
 	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
@@ -9017,7 +8589,6 @@ column4:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -9070,7 +8641,6 @@ tail5:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -9085,20 +8655,17 @@ next6:
 	ADD R7, R2
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R3), (F4, F5)
 	FLDPQ 32(R3), (F6, F7)
@@ -9118,7 +8685,6 @@ column8:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -9138,7 +8704,6 @@ tail9:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -9150,7 +8715,6 @@ next10:
 	ADD R6, R2
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -9177,13 +8741,11 @@ TEXT ·inputGradColsIdentityDResidual<>(SB), NOSPLIT, $0-16
 	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail5
-
 column4:
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
@@ -9244,7 +8806,6 @@ column4:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column4
-
 tail5:
 	ANDS $7, R6
 	BEQ next6
@@ -9305,7 +8866,6 @@ tail5:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -9323,20 +8883,17 @@ next6:
 	ADD R8, R3
 	SUBS $4, R5
 	BGE quads1
-
 rest2:
 	ADD $4, R5
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail9
-
 column8:
 	FLDPQ (R4), (F4, F5)
 	FLDPQ 32(R4), (F6, F7)
@@ -9358,7 +8915,6 @@ column8:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column8
-
 tail9:
 	ANDS $7, R6
 	BEQ next10
@@ -9380,7 +8936,6 @@ tail9:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next10:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -9394,7 +8949,6 @@ next10:
 	ADD R7, R3
 	SUBS $1, R5
 	BGE row7
-
 done3:
 	RET
 
@@ -9420,13 +8974,11 @@ TEXT ·inputGradColsReLU<>(SB), NOSPLIT, $0-16
 	SUB R3, R4
 	SUBS $4, R4
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail5
-
 column4:
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
@@ -9496,7 +9048,6 @@ column4:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column4
-
 tail5:
 	ANDS $7, R5
 	BEQ next6
@@ -9566,7 +9117,6 @@ tail5:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next6:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -9581,20 +9131,17 @@ next6:
 	ADD R7, R2
 	SUBS $4, R4
 	BGE quads1
-
 rest2:
 	ADD $4, R4
 	MOVD kernelArgs_single(R23), R3
 	ADD R3, R4
 	SUBS $1, R4
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R3
 	MOVD kernelArgs_n(R23), R5
 	SUBS $8, R5
 	BLT tail9
-
 column8:
 	FLDPQ (R3), (F8, F9)
 	FLDPQ 32(R3), (F4, F5)
@@ -9619,7 +9166,6 @@ column8:
 	ADD $160, R3
 	SUBS $8, R5
 	BGE column8
-
 tail9:
 	ANDS $7, R5
 	BEQ next10
@@ -9644,7 +9190,6 @@ tail9:
 	ADD R5, R0
 	ADD R5, R1
 	ADD R5, R2
-
 next10:
 	MOVD kernelArgs_n(R23), R5
 	LSL $2, R5
@@ -9656,7 +9201,6 @@ next10:
 	ADD R6, R2
 	SUBS $1, R4
 	BGE row7
-
 done3:
 	RET
 
@@ -9683,13 +9227,11 @@ TEXT ·inputGradColsReLUResidual<>(SB), NOSPLIT, $0-16
 	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail5
-
 column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
@@ -9771,7 +9313,6 @@ column4:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column4
-
 tail5:
 	ANDS $7, R6
 	BEQ next6
@@ -9853,7 +9394,6 @@ tail5:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -9871,20 +9411,17 @@ next6:
 	ADD R8, R3
 	SUBS $4, R5
 	BGE quads1
-
 rest2:
 	ADD $4, R5
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail9
-
 column8:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
@@ -9912,7 +9449,6 @@ column8:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column8
-
 tail9:
 	ANDS $7, R6
 	BEQ next10
@@ -9940,7 +9476,6 @@ tail9:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next10:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -9954,7 +9489,6 @@ next10:
 	ADD R7, R3
 	SUBS $1, R5
 	BGE row7
-
 done3:
 	RET
 
@@ -9981,13 +9515,11 @@ TEXT ·inputGradColsReLUDResidual<>(SB), NOSPLIT, $0-16
 	SUB R4, R5
 	SUBS $4, R5
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail5
-
 column4:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
@@ -10065,7 +9597,6 @@ column4:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column4
-
 tail5:
 	ANDS $7, R6
 	BEQ next6
@@ -10143,7 +9674,6 @@ tail5:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next6:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -10161,20 +9691,17 @@ next6:
 	ADD R8, R3
 	SUBS $4, R5
 	BGE quads1
-
 rest2:
 	ADD $4, R5
 	MOVD kernelArgs_single(R23), R4
 	ADD R4, R5
 	SUBS $1, R5
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R4
 	MOVD kernelArgs_n(R23), R6
 	SUBS $8, R6
 	BLT tail9
-
 column8:
 	FLDPQ (R4), (F8, F9)
 	FLDPQ 32(R4), (F4, F5)
@@ -10201,7 +9728,6 @@ column8:
 	ADD $160, R4
 	SUBS $8, R6
 	BGE column8
-
 tail9:
 	ANDS $7, R6
 	BEQ next10
@@ -10228,7 +9754,6 @@ tail9:
 	ADD R6, R1
 	ADD R6, R2
 	ADD R6, R3
-
 next10:
 	MOVD kernelArgs_n(R23), R6
 	LSL $2, R6
@@ -10242,7 +9767,6 @@ next10:
 	ADD R7, R3
 	SUBS $1, R5
 	BGE row7
-
 done3:
 	RET
 
@@ -10270,13 +9794,11 @@ TEXT ·inputGradColsReLUResidualDResidual<>(SB), NOSPLIT, $0-16
 	SUB R5, R6
 	SUBS $4, R6
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
 	BLT tail5
-
 column4:
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
@@ -10366,7 +9888,6 @@ column4:
 	ADD $160, R5
 	SUBS $8, R7
 	BGE column4
-
 tail5:
 	ANDS $7, R7
 	BEQ next6
@@ -10456,7 +9977,6 @@ tail5:
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-
 next6:
 	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
@@ -10477,20 +9997,17 @@ next6:
 	ADD R9, R4
 	SUBS $4, R6
 	BGE quads1
-
 rest2:
 	ADD $4, R6
 	MOVD kernelArgs_single(R23), R5
 	ADD R5, R6
 	SUBS $1, R6
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R5
 	MOVD kernelArgs_n(R23), R7
 	SUBS $8, R7
 	BLT tail9
-
 column8:
 	FLDPQ (R5), (F8, F9)
 	FLDPQ 32(R5), (F4, F5)
@@ -10520,7 +10037,6 @@ column8:
 	ADD $160, R5
 	SUBS $8, R7
 	BGE column8
-
 tail9:
 	ANDS $7, R7
 	BEQ next10
@@ -10550,7 +10066,6 @@ tail9:
 	ADD R7, R2
 	ADD R7, R3
 	ADD R7, R4
-
 next10:
 	MOVD kernelArgs_n(R23), R7
 	LSL $2, R7
@@ -10566,7 +10081,6 @@ next10:
 	ADD R8, R4
 	SUBS $1, R6
 	BGE row7
-
 done3:
 	RET
 
@@ -10599,13 +10113,11 @@ TEXT ·inputGradColsCalled<>(SB), NOSPLIT, $432-16
 	SUB R7, R8
 	SUBS $4, R8
 	BLT rest2
-
 quads1:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $8, R9
 	BLT tail5
-
 column4:
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
@@ -10641,7 +10153,6 @@ column4:
 	ADD R11<<0, R4, R24
 	FLDPQ (R24), (F22, F23)
 	FADD8(11, 5, 5)
-
 without7:
 	MOVD $4, R19
 	CALL (R22)
@@ -10702,7 +10213,6 @@ without7:
 	FSTPQ (F8, F9), (R24)
 	ADD R11<<0, R6, R24
 	FSTPQ (F10, F11), (R24)
-
 without8:
 	ADD $32, R2
 	ADD $32, R3
@@ -10712,7 +10222,6 @@ without8:
 	ADD $160, R7
 	SUBS $8, R9
 	BGE column4
-
 tail5:
 	ANDS $7, R9
 	BEQ next6
@@ -10750,7 +10259,6 @@ tail5:
 	ADD R11<<0, R4, R24
 	CALL ·loadTail11<>(SB)
 	FADD8(11, 5, 5)
-
 without9:
 	MOVD $4, R19
 	CALL (R22)
@@ -10811,7 +10319,6 @@ without9:
 	CALL ·storeTail4<>(SB)
 	ADD R11<<0, R6, R24
 	CALL ·storeTail5<>(SB)
-
 without10:
 	LSL $2, R9
 	ADD R9, R2
@@ -10819,7 +10326,6 @@ without10:
 	ADD R9, R4
 	ADD R9, R5
 	ADD R9, R6
-
 next6:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
@@ -10840,20 +10346,17 @@ next6:
 	ADD R11, R6
 	SUBS $4, R8
 	BGE quads1
-
 rest2:
 	ADD $4, R8
 	ARG(kernelArgs_single, R7)
 	ADD R7, R8
 	SUBS $1, R8
 	BLT done3
-
 row11:
 	ARG(kernelArgs_coef, R7)
 	ARG(kernelArgs_n, R9)
 	SUBS $32, R9
 	BLT few16
-
 many15:
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
@@ -10892,7 +10395,6 @@ many15:
 	FADD8(11, 4, 4)
 	FLDPQ 96(R4), (F22, F23)
 	FADD8(11, 5, 5)
-
 without17:
 	MOVD $4, R19
 	CALL (R22)
@@ -10953,7 +10455,6 @@ without17:
 	FSTPQ (F6, F7), 32(R6)
 	FSTPQ (F8, F9), 64(R6)
 	FSTPQ (F10, F11), 96(R6)
-
 without18:
 	ADD $128, R2
 	ADD $128, R3
@@ -10963,12 +10464,10 @@ without18:
 	ADD $640, R7
 	SUBS $32, R9
 	BGE many15
-
 few16:
 	ADD $32, R9
 	SUBS $8, R9
 	BLT tail13
-
 column12:
 	FLDPQ (R7), (F20, F21)
 	FLDPQ 32(R7), (F16, F17)
@@ -10980,7 +10479,6 @@ column12:
 	CBZ R0, without19
 	FLDPQ (R4), (F22, F23)
 	FADD8(11, 2, 2)
-
 without19:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -11002,7 +10500,6 @@ without19:
 	FSTPQ (F0, F1), (R5)
 	CBZ R1, without20
 	FSTPQ (F4, F5), (R6)
-
 without20:
 	ADD $32, R2
 	ADD $32, R3
@@ -11012,7 +10509,6 @@ without20:
 	ADD $160, R7
 	SUBS $8, R9
 	BGE column12
-
 tail13:
 	ANDS $7, R9
 	BEQ next14
@@ -11026,7 +10522,6 @@ tail13:
 	CBZ R0, without21
 	TAIL(·loadTail11<>, 0, R4)
 	FADD8(11, 2, 2)
-
 without21:
 	MOV8(2, 3)
 	MOV8(2, 4)
@@ -11048,7 +10543,6 @@ without21:
 	TAIL(·storeTail0<>, 0, R5)
 	CBZ R1, without22
 	TAIL(·storeTail2<>, 0, R6)
-
 without22:
 	LSL $2, R9
 	ADD R9, R2
@@ -11056,7 +10550,6 @@ without22:
 	ADD R9, R4
 	ADD R9, R5
 	ADD R9, R6
-
 next14:
 	ARG(kernelArgs_n, R9)
 	LSL $2, R9
@@ -11072,7 +10565,6 @@ next14:
 	ADD R10, R6
 	SUBS $1, R8
 	BGE row11
-
 done3:
 	RET
 
@@ -11097,7 +10589,6 @@ TEXT ·largestCols<>(SB), NOSPLIT, $0-16
 	ADD R5, R6
 	SUBS $4, R3
 	BLT rest2
-
 quads1:
 	MOVD kernelArgs_fetch(R23), R7
 	MOVD kernelArgs_coef(R23), R1
@@ -11105,7 +10596,6 @@ quads1:
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail5
-
 column4:
 	ADD R7<<0, R0, R24
 	PRFM (R24), PLDL1KEEP
@@ -11134,7 +10624,6 @@ column4:
 	ADD $32, R2
 	SUBS $8, R4
 	BGE column4
-
 tail5:
 	ANDS $7, R4
 	BEQ next6
@@ -11157,7 +10646,6 @@ tail5:
 	FSTPQ (F0, F1), (R2)
 	LSL $2, R4
 	ADD R4, R0
-
 next6:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -11166,19 +10654,16 @@ next6:
 	ADD R6, R0
 	SUBS $4, R3
 	BGE quads1
-
 rest2:
 	ADD $4, R3
 	SUBS $1, R3
 	BLT done3
-
 row7:
 	MOVD kernelArgs_coef(R23), R1
 	MOVD kernelArgs_acc(R23), R2
 	MOVD kernelArgs_n(R23), R4
 	SUBS $8, R4
 	BLT tail9
-
 column8:
 	FLDPQ (R2), (F0, F1)
 	FLDPQ (R0), (F4, F5)
@@ -11190,7 +10675,6 @@ column8:
 	ADD $32, R2
 	SUBS $8, R4
 	BGE column8
-
 tail9:
 	ANDS $7, R4
 	BEQ next10
@@ -11201,7 +10685,6 @@ tail9:
 	FSTPQ (F0, F1), (R2)
 	LSL $2, R4
 	ADD R4, R0
-
 next10:
 	MOVD kernelArgs_n(R23), R4
 	LSL $2, R4
@@ -11209,7 +10692,6 @@ next10:
 	ADD R5, R0
 	SUBS $1, R3
 	BGE row7
-
 done3:
 	RET
 
@@ -11231,7 +10713,6 @@ TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 row1:
 	MOVD R3, R8
 	MOVD R4, R9
@@ -11239,7 +10720,6 @@ row1:
 	MOVD kernelArgs_n(R23), R2
 	SUBS $8, R2
 	BLT tail3
-
 column2:
 	FLDPQ (R0), (F0, F1)
 	FLDPQ (R8), (F2, F3)
@@ -11258,7 +10738,6 @@ column2:
 	ADD R1, R0
 	SUBS $8, R2
 	BGE column2
-
 tail3:
 	ANDS $7, R2
 	BEQ next4
@@ -11274,7 +10753,6 @@ tail3:
 	FLDPQ 64(R0), (F6, F7)
 	FADD8(3, 0, 0)
 	TAIL(·storeTail0<>, 0, R9)
-
 next4:
 	ADD R6, R3
 	ADD R7, R4
@@ -11300,14 +10778,12 @@ TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 row1:
 	MOVD R1, R6
 	MOVD R2, R7
 	MOVD kernelArgs_n(R23), R0
 	SUBS $8, R0
 	BLT tail3
-
 column2:
 	FLDPQ (R6), (F6, F7)
 	WIDEN(3, 2, 3)
@@ -11319,7 +10795,6 @@ column2:
 	ADD $32, R7
 	SUBS $8, R0
 	BGE column2
-
 tail3:
 	ANDS $7, R0
 	BEQ next4
@@ -11329,7 +10804,6 @@ tail3:
 	FMUL4D(0, 3, 3)
 	NARROW(2, 3, 1)
 	TAIL(·storeTail1<>, 0, R7)
-
 next4:
 	ADD R4, R1
 	ADD R5, R2
@@ -11357,7 +10831,6 @@ TEXT ·gateCols<>(SB), NOSPLIT, $0-16
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
-
 row1:
 	MOVD R3, R8
 	MOVD R4, R9
@@ -11365,7 +10838,6 @@ row1:
 	MOVD kernelArgs_n(R23), R2
 	SUBS $8, R2
 	BLT tail3
-
 column2:
 	FLDPQ (R0), (F0, F1)
 	FLDPQ (R8), (F2, F3)
@@ -11388,7 +10860,6 @@ column2:
 	ADD R1, R0
 	SUBS $8, R2
 	BGE column2
-
 tail3:
 	ANDS $7, R2
 	BEQ next4
@@ -11408,7 +10879,6 @@ tail3:
 	FCMGTZERO8(0, 6)
 	AND8(5, 6, 5)
 	TAIL(·storeTail5<>, 0, R9)
-
 next4:
 	ADD R6, R3
 	ADD R7, R4
@@ -11787,7 +11257,6 @@ TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
 	JMP (R1)
-
 none:
 	UNDEF
 DATA foldChannelsTable<>+0(SB)/8, $0x0000000000000000
@@ -11813,7 +11282,6 @@ TEXT ·foldChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(4, 1)
 	MOVD channelArgs_n(R23), R5
 	MOVD $foldChannelsTable<>(SB), R24
-
 channels1:
 	FLDPQ (R0), (F10, F11)
 	WIDEN(5, 4, 5)
@@ -11827,13 +11295,11 @@ channels1:
 	FMUL4D(14, 4, 2)
 	FMUL4D(14, 5, 3)
 	B divided3
-
 divide2:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 4, 2)
 	FDIV4D(14, 5, 3)
-
 divided3:
 	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
@@ -11901,7 +11367,6 @@ TEXT ·reduceChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_otherA(R23), R1
 	MOVD channelArgs_otherB(R23), R2
 	MOVD channelArgs_n(R23), R3
-
 channels1:
 	FLDPQ (R0), (F0, F1)
 	FLDPQ 32(R0), (F2, F3)
@@ -11929,7 +11394,6 @@ TEXT ·reduceShortChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_otherA(R23), R1
 	MOVD channelArgs_otherB(R23), R2
 	MOVD channelArgs_n(R23), R3
-
 channels1:
 	FLDPQ (R0), (F4, F5)
 	WIDEN(2, 1, 2)
@@ -11958,7 +11422,6 @@ TEXT ·flushChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_sums(R23), R1
 	EOR8(4, 4, 4)
 	MOVD channelArgs_n(R23), R2
-
 channels1:
 	FLDPQ (R0), (F2, F3)
 	WIDEN(1, 0, 1)
@@ -11998,7 +11461,6 @@ TEXT ·foldReducedChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(5, 1)
 	MOVD channelArgs_n(R23), R6
 	MOVD $foldReducedChannelsTable<>(SB), R24
-
 channels1:
 	FLDPQ (R0), (F8, F9)
 	FLDPQ 32(R0), (F10, F11)
@@ -12012,13 +11474,11 @@ channels1:
 	FMUL4D(14, 4, 2)
 	FMUL4D(14, 5, 3)
 	B divided3
-
 divide2:
 	ADD $channelArgs_count, R23, R5
 	LD1R4D(5, 14)
 	FDIV4D(14, 4, 2)
 	FDIV4D(14, 5, 3)
-
 divided3:
 	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
@@ -12092,7 +11552,6 @@ TEXT ·probeChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_shift(R23), R1
 	MOVD channelArgs_n(R23), R3
 	MOVD $probeChannelsTable<>(SB), R24
-
 channels1:
 	FLDPQ (R0), (F2, F3)
 	WIDEN(1, 0, 1)
@@ -12104,13 +11563,11 @@ channels1:
 	FMUL4D(14, 0, 0)
 	FMUL4D(14, 1, 1)
 	B divided3
-
 divide2:
 	ADD $channelArgs_count, R23, R2
 	LD1R4D(2, 14)
 	FDIV4D(14, 0, 0)
 	FDIV4D(14, 1, 1)
-
 divided3:
 	NARROW(0, 1, 0)
 	FLDPQ (R24), (F28, F29)
@@ -12132,7 +11589,6 @@ TEXT ·addChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_sumA(R23), R1
 	MOVD channelArgs_sumB(R23), R2
 	MOVD channelArgs_n(R23), R3
-
 channels1:
 	FLDPQ (R0), (F6, F7)
 	WIDEN(3, 2, 3)
@@ -12175,7 +11631,6 @@ TEXT ·mergeChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(4, 1)
 	MOVD channelArgs_n(R23), R4
 	MOVD $mergeChannelsTable<>(SB), R24
-
 channels1:
 	FLDPQ (R2), (F4, F5)
 	FLDPQ 32(R2), (F6, F7)
@@ -12233,7 +11688,6 @@ TEXT ·addSumsChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_otherA(R23), R2
 	MOVD channelArgs_otherB(R23), R3
 	MOVD channelArgs_n(R23), R4
-
 channels1:
 	FLDPQ (R2), (F4, F5)
 	FLDPQ 32(R2), (F6, F7)
@@ -12354,7 +11808,6 @@ TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_n(R23), R5
 	MOVD $forwardChannelsTable<>(SB), R24
 	FLDPQ (R24), (F26, F27)
-
 channels1:
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
@@ -12368,13 +11821,11 @@ channels1:
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
 	B divided4
-
 divide3:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
-
 divided4:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
@@ -12389,7 +11840,6 @@ divided4:
 	FCMGE8(13, 14, 13)
 	FCMGE8(10, 10, 11)
 	ORR8(11, 13, 13)
-
 unwanted5:
 	FLDPQ 64(R24), (F28, F29)
 	FCMGE8(10, 14, 12)
@@ -12423,7 +11873,6 @@ unwanted5:
 	FCMGT8(14, 4, 4)
 	AND8(5, 4, 4)
 	ORR8(4, 12, 12)
-
 unwanted6:
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
@@ -12436,7 +11885,6 @@ unwanted6:
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
-
 unwanted7:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
@@ -12453,7 +11901,6 @@ unwanted7:
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
-
 unwanted8:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
@@ -12528,13 +11975,11 @@ unwanted8:
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
 	B divided11
-
 divide10:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
-
 divided11:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
@@ -12557,7 +12002,6 @@ divided11:
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
 	WIDEN(9, 8, 9)
-
 unwanted12:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
@@ -12652,7 +12096,6 @@ unwanted12:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
-
 usual9:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
@@ -12673,7 +12116,6 @@ usual9:
 	FADD4D(11, 7, 7)
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
-
 unwanted13:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
@@ -12696,14 +12138,12 @@ unwanted13:
 	FADD4D(11, 7, 7)
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
-
 unwanted14:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
 	SUBS $8, R5
 	BNE channels1
-
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
@@ -12776,7 +12216,6 @@ TEXT ·affineChannels<>(SB), NOSPLIT, $0-16
 	LD1R4D(5, 0)
 	MOVD channelArgs_n(R23), R5
 	MOVD $affineChannelsTable<>(SB), R24
-
 channels1:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
@@ -12814,7 +12253,6 @@ channels1:
 	ADD R1, R4
 	FSTPQ (F10, F11), (R4)
 	FSTPQ (F12, F13), 32(R4)
-
 unwanted3:
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
@@ -12969,14 +12407,12 @@ unwanted3:
 	MAXOFALL(9)
 	VMOV V18.S[0], R15
 	CBNZ R15, unusual2
-
 usual4:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
 	SUBS $8, R5
 	BNE channels1
-
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
@@ -13043,7 +12479,6 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD $backwardChannelsTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
 	FMUL4D(14, 0, 1)
-
 channels1:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
@@ -13095,7 +12530,6 @@ channels1:
 	MOVD channelArgs_gammaGrad(R23), R4
 	ADD R0, R4
 	FSTPQ (F20, F21), (R4)
-
 unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
 	SUBS $0, R4
@@ -13104,7 +12538,6 @@ unwanted3:
 	MOVD channelArgs_betaGrad(R23), R4
 	ADD R0, R4
 	FSTPQ (F20, F21), (R4)
-
 unwanted4:
 	FMUL4D(6, 4, 4)
 	FMUL4D(7, 5, 5)
@@ -13116,13 +12549,11 @@ unwanted4:
 	FMUL4D(14, 4, 4)
 	FMUL4D(14, 5, 5)
 	B divided6
-
 divide5:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 4, 4)
 	FDIV4D(14, 5, 5)
-
 divided6:
 	MOVD channelArgs_inverse(R23), R4
 	SUBS $0, R4
@@ -13132,13 +12563,11 @@ divided6:
 	FMUL4D(14, 2, 2)
 	FMUL4D(14, 3, 3)
 	B divided8
-
 divide7:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 2, 2)
 	FDIV4D(14, 3, 3)
-
 divided8:
 	FMUL4D(4, 8, 8)
 	FMUL4D(5, 9, 9)
@@ -13453,14 +12882,12 @@ divided8:
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
-
 large11:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	NARROW(4, 5, 4)
 	FSTPQ (F8, F9), (R4)
 	B looked12
-
 everyday10:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
@@ -13469,21 +12896,18 @@ everyday10:
 	FADD8(14, 10, 10)
 	FSTPQ (F20, F21), (R4)
 	FLDPQ 160(R24), (F24, F25)
-
 looked12:
 	FLDPQ 160(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
-
 usual9:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
 	SUBS $8, R5
 	BNE channels1
-
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
@@ -13500,7 +12924,6 @@ TEXT ·trackChannels<>(SB), NOSPLIT, $0-16
 	ADD $channelArgs_count, R23, R2
 	LD1R4D(2, 2)
 	MOVD channelArgs_n(R23), R2
-
 channels1:
 	FLDPQ (R0), (F8, F9)
 	WIDEN(4, 3, 4)
@@ -13538,7 +12961,6 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_stride(R23), R5
 	MOVD channelArgs_n(R23), R8
 	MOVD $stripChannelsTable<>(SB), R24
-
 channels1:
 	MOVD channelArgs_factor(R23), R6
 	SUBS $0, R6
@@ -13549,7 +12971,6 @@ channels1:
 	MOVD channelArgs_probe(R23), R7
 	SUBS $4, R7
 	BLT rest5
-
 quads4:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
@@ -13573,12 +12994,10 @@ quads4:
 	FADD8(4, 0, 0)
 	SUBS $4, R7
 	BGE quads4
-
 rest5:
 	ADD $4, R7
 	SUBS $0, R7
 	BEQ done7
-
 row6:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
@@ -13587,7 +13006,6 @@ row6:
 	FADD8(4, 0, 0)
 	SUBS $1, R7
 	BNE row6
-
 done7:
 	MOV8(0, 5)
 	WIDEN(5, 4, 5)
@@ -13599,13 +13017,11 @@ done7:
 	FMUL4D(14, 4, 4)
 	FMUL4D(14, 5, 5)
 	B divided9
-
 divide8:
 	ADD $channelArgs_probeCount, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
 	FDIV4D(14, 5, 5)
-
 divided9:
 	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
@@ -13620,7 +13036,6 @@ divided9:
 	MOVD channelArgs_rows(R23), R7
 	SUBS $4, R7
 	BLT rest11
-
 quads10:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
@@ -13652,12 +13067,10 @@ quads10:
 	FADD8(5, 1, 1)
 	SUBS $4, R7
 	BGE quads10
-
 rest11:
 	ADD $4, R7
 	SUBS $0, R7
 	BEQ done13
-
 row12:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
@@ -13668,17 +13081,14 @@ row12:
 	FADD8(5, 1, 1)
 	SUBS $1, R7
 	BNE row12
-
 done13:
 	B summed3
-
 plain2:
 	EOR8(0, 0, 0)
 	MOVD R0, R6
 	MOVD channelArgs_probe(R23), R7
 	SUBS $4, R7
 	BLT rest15
-
 quads14:
 	FLDPQ (R6), (F8, F9)
 	PRFM 64(R6), PLDL1KEEP
@@ -13698,12 +13108,10 @@ quads14:
 	FADD8(4, 0, 0)
 	SUBS $4, R7
 	BGE quads14
-
 rest15:
 	ADD $4, R7
 	SUBS $0, R7
 	BEQ done17
-
 row16:
 	FLDPQ (R6), (F8, F9)
 	PRFM 64(R6), PLDL1KEEP
@@ -13711,7 +13119,6 @@ row16:
 	FADD8(4, 0, 0)
 	SUBS $1, R7
 	BNE row16
-
 done17:
 	MOV8(0, 5)
 	WIDEN(5, 4, 5)
@@ -13723,13 +13130,11 @@ done17:
 	FMUL4D(14, 4, 4)
 	FMUL4D(14, 5, 5)
 	B divided19
-
 divide18:
 	ADD $channelArgs_probeCount, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
 	FDIV4D(14, 5, 5)
-
 divided19:
 	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
@@ -13744,7 +13149,6 @@ divided19:
 	MOVD channelArgs_rows(R23), R7
 	SUBS $4, R7
 	BLT rest21
-
 quads20:
 	FLDPQ (R6), (F8, F9)
 	FADD8(4, 2, 4)
@@ -13772,12 +13176,10 @@ quads20:
 	FADD8(5, 1, 1)
 	SUBS $4, R7
 	BGE quads20
-
 rest21:
 	ADD $4, R7
 	SUBS $0, R7
 	BEQ done23
-
 row22:
 	FLDPQ (R6), (F8, F9)
 	FADD8(4, 2, 4)
@@ -13787,9 +13189,7 @@ row22:
 	FADD8(5, 1, 1)
 	SUBS $1, R7
 	BNE row22
-
 done23:
-
 summed3:
 	WIDEN(0, 4, 5)
 	WIDEN(1, 6, 7)
@@ -13801,13 +13201,11 @@ summed3:
 	FMUL4D(14, 4, 8)
 	FMUL4D(14, 5, 9)
 	B divided25
-
 divide24:
 	ADD $channelArgs_count, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 8)
 	FDIV4D(14, 5, 9)
-
 divided25:
 	FMUL4D(8, 4, 4)
 	FMUL4D(9, 5, 5)
@@ -13865,7 +13263,6 @@ TEXT ·tinyChannels<>(SB), NOSPLIT, $0-16
 	USHR8(1, 0)
 	MOVD R2, R6
 	MOVD R0, R7
-
 quick1:
 	FLDPQ (R6), (F4, F5)
 	AND8(2, 0, 2)
@@ -13879,7 +13276,6 @@ quick1:
 	CBNZ R15, channels2
 	MOVD $0, R0
 	B end4
-
 channels2:
 	EOR8(3, 3, 3)
 	FLDPQ (R2), (F4, F5)
@@ -13905,11 +13301,9 @@ channels2:
 	MAXOFALL(2)
 	VMOV V4.S[0], R15
 	CBNZ R15, end4
-
 next3:
 	SUBS $8, R0
 	BNE channels2
-
 end4:
 	MOVD R0, channelArgs_n(R23)
 	RET
@@ -13939,7 +13333,6 @@ TEXT ·simdChannels(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD $simdChannelsTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
 	JMP (R1)
-
 none:
 	UNDEF
 
@@ -14389,7 +13782,6 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -14532,7 +13924,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -14542,7 +13933,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -14592,7 +13982,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -14607,16 +13996,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -14627,11 +14013,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 640(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -14689,7 +14073,6 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FMUL8(14, 13, 13)
 	B restored16
-
 subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -14701,7 +14084,6 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 13, 13)
 	SMAX8(8, 13, 13)
-
 restored16:
 	FLDPQ 480(R24), (F28, F29)
 	FSUB8(13, 14, 8)
@@ -14709,7 +14091,6 @@ restored16:
 	SMAX8(13, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -14727,14 +14108,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -14750,7 +14128,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -14922,7 +14299,6 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -15057,7 +14433,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -15067,7 +14442,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -15117,7 +14491,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 544(R24), (F28, F29)
@@ -15132,16 +14505,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -15152,11 +14522,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -15214,7 +14582,6 @@ vector7:
 	FLDPQ 992(R24), (F28, F29)
 	FMUL8(14, 12, 12)
 	B restored16
-
 subnormal15:
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -15226,11 +14593,9 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 12, 12)
 	SMAX8(13, 12, 12)
-
 restored16:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -15248,14 +14613,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -15271,7 +14633,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -15700,7 +15061,6 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -15844,7 +15204,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -15854,7 +15213,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -15904,7 +15262,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -15919,16 +15276,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -15939,11 +15293,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FADD8(13, 13, 13)
 	FLDPQ 640(R24), (F28, F29)
@@ -16003,7 +15355,6 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FMUL8(14, 12, 12)
 	B restored16
-
 subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -16015,11 +15366,9 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 12, 12)
 	SMAX8(13, 12, 12)
-
 restored16:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -16037,14 +15386,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -16060,7 +15406,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -16240,7 +15585,6 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -16379,7 +15723,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -16389,7 +15732,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -16439,7 +15781,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 544(R24), (F28, F29)
@@ -16454,16 +15795,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -16474,11 +15812,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -16540,7 +15876,6 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FMUL8(14, 8, 8)
 	B restored16
-
 subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -16552,7 +15887,6 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 8, 8)
 	SMAX8(9, 8, 8)
-
 restored16:
 	ADD $1152, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -16560,7 +15894,6 @@ restored16:
 	FSUB8(8, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -16578,14 +15911,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -16601,7 +15931,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -16781,7 +16110,6 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -16924,7 +16252,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -16934,7 +16261,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -16984,7 +16310,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -16999,16 +16324,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -17019,11 +16341,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 640(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -17091,7 +16411,6 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FMUL8(14, 8, 8)
 	B restored16
-
 subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -17106,7 +16425,6 @@ subnormal15:
 	ADD $1152, R24, R15
 	FLDPQ (R15), (F28, F29)
 	EOR8(14, 8, 8)
-
 restored16:
 	FLDPQ 480(R24), (F28, F29)
 	FSUB8(8, 14, 13)
@@ -17114,7 +16432,6 @@ restored16:
 	SMIN8(13, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -17132,14 +16449,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -17155,7 +16469,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -17560,7 +16873,6 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -17719,7 +17031,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -17729,7 +17040,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -17779,7 +17089,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
@@ -17788,12 +17097,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -17804,9 +17110,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FCMGTZERO8(12, 13)
 	FLDPQ 640(R24), (F28, F29)
@@ -17865,7 +17169,6 @@ vector7:
 	BIT8(13, 14, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -17883,7 +17186,6 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R24), (F28, F29)
 	FLDPQ (R23), (F4, F5)
@@ -17895,11 +17197,9 @@ merged10:
 	FLDPQ 96(R23), (F10, F11)
 	AND8(5, 14, 5)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -17915,7 +17215,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -18087,7 +17386,6 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -18226,7 +17524,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -18236,7 +17533,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -18286,7 +17582,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 544(R24), (F28, F29)
@@ -18301,16 +17596,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -18321,11 +17613,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -18379,7 +17669,6 @@ vector7:
 	FLDPQ 992(R24), (F28, F29)
 	FMUL8(14, 6, 6)
 	B restored16
-
 subnormal15:
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -18391,7 +17680,6 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 6, 6)
 	SMAX8(7, 6, 6)
-
 restored16:
 	EOR8(13, 13, 13)
 	SMAX8(13, 12, 13)
@@ -18399,7 +17687,6 @@ restored16:
 	MOV8(13, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -18417,14 +17704,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -18440,7 +17724,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -18616,7 +17899,6 @@ TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FMUL8(14, 2, 6)
@@ -18759,7 +18041,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -18769,7 +18050,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -18819,7 +18099,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $4, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -18834,16 +18113,13 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
 	FSTPQ (F4, F5), 128(R23)
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -18854,11 +18130,9 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
-
 vector7:
 	FLDPQ 640(R24), (F28, F29)
 	SMIN8(14, 13, 13)
@@ -18916,7 +18190,6 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FMUL8(14, 13, 13)
 	B restored16
-
 subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
@@ -18928,7 +18201,6 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 13, 13)
 	SMAX8(8, 13, 13)
-
 restored16:
 	FLDPQ 480(R24), (F28, F29)
 	FSUB8(13, 14, 8)
@@ -18936,7 +18208,6 @@ restored16:
 	SMAX8(13, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -18954,14 +18225,11 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -18977,7 +18245,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -19118,7 +18385,6 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -19257,7 +18523,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(7, 6, 12)
 	SMIN8(9, 8, 13)
@@ -19267,7 +18532,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 64(R24), (F28, F29)
 	FCMGT8(14, 6, 10)
@@ -19317,7 +18581,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -19326,12 +18589,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -19342,9 +18602,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
@@ -19409,7 +18667,6 @@ vector7:
 	NARROW(4, 5, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -19427,18 +18684,15 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -19454,7 +18708,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -19599,7 +18852,6 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -19738,7 +18990,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(7, 6, 12)
 	SMIN8(9, 8, 13)
@@ -19748,7 +18999,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 64(R24), (F28, F29)
 	FCMGT8(14, 6, 10)
@@ -19798,7 +19048,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -19807,12 +19056,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -19823,9 +19069,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
@@ -19905,7 +19149,6 @@ vector7:
 	NARROW(8, 9, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -19923,18 +19166,15 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R23), (F4, F5)
 	FLDPQ 32(R23), (F6, F7)
 	FLDPQ 64(R23), (F8, F9)
 	FLDPQ 96(R23), (F10, F11)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -19950,7 +19190,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -20122,7 +19361,6 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -20278,7 +19516,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -20288,7 +19525,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -20338,7 +19574,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -20347,12 +19582,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -20363,9 +19595,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
@@ -20488,7 +19718,6 @@ vector7:
 	NARROW(6, 7, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -20506,7 +19735,6 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R24), (F28, F29)
 	FLDPQ (R23), (F4, F5)
@@ -20518,11 +19746,9 @@ merged10:
 	FLDPQ 96(R23), (F10, F11)
 	AND8(5, 14, 5)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -20538,7 +19764,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -20722,7 +19947,6 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -20882,7 +20106,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -20892,7 +20115,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -20942,7 +20164,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
@@ -20951,12 +20172,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -20967,9 +20185,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FCMGTZERO8(12, 13)
 	FLDPQ (R24), (F28, F29)
@@ -21105,7 +20321,6 @@ vector7:
 	FADD8(12, 13, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -21123,7 +20338,6 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R24), (F28, F29)
 	FLDPQ (R23), (F4, F5)
@@ -21135,11 +20349,9 @@ merged10:
 	FLDPQ 96(R23), (F10, F11)
 	AND8(5, 14, 5)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -21155,7 +20367,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -21295,7 +20506,6 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -21451,7 +20661,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -21461,7 +20670,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -21511,7 +20719,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
@@ -21520,12 +20727,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -21536,9 +20740,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FLDPQ 608(R24), (F28, F29)
 	FMAX8(12, 14, 12)
@@ -21601,7 +20803,6 @@ vector7:
 	NARROW(6, 7, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -21619,7 +20820,6 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R24), (F28, F29)
 	FLDPQ (R23), (F4, F5)
@@ -21631,11 +20831,9 @@ merged10:
 	FLDPQ 96(R23), (F10, F11)
 	AND8(5, 14, 5)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -21651,7 +20849,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -21803,7 +21000,6 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOV V20.S[0], R15
 	CBNZ R15, some2
 	MOVD $0, R20
-
 near1:
 	FLDPQ 64(R24), (F28, F29)
 	FADD8(14, 2, 6)
@@ -21963,7 +21159,6 @@ near1:
 	BGE both3
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 some2:
 	SMIN8(3, 2, 12)
 	SMIN8(5, 4, 13)
@@ -21973,7 +21168,6 @@ some2:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, all4
-
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGT8(14, 2, 10)
@@ -22023,7 +21217,6 @@ mixed8:
 	AND8(14, 12, 13)
 	MOVD $1, R19
 	B vector7
-
 all4:
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
@@ -22032,12 +21225,9 @@ all4:
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
 	B mixed8
-
 apart9:
 	MOVD $1, R20
-
 begin11:
-
 loop13:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
@@ -22048,9 +21238,7 @@ loop13:
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
 	CBZ R15, next14
-
 load6:
-
 vector7:
 	FLDPQ 640(R24), (F28, F29)
 	FMAX8(12, 14, 12)
@@ -22130,7 +21318,6 @@ vector7:
 	NARROW(2, 3, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-
 next14:
 	SUBS $1, R19
 	BGT loop13
@@ -22148,7 +21335,6 @@ next14:
 	VEXT $4, V24.B16, V24.B16, V26.B16
 	VEXT $4, V25.B16, V25.B16, V27.B16
 	FSTPQ (F26, F27), 224(R23)
-
 merged10:
 	FLDPQ (R24), (F28, F29)
 	FLDPQ (R23), (F4, F5)
@@ -22160,11 +21346,9 @@ merged10:
 	FLDPQ 96(R23), (F10, F11)
 	AND8(5, 14, 5)
 	B near1
-
 nan12:
 	MOVD $0, R20
 	B near1
-
 both3:
 	FLDPQ 256(R23), (F12, F13)
 	FLDPQ 128(R23), (F28, F29)
@@ -22180,7 +21364,6 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
-
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -22229,7 +21412,6 @@ TEXT ·simdActivation(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD (R1)(R0<<3), R1
 	MOVD R1, ret+8(FP)
 	RET
-
 none:
 	UNDEF
 
@@ -22249,25 +21431,20 @@ TEXT ·storeTail0<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V1.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V1.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V0.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V0.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V0.S[0], (R24)
-
 done5:
 	RET
 
@@ -22280,25 +21457,20 @@ TEXT ·loadTail1<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V3.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V3.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V2.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V2.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V2.S[0]
-
 done5:
 	RET
 
@@ -22310,25 +21482,20 @@ TEXT ·storeTail1<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V3.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V3.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V2.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V2.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V2.S[0], (R24)
-
 done5:
 	RET
 
@@ -22341,25 +21508,20 @@ TEXT ·loadTail2<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V5.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V5.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V4.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V4.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V4.S[0]
-
 done5:
 	RET
 
@@ -22371,25 +21533,20 @@ TEXT ·storeTail2<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V5.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V5.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V4.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V4.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V4.S[0], (R24)
-
 done5:
 	RET
 
@@ -22402,25 +21559,20 @@ TEXT ·loadTail3<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V7.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V7.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V6.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V6.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V6.S[0]
-
 done5:
 	RET
 
@@ -22432,25 +21584,20 @@ TEXT ·storeTail3<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V7.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V7.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V6.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V6.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V6.S[0], (R24)
-
 done5:
 	RET
 
@@ -22463,25 +21610,20 @@ TEXT ·loadTail4<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V9.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V9.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V8.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V8.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V8.S[0]
-
 done5:
 	RET
 
@@ -22493,25 +21635,20 @@ TEXT ·storeTail4<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V9.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V9.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V8.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V8.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V8.S[0], (R24)
-
 done5:
 	RET
 
@@ -22524,25 +21661,20 @@ TEXT ·loadTail5<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V11.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V11.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V10.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V10.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V10.S[0]
-
 done5:
 	RET
 
@@ -22554,25 +21686,20 @@ TEXT ·storeTail5<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V11.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V11.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V10.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V10.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V10.S[0], (R24)
-
 done5:
 	RET
 
@@ -22585,25 +21712,20 @@ TEXT ·loadTail6<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V13.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V13.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V12.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V12.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V12.S[0]
-
 done5:
 	RET
 
@@ -22615,25 +21737,20 @@ TEXT ·storeTail6<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V13.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V13.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V12.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V12.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V12.S[0], (R24)
-
 done5:
 	RET
 
@@ -22646,25 +21763,20 @@ TEXT ·loadTail7<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V15.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V15.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V14.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V14.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V14.S[0]
-
 done5:
 	RET
 
@@ -22676,25 +21788,20 @@ TEXT ·storeTail7<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V15.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V15.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V14.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V14.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V14.S[0], (R24)
-
 done5:
 	RET
 
@@ -22707,25 +21814,20 @@ TEXT ·loadTail8<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V17.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V17.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V16.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V16.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V16.S[0]
-
 done5:
 	RET
 
@@ -22738,25 +21840,20 @@ TEXT ·loadTail9<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V19.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V19.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V18.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V18.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V18.S[0]
-
 done5:
 	RET
 
@@ -22769,25 +21866,20 @@ TEXT ·loadTail10<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V21.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V21.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V20.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V20.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V20.S[0]
-
 done5:
 	RET
 
@@ -22800,25 +21892,20 @@ TEXT ·loadTail11<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V23.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V23.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V22.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V22.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V22.S[0]
-
 done5:
 	RET
 
@@ -22831,25 +21918,20 @@ TEXT ·loadTail12<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V25.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V25.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V24.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V24.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V24.S[0]
-
 done5:
 	RET
 
@@ -22861,25 +21943,20 @@ TEXT ·storeTail12<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V25.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V25.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V24.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V24.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V24.S[0], (R24)
-
 done5:
 	RET
 
@@ -22891,25 +21968,20 @@ TEXT ·storeTail13<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VST1 V27.S[2], (R24)
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VST1 V27.S[0], (R24)
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VST1.P V26.D[0], 8(R24)
 	TBZ $0, R25, done5
 	VST1 V26.S[2], (R24)
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VST1 V26.S[0], (R24)
-
 done5:
 	RET
 
@@ -22922,24 +21994,19 @@ TEXT ·loadTail14<>(SB), NOSPLIT|NOFRAME, $0-0
 	TBZ $0, R25, done3
 	VLD1 (R24), V29.S[2]
 	RET
-
 odd2:
 	TBZ $0, R25, done3
 	VLD1 (R24), V29.S[0]
-
 done3:
 	RET
-
 low1:
 	TBZ $1, R25, odd4
 	VLD1.P 8(R24), V28.D[0]
 	TBZ $0, R25, done5
 	VLD1 (R24), V28.S[2]
 	RET
-
 odd4:
 	TBZ $0, R25, done5
 	VLD1 (R24), V28.S[0]
-
 done5:
 	RET

@@ -51,7 +51,7 @@ func (p *printer) newLabel(name string) string {
 	return fmt.Sprintf("%s%d", name, p.labels)
 }
 
-func (p *printer) label(l string) { fmt.Fprintf(&p.buf, "\n%s:\n", l) }
+func (p *printer) label(l string) { fmt.Fprintf(&p.buf, "%s:\n", l) }
 
 func (p *printer) tableName() string { return p.name + "Table" }
 
