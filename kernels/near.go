@@ -127,7 +127,7 @@ func (c computation) emit(f *fn) {
 	f.op(opMaxInt, largest, d[2], d[3])
 	f.op(opMaxInt, largest, v[0], largest)
 	f.opC(opGTInt, v[0], largest, n.far) // or NaN
-	f.ifAny(v[0], some)
+	f.ifSome(v[0], some)
 	f.setFar(noneFar)
 	f.label(inside)
 	n.polynomials(f, x[:], u[:], v[:])
@@ -136,12 +136,18 @@ func (c computation) emit(f *fn) {
 
 	all, whole, load, vector := f.newLabel("all"), f.newLabel("whole"), f.newLabel("load"), f.newLabel("vector")
 	mixed, apart, merged := f.newLabel("mixed"), f.newLabel("apart"), f.newLabel("merged")
-	begin, notANumber := f.newLabel("begin"), f.newLabel("nan")
+	begin, notANumber, pairs := f.newLabel("begin"), f.newLabel("nan"), f.newLabel("pairs")
 	f.label(some)
-	f.op(opMinInt, v[2], d[0], d[1])
-	f.op(opMinInt, v[3], d[2], d[3])
-	f.op(opMinInt, v[2], v[2], v[3])
-	f.op(opGTInt, v[2], f.constC(math.Nextafter32(n.far, 2*n.far)), v[2])
+	least := v[3]
+	next := func(c float32) float32 { return math.Float32frombits(math.Float32bits(c) + 1) }
+	f.ifNotAll(func() vec {
+		f.op(opGTInt, v[0], f.constC(next(n.far)), largest)
+		return v[0]
+	}, mixed)
+	f.op(opMinInt, least, d[0], d[1])
+	f.op(opMinInt, v[2], d[2], d[3])
+	f.op(opMinInt, least, least, v[2])
+	f.op(opGTInt, v[2], f.constC(next(n.far)), least)
 	f.ifNone(v[2], all)
 	f.label(mixed)
 	f.all(opGT, v[:], d, n.far)
@@ -154,21 +160,25 @@ func (c computation) emit(f *fn) {
 	f.alone(vector)
 	f.label(all) // or NaN
 	if c.normal > 0 {
-		f.setFar(allNormal)
 		f.opC(opGTInt, v[2], largest, c.normal)
-		f.ifNone(v[2], begin)
+		f.ifNone(v[2], pairs)
 	}
 	f.setFar(allFar)
 	f.opC(opGTInt, v[2], largest, float32(math.Inf(1)))
 	f.ifNone(v[2], begin)
-	f.jump(mixed)
+	f.op(opGTInt, v[2], f.constC(next(float32(math.Inf(1)))), least)
+	f.ifAny(v[2], mixed)
+	f.back() // all are NaN
 	f.label(apart)
 	f.setFar(someFar)
 	f.label(begin)
-	if c.normal > 0 {
+	saveX := func() {
 		for j := range x {
 			f.saveFar(x[j], j)
 		}
+	}
+	if c.normal > 0 {
+		saveX()
 	}
 	f.eachFar(f.z, func(next string) {
 		f.ifFar(ifNotLess, allFar, load)
@@ -204,12 +214,36 @@ func (c computation) emit(f *fn) {
 	}
 	f.back()
 
+	if c.normal > 0 {
+		f.label(pairs)
+		saveX()
+		c.pairs(f)
+	}
 	f.label(whole)
 	for j := range x {
 		f.farResult(x[j], j)
 	}
 	f.back()
 	f.tableFirst()
+}
+
+// pairs prints the loop for arguments of which no result is subnormal. The instructions of
+// two vectors alternate, so that fewer of them wait for the one before them.
+func (c computation) pairs(f *fn) {
+	t, p, q, r := f.t, f.p, f.q, f.r
+	f.eachPair(func() {
+		f.together(2, func(j int) {
+			v := func(i int) vec { return firstArg + vec(6*j+i) }
+			f.t, f.p, f.q[0], f.r = v(0), pair{v(1), v(2)}, v(3), pair{v(4), v(5)}
+			f.z = f.r[1]
+			f.lateZ = func() { f.argumentOfPair(f.z, j) }
+			f.pairs = true
+			f.farOfPair(f.t, j)
+			c.far(f)
+			f.saveFarOfPair(f.z, j)
+		})
+	})
+	f.t, f.p, f.q, f.r = t, p, q, r
 }
 
 // arguments sets x to the polynomials' arguments of the call.
