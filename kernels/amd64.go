@@ -321,7 +321,7 @@ func (l amd64) ifSome(v vec, label string) {
 	l.printf("JNE %s", label)
 }
 
-func (l amd64) ifNotAll(_ func() vec, label string) { l.printf("JCC %s", label) }
+func (l amd64) ifAll(_ func() vec, label string) { l.printf("JCS %s", label) }
 
 // eachPair begins with the last vectors.
 func (l amd64) eachPair(body func()) {

@@ -470,7 +470,7 @@ func (l arm64) ifNone(v vec, label string) {
 
 func (l arm64) ifSome(v vec, label string) { l.ifAny(v, label) }
 
-func (l arm64) ifNotAll(others func() vec, label string) { l.ifAny(others(), label) }
+func (l arm64) ifAll(others func() vec, label string) { l.ifNone(others(), label) }
 
 // eachPair begins with the last vectors.
 func (l arm64) eachPair(body func()) {

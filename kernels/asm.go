@@ -178,10 +178,10 @@ type lowering interface {
 	argument(dst vec, j int) // dst = the j-th argument of 4, as saved
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
-	// ifSome is ifAny. At its label, ifNotAll goes to another one if not all lanes of v are all
-	// ones. others returns a mask of the lanes that are not, in a lowering that needs one.
+	// ifSome is ifAny. At its label, ifAll goes to another one if all lanes of v are all ones.
+	// others returns a mask of the lanes that are not, for a lowering that needs it.
 	ifSome(v vec, label string)
-	ifNotAll(others func() vec, label string)
+	ifAll(others func() vec, label string)
 	// saveFarMask saves the mask of the far lanes of the j-th argument, and saveFar the j-th
 	// result. eachFar loads the arguments of a call into z, one after the other, and saves the
 	// result that body leaves there, if it doesn't go to next. loadFarMask loads the mask of

@@ -28,6 +28,10 @@ type computation struct {
 	// subnormal for |z| up to normal, which is 0 for a formula in float64.
 	far    func(f *fn)
 	normal float32
+	// limit replaces z by far's result for |z| of end and more. It is used for a vector whose
+	// far arguments are all of these, if end is above 0.
+	limit func(f *fn)
+	end   float32
 }
 
 // called has the functions in the order of actKind, after the inline activations.
@@ -46,10 +50,10 @@ var called = []function{
 	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar, normal: normal}, sigmoid},
 	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mishFar},
 		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlopeFar}},
-	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar},
-		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar}},
-	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar},
-		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar}},
+	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar, limit: openGate, end: geluEnd},
+		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar, limit: unitStep, end: geluEnd}},
+	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar, limit: openGate, end: geluTanhEnd},
+		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar, limit: signedStep, end: geluTanhEnd}},
 }
 
 var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar, normal: normal}
@@ -611,6 +615,19 @@ func geluSlopeFar(f *fn) {
 	f.op(opXor, f.z, f.z, f.p[0])
 	f.opC(opAnd, f.t, f.t, 1)
 	f.add(f.z, f.t, f.z)
+}
+
+// openGate is z where it is positive and -0 elsewhere, unitStep 1 and 0, and signedStep 1 and -0.
+func openGate(f *fn) { f.opC(opMinUnsigned, f.z, f.z, signs) }
+
+func unitStep(f *fn) {
+	f.positive(f.t, f.z)
+	f.opC(opAnd, f.z, f.t, 1)
+}
+
+func signedStep(f *fn) {
+	f.opC(opMinInt, f.z, f.z, 1)
+	openGate(f)
 }
 
 // tanhArgument takes x in x and leaves y in p and x*x in q.

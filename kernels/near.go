@@ -138,17 +138,11 @@ func (c computation) emit(f *fn) {
 	mixed, apart, merged := f.newLabel("mixed"), f.newLabel("apart"), f.newLabel("merged")
 	begin, notANumber, pairs := f.newLabel("begin"), f.newLabel("nan"), f.newLabel("pairs")
 	f.label(some)
-	least := v[3]
 	next := func(c float32) float32 { return math.Float32frombits(math.Float32bits(c) + 1) }
-	f.ifNotAll(func() vec {
+	f.ifAll(func() vec {
 		f.op(opGTInt, v[0], f.constC(next(n.far)), largest)
 		return v[0]
-	}, mixed)
-	f.op(opMinInt, least, d[0], d[1])
-	f.op(opMinInt, v[2], d[2], d[3])
-	f.op(opMinInt, least, least, v[2])
-	f.op(opGTInt, v[2], f.constC(next(n.far)), least)
-	f.ifNone(v[2], all)
+	}, all)
 	f.label(mixed)
 	f.all(opGT, v[:], d, n.far)
 	for j := range v {
@@ -158,7 +152,13 @@ func (c computation) emit(f *fn) {
 	f.setFar(mergedFar)
 	f.opC(opAnd, f.t, f.z, magnitudes)
 	f.alone(vector)
-	f.label(all) // or NaN
+	f.label(all) // lanes have far arguments, or NaN
+	least := v[3]
+	f.op(opMinInt, least, d[0], d[1])
+	f.op(opMinInt, v[2], d[2], d[3])
+	f.op(opMinInt, least, least, v[2])
+	f.op(opGTInt, v[2], f.constC(next(n.far)), least)
+	f.ifAny(v[2], mixed)
 	if c.normal > 0 {
 		f.opC(opGTInt, v[2], largest, c.normal)
 		f.ifNone(v[2], pairs)
@@ -184,12 +184,31 @@ func (c computation) emit(f *fn) {
 		f.ifFar(ifNotLess, allFar, load)
 		f.loadFarMask(f.t)
 		f.ifNone(f.t, next)
+		if c.end > 0 {
+			f.op(opAnd, f.z, f.z, f.t)
+		}
 		f.label(load)
-		if c.normal > 0 {
+		switch {
+		case c.normal > 0:
 			f.loadFar(f.t)
+		case c.end > 0:
+			f.abs(f.t, f.z)
 		}
 		f.label(vector)
+		if c.end == 0 {
+			c.far(f)
+			return
+		}
+		formula, done := f.newLabel("formula"), f.newLabel("done")
+		f.opC(opAddInt, f.x[0], f.t, magnitudes) // negative where t is not 0
+		f.op(opGTInt, f.x[1], f.constC(c.end), f.t)
+		f.op(opAnd, f.x[0], f.x[0], f.x[1])
+		f.ifAny(f.x[0], formula)
+		c.limit(f)
+		f.jump(done)
+		f.label(formula)
 		c.far(f)
+		f.label(done)
 	})
 	f.ifFar(ifNotLess, allFar, whole)
 	f.ifFar(ifLess, mergedFar, merged)
