@@ -183,10 +183,10 @@ func (c computation) emit(f *fn) {
 	f.eachFar(f.z, func(next string) {
 		f.ifFar(ifNotLess, allFar, load)
 		f.loadFarMask(f.t)
-		f.ifNone(f.t, next)
 		if c.end > 0 {
 			f.op(opAnd, f.z, f.z, f.t)
 		}
+		f.ifNone(f.t, next)
 		f.label(load)
 		switch {
 		case c.normal > 0:
@@ -200,7 +200,8 @@ func (c computation) emit(f *fn) {
 			return
 		}
 		formula, done := f.newLabel("formula"), f.newLabel("done")
-		f.opC(opAddInt, f.x[0], f.t, magnitudes) // negative where t is not 0
+		f.zero(f.x[0])
+		f.op(opGTInt, f.x[0], f.t, f.x[0]) // other lanes are 0
 		f.op(opGTInt, f.x[1], f.constC(c.end), f.t)
 		f.op(opAnd, f.x[0], f.x[0], f.x[1])
 		f.ifAny(f.x[0], formula)
