@@ -101,8 +101,9 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 // emit prints the function. If a call has arguments that are far from 0, they are computed
 // first. The far lanes of the four vectors are merged into one vector, unless two of them
 // are in the same place: then the vectors are taken one after the other. The results replace
-// those of the polynomials. If all arguments are far, there are no polynomials. NaN is not
-// far: the polynomials make NaN of it.
+// those of the polynomials. If all arguments are far, there are no polynomials, and vectors
+// are taken in pairs if no result is subnormal. NaN is not far: the polynomials make NaN of
+// it. If all are NaN, so are the results.
 func (c computation) emit(f *fn) {
 	n := c.near
 	var x, u, v [4]vec
