@@ -282,7 +282,7 @@ func TestActivationMixed(t *testing.T) {
 	for _, p := range Paths() {
 		for _, act := range sweptActivations {
 			for n := 1; n <= 70; n++ {
-				for round := range 10 {
+				for round := range 15 {
 					z := gen.Normal(uint64(n*8+round), n, 0, 1)
 					for k := range min(round, 5) { // none, then more and more
 						z[(n*(k+1)*7+round*13)%n] = few[(n*11+k*5+round)%len(few)]
@@ -299,10 +299,21 @@ func TestActivationMixed(t *testing.T) {
 							z[i] = float32(math.Copysign(6+float64((i*37+n)%75), float64(z[i])))
 						case round == 9: // all far, and some are
 							z[i] = float32(math.Copysign(6+float64((i*37+n)%120), float64(z[i])))
+						case round == 10: // all far, around the ends of the tails
+							z[i] = float32(math.Copysign(10+float64((i*37+n)%70)/10, float64(z[i])))
+						case round == 11 && i%3 == n%3: // some have reached the limit
+							z[i] = float32(math.Copysign(15+float64((i*37+n)%20), float64(z[i])))
+						case round >= 12:
+							z[i] = float32(math.Copysign(float64(nan), float64(z[i])))
 						}
 					}
-					if round == 6 {
+					switch round {
+					case 6:
 						z[n/2] = nan
+					case 13: // all others are NaN
+						z[n/2] = -20
+					case 14:
+						z[n*3/4] = 0.5
 					}
 					want, wantSlope := slices.Clone(z), slices.Clone(z)
 					act.forward(want)

@@ -17384,58 +17384,58 @@ DATA actSigmoidValueTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidValueTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidValueTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidValueTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidValueTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSigmoidValueTable<>+128(SB)/8, $0x3f42a90f3e03b07b
-DATA actSigmoidValueTable<>+136(SB)/8, $0x400b572a3fb52502
-DATA actSigmoidValueTable<>+144(SB)/8, $0x40684bbc403a9b08
-DATA actSigmoidValueTable<>+152(SB)/8, $0x40a26e7b408b0276
-DATA actSigmoidValueTable<>+160(SB)/8, $0x3a0d34163915d5a2
-DATA actSigmoidValueTable<>+168(SB)/8, $0xb91b9736386e68d3
-DATA actSigmoidValueTable<>+176(SB)/8, $0xb741abd5b893e6af
-DATA actSigmoidValueTable<>+184(SB)/8, $0x36b6c9b4369e6098
-DATA actSigmoidValueTable<>+192(SB)/8, $0xb98cdbadbb019bff
-DATA actSigmoidValueTable<>+200(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSigmoidValueTable<>+208(SB)/8, $0xb88ac046389d76c3
-DATA actSigmoidValueTable<>+216(SB)/8, $0xb83125e5b88d1aba
-DATA actSigmoidValueTable<>+224(SB)/8, $0xbbaca177baad8859
-DATA actSigmoidValueTable<>+232(SB)/8, $0xb99afb83bb67d7fa
-DATA actSigmoidValueTable<>+240(SB)/8, $0x3a360db23a4679f5
-DATA actSigmoidValueTable<>+248(SB)/8, $0x39766c3d39e474bf
-DATA actSigmoidValueTable<>+256(SB)/8, $0x3c33503a3ca7da7e
-DATA actSigmoidValueTable<>+264(SB)/8, $0xbbe16551bac24eee
-DATA actSigmoidValueTable<>+272(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSigmoidValueTable<>+280(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSigmoidValueTable<>+288(SB)/8, $0x3d2154023c02f74e
-DATA actSigmoidValueTable<>+296(SB)/8, $0x3d1526d63d44278d
-DATA actSigmoidValueTable<>+304(SB)/8, $0x3c438f383cb32185
-DATA actSigmoidValueTable<>+312(SB)/8, $0x3b4797d03bc9fe95
-DATA actSigmoidValueTable<>+320(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSigmoidValueTable<>+328(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSigmoidValueTable<>+336(SB)/8, $0xbcce3799bd47a5d8
-DATA actSigmoidValueTable<>+344(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSigmoidValueTable<>+352(SB)/8, $0x3ea31a723eef8fbd
-DATA actSigmoidValueTable<>+360(SB)/8, $0x3dd085833e481b40
-DATA actSigmoidValueTable<>+368(SB)/8, $0x3cd3aff63d52763c
-DATA actSigmoidValueTable<>+376(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidValueTable<>+384(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+392(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+400(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSigmoidValueTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidValueTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actSigmoidValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actSigmoidValueTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidValueTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidValueTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidValueTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidValueTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actSigmoidValueTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actSigmoidValueTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actSigmoidValueTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actSigmoidValueTable<>+160(SB)/8, $0x3f42a90f3e03b07b
+DATA actSigmoidValueTable<>+168(SB)/8, $0x400b572a3fb52502
+DATA actSigmoidValueTable<>+176(SB)/8, $0x40684bbc403a9b08
+DATA actSigmoidValueTable<>+184(SB)/8, $0x40a26e7b408b0276
+DATA actSigmoidValueTable<>+192(SB)/8, $0x3a0d34163915d5a2
+DATA actSigmoidValueTable<>+200(SB)/8, $0xb91b9736386e68d3
+DATA actSigmoidValueTable<>+208(SB)/8, $0xb741abd5b893e6af
+DATA actSigmoidValueTable<>+216(SB)/8, $0x36b6c9b4369e6098
+DATA actSigmoidValueTable<>+224(SB)/8, $0xb98cdbadbb019bff
+DATA actSigmoidValueTable<>+232(SB)/8, $0x3a13f86c3a7c02cc
+DATA actSigmoidValueTable<>+240(SB)/8, $0xb88ac046389d76c3
+DATA actSigmoidValueTable<>+248(SB)/8, $0xb83125e5b88d1aba
+DATA actSigmoidValueTable<>+256(SB)/8, $0xbbaca177baad8859
+DATA actSigmoidValueTable<>+264(SB)/8, $0xb99afb83bb67d7fa
+DATA actSigmoidValueTable<>+272(SB)/8, $0x3a360db23a4679f5
+DATA actSigmoidValueTable<>+280(SB)/8, $0x39766c3d39e474bf
+DATA actSigmoidValueTable<>+288(SB)/8, $0x3c33503a3ca7da7e
+DATA actSigmoidValueTable<>+296(SB)/8, $0xbbe16551bac24eee
+DATA actSigmoidValueTable<>+304(SB)/8, $0xbb696ea3bbbc5a6f
+DATA actSigmoidValueTable<>+312(SB)/8, $0xba81bf3fbaff6d9f
+DATA actSigmoidValueTable<>+320(SB)/8, $0x3d2154023c02f74e
+DATA actSigmoidValueTable<>+328(SB)/8, $0x3d1526d63d44278d
+DATA actSigmoidValueTable<>+336(SB)/8, $0x3c438f383cb32185
+DATA actSigmoidValueTable<>+344(SB)/8, $0x3b4797d03bc9fe95
+DATA actSigmoidValueTable<>+352(SB)/8, $0xbe5e4a35be7ef1c6
+DATA actSigmoidValueTable<>+360(SB)/8, $0xbdbb4a5cbe21009c
+DATA actSigmoidValueTable<>+368(SB)/8, $0xbcce3799bd47a5d8
+DATA actSigmoidValueTable<>+376(SB)/8, $0xbbca1a00bc4f4f0f
+DATA actSigmoidValueTable<>+384(SB)/8, $0x3ea31a723eef8fbd
+DATA actSigmoidValueTable<>+392(SB)/8, $0x3dd085833e481b40
+DATA actSigmoidValueTable<>+400(SB)/8, $0x3cd3aff63d52763c
+DATA actSigmoidValueTable<>+408(SB)/8, $0x3bcb5d193c520020
+DATA actSigmoidValueTable<>+416(SB)/8, $0x3f8000003f800000
+DATA actSigmoidValueTable<>+424(SB)/8, $0x3f8000003f800000
+DATA actSigmoidValueTable<>+432(SB)/8, $0x3f8000003f800000
+DATA actSigmoidValueTable<>+440(SB)/8, $0x3f8000003f800000
+DATA actSigmoidValueTable<>+448(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+456(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+464(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidValueTable<>+472(SB)/8, $0x40ab333440ab3334
 DATA actSigmoidValueTable<>+480(SB)/8, $0x42ae000042ae0000
 DATA actSigmoidValueTable<>+488(SB)/8, $0x42ae000042ae0000
 DATA actSigmoidValueTable<>+496(SB)/8, $0x42ae000042ae0000
@@ -17444,58 +17444,58 @@ DATA actSigmoidValueTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSigmoidValueTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSigmoidValueTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidValueTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidValueTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSigmoidValueTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSigmoidValueTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidValueTable<>+736(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+744(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+752(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+760(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+800(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+808(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+816(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+824(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+832(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+840(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+848(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+856(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+928(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+936(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+944(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+952(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+568(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+608(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+616(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+624(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+632(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+640(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+648(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+656(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+664(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+672(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+680(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+688(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+696(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+704(SB)/8, $0xb928f58300000000
+DATA actSigmoidValueTable<>+712(SB)/8, $0x37e54670b955a498
+DATA actSigmoidValueTable<>+720(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidValueTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidValueTable<>+736(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidValueTable<>+744(SB)/8, $0x5f7600005f783000
+DATA actSigmoidValueTable<>+752(SB)/8, $0x5f7560005f750000
+DATA actSigmoidValueTable<>+760(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidValueTable<>+768(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+776(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+784(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+792(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+832(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+840(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+848(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+856(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+864(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+872(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+880(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+888(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+896(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+904(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+912(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+920(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+928(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+936(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+944(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+952(SB)/8, $0x3f806bfa3f806bfa
 DATA actSigmoidValueTable<>+960(SB)/8, $0x2080000020800000
 DATA actSigmoidValueTable<>+968(SB)/8, $0x2080000020800000
 DATA actSigmoidValueTable<>+976(SB)/8, $0x2080000020800000
@@ -17508,7 +17508,11 @@ DATA actSigmoidValueTable<>+1024(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1032(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1040(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1048(SB)/8, $0xe0000000e0000000
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1056
+DATA actSigmoidValueTable<>+1056(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1064(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1072(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1080(SB)/8, $0x1f8000001f800000
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1088
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -17524,44 +17528,32 @@ TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actSigmoidValueTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actSigmoidValueTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSigmoidValueTable<>+96(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSigmoidValueTable<>+128(SB), Y6, Y14
+	VPERMPS actSigmoidValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSigmoidValueTable<>+128(SB), Y7, Y14
+	VPERMPS actSigmoidValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSigmoidValueTable<>+128(SB), Y8, Y14
+	VPERMPS actSigmoidValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSigmoidValueTable<>+128(SB), Y9, Y14
+	VPERMPS actSigmoidValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSigmoidValueTable<>+160(SB), Y6, Y10
-	VPERMPS actSigmoidValueTable<>+160(SB), Y7, Y11
-	VPERMPS actSigmoidValueTable<>+160(SB), Y8, Y12
-	VPERMPS actSigmoidValueTable<>+160(SB), Y9, Y13
-	VPERMPS actSigmoidValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actSigmoidValueTable<>+192(SB), Y6, Y10
+	VPERMPS actSigmoidValueTable<>+192(SB), Y7, Y11
+	VPERMPS actSigmoidValueTable<>+192(SB), Y8, Y12
+	VPERMPS actSigmoidValueTable<>+192(SB), Y9, Y13
 	VPERMPS actSigmoidValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -17610,45 +17602,51 @@ near1:
 	VPERMPS actSigmoidValueTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actSigmoidValueTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actSigmoidValueTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actSigmoidValueTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actSigmoidValueTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSigmoidValueTable<>+352(SB), Y6, Y6
-	VPERMPS actSigmoidValueTable<>+352(SB), Y7, Y7
-	VPERMPS actSigmoidValueTable<>+352(SB), Y8, Y8
-	VPERMPS actSigmoidValueTable<>+352(SB), Y9, Y9
+	VPERMPS actSigmoidValueTable<>+384(SB), Y6, Y6
+	VPERMPS actSigmoidValueTable<>+384(SB), Y7, Y7
+	VPERMPS actSigmoidValueTable<>+384(SB), Y8, Y8
+	VPERMPS actSigmoidValueTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actSigmoidValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -17665,7 +17663,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -17686,15 +17684,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actSigmoidValueTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actSigmoidValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actSigmoidValueTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actSigmoidValueTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -17705,63 +17713,57 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSigmoidValueTable<>+544(SB), Y13, Y13
-	VMULPS actSigmoidValueTable<>+576(SB), Y13, Y11
-	VADDPS actSigmoidValueTable<>+96(SB), Y11, Y11
-	VSUBPS actSigmoidValueTable<>+96(SB), Y11, Y10
+	VPMINSD actSigmoidValueTable<>+576(SB), Y13, Y13
+	VMULPS actSigmoidValueTable<>+608(SB), Y13, Y11
+	VADDPS actSigmoidValueTable<>+128(SB), Y11, Y11
+	VSUBPS actSigmoidValueTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSigmoidValueTable<>+608(SB), Y10, Y8
+	VMULPS actSigmoidValueTable<>+640(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSigmoidValueTable<>+640(SB), Y10, Y10
-	VPERMPS actSigmoidValueTable<>+672(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actSigmoidValueTable<>+672(SB), Y10, Y10
+	VPERMPS actSigmoidValueTable<>+704(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSigmoidValueTable<>+704(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSigmoidValueTable<>+736(SB), Y8, Y7
-	VADDPS actSigmoidValueTable<>+768(SB), Y7, Y7
-	VMULPS Y8, Y7, Y7
+	VPERMPS actSigmoidValueTable<>+736(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actSigmoidValueTable<>+768(SB), Y8, Y7
 	VADDPS actSigmoidValueTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSigmoidValueTable<>+384(SB), Y7, Y7
+	VADDPS actSigmoidValueTable<>+832(SB), Y7, Y7
+	VMULPS Y8, Y7, Y7
+	VSUBPS actSigmoidValueTable<>+416(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSigmoidValueTable<>+832(SB), Y8, Y10
-	VMULPS actSigmoidValueTable<>+864(SB), Y10, Y10
-	VADDPS actSigmoidValueTable<>+896(SB), Y10, Y11
+	VPMAXSD actSigmoidValueTable<>+864(SB), Y8, Y10
+	VMULPS actSigmoidValueTable<>+896(SB), Y10, Y10
+	VADDPS actSigmoidValueTable<>+928(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y13
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSigmoidValueTable<>+928(SB), Y13, Y13
-	JMP restored16
-subnormal15:
 	VADDPS actSigmoidValueTable<>+960(SB), Y13, Y8
 	VPADDD actSigmoidValueTable<>+992(SB), Y8, Y8
 	VPADDD actSigmoidValueTable<>+1024(SB), Y13, Y13
 	VPMAXSD Y8, Y13, Y13
-restored16:
-	VMOVUPS actSigmoidValueTable<>+384(SB), Y14
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y8
 	VPMINSD Y8, Y12, Y12
 	VPMAXSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -17797,6 +17799,90 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
+pairs13:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VMULPS actSigmoidValueTable<>+608(SB), Y2, Y7
+	VMULPS actSigmoidValueTable<>+608(SB), Y8, Y13
+	VADDPS actSigmoidValueTable<>+128(SB), Y7, Y7
+	VADDPS actSigmoidValueTable<>+128(SB), Y13, Y13
+	VSUBPS actSigmoidValueTable<>+128(SB), Y7, Y6
+	VSUBPS actSigmoidValueTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actSigmoidValueTable<>+640(SB), Y6, Y5
+	VMULPS actSigmoidValueTable<>+640(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actSigmoidValueTable<>+672(SB), Y6, Y6
+	VMULPS actSigmoidValueTable<>+672(SB), Y12, Y12
+	VPERMPS actSigmoidValueTable<>+704(SB), Y7, Y4
+	VPERMPS actSigmoidValueTable<>+704(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actSigmoidValueTable<>+736(SB), Y7, Y6
+	VPERMPS actSigmoidValueTable<>+736(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actSigmoidValueTable<>+768(SB), Y5, Y4
+	VMULPS actSigmoidValueTable<>+768(SB), Y11, Y10
+	VADDPS actSigmoidValueTable<>+800(SB), Y4, Y4
+	VADDPS actSigmoidValueTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VADDPS actSigmoidValueTable<>+832(SB), Y4, Y4
+	VADDPS actSigmoidValueTable<>+832(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actSigmoidValueTable<>+416(SB), Y4, Y4
+	VSUBPS actSigmoidValueTable<>+416(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actSigmoidValueTable<>+864(SB), Y5, Y6
+	VPMAXSD actSigmoidValueTable<>+864(SB), Y11, Y12
+	VMULPS actSigmoidValueTable<>+896(SB), Y6, Y6
+	VMULPS actSigmoidValueTable<>+896(SB), Y12, Y12
+	VADDPS actSigmoidValueTable<>+928(SB), Y6, Y7
+	VADDPS actSigmoidValueTable<>+928(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VADDPS Y4, Y3, Y2
+	VADDPS Y10, Y9, Y8
+	VMULPS actSigmoidValueTable<>+1056(SB), Y2, Y2
+	VMULPS actSigmoidValueTable<>+1056(SB), Y8, Y8
+	VMOVUPS 0(R14)(AX*1), Y7
+	VMOVUPS 32(R14)(AX*1), Y13
+	VMOVUPS actSigmoidValueTable<>+416(SB), Y14
+	VSUBPS Y2, Y14, Y5
+	VSUBPS Y8, Y14, Y11
+	VPMINSD Y5, Y7, Y7
+	VPMINSD Y11, Y13, Y13
+	VPMAXSD Y2, Y7, Y7
+	VPMAXSD Y8, Y13, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
+	MOVQ 424(R14), AX
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -17812,54 +17898,54 @@ DATA actSigmoidSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actSigmoidSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSigmoidSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSigmoidSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSigmoidSlopeTable<>+128(SB)/8, $0x3f42a90f3e03b07b
-DATA actSigmoidSlopeTable<>+136(SB)/8, $0x400b572a3fb52502
-DATA actSigmoidSlopeTable<>+144(SB)/8, $0x40684bbc403a9b08
-DATA actSigmoidSlopeTable<>+152(SB)/8, $0x40a26e7b408b0276
-DATA actSigmoidSlopeTable<>+160(SB)/8, $0x3a0d34163915d5a2
-DATA actSigmoidSlopeTable<>+168(SB)/8, $0xb91b9736386e68d3
-DATA actSigmoidSlopeTable<>+176(SB)/8, $0xb741abd5b893e6af
-DATA actSigmoidSlopeTable<>+184(SB)/8, $0x36b6c9b4369e6098
-DATA actSigmoidSlopeTable<>+192(SB)/8, $0xb98cdbadbb019bff
-DATA actSigmoidSlopeTable<>+200(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSigmoidSlopeTable<>+208(SB)/8, $0xb88ac046389d76c3
-DATA actSigmoidSlopeTable<>+216(SB)/8, $0xb83125e5b88d1aba
-DATA actSigmoidSlopeTable<>+224(SB)/8, $0xbbaca177baad8859
-DATA actSigmoidSlopeTable<>+232(SB)/8, $0xb99afb83bb67d7fa
-DATA actSigmoidSlopeTable<>+240(SB)/8, $0x3a360db23a4679f5
-DATA actSigmoidSlopeTable<>+248(SB)/8, $0x39766c3d39e474bf
-DATA actSigmoidSlopeTable<>+256(SB)/8, $0x3c33503a3ca7da7e
-DATA actSigmoidSlopeTable<>+264(SB)/8, $0xbbe16551bac24eee
-DATA actSigmoidSlopeTable<>+272(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSigmoidSlopeTable<>+280(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSigmoidSlopeTable<>+288(SB)/8, $0x3d2154023c02f74e
-DATA actSigmoidSlopeTable<>+296(SB)/8, $0x3d1526d63d44278d
-DATA actSigmoidSlopeTable<>+304(SB)/8, $0x3c438f383cb32185
-DATA actSigmoidSlopeTable<>+312(SB)/8, $0x3b4797d03bc9fe95
-DATA actSigmoidSlopeTable<>+320(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSigmoidSlopeTable<>+328(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSigmoidSlopeTable<>+336(SB)/8, $0xbcce3799bd47a5d8
-DATA actSigmoidSlopeTable<>+344(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSigmoidSlopeTable<>+352(SB)/8, $0x3ea31a723eef8fbd
-DATA actSigmoidSlopeTable<>+360(SB)/8, $0x3dd085833e481b40
-DATA actSigmoidSlopeTable<>+368(SB)/8, $0x3cd3aff63d52763c
-DATA actSigmoidSlopeTable<>+376(SB)/8, $0x3bcb5d193c520020
-DATA actSigmoidSlopeTable<>+384(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+392(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+400(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+408(SB)/8, $0x40ab333440ab3334
-DATA actSigmoidSlopeTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSigmoidSlopeTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actSigmoidSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actSigmoidSlopeTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actSigmoidSlopeTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actSigmoidSlopeTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actSigmoidSlopeTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actSigmoidSlopeTable<>+160(SB)/8, $0x3f42a90f3e03b07b
+DATA actSigmoidSlopeTable<>+168(SB)/8, $0x400b572a3fb52502
+DATA actSigmoidSlopeTable<>+176(SB)/8, $0x40684bbc403a9b08
+DATA actSigmoidSlopeTable<>+184(SB)/8, $0x40a26e7b408b0276
+DATA actSigmoidSlopeTable<>+192(SB)/8, $0x3a0d34163915d5a2
+DATA actSigmoidSlopeTable<>+200(SB)/8, $0xb91b9736386e68d3
+DATA actSigmoidSlopeTable<>+208(SB)/8, $0xb741abd5b893e6af
+DATA actSigmoidSlopeTable<>+216(SB)/8, $0x36b6c9b4369e6098
+DATA actSigmoidSlopeTable<>+224(SB)/8, $0xb98cdbadbb019bff
+DATA actSigmoidSlopeTable<>+232(SB)/8, $0x3a13f86c3a7c02cc
+DATA actSigmoidSlopeTable<>+240(SB)/8, $0xb88ac046389d76c3
+DATA actSigmoidSlopeTable<>+248(SB)/8, $0xb83125e5b88d1aba
+DATA actSigmoidSlopeTable<>+256(SB)/8, $0xbbaca177baad8859
+DATA actSigmoidSlopeTable<>+264(SB)/8, $0xb99afb83bb67d7fa
+DATA actSigmoidSlopeTable<>+272(SB)/8, $0x3a360db23a4679f5
+DATA actSigmoidSlopeTable<>+280(SB)/8, $0x39766c3d39e474bf
+DATA actSigmoidSlopeTable<>+288(SB)/8, $0x3c33503a3ca7da7e
+DATA actSigmoidSlopeTable<>+296(SB)/8, $0xbbe16551bac24eee
+DATA actSigmoidSlopeTable<>+304(SB)/8, $0xbb696ea3bbbc5a6f
+DATA actSigmoidSlopeTable<>+312(SB)/8, $0xba81bf3fbaff6d9f
+DATA actSigmoidSlopeTable<>+320(SB)/8, $0x3d2154023c02f74e
+DATA actSigmoidSlopeTable<>+328(SB)/8, $0x3d1526d63d44278d
+DATA actSigmoidSlopeTable<>+336(SB)/8, $0x3c438f383cb32185
+DATA actSigmoidSlopeTable<>+344(SB)/8, $0x3b4797d03bc9fe95
+DATA actSigmoidSlopeTable<>+352(SB)/8, $0xbe5e4a35be7ef1c6
+DATA actSigmoidSlopeTable<>+360(SB)/8, $0xbdbb4a5cbe21009c
+DATA actSigmoidSlopeTable<>+368(SB)/8, $0xbcce3799bd47a5d8
+DATA actSigmoidSlopeTable<>+376(SB)/8, $0xbbca1a00bc4f4f0f
+DATA actSigmoidSlopeTable<>+384(SB)/8, $0x3ea31a723eef8fbd
+DATA actSigmoidSlopeTable<>+392(SB)/8, $0x3dd085833e481b40
+DATA actSigmoidSlopeTable<>+400(SB)/8, $0x3cd3aff63d52763c
+DATA actSigmoidSlopeTable<>+408(SB)/8, $0x3bcb5d193c520020
+DATA actSigmoidSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSigmoidSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
 DATA actSigmoidSlopeTable<>+448(SB)/8, $0x42ae000042ae0000
 DATA actSigmoidSlopeTable<>+456(SB)/8, $0x42ae000042ae0000
 DATA actSigmoidSlopeTable<>+464(SB)/8, $0x42ae000042ae0000
@@ -17868,58 +17954,58 @@ DATA actSigmoidSlopeTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+544(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+552(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+560(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+568(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+576(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+584(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+592(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+600(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+640(SB)/8, $0xb928f58300000000
-DATA actSigmoidSlopeTable<>+648(SB)/8, $0x37e54670b955a498
-DATA actSigmoidSlopeTable<>+656(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidSlopeTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidSlopeTable<>+672(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidSlopeTable<>+680(SB)/8, $0x5f7600005f783000
-DATA actSigmoidSlopeTable<>+688(SB)/8, $0x5f7560005f750000
-DATA actSigmoidSlopeTable<>+696(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidSlopeTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+736(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+744(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+752(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+760(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+768(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+776(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+784(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+792(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+800(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+808(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+816(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+824(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+832(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+840(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+848(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+856(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+864(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+872(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+880(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+888(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+896(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+904(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+912(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+920(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSigmoidSlopeTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSigmoidSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+800(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+808(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+816(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+824(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+832(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+840(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+848(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+856(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
 DATA actSigmoidSlopeTable<>+928(SB)/8, $0x2080000020800000
 DATA actSigmoidSlopeTable<>+936(SB)/8, $0x2080000020800000
 DATA actSigmoidSlopeTable<>+944(SB)/8, $0x2080000020800000
@@ -17932,7 +18018,11 @@ DATA actSigmoidSlopeTable<>+992(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1000(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1008(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1016(SB)/8, $0xe0000000e0000000
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1024
+DATA actSigmoidSlopeTable<>+1024(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1032(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1040(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1048(SB)/8, $0x1f8000001f800000
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -17948,44 +18038,32 @@ TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actSigmoidSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actSigmoidSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
+	VMOVUPS actSigmoidSlopeTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSigmoidSlopeTable<>+96(SB), Y14
+	VMOVUPS actSigmoidSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSigmoidSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actSigmoidSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSigmoidSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actSigmoidSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSigmoidSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actSigmoidSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSigmoidSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actSigmoidSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actSigmoidSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSigmoidSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actSigmoidSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actSigmoidSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actSigmoidSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actSigmoidSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actSigmoidSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18034,14 +18112,26 @@ near1:
 	VPERMPS actSigmoidSlopeTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actSigmoidSlopeTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actSigmoidSlopeTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actSigmoidSlopeTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actSigmoidSlopeTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y6, Y6
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y7, Y7
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y8, Y8
-	VPERMPS actSigmoidSlopeTable<>+352(SB), Y9, Y9
+	VPERMPS actSigmoidSlopeTable<>+384(SB), Y6, Y6
+	VPERMPS actSigmoidSlopeTable<>+384(SB), Y7, Y7
+	VPERMPS actSigmoidSlopeTable<>+384(SB), Y8, Y8
+	VPERMPS actSigmoidSlopeTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -18062,13 +18152,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSigmoidSlopeTable<>+384(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actSigmoidSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -18085,7 +18169,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VMOVUPS actSigmoidSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -18106,15 +18190,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actSigmoidSlopeTable<>+416(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actSigmoidSlopeTable<>+448(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actSigmoidSlopeTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actSigmoidSlopeTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -18125,39 +18219,39 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSigmoidSlopeTable<>+512(SB), Y13, Y13
-	VMULPS actSigmoidSlopeTable<>+544(SB), Y13, Y11
-	VADDPS actSigmoidSlopeTable<>+96(SB), Y11, Y11
-	VSUBPS actSigmoidSlopeTable<>+96(SB), Y11, Y10
+	VPMINSD actSigmoidSlopeTable<>+544(SB), Y13, Y13
+	VMULPS actSigmoidSlopeTable<>+576(SB), Y13, Y11
+	VADDPS actSigmoidSlopeTable<>+128(SB), Y11, Y11
+	VSUBPS actSigmoidSlopeTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSigmoidSlopeTable<>+576(SB), Y10, Y8
+	VMULPS actSigmoidSlopeTable<>+608(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSigmoidSlopeTable<>+608(SB), Y10, Y10
-	VPERMPS actSigmoidSlopeTable<>+640(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actSigmoidSlopeTable<>+640(SB), Y10, Y10
+	VPERMPS actSigmoidSlopeTable<>+672(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSigmoidSlopeTable<>+672(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSigmoidSlopeTable<>+704(SB), Y8, Y7
-	VADDPS actSigmoidSlopeTable<>+736(SB), Y7, Y7
+	VPERMPS actSigmoidSlopeTable<>+704(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actSigmoidSlopeTable<>+736(SB), Y8, Y7
+	VADDPS actSigmoidSlopeTable<>+768(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSigmoidSlopeTable<>+768(SB), Y7, Y7
+	VSUBPS actSigmoidSlopeTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSigmoidSlopeTable<>+800(SB), Y8, Y10
-	VMULPS actSigmoidSlopeTable<>+832(SB), Y10, Y10
-	VADDPS actSigmoidSlopeTable<>+864(SB), Y10, Y11
+	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y8, Y10
+	VMULPS actSigmoidSlopeTable<>+864(SB), Y10, Y10
+	VADDPS actSigmoidSlopeTable<>+896(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -18166,20 +18260,14 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSigmoidSlopeTable<>+896(SB), Y12, Y12
-	JMP restored16
-subnormal15:
 	VADDPS actSigmoidSlopeTable<>+928(SB), Y12, Y13
 	VPADDD actSigmoidSlopeTable<>+960(SB), Y13, Y13
 	VPADDD actSigmoidSlopeTable<>+992(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
-restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -18215,6 +18303,85 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
+pairs13:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VMULPS actSigmoidSlopeTable<>+576(SB), Y2, Y7
+	VMULPS actSigmoidSlopeTable<>+576(SB), Y8, Y13
+	VADDPS actSigmoidSlopeTable<>+128(SB), Y7, Y7
+	VADDPS actSigmoidSlopeTable<>+128(SB), Y13, Y13
+	VSUBPS actSigmoidSlopeTable<>+128(SB), Y7, Y6
+	VSUBPS actSigmoidSlopeTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actSigmoidSlopeTable<>+608(SB), Y6, Y5
+	VMULPS actSigmoidSlopeTable<>+608(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actSigmoidSlopeTable<>+640(SB), Y6, Y6
+	VMULPS actSigmoidSlopeTable<>+640(SB), Y12, Y12
+	VPERMPS actSigmoidSlopeTable<>+672(SB), Y7, Y4
+	VPERMPS actSigmoidSlopeTable<>+672(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actSigmoidSlopeTable<>+704(SB), Y7, Y6
+	VPERMPS actSigmoidSlopeTable<>+704(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actSigmoidSlopeTable<>+736(SB), Y5, Y4
+	VMULPS actSigmoidSlopeTable<>+736(SB), Y11, Y10
+	VADDPS actSigmoidSlopeTable<>+768(SB), Y4, Y4
+	VADDPS actSigmoidSlopeTable<>+768(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actSigmoidSlopeTable<>+800(SB), Y4, Y4
+	VSUBPS actSigmoidSlopeTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y5, Y6
+	VPMAXSD actSigmoidSlopeTable<>+832(SB), Y11, Y12
+	VMULPS actSigmoidSlopeTable<>+864(SB), Y6, Y6
+	VMULPS actSigmoidSlopeTable<>+864(SB), Y12, Y12
+	VADDPS actSigmoidSlopeTable<>+896(SB), Y6, Y7
+	VADDPS actSigmoidSlopeTable<>+896(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VMULPS Y7, Y6, Y6
+	VMULPS Y13, Y12, Y12
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VADDPS Y4, Y3, Y7
+	VADDPS Y10, Y9, Y13
+	VMULPS actSigmoidSlopeTable<>+1024(SB), Y7, Y7
+	VMULPS actSigmoidSlopeTable<>+1024(SB), Y13, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
+	MOVQ 424(R14), AX
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -18440,58 +18607,58 @@ DATA actTanhSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actTanhSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actTanhSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actTanhSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actTanhSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actTanhSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actTanhSlopeTable<>+128(SB)/8, $0x3f24f4413e7953ec
-DATA actTanhSlopeTable<>+136(SB)/8, $0x401617753fc2222b
-DATA actTanhSlopeTable<>+144(SB)/8, $0x4070dc274043406d
-DATA actTanhSlopeTable<>+152(SB)/8, $0x40a473be408d13da
-DATA actTanhSlopeTable<>+160(SB)/8, $0xbd84a3f83e5bf85b
-DATA actTanhSlopeTable<>+168(SB)/8, $0x3b01dd5c3bb5cacb
-DATA actTanhSlopeTable<>+176(SB)/8, $0xb8843904b88fe64c
-DATA actTanhSlopeTable<>+184(SB)/8, $0xb69608c9b7966239
-DATA actTanhSlopeTable<>+192(SB)/8, $0x3e46f5cfbdf3857a
-DATA actTanhSlopeTable<>+200(SB)/8, $0x3a2c2e40bcdbf05a
-DATA actTanhSlopeTable<>+208(SB)/8, $0x39337ceb3a1d91b5
-DATA actTanhSlopeTable<>+216(SB)/8, $0x3748c46f385771ce
-DATA actTanhSlopeTable<>+224(SB)/8, $0xbdee1ccdbed2b378
-DATA actTanhSlopeTable<>+232(SB)/8, $0xbb93f2b93d24acf3
-DATA actTanhSlopeTable<>+240(SB)/8, $0xba118d1ebb06679f
-DATA actTanhSlopeTable<>+248(SB)/8, $0xb8191fc7b923be84
-DATA actTanhSlopeTable<>+256(SB)/8, $0xbe938cfa3ec01fb8
-DATA actTanhSlopeTable<>+264(SB)/8, $0x3c9174fabc2164a7
-DATA actTanhSlopeTable<>+272(SB)/8, $0x3ab8ffc43bb5dba2
-DATA actTanhSlopeTable<>+280(SB)/8, $0x38c00dce39ce2900
-DATA actTanhSlopeTable<>+288(SB)/8, $0x3f0791c53f0c914f
-DATA actTanhSlopeTable<>+296(SB)/8, $0xbd2c7c80bdce1ef5
-DATA actTanhSlopeTable<>+304(SB)/8, $0xbb3a9254bc3cbd93
-DATA actTanhSlopeTable<>+312(SB)/8, $0xb9401ed9ba4ea0f9
-DATA actTanhSlopeTable<>+320(SB)/8, $0xbcb510a6bf481c56
-DATA actTanhSlopeTable<>+328(SB)/8, $0x3d8bbde13e845192
-DATA actTanhSlopeTable<>+336(SB)/8, $0x3b8c894a3c902472
-DATA actTanhSlopeTable<>+344(SB)/8, $0x399020dc3a9b2723
-DATA actTanhSlopeTable<>+352(SB)/8, $0xbf44fd29bee692b8
-DATA actTanhSlopeTable<>+360(SB)/8, $0xbd910b9dbea309be
-DATA actTanhSlopeTable<>+368(SB)/8, $0xbb8cd6f2bc91718f
-DATA actTanhSlopeTable<>+376(SB)/8, $0xb99025fbba9b3eb7
-DATA actTanhSlopeTable<>+384(SB)/8, $0x3f2d73453f716748
-DATA actTanhSlopeTable<>+392(SB)/8, $0x3d13bbf03e3388df
-DATA actTanhSlopeTable<>+400(SB)/8, $0x3b0cfdca3c1218b0
-DATA actTanhSlopeTable<>+408(SB)/8, $0x391028853a1b4a7f
-DATA actTanhSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actTanhSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actTanhSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actTanhSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actTanhSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actTanhSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actTanhSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actTanhSlopeTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actTanhSlopeTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actTanhSlopeTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actTanhSlopeTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actTanhSlopeTable<>+160(SB)/8, $0x3f24f4413e7953ec
+DATA actTanhSlopeTable<>+168(SB)/8, $0x401617753fc2222b
+DATA actTanhSlopeTable<>+176(SB)/8, $0x4070dc274043406d
+DATA actTanhSlopeTable<>+184(SB)/8, $0x40a473be408d13da
+DATA actTanhSlopeTable<>+192(SB)/8, $0xbd84a3f83e5bf85b
+DATA actTanhSlopeTable<>+200(SB)/8, $0x3b01dd5c3bb5cacb
+DATA actTanhSlopeTable<>+208(SB)/8, $0xb8843904b88fe64c
+DATA actTanhSlopeTable<>+216(SB)/8, $0xb69608c9b7966239
+DATA actTanhSlopeTable<>+224(SB)/8, $0x3e46f5cfbdf3857a
+DATA actTanhSlopeTable<>+232(SB)/8, $0x3a2c2e40bcdbf05a
+DATA actTanhSlopeTable<>+240(SB)/8, $0x39337ceb3a1d91b5
+DATA actTanhSlopeTable<>+248(SB)/8, $0x3748c46f385771ce
+DATA actTanhSlopeTable<>+256(SB)/8, $0xbdee1ccdbed2b378
+DATA actTanhSlopeTable<>+264(SB)/8, $0xbb93f2b93d24acf3
+DATA actTanhSlopeTable<>+272(SB)/8, $0xba118d1ebb06679f
+DATA actTanhSlopeTable<>+280(SB)/8, $0xb8191fc7b923be84
+DATA actTanhSlopeTable<>+288(SB)/8, $0xbe938cfa3ec01fb8
+DATA actTanhSlopeTable<>+296(SB)/8, $0x3c9174fabc2164a7
+DATA actTanhSlopeTable<>+304(SB)/8, $0x3ab8ffc43bb5dba2
+DATA actTanhSlopeTable<>+312(SB)/8, $0x38c00dce39ce2900
+DATA actTanhSlopeTable<>+320(SB)/8, $0x3f0791c53f0c914f
+DATA actTanhSlopeTable<>+328(SB)/8, $0xbd2c7c80bdce1ef5
+DATA actTanhSlopeTable<>+336(SB)/8, $0xbb3a9254bc3cbd93
+DATA actTanhSlopeTable<>+344(SB)/8, $0xb9401ed9ba4ea0f9
+DATA actTanhSlopeTable<>+352(SB)/8, $0xbcb510a6bf481c56
+DATA actTanhSlopeTable<>+360(SB)/8, $0x3d8bbde13e845192
+DATA actTanhSlopeTable<>+368(SB)/8, $0x3b8c894a3c902472
+DATA actTanhSlopeTable<>+376(SB)/8, $0x399020dc3a9b2723
+DATA actTanhSlopeTable<>+384(SB)/8, $0xbf44fd29bee692b8
+DATA actTanhSlopeTable<>+392(SB)/8, $0xbd910b9dbea309be
+DATA actTanhSlopeTable<>+400(SB)/8, $0xbb8cd6f2bc91718f
+DATA actTanhSlopeTable<>+408(SB)/8, $0xb99025fbba9b3eb7
+DATA actTanhSlopeTable<>+416(SB)/8, $0x3f2d73453f716748
+DATA actTanhSlopeTable<>+424(SB)/8, $0x3d13bbf03e3388df
+DATA actTanhSlopeTable<>+432(SB)/8, $0x3b0cfdca3c1218b0
+DATA actTanhSlopeTable<>+440(SB)/8, $0x391028853a1b4a7f
+DATA actTanhSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
+DATA actTanhSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
 DATA actTanhSlopeTable<>+480(SB)/8, $0x422c0000422c0000
 DATA actTanhSlopeTable<>+488(SB)/8, $0x422c0000422c0000
 DATA actTanhSlopeTable<>+496(SB)/8, $0x422c0000422c0000
@@ -18500,58 +18667,58 @@ DATA actTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+608(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+616(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+624(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+632(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+672(SB)/8, $0xb928f58300000000
-DATA actTanhSlopeTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actTanhSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actTanhSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actTanhSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actTanhSlopeTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actTanhSlopeTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actTanhSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actTanhSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+800(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+808(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+816(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+824(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+832(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+840(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+848(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+856(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+928(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+936(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+944(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+952(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+568(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+608(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+616(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+624(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+632(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+640(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+648(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+656(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+664(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+672(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+680(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+688(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+696(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+704(SB)/8, $0xb928f58300000000
+DATA actTanhSlopeTable<>+712(SB)/8, $0x37e54670b955a498
+DATA actTanhSlopeTable<>+720(SB)/8, $0xb914aa90b8e00620
+DATA actTanhSlopeTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
+DATA actTanhSlopeTable<>+736(SB)/8, $0x5f7b90005f800000
+DATA actTanhSlopeTable<>+744(SB)/8, $0x5f7600005f783000
+DATA actTanhSlopeTable<>+752(SB)/8, $0x5f7560005f750000
+DATA actTanhSlopeTable<>+760(SB)/8, $0x5f7ac0005f774000
+DATA actTanhSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+800(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+808(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+816(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+824(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+832(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+840(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+848(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+856(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+864(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+872(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+880(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+888(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+896(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+904(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+912(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+920(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+928(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+936(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+944(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+952(SB)/8, $0x3f806bfa3f806bfa
 DATA actTanhSlopeTable<>+960(SB)/8, $0x1f8000001f800000
 DATA actTanhSlopeTable<>+968(SB)/8, $0x1f8000001f800000
 DATA actTanhSlopeTable<>+976(SB)/8, $0x1f8000001f800000
@@ -18564,7 +18731,11 @@ DATA actTanhSlopeTable<>+1024(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1032(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1040(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1048(SB)/8, $0xe1000000e1000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1056
+DATA actTanhSlopeTable<>+1056(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1064(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1072(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1080(SB)/8, $0x2080000020800000
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1088
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -18580,44 +18751,32 @@ TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actTanhSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actTanhSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
+	VMOVUPS actTanhSlopeTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actTanhSlopeTable<>+96(SB), Y14
+	VMOVUPS actTanhSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actTanhSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actTanhSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actTanhSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actTanhSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actTanhSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actTanhSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actTanhSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actTanhSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actTanhSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actTanhSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actTanhSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actTanhSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actTanhSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actTanhSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actTanhSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actTanhSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actTanhSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actTanhSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actTanhSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actTanhSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actTanhSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -18678,14 +18837,26 @@ near1:
 	VPERMPS actTanhSlopeTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actTanhSlopeTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actTanhSlopeTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actTanhSlopeTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actTanhSlopeTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actTanhSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actTanhSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actTanhSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actTanhSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS actTanhSlopeTable<>+416(SB), Y6, Y6
+	VPERMPS actTanhSlopeTable<>+416(SB), Y7, Y7
+	VPERMPS actTanhSlopeTable<>+416(SB), Y8, Y8
+	VPERMPS actTanhSlopeTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -18702,13 +18873,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actTanhSlopeTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -18725,7 +18890,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VMOVUPS actTanhSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -18746,15 +18911,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actTanhSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actTanhSlopeTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actTanhSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actTanhSlopeTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -18765,40 +18940,40 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
 	VADDPS Y13, Y13, Y13
-	VPMINSD actTanhSlopeTable<>+544(SB), Y13, Y13
-	VMULPS actTanhSlopeTable<>+576(SB), Y13, Y11
-	VADDPS actTanhSlopeTable<>+96(SB), Y11, Y11
-	VSUBPS actTanhSlopeTable<>+96(SB), Y11, Y10
+	VPMINSD actTanhSlopeTable<>+576(SB), Y13, Y13
+	VMULPS actTanhSlopeTable<>+608(SB), Y13, Y11
+	VADDPS actTanhSlopeTable<>+128(SB), Y11, Y11
+	VSUBPS actTanhSlopeTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actTanhSlopeTable<>+608(SB), Y10, Y8
+	VMULPS actTanhSlopeTable<>+640(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actTanhSlopeTable<>+640(SB), Y10, Y10
-	VPERMPS actTanhSlopeTable<>+672(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actTanhSlopeTable<>+672(SB), Y10, Y10
+	VPERMPS actTanhSlopeTable<>+704(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actTanhSlopeTable<>+704(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actTanhSlopeTable<>+736(SB), Y8, Y7
-	VADDPS actTanhSlopeTable<>+768(SB), Y7, Y7
+	VPERMPS actTanhSlopeTable<>+736(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actTanhSlopeTable<>+768(SB), Y8, Y7
+	VADDPS actTanhSlopeTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actTanhSlopeTable<>+800(SB), Y7, Y7
+	VSUBPS actTanhSlopeTable<>+832(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actTanhSlopeTable<>+832(SB), Y8, Y10
-	VMULPS actTanhSlopeTable<>+864(SB), Y10, Y10
-	VADDPS actTanhSlopeTable<>+896(SB), Y10, Y11
+	VPMAXSD actTanhSlopeTable<>+864(SB), Y8, Y10
+	VMULPS actTanhSlopeTable<>+896(SB), Y10, Y10
+	VADDPS actTanhSlopeTable<>+928(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
@@ -18807,20 +18982,14 @@ vector7:
 	VMULPS Y10, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y12
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actTanhSlopeTable<>+928(SB), Y12, Y12
-	JMP restored16
-subnormal15:
 	VADDPS actTanhSlopeTable<>+960(SB), Y12, Y13
 	VPADDD actTanhSlopeTable<>+992(SB), Y13, Y13
 	VPADDD actTanhSlopeTable<>+1024(SB), Y12, Y12
 	VPMAXSD Y13, Y12, Y12
-restored16:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -18856,6 +19025,87 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
+pairs13:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VADDPS Y2, Y2, Y2
+	VADDPS Y8, Y8, Y8
+	VMULPS actTanhSlopeTable<>+608(SB), Y2, Y7
+	VMULPS actTanhSlopeTable<>+608(SB), Y8, Y13
+	VADDPS actTanhSlopeTable<>+128(SB), Y7, Y7
+	VADDPS actTanhSlopeTable<>+128(SB), Y13, Y13
+	VSUBPS actTanhSlopeTable<>+128(SB), Y7, Y6
+	VSUBPS actTanhSlopeTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actTanhSlopeTable<>+640(SB), Y6, Y5
+	VMULPS actTanhSlopeTable<>+640(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actTanhSlopeTable<>+672(SB), Y6, Y6
+	VMULPS actTanhSlopeTable<>+672(SB), Y12, Y12
+	VPERMPS actTanhSlopeTable<>+704(SB), Y7, Y4
+	VPERMPS actTanhSlopeTable<>+704(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actTanhSlopeTable<>+736(SB), Y7, Y6
+	VPERMPS actTanhSlopeTable<>+736(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actTanhSlopeTable<>+768(SB), Y5, Y4
+	VMULPS actTanhSlopeTable<>+768(SB), Y11, Y10
+	VADDPS actTanhSlopeTable<>+800(SB), Y4, Y4
+	VADDPS actTanhSlopeTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actTanhSlopeTable<>+832(SB), Y4, Y4
+	VSUBPS actTanhSlopeTable<>+832(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actTanhSlopeTable<>+864(SB), Y5, Y6
+	VPMAXSD actTanhSlopeTable<>+864(SB), Y11, Y12
+	VMULPS actTanhSlopeTable<>+896(SB), Y6, Y6
+	VMULPS actTanhSlopeTable<>+896(SB), Y12, Y12
+	VADDPS actTanhSlopeTable<>+928(SB), Y6, Y7
+	VADDPS actTanhSlopeTable<>+928(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VMULPS Y7, Y6, Y6
+	VMULPS Y13, Y12, Y12
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VADDPS Y4, Y3, Y7
+	VADDPS Y10, Y9, Y13
+	VMULPS actTanhSlopeTable<>+1056(SB), Y7, Y7
+	VMULPS actTanhSlopeTable<>+1056(SB), Y13, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
+	MOVQ 424(R14), AX
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -18871,54 +19121,54 @@ DATA actSiLUValueTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actSiLUValueTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actSiLUValueTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actSiLUValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSiLUValueTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSiLUValueTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSiLUValueTable<>+128(SB)/8, $0x3f1252d700000000
-DATA actSiLUValueTable<>+136(SB)/8, $0x400b394d3fbceb61
-DATA actSiLUValueTable<>+144(SB)/8, $0x4064f2e54036ef72
-DATA actSiLUValueTable<>+152(SB)/8, $0x40a41fd2408dcfd1
-DATA actSiLUValueTable<>+160(SB)/8, $0xb84f677ebafe31a0
-DATA actSiLUValueTable<>+168(SB)/8, $0x398dc9fc3a889fc8
-DATA actSiLUValueTable<>+176(SB)/8, $0xb8de41b1b8df8453
-DATA actSiLUValueTable<>+184(SB)/8, $0xb78ab645b84c1c7e
-DATA actSiLUValueTable<>+192(SB)/8, $0xbbae88a4b89c2205
-DATA actSiLUValueTable<>+200(SB)/8, $0x3a6c0d34bae9bdc3
-DATA actSiLUValueTable<>+208(SB)/8, $0x39fe88603a83122c
-DATA actSiLUValueTable<>+216(SB)/8, $0x3789434e38f8ba8d
-DATA actSiLUValueTable<>+224(SB)/8, $0x3c44f5e43caac981
-DATA actSiLUValueTable<>+232(SB)/8, $0xbbf6e383bbe8429e
-DATA actSiLUValueTable<>+240(SB)/8, $0xba988e41bb7ab45a
-DATA actSiLUValueTable<>+248(SB)/8, $0x395a68a236015478
-DATA actSiLUValueTable<>+256(SB)/8, $0x3d260369b59fdb68
-DATA actSiLUValueTable<>+264(SB)/8, $0x3cb015be3d34caae
-DATA actSiLUValueTable<>+272(SB)/8, $0xba47ad413bc30e12
-DATA actSiLUValueTable<>+280(SB)/8, $0xbafdb4e2bb176780
-DATA actSiLUValueTable<>+288(SB)/8, $0xbe5965b4be7ffffe
-DATA actSiLUValueTable<>+296(SB)/8, $0xbc4950c6bda66bf4
-DATA actSiLUValueTable<>+304(SB)/8, $0x3c95d0eb3c666d29
-DATA actSiLUValueTable<>+312(SB)/8, $0x3c1324723c5d7f2d
-DATA actSiLUValueTable<>+320(SB)/8, $0x3e6a8a1d3f000000
-DATA actSiLUValueTable<>+328(SB)/8, $0xbdc727b5bd196eb6
-DATA actSiLUValueTable<>+336(SB)/8, $0xbd8a1aaabdbd3eb9
-DATA actSiLUValueTable<>+344(SB)/8, $0xbcc5b527bd22b96d
-DATA actSiLUValueTable<>+352(SB)/8, $0x3e53378e00000000
-DATA actSiLUValueTable<>+360(SB)/8, $0x3e632d753e8c9692
-DATA actSiLUValueTable<>+368(SB)/8, $0x3dc734e23e1eca1b
-DATA actSiLUValueTable<>+376(SB)/8, $0x3cf766b83d5561ff
-DATA actSiLUValueTable<>+384(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+392(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+400(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+408(SB)/8, $0x40ab333440ab3334
-DATA actSiLUValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSiLUValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actSiLUValueTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actSiLUValueTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actSiLUValueTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actSiLUValueTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actSiLUValueTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actSiLUValueTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actSiLUValueTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actSiLUValueTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actSiLUValueTable<>+160(SB)/8, $0x3f1252d700000000
+DATA actSiLUValueTable<>+168(SB)/8, $0x400b394d3fbceb61
+DATA actSiLUValueTable<>+176(SB)/8, $0x4064f2e54036ef72
+DATA actSiLUValueTable<>+184(SB)/8, $0x40a41fd2408dcfd1
+DATA actSiLUValueTable<>+192(SB)/8, $0xb84f677ebafe31a0
+DATA actSiLUValueTable<>+200(SB)/8, $0x398dc9fc3a889fc8
+DATA actSiLUValueTable<>+208(SB)/8, $0xb8de41b1b8df8453
+DATA actSiLUValueTable<>+216(SB)/8, $0xb78ab645b84c1c7e
+DATA actSiLUValueTable<>+224(SB)/8, $0xbbae88a4b89c2205
+DATA actSiLUValueTable<>+232(SB)/8, $0x3a6c0d34bae9bdc3
+DATA actSiLUValueTable<>+240(SB)/8, $0x39fe88603a83122c
+DATA actSiLUValueTable<>+248(SB)/8, $0x3789434e38f8ba8d
+DATA actSiLUValueTable<>+256(SB)/8, $0x3c44f5e43caac981
+DATA actSiLUValueTable<>+264(SB)/8, $0xbbf6e383bbe8429e
+DATA actSiLUValueTable<>+272(SB)/8, $0xba988e41bb7ab45a
+DATA actSiLUValueTable<>+280(SB)/8, $0x395a68a236015478
+DATA actSiLUValueTable<>+288(SB)/8, $0x3d260369b59fdb68
+DATA actSiLUValueTable<>+296(SB)/8, $0x3cb015be3d34caae
+DATA actSiLUValueTable<>+304(SB)/8, $0xba47ad413bc30e12
+DATA actSiLUValueTable<>+312(SB)/8, $0xbafdb4e2bb176780
+DATA actSiLUValueTable<>+320(SB)/8, $0xbe5965b4be7ffffe
+DATA actSiLUValueTable<>+328(SB)/8, $0xbc4950c6bda66bf4
+DATA actSiLUValueTable<>+336(SB)/8, $0x3c95d0eb3c666d29
+DATA actSiLUValueTable<>+344(SB)/8, $0x3c1324723c5d7f2d
+DATA actSiLUValueTable<>+352(SB)/8, $0x3e6a8a1d3f000000
+DATA actSiLUValueTable<>+360(SB)/8, $0xbdc727b5bd196eb6
+DATA actSiLUValueTable<>+368(SB)/8, $0xbd8a1aaabdbd3eb9
+DATA actSiLUValueTable<>+376(SB)/8, $0xbcc5b527bd22b96d
+DATA actSiLUValueTable<>+384(SB)/8, $0x3e53378e00000000
+DATA actSiLUValueTable<>+392(SB)/8, $0x3e632d753e8c9692
+DATA actSiLUValueTable<>+400(SB)/8, $0x3dc734e23e1eca1b
+DATA actSiLUValueTable<>+408(SB)/8, $0x3cf766b83d5561ff
+DATA actSiLUValueTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSiLUValueTable<>+440(SB)/8, $0x40ab333440ab3334
 DATA actSiLUValueTable<>+448(SB)/8, $0x42ae000042ae0000
 DATA actSiLUValueTable<>+456(SB)/8, $0x42ae000042ae0000
 DATA actSiLUValueTable<>+464(SB)/8, $0x42ae000042ae0000
@@ -18927,62 +19177,62 @@ DATA actSiLUValueTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+544(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+552(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+560(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+568(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+576(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+584(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+592(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+600(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+608(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+616(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+624(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+632(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+640(SB)/8, $0xb928f58300000000
-DATA actSiLUValueTable<>+648(SB)/8, $0x37e54670b955a498
-DATA actSiLUValueTable<>+656(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUValueTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUValueTable<>+672(SB)/8, $0x5f7b90005f800000
-DATA actSiLUValueTable<>+680(SB)/8, $0x5f7600005f783000
-DATA actSiLUValueTable<>+688(SB)/8, $0x5f7560005f750000
-DATA actSiLUValueTable<>+696(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUValueTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+736(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+744(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+752(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+760(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+768(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+776(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+784(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+792(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+800(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+808(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+816(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+824(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+832(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+840(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+848(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+856(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+864(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+872(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+880(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+888(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+896(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+904(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+912(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+920(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+928(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+936(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+944(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+952(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSiLUValueTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSiLUValueTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUValueTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSiLUValueTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSiLUValueTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSiLUValueTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUValueTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+768(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+776(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+784(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+792(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+800(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+808(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+816(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+824(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+832(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+840(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+848(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+856(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+920(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+928(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+936(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+944(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+952(SB)/8, $0xfffff000fffff000
 DATA actSiLUValueTable<>+960(SB)/8, $0x2080000020800000
 DATA actSiLUValueTable<>+968(SB)/8, $0x2080000020800000
 DATA actSiLUValueTable<>+976(SB)/8, $0x2080000020800000
@@ -18999,7 +19249,11 @@ DATA actSiLUValueTable<>+1056(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1064(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1072(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1080(SB)/8, $0x8000000080000000
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1088
+DATA actSiLUValueTable<>+1088(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1096(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1104(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1112(SB)/8, $0x1f8000001f800000
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19015,44 +19269,32 @@ TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actSiLUValueTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actSiLUValueTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSiLUValueTable<>+64(SB), Y14
+	VMOVUPS actSiLUValueTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSiLUValueTable<>+96(SB), Y14
+	VMOVUPS actSiLUValueTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSiLUValueTable<>+128(SB), Y6, Y14
+	VPERMPS actSiLUValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSiLUValueTable<>+128(SB), Y7, Y14
+	VPERMPS actSiLUValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSiLUValueTable<>+128(SB), Y8, Y14
+	VPERMPS actSiLUValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSiLUValueTable<>+128(SB), Y9, Y14
+	VPERMPS actSiLUValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSiLUValueTable<>+160(SB), Y6, Y10
-	VPERMPS actSiLUValueTable<>+160(SB), Y7, Y11
-	VPERMPS actSiLUValueTable<>+160(SB), Y8, Y12
-	VPERMPS actSiLUValueTable<>+160(SB), Y9, Y13
-	VPERMPS actSiLUValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actSiLUValueTable<>+192(SB), Y6, Y10
+	VPERMPS actSiLUValueTable<>+192(SB), Y7, Y11
+	VPERMPS actSiLUValueTable<>+192(SB), Y8, Y12
+	VPERMPS actSiLUValueTable<>+192(SB), Y9, Y13
 	VPERMPS actSiLUValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -19101,14 +19343,26 @@ near1:
 	VPERMPS actSiLUValueTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actSiLUValueTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actSiLUValueTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actSiLUValueTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actSiLUValueTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSiLUValueTable<>+352(SB), Y6, Y6
-	VPERMPS actSiLUValueTable<>+352(SB), Y7, Y7
-	VPERMPS actSiLUValueTable<>+352(SB), Y8, Y8
-	VPERMPS actSiLUValueTable<>+352(SB), Y9, Y9
+	VPERMPS actSiLUValueTable<>+384(SB), Y6, Y6
+	VPERMPS actSiLUValueTable<>+384(SB), Y7, Y7
+	VPERMPS actSiLUValueTable<>+384(SB), Y8, Y8
+	VPERMPS actSiLUValueTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -19133,13 +19387,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSiLUValueTable<>+384(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actSiLUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -19156,7 +19404,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VMOVUPS actSiLUValueTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -19177,15 +19425,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actSiLUValueTable<>+416(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actSiLUValueTable<>+448(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actSiLUValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actSiLUValueTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -19196,65 +19454,59 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSiLUValueTable<>+512(SB), Y13, Y13
-	VMULPS actSiLUValueTable<>+544(SB), Y13, Y11
-	VADDPS actSiLUValueTable<>+96(SB), Y11, Y11
-	VSUBPS actSiLUValueTable<>+96(SB), Y11, Y10
+	VPMINSD actSiLUValueTable<>+544(SB), Y13, Y13
+	VMULPS actSiLUValueTable<>+576(SB), Y13, Y11
+	VADDPS actSiLUValueTable<>+128(SB), Y11, Y11
+	VSUBPS actSiLUValueTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSiLUValueTable<>+576(SB), Y10, Y8
+	VMULPS actSiLUValueTable<>+608(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSiLUValueTable<>+608(SB), Y10, Y10
-	VPERMPS actSiLUValueTable<>+640(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actSiLUValueTable<>+640(SB), Y10, Y10
+	VPERMPS actSiLUValueTable<>+672(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSiLUValueTable<>+672(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSiLUValueTable<>+704(SB), Y8, Y7
-	VADDPS actSiLUValueTable<>+736(SB), Y7, Y7
+	VPERMPS actSiLUValueTable<>+704(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actSiLUValueTable<>+736(SB), Y8, Y7
+	VADDPS actSiLUValueTable<>+768(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSiLUValueTable<>+768(SB), Y7, Y7
+	VSUBPS actSiLUValueTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSiLUValueTable<>+800(SB), Y8, Y10
-	VMULPS actSiLUValueTable<>+832(SB), Y10, Y10
-	VADDPS actSiLUValueTable<>+864(SB), Y10, Y11
+	VPMAXSD actSiLUValueTable<>+832(SB), Y8, Y10
+	VMULPS actSiLUValueTable<>+864(SB), Y10, Y10
+	VADDPS actSiLUValueTable<>+896(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y13, Y7, Y10
-	VANDPS actSiLUValueTable<>+896(SB), Y13, Y8
+	VANDPS actSiLUValueTable<>+928(SB), Y13, Y8
 	VSUBPS Y8, Y13, Y13
 	VMULPS Y13, Y6, Y13
 	VADDPS Y10, Y13, Y10
 	VMULPS Y8, Y6, Y8
 	VADDPS Y10, Y8, Y8
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSiLUValueTable<>+928(SB), Y8, Y8
-	JMP restored16
-subnormal15:
-	VADDPS actSiLUValueTable<>+960(SB), Y8, Y9
-	VPADDD actSiLUValueTable<>+992(SB), Y9, Y9
+	VADDPS actSiLUValueTable<>+960(SB), Y8, Y11
+	VPADDD actSiLUValueTable<>+992(SB), Y11, Y11
 	VPADDD actSiLUValueTable<>+1024(SB), Y8, Y8
-	VPMAXSD Y9, Y8, Y8
-restored16:
+	VPMAXSD Y11, Y8, Y8
 	VPMINUD actSiLUValueTable<>+1056(SB), Y12, Y12
 	VSUBPS Y8, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -19290,6 +19542,95 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
+pairs13:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VMULPS actSiLUValueTable<>+576(SB), Y2, Y7
+	VMULPS actSiLUValueTable<>+576(SB), Y8, Y13
+	VADDPS actSiLUValueTable<>+128(SB), Y7, Y7
+	VADDPS actSiLUValueTable<>+128(SB), Y13, Y13
+	VSUBPS actSiLUValueTable<>+128(SB), Y7, Y6
+	VSUBPS actSiLUValueTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actSiLUValueTable<>+608(SB), Y6, Y5
+	VMULPS actSiLUValueTable<>+608(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actSiLUValueTable<>+640(SB), Y6, Y6
+	VMULPS actSiLUValueTable<>+640(SB), Y12, Y12
+	VPERMPS actSiLUValueTable<>+672(SB), Y7, Y4
+	VPERMPS actSiLUValueTable<>+672(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actSiLUValueTable<>+704(SB), Y7, Y6
+	VPERMPS actSiLUValueTable<>+704(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actSiLUValueTable<>+736(SB), Y5, Y4
+	VMULPS actSiLUValueTable<>+736(SB), Y11, Y10
+	VADDPS actSiLUValueTable<>+768(SB), Y4, Y4
+	VADDPS actSiLUValueTable<>+768(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actSiLUValueTable<>+800(SB), Y4, Y4
+	VSUBPS actSiLUValueTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actSiLUValueTable<>+832(SB), Y5, Y6
+	VPMAXSD actSiLUValueTable<>+832(SB), Y11, Y12
+	VMULPS actSiLUValueTable<>+864(SB), Y6, Y6
+	VMULPS actSiLUValueTable<>+864(SB), Y12, Y12
+	VADDPS actSiLUValueTable<>+896(SB), Y6, Y7
+	VADDPS actSiLUValueTable<>+896(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VMULPS Y2, Y4, Y6
+	VMULPS Y8, Y10, Y12
+	VANDPS actSiLUValueTable<>+928(SB), Y2, Y5
+	VANDPS actSiLUValueTable<>+928(SB), Y8, Y11
+	VSUBPS Y5, Y2, Y2
+	VSUBPS Y11, Y8, Y8
+	VMULPS Y2, Y3, Y2
+	VMULPS Y8, Y9, Y8
+	VADDPS Y6, Y2, Y6
+	VADDPS Y12, Y8, Y12
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VMULPS actSiLUValueTable<>+1088(SB), Y5, Y5
+	VMULPS actSiLUValueTable<>+1088(SB), Y11, Y11
+	VMOVUPS 0(R14)(AX*1), Y7
+	VMOVUPS 32(R14)(AX*1), Y13
+	VPMINUD actSiLUValueTable<>+1056(SB), Y7, Y7
+	VPMINUD actSiLUValueTable<>+1056(SB), Y13, Y13
+	VSUBPS Y5, Y7, Y7
+	VSUBPS Y11, Y13, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
+	MOVQ 424(R14), AX
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -19305,58 +19646,58 @@ DATA actSiLUSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actSiLUSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actSiLUSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actSiLUSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSiLUSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSiLUSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSiLUSlopeTable<>+128(SB)/8, $0x3f0783153e03bff3
-DATA actSiLUSlopeTable<>+136(SB)/8, $0x400029003fb5978c
-DATA actSiLUSlopeTable<>+144(SB)/8, $0x405e16324043580a
-DATA actSiLUSlopeTable<>+152(SB)/8, $0x40a3deaf408c3296
-DATA actSiLUSlopeTable<>+160(SB)/8, $0x3b6c82553b06d7fa
-DATA actSiLUSlopeTable<>+168(SB)/8, $0xba818c2eba0c56d6
-DATA actSiLUSlopeTable<>+176(SB)/8, $0x38a9a857b91f7f03
-DATA actSiLUSlopeTable<>+184(SB)/8, $0x37f3211d3887378e
-DATA actSiLUSlopeTable<>+192(SB)/8, $0xbb89e021bc438e5a
-DATA actSiLUSlopeTable<>+200(SB)/8, $0x3b2454713bce1496
-DATA actSiLUSlopeTable<>+208(SB)/8, $0xba336340ba54f477
-DATA actSiLUSlopeTable<>+216(SB)/8, $0xb8a68d29b9877564
-DATA actSiLUSlopeTable<>+224(SB)/8, $0xbccfd6d8bc01f094
-DATA actSiLUSlopeTable<>+232(SB)/8, $0x3b3fe75fbc2e0c62
-DATA actSiLUSlopeTable<>+240(SB)/8, $0x3b3534183b8db335
-DATA actSiLUSlopeTable<>+248(SB)/8, $0x38b62cf93a2e0aec
-DATA actSiLUSlopeTable<>+256(SB)/8, $0x3d574c263da676bd
-DATA actSiLUSlopeTable<>+264(SB)/8, $0xbd0655c0bcd5e39a
-DATA actSiLUSlopeTable<>+272(SB)/8, $0xbbbcea1abc3f2098
-DATA actSiLUSlopeTable<>+280(SB)/8, $0x3a5966f1b8ffb38f
-DATA actSiLUSlopeTable<>+288(SB)/8, $0x3debe51b3d02aa2e
-DATA actSiLUSlopeTable<>+296(SB)/8, $0x3da592803e0c6293
-DATA actSiLUSlopeTable<>+304(SB)/8, $0xba2086a03c247f4a
-DATA actSiLUSlopeTable<>+312(SB)/8, $0xbbbeeefabbe2d603
-DATA actSiLUSlopeTable<>+320(SB)/8, $0xbede84dfbefde3cd
-DATA actSiLUSlopeTable<>+328(SB)/8, $0xbd4b651dbe363964
-DATA actSiLUSlopeTable<>+336(SB)/8, $0x3d171d493d09165a
-DATA actSiLUSlopeTable<>+344(SB)/8, $0x3c93e6773ce33915
-DATA actSiLUSlopeTable<>+352(SB)/8, $0x3e7d1ed33edf2738
-DATA actSiLUSlopeTable<>+360(SB)/8, $0xbdba2e82bce30d37
-DATA actSiLUSlopeTable<>+368(SB)/8, $0xbd922d5dbdb0ea5f
-DATA actSiLUSlopeTable<>+376(SB)/8, $0xbcc6e16fbd28620f
-DATA actSiLUSlopeTable<>+384(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+392(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+400(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSiLUSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSiLUSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actSiLUSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actSiLUSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actSiLUSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actSiLUSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actSiLUSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actSiLUSlopeTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actSiLUSlopeTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actSiLUSlopeTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actSiLUSlopeTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actSiLUSlopeTable<>+160(SB)/8, $0x3f0783153e03bff3
+DATA actSiLUSlopeTable<>+168(SB)/8, $0x400029003fb5978c
+DATA actSiLUSlopeTable<>+176(SB)/8, $0x405e16324043580a
+DATA actSiLUSlopeTable<>+184(SB)/8, $0x40a3deaf408c3296
+DATA actSiLUSlopeTable<>+192(SB)/8, $0x3b6c82553b06d7fa
+DATA actSiLUSlopeTable<>+200(SB)/8, $0xba818c2eba0c56d6
+DATA actSiLUSlopeTable<>+208(SB)/8, $0x38a9a857b91f7f03
+DATA actSiLUSlopeTable<>+216(SB)/8, $0x37f3211d3887378e
+DATA actSiLUSlopeTable<>+224(SB)/8, $0xbb89e021bc438e5a
+DATA actSiLUSlopeTable<>+232(SB)/8, $0x3b2454713bce1496
+DATA actSiLUSlopeTable<>+240(SB)/8, $0xba336340ba54f477
+DATA actSiLUSlopeTable<>+248(SB)/8, $0xb8a68d29b9877564
+DATA actSiLUSlopeTable<>+256(SB)/8, $0xbccfd6d8bc01f094
+DATA actSiLUSlopeTable<>+264(SB)/8, $0x3b3fe75fbc2e0c62
+DATA actSiLUSlopeTable<>+272(SB)/8, $0x3b3534183b8db335
+DATA actSiLUSlopeTable<>+280(SB)/8, $0x38b62cf93a2e0aec
+DATA actSiLUSlopeTable<>+288(SB)/8, $0x3d574c263da676bd
+DATA actSiLUSlopeTable<>+296(SB)/8, $0xbd0655c0bcd5e39a
+DATA actSiLUSlopeTable<>+304(SB)/8, $0xbbbcea1abc3f2098
+DATA actSiLUSlopeTable<>+312(SB)/8, $0x3a5966f1b8ffb38f
+DATA actSiLUSlopeTable<>+320(SB)/8, $0x3debe51b3d02aa2e
+DATA actSiLUSlopeTable<>+328(SB)/8, $0x3da592803e0c6293
+DATA actSiLUSlopeTable<>+336(SB)/8, $0xba2086a03c247f4a
+DATA actSiLUSlopeTable<>+344(SB)/8, $0xbbbeeefabbe2d603
+DATA actSiLUSlopeTable<>+352(SB)/8, $0xbede84dfbefde3cd
+DATA actSiLUSlopeTable<>+360(SB)/8, $0xbd4b651dbe363964
+DATA actSiLUSlopeTable<>+368(SB)/8, $0x3d171d493d09165a
+DATA actSiLUSlopeTable<>+376(SB)/8, $0x3c93e6773ce33915
+DATA actSiLUSlopeTable<>+384(SB)/8, $0x3e7d1ed33edf2738
+DATA actSiLUSlopeTable<>+392(SB)/8, $0xbdba2e82bce30d37
+DATA actSiLUSlopeTable<>+400(SB)/8, $0xbd922d5dbdb0ea5f
+DATA actSiLUSlopeTable<>+408(SB)/8, $0xbcc6e16fbd28620f
+DATA actSiLUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
+DATA actSiLUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
+DATA actSiLUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
+DATA actSiLUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
+DATA actSiLUSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
+DATA actSiLUSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
 DATA actSiLUSlopeTable<>+480(SB)/8, $0x42ae000042ae0000
 DATA actSiLUSlopeTable<>+488(SB)/8, $0x42ae000042ae0000
 DATA actSiLUSlopeTable<>+496(SB)/8, $0x42ae000042ae0000
@@ -19365,58 +19706,58 @@ DATA actSiLUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSiLUSlopeTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSiLUSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSiLUSlopeTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSiLUSlopeTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSiLUSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUSlopeTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+768(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+776(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+784(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+792(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+800(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+808(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+816(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+824(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+832(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+840(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+848(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+856(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+864(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+872(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+880(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+888(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+896(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+904(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+912(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+920(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+928(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+936(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+944(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+952(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+576(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+584(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+592(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+600(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+608(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+616(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+624(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+632(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+672(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+680(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+688(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+696(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+704(SB)/8, $0xb928f58300000000
+DATA actSiLUSlopeTable<>+712(SB)/8, $0x37e54670b955a498
+DATA actSiLUSlopeTable<>+720(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUSlopeTable<>+728(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUSlopeTable<>+736(SB)/8, $0x5f7b90005f800000
+DATA actSiLUSlopeTable<>+744(SB)/8, $0x5f7600005f783000
+DATA actSiLUSlopeTable<>+752(SB)/8, $0x5f7560005f750000
+DATA actSiLUSlopeTable<>+760(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+800(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+808(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+816(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+824(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+832(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+840(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+848(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+856(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+928(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+936(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+944(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+952(SB)/8, $0xfffff000fffff000
 DATA actSiLUSlopeTable<>+960(SB)/8, $0x2080000020800000
 DATA actSiLUSlopeTable<>+968(SB)/8, $0x2080000020800000
 DATA actSiLUSlopeTable<>+976(SB)/8, $0x2080000020800000
@@ -19433,7 +19774,11 @@ DATA actSiLUSlopeTable<>+1056(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1064(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1072(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1080(SB)/8, $0x8000000080000000
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1088
+DATA actSiLUSlopeTable<>+1088(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1096(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1104(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1112(SB)/8, $0x9f8000009f800000
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1120
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -19449,44 +19794,32 @@ TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actSiLUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actSiLUSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSiLUSlopeTable<>+96(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSiLUSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actSiLUSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSiLUSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actSiLUSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSiLUSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actSiLUSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSiLUSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actSiLUSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actSiLUSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSiLUSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actSiLUSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actSiLUSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actSiLUSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actSiLUSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actSiLUSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -19535,45 +19868,51 @@ near1:
 	VPERMPS actSiLUSlopeTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actSiLUSlopeTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actSiLUSlopeTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actSiLUSlopeTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actSiLUSlopeTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y6, Y6
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y7, Y7
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y8, Y8
-	VPERMPS actSiLUSlopeTable<>+352(SB), Y9, Y9
+	VPERMPS actSiLUSlopeTable<>+384(SB), Y6, Y6
+	VPERMPS actSiLUSlopeTable<>+384(SB), Y7, Y7
+	VPERMPS actSiLUSlopeTable<>+384(SB), Y8, Y8
+	VPERMPS actSiLUSlopeTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actSiLUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -19590,7 +19929,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -19611,15 +19950,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actSiLUSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actSiLUSlopeTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actSiLUSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actSiLUSlopeTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -19630,73 +19979,67 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSiLUSlopeTable<>+544(SB), Y13, Y13
-	VMULPS actSiLUSlopeTable<>+576(SB), Y13, Y11
-	VADDPS actSiLUSlopeTable<>+96(SB), Y11, Y11
-	VSUBPS actSiLUSlopeTable<>+96(SB), Y11, Y10
+	VPMINSD actSiLUSlopeTable<>+576(SB), Y13, Y13
+	VMULPS actSiLUSlopeTable<>+608(SB), Y13, Y11
+	VADDPS actSiLUSlopeTable<>+128(SB), Y11, Y11
+	VSUBPS actSiLUSlopeTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSiLUSlopeTable<>+608(SB), Y10, Y8
+	VMULPS actSiLUSlopeTable<>+640(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSiLUSlopeTable<>+640(SB), Y10, Y10
-	VPERMPS actSiLUSlopeTable<>+672(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actSiLUSlopeTable<>+672(SB), Y10, Y10
+	VPERMPS actSiLUSlopeTable<>+704(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSiLUSlopeTable<>+704(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSiLUSlopeTable<>+736(SB), Y8, Y7
-	VADDPS actSiLUSlopeTable<>+768(SB), Y7, Y7
+	VPERMPS actSiLUSlopeTable<>+736(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actSiLUSlopeTable<>+768(SB), Y8, Y7
+	VADDPS actSiLUSlopeTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSiLUSlopeTable<>+384(SB), Y7, Y7
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSiLUSlopeTable<>+800(SB), Y8, Y10
-	VMULPS actSiLUSlopeTable<>+832(SB), Y10, Y10
-	VADDPS actSiLUSlopeTable<>+864(SB), Y10, Y11
+	VPMAXSD actSiLUSlopeTable<>+832(SB), Y8, Y10
+	VMULPS actSiLUSlopeTable<>+864(SB), Y10, Y10
+	VADDPS actSiLUSlopeTable<>+896(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VMULPS Y11, Y10, Y10
 	VMULPS Y10, Y13, Y10
-	VSUBPS actSiLUSlopeTable<>+384(SB), Y13, Y9
-	VADDPS Y10, Y9, Y11
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y13, Y13
+	VADDPS Y10, Y13, Y11
 	VMULPS Y11, Y7, Y11
-	VANDPS actSiLUSlopeTable<>+896(SB), Y9, Y8
-	VSUBPS Y8, Y9, Y9
-	VADDPS Y10, Y9, Y9
-	VMULPS Y9, Y6, Y9
-	VADDPS Y11, Y9, Y11
+	VANDPS actSiLUSlopeTable<>+928(SB), Y13, Y8
+	VSUBPS Y8, Y13, Y13
+	VADDPS Y10, Y13, Y13
+	VMULPS Y13, Y6, Y13
+	VADDPS Y11, Y13, Y11
 	VMULPS Y8, Y6, Y8
 	VADDPS Y11, Y8, Y8
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSiLUSlopeTable<>+928(SB), Y8, Y8
-	JMP restored16
-subnormal15:
 	VADDPS actSiLUSlopeTable<>+960(SB), Y8, Y13
 	VPADDD actSiLUSlopeTable<>+992(SB), Y13, Y13
 	VPADDD actSiLUSlopeTable<>+1024(SB), Y8, Y8
 	VPMAXSD Y13, Y8, Y8
 	VXORPS actSiLUSlopeTable<>+1056(SB), Y8, Y8
-restored16:
-	VMOVUPS actSiLUSlopeTable<>+384(SB), Y14
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
 	VSUBPS Y8, Y14, Y13
 	VPMINUD Y8, Y12, Y12
 	VPMINSD Y13, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -19732,6 +20075,108 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
+pairs13:
+	VMOVUPS Y2, 128(R14)
+	VMOVUPS Y3, 160(R14)
+	VMOVUPS Y4, 192(R14)
+	VMOVUPS Y5, 224(R14)
+	MOVQ AX, 424(R14)
+	MOVQ 408(R14), AX
+	SUBQ $32, AX
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VMULPS actSiLUSlopeTable<>+608(SB), Y2, Y7
+	VMULPS actSiLUSlopeTable<>+608(SB), Y8, Y13
+	VADDPS actSiLUSlopeTable<>+128(SB), Y7, Y7
+	VADDPS actSiLUSlopeTable<>+128(SB), Y13, Y13
+	VSUBPS actSiLUSlopeTable<>+128(SB), Y7, Y6
+	VSUBPS actSiLUSlopeTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actSiLUSlopeTable<>+640(SB), Y6, Y5
+	VMULPS actSiLUSlopeTable<>+640(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actSiLUSlopeTable<>+672(SB), Y6, Y6
+	VMULPS actSiLUSlopeTable<>+672(SB), Y12, Y12
+	VPERMPS actSiLUSlopeTable<>+704(SB), Y7, Y4
+	VPERMPS actSiLUSlopeTable<>+704(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actSiLUSlopeTable<>+736(SB), Y7, Y6
+	VPERMPS actSiLUSlopeTable<>+736(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actSiLUSlopeTable<>+768(SB), Y5, Y4
+	VMULPS actSiLUSlopeTable<>+768(SB), Y11, Y10
+	VADDPS actSiLUSlopeTable<>+800(SB), Y4, Y4
+	VADDPS actSiLUSlopeTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y4, Y4
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actSiLUSlopeTable<>+832(SB), Y5, Y6
+	VPMAXSD actSiLUSlopeTable<>+832(SB), Y11, Y12
+	VMULPS actSiLUSlopeTable<>+864(SB), Y6, Y6
+	VMULPS actSiLUSlopeTable<>+864(SB), Y12, Y12
+	VADDPS actSiLUSlopeTable<>+896(SB), Y6, Y7
+	VADDPS actSiLUSlopeTable<>+896(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VMULPS Y7, Y6, Y6
+	VMULPS Y13, Y12, Y12
+	VMULPS Y6, Y2, Y6
+	VMULPS Y12, Y8, Y12
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y2, Y2
+	VSUBPS actSiLUSlopeTable<>+416(SB), Y8, Y8
+	VADDPS Y6, Y2, Y7
+	VADDPS Y12, Y8, Y13
+	VMULPS Y7, Y4, Y7
+	VMULPS Y13, Y10, Y13
+	VANDPS actSiLUSlopeTable<>+928(SB), Y2, Y5
+	VANDPS actSiLUSlopeTable<>+928(SB), Y8, Y11
+	VSUBPS Y5, Y2, Y2
+	VSUBPS Y11, Y8, Y8
+	VADDPS Y6, Y2, Y2
+	VADDPS Y12, Y8, Y8
+	VMULPS Y2, Y3, Y2
+	VMULPS Y8, Y9, Y8
+	VADDPS Y7, Y2, Y7
+	VADDPS Y13, Y8, Y13
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VADDPS Y7, Y5, Y5
+	VADDPS Y13, Y11, Y11
+	VMULPS actSiLUSlopeTable<>+1088(SB), Y5, Y5
+	VMULPS actSiLUSlopeTable<>+1088(SB), Y11, Y11
+	VMOVUPS 0(R14)(AX*1), Y7
+	VMOVUPS 32(R14)(AX*1), Y13
+	VMOVUPS actSiLUSlopeTable<>+416(SB), Y14
+	VSUBPS Y5, Y14, Y2
+	VSUBPS Y11, Y14, Y8
+	VPMINUD Y5, Y7, Y7
+	VPMINUD Y11, Y13, Y13
+	VPMINSD Y2, Y7, Y7
+	VPMINSD Y8, Y13, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
+	MOVQ 424(R14), AX
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -19965,91 +20410,95 @@ DATA actELUSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actELUSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actELUSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actELUSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actELUSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actELUSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actELUSlopeTable<>+128(SB)/8, $0x3f45a2d23e03d38b
-DATA actELUSlopeTable<>+136(SB)/8, $0x400fb1393fbca2ad
-DATA actELUSlopeTable<>+144(SB)/8, $0x40684ca4403afab9
-DATA actELUSlopeTable<>+152(SB)/8, $0x40a301aa408d7d50
-DATA actELUSlopeTable<>+160(SB)/8, $0x3a2ef8363a9abc4b
-DATA actELUSlopeTable<>+168(SB)/8, $0x3929598b39ac51c3
-DATA actELUSlopeTable<>+176(SB)/8, $0x3823b64238a74780
-DATA actELUSlopeTable<>+184(SB)/8, $0x371c133137a264e6
-DATA actELUSlopeTable<>+192(SB)/8, $0xbb7da850bbf088b4
-DATA actELUSlopeTable<>+200(SB)/8, $0xba67939bbafb8b43
-DATA actELUSlopeTable<>+208(SB)/8, $0xb9688f1fb9ebfdf7
-DATA actELUSlopeTable<>+216(SB)/8, $0xb856b518b8d0bc0b
-DATA actELUSlopeTable<>+224(SB)/8, $0x3c9db2033d1610e3
-DATA actELUSlopeTable<>+232(SB)/8, $0x3b908cab3c1c5b6e
-DATA actELUSlopeTable<>+240(SB)/8, $0x3a90d31c3b13019b
-DATA actELUSlopeTable<>+248(SB)/8, $0x3985f2953a033379
-DATA actELUSlopeTable<>+256(SB)/8, $0xbd9db87ebe160d08
-DATA actELUSlopeTable<>+264(SB)/8, $0xbc90994ebd1c60a8
-DATA actELUSlopeTable<>+272(SB)/8, $0xbb90dc09bc130bb1
-DATA actELUSlopeTable<>+280(SB)/8, $0xba85fe45bb033f09
-DATA actELUSlopeTable<>+288(SB)/8, $0x3e6c95df3ee1139a
-DATA actELUSlopeTable<>+296(SB)/8, $0x3d58e5ed3dea9224
-DATA actELUSlopeTable<>+304(SB)/8, $0x3c594a6c3cdc91da
-DATA actELUSlopeTable<>+312(SB)/8, $0x3b48fd733bc4dd39
-DATA actELUSlopeTable<>+320(SB)/8, $0xbeec95d9bf61139c
-DATA actELUSlopeTable<>+328(SB)/8, $0xbdd8e5e3be6a921f
-DATA actELUSlopeTable<>+336(SB)/8, $0xbcd94a64bd5c91d1
-DATA actELUSlopeTable<>+344(SB)/8, $0xbbc8fd69bc44dd34
-DATA actELUSlopeTable<>+352(SB)/8, $0x3eec95d83f61139c
-DATA actELUSlopeTable<>+360(SB)/8, $0x3dd8e5e33e6a921e
-DATA actELUSlopeTable<>+368(SB)/8, $0x3cd94a643d5c91d1
-DATA actELUSlopeTable<>+376(SB)/8, $0x3bc8fd693c44dd35
-DATA actELUSlopeTable<>+384(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+392(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+400(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+408(SB)/8, $0x0000000000000000
-DATA actELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actELUSlopeTable<>+448(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+456(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+464(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+472(SB)/8, $0x40ab333440ab3334
-DATA actELUSlopeTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actELUSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actELUSlopeTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actELUSlopeTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actELUSlopeTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actELUSlopeTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actELUSlopeTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actELUSlopeTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actELUSlopeTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actELUSlopeTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actELUSlopeTable<>+160(SB)/8, $0x3f45a2d23e03d38b
+DATA actELUSlopeTable<>+168(SB)/8, $0x400fb1393fbca2ad
+DATA actELUSlopeTable<>+176(SB)/8, $0x40684ca4403afab9
+DATA actELUSlopeTable<>+184(SB)/8, $0x40a301aa408d7d50
+DATA actELUSlopeTable<>+192(SB)/8, $0x3a2ef8363a9abc4b
+DATA actELUSlopeTable<>+200(SB)/8, $0x3929598b39ac51c3
+DATA actELUSlopeTable<>+208(SB)/8, $0x3823b64238a74780
+DATA actELUSlopeTable<>+216(SB)/8, $0x371c133137a264e6
+DATA actELUSlopeTable<>+224(SB)/8, $0xbb7da850bbf088b4
+DATA actELUSlopeTable<>+232(SB)/8, $0xba67939bbafb8b43
+DATA actELUSlopeTable<>+240(SB)/8, $0xb9688f1fb9ebfdf7
+DATA actELUSlopeTable<>+248(SB)/8, $0xb856b518b8d0bc0b
+DATA actELUSlopeTable<>+256(SB)/8, $0x3c9db2033d1610e3
+DATA actELUSlopeTable<>+264(SB)/8, $0x3b908cab3c1c5b6e
+DATA actELUSlopeTable<>+272(SB)/8, $0x3a90d31c3b13019b
+DATA actELUSlopeTable<>+280(SB)/8, $0x3985f2953a033379
+DATA actELUSlopeTable<>+288(SB)/8, $0xbd9db87ebe160d08
+DATA actELUSlopeTable<>+296(SB)/8, $0xbc90994ebd1c60a8
+DATA actELUSlopeTable<>+304(SB)/8, $0xbb90dc09bc130bb1
+DATA actELUSlopeTable<>+312(SB)/8, $0xba85fe45bb033f09
+DATA actELUSlopeTable<>+320(SB)/8, $0x3e6c95df3ee1139a
+DATA actELUSlopeTable<>+328(SB)/8, $0x3d58e5ed3dea9224
+DATA actELUSlopeTable<>+336(SB)/8, $0x3c594a6c3cdc91da
+DATA actELUSlopeTable<>+344(SB)/8, $0x3b48fd733bc4dd39
+DATA actELUSlopeTable<>+352(SB)/8, $0xbeec95d9bf61139c
+DATA actELUSlopeTable<>+360(SB)/8, $0xbdd8e5e3be6a921f
+DATA actELUSlopeTable<>+368(SB)/8, $0xbcd94a64bd5c91d1
+DATA actELUSlopeTable<>+376(SB)/8, $0xbbc8fd69bc44dd34
+DATA actELUSlopeTable<>+384(SB)/8, $0x3eec95d83f61139c
+DATA actELUSlopeTable<>+392(SB)/8, $0x3dd8e5e33e6a921e
+DATA actELUSlopeTable<>+400(SB)/8, $0x3cd94a643d5c91d1
+DATA actELUSlopeTable<>+408(SB)/8, $0x3bc8fd693c44dd35
+DATA actELUSlopeTable<>+416(SB)/8, $0x0000000000000000
+DATA actELUSlopeTable<>+424(SB)/8, $0x0000000000000000
+DATA actELUSlopeTable<>+432(SB)/8, $0x0000000000000000
+DATA actELUSlopeTable<>+440(SB)/8, $0x0000000000000000
+DATA actELUSlopeTable<>+448(SB)/8, $0x3f8000003f800000
+DATA actELUSlopeTable<>+456(SB)/8, $0x3f8000003f800000
+DATA actELUSlopeTable<>+464(SB)/8, $0x3f8000003f800000
+DATA actELUSlopeTable<>+472(SB)/8, $0x3f8000003f800000
+DATA actELUSlopeTable<>+480(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+488(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+496(SB)/8, $0x40ab333440ab3334
+DATA actELUSlopeTable<>+504(SB)/8, $0x40ab333440ab3334
 DATA actELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+544(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+552(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+560(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+568(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $736
+DATA actELUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+576(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+584(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+592(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+600(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20065,44 +20514,32 @@ TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actELUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actELUSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actELUSlopeTable<>+64(SB), Y14
+	VMOVUPS actELUSlopeTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actELUSlopeTable<>+96(SB), Y14
+	VMOVUPS actELUSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actELUSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actELUSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actELUSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actELUSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actELUSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actELUSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actELUSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actELUSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actELUSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actELUSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actELUSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actELUSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actELUSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actELUSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actELUSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actELUSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actELUSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actELUSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actELUSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actELUSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actELUSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20151,14 +20588,26 @@ near1:
 	VPERMPS actELUSlopeTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actELUSlopeTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actELUSlopeTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actELUSlopeTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actELUSlopeTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actELUSlopeTable<>+352(SB), Y6, Y6
-	VPERMPS actELUSlopeTable<>+352(SB), Y7, Y7
-	VPERMPS actELUSlopeTable<>+352(SB), Y8, Y8
-	VPERMPS actELUSlopeTable<>+352(SB), Y9, Y9
+	VPERMPS actELUSlopeTable<>+384(SB), Y6, Y6
+	VPERMPS actELUSlopeTable<>+384(SB), Y7, Y7
+	VPERMPS actELUSlopeTable<>+384(SB), Y8, Y8
+	VPERMPS actELUSlopeTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20166,46 +20615,40 @@ near1:
 	VMOVUPS 0(R14), Y6
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y10, Y10
-	VMOVUPS actELUSlopeTable<>+384(SB), Y14
-	VCMPPS $0x1e, Y14, Y6, Y6
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VCMPPS $0x1e, Y14, Y6, Y6
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
 	VBLENDVPS Y6, Y14, Y10, Y10
 	VMOVAPS Y10, Y2
 	VMOVUPS 32(R14), Y7
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y11, Y11
-	VMOVUPS actELUSlopeTable<>+384(SB), Y14
-	VCMPPS $0x1e, Y14, Y7, Y7
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VCMPPS $0x1e, Y14, Y7, Y7
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
 	VBLENDVPS Y7, Y14, Y11, Y11
 	VMOVAPS Y11, Y3
 	VMOVUPS 64(R14), Y8
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y12, Y12
-	VMOVUPS actELUSlopeTable<>+384(SB), Y14
-	VCMPPS $0x1e, Y14, Y8, Y8
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VCMPPS $0x1e, Y14, Y8, Y8
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
 	VBLENDVPS Y8, Y14, Y12, Y12
 	VMOVAPS Y12, Y4
 	VMOVUPS 96(R14), Y9
 	VBROADCASTSS 392(R14), Y14
 	VMULPS Y14, Y13, Y13
-	VMOVUPS actELUSlopeTable<>+384(SB), Y14
-	VCMPPS $0x1e, Y14, Y9, Y9
 	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VCMPPS $0x1e, Y14, Y9, Y9
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
 	VBLENDVPS Y9, Y14, Y13, Y13
 	VMOVAPS Y13, Y5
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actELUSlopeTable<>+448(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -20222,7 +20665,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VMOVUPS actELUSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -20243,51 +20686,62 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actELUSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actELUSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actELUSlopeTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 vector7:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
-	VMOVUPS actELUSlopeTable<>+544(SB), Y14
+	VMOVUPS actELUSlopeTable<>+576(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VXORPS Y14, Y14, Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y6
 	VEXTRACTF128 $1, Y12, X7
 	VCVTPS2PD X7, Y7
-	VMULPD actELUSlopeTable<>+576(SB), Y6, Y6
-	VMULPD actELUSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actELUSlopeTable<>+608(SB), Y6, Y10
-	VADDPD actELUSlopeTable<>+608(SB), Y7, Y11
-	VSUBPD actELUSlopeTable<>+608(SB), Y10, Y4
-	VSUBPD actELUSlopeTable<>+608(SB), Y11, Y5
+	VMULPD actELUSlopeTable<>+608(SB), Y6, Y6
+	VMULPD actELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actELUSlopeTable<>+640(SB), Y6, Y10
+	VADDPD actELUSlopeTable<>+640(SB), Y7, Y11
+	VSUBPD actELUSlopeTable<>+640(SB), Y10, Y4
+	VSUBPD actELUSlopeTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actELUSlopeTable<>+640(SB), Y4, Y8
-	VMULPD actELUSlopeTable<>+640(SB), Y5, Y9
-	VADDPD actELUSlopeTable<>+672(SB), Y8, Y8
-	VADDPD actELUSlopeTable<>+672(SB), Y9, Y9
-	VADDPD actELUSlopeTable<>+704(SB), Y4, Y4
-	VADDPD actELUSlopeTable<>+704(SB), Y5, Y5
+	VMULPD actELUSlopeTable<>+672(SB), Y4, Y8
+	VMULPD actELUSlopeTable<>+672(SB), Y5, Y9
+	VADDPD actELUSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actELUSlopeTable<>+704(SB), Y9, Y9
+	VADDPD actELUSlopeTable<>+736(SB), Y4, Y4
+	VADDPD actELUSlopeTable<>+736(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -20307,12 +20761,12 @@ vector7:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
-	VMOVUPS actELUSlopeTable<>+416(SB), Y14
+	VMOVUPS actELUSlopeTable<>+448(SB), Y14
 	VBLENDVPS Y13, Y14, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -20368,54 +20822,54 @@ DATA actSoftplusValueTable<>+32(SB)/8, $0x40ab333340ab3333
 DATA actSoftplusValueTable<>+40(SB)/8, $0x40ab333340ab3333
 DATA actSoftplusValueTable<>+48(SB)/8, $0x40ab333340ab3333
 DATA actSoftplusValueTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusValueTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusValueTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSoftplusValueTable<>+128(SB)/8, $0x3f33ee973e0b5dae
-DATA actSoftplusValueTable<>+136(SB)/8, $0x400b06ce3fc7848a
-DATA actSoftplusValueTable<>+144(SB)/8, $0x406b17e6403d4ab0
-DATA actSoftplusValueTable<>+152(SB)/8, $0x40a2b741408cad15
-DATA actSoftplusValueTable<>+160(SB)/8, $0x38932ad53935a420
-DATA actSoftplusValueTable<>+168(SB)/8, $0xb8ccb14db929ca14
-DATA actSoftplusValueTable<>+176(SB)/8, $0x3731aac7b77c71b4
-DATA actSoftplusValueTable<>+184(SB)/8, $0x36f52fa3373b9ba2
-DATA actSoftplusValueTable<>+192(SB)/8, $0x3a8502ba39aaaf99
-DATA actSoftplusValueTable<>+200(SB)/8, $0x388beb8e3a147982
-DATA actSoftplusValueTable<>+208(SB)/8, $0xb90e68ebb920a962
-DATA actSoftplusValueTable<>+216(SB)/8, $0xb8441492b8afdd6f
-DATA actSoftplusValueTable<>+224(SB)/8, $0xbb46f0e7bba77454
-DATA actSoftplusValueTable<>+232(SB)/8, $0x3ae141463a58e9b4
-DATA actSoftplusValueTable<>+240(SB)/8, $0x3a6195d23ab83b8a
-DATA actSoftplusValueTable<>+248(SB)/8, $0x3980a2df39f3bf40
-DATA actSoftplusValueTable<>+256(SB)/8, $0xbc4c32ebbb38c394
-DATA actSoftplusValueTable<>+264(SB)/8, $0xbc476d49bc7fd297
-DATA actSoftplusValueTable<>+272(SB)/8, $0xbb7ab71dbbe70678
-DATA actSoftplusValueTable<>+280(SB)/8, $0xba83e9ccbb0029ed
-DATA actSoftplusValueTable<>+288(SB)/8, $0x3de2d0b53dfed176
-DATA actSoftplusValueTable<>+296(SB)/8, $0x3d3c05e23d930f17
-DATA actSoftplusValueTable<>+304(SB)/8, $0x3c45d5993cc040ba
-DATA actSoftplusValueTable<>+312(SB)/8, $0x3b4856123bc50b95
-DATA actSoftplusValueTable<>+320(SB)/8, $0xbea9903ebeee9b29
-DATA actSoftplusValueTable<>+328(SB)/8, $0xbdd17122be320022
-DATA actSoftplusValueTable<>+336(SB)/8, $0xbccadb96bd4a3d0a
-DATA actSoftplusValueTable<>+344(SB)/8, $0xbbc9937fbc477949
-DATA actSoftplusValueTable<>+352(SB)/8, $0x3ecdf22a3f209e02
-DATA actSoftplusValueTable<>+360(SB)/8, $0x3ddcf14b3e438933
-DATA actSoftplusValueTable<>+368(SB)/8, $0x3ccd69643d4f66df
-DATA actSoftplusValueTable<>+376(SB)/8, $0x3bca32df3c48b2b0
-DATA actSoftplusValueTable<>+384(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+392(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+400(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+408(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusValueTable<>+416(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+424(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+432(SB)/8, $0xffffffffffffffff
-DATA actSoftplusValueTable<>+440(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actSoftplusValueTable<>+96(SB)/8, $0x3fb333333fb33333
+DATA actSoftplusValueTable<>+104(SB)/8, $0x3fb333333fb33333
+DATA actSoftplusValueTable<>+112(SB)/8, $0x3fb333333fb33333
+DATA actSoftplusValueTable<>+120(SB)/8, $0x3fb333333fb33333
+DATA actSoftplusValueTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actSoftplusValueTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actSoftplusValueTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actSoftplusValueTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actSoftplusValueTable<>+160(SB)/8, $0x3f33ee973e0b5dae
+DATA actSoftplusValueTable<>+168(SB)/8, $0x400b06ce3fc7848a
+DATA actSoftplusValueTable<>+176(SB)/8, $0x406b17e6403d4ab0
+DATA actSoftplusValueTable<>+184(SB)/8, $0x40a2b741408cad15
+DATA actSoftplusValueTable<>+192(SB)/8, $0x38932ad53935a420
+DATA actSoftplusValueTable<>+200(SB)/8, $0xb8ccb14db929ca14
+DATA actSoftplusValueTable<>+208(SB)/8, $0x3731aac7b77c71b4
+DATA actSoftplusValueTable<>+216(SB)/8, $0x36f52fa3373b9ba2
+DATA actSoftplusValueTable<>+224(SB)/8, $0x3a8502ba39aaaf99
+DATA actSoftplusValueTable<>+232(SB)/8, $0x388beb8e3a147982
+DATA actSoftplusValueTable<>+240(SB)/8, $0xb90e68ebb920a962
+DATA actSoftplusValueTable<>+248(SB)/8, $0xb8441492b8afdd6f
+DATA actSoftplusValueTable<>+256(SB)/8, $0xbb46f0e7bba77454
+DATA actSoftplusValueTable<>+264(SB)/8, $0x3ae141463a58e9b4
+DATA actSoftplusValueTable<>+272(SB)/8, $0x3a6195d23ab83b8a
+DATA actSoftplusValueTable<>+280(SB)/8, $0x3980a2df39f3bf40
+DATA actSoftplusValueTable<>+288(SB)/8, $0xbc4c32ebbb38c394
+DATA actSoftplusValueTable<>+296(SB)/8, $0xbc476d49bc7fd297
+DATA actSoftplusValueTable<>+304(SB)/8, $0xbb7ab71dbbe70678
+DATA actSoftplusValueTable<>+312(SB)/8, $0xba83e9ccbb0029ed
+DATA actSoftplusValueTable<>+320(SB)/8, $0x3de2d0b53dfed176
+DATA actSoftplusValueTable<>+328(SB)/8, $0x3d3c05e23d930f17
+DATA actSoftplusValueTable<>+336(SB)/8, $0x3c45d5993cc040ba
+DATA actSoftplusValueTable<>+344(SB)/8, $0x3b4856123bc50b95
+DATA actSoftplusValueTable<>+352(SB)/8, $0xbea9903ebeee9b29
+DATA actSoftplusValueTable<>+360(SB)/8, $0xbdd17122be320022
+DATA actSoftplusValueTable<>+368(SB)/8, $0xbccadb96bd4a3d0a
+DATA actSoftplusValueTable<>+376(SB)/8, $0xbbc9937fbc477949
+DATA actSoftplusValueTable<>+384(SB)/8, $0x3ecdf22a3f209e02
+DATA actSoftplusValueTable<>+392(SB)/8, $0x3ddcf14b3e438933
+DATA actSoftplusValueTable<>+400(SB)/8, $0x3ccd69643d4f66df
+DATA actSoftplusValueTable<>+408(SB)/8, $0x3bca32df3c48b2b0
+DATA actSoftplusValueTable<>+416(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+424(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+432(SB)/8, $0x40ab333440ab3334
+DATA actSoftplusValueTable<>+440(SB)/8, $0x40ab333440ab3334
 DATA actSoftplusValueTable<>+448(SB)/8, $0x42ae000042ae0000
 DATA actSoftplusValueTable<>+456(SB)/8, $0x42ae000042ae0000
 DATA actSoftplusValueTable<>+464(SB)/8, $0x42ae000042ae0000
@@ -20424,58 +20878,58 @@ DATA actSoftplusValueTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+512(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+520(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+528(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+536(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+544(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+552(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+560(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+568(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+576(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+584(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+592(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+600(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+608(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+616(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+624(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+632(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+640(SB)/8, $0xb928f58300000000
-DATA actSoftplusValueTable<>+648(SB)/8, $0x37e54670b955a498
-DATA actSoftplusValueTable<>+656(SB)/8, $0xb914aa90b8e00620
-DATA actSoftplusValueTable<>+664(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSoftplusValueTable<>+672(SB)/8, $0x5f7b90005f800000
-DATA actSoftplusValueTable<>+680(SB)/8, $0x5f7600005f783000
-DATA actSoftplusValueTable<>+688(SB)/8, $0x5f7560005f750000
-DATA actSoftplusValueTable<>+696(SB)/8, $0x5f7ac0005f774000
-DATA actSoftplusValueTable<>+704(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+712(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+720(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+728(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+736(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+744(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+752(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+760(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+768(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+776(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+784(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+792(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+800(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+808(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+816(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+824(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+832(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+840(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+848(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+856(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+864(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+872(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+880(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+888(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+896(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+904(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+912(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+920(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+544(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+552(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+560(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+568(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+576(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+584(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+592(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+600(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+608(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+616(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+624(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+632(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+640(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+648(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+656(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+664(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+672(SB)/8, $0xb928f58300000000
+DATA actSoftplusValueTable<>+680(SB)/8, $0x37e54670b955a498
+DATA actSoftplusValueTable<>+688(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusValueTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusValueTable<>+704(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusValueTable<>+712(SB)/8, $0x5f7600005f783000
+DATA actSoftplusValueTable<>+720(SB)/8, $0x5f7560005f750000
+DATA actSoftplusValueTable<>+728(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusValueTable<>+736(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+744(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+752(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+760(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+768(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+776(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+784(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+792(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+800(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+808(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+816(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+824(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+832(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+840(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+848(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+856(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+864(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+872(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+880(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+888(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+896(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+904(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+912(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+920(SB)/8, $0x3f5e40363f5e4036
 DATA actSoftplusValueTable<>+928(SB)/8, $0x2080000020800000
 DATA actSoftplusValueTable<>+936(SB)/8, $0x2080000020800000
 DATA actSoftplusValueTable<>+944(SB)/8, $0x2080000020800000
@@ -20488,7 +20942,11 @@ DATA actSoftplusValueTable<>+992(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1000(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1008(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1016(SB)/8, $0xe0000000e0000000
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1024
+DATA actSoftplusValueTable<>+1024(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1032(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1040(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1048(SB)/8, $0x1f8000001f800000
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1056
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -20504,44 +20962,32 @@ TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actSoftplusValueTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actSoftplusValueTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
+	VMOVUPS actSoftplusValueTable<>+96(SB), Y14
 	VMULPS Y14, Y2, Y6
 	VMULPS Y14, Y3, Y7
 	VMULPS Y14, Y4, Y8
 	VMULPS Y14, Y5, Y9
-	VMOVUPS actSoftplusValueTable<>+96(SB), Y14
+	VMOVUPS actSoftplusValueTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actSoftplusValueTable<>+128(SB), Y6, Y14
+	VPERMPS actSoftplusValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actSoftplusValueTable<>+128(SB), Y7, Y14
+	VPERMPS actSoftplusValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actSoftplusValueTable<>+128(SB), Y8, Y14
+	VPERMPS actSoftplusValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actSoftplusValueTable<>+128(SB), Y9, Y14
+	VPERMPS actSoftplusValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actSoftplusValueTable<>+160(SB), Y6, Y10
-	VPERMPS actSoftplusValueTable<>+160(SB), Y7, Y11
-	VPERMPS actSoftplusValueTable<>+160(SB), Y8, Y12
-	VPERMPS actSoftplusValueTable<>+160(SB), Y9, Y13
-	VPERMPS actSoftplusValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actSoftplusValueTable<>+192(SB), Y6, Y10
+	VPERMPS actSoftplusValueTable<>+192(SB), Y7, Y11
+	VPERMPS actSoftplusValueTable<>+192(SB), Y8, Y12
+	VPERMPS actSoftplusValueTable<>+192(SB), Y9, Y13
 	VPERMPS actSoftplusValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -20590,14 +21036,26 @@ near1:
 	VPERMPS actSoftplusValueTable<>+320(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actSoftplusValueTable<>+352(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actSoftplusValueTable<>+352(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actSoftplusValueTable<>+352(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actSoftplusValueTable<>+352(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actSoftplusValueTable<>+352(SB), Y6, Y6
-	VPERMPS actSoftplusValueTable<>+352(SB), Y7, Y7
-	VPERMPS actSoftplusValueTable<>+352(SB), Y8, Y8
-	VPERMPS actSoftplusValueTable<>+352(SB), Y9, Y9
+	VPERMPS actSoftplusValueTable<>+384(SB), Y6, Y6
+	VPERMPS actSoftplusValueTable<>+384(SB), Y7, Y7
+	VPERMPS actSoftplusValueTable<>+384(SB), Y8, Y8
+	VPERMPS actSoftplusValueTable<>+384(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -20622,13 +21080,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSoftplusValueTable<>+384(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actSoftplusValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -20645,7 +21097,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VMOVUPS actSoftplusValueTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -20666,15 +21118,25 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
-	MOVQ $4, 416(R14)
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actSoftplusValueTable<>+416(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	VPCMPGTD actSoftplusValueTable<>+448(SB), Y9, Y12
 	VTESTPS Y12, Y12
-	JEQ begin11
+	JEQ pairs13
 	MOVQ $3, 416(R14)
 	VPCMPGTD actSoftplusValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actSoftplusValueTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
@@ -20685,61 +21147,55 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 	VMOVUPS 128(R14)(AX*1), Y13
 vector7:
-	VPMINSD actSoftplusValueTable<>+512(SB), Y13, Y13
-	VMULPS actSoftplusValueTable<>+544(SB), Y13, Y11
-	VADDPS actSoftplusValueTable<>+96(SB), Y11, Y11
-	VSUBPS actSoftplusValueTable<>+96(SB), Y11, Y10
+	VPMINSD actSoftplusValueTable<>+544(SB), Y13, Y13
+	VMULPS actSoftplusValueTable<>+576(SB), Y13, Y11
+	VADDPS actSoftplusValueTable<>+128(SB), Y11, Y11
+	VSUBPS actSoftplusValueTable<>+128(SB), Y11, Y10
 	VPSLLD $20, Y11, Y6
-	VMULPS actSoftplusValueTable<>+576(SB), Y10, Y8
+	VMULPS actSoftplusValueTable<>+608(SB), Y10, Y8
 	VADDPS Y8, Y13, Y8
-	VMULPS actSoftplusValueTable<>+608(SB), Y10, Y10
-	VPERMPS actSoftplusValueTable<>+640(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
+	VMULPS actSoftplusValueTable<>+640(SB), Y10, Y10
+	VPERMPS actSoftplusValueTable<>+672(SB), Y11, Y7
+	VADDPS Y7, Y10, Y10
 	VADDPS Y10, Y8, Y8
-	VPERMPS actSoftplusValueTable<>+672(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSoftplusValueTable<>+704(SB), Y8, Y7
-	VADDPS actSoftplusValueTable<>+736(SB), Y7, Y7
+	VPERMPS actSoftplusValueTable<>+704(SB), Y11, Y10
+	VPADDD Y6, Y10, Y6
+	VMULPS actSoftplusValueTable<>+736(SB), Y8, Y7
+	VADDPS actSoftplusValueTable<>+768(SB), Y7, Y7
 	VMULPS Y8, Y7, Y7
-	VSUBPS actSoftplusValueTable<>+768(SB), Y7, Y7
+	VSUBPS actSoftplusValueTable<>+800(SB), Y7, Y7
 	VMULPS Y8, Y6, Y8
 	VMULPS Y7, Y8, Y7
 	VADDPS Y7, Y6, Y8
-	VPMAXSD actSoftplusValueTable<>+800(SB), Y8, Y10
-	VMULPS actSoftplusValueTable<>+832(SB), Y10, Y10
-	VADDPS actSoftplusValueTable<>+864(SB), Y10, Y11
+	VPMAXSD actSoftplusValueTable<>+832(SB), Y8, Y10
+	VMULPS actSoftplusValueTable<>+864(SB), Y10, Y10
+	VADDPS actSoftplusValueTable<>+896(SB), Y10, Y11
 	VMULPS Y10, Y8, Y8
 	VMULPS Y11, Y8, Y8
 	VADDPS Y8, Y7, Y7
 	VADDPS Y7, Y6, Y6
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSoftplusValueTable<>+896(SB), Y6, Y6
-	JMP restored16
-subnormal15:
 	VADDPS actSoftplusValueTable<>+928(SB), Y6, Y7
 	VPADDD actSoftplusValueTable<>+960(SB), Y7, Y7
 	VPADDD actSoftplusValueTable<>+992(SB), Y6, Y6
 	VPMAXSD Y7, Y6, Y6
-restored16:
 	VXORPS Y13, Y13, Y13
 	VPMAXSD Y13, Y12, Y13
 	VADDPS Y6, Y13, Y13
 	VMOVAPS Y13, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -20775,335 +21231,7 @@ both3:
 	VANDPS 224(R14), Y9, Y9
 	VORPS Y9, Y5, Y5
 	RET
-whole5:
-	VMOVUPS 128(R14), Y2
-	VMOVUPS 160(R14), Y3
-	VMOVUPS 192(R14), Y4
-	VMOVUPS 224(R14), Y5
-	RET
-
-DATA actSoftplusSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+128(SB)/8, $0x3f42a90f3e03b07b
-DATA actSoftplusSlopeTable<>+136(SB)/8, $0x400b572a3fb52502
-DATA actSoftplusSlopeTable<>+144(SB)/8, $0x40684bbc403a9b08
-DATA actSoftplusSlopeTable<>+152(SB)/8, $0x40a26e7b408b0276
-DATA actSoftplusSlopeTable<>+160(SB)/8, $0x3a0d34163915d5a2
-DATA actSoftplusSlopeTable<>+168(SB)/8, $0xb91b9736386e68d3
-DATA actSoftplusSlopeTable<>+176(SB)/8, $0xb741abd5b893e6af
-DATA actSoftplusSlopeTable<>+184(SB)/8, $0x36b6c9b4369e6098
-DATA actSoftplusSlopeTable<>+192(SB)/8, $0xb98cdbadbb019bff
-DATA actSoftplusSlopeTable<>+200(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSoftplusSlopeTable<>+208(SB)/8, $0xb88ac046389d76c3
-DATA actSoftplusSlopeTable<>+216(SB)/8, $0xb83125e5b88d1aba
-DATA actSoftplusSlopeTable<>+224(SB)/8, $0xbbaca177baad8859
-DATA actSoftplusSlopeTable<>+232(SB)/8, $0xb99afb83bb67d7fa
-DATA actSoftplusSlopeTable<>+240(SB)/8, $0x3a360db23a4679f5
-DATA actSoftplusSlopeTable<>+248(SB)/8, $0x39766c3d39e474bf
-DATA actSoftplusSlopeTable<>+256(SB)/8, $0x3c33503a3ca7da7e
-DATA actSoftplusSlopeTable<>+264(SB)/8, $0xbbe16551bac24eee
-DATA actSoftplusSlopeTable<>+272(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSoftplusSlopeTable<>+280(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSoftplusSlopeTable<>+288(SB)/8, $0x3d2154023c02f74e
-DATA actSoftplusSlopeTable<>+296(SB)/8, $0x3d1526d63d44278d
-DATA actSoftplusSlopeTable<>+304(SB)/8, $0x3c438f383cb32185
-DATA actSoftplusSlopeTable<>+312(SB)/8, $0x3b4797d03bc9fe95
-DATA actSoftplusSlopeTable<>+320(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSoftplusSlopeTable<>+328(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSoftplusSlopeTable<>+336(SB)/8, $0xbcce3799bd47a5d8
-DATA actSoftplusSlopeTable<>+344(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSoftplusSlopeTable<>+352(SB)/8, $0x3ea31a723eef8fbd
-DATA actSoftplusSlopeTable<>+360(SB)/8, $0x3dd085833e481b40
-DATA actSoftplusSlopeTable<>+368(SB)/8, $0x3cd3aff63d52763c
-DATA actSoftplusSlopeTable<>+376(SB)/8, $0x3bcb5d193c520020
-DATA actSoftplusSlopeTable<>+384(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+392(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+400(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+408(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+416(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+424(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+432(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+440(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+472(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+480(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+488(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+496(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+504(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+672(SB)/8, $0xb928f58300000000
-DATA actSoftplusSlopeTable<>+680(SB)/8, $0x37e54670b955a498
-DATA actSoftplusSlopeTable<>+688(SB)/8, $0xb914aa90b8e00620
-DATA actSoftplusSlopeTable<>+696(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSoftplusSlopeTable<>+704(SB)/8, $0x5f7b90005f800000
-DATA actSoftplusSlopeTable<>+712(SB)/8, $0x5f7600005f783000
-DATA actSoftplusSlopeTable<>+720(SB)/8, $0x5f7560005f750000
-DATA actSoftplusSlopeTable<>+728(SB)/8, $0x5f7ac0005f774000
-DATA actSoftplusSlopeTable<>+736(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+744(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+752(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+760(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+768(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+776(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+784(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+792(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+800(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+808(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+816(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+824(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+832(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+840(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+848(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+856(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+864(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+872(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+880(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+888(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+896(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+904(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+912(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+920(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+928(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+936(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+944(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+952(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+960(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+968(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+976(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+984(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+992(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1000(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1008(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1016(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1024(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1032(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1040(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1048(SB)/8, $0xe0000000e0000000
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $1056
-
-TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	VMOVUPS Y2, 0(R14)
-	VMOVUPS Y3, 32(R14)
-	VMOVUPS Y4, 64(R14)
-	VMOVUPS Y5, 96(R14)
-	VMOVUPS actSoftplusSlopeTable<>+0(SB), Y14
-	VANDPS Y14, Y2, Y2
-	VANDPS Y14, Y3, Y3
-	VANDPS Y14, Y4, Y4
-	VANDPS Y14, Y5, Y5
-	VPMAXSD Y3, Y2, Y10
-	VPMAXSD Y5, Y4, Y9
-	VPMAXSD Y9, Y10, Y9
-	VPCMPGTD actSoftplusSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
-	JNE some2
-	MOVQ $0, 416(R14)
-near1:
-	VMOVUPS actSoftplusSlopeTable<>+64(SB), Y14
-	VMULPS Y14, Y2, Y6
-	VMULPS Y14, Y3, Y7
-	VMULPS Y14, Y4, Y8
-	VMULPS Y14, Y5, Y9
-	VMOVUPS actSoftplusSlopeTable<>+96(SB), Y14
-	VADDPS Y14, Y6, Y6
-	VADDPS Y14, Y7, Y7
-	VADDPS Y14, Y8, Y8
-	VADDPS Y14, Y9, Y9
-	VPERMPS actSoftplusSlopeTable<>+128(SB), Y6, Y14
-	VSUBPS Y14, Y2, Y2
-	VPERMPS actSoftplusSlopeTable<>+128(SB), Y7, Y14
-	VSUBPS Y14, Y3, Y3
-	VPERMPS actSoftplusSlopeTable<>+128(SB), Y8, Y14
-	VSUBPS Y14, Y4, Y4
-	VPERMPS actSoftplusSlopeTable<>+128(SB), Y9, Y14
-	VSUBPS Y14, Y5, Y5
-	VPERMPS actSoftplusSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actSoftplusSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actSoftplusSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actSoftplusSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actSoftplusSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusSlopeTable<>+224(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+224(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusSlopeTable<>+224(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusSlopeTable<>+224(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusSlopeTable<>+256(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+256(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusSlopeTable<>+256(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusSlopeTable<>+256(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusSlopeTable<>+288(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+288(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusSlopeTable<>+288(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusSlopeTable<>+288(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
-	VPERMPS actSoftplusSlopeTable<>+320(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+320(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actSoftplusSlopeTable<>+320(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actSoftplusSlopeTable<>+320(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
-	VMULPS Y2, Y10, Y10
-	VMULPS Y3, Y11, Y11
-	VMULPS Y4, Y12, Y12
-	VMULPS Y5, Y13, Y13
-	VPERMPS actSoftplusSlopeTable<>+352(SB), Y6, Y6
-	VPERMPS actSoftplusSlopeTable<>+352(SB), Y7, Y7
-	VPERMPS actSoftplusSlopeTable<>+352(SB), Y8, Y8
-	VPERMPS actSoftplusSlopeTable<>+352(SB), Y9, Y9
-	VADDPS Y6, Y10, Y10
-	VADDPS Y7, Y11, Y11
-	VADDPS Y8, Y12, Y12
-	VADDPS Y9, Y13, Y13
-	VMOVUPS 0(R14), Y6
-	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
-	VSUBPS Y10, Y14, Y2
-	VBLENDVPS Y6, Y10, Y2, Y2
-	VMOVUPS 32(R14), Y7
-	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
-	VSUBPS Y11, Y14, Y3
-	VBLENDVPS Y7, Y11, Y3, Y3
-	VMOVUPS 64(R14), Y8
-	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
-	VSUBPS Y12, Y14, Y4
-	VBLENDVPS Y8, Y12, Y4, Y4
-	VMOVUPS 96(R14), Y9
-	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
-	VSUBPS Y13, Y14, Y5
-	VBLENDVPS Y9, Y13, Y5, Y5
-	CMPQ 416(R14), $1
-	JGE both3
-	RET
-some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actSoftplusSlopeTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
-mixed8:
-	VMOVUPS actSoftplusSlopeTable<>+32(SB), Y14
-	VCMPPS $0x1e, Y14, Y2, Y10
-	VCMPPS $0x1e, Y14, Y3, Y11
-	VCMPPS $0x1e, Y14, Y4, Y12
-	VCMPPS $0x1e, Y14, Y5, Y13
-	VMOVUPS Y10, 256(R14)
-	VMOVUPS Y11, 288(R14)
-	VMOVUPS Y12, 320(R14)
-	VMOVUPS Y13, 352(R14)
-	VPERMILPS $57, Y11, Y11
-	VPERMILPS $78, Y12, Y12
-	VPERMILPS $147, Y13, Y13
-	VPADDD Y11, Y10, Y6
-	VPADDD Y13, Y12, Y7
-	VPADDD Y7, Y6, Y6
-	VMOVUPS actSoftplusSlopeTable<>+448(SB), Y14
-	VPCMPGTD Y6, Y14, Y7
-	VTESTPS Y6, Y7
-	JNE apart9
-	JCS nan12
-	VANDPS 0(R14), Y10, Y6
-	VPERMILPS $57, 32(R14), Y7
-	VANDPS Y11, Y7, Y7
-	VPERMILPS $78, 64(R14), Y8
-	VANDPS Y12, Y8, Y8
-	VPERMILPS $147, 96(R14), Y9
-	VANDPS Y13, Y9, Y9
-	VORPS Y7, Y6, Y6
-	VORPS Y9, Y8, Y8
-	VORPS Y8, Y6, Y12
-	MOVQ $2, 416(R14)
-	VANDPS actSoftplusSlopeTable<>+0(SB), Y12, Y13
-	MOVQ AX, 424(R14)
-	MOVQ $0, AX
-	JMP vector7
-all4:
-	MOVQ $4, 416(R14)
-	VPCMPGTD actSoftplusSlopeTable<>+480(SB), Y9, Y12
-	VTESTPS Y12, Y12
-	JEQ begin11
-	MOVQ $3, 416(R14)
-	VPCMPGTD actSoftplusSlopeTable<>+512(SB), Y9, Y12
-	VTESTPS Y12, Y12
-	JEQ begin11
-	JMP mixed8
-apart9:
-	MOVQ $1, 416(R14)
-begin11:
+pairs13:
 	VMOVUPS Y2, 128(R14)
 	VMOVUPS Y3, 160(R14)
 	VMOVUPS Y4, 192(R14)
@@ -21111,98 +21239,79 @@ begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
-	VMOVUPS (R14)(AX*1), Y12
-	CMPQ 416(R14), $3
-	JGE load6
-	VMOVUPS 256(R14)(AX*1), Y13
-	VTESTPS Y13, Y13
-	JEQ next14
-load6:
-	VMOVUPS 128(R14)(AX*1), Y13
-vector7:
-	VPMINSD actSoftplusSlopeTable<>+544(SB), Y13, Y13
-	VMULPS actSoftplusSlopeTable<>+576(SB), Y13, Y11
-	VADDPS actSoftplusSlopeTable<>+96(SB), Y11, Y11
-	VSUBPS actSoftplusSlopeTable<>+96(SB), Y11, Y10
-	VPSLLD $20, Y11, Y6
-	VMULPS actSoftplusSlopeTable<>+608(SB), Y10, Y8
-	VADDPS Y8, Y13, Y8
-	VMULPS actSoftplusSlopeTable<>+640(SB), Y10, Y10
-	VPERMPS actSoftplusSlopeTable<>+672(SB), Y11, Y9
-	VADDPS Y9, Y10, Y10
-	VADDPS Y10, Y8, Y8
-	VPERMPS actSoftplusSlopeTable<>+704(SB), Y11, Y9
-	VPADDD Y6, Y9, Y6
-	VMULPS actSoftplusSlopeTable<>+736(SB), Y8, Y7
-	VADDPS actSoftplusSlopeTable<>+768(SB), Y7, Y7
-	VMULPS Y8, Y7, Y7
-	VADDPS actSoftplusSlopeTable<>+800(SB), Y7, Y7
-	VMULPS Y8, Y7, Y7
-	VSUBPS actSoftplusSlopeTable<>+384(SB), Y7, Y7
-	VMULPS Y8, Y6, Y8
-	VMULPS Y7, Y8, Y7
-	VADDPS Y7, Y6, Y8
-	VPMAXSD actSoftplusSlopeTable<>+832(SB), Y8, Y10
-	VMULPS actSoftplusSlopeTable<>+864(SB), Y10, Y10
-	VADDPS actSoftplusSlopeTable<>+896(SB), Y10, Y11
-	VMULPS Y10, Y8, Y8
-	VMULPS Y11, Y8, Y8
-	VADDPS Y8, Y7, Y7
-	VADDPS Y7, Y6, Y13
-	CMPQ 416(R14), $4
-	JLT subnormal15
-	VMULPS actSoftplusSlopeTable<>+928(SB), Y13, Y13
-	JMP restored16
-subnormal15:
-	VADDPS actSoftplusSlopeTable<>+960(SB), Y13, Y8
-	VPADDD actSoftplusSlopeTable<>+992(SB), Y8, Y8
-	VPADDD actSoftplusSlopeTable<>+1024(SB), Y13, Y13
-	VPMAXSD Y8, Y13, Y13
-restored16:
-	VMOVUPS actSoftplusSlopeTable<>+384(SB), Y14
-	VSUBPS Y13, Y14, Y8
-	VPMINSD Y8, Y12, Y12
-	VPMAXSD Y13, Y12, Y12
-	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
-	SUBQ $32, AX
-	JGE loop13
+	ANDQ $64, AX
+loop16:
+	VMOVUPS 128(R14)(AX*1), Y2
+	VMOVUPS 160(R14)(AX*1), Y8
+	VMULPS actSoftplusValueTable<>+576(SB), Y2, Y7
+	VMULPS actSoftplusValueTable<>+576(SB), Y8, Y13
+	VADDPS actSoftplusValueTable<>+128(SB), Y7, Y7
+	VADDPS actSoftplusValueTable<>+128(SB), Y13, Y13
+	VSUBPS actSoftplusValueTable<>+128(SB), Y7, Y6
+	VSUBPS actSoftplusValueTable<>+128(SB), Y13, Y12
+	VPSLLD $20, Y7, Y3
+	VPSLLD $20, Y13, Y9
+	VMULPS actSoftplusValueTable<>+608(SB), Y6, Y5
+	VMULPS actSoftplusValueTable<>+608(SB), Y12, Y11
+	VADDPS Y5, Y2, Y5
+	VADDPS Y11, Y8, Y11
+	VMULPS actSoftplusValueTable<>+640(SB), Y6, Y6
+	VMULPS actSoftplusValueTable<>+640(SB), Y12, Y12
+	VPERMPS actSoftplusValueTable<>+672(SB), Y7, Y4
+	VPERMPS actSoftplusValueTable<>+672(SB), Y13, Y10
+	VADDPS Y4, Y6, Y6
+	VADDPS Y10, Y12, Y12
+	VADDPS Y6, Y5, Y5
+	VADDPS Y12, Y11, Y11
+	VPERMPS actSoftplusValueTable<>+704(SB), Y7, Y6
+	VPERMPS actSoftplusValueTable<>+704(SB), Y13, Y12
+	VPADDD Y3, Y6, Y3
+	VPADDD Y9, Y12, Y9
+	VMULPS actSoftplusValueTable<>+736(SB), Y5, Y4
+	VMULPS actSoftplusValueTable<>+736(SB), Y11, Y10
+	VADDPS actSoftplusValueTable<>+768(SB), Y4, Y4
+	VADDPS actSoftplusValueTable<>+768(SB), Y10, Y10
+	VMULPS Y5, Y4, Y4
+	VMULPS Y11, Y10, Y10
+	VSUBPS actSoftplusValueTable<>+800(SB), Y4, Y4
+	VSUBPS actSoftplusValueTable<>+800(SB), Y10, Y10
+	VMULPS Y5, Y3, Y5
+	VMULPS Y11, Y9, Y11
+	VMULPS Y4, Y5, Y4
+	VMULPS Y10, Y11, Y10
+	VADDPS Y4, Y3, Y5
+	VADDPS Y10, Y9, Y11
+	VPMAXSD actSoftplusValueTable<>+832(SB), Y5, Y6
+	VPMAXSD actSoftplusValueTable<>+832(SB), Y11, Y12
+	VMULPS actSoftplusValueTable<>+864(SB), Y6, Y6
+	VMULPS actSoftplusValueTable<>+864(SB), Y12, Y12
+	VADDPS actSoftplusValueTable<>+896(SB), Y6, Y7
+	VADDPS actSoftplusValueTable<>+896(SB), Y12, Y13
+	VMULPS Y6, Y5, Y5
+	VMULPS Y12, Y11, Y11
+	VMULPS Y7, Y5, Y5
+	VMULPS Y13, Y11, Y11
+	VADDPS Y5, Y4, Y4
+	VADDPS Y11, Y10, Y10
+	VADDPS Y4, Y3, Y3
+	VADDPS Y10, Y9, Y9
+	VMULPS actSoftplusValueTable<>+1024(SB), Y3, Y3
+	VMULPS actSoftplusValueTable<>+1024(SB), Y9, Y9
+	VMOVUPS 0(R14)(AX*1), Y7
+	VMOVUPS 32(R14)(AX*1), Y13
+	VXORPS Y2, Y2, Y2
+	VXORPS Y8, Y8, Y8
+	VPMAXSD Y2, Y7, Y2
+	VPMAXSD Y8, Y13, Y8
+	VADDPS Y3, Y2, Y2
+	VADDPS Y9, Y8, Y8
+	VMOVAPS Y2, Y7
+	VMOVAPS Y8, Y13
+	VMOVUPS Y7, 128(R14)(AX*1)
+	VMOVUPS Y13, 160(R14)(AX*1)
+	SUBQ $64, AX
+	JGE loop16
 	MOVQ 424(R14), AX
-	CMPQ 416(R14), $3
-	JGE whole5
-	CMPQ 416(R14), $2
-	JLT merged10
-	VMOVUPS Y12, 128(R14)
-	VPERMILPS $147, Y12, Y13
-	VMOVUPS Y13, 160(R14)
-	VPERMILPS $78, Y12, Y13
-	VMOVUPS Y13, 192(R14)
-	VPERMILPS $57, Y12, Y13
-	VMOVUPS Y13, 224(R14)
-merged10:
-	JMP near1
-nan12:
-	MOVQ $0, 416(R14)
-	JMP near1
-both3:
-	VMOVUPS 256(R14), Y6
-	VANDNPS Y2, Y6, Y2
-	VANDPS 128(R14), Y6, Y6
-	VORPS Y6, Y2, Y2
-	VMOVUPS 288(R14), Y7
-	VANDNPS Y3, Y7, Y3
-	VANDPS 160(R14), Y7, Y7
-	VORPS Y7, Y3, Y3
-	VMOVUPS 320(R14), Y8
-	VANDNPS Y4, Y8, Y4
-	VANDPS 192(R14), Y8, Y8
-	VORPS Y8, Y4, Y4
-	VMOVUPS 352(R14), Y9
-	VANDNPS Y5, Y9, Y5
-	VANDPS 224(R14), Y9, Y9
-	VORPS Y9, Y5, Y5
-	RET
 whole5:
 	VMOVUPS 128(R14), Y2
 	VMOVUPS 160(R14), Y3
@@ -21222,87 +21331,91 @@ DATA actMishValueTable<>+64(SB)/8, $0x407f5c29407f5c29
 DATA actMishValueTable<>+72(SB)/8, $0x407f5c29407f5c29
 DATA actMishValueTable<>+80(SB)/8, $0x407f5c29407f5c29
 DATA actMishValueTable<>+88(SB)/8, $0x407f5c29407f5c29
-DATA actMishValueTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actMishValueTable<>+128(SB)/8, $0x3f42d93fbdf5ad6b
-DATA actMishValueTable<>+136(SB)/8, $0x4035d4553fe47922
-DATA actMishValueTable<>+144(SB)/8, $0xc046d0fcc082cee7
-DATA actMishValueTable<>+152(SB)/8, $0xbf8a18c9c0077a8c
-DATA actMishValueTable<>+160(SB)/8, $0x3a7f993cba970bde
-DATA actMishValueTable<>+168(SB)/8, $0xb78bb65db966eb75
-DATA actMishValueTable<>+176(SB)/8, $0xb793eff7b525669e
-DATA actMishValueTable<>+184(SB)/8, $0x39f362ebb889ab59
-DATA actMishValueTable<>+192(SB)/8, $0xbb3cc08e3add9a0a
-DATA actMishValueTable<>+200(SB)/8, $0xb850723d3a8ecdc0
-DATA actMishValueTable<>+208(SB)/8, $0xb7c13e3437349b47
-DATA actMishValueTable<>+216(SB)/8, $0x393bd141b9998d8a
-DATA actMishValueTable<>+224(SB)/8, $0xbad08f693be2e4da
-DATA actMishValueTable<>+232(SB)/8, $0x3a18c90ebaf029e8
-DATA actMishValueTable<>+240(SB)/8, $0x38eff38138d71ba8
-DATA actMishValueTable<>+248(SB)/8, $0xbb397dffba2312f3
-DATA actMishValueTable<>+256(SB)/8, $0x3c9064d3bb9d55ee
-DATA actMishValueTable<>+264(SB)/8, $0xbb1942d9bb1b27aa
-DATA actMishValueTable<>+272(SB)/8, $0x3a9e2d7f3a1eb592
-DATA actMishValueTable<>+280(SB)/8, $0xbc1385413a1d5d6e
-DATA actMishValueTable<>+288(SB)/8, $0xbc1c8880bd36b5d1
-DATA actMishValueTable<>+296(SB)/8, $0x3bc44d483ca46223
-DATA actMishValueTable<>+304(SB)/8, $0x3bc8fdb03b2af688
-DATA actMishValueTable<>+312(SB)/8, $0xbb074aab3c31ae8d
-DATA actMishValueTable<>+320(SB)/8, $0xbdb9394f39b3950a
-DATA actMishValueTable<>+328(SB)/8, $0xbc2a9a94bd508236
-DATA actMishValueTable<>+336(SB)/8, $0x3ca6f9e43c04d3ab
-DATA actMishValueTable<>+344(SB)/8, $0x3d8fb5a53d3ca39c
-DATA actMishValueTable<>+352(SB)/8, $0x3e6953b13ea4cc0c
-DATA actMishValueTable<>+360(SB)/8, $0x3c3b28063d8b0a59
-DATA actMishValueTable<>+368(SB)/8, $0x3d2f22b03c872174
-DATA actMishValueTable<>+376(SB)/8, $0x3e6ec46b3dd946cf
-DATA actMishValueTable<>+384(SB)/8, $0x3f50df1d3f0fbbf2
-DATA actMishValueTable<>+392(SB)/8, $0x3f7e72a33f75a467
-DATA actMishValueTable<>+400(SB)/8, $0x3d3339f73c884877
-DATA actMishValueTable<>+408(SB)/8, $0x3e91b3993de7d921
-DATA actMishValueTable<>+416(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+424(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+432(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+440(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishValueTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actMishValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+96(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+104(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+112(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+120(SB)/8, $0xffffffffffffffff
+DATA actMishValueTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actMishValueTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actMishValueTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actMishValueTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actMishValueTable<>+160(SB)/8, $0x3f42d93fbdf5ad6b
+DATA actMishValueTable<>+168(SB)/8, $0x4035d4553fe47922
+DATA actMishValueTable<>+176(SB)/8, $0xc046d0fcc082cee7
+DATA actMishValueTable<>+184(SB)/8, $0xbf8a18c9c0077a8c
+DATA actMishValueTable<>+192(SB)/8, $0x3a7f993cba970bde
+DATA actMishValueTable<>+200(SB)/8, $0xb78bb65db966eb75
+DATA actMishValueTable<>+208(SB)/8, $0xb793eff7b525669e
+DATA actMishValueTable<>+216(SB)/8, $0x39f362ebb889ab59
+DATA actMishValueTable<>+224(SB)/8, $0xbb3cc08e3add9a0a
+DATA actMishValueTable<>+232(SB)/8, $0xb850723d3a8ecdc0
+DATA actMishValueTable<>+240(SB)/8, $0xb7c13e3437349b47
+DATA actMishValueTable<>+248(SB)/8, $0x393bd141b9998d8a
+DATA actMishValueTable<>+256(SB)/8, $0xbad08f693be2e4da
+DATA actMishValueTable<>+264(SB)/8, $0x3a18c90ebaf029e8
+DATA actMishValueTable<>+272(SB)/8, $0x38eff38138d71ba8
+DATA actMishValueTable<>+280(SB)/8, $0xbb397dffba2312f3
+DATA actMishValueTable<>+288(SB)/8, $0x3c9064d3bb9d55ee
+DATA actMishValueTable<>+296(SB)/8, $0xbb1942d9bb1b27aa
+DATA actMishValueTable<>+304(SB)/8, $0x3a9e2d7f3a1eb592
+DATA actMishValueTable<>+312(SB)/8, $0xbc1385413a1d5d6e
+DATA actMishValueTable<>+320(SB)/8, $0xbc1c8880bd36b5d1
+DATA actMishValueTable<>+328(SB)/8, $0x3bc44d483ca46223
+DATA actMishValueTable<>+336(SB)/8, $0x3bc8fdb03b2af688
+DATA actMishValueTable<>+344(SB)/8, $0xbb074aab3c31ae8d
+DATA actMishValueTable<>+352(SB)/8, $0xbdb9394f39b3950a
+DATA actMishValueTable<>+360(SB)/8, $0xbc2a9a94bd508236
+DATA actMishValueTable<>+368(SB)/8, $0x3ca6f9e43c04d3ab
+DATA actMishValueTable<>+376(SB)/8, $0x3d8fb5a53d3ca39c
+DATA actMishValueTable<>+384(SB)/8, $0x3e6953b13ea4cc0c
+DATA actMishValueTable<>+392(SB)/8, $0x3c3b28063d8b0a59
+DATA actMishValueTable<>+400(SB)/8, $0x3d2f22b03c872174
+DATA actMishValueTable<>+408(SB)/8, $0x3e6ec46b3dd946cf
+DATA actMishValueTable<>+416(SB)/8, $0x3f50df1d3f0fbbf2
+DATA actMishValueTable<>+424(SB)/8, $0x3f7e72a33f75a467
+DATA actMishValueTable<>+432(SB)/8, $0x3d3339f73c884877
+DATA actMishValueTable<>+440(SB)/8, $0x3e91b3993de7d921
+DATA actMishValueTable<>+448(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+456(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+464(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishValueTable<>+472(SB)/8, $0x407f5c2a407f5c2a
 DATA actMishValueTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+544(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+552(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+560(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+568(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+608(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+616(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+624(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+632(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+728(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $736
+DATA actMishValueTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+576(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+584(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+592(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+600(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+640(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+648(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+656(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+664(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+760(SB)/8, $0x405f42bc28bd824e
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $768
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21323,39 +21436,27 @@ TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
 	VPCMPGTD actMishValueTable<>+64(SB), Y11, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actMishValueTable<>+96(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actMishValueTable<>+96(SB), Y14
+	VMOVUPS actMishValueTable<>+128(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
 	VADDPS Y14, Y5, Y9
-	VPERMPS actMishValueTable<>+128(SB), Y6, Y14
+	VPERMPS actMishValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actMishValueTable<>+128(SB), Y7, Y14
+	VPERMPS actMishValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actMishValueTable<>+128(SB), Y8, Y14
+	VPERMPS actMishValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actMishValueTable<>+128(SB), Y9, Y14
+	VPERMPS actMishValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actMishValueTable<>+160(SB), Y6, Y10
-	VPERMPS actMishValueTable<>+160(SB), Y7, Y11
-	VPERMPS actMishValueTable<>+160(SB), Y8, Y12
-	VPERMPS actMishValueTable<>+160(SB), Y9, Y13
-	VPERMPS actMishValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actMishValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actMishValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actMishValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actMishValueTable<>+192(SB), Y6, Y10
+	VPERMPS actMishValueTable<>+192(SB), Y7, Y11
+	VPERMPS actMishValueTable<>+192(SB), Y8, Y12
+	VPERMPS actMishValueTable<>+192(SB), Y9, Y13
 	VPERMPS actMishValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -21416,14 +21517,26 @@ near1:
 	VPERMPS actMishValueTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actMishValueTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actMishValueTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actMishValueTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actMishValueTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actMishValueTable<>+384(SB), Y6, Y6
-	VPERMPS actMishValueTable<>+384(SB), Y7, Y7
-	VPERMPS actMishValueTable<>+384(SB), Y8, Y8
-	VPERMPS actMishValueTable<>+384(SB), Y9, Y9
+	VPERMPS actMishValueTable<>+416(SB), Y6, Y6
+	VPERMPS actMishValueTable<>+416(SB), Y7, Y7
+	VPERMPS actMishValueTable<>+416(SB), Y8, Y8
+	VPERMPS actMishValueTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -21440,13 +21553,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y7, Y6, Y12
-	VPMINSD Y9, Y8, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actMishValueTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actMishValueTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
@@ -21463,7 +21570,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VMOVUPS actMishValueTable<>+96(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -21484,29 +21591,40 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y7, Y6, Y13
+	VPMINSD Y9, Y8, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actMishValueTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actMishValueTable<>+480(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actMishValueTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 vector7:
-	VMOVUPS actMishValueTable<>+512(SB), Y14
-	VMAXPS Y12, Y14, Y12
 	VMOVUPS actMishValueTable<>+544(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishValueTable<>+576(SB), Y14
 	VMINPS Y12, Y14, Y13
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
@@ -21514,22 +21632,22 @@ vector7:
 	VCVTPS2PD X13, Y6
 	VEXTRACTF128 $1, Y13, X7
 	VCVTPS2PD X7, Y7
-	VMULPD actMishValueTable<>+576(SB), Y6, Y6
-	VMULPD actMishValueTable<>+576(SB), Y7, Y7
-	VADDPD actMishValueTable<>+608(SB), Y6, Y10
-	VADDPD actMishValueTable<>+608(SB), Y7, Y11
-	VSUBPD actMishValueTable<>+608(SB), Y10, Y4
-	VSUBPD actMishValueTable<>+608(SB), Y11, Y5
+	VMULPD actMishValueTable<>+608(SB), Y6, Y6
+	VMULPD actMishValueTable<>+608(SB), Y7, Y7
+	VADDPD actMishValueTable<>+640(SB), Y6, Y10
+	VADDPD actMishValueTable<>+640(SB), Y7, Y11
+	VSUBPD actMishValueTable<>+640(SB), Y10, Y4
+	VSUBPD actMishValueTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actMishValueTable<>+640(SB), Y4, Y8
-	VMULPD actMishValueTable<>+640(SB), Y5, Y9
-	VADDPD actMishValueTable<>+672(SB), Y8, Y8
-	VADDPD actMishValueTable<>+672(SB), Y9, Y9
-	VADDPD actMishValueTable<>+704(SB), Y4, Y4
-	VADDPD actMishValueTable<>+704(SB), Y5, Y5
+	VMULPD actMishValueTable<>+672(SB), Y4, Y8
+	VMULPD actMishValueTable<>+672(SB), Y5, Y9
+	VADDPD actMishValueTable<>+704(SB), Y8, Y8
+	VADDPD actMishValueTable<>+704(SB), Y9, Y9
+	VADDPD actMishValueTable<>+736(SB), Y4, Y4
+	VADDPD actMishValueTable<>+736(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -21560,9 +21678,9 @@ vector7:
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -21621,91 +21739,95 @@ DATA actMishSlopeTable<>+64(SB)/8, $0x407f5c29407f5c29
 DATA actMishSlopeTable<>+72(SB)/8, $0x407f5c29407f5c29
 DATA actMishSlopeTable<>+80(SB)/8, $0x407f5c29407f5c29
 DATA actMishSlopeTable<>+88(SB)/8, $0x407f5c29407f5c29
-DATA actMishSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actMishSlopeTable<>+128(SB)/8, $0x3f8f8f8dbe9988c2
-DATA actMishSlopeTable<>+136(SB)/8, $0x403a422a4011ed3b
-DATA actMishSlopeTable<>+144(SB)/8, $0xc052b5ebc082e3e2
-DATA actMishSlopeTable<>+152(SB)/8, $0xbf659c40c0061d1e
-DATA actMishSlopeTable<>+160(SB)/8, $0x3bf88fcbbc134d12
-DATA actMishSlopeTable<>+168(SB)/8, $0x393e820abaf07546
-DATA actMishSlopeTable<>+176(SB)/8, $0xb7ebefbe3766207c
-DATA actMishSlopeTable<>+184(SB)/8, $0x3b3a3c79ba1302a3
-DATA actMishSlopeTable<>+192(SB)/8, $0x3b9154023cc20016
-DATA actMishSlopeTable<>+200(SB)/8, $0xba70ab8abab27407
-DATA actMishSlopeTable<>+208(SB)/8, $0x393ee6a138ab5ac8
-DATA actMishSlopeTable<>+216(SB)/8, $0x3afc0deaba964b4d
-DATA actMishSlopeTable<>+224(SB)/8, $0xbd0a98c33cac3846
-DATA actMishSlopeTable<>+232(SB)/8, $0x3b154a393bc50fe1
-DATA actMishSlopeTable<>+240(SB)/8, $0x3a6f764e39b55b05
-DATA actMishSlopeTable<>+248(SB)/8, $0xbc9225c8b91762ff
-DATA actMishSlopeTable<>+256(SB)/8, $0x3ccb6b98bd6819c2
-DATA actMishSlopeTable<>+264(SB)/8, $0xbb24587cbc83c6be
-DATA actMishSlopeTable<>+272(SB)/8, $0x3b5aaa363a737fe5
-DATA actMishSlopeTable<>+280(SB)/8, $0xbd3e579d3c1ce59b
-DATA actMishSlopeTable<>+288(SB)/8, $0x3dc2574bbe1413eb
-DATA actMishSlopeTable<>+296(SB)/8, $0xbb60d0f83c8dd877
-DATA actMishSlopeTable<>+304(SB)/8, $0x3bdc44853a09ea2a
-DATA actMishSlopeTable<>+312(SB)/8, $0x3b3756303d20349d
-DATA actMishSlopeTable<>+320(SB)/8, $0xbe674dba3dd62989
-DATA actMishSlopeTable<>+328(SB)/8, $0x3c9d2e4d3c3c731a
-DATA actMishSlopeTable<>+336(SB)/8, $0xba078de9bbfb75e1
-DATA actMishSlopeTable<>+344(SB)/8, $0x3e684f943d92fb91
-DATA actMishSlopeTable<>+352(SB)/8, $0x3e00cb003f1f0ab7
-DATA actMishSlopeTable<>+360(SB)/8, $0xbd09b4ddbd6952ca
-DATA actMishSlopeTable<>+368(SB)/8, $0xbd2ae195bd0830b4
-DATA actMishSlopeTable<>+376(SB)/8, $0x3ecada303ca59223
-DATA actMishSlopeTable<>+384(SB)/8, $0x3f88ae9e3ed132cd
-DATA actMishSlopeTable<>+392(SB)/8, $0x3f83117d3f86c711
-DATA actMishSlopeTable<>+400(SB)/8, $0xbda6990ebd4fb33b
-DATA actMishSlopeTable<>+408(SB)/8, $0x3dc7ffb9bde34731
-DATA actMishSlopeTable<>+416(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+424(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+432(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+440(SB)/8, $0x407f5c2a407f5c2a
-DATA actMishSlopeTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actMishSlopeTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+96(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+104(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+112(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+120(SB)/8, $0xffffffffffffffff
+DATA actMishSlopeTable<>+128(SB)/8, $0x4b4000004b400000
+DATA actMishSlopeTable<>+136(SB)/8, $0x4b4000004b400000
+DATA actMishSlopeTable<>+144(SB)/8, $0x4b4000004b400000
+DATA actMishSlopeTable<>+152(SB)/8, $0x4b4000004b400000
+DATA actMishSlopeTable<>+160(SB)/8, $0x3f8f8f8dbe9988c2
+DATA actMishSlopeTable<>+168(SB)/8, $0x403a422a4011ed3b
+DATA actMishSlopeTable<>+176(SB)/8, $0xc052b5ebc082e3e2
+DATA actMishSlopeTable<>+184(SB)/8, $0xbf659c40c0061d1e
+DATA actMishSlopeTable<>+192(SB)/8, $0x3bf88fcbbc134d12
+DATA actMishSlopeTable<>+200(SB)/8, $0x393e820abaf07546
+DATA actMishSlopeTable<>+208(SB)/8, $0xb7ebefbe3766207c
+DATA actMishSlopeTable<>+216(SB)/8, $0x3b3a3c79ba1302a3
+DATA actMishSlopeTable<>+224(SB)/8, $0x3b9154023cc20016
+DATA actMishSlopeTable<>+232(SB)/8, $0xba70ab8abab27407
+DATA actMishSlopeTable<>+240(SB)/8, $0x393ee6a138ab5ac8
+DATA actMishSlopeTable<>+248(SB)/8, $0x3afc0deaba964b4d
+DATA actMishSlopeTable<>+256(SB)/8, $0xbd0a98c33cac3846
+DATA actMishSlopeTable<>+264(SB)/8, $0x3b154a393bc50fe1
+DATA actMishSlopeTable<>+272(SB)/8, $0x3a6f764e39b55b05
+DATA actMishSlopeTable<>+280(SB)/8, $0xbc9225c8b91762ff
+DATA actMishSlopeTable<>+288(SB)/8, $0x3ccb6b98bd6819c2
+DATA actMishSlopeTable<>+296(SB)/8, $0xbb24587cbc83c6be
+DATA actMishSlopeTable<>+304(SB)/8, $0x3b5aaa363a737fe5
+DATA actMishSlopeTable<>+312(SB)/8, $0xbd3e579d3c1ce59b
+DATA actMishSlopeTable<>+320(SB)/8, $0x3dc2574bbe1413eb
+DATA actMishSlopeTable<>+328(SB)/8, $0xbb60d0f83c8dd877
+DATA actMishSlopeTable<>+336(SB)/8, $0x3bdc44853a09ea2a
+DATA actMishSlopeTable<>+344(SB)/8, $0x3b3756303d20349d
+DATA actMishSlopeTable<>+352(SB)/8, $0xbe674dba3dd62989
+DATA actMishSlopeTable<>+360(SB)/8, $0x3c9d2e4d3c3c731a
+DATA actMishSlopeTable<>+368(SB)/8, $0xba078de9bbfb75e1
+DATA actMishSlopeTable<>+376(SB)/8, $0x3e684f943d92fb91
+DATA actMishSlopeTable<>+384(SB)/8, $0x3e00cb003f1f0ab7
+DATA actMishSlopeTable<>+392(SB)/8, $0xbd09b4ddbd6952ca
+DATA actMishSlopeTable<>+400(SB)/8, $0xbd2ae195bd0830b4
+DATA actMishSlopeTable<>+408(SB)/8, $0x3ecada303ca59223
+DATA actMishSlopeTable<>+416(SB)/8, $0x3f88ae9e3ed132cd
+DATA actMishSlopeTable<>+424(SB)/8, $0x3f83117d3f86c711
+DATA actMishSlopeTable<>+432(SB)/8, $0xbda6990ebd4fb33b
+DATA actMishSlopeTable<>+440(SB)/8, $0x3dc7ffb9bde34731
+DATA actMishSlopeTable<>+448(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+456(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+464(SB)/8, $0x407f5c2a407f5c2a
+DATA actMishSlopeTable<>+472(SB)/8, $0x407f5c2a407f5c2a
 DATA actMishSlopeTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+512(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+520(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+528(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+536(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+544(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+552(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+560(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+568(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+576(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+584(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+592(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+600(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+736(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+744(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+752(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+760(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $768
+DATA actMishSlopeTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+544(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+552(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+560(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+568(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+576(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+584(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+592(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+600(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+608(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+616(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+624(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+632(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+768(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+776(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+784(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+792(SB)/8, $0x4010000000000000
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $800
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -21726,39 +21848,27 @@ TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y9, Y8, Y11
 	VPMAXSD Y11, Y10, Y11
 	VPCMPGTD actMishSlopeTable<>+64(SB), Y11, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actMishSlopeTable<>+96(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actMishSlopeTable<>+96(SB), Y14
+	VMOVUPS actMishSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
 	VADDPS Y14, Y5, Y9
-	VPERMPS actMishSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actMishSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actMishSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actMishSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actMishSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actMishSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actMishSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actMishSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actMishSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actMishSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actMishSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actMishSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actMishSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actMishSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actMishSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actMishSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actMishSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actMishSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actMishSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actMishSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actMishSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -21819,14 +21929,26 @@ near1:
 	VPERMPS actMishSlopeTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actMishSlopeTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actMishSlopeTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actMishSlopeTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actMishSlopeTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actMishSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actMishSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actMishSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actMishSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS actMishSlopeTable<>+416(SB), Y6, Y6
+	VPERMPS actMishSlopeTable<>+416(SB), Y7, Y7
+	VPERMPS actMishSlopeTable<>+416(SB), Y8, Y8
+	VPERMPS actMishSlopeTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -21843,13 +21965,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y7, Y6, Y12
-	VPMINSD Y9, Y8, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actMishSlopeTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actMishSlopeTable<>+64(SB), Y14
 	VCMPPS $0x1e, Y14, Y6, Y10
@@ -21866,7 +21982,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VMOVUPS actMishSlopeTable<>+96(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -21887,49 +22003,60 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y7, Y6, Y13
+	VPMINSD Y9, Y8, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actMishSlopeTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actMishSlopeTable<>+480(SB), Y11, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actMishSlopeTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
 vector7:
-	VMOVUPS actMishSlopeTable<>+512(SB), Y14
-	VMAXPS Y12, Y14, Y12
 	VMOVUPS actMishSlopeTable<>+544(SB), Y14
+	VMAXPS Y12, Y14, Y12
+	VMOVUPS actMishSlopeTable<>+576(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
-	VMULPD actMishSlopeTable<>+576(SB), Y2, Y6
-	VMULPD actMishSlopeTable<>+576(SB), Y3, Y7
-	VADDPD actMishSlopeTable<>+608(SB), Y6, Y10
-	VADDPD actMishSlopeTable<>+608(SB), Y7, Y11
-	VSUBPD actMishSlopeTable<>+608(SB), Y10, Y4
-	VSUBPD actMishSlopeTable<>+608(SB), Y11, Y5
+	VMULPD actMishSlopeTable<>+608(SB), Y2, Y6
+	VMULPD actMishSlopeTable<>+608(SB), Y3, Y7
+	VADDPD actMishSlopeTable<>+640(SB), Y6, Y10
+	VADDPD actMishSlopeTable<>+640(SB), Y7, Y11
+	VSUBPD actMishSlopeTable<>+640(SB), Y10, Y4
+	VSUBPD actMishSlopeTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actMishSlopeTable<>+640(SB), Y4, Y8
-	VMULPD actMishSlopeTable<>+640(SB), Y5, Y9
-	VADDPD actMishSlopeTable<>+672(SB), Y8, Y8
-	VADDPD actMishSlopeTable<>+672(SB), Y9, Y9
-	VADDPD actMishSlopeTable<>+704(SB), Y4, Y4
-	VADDPD actMishSlopeTable<>+704(SB), Y5, Y5
+	VMULPD actMishSlopeTable<>+672(SB), Y4, Y8
+	VMULPD actMishSlopeTable<>+672(SB), Y5, Y9
+	VADDPD actMishSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actMishSlopeTable<>+704(SB), Y9, Y9
+	VADDPD actMishSlopeTable<>+736(SB), Y4, Y4
+	VADDPD actMishSlopeTable<>+736(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -21954,8 +22081,8 @@ vector7:
 	VMULPD Y7, Y9, Y9
 	VMULPD Y10, Y8, Y8
 	VMULPD Y11, Y9, Y9
-	VMULPD actMishSlopeTable<>+736(SB), Y2, Y2
-	VMULPD actMishSlopeTable<>+736(SB), Y3, Y3
+	VMULPD actMishSlopeTable<>+768(SB), Y2, Y2
+	VMULPD actMishSlopeTable<>+768(SB), Y3, Y3
 	VMULPD Y2, Y8, Y8
 	VMULPD Y3, Y9, Y9
 	VADDPD Y10, Y10, Y10
@@ -21974,9 +22101,9 @@ vector7:
 	VCVTPD2PSY Y9, X9
 	VINSERTF128 $1, X9, Y12, Y12
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -22031,127 +22158,135 @@ DATA actGELUValueTable<>+32(SB)/8, $0x408b851f408b851f
 DATA actGELUValueTable<>+40(SB)/8, $0x408b851f408b851f
 DATA actGELUValueTable<>+48(SB)/8, $0x408b851f408b851f
 DATA actGELUValueTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUValueTable<>+64(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+72(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+80(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+88(SB)/8, $0x4020000040200000
-DATA actGELUValueTable<>+96(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+104(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+112(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+120(SB)/8, $0x4c4000004c400000
-DATA actGELUValueTable<>+128(SB)/8, $0x3f9ce2cb00000000
-DATA actGELUValueTable<>+136(SB)/8, $0x402153533ff79e21
-DATA actGELUValueTable<>+144(SB)/8, $0x4059a668403bdc7b
-DATA actGELUValueTable<>+152(SB)/8, $0x408864ce40726652
-DATA actGELUValueTable<>+160(SB)/8, $0x3a3476123b17a003
-DATA actGELUValueTable<>+168(SB)/8, $0x37ca3cfabac1490e
-DATA actGELUValueTable<>+176(SB)/8, $0x391f60a139c796c3
-DATA actGELUValueTable<>+184(SB)/8, $0xb7e3ce1536fc1431
-DATA actGELUValueTable<>+192(SB)/8, $0x3be45bb8bc426f00
-DATA actGELUValueTable<>+200(SB)/8, $0xbafe4b5038d37fdd
-DATA actGELUValueTable<>+208(SB)/8, $0xb831d5d6ba78758c
-DATA actGELUValueTable<>+216(SB)/8, $0x38d5e4b23924c80f
-DATA actGELUValueTable<>+224(SB)/8, $0xbbef14ec3a4f4bcd
-DATA actGELUValueTable<>+232(SB)/8, $0x3b84424a3c14e2c7
-DATA actGELUValueTable<>+240(SB)/8, $0xba5ff39439aedd60
-DATA actGELUValueTable<>+248(SB)/8, $0xb97a00b9ba271a12
-DATA actGELUValueTable<>+256(SB)/8, $0xbd08f54f3d87d260
-DATA actGELUValueTable<>+264(SB)/8, $0xb8962d3abcabb371
-DATA actGELUValueTable<>+272(SB)/8, $0x3b3e9eee3b8369ff
-DATA actGELUValueTable<>+280(SB)/8, $0x39cca6ff3ab6d9d7
-DATA actGELUValueTable<>+288(SB)/8, $0x3dc4b4a6379226e5
-DATA actGELUValueTable<>+296(SB)/8, $0xbc86d0083ba729b3
-DATA actGELUValueTable<>+304(SB)/8, $0xbbacadc6bc46ac5c
-DATA actGELUValueTable<>+312(SB)/8, $0xb9eef0e5bb030404
-DATA actGELUValueTable<>+320(SB)/8, $0xbd3fdf27becc423e
-DATA actGELUValueTable<>+328(SB)/8, $0x3d1461673d5b256d
-DATA actGELUValueTable<>+336(SB)/8, $0x3bc099353c91830b
-DATA actGELUValueTable<>+344(SB)/8, $0x39bfeb583af7accd
-DATA actGELUValueTable<>+352(SB)/8, $0xbdf6e3653f000000
-DATA actGELUValueTable<>+360(SB)/8, $0xbd13d279bdbcfe6b
-DATA actGELUValueTable<>+368(SB)/8, $0xbb7be1dabc66efad
-DATA actGELUValueTable<>+376(SB)/8, $0xb93fc801ba8e0044
-DATA actGELUValueTable<>+384(SB)/8, $0x3e0a430f00000000
-DATA actGELUValueTable<>+392(SB)/8, $0x3c71d84c3d522d9a
-DATA actGELUValueTable<>+400(SB)/8, $0x3a95c1ad3ba03d62
-DATA actGELUValueTable<>+408(SB)/8, $0x3834db0e399716aa
-DATA actGELUValueTable<>+416(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+424(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+432(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+440(SB)/8, $0x408b8520408b8520
-DATA actGELUValueTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actGELUValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actGELUValueTable<>+96(SB)/8, $0x4020000040200000
+DATA actGELUValueTable<>+104(SB)/8, $0x4020000040200000
+DATA actGELUValueTable<>+112(SB)/8, $0x4020000040200000
+DATA actGELUValueTable<>+120(SB)/8, $0x4020000040200000
+DATA actGELUValueTable<>+128(SB)/8, $0x4c4000004c400000
+DATA actGELUValueTable<>+136(SB)/8, $0x4c4000004c400000
+DATA actGELUValueTable<>+144(SB)/8, $0x4c4000004c400000
+DATA actGELUValueTable<>+152(SB)/8, $0x4c4000004c400000
+DATA actGELUValueTable<>+160(SB)/8, $0x3f9ce2cb00000000
+DATA actGELUValueTable<>+168(SB)/8, $0x402153533ff79e21
+DATA actGELUValueTable<>+176(SB)/8, $0x4059a668403bdc7b
+DATA actGELUValueTable<>+184(SB)/8, $0x408864ce40726652
+DATA actGELUValueTable<>+192(SB)/8, $0x3a3476123b17a003
+DATA actGELUValueTable<>+200(SB)/8, $0x37ca3cfabac1490e
+DATA actGELUValueTable<>+208(SB)/8, $0x391f60a139c796c3
+DATA actGELUValueTable<>+216(SB)/8, $0xb7e3ce1536fc1431
+DATA actGELUValueTable<>+224(SB)/8, $0x3be45bb8bc426f00
+DATA actGELUValueTable<>+232(SB)/8, $0xbafe4b5038d37fdd
+DATA actGELUValueTable<>+240(SB)/8, $0xb831d5d6ba78758c
+DATA actGELUValueTable<>+248(SB)/8, $0x38d5e4b23924c80f
+DATA actGELUValueTable<>+256(SB)/8, $0xbbef14ec3a4f4bcd
+DATA actGELUValueTable<>+264(SB)/8, $0x3b84424a3c14e2c7
+DATA actGELUValueTable<>+272(SB)/8, $0xba5ff39439aedd60
+DATA actGELUValueTable<>+280(SB)/8, $0xb97a00b9ba271a12
+DATA actGELUValueTable<>+288(SB)/8, $0xbd08f54f3d87d260
+DATA actGELUValueTable<>+296(SB)/8, $0xb8962d3abcabb371
+DATA actGELUValueTable<>+304(SB)/8, $0x3b3e9eee3b8369ff
+DATA actGELUValueTable<>+312(SB)/8, $0x39cca6ff3ab6d9d7
+DATA actGELUValueTable<>+320(SB)/8, $0x3dc4b4a6379226e5
+DATA actGELUValueTable<>+328(SB)/8, $0xbc86d0083ba729b3
+DATA actGELUValueTable<>+336(SB)/8, $0xbbacadc6bc46ac5c
+DATA actGELUValueTable<>+344(SB)/8, $0xb9eef0e5bb030404
+DATA actGELUValueTable<>+352(SB)/8, $0xbd3fdf27becc423e
+DATA actGELUValueTable<>+360(SB)/8, $0x3d1461673d5b256d
+DATA actGELUValueTable<>+368(SB)/8, $0x3bc099353c91830b
+DATA actGELUValueTable<>+376(SB)/8, $0x39bfeb583af7accd
+DATA actGELUValueTable<>+384(SB)/8, $0xbdf6e3653f000000
+DATA actGELUValueTable<>+392(SB)/8, $0xbd13d279bdbcfe6b
+DATA actGELUValueTable<>+400(SB)/8, $0xbb7be1dabc66efad
+DATA actGELUValueTable<>+408(SB)/8, $0xb93fc801ba8e0044
+DATA actGELUValueTable<>+416(SB)/8, $0x3e0a430f00000000
+DATA actGELUValueTable<>+424(SB)/8, $0x3c71d84c3d522d9a
+DATA actGELUValueTable<>+432(SB)/8, $0x3a95c1ad3ba03d62
+DATA actGELUValueTable<>+440(SB)/8, $0x3834db0e399716aa
+DATA actGELUValueTable<>+448(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+456(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+464(SB)/8, $0x408b8520408b8520
+DATA actGELUValueTable<>+472(SB)/8, $0x408b8520408b8520
 DATA actGELUValueTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+512(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+520(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+528(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+536(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+544(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+552(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+560(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+568(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+576(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+584(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+592(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+600(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+608(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+616(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+624(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+632(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+640(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+648(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+656(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+664(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+672(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+680(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+688(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+696(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+704(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+712(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+720(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+728(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+736(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+744(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+752(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+760(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+768(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+776(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+784(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+792(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+800(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+808(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+816(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+824(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+832(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+840(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+848(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+856(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+864(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+872(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+880(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+888(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+896(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+904(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+912(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+920(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+928(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+936(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+944(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+952(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+960(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+968(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+976(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+984(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+992(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1000(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1008(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1016(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1024
+DATA actGELUValueTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+536(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+544(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+552(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+560(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+568(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+576(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+584(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+592(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+600(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+608(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+616(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+624(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+632(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+640(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+648(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+656(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+664(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+768(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+776(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+784(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+792(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+800(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+808(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+816(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+824(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+864(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+872(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+880(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+888(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+896(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+904(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+912(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+920(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+928(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+936(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+944(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+952(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+960(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+968(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+976(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+984(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+992(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1000(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1008(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1016(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1024(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1032(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1040(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1048(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1056(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1064(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1072(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1080(SB)/8, $0x405803a22e3cd11a
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1088
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -22167,11 +22302,11 @@ TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actGELUValueTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actGELUValueTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUValueTable<>+64(SB), Y14
+	VMOVUPS actGELUValueTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -22180,35 +22315,23 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUValueTable<>+96(SB), Y14
+	VMOVUPS actGELUValueTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUValueTable<>+128(SB), Y6, Y14
+	VPERMPS actGELUValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUValueTable<>+128(SB), Y7, Y14
+	VPERMPS actGELUValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUValueTable<>+128(SB), Y8, Y14
+	VPERMPS actGELUValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUValueTable<>+128(SB), Y9, Y14
+	VPERMPS actGELUValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUValueTable<>+160(SB), Y6, Y10
-	VPERMPS actGELUValueTable<>+160(SB), Y7, Y11
-	VPERMPS actGELUValueTable<>+160(SB), Y8, Y12
-	VPERMPS actGELUValueTable<>+160(SB), Y9, Y13
-	VPERMPS actGELUValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUValueTable<>+192(SB), Y6, Y10
+	VPERMPS actGELUValueTable<>+192(SB), Y7, Y11
+	VPERMPS actGELUValueTable<>+192(SB), Y8, Y12
+	VPERMPS actGELUValueTable<>+192(SB), Y9, Y13
 	VPERMPS actGELUValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -22269,14 +22392,26 @@ near1:
 	VPERMPS actGELUValueTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUValueTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actGELUValueTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actGELUValueTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actGELUValueTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUValueTable<>+384(SB), Y6, Y6
-	VPERMPS actGELUValueTable<>+384(SB), Y7, Y7
-	VPERMPS actGELUValueTable<>+384(SB), Y8, Y8
-	VPERMPS actGELUValueTable<>+384(SB), Y9, Y9
+	VPERMPS actGELUValueTable<>+416(SB), Y6, Y6
+	VPERMPS actGELUValueTable<>+416(SB), Y7, Y7
+	VPERMPS actGELUValueTable<>+416(SB), Y8, Y8
+	VPERMPS actGELUValueTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -22301,13 +22436,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actGELUValueTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actGELUValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -22324,7 +22453,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VMOVUPS actGELUValueTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -22345,53 +22474,76 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actGELUValueTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actGELUValueTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
+	VANDPS Y13, Y12, Y12
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
+	VANDPS actGELUValueTable<>+0(SB), Y12, Y13
 vector7:
+	VXORPS Y2, Y2, Y2
+	VPCMPGTD Y2, Y13, Y2
+	VMOVUPS actGELUValueTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y3
+	VANDPS Y3, Y2, Y2
+	VTESTPS Y2, Y2
+	JNE formula16
+	VPMINUD actGELUValueTable<>+576(SB), Y12, Y12
+	JMP done17
+formula16:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS Y12, Y13, Y13
 	VANDPS actGELUValueTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUValueTable<>+512(SB), Y14
+	VMOVUPS actGELUValueTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
 	VMULPD Y3, Y3, Y7
-	VMULPD actGELUValueTable<>+544(SB), Y6, Y6
-	VMULPD actGELUValueTable<>+544(SB), Y7, Y7
-	VADDPD actGELUValueTable<>+576(SB), Y6, Y10
-	VADDPD actGELUValueTable<>+576(SB), Y7, Y11
-	VSUBPD actGELUValueTable<>+576(SB), Y10, Y4
-	VSUBPD actGELUValueTable<>+576(SB), Y11, Y5
+	VMULPD actGELUValueTable<>+608(SB), Y6, Y6
+	VMULPD actGELUValueTable<>+608(SB), Y7, Y7
+	VADDPD actGELUValueTable<>+640(SB), Y6, Y10
+	VADDPD actGELUValueTable<>+640(SB), Y7, Y11
+	VSUBPD actGELUValueTable<>+640(SB), Y10, Y4
+	VSUBPD actGELUValueTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUValueTable<>+608(SB), Y4, Y8
-	VMULPD actGELUValueTable<>+608(SB), Y5, Y9
-	VADDPD actGELUValueTable<>+640(SB), Y8, Y8
-	VADDPD actGELUValueTable<>+640(SB), Y9, Y9
-	VADDPD actGELUValueTable<>+672(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+672(SB), Y5, Y5
+	VMULPD actGELUValueTable<>+672(SB), Y4, Y8
+	VMULPD actGELUValueTable<>+672(SB), Y5, Y9
+	VADDPD actGELUValueTable<>+704(SB), Y8, Y8
+	VADDPD actGELUValueTable<>+704(SB), Y9, Y9
+	VADDPD actGELUValueTable<>+736(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+736(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22402,32 +22554,24 @@ vector7:
 	VSUBPD Y7, Y9, Y9
 	VPADDQ Y10, Y4, Y6
 	VPADDQ Y11, Y5, Y7
-	VMULPD actGELUValueTable<>+704(SB), Y2, Y10
-	VMULPD actGELUValueTable<>+704(SB), Y3, Y11
-	VADDPD actGELUValueTable<>+736(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+736(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
-	VADDPD actGELUValueTable<>+768(SB), Y10, Y10
-	VADDPD actGELUValueTable<>+768(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
+	VMULPD actGELUValueTable<>+768(SB), Y2, Y10
+	VMULPD actGELUValueTable<>+768(SB), Y3, Y11
 	VADDPD actGELUValueTable<>+800(SB), Y10, Y10
 	VADDPD actGELUValueTable<>+800(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
 	VMULPD Y3, Y11, Y11
 	VADDPD actGELUValueTable<>+832(SB), Y10, Y10
 	VADDPD actGELUValueTable<>+832(SB), Y11, Y11
-	VADDPD actGELUValueTable<>+864(SB), Y2, Y4
-	VADDPD actGELUValueTable<>+864(SB), Y3, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+896(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+896(SB), Y5, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUValueTable<>+928(SB), Y4, Y4
-	VADDPD actGELUValueTable<>+928(SB), Y5, Y5
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+864(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+864(SB), Y11, Y11
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUValueTable<>+896(SB), Y10, Y10
+	VADDPD actGELUValueTable<>+896(SB), Y11, Y11
+	VADDPD actGELUValueTable<>+928(SB), Y2, Y4
+	VADDPD actGELUValueTable<>+928(SB), Y3, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
 	VADDPD actGELUValueTable<>+960(SB), Y4, Y4
@@ -22436,6 +22580,14 @@ vector7:
 	VMULPD Y3, Y5, Y5
 	VADDPD actGELUValueTable<>+992(SB), Y4, Y4
 	VADDPD actGELUValueTable<>+992(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+1024(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+1024(SB), Y5, Y5
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUValueTable<>+1056(SB), Y4, Y4
+	VADDPD actGELUValueTable<>+1056(SB), Y5, Y5
 	VMULPD Y6, Y10, Y10
 	VMULPD Y7, Y11, Y11
 	VMULPD Y2, Y10, Y10
@@ -22452,10 +22604,11 @@ vector7:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
+done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -22511,139 +22664,143 @@ DATA actGELUSlopeTable<>+32(SB)/8, $0x408b851f408b851f
 DATA actGELUSlopeTable<>+40(SB)/8, $0x408b851f408b851f
 DATA actGELUSlopeTable<>+48(SB)/8, $0x408b851f408b851f
 DATA actGELUSlopeTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUSlopeTable<>+64(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+72(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+80(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+88(SB)/8, $0x4020000040200000
-DATA actGELUSlopeTable<>+96(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+104(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+112(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+120(SB)/8, $0x4c4000004c400000
-DATA actGELUSlopeTable<>+128(SB)/8, $0x3f8b12c63e29c42a
-DATA actGELUSlopeTable<>+136(SB)/8, $0x4023e1bb3ffe1261
-DATA actGELUSlopeTable<>+144(SB)/8, $0x405b0a3e403be645
-DATA actGELUSlopeTable<>+152(SB)/8, $0x4085bd3940724d88
-DATA actGELUSlopeTable<>+160(SB)/8, $0xbbddb6953baf06e4
-DATA actGELUSlopeTable<>+168(SB)/8, $0x3afd03023ae35f97
-DATA actGELUSlopeTable<>+176(SB)/8, $0xba06d0afb9873139
-DATA actGELUSlopeTable<>+184(SB)/8, $0xb6ec2e99b94bea46
-DATA actGELUSlopeTable<>+192(SB)/8, $0x3b94d98b3c4404a3
-DATA actGELUSlopeTable<>+200(SB)/8, $0x3aef5f5cbc0bd09c
-DATA actGELUSlopeTable<>+208(SB)/8, $0x3a83d5d53b2de4a8
-DATA actGELUSlopeTable<>+216(SB)/8, $0xb943a31038aa3e48
-DATA actGELUSlopeTable<>+224(SB)/8, $0x3d227ecbbd5f96dd
-DATA actGELUSlopeTable<>+232(SB)/8, $0xbc37b239bb037eee
-DATA actGELUSlopeTable<>+240(SB)/8, $0xb8ad9da5bbb967c1
-DATA actGELUSlopeTable<>+248(SB)/8, $0x3a3952453a78fbaf
-DATA actGELUSlopeTable<>+256(SB)/8, $0xbd83610cbd45414a
-DATA actGELUSlopeTable<>+264(SB)/8, $0x3c923e323d391649
-DATA actGELUSlopeTable<>+272(SB)/8, $0xbb8c8f163ad8828f
-DATA actGELUSlopeTable<>+280(SB)/8, $0xbac01d44bb5165ea
-DATA actGELUSlopeTable<>+288(SB)/8, $0xbdd893883e7fc3fa
-DATA actGELUSlopeTable<>+296(SB)/8, $0x3b33c0f5bd98fdaa
-DATA actGELUSlopeTable<>+304(SB)/8, $0x3c3883b63c837191
-DATA actGELUSlopeTable<>+312(SB)/8, $0x3b0326f83bb77b51
-DATA actGELUSlopeTable<>+320(SB)/8, $0x3ead62a53e04affe
-DATA actGELUSlopeTable<>+328(SB)/8, $0xbd4999763b593775
-DATA actGELUSlopeTable<>+336(SB)/8, $0xbc76cbfdbd14e326
-DATA actGELUSlopeTable<>+344(SB)/8, $0xbaed1098bbc55ad9
-DATA actGELUSlopeTable<>+352(SB)/8, $0xbe398790bf46b3ac
-DATA actGELUSlopeTable<>+360(SB)/8, $0x3d8c4f9f3ddd0b9b
-DATA actGELUSlopeTable<>+368(SB)/8, $0x3c359d4a3d11557b
-DATA actGELUSlopeTable<>+376(SB)/8, $0x3a824b3b3b78ddec
-DATA actGELUSlopeTable<>+384(SB)/8, $0xbdd00db43ebce3c6
-DATA actGELUSlopeTable<>+392(SB)/8, $0xbd084a9ebdb1e2b7
-DATA actGELUSlopeTable<>+400(SB)/8, $0xbb6ba1a3bc6696b4
-DATA actGELUSlopeTable<>+408(SB)/8, $0xb98529f8ba8ec097
-DATA actGELUSlopeTable<>+416(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+424(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+432(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUSlopeTable<>+448(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+456(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+464(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+472(SB)/8, $0x408b8520408b8520
-DATA actGELUSlopeTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actGELUSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actGELUSlopeTable<>+96(SB)/8, $0x4020000040200000
+DATA actGELUSlopeTable<>+104(SB)/8, $0x4020000040200000
+DATA actGELUSlopeTable<>+112(SB)/8, $0x4020000040200000
+DATA actGELUSlopeTable<>+120(SB)/8, $0x4020000040200000
+DATA actGELUSlopeTable<>+128(SB)/8, $0x4c4000004c400000
+DATA actGELUSlopeTable<>+136(SB)/8, $0x4c4000004c400000
+DATA actGELUSlopeTable<>+144(SB)/8, $0x4c4000004c400000
+DATA actGELUSlopeTable<>+152(SB)/8, $0x4c4000004c400000
+DATA actGELUSlopeTable<>+160(SB)/8, $0x3f8b12c63e29c42a
+DATA actGELUSlopeTable<>+168(SB)/8, $0x4023e1bb3ffe1261
+DATA actGELUSlopeTable<>+176(SB)/8, $0x405b0a3e403be645
+DATA actGELUSlopeTable<>+184(SB)/8, $0x4085bd3940724d88
+DATA actGELUSlopeTable<>+192(SB)/8, $0xbbddb6953baf06e4
+DATA actGELUSlopeTable<>+200(SB)/8, $0x3afd03023ae35f97
+DATA actGELUSlopeTable<>+208(SB)/8, $0xba06d0afb9873139
+DATA actGELUSlopeTable<>+216(SB)/8, $0xb6ec2e99b94bea46
+DATA actGELUSlopeTable<>+224(SB)/8, $0x3b94d98b3c4404a3
+DATA actGELUSlopeTable<>+232(SB)/8, $0x3aef5f5cbc0bd09c
+DATA actGELUSlopeTable<>+240(SB)/8, $0x3a83d5d53b2de4a8
+DATA actGELUSlopeTable<>+248(SB)/8, $0xb943a31038aa3e48
+DATA actGELUSlopeTable<>+256(SB)/8, $0x3d227ecbbd5f96dd
+DATA actGELUSlopeTable<>+264(SB)/8, $0xbc37b239bb037eee
+DATA actGELUSlopeTable<>+272(SB)/8, $0xb8ad9da5bbb967c1
+DATA actGELUSlopeTable<>+280(SB)/8, $0x3a3952453a78fbaf
+DATA actGELUSlopeTable<>+288(SB)/8, $0xbd83610cbd45414a
+DATA actGELUSlopeTable<>+296(SB)/8, $0x3c923e323d391649
+DATA actGELUSlopeTable<>+304(SB)/8, $0xbb8c8f163ad8828f
+DATA actGELUSlopeTable<>+312(SB)/8, $0xbac01d44bb5165ea
+DATA actGELUSlopeTable<>+320(SB)/8, $0xbdd893883e7fc3fa
+DATA actGELUSlopeTable<>+328(SB)/8, $0x3b33c0f5bd98fdaa
+DATA actGELUSlopeTable<>+336(SB)/8, $0x3c3883b63c837191
+DATA actGELUSlopeTable<>+344(SB)/8, $0x3b0326f83bb77b51
+DATA actGELUSlopeTable<>+352(SB)/8, $0x3ead62a53e04affe
+DATA actGELUSlopeTable<>+360(SB)/8, $0xbd4999763b593775
+DATA actGELUSlopeTable<>+368(SB)/8, $0xbc76cbfdbd14e326
+DATA actGELUSlopeTable<>+376(SB)/8, $0xbaed1098bbc55ad9
+DATA actGELUSlopeTable<>+384(SB)/8, $0xbe398790bf46b3ac
+DATA actGELUSlopeTable<>+392(SB)/8, $0x3d8c4f9f3ddd0b9b
+DATA actGELUSlopeTable<>+400(SB)/8, $0x3c359d4a3d11557b
+DATA actGELUSlopeTable<>+408(SB)/8, $0x3a824b3b3b78ddec
+DATA actGELUSlopeTable<>+416(SB)/8, $0xbdd00db43ebce3c6
+DATA actGELUSlopeTable<>+424(SB)/8, $0xbd084a9ebdb1e2b7
+DATA actGELUSlopeTable<>+432(SB)/8, $0xbb6ba1a3bc6696b4
+DATA actGELUSlopeTable<>+440(SB)/8, $0xb98529f8ba8ec097
+DATA actGELUSlopeTable<>+448(SB)/8, $0x3f8000003f800000
+DATA actGELUSlopeTable<>+456(SB)/8, $0x3f8000003f800000
+DATA actGELUSlopeTable<>+464(SB)/8, $0x3f8000003f800000
+DATA actGELUSlopeTable<>+472(SB)/8, $0x3f8000003f800000
+DATA actGELUSlopeTable<>+480(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+488(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+496(SB)/8, $0x408b8520408b8520
+DATA actGELUSlopeTable<>+504(SB)/8, $0x408b8520408b8520
 DATA actGELUSlopeTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+544(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+552(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+560(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+568(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+576(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+584(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+592(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+600(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+608(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+616(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+624(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+632(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+640(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+648(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+656(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+664(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+672(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+680(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+688(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+696(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+704(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+712(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+720(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+728(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+736(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+744(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+752(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+760(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+768(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+776(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+784(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+792(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+800(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+808(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+816(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+824(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+832(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+840(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+848(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+856(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+864(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+872(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+880(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+888(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+896(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+904(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+912(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+920(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+960(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+968(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+976(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+984(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+992(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1056(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1064(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1072(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1080(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1088(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1096(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1104(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1112(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1120
+DATA actGELUSlopeTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+568(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+576(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+584(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+592(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+600(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+608(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+616(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+624(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+632(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+640(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+648(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+656(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+664(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+672(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+680(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+688(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+696(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+704(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+712(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+720(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+728(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+736(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+744(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+752(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+760(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+768(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+776(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+784(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+792(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+800(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+808(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+816(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+824(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+832(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+840(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+848(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+856(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+864(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+872(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+880(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+888(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+896(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+904(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+912(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+920(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+960(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+968(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+976(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+984(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+992(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1056(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1064(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1072(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1080(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1088(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1096(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1104(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1112(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1120(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1128(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1136(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1144(SB)/8, $0x8000000080000000
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -22659,11 +22816,11 @@ TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actGELUSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actGELUSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -22672,35 +22829,23 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUSlopeTable<>+96(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actGELUSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actGELUSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actGELUSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actGELUSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actGELUSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actGELUSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actGELUSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actGELUSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actGELUSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actGELUSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actGELUSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actGELUSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -22761,45 +22906,51 @@ near1:
 	VPERMPS actGELUSlopeTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUSlopeTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actGELUSlopeTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actGELUSlopeTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actGELUSlopeTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actGELUSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actGELUSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actGELUSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS actGELUSlopeTable<>+416(SB), Y6, Y6
+	VPERMPS actGELUSlopeTable<>+416(SB), Y7, Y7
+	VPERMPS actGELUSlopeTable<>+416(SB), Y8, Y8
+	VPERMPS actGELUSlopeTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actGELUSlopeTable<>+448(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actGELUSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -22816,7 +22967,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -22837,52 +22988,77 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actGELUSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actGELUSlopeTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
+	VANDPS Y13, Y12, Y12
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
+	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y13
 vector7:
+	VXORPS Y2, Y2, Y2
+	VPCMPGTD Y2, Y13, Y2
+	VMOVUPS actGELUSlopeTable<>+576(SB), Y14
+	VPCMPGTD Y13, Y14, Y3
+	VANDPS Y3, Y2, Y2
+	VTESTPS Y2, Y2
+	JNE formula16
+	VXORPS Y13, Y13, Y13
+	VCMPPS $0x1e, Y13, Y12, Y13
+	VANDPS actGELUSlopeTable<>+448(SB), Y13, Y12
+	JMP done17
+formula16:
 	VXORPS Y13, Y13, Y13
 	VCMPPS $0x1e, Y13, Y12, Y13
 	VANDPS actGELUSlopeTable<>+0(SB), Y12, Y12
-	VMOVUPS actGELUSlopeTable<>+544(SB), Y14
+	VMOVUPS actGELUSlopeTable<>+576(SB), Y14
 	VMINPS Y12, Y14, Y12
 	VCVTPS2PD X12, Y2
 	VEXTRACTF128 $1, Y12, X3
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y6
 	VMULPD Y3, Y3, Y7
-	VMULPD actGELUSlopeTable<>+576(SB), Y6, Y6
-	VMULPD actGELUSlopeTable<>+576(SB), Y7, Y7
-	VADDPD actGELUSlopeTable<>+608(SB), Y6, Y10
-	VADDPD actGELUSlopeTable<>+608(SB), Y7, Y11
-	VSUBPD actGELUSlopeTable<>+608(SB), Y10, Y4
-	VSUBPD actGELUSlopeTable<>+608(SB), Y11, Y5
+	VMULPD actGELUSlopeTable<>+608(SB), Y6, Y6
+	VMULPD actGELUSlopeTable<>+608(SB), Y7, Y7
+	VADDPD actGELUSlopeTable<>+640(SB), Y6, Y10
+	VADDPD actGELUSlopeTable<>+640(SB), Y7, Y11
+	VSUBPD actGELUSlopeTable<>+640(SB), Y10, Y4
+	VSUBPD actGELUSlopeTable<>+640(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUSlopeTable<>+640(SB), Y4, Y8
-	VMULPD actGELUSlopeTable<>+640(SB), Y5, Y9
-	VADDPD actGELUSlopeTable<>+672(SB), Y8, Y8
-	VADDPD actGELUSlopeTable<>+672(SB), Y9, Y9
-	VADDPD actGELUSlopeTable<>+704(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+704(SB), Y5, Y5
+	VMULPD actGELUSlopeTable<>+672(SB), Y4, Y8
+	VMULPD actGELUSlopeTable<>+672(SB), Y5, Y9
+	VADDPD actGELUSlopeTable<>+704(SB), Y8, Y8
+	VADDPD actGELUSlopeTable<>+704(SB), Y9, Y9
+	VADDPD actGELUSlopeTable<>+736(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+736(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -22893,12 +23069,8 @@ vector7:
 	VSUBPD Y7, Y9, Y9
 	VPADDQ Y10, Y4, Y6
 	VPADDQ Y11, Y5, Y7
-	VMULPD actGELUSlopeTable<>+736(SB), Y2, Y10
-	VMULPD actGELUSlopeTable<>+736(SB), Y3, Y11
-	VADDPD actGELUSlopeTable<>+768(SB), Y10, Y10
-	VADDPD actGELUSlopeTable<>+768(SB), Y11, Y11
-	VMULPD Y2, Y10, Y10
-	VMULPD Y3, Y11, Y11
+	VMULPD actGELUSlopeTable<>+768(SB), Y2, Y10
+	VMULPD actGELUSlopeTable<>+768(SB), Y3, Y11
 	VADDPD actGELUSlopeTable<>+800(SB), Y10, Y10
 	VADDPD actGELUSlopeTable<>+800(SB), Y11, Y11
 	VMULPD Y2, Y10, Y10
@@ -22909,12 +23081,12 @@ vector7:
 	VMULPD Y3, Y11, Y11
 	VADDPD actGELUSlopeTable<>+864(SB), Y10, Y10
 	VADDPD actGELUSlopeTable<>+864(SB), Y11, Y11
-	VADDPD actGELUSlopeTable<>+896(SB), Y2, Y4
-	VADDPD actGELUSlopeTable<>+896(SB), Y3, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y3, Y5, Y5
-	VADDPD actGELUSlopeTable<>+928(SB), Y4, Y4
-	VADDPD actGELUSlopeTable<>+928(SB), Y5, Y5
+	VMULPD Y2, Y10, Y10
+	VMULPD Y3, Y11, Y11
+	VADDPD actGELUSlopeTable<>+896(SB), Y10, Y10
+	VADDPD actGELUSlopeTable<>+896(SB), Y11, Y11
+	VADDPD actGELUSlopeTable<>+928(SB), Y2, Y4
+	VADDPD actGELUSlopeTable<>+928(SB), Y3, Y5
 	VMULPD Y2, Y4, Y4
 	VMULPD Y3, Y5, Y5
 	VADDPD actGELUSlopeTable<>+960(SB), Y4, Y4
@@ -22927,8 +23099,12 @@ vector7:
 	VMULPD Y3, Y5, Y5
 	VADDPD actGELUSlopeTable<>+1024(SB), Y4, Y4
 	VADDPD actGELUSlopeTable<>+1024(SB), Y5, Y5
-	VMULPD actGELUSlopeTable<>+1056(SB), Y2, Y2
-	VMULPD actGELUSlopeTable<>+1056(SB), Y3, Y3
+	VMULPD Y2, Y4, Y4
+	VMULPD Y3, Y5, Y5
+	VADDPD actGELUSlopeTable<>+1056(SB), Y4, Y4
+	VADDPD actGELUSlopeTable<>+1056(SB), Y5, Y5
+	VMULPD actGELUSlopeTable<>+1088(SB), Y2, Y2
+	VMULPD actGELUSlopeTable<>+1088(SB), Y3, Y3
 	VMULPD Y4, Y2, Y2
 	VMULPD Y5, Y3, Y3
 	VSUBPD Y2, Y10, Y10
@@ -22942,14 +23118,15 @@ vector7:
 	VCVTPD2PSY Y10, X12
 	VCVTPD2PSY Y11, X11
 	VINSERTF128 $1, X11, Y12, Y12
-	VANDPS actGELUSlopeTable<>+1088(SB), Y13, Y6
+	VANDPS actGELUSlopeTable<>+1120(SB), Y13, Y6
 	VXORPS Y6, Y12, Y12
-	VANDPS actGELUSlopeTable<>+416(SB), Y13, Y13
+	VANDPS actGELUSlopeTable<>+448(SB), Y13, Y13
 	VADDPS Y12, Y13, Y12
+done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -23005,95 +23182,103 @@ DATA actGELUTanhValueTable<>+32(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhValueTable<>+40(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhValueTable<>+48(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhValueTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhValueTable<>+64(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+72(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+80(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+88(SB)/8, $0x4020000040200000
-DATA actGELUTanhValueTable<>+96(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+104(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+112(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+120(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhValueTable<>+128(SB)/8, $0x3fa85ff100000000
-DATA actGELUTanhValueTable<>+136(SB)/8, $0x401e389d3ff1f687
-DATA actGELUTanhValueTable<>+144(SB)/8, $0x405f95704041f707
-DATA actGELUTanhValueTable<>+152(SB)/8, $0x4087a5c24077bdf7
-DATA actGELUTanhValueTable<>+160(SB)/8, $0x3a13c07b3b1efca5
-DATA actGELUTanhValueTable<>+168(SB)/8, $0xb7cbfe26baadafb0
-DATA actGELUTanhValueTable<>+176(SB)/8, $0x3943bb1439a9a6a8
-DATA actGELUTanhValueTable<>+184(SB)/8, $0xb804eff637cb1f89
-DATA actGELUTanhValueTable<>+192(SB)/8, $0x3beed79abc47b160
-DATA actGELUTanhValueTable<>+200(SB)/8, $0xbae4186339fb0f4d
-DATA actGELUTanhValueTable<>+208(SB)/8, $0x3586f33cba50a0c7
-DATA actGELUTanhValueTable<>+216(SB)/8, $0x39077a93393bd7d9
-DATA actGELUTanhValueTable<>+224(SB)/8, $0xbb42936d3a59826f
-DATA actGELUTanhValueTable<>+232(SB)/8, $0x3b9914db3c0b5f8a
-DATA actGELUTanhValueTable<>+240(SB)/8, $0xba6bf88c38a86e06
-DATA actGELUTanhValueTable<>+248(SB)/8, $0xb9915f5bba26e394
-DATA actGELUTanhValueTable<>+256(SB)/8, $0xbd10ca5d3d887a7f
-DATA actGELUTanhValueTable<>+264(SB)/8, $0xbae1d0c9bcb9e23e
-DATA actGELUTanhValueTable<>+272(SB)/8, $0x3b3346dd3b86b66a
-DATA actGELUTanhValueTable<>+280(SB)/8, $0x39d168c43aa02917
-DATA actGELUTanhValueTable<>+288(SB)/8, $0x3daa0163379956f0
-DATA actGELUTanhValueTable<>+296(SB)/8, $0xbc84a9f33c21e2e3
-DATA actGELUTanhValueTable<>+304(SB)/8, $0xbb914129bc3606f8
-DATA actGELUTanhValueTable<>+312(SB)/8, $0xb9d15bafbac605f8
-DATA actGELUTanhValueTable<>+320(SB)/8, $0xbcbfac67becc423f
-DATA actGELUTanhValueTable<>+328(SB)/8, $0x3d21b5d23d55db8b
-DATA actGELUTanhValueTable<>+336(SB)/8, $0x3b8ee2cd3c731823
-DATA actGELUTanhValueTable<>+344(SB)/8, $0x398d20c23a9ef3a2
-DATA actGELUTanhValueTable<>+352(SB)/8, $0xbe01b3123f000000
-DATA actGELUTanhValueTable<>+360(SB)/8, $0xbd2448e3bdc84808
-DATA actGELUTanhValueTable<>+368(SB)/8, $0xbb227379bc2e5866
-DATA actGELUTanhValueTable<>+376(SB)/8, $0xb8e8edf5ba18a3a4
-DATA actGELUTanhValueTable<>+384(SB)/8, $0x3dfe341400000000
-DATA actGELUTanhValueTable<>+392(SB)/8, $0x3c8474ad3d634866
-DATA actGELUTanhValueTable<>+400(SB)/8, $0x3a25b5fa3b5807ee
-DATA actGELUTanhValueTable<>+408(SB)/8, $0x37b2f530390656b8
-DATA actGELUTanhValueTable<>+416(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+424(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+432(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+440(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhValueTable<>+448(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+456(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+464(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhValueTable<>+472(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhValueTable<>+96(SB)/8, $0x4020000040200000
+DATA actGELUTanhValueTable<>+104(SB)/8, $0x4020000040200000
+DATA actGELUTanhValueTable<>+112(SB)/8, $0x4020000040200000
+DATA actGELUTanhValueTable<>+120(SB)/8, $0x4020000040200000
+DATA actGELUTanhValueTable<>+128(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhValueTable<>+136(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhValueTable<>+144(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhValueTable<>+152(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhValueTable<>+160(SB)/8, $0x3fa85ff100000000
+DATA actGELUTanhValueTable<>+168(SB)/8, $0x401e389d3ff1f687
+DATA actGELUTanhValueTable<>+176(SB)/8, $0x405f95704041f707
+DATA actGELUTanhValueTable<>+184(SB)/8, $0x4087a5c24077bdf7
+DATA actGELUTanhValueTable<>+192(SB)/8, $0x3a13c07b3b1efca5
+DATA actGELUTanhValueTable<>+200(SB)/8, $0xb7cbfe26baadafb0
+DATA actGELUTanhValueTable<>+208(SB)/8, $0x3943bb1439a9a6a8
+DATA actGELUTanhValueTable<>+216(SB)/8, $0xb804eff637cb1f89
+DATA actGELUTanhValueTable<>+224(SB)/8, $0x3beed79abc47b160
+DATA actGELUTanhValueTable<>+232(SB)/8, $0xbae4186339fb0f4d
+DATA actGELUTanhValueTable<>+240(SB)/8, $0x3586f33cba50a0c7
+DATA actGELUTanhValueTable<>+248(SB)/8, $0x39077a93393bd7d9
+DATA actGELUTanhValueTable<>+256(SB)/8, $0xbb42936d3a59826f
+DATA actGELUTanhValueTable<>+264(SB)/8, $0x3b9914db3c0b5f8a
+DATA actGELUTanhValueTable<>+272(SB)/8, $0xba6bf88c38a86e06
+DATA actGELUTanhValueTable<>+280(SB)/8, $0xb9915f5bba26e394
+DATA actGELUTanhValueTable<>+288(SB)/8, $0xbd10ca5d3d887a7f
+DATA actGELUTanhValueTable<>+296(SB)/8, $0xbae1d0c9bcb9e23e
+DATA actGELUTanhValueTable<>+304(SB)/8, $0x3b3346dd3b86b66a
+DATA actGELUTanhValueTable<>+312(SB)/8, $0x39d168c43aa02917
+DATA actGELUTanhValueTable<>+320(SB)/8, $0x3daa0163379956f0
+DATA actGELUTanhValueTable<>+328(SB)/8, $0xbc84a9f33c21e2e3
+DATA actGELUTanhValueTable<>+336(SB)/8, $0xbb914129bc3606f8
+DATA actGELUTanhValueTable<>+344(SB)/8, $0xb9d15bafbac605f8
+DATA actGELUTanhValueTable<>+352(SB)/8, $0xbcbfac67becc423f
+DATA actGELUTanhValueTable<>+360(SB)/8, $0x3d21b5d23d55db8b
+DATA actGELUTanhValueTable<>+368(SB)/8, $0x3b8ee2cd3c731823
+DATA actGELUTanhValueTable<>+376(SB)/8, $0x398d20c23a9ef3a2
+DATA actGELUTanhValueTable<>+384(SB)/8, $0xbe01b3123f000000
+DATA actGELUTanhValueTable<>+392(SB)/8, $0xbd2448e3bdc84808
+DATA actGELUTanhValueTable<>+400(SB)/8, $0xbb227379bc2e5866
+DATA actGELUTanhValueTable<>+408(SB)/8, $0xb8e8edf5ba18a3a4
+DATA actGELUTanhValueTable<>+416(SB)/8, $0x3dfe341400000000
+DATA actGELUTanhValueTable<>+424(SB)/8, $0x3c8474ad3d634866
+DATA actGELUTanhValueTable<>+432(SB)/8, $0x3a25b5fa3b5807ee
+DATA actGELUTanhValueTable<>+440(SB)/8, $0x37b2f530390656b8
+DATA actGELUTanhValueTable<>+448(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+456(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+464(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhValueTable<>+472(SB)/8, $0x408b8520408b8520
 DATA actGELUTanhValueTable<>+480(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+488(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+496(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+504(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+512(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+520(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+528(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+536(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+512(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+520(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+528(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+536(SB)/8, $0x7f8000017f800001
 DATA actGELUTanhValueTable<>+544(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+552(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+560(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+568(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+576(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+584(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+592(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+600(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+608(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+616(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+624(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+632(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+640(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+648(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+656(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+664(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+704(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+712(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+720(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+728(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+736(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+744(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+752(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+760(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $768
+DATA actGELUTanhValueTable<>+576(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+584(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+592(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+600(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+608(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+616(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+624(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+632(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+640(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+648(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+656(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+664(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+704(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+712(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+720(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+728(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+736(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+744(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+752(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+760(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+768(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+776(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+784(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+792(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+800(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+808(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+816(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+824(SB)/8, $0x405f42bc28bd824e
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $832
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -23109,11 +23294,11 @@ TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actGELUTanhValueTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actGELUTanhValueTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
+	VMOVUPS actGELUTanhValueTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -23122,35 +23307,23 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUTanhValueTable<>+96(SB), Y14
+	VMOVUPS actGELUTanhValueTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUTanhValueTable<>+128(SB), Y6, Y14
+	VPERMPS actGELUTanhValueTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUTanhValueTable<>+128(SB), Y7, Y14
+	VPERMPS actGELUTanhValueTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUTanhValueTable<>+128(SB), Y8, Y14
+	VPERMPS actGELUTanhValueTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUTanhValueTable<>+128(SB), Y9, Y14
+	VPERMPS actGELUTanhValueTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y6, Y10
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y7, Y11
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y8, Y12
-	VPERMPS actGELUTanhValueTable<>+160(SB), Y9, Y13
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhValueTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUTanhValueTable<>+192(SB), Y6, Y10
+	VPERMPS actGELUTanhValueTable<>+192(SB), Y7, Y11
+	VPERMPS actGELUTanhValueTable<>+192(SB), Y8, Y12
+	VPERMPS actGELUTanhValueTable<>+192(SB), Y9, Y13
 	VPERMPS actGELUTanhValueTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -23211,14 +23384,26 @@ near1:
 	VPERMPS actGELUTanhValueTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUTanhValueTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actGELUTanhValueTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actGELUTanhValueTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actGELUTanhValueTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y6, Y6
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y7, Y7
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y8, Y8
-	VPERMPS actGELUTanhValueTable<>+384(SB), Y9, Y9
+	VPERMPS actGELUTanhValueTable<>+416(SB), Y6, Y6
+	VPERMPS actGELUTanhValueTable<>+416(SB), Y7, Y7
+	VPERMPS actGELUTanhValueTable<>+416(SB), Y8, Y8
+	VPERMPS actGELUTanhValueTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
@@ -23243,13 +23428,7 @@ near1:
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actGELUTanhValueTable<>+416(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actGELUTanhValueTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -23266,7 +23445,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VMOVUPS actGELUTanhValueTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -23287,27 +23466,50 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actGELUTanhValueTable<>+448(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUTanhValueTable<>+480(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actGELUTanhValueTable<>+512(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
+	VANDPS Y13, Y12, Y12
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
+	VANDPS actGELUTanhValueTable<>+0(SB), Y12, Y13
 vector7:
-	VMOVUPS actGELUTanhValueTable<>+512(SB), Y14
+	VXORPS Y2, Y2, Y2
+	VPCMPGTD Y2, Y13, Y2
+	VMOVUPS actGELUTanhValueTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y3
+	VANDPS Y3, Y2, Y2
+	VTESTPS Y2, Y2
+	JNE formula16
+	VPMINUD actGELUTanhValueTable<>+576(SB), Y12, Y12
+	JMP done17
+formula16:
+	VMOVUPS actGELUTanhValueTable<>+608(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actGELUTanhValueTable<>+544(SB), Y14
 	VMINPS Y12, Y14, Y13
@@ -23316,26 +23518,26 @@ vector7:
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y8
 	VMULPD Y3, Y3, Y9
-	VMULPD actGELUTanhValueTable<>+576(SB), Y8, Y6
-	VMULPD actGELUTanhValueTable<>+576(SB), Y9, Y7
-	VADDPD actGELUTanhValueTable<>+608(SB), Y6, Y6
-	VADDPD actGELUTanhValueTable<>+608(SB), Y7, Y7
+	VMULPD actGELUTanhValueTable<>+640(SB), Y8, Y6
+	VMULPD actGELUTanhValueTable<>+640(SB), Y9, Y7
+	VADDPD actGELUTanhValueTable<>+672(SB), Y6, Y6
+	VADDPD actGELUTanhValueTable<>+672(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD actGELUTanhValueTable<>+640(SB), Y6, Y10
-	VADDPD actGELUTanhValueTable<>+640(SB), Y7, Y11
-	VSUBPD actGELUTanhValueTable<>+640(SB), Y10, Y4
-	VSUBPD actGELUTanhValueTable<>+640(SB), Y11, Y5
+	VADDPD actGELUTanhValueTable<>+704(SB), Y6, Y10
+	VADDPD actGELUTanhValueTable<>+704(SB), Y7, Y11
+	VSUBPD actGELUTanhValueTable<>+704(SB), Y10, Y4
+	VSUBPD actGELUTanhValueTable<>+704(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUTanhValueTable<>+672(SB), Y4, Y8
-	VMULPD actGELUTanhValueTable<>+672(SB), Y5, Y9
-	VADDPD actGELUTanhValueTable<>+704(SB), Y8, Y8
-	VADDPD actGELUTanhValueTable<>+704(SB), Y9, Y9
-	VADDPD actGELUTanhValueTable<>+736(SB), Y4, Y4
-	VADDPD actGELUTanhValueTable<>+736(SB), Y5, Y5
+	VMULPD actGELUTanhValueTable<>+736(SB), Y4, Y8
+	VMULPD actGELUTanhValueTable<>+736(SB), Y5, Y9
+	VADDPD actGELUTanhValueTable<>+768(SB), Y8, Y8
+	VADDPD actGELUTanhValueTable<>+768(SB), Y9, Y9
+	VADDPD actGELUTanhValueTable<>+800(SB), Y4, Y4
+	VADDPD actGELUTanhValueTable<>+800(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -23358,10 +23560,11 @@ vector7:
 	VCVTPD2PSY Y6, X12
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y12, Y12
+done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -23417,107 +23620,115 @@ DATA actGELUTanhSlopeTable<>+32(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhSlopeTable<>+40(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhSlopeTable<>+48(SB)/8, $0x408b851f408b851f
 DATA actGELUTanhSlopeTable<>+56(SB)/8, $0x408b851f408b851f
-DATA actGELUTanhSlopeTable<>+64(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+72(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+80(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+88(SB)/8, $0x4020000040200000
-DATA actGELUTanhSlopeTable<>+96(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+104(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+112(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+120(SB)/8, $0x4c4000004c400000
-DATA actGELUTanhSlopeTable<>+128(SB)/8, $0x3f9852dc3e29df64
-DATA actGELUTanhSlopeTable<>+136(SB)/8, $0x402237223ff20d37
-DATA actGELUTanhSlopeTable<>+144(SB)/8, $0x405ecffa403da8fc
-DATA actGELUTanhSlopeTable<>+152(SB)/8, $0x4087951140797260
-DATA actGELUTanhSlopeTable<>+160(SB)/8, $0xbbe876b83bb5f2d8
-DATA actGELUTanhSlopeTable<>+168(SB)/8, $0x3ac185233afe3a34
-DATA actGELUTanhSlopeTable<>+176(SB)/8, $0xb9e66af1382dfaee
-DATA actGELUTanhSlopeTable<>+184(SB)/8, $0xb8099296b990bb7f
-DATA actGELUTanhSlopeTable<>+192(SB)/8, $0xbae32d903c4e6c98
-DATA actGELUTanhSlopeTable<>+200(SB)/8, $0x3a53b323bc0b1daa
-DATA actGELUTanhSlopeTable<>+208(SB)/8, $0x3a8c51b13b13e334
-DATA actGELUTanhSlopeTable<>+216(SB)/8, $0xb972774e37174a8b
-DATA actGELUTanhSlopeTable<>+224(SB)/8, $0x3d2726d0bd643200
-DATA actGELUTanhSlopeTable<>+232(SB)/8, $0xbc2a35533b2ea9cb
-DATA actGELUTanhSlopeTable<>+240(SB)/8, $0xb8e991f6bbbabb97
-DATA actGELUTanhSlopeTable<>+248(SB)/8, $0x3a4c131e3a8d2386
-DATA actGELUTanhSlopeTable<>+256(SB)/8, $0xbd263705bd49bf2d
-DATA actGELUTanhSlopeTable<>+264(SB)/8, $0x3ca456613d2df4b1
-DATA actGELUTanhSlopeTable<>+272(SB)/8, $0xbb9340103b0da5f3
-DATA actGELUTanhSlopeTable<>+280(SB)/8, $0xbab6b7dfbb4715be
-DATA actGELUTanhSlopeTable<>+288(SB)/8, $0xbe0239803e805c43
-DATA actGELUTanhSlopeTable<>+296(SB)/8, $0xbac0f3e6bdb9a247
-DATA actGELUTanhSlopeTable<>+304(SB)/8, $0x3c36d6f43c83f2b0
-DATA actGELUTanhSlopeTable<>+312(SB)/8, $0x3ad2e4f73b954ef9
-DATA actGELUTanhSlopeTable<>+320(SB)/8, $0x3e9993143e056013
-DATA actGELUTanhSlopeTable<>+328(SB)/8, $0xbd4a25dd3cf14cba
-DATA actGELUTanhSlopeTable<>+336(SB)/8, $0xbc606db4bd160155
-DATA actGELUTanhSlopeTable<>+344(SB)/8, $0xba9e4dadbb882804
-DATA actGELUTanhSlopeTable<>+352(SB)/8, $0xbded100bbf46ab1f
-DATA actGELUTanhSlopeTable<>+360(SB)/8, $0x3d952bc73dd5f0fb
-DATA actGELUTanhSlopeTable<>+368(SB)/8, $0x3c1437663d0cd2ab
-DATA actGELUTanhSlopeTable<>+376(SB)/8, $0x3a0e69b43b0fcb44
-DATA actGELUTanhSlopeTable<>+384(SB)/8, $0xbdeeccd43ebcd9f9
-DATA actGELUTanhSlopeTable<>+392(SB)/8, $0xbd10e175bdc8221f
-DATA actGELUTanhSlopeTable<>+400(SB)/8, $0xbb29779abc5199b4
-DATA actGELUTanhSlopeTable<>+408(SB)/8, $0xb8eb3d8aba0885d8
-DATA actGELUTanhSlopeTable<>+416(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+424(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+432(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+440(SB)/8, $0x3f8000003f800000
-DATA actGELUTanhSlopeTable<>+448(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+456(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+464(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+472(SB)/8, $0x408b8520408b8520
-DATA actGELUTanhSlopeTable<>+480(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+488(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+496(SB)/8, $0xffffffffffffffff
-DATA actGELUTanhSlopeTable<>+504(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+64(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+72(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+80(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+88(SB)/8, $0xffffffffffffffff
+DATA actGELUTanhSlopeTable<>+96(SB)/8, $0x4020000040200000
+DATA actGELUTanhSlopeTable<>+104(SB)/8, $0x4020000040200000
+DATA actGELUTanhSlopeTable<>+112(SB)/8, $0x4020000040200000
+DATA actGELUTanhSlopeTable<>+120(SB)/8, $0x4020000040200000
+DATA actGELUTanhSlopeTable<>+128(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhSlopeTable<>+136(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhSlopeTable<>+144(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhSlopeTable<>+152(SB)/8, $0x4c4000004c400000
+DATA actGELUTanhSlopeTable<>+160(SB)/8, $0x3f9852dc3e29df64
+DATA actGELUTanhSlopeTable<>+168(SB)/8, $0x402237223ff20d37
+DATA actGELUTanhSlopeTable<>+176(SB)/8, $0x405ecffa403da8fc
+DATA actGELUTanhSlopeTable<>+184(SB)/8, $0x4087951140797260
+DATA actGELUTanhSlopeTable<>+192(SB)/8, $0xbbe876b83bb5f2d8
+DATA actGELUTanhSlopeTable<>+200(SB)/8, $0x3ac185233afe3a34
+DATA actGELUTanhSlopeTable<>+208(SB)/8, $0xb9e66af1382dfaee
+DATA actGELUTanhSlopeTable<>+216(SB)/8, $0xb8099296b990bb7f
+DATA actGELUTanhSlopeTable<>+224(SB)/8, $0xbae32d903c4e6c98
+DATA actGELUTanhSlopeTable<>+232(SB)/8, $0x3a53b323bc0b1daa
+DATA actGELUTanhSlopeTable<>+240(SB)/8, $0x3a8c51b13b13e334
+DATA actGELUTanhSlopeTable<>+248(SB)/8, $0xb972774e37174a8b
+DATA actGELUTanhSlopeTable<>+256(SB)/8, $0x3d2726d0bd643200
+DATA actGELUTanhSlopeTable<>+264(SB)/8, $0xbc2a35533b2ea9cb
+DATA actGELUTanhSlopeTable<>+272(SB)/8, $0xb8e991f6bbbabb97
+DATA actGELUTanhSlopeTable<>+280(SB)/8, $0x3a4c131e3a8d2386
+DATA actGELUTanhSlopeTable<>+288(SB)/8, $0xbd263705bd49bf2d
+DATA actGELUTanhSlopeTable<>+296(SB)/8, $0x3ca456613d2df4b1
+DATA actGELUTanhSlopeTable<>+304(SB)/8, $0xbb9340103b0da5f3
+DATA actGELUTanhSlopeTable<>+312(SB)/8, $0xbab6b7dfbb4715be
+DATA actGELUTanhSlopeTable<>+320(SB)/8, $0xbe0239803e805c43
+DATA actGELUTanhSlopeTable<>+328(SB)/8, $0xbac0f3e6bdb9a247
+DATA actGELUTanhSlopeTable<>+336(SB)/8, $0x3c36d6f43c83f2b0
+DATA actGELUTanhSlopeTable<>+344(SB)/8, $0x3ad2e4f73b954ef9
+DATA actGELUTanhSlopeTable<>+352(SB)/8, $0x3e9993143e056013
+DATA actGELUTanhSlopeTable<>+360(SB)/8, $0xbd4a25dd3cf14cba
+DATA actGELUTanhSlopeTable<>+368(SB)/8, $0xbc606db4bd160155
+DATA actGELUTanhSlopeTable<>+376(SB)/8, $0xba9e4dadbb882804
+DATA actGELUTanhSlopeTable<>+384(SB)/8, $0xbded100bbf46ab1f
+DATA actGELUTanhSlopeTable<>+392(SB)/8, $0x3d952bc73dd5f0fb
+DATA actGELUTanhSlopeTable<>+400(SB)/8, $0x3c1437663d0cd2ab
+DATA actGELUTanhSlopeTable<>+408(SB)/8, $0x3a0e69b43b0fcb44
+DATA actGELUTanhSlopeTable<>+416(SB)/8, $0xbdeeccd43ebcd9f9
+DATA actGELUTanhSlopeTable<>+424(SB)/8, $0xbd10e175bdc8221f
+DATA actGELUTanhSlopeTable<>+432(SB)/8, $0xbb29779abc5199b4
+DATA actGELUTanhSlopeTable<>+440(SB)/8, $0xb8eb3d8aba0885d8
+DATA actGELUTanhSlopeTable<>+448(SB)/8, $0x3f8000003f800000
+DATA actGELUTanhSlopeTable<>+456(SB)/8, $0x3f8000003f800000
+DATA actGELUTanhSlopeTable<>+464(SB)/8, $0x3f8000003f800000
+DATA actGELUTanhSlopeTable<>+472(SB)/8, $0x3f8000003f800000
+DATA actGELUTanhSlopeTable<>+480(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+488(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+496(SB)/8, $0x408b8520408b8520
+DATA actGELUTanhSlopeTable<>+504(SB)/8, $0x408b8520408b8520
 DATA actGELUTanhSlopeTable<>+512(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+520(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+528(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+536(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+544(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+552(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+560(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+568(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+544(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+552(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+560(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+568(SB)/8, $0x7f8000017f800001
 DATA actGELUTanhSlopeTable<>+576(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+584(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+592(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+600(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $864
+DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+896(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x3ff9884533d43651
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $928
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VMOVUPS Y2, 0(R14)
@@ -23533,11 +23744,11 @@ TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	VPMAXSD Y5, Y4, Y9
 	VPMAXSD Y9, Y10, Y9
 	VPCMPGTD actGELUTanhSlopeTable<>+32(SB), Y9, Y10
-	VTESTPS Y10, Y10
+	VTESTPS actGELUTanhSlopeTable<>+64(SB), Y10
 	JNE some2
 	MOVQ $0, 416(R14)
 near1:
-	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+96(SB), Y14
 	VADDPS Y14, Y2, Y6
 	VADDPS Y14, Y3, Y7
 	VADDPS Y14, Y4, Y8
@@ -23546,35 +23757,23 @@ near1:
 	VMULPS Y3, Y7, Y7
 	VMULPS Y4, Y8, Y8
 	VMULPS Y5, Y9, Y9
-	VMOVUPS actGELUTanhSlopeTable<>+96(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+128(SB), Y14
 	VADDPS Y14, Y6, Y6
 	VADDPS Y14, Y7, Y7
 	VADDPS Y14, Y8, Y8
 	VADDPS Y14, Y9, Y9
-	VPERMPS actGELUTanhSlopeTable<>+128(SB), Y6, Y14
+	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y6, Y14
 	VSUBPS Y14, Y2, Y2
-	VPERMPS actGELUTanhSlopeTable<>+128(SB), Y7, Y14
+	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y7, Y14
 	VSUBPS Y14, Y3, Y3
-	VPERMPS actGELUTanhSlopeTable<>+128(SB), Y8, Y14
+	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y8, Y14
 	VSUBPS Y14, Y4, Y4
-	VPERMPS actGELUTanhSlopeTable<>+128(SB), Y9, Y14
+	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y9, Y14
 	VSUBPS Y14, Y5, Y5
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y6, Y10
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y7, Y11
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y8, Y12
-	VPERMPS actGELUTanhSlopeTable<>+160(SB), Y9, Y13
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y6, Y14
-	VMULPS Y2, Y10, Y10
-	VADDPS Y14, Y10, Y10
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y7, Y14
-	VMULPS Y3, Y11, Y11
-	VADDPS Y14, Y11, Y11
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y8, Y14
-	VMULPS Y4, Y12, Y12
-	VADDPS Y14, Y12, Y12
-	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y9, Y14
-	VMULPS Y5, Y13, Y13
-	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y6, Y10
+	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y7, Y11
+	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y8, Y12
+	VPERMPS actGELUTanhSlopeTable<>+192(SB), Y9, Y13
 	VPERMPS actGELUTanhSlopeTable<>+224(SB), Y6, Y14
 	VMULPS Y2, Y10, Y10
 	VADDPS Y14, Y10, Y10
@@ -23635,45 +23834,51 @@ near1:
 	VPERMPS actGELUTanhSlopeTable<>+352(SB), Y9, Y14
 	VMULPS Y5, Y13, Y13
 	VADDPS Y14, Y13, Y13
+	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y6, Y14
+	VMULPS Y2, Y10, Y10
+	VADDPS Y14, Y10, Y10
+	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y7, Y14
+	VMULPS Y3, Y11, Y11
+	VADDPS Y14, Y11, Y11
+	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y8, Y14
+	VMULPS Y4, Y12, Y12
+	VADDPS Y14, Y12, Y12
+	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y9, Y14
+	VMULPS Y5, Y13, Y13
+	VADDPS Y14, Y13, Y13
 	VMULPS Y2, Y10, Y10
 	VMULPS Y3, Y11, Y11
 	VMULPS Y4, Y12, Y12
 	VMULPS Y5, Y13, Y13
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y6, Y6
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y7, Y7
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y8, Y8
-	VPERMPS actGELUTanhSlopeTable<>+384(SB), Y9, Y9
+	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y6, Y6
+	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y7, Y7
+	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y8, Y8
+	VPERMPS actGELUTanhSlopeTable<>+416(SB), Y9, Y9
 	VADDPS Y6, Y10, Y10
 	VADDPS Y7, Y11, Y11
 	VADDPS Y8, Y12, Y12
 	VADDPS Y9, Y13, Y13
 	VMOVUPS 0(R14), Y6
-	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
 	VSUBPS Y10, Y14, Y2
 	VBLENDVPS Y6, Y10, Y2, Y2
 	VMOVUPS 32(R14), Y7
-	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
 	VSUBPS Y11, Y14, Y3
 	VBLENDVPS Y7, Y11, Y3, Y3
 	VMOVUPS 64(R14), Y8
-	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
 	VSUBPS Y12, Y14, Y4
 	VBLENDVPS Y8, Y12, Y4, Y4
 	VMOVUPS 96(R14), Y9
-	VMOVUPS actGELUTanhSlopeTable<>+416(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
 	VSUBPS Y13, Y14, Y5
 	VBLENDVPS Y9, Y13, Y5, Y5
 	CMPQ 416(R14), $1
 	JGE both3
 	RET
 some2:
-	VPMINSD Y3, Y2, Y12
-	VPMINSD Y5, Y4, Y13
-	VPMINSD Y13, Y12, Y12
-	VMOVUPS actGELUTanhSlopeTable<>+448(SB), Y14
-	VPCMPGTD Y12, Y14, Y12
-	VTESTPS Y12, Y12
-	JEQ all4
+	JCS all4
 mixed8:
 	VMOVUPS actGELUTanhSlopeTable<>+32(SB), Y14
 	VCMPPS $0x1e, Y14, Y2, Y10
@@ -23690,7 +23895,7 @@ mixed8:
 	VPADDD Y11, Y10, Y6
 	VPADDD Y13, Y12, Y7
 	VPADDD Y7, Y6, Y6
-	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VMOVUPS actGELUTanhSlopeTable<>+64(SB), Y14
 	VPCMPGTD Y6, Y14, Y7
 	VTESTPS Y6, Y7
 	JNE apart9
@@ -23711,27 +23916,51 @@ mixed8:
 	MOVQ $0, AX
 	JMP vector7
 all4:
+	VPMINSD Y3, Y2, Y13
+	VPMINSD Y5, Y4, Y12
+	VPMINSD Y12, Y13, Y13
+	VMOVUPS actGELUTanhSlopeTable<>+480(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
 	MOVQ $3, 416(R14)
 	VPCMPGTD actGELUTanhSlopeTable<>+512(SB), Y9, Y12
 	VTESTPS Y12, Y12
 	JEQ begin11
-	JMP mixed8
+	VMOVUPS actGELUTanhSlopeTable<>+544(SB), Y14
+	VPCMPGTD Y13, Y14, Y12
+	VTESTPS Y12, Y12
+	JNE mixed8
+	RET
 apart9:
 	MOVQ $1, 416(R14)
 begin11:
 	MOVQ AX, 424(R14)
 	MOVQ 408(R14), AX
 	SUBQ $32, AX
-loop13:
+loop14:
 	VMOVUPS (R14)(AX*1), Y12
 	CMPQ 416(R14), $3
 	JGE load6
 	VMOVUPS 256(R14)(AX*1), Y13
+	VANDPS Y13, Y12, Y12
 	VTESTPS Y13, Y13
-	JEQ next14
+	JEQ next15
 load6:
+	VANDPS actGELUTanhSlopeTable<>+0(SB), Y12, Y13
 vector7:
-	VMOVUPS actGELUTanhSlopeTable<>+544(SB), Y14
+	VXORPS Y2, Y2, Y2
+	VPCMPGTD Y2, Y13, Y2
+	VMOVUPS actGELUTanhSlopeTable<>+576(SB), Y14
+	VPCMPGTD Y13, Y14, Y3
+	VANDPS Y3, Y2, Y2
+	VTESTPS Y2, Y2
+	JNE formula16
+	VPMINSD actGELUTanhSlopeTable<>+448(SB), Y12, Y12
+	VPMINUD actGELUTanhSlopeTable<>+608(SB), Y12, Y12
+	JMP done17
+formula16:
+	VMOVUPS actGELUTanhSlopeTable<>+640(SB), Y14
 	VMAXPS Y12, Y14, Y12
 	VMOVUPS actGELUTanhSlopeTable<>+576(SB), Y14
 	VMINPS Y12, Y14, Y12
@@ -23740,26 +23969,26 @@ vector7:
 	VCVTPS2PD X3, Y3
 	VMULPD Y2, Y2, Y8
 	VMULPD Y3, Y3, Y9
-	VMULPD actGELUTanhSlopeTable<>+608(SB), Y8, Y6
-	VMULPD actGELUTanhSlopeTable<>+608(SB), Y9, Y7
-	VADDPD actGELUTanhSlopeTable<>+640(SB), Y6, Y6
-	VADDPD actGELUTanhSlopeTable<>+640(SB), Y7, Y7
+	VMULPD actGELUTanhSlopeTable<>+672(SB), Y8, Y6
+	VMULPD actGELUTanhSlopeTable<>+672(SB), Y9, Y7
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y6, Y6
+	VADDPD actGELUTanhSlopeTable<>+704(SB), Y7, Y7
 	VMULPD Y2, Y6, Y6
 	VMULPD Y3, Y7, Y7
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y6, Y10
-	VADDPD actGELUTanhSlopeTable<>+672(SB), Y7, Y11
-	VSUBPD actGELUTanhSlopeTable<>+672(SB), Y10, Y4
-	VSUBPD actGELUTanhSlopeTable<>+672(SB), Y11, Y5
+	VADDPD actGELUTanhSlopeTable<>+736(SB), Y6, Y10
+	VADDPD actGELUTanhSlopeTable<>+736(SB), Y7, Y11
+	VSUBPD actGELUTanhSlopeTable<>+736(SB), Y10, Y4
+	VSUBPD actGELUTanhSlopeTable<>+736(SB), Y11, Y5
 	VSUBPD Y4, Y6, Y6
 	VSUBPD Y5, Y7, Y7
 	VMULPD Y6, Y6, Y4
 	VMULPD Y7, Y7, Y5
-	VMULPD actGELUTanhSlopeTable<>+704(SB), Y4, Y8
-	VMULPD actGELUTanhSlopeTable<>+704(SB), Y5, Y9
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y8, Y8
-	VADDPD actGELUTanhSlopeTable<>+736(SB), Y9, Y9
-	VADDPD actGELUTanhSlopeTable<>+768(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+768(SB), Y5, Y5
+	VMULPD actGELUTanhSlopeTable<>+768(SB), Y4, Y8
+	VMULPD actGELUTanhSlopeTable<>+768(SB), Y5, Y9
+	VADDPD actGELUTanhSlopeTable<>+800(SB), Y8, Y8
+	VADDPD actGELUTanhSlopeTable<>+800(SB), Y9, Y9
+	VADDPD actGELUTanhSlopeTable<>+832(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+832(SB), Y5, Y5
 	VMULPD Y6, Y4, Y6
 	VMULPD Y7, Y5, Y7
 	VPSLLQ $52, Y10, Y10
@@ -23772,10 +24001,10 @@ vector7:
 	VPADDQ Y11, Y5, Y7
 	VMULPD Y2, Y2, Y4
 	VMULPD Y3, Y3, Y5
-	VMULPD actGELUTanhSlopeTable<>+800(SB), Y4, Y4
-	VMULPD actGELUTanhSlopeTable<>+800(SB), Y5, Y5
-	VADDPD actGELUTanhSlopeTable<>+832(SB), Y4, Y4
-	VADDPD actGELUTanhSlopeTable<>+832(SB), Y5, Y5
+	VMULPD actGELUTanhSlopeTable<>+864(SB), Y4, Y4
+	VMULPD actGELUTanhSlopeTable<>+864(SB), Y5, Y5
+	VADDPD actGELUTanhSlopeTable<>+896(SB), Y4, Y4
+	VADDPD actGELUTanhSlopeTable<>+896(SB), Y5, Y5
 	VMULPD Y2, Y4, Y2
 	VMULPD Y3, Y5, Y3
 	VADDPD Y8, Y6, Y4
@@ -23793,10 +24022,11 @@ vector7:
 	VCVTPD2PSY Y2, X12
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y12, Y12
+done17:
 	VMOVUPS Y12, 128(R14)(AX*1)
-next14:
+next15:
 	SUBQ $32, AX
-	JGE loop13
+	JGE loop14
 	MOVQ 424(R14), AX
 	CMPQ 416(R14), $3
 	JGE whole5
@@ -23866,7 +24096,7 @@ DATA simdActivationTable<>+136(SB)/8, $·actSiLUSlope<>(SB)
 DATA simdActivationTable<>+144(SB)/8, $·actELUValue<>(SB)
 DATA simdActivationTable<>+152(SB)/8, $·actELUSlope<>(SB)
 DATA simdActivationTable<>+160(SB)/8, $·actSoftplusValue<>(SB)
-DATA simdActivationTable<>+168(SB)/8, $·actSoftplusSlope<>(SB)
+DATA simdActivationTable<>+168(SB)/8, $·actSigmoidValue<>(SB)
 DATA simdActivationTable<>+176(SB)/8, $·actMishValue<>(SB)
 DATA simdActivationTable<>+184(SB)/8, $·actMishSlope<>(SB)
 DATA simdActivationTable<>+192(SB)/8, $·actGELUValue<>(SB)

@@ -13695,58 +13695,58 @@ DATA actSigmoidValueTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actSigmoidValueTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actSigmoidValueTable<>+640(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+648(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+656(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+664(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidValueTable<>+672(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+680(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+688(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+696(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidValueTable<>+704(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+712(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+720(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+728(SB)/8, $0x3db170003db17000
-DATA actSigmoidValueTable<>+736(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+744(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+752(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+760(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidValueTable<>+768(SB)/8, $0xb928f58300000000
-DATA actSigmoidValueTable<>+776(SB)/8, $0x37e54670b955a498
-DATA actSigmoidValueTable<>+784(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidValueTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidValueTable<>+800(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidValueTable<>+808(SB)/8, $0x5f7600005f783000
-DATA actSigmoidValueTable<>+816(SB)/8, $0x5f7560005f750000
-DATA actSigmoidValueTable<>+824(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidValueTable<>+832(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+840(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+848(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+856(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSigmoidValueTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidValueTable<>+896(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+904(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+912(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+920(SB)/8, $0x3f0000003f000000
-DATA actSigmoidValueTable<>+928(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+936(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+944(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+952(SB)/8, $0x5080000050800000
-DATA actSigmoidValueTable<>+960(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+968(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+976(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+984(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidValueTable<>+992(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidValueTable<>+1024(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1032(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1040(SB)/8, $0x1f8000001f800000
-DATA actSigmoidValueTable<>+1048(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actSigmoidValueTable<>+672(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+680(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+688(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+696(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidValueTable<>+704(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+712(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+720(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+728(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidValueTable<>+736(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+744(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+752(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+760(SB)/8, $0x3db170003db17000
+DATA actSigmoidValueTable<>+768(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+776(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+784(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+792(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidValueTable<>+800(SB)/8, $0xb928f58300000000
+DATA actSigmoidValueTable<>+808(SB)/8, $0x37e54670b955a498
+DATA actSigmoidValueTable<>+816(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidValueTable<>+824(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidValueTable<>+832(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidValueTable<>+840(SB)/8, $0x5f7600005f783000
+DATA actSigmoidValueTable<>+848(SB)/8, $0x5f7560005f750000
+DATA actSigmoidValueTable<>+856(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidValueTable<>+864(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+872(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+880(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+888(SB)/8, $0x3d2aaaab3d2aaaab
+DATA actSigmoidValueTable<>+896(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+904(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+912(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+920(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidValueTable<>+928(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+936(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+944(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+952(SB)/8, $0x3f0000003f000000
+DATA actSigmoidValueTable<>+960(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+968(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+976(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+984(SB)/8, $0x5080000050800000
+DATA actSigmoidValueTable<>+992(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+1000(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+1008(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+1016(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidValueTable<>+1024(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1032(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1040(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidValueTable<>+1048(SB)/8, $0x3f806bfa3f806bfa
 DATA actSigmoidValueTable<>+1056(SB)/8, $0x2080000020800000
 DATA actSigmoidValueTable<>+1064(SB)/8, $0x2080000020800000
 DATA actSigmoidValueTable<>+1072(SB)/8, $0x2080000020800000
@@ -13759,7 +13759,11 @@ DATA actSigmoidValueTable<>+1120(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1128(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1136(SB)/8, $0xe0000000e0000000
 DATA actSigmoidValueTable<>+1144(SB)/8, $0xe0000000e0000000
-GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1152
+DATA actSigmoidValueTable<>+1152(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1160(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1168(SB)/8, $0x1f8000001f800000
+DATA actSigmoidValueTable<>+1176(SB)/8, $0x1f8000001f800000
+GLOBL actSigmoidValueTable<>(SB), RODATA|NOPTR, $1184
 
 TEXT ·actSigmoidValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidValueTable<>(SB), R24
@@ -13925,13 +13929,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -13983,19 +13984,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -14003,7 +14017,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -14012,14 +14026,14 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
 vector7:
-	FLDPQ 640(R24), (F28, F29)
-	SMIN8(14, 13, 13)
 	FLDPQ 672(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL8(14, 13, 11)
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 11, 11)
@@ -14032,24 +14046,24 @@ vector7:
 	MUL8(14, 11, 11)
 	FLDPQ 192(R24), (F28, F29)
 	ORR8(14, 11, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 8)
 	FADD8(8, 13, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL8(14, 10, 10)
-	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
 	FLDPQ 800(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 832(R24), (F28, F29)
-	FMUL8(14, 8, 7)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 896(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
-	FLDPQ 896(R24), (F28, F29)
+	FLDPQ 928(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
 	FLDPQ 480(R24), (F28, F29)
@@ -14057,23 +14071,17 @@ vector7:
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
 	FADD8(7, 6, 8)
-	FLDPQ 928(R24), (F28, F29)
-	SMAX8(14, 8, 10)
 	FLDPQ 960(R24), (F28, F29)
-	FMUL8(14, 10, 10)
+	SMAX8(14, 8, 10)
 	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD8(14, 10, 11)
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
 	FADD8(8, 7, 7)
 	FADD8(7, 6, 13)
-	CMP $4, R20
-	BLT subnormal15
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FMUL8(14, 13, 13)
-	B restored16
-subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD8(14, 13, 8)
@@ -14084,16 +14092,15 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 13, 13)
 	SMAX8(8, 13, 13)
-restored16:
 	FLDPQ 480(R24), (F28, F29)
 	FSUB8(13, 14, 8)
 	SMIN8(8, 12, 12)
 	SMAX8(13, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -14128,6 +14135,116 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FADD8(4, 3, 2)
+	FADD8(10, 9, 8)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 2, 2)
+	FMUL8(14, 8, 8)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(2, 14, 5)
+	FSUB8(8, 14, 11)
+	SMIN8(5, 7, 7)
+	SMIN8(11, 13, 13)
+	SMAX8(2, 7, 7)
+	SMAX8(8, 13, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -14212,58 +14329,58 @@ DATA actSigmoidSlopeTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actSigmoidSlopeTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actSigmoidSlopeTable<>+608(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+616(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+624(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+632(SB)/8, $0x42dc000042dc0000
-DATA actSigmoidSlopeTable<>+640(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+648(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+656(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+664(SB)/8, $0xc138aa3bc138aa3b
-DATA actSigmoidSlopeTable<>+672(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+680(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+688(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+696(SB)/8, $0x3db170003db17000
-DATA actSigmoidSlopeTable<>+704(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+712(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+720(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+728(SB)/8, $0x3685fdf43685fdf4
-DATA actSigmoidSlopeTable<>+736(SB)/8, $0xb928f58300000000
-DATA actSigmoidSlopeTable<>+744(SB)/8, $0x37e54670b955a498
-DATA actSigmoidSlopeTable<>+752(SB)/8, $0xb914aa90b8e00620
-DATA actSigmoidSlopeTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSigmoidSlopeTable<>+768(SB)/8, $0x5f7b90005f800000
-DATA actSigmoidSlopeTable<>+776(SB)/8, $0x5f7600005f783000
-DATA actSigmoidSlopeTable<>+784(SB)/8, $0x5f7560005f750000
-DATA actSigmoidSlopeTable<>+792(SB)/8, $0x5f7ac0005f774000
-DATA actSigmoidSlopeTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSigmoidSlopeTable<>+832(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+840(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+848(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+856(SB)/8, $0x3f00044b3f00044b
-DATA actSigmoidSlopeTable<>+864(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+872(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+880(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+888(SB)/8, $0x3f8000003f800000
-DATA actSigmoidSlopeTable<>+896(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+904(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+912(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+920(SB)/8, $0x5080000050800000
-DATA actSigmoidSlopeTable<>+928(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+936(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+944(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+952(SB)/8, $0x9f7f28219f7f2821
-DATA actSigmoidSlopeTable<>+960(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+968(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+976(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+984(SB)/8, $0x3f806bfa3f806bfa
-DATA actSigmoidSlopeTable<>+992(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1000(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1008(SB)/8, $0x1f8000001f800000
-DATA actSigmoidSlopeTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actSigmoidSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSigmoidSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSigmoidSlopeTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSigmoidSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSigmoidSlopeTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSigmoidSlopeTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSigmoidSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSigmoidSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSigmoidSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSigmoidSlopeTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSigmoidSlopeTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSigmoidSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSigmoidSlopeTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSigmoidSlopeTable<>+864(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+872(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+880(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+888(SB)/8, $0x3f00044b3f00044b
+DATA actSigmoidSlopeTable<>+896(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+904(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+912(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+920(SB)/8, $0x3f8000003f800000
+DATA actSigmoidSlopeTable<>+928(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+936(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+944(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+952(SB)/8, $0x5080000050800000
+DATA actSigmoidSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actSigmoidSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actSigmoidSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
 DATA actSigmoidSlopeTable<>+1024(SB)/8, $0x2080000020800000
 DATA actSigmoidSlopeTable<>+1032(SB)/8, $0x2080000020800000
 DATA actSigmoidSlopeTable<>+1040(SB)/8, $0x2080000020800000
@@ -14276,7 +14393,11 @@ DATA actSigmoidSlopeTable<>+1088(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1096(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1104(SB)/8, $0xe0000000e0000000
 DATA actSigmoidSlopeTable<>+1112(SB)/8, $0xe0000000e0000000
-GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1120
+DATA actSigmoidSlopeTable<>+1120(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1128(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1136(SB)/8, $0x1f8000001f800000
+DATA actSigmoidSlopeTable<>+1144(SB)/8, $0x1f8000001f800000
+GLOBL actSigmoidSlopeTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actSigmoidSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSigmoidSlopeTable<>(SB), R24
@@ -14434,13 +14555,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -14492,19 +14610,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	FLDPQ 544(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -14512,7 +14643,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -14521,14 +14652,14 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
 vector7:
-	FLDPQ 608(R24), (F28, F29)
-	SMIN8(14, 13, 13)
 	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL8(14, 13, 11)
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 11, 11)
@@ -14541,33 +14672,33 @@ vector7:
 	MUL8(14, 11, 11)
 	FLDPQ 192(R24), (F28, F29)
 	ORR8(14, 11, 11)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL8(14, 10, 8)
 	FADD8(8, 13, 8)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 10)
-	FLDPQ 736(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
 	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 800(R24), (F28, F29)
-	FMUL8(14, 8, 7)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
-	FLDPQ 864(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FSUB8(14, 7, 7)
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
 	FADD8(7, 6, 8)
-	FLDPQ 896(R24), (F28, F29)
-	SMAX8(14, 8, 10)
 	FLDPQ 928(R24), (F28, F29)
-	FMUL8(14, 10, 10)
+	SMAX8(14, 8, 10)
 	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
 	FADD8(14, 10, 11)
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
@@ -14577,12 +14708,6 @@ vector7:
 	FMUL8(10, 8, 8)
 	FADD8(8, 7, 7)
 	FADD8(7, 6, 12)
-	CMP $4, R20
-	BLT subnormal15
-	FLDPQ 992(R24), (F28, F29)
-	FMUL8(14, 12, 12)
-	B restored16
-subnormal15:
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD8(14, 12, 13)
@@ -14593,12 +14718,11 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 12, 12)
 	SMAX8(13, 12, 12)
-restored16:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -14633,6 +14757,108 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FMUL8(7, 6, 6)
+	FMUL8(13, 12, 12)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FADD8(4, 3, 7)
+	FADD8(10, 9, 13)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 7, 7)
+	FMUL8(14, 13, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -14974,58 +15200,58 @@ DATA actTanhSlopeTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actTanhSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actTanhSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
-DATA actTanhSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
-DATA actTanhSlopeTable<>+704(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+712(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+720(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+728(SB)/8, $0x3db170003db17000
-DATA actTanhSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
-DATA actTanhSlopeTable<>+768(SB)/8, $0xb928f58300000000
-DATA actTanhSlopeTable<>+776(SB)/8, $0x37e54670b955a498
-DATA actTanhSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
-DATA actTanhSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
-DATA actTanhSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
-DATA actTanhSlopeTable<>+808(SB)/8, $0x5f7600005f783000
-DATA actTanhSlopeTable<>+816(SB)/8, $0x5f7560005f750000
-DATA actTanhSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
-DATA actTanhSlopeTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actTanhSlopeTable<>+864(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+872(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+880(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+888(SB)/8, $0x3f00044b3f00044b
-DATA actTanhSlopeTable<>+896(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+904(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+912(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+920(SB)/8, $0x3f8000003f800000
-DATA actTanhSlopeTable<>+928(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+936(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+944(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+952(SB)/8, $0x5080000050800000
-DATA actTanhSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
-DATA actTanhSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
-DATA actTanhSlopeTable<>+1024(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1032(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1040(SB)/8, $0x2080000020800000
-DATA actTanhSlopeTable<>+1048(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actTanhSlopeTable<>+672(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+680(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+688(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+696(SB)/8, $0x42dc000042dc0000
+DATA actTanhSlopeTable<>+704(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+712(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+720(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+728(SB)/8, $0xc138aa3bc138aa3b
+DATA actTanhSlopeTable<>+736(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+744(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+752(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+760(SB)/8, $0x3db170003db17000
+DATA actTanhSlopeTable<>+768(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+776(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+784(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+792(SB)/8, $0x3685fdf43685fdf4
+DATA actTanhSlopeTable<>+800(SB)/8, $0xb928f58300000000
+DATA actTanhSlopeTable<>+808(SB)/8, $0x37e54670b955a498
+DATA actTanhSlopeTable<>+816(SB)/8, $0xb914aa90b8e00620
+DATA actTanhSlopeTable<>+824(SB)/8, $0xb758e8ddb8bdce0e
+DATA actTanhSlopeTable<>+832(SB)/8, $0x5f7b90005f800000
+DATA actTanhSlopeTable<>+840(SB)/8, $0x5f7600005f783000
+DATA actTanhSlopeTable<>+848(SB)/8, $0x5f7560005f750000
+DATA actTanhSlopeTable<>+856(SB)/8, $0x5f7ac0005f774000
+DATA actTanhSlopeTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actTanhSlopeTable<>+896(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+904(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+912(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+920(SB)/8, $0x3f00044b3f00044b
+DATA actTanhSlopeTable<>+928(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+936(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+944(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+952(SB)/8, $0x3f8000003f800000
+DATA actTanhSlopeTable<>+960(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+968(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+976(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+984(SB)/8, $0x5080000050800000
+DATA actTanhSlopeTable<>+992(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+1000(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+1008(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+1016(SB)/8, $0x9f7f28219f7f2821
+DATA actTanhSlopeTable<>+1024(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1032(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1040(SB)/8, $0x3f806bfa3f806bfa
+DATA actTanhSlopeTable<>+1048(SB)/8, $0x3f806bfa3f806bfa
 DATA actTanhSlopeTable<>+1056(SB)/8, $0x1f8000001f800000
 DATA actTanhSlopeTable<>+1064(SB)/8, $0x1f8000001f800000
 DATA actTanhSlopeTable<>+1072(SB)/8, $0x1f8000001f800000
@@ -15038,7 +15264,11 @@ DATA actTanhSlopeTable<>+1120(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1128(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1136(SB)/8, $0xe1000000e1000000
 DATA actTanhSlopeTable<>+1144(SB)/8, $0xe1000000e1000000
-GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1152
+DATA actTanhSlopeTable<>+1152(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1160(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1168(SB)/8, $0x2080000020800000
+DATA actTanhSlopeTable<>+1176(SB)/8, $0x2080000020800000
+GLOBL actTanhSlopeTable<>(SB), RODATA|NOPTR, $1184
 
 TEXT ·actTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actTanhSlopeTable<>(SB), R24
@@ -15205,13 +15435,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -15263,19 +15490,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -15283,7 +15523,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -15292,15 +15532,15 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
 vector7:
 	FADD8(13, 13, 13)
-	FLDPQ 640(R24), (F28, F29)
-	SMIN8(14, 13, 13)
 	FLDPQ 672(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL8(14, 13, 11)
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 11, 11)
@@ -15313,33 +15553,34 @@ vector7:
 	MUL8(14, 11, 11)
 	FLDPQ 192(R24), (F28, F29)
 	ORR8(14, 11, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 8)
 	FADD8(8, 13, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL8(14, 10, 10)
-	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
 	FLDPQ 800(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 832(R24), (F28, F29)
-	FMUL8(14, 8, 7)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 896(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
-	FLDPQ 896(R24), (F28, F29)
+	FLDPQ 928(R24), (F28, F29)
 	FSUB8(14, 7, 7)
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
 	FADD8(7, 6, 8)
-	FLDPQ 928(R24), (F28, F29)
-	SMAX8(14, 8, 10)
 	FLDPQ 960(R24), (F28, F29)
-	FMUL8(14, 10, 10)
+	SMAX8(14, 8, 10)
 	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD8(14, 10, 11)
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
@@ -15349,13 +15590,6 @@ vector7:
 	FMUL8(10, 8, 8)
 	FADD8(8, 7, 7)
 	FADD8(7, 6, 12)
-	CMP $4, R20
-	BLT subnormal15
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FMUL8(14, 12, 12)
-	B restored16
-subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD8(14, 12, 13)
@@ -15366,12 +15600,11 @@ subnormal15:
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 12, 12)
 	SMAX8(13, 12, 12)
-restored16:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -15406,6 +15639,111 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FADD8(2, 2, 2)
+	FADD8(8, 8, 8)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 928(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 960(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FMUL8(7, 6, 6)
+	FMUL8(13, 12, 12)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FADD8(4, 3, 7)
+	FADD8(10, 9, 13)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 7, 7)
+	FMUL8(14, 13, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -15490,62 +15828,62 @@ DATA actSiLUValueTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actSiLUValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actSiLUValueTable<>+608(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+616(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+624(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+632(SB)/8, $0x42dc000042dc0000
-DATA actSiLUValueTable<>+640(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+648(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+656(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+664(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUValueTable<>+672(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+680(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+688(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+696(SB)/8, $0x3db170003db17000
-DATA actSiLUValueTable<>+704(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+712(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+720(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+728(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUValueTable<>+736(SB)/8, $0xb928f58300000000
-DATA actSiLUValueTable<>+744(SB)/8, $0x37e54670b955a498
-DATA actSiLUValueTable<>+752(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUValueTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUValueTable<>+768(SB)/8, $0x5f7b90005f800000
-DATA actSiLUValueTable<>+776(SB)/8, $0x5f7600005f783000
-DATA actSiLUValueTable<>+784(SB)/8, $0x5f7560005f750000
-DATA actSiLUValueTable<>+792(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUValueTable<>+832(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+840(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+848(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+856(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUValueTable<>+864(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+872(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+880(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+888(SB)/8, $0x3f8000003f800000
-DATA actSiLUValueTable<>+896(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+904(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+912(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+920(SB)/8, $0x5080000050800000
-DATA actSiLUValueTable<>+928(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+936(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+944(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+952(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUValueTable<>+960(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+968(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+976(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+984(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUValueTable<>+992(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+1000(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+1008(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+1016(SB)/8, $0xfffff000fffff000
-DATA actSiLUValueTable<>+1024(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1032(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1040(SB)/8, $0x1f8000001f800000
-DATA actSiLUValueTable<>+1048(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actSiLUValueTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSiLUValueTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUValueTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSiLUValueTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUValueTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSiLUValueTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSiLUValueTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUValueTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUValueTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSiLUValueTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSiLUValueTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSiLUValueTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUValueTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUValueTable<>+864(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+872(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+880(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+888(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUValueTable<>+896(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+904(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+912(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+920(SB)/8, $0x3f8000003f800000
+DATA actSiLUValueTable<>+928(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+936(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+944(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+952(SB)/8, $0x5080000050800000
+DATA actSiLUValueTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUValueTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUValueTable<>+1024(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1032(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1040(SB)/8, $0xfffff000fffff000
+DATA actSiLUValueTable<>+1048(SB)/8, $0xfffff000fffff000
 DATA actSiLUValueTable<>+1056(SB)/8, $0x2080000020800000
 DATA actSiLUValueTable<>+1064(SB)/8, $0x2080000020800000
 DATA actSiLUValueTable<>+1072(SB)/8, $0x2080000020800000
@@ -15562,7 +15900,11 @@ DATA actSiLUValueTable<>+1152(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1160(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1168(SB)/8, $0x8000000080000000
 DATA actSiLUValueTable<>+1176(SB)/8, $0x8000000080000000
-GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1184
+DATA actSiLUValueTable<>+1184(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1192(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1200(SB)/8, $0x1f8000001f800000
+DATA actSiLUValueTable<>+1208(SB)/8, $0x1f8000001f800000
+GLOBL actSiLUValueTable<>(SB), RODATA|NOPTR, $1216
 
 TEXT ·actSiLUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUValueTable<>(SB), R24
@@ -15724,13 +16066,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -15782,19 +16121,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	FLDPQ 544(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -15802,7 +16154,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -15811,14 +16163,14 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
 vector7:
-	FLDPQ 608(R24), (F28, F29)
-	SMIN8(14, 13, 13)
 	FLDPQ 640(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 672(R24), (F28, F29)
 	FMUL8(14, 13, 11)
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 11, 11)
@@ -15831,72 +16183,65 @@ vector7:
 	MUL8(14, 11, 11)
 	FLDPQ 192(R24), (F28, F29)
 	ORR8(14, 11, 11)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL8(14, 10, 8)
 	FADD8(8, 13, 8)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 10)
-	FLDPQ 736(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
 	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 800(R24), (F28, F29)
-	FMUL8(14, 8, 7)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 864(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
-	FLDPQ 864(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FSUB8(14, 7, 7)
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
 	FADD8(7, 6, 8)
-	FLDPQ 896(R24), (F28, F29)
-	SMAX8(14, 8, 10)
 	FLDPQ 928(R24), (F28, F29)
-	FMUL8(14, 10, 10)
+	SMAX8(14, 8, 10)
 	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
 	FADD8(14, 10, 11)
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
 	FADD8(8, 7, 7)
 	FMUL8(13, 7, 10)
-	FLDPQ 992(R24), (F28, F29)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	AND8(14, 13, 8)
 	FSUB8(8, 13, 13)
 	FMUL8(13, 6, 13)
 	FADD8(10, 13, 10)
 	FMUL8(8, 6, 8)
 	FADD8(10, 8, 8)
-	CMP $4, R20
-	BLT subnormal15
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FMUL8(14, 8, 8)
-	B restored16
-subnormal15:
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD8(14, 8, 9)
+	FADD8(14, 8, 11)
 	ADD $1088, R24, R15
 	FLDPQ (R15), (F28, F29)
-	ADD8(14, 9, 9)
+	ADD8(14, 11, 11)
 	ADD $1120, R24, R15
 	FLDPQ (R15), (F28, F29)
 	ADD8(14, 8, 8)
-	SMAX8(9, 8, 8)
-restored16:
+	SMAX8(11, 8, 8)
 	ADD $1152, R24, R15
 	FLDPQ (R15), (F28, F29)
 	UMIN8(14, 12, 12)
 	FSUB8(8, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -15931,6 +16276,123 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FMUL8(2, 4, 6)
+	FMUL8(8, 10, 12)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 2, 5)
+	AND8(14, 8, 11)
+	FSUB8(5, 2, 2)
+	FSUB8(11, 8, 8)
+	FMUL8(2, 3, 2)
+	FMUL8(8, 9, 8)
+	FADD8(6, 2, 6)
+	FADD8(12, 8, 12)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	ADD $1184, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 5, 5)
+	FMUL8(14, 11, 11)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	UMIN8(14, 7, 7)
+	UMIN8(14, 13, 13)
+	FSUB8(5, 7, 7)
+	FSUB8(11, 13, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -16019,58 +16481,58 @@ DATA actSiLUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actSiLUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actSiLUSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
-DATA actSiLUSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
-DATA actSiLUSlopeTable<>+704(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+712(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+720(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+728(SB)/8, $0x3db170003db17000
-DATA actSiLUSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
-DATA actSiLUSlopeTable<>+768(SB)/8, $0xb928f58300000000
-DATA actSiLUSlopeTable<>+776(SB)/8, $0x37e54670b955a498
-DATA actSiLUSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
-DATA actSiLUSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSiLUSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
-DATA actSiLUSlopeTable<>+808(SB)/8, $0x5f7600005f783000
-DATA actSiLUSlopeTable<>+816(SB)/8, $0x5f7560005f750000
-DATA actSiLUSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
-DATA actSiLUSlopeTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSiLUSlopeTable<>+864(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+872(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+880(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+888(SB)/8, $0x3f00044b3f00044b
-DATA actSiLUSlopeTable<>+896(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+904(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+912(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+920(SB)/8, $0x5080000050800000
-DATA actSiLUSlopeTable<>+928(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+936(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+944(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+952(SB)/8, $0x9f7f28219f7f2821
-DATA actSiLUSlopeTable<>+960(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+968(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+976(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+984(SB)/8, $0x3f806bfa3f806bfa
-DATA actSiLUSlopeTable<>+992(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+1000(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+1008(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+1016(SB)/8, $0xfffff000fffff000
-DATA actSiLUSlopeTable<>+1024(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1032(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1040(SB)/8, $0x9f8000009f800000
-DATA actSiLUSlopeTable<>+1048(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actSiLUSlopeTable<>+672(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+680(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+688(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+696(SB)/8, $0x42dc000042dc0000
+DATA actSiLUSlopeTable<>+704(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+712(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+720(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+728(SB)/8, $0xc138aa3bc138aa3b
+DATA actSiLUSlopeTable<>+736(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+744(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+752(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+760(SB)/8, $0x3db170003db17000
+DATA actSiLUSlopeTable<>+768(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+776(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+784(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+792(SB)/8, $0x3685fdf43685fdf4
+DATA actSiLUSlopeTable<>+800(SB)/8, $0xb928f58300000000
+DATA actSiLUSlopeTable<>+808(SB)/8, $0x37e54670b955a498
+DATA actSiLUSlopeTable<>+816(SB)/8, $0xb914aa90b8e00620
+DATA actSiLUSlopeTable<>+824(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSiLUSlopeTable<>+832(SB)/8, $0x5f7b90005f800000
+DATA actSiLUSlopeTable<>+840(SB)/8, $0x5f7600005f783000
+DATA actSiLUSlopeTable<>+848(SB)/8, $0x5f7560005f750000
+DATA actSiLUSlopeTable<>+856(SB)/8, $0x5f7ac0005f774000
+DATA actSiLUSlopeTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSiLUSlopeTable<>+896(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+904(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+912(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+920(SB)/8, $0x3f00044b3f00044b
+DATA actSiLUSlopeTable<>+928(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+936(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+944(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+952(SB)/8, $0x5080000050800000
+DATA actSiLUSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
+DATA actSiLUSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
+DATA actSiLUSlopeTable<>+1024(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1032(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1040(SB)/8, $0xfffff000fffff000
+DATA actSiLUSlopeTable<>+1048(SB)/8, $0xfffff000fffff000
 DATA actSiLUSlopeTable<>+1056(SB)/8, $0x2080000020800000
 DATA actSiLUSlopeTable<>+1064(SB)/8, $0x2080000020800000
 DATA actSiLUSlopeTable<>+1072(SB)/8, $0x2080000020800000
@@ -16087,7 +16549,11 @@ DATA actSiLUSlopeTable<>+1152(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1160(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1168(SB)/8, $0x8000000080000000
 DATA actSiLUSlopeTable<>+1176(SB)/8, $0x8000000080000000
-GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1184
+DATA actSiLUSlopeTable<>+1184(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1192(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1200(SB)/8, $0x9f8000009f800000
+DATA actSiLUSlopeTable<>+1208(SB)/8, $0x9f8000009f800000
+GLOBL actSiLUSlopeTable<>(SB), RODATA|NOPTR, $1216
 
 TEXT ·actSiLUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSiLUSlopeTable<>(SB), R24
@@ -16253,13 +16719,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -16311,19 +16774,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
+	CBZ R15, pairs13
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -16331,7 +16807,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -16340,14 +16816,14 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
 vector7:
-	FLDPQ 640(R24), (F28, F29)
-	SMIN8(14, 13, 13)
 	FLDPQ 672(R24), (F28, F29)
+	SMIN8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL8(14, 13, 11)
 	FLDPQ 96(R24), (F28, F29)
 	FADD8(14, 11, 11)
@@ -16360,21 +16836,21 @@ vector7:
 	MUL8(14, 11, 11)
 	FLDPQ 192(R24), (F28, F29)
 	ORR8(14, 11, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 8)
 	FADD8(8, 13, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL8(14, 10, 10)
-	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
 	FLDPQ 800(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 832(R24), (F28, F29)
-	FMUL8(14, 8, 7)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
+	FADD8(10, 8, 8)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 8, 7)
+	FLDPQ 896(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
 	FLDPQ 480(R24), (F28, F29)
@@ -16382,11 +16858,11 @@ vector7:
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
 	FADD8(7, 6, 8)
-	FLDPQ 896(R24), (F28, F29)
-	SMAX8(14, 8, 10)
 	FLDPQ 928(R24), (F28, F29)
-	FMUL8(14, 10, 10)
+	SMAX8(14, 8, 10)
 	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
 	FADD8(14, 10, 11)
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
@@ -16394,24 +16870,18 @@ vector7:
 	FMUL8(11, 10, 10)
 	FMUL8(10, 13, 10)
 	FLDPQ 480(R24), (F28, F29)
-	FSUB8(14, 13, 9)
-	FADD8(10, 9, 11)
+	FSUB8(14, 13, 13)
+	FADD8(10, 13, 11)
 	FMUL8(11, 7, 11)
-	FLDPQ 992(R24), (F28, F29)
-	AND8(14, 9, 8)
-	FSUB8(8, 9, 9)
-	FADD8(10, 9, 9)
-	FMUL8(9, 6, 9)
-	FADD8(11, 9, 11)
-	FMUL8(8, 6, 8)
-	FADD8(11, 8, 8)
-	CMP $4, R20
-	BLT subnormal15
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FMUL8(14, 8, 8)
-	B restored16
-subnormal15:
+	AND8(14, 13, 8)
+	FSUB8(8, 13, 13)
+	FADD8(10, 13, 13)
+	FMUL8(13, 6, 13)
+	FADD8(11, 13, 11)
+	FMUL8(8, 6, 8)
+	FADD8(11, 8, 8)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD8(14, 8, 13)
@@ -16425,16 +16895,15 @@ subnormal15:
 	ADD $1152, R24, R15
 	FLDPQ (R15), (F28, F29)
 	EOR8(14, 8, 8)
-restored16:
 	FLDPQ 480(R24), (F28, F29)
 	FSUB8(8, 14, 13)
 	UMIN8(8, 12, 12)
 	SMIN8(13, 12, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -16469,6 +16938,135 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 768(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 832(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 864(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FMUL8(7, 6, 6)
+	FMUL8(13, 12, 12)
+	FMUL8(6, 2, 6)
+	FMUL8(12, 8, 12)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(14, 2, 2)
+	FSUB8(14, 8, 8)
+	FADD8(6, 2, 7)
+	FADD8(12, 8, 13)
+	FMUL8(7, 4, 7)
+	FMUL8(13, 10, 13)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
+	AND8(14, 2, 5)
+	AND8(14, 8, 11)
+	FSUB8(5, 2, 2)
+	FSUB8(11, 8, 8)
+	FADD8(6, 2, 2)
+	FADD8(12, 8, 8)
+	FMUL8(2, 3, 2)
+	FMUL8(8, 9, 8)
+	FADD8(7, 2, 7)
+	FADD8(13, 8, 13)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FADD8(7, 5, 5)
+	FADD8(13, 11, 11)
+	ADD $1184, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 5, 5)
+	FMUL8(14, 11, 11)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	FLDPQ 480(R24), (F28, F29)
+	FSUB8(5, 14, 2)
+	FSUB8(11, 14, 8)
+	UMIN8(5, 7, 7)
+	UMIN8(11, 13, 13)
+	SMIN8(2, 7, 7)
+	SMIN8(8, 13, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -16826,31 +17424,35 @@ DATA actELUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actELUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actELUSlopeTable<>+640(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+648(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+656(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+664(SB)/8, $0xc3480000c3480000
-DATA actELUSlopeTable<>+672(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+680(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+688(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+696(SB)/8, $0x3ff71547652b82fe
-DATA actELUSlopeTable<>+704(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+712(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+720(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+728(SB)/8, $0x4338000000000000
-DATA actELUSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actELUSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actELUSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actELUSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
-GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $832
+DATA actELUSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actELUSlopeTable<>+672(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+680(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+688(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+696(SB)/8, $0xc3480000c3480000
+DATA actELUSlopeTable<>+704(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+712(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+720(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+728(SB)/8, $0x3ff71547652b82fe
+DATA actELUSlopeTable<>+736(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+744(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+752(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+760(SB)/8, $0x4338000000000000
+DATA actELUSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actELUSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actELUSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actELUSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
+GLOBL actELUSlopeTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actELUSlopeTable<>(SB), R24
@@ -17032,13 +17634,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -17090,17 +17689,31 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -17109,42 +17722,42 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 vector7:
 	FCMGTZERO8(12, 13)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	EOR8(14, 14, 14)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 6, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -17169,9 +17782,9 @@ vector7:
 	BIT8(13, 14, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -17299,58 +17912,58 @@ DATA actSoftplusValueTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actSoftplusValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actSoftplusValueTable<>+608(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+616(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+624(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+632(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusValueTable<>+640(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+648(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+656(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+664(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusValueTable<>+672(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+680(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+688(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+696(SB)/8, $0x3db170003db17000
-DATA actSoftplusValueTable<>+704(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+712(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+720(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+728(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusValueTable<>+736(SB)/8, $0xb928f58300000000
-DATA actSoftplusValueTable<>+744(SB)/8, $0x37e54670b955a498
-DATA actSoftplusValueTable<>+752(SB)/8, $0xb914aa90b8e00620
-DATA actSoftplusValueTable<>+760(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSoftplusValueTable<>+768(SB)/8, $0x5f7b90005f800000
-DATA actSoftplusValueTable<>+776(SB)/8, $0x5f7600005f783000
-DATA actSoftplusValueTable<>+784(SB)/8, $0x5f7560005f750000
-DATA actSoftplusValueTable<>+792(SB)/8, $0x5f7ac0005f774000
-DATA actSoftplusValueTable<>+800(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+808(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+816(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+824(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusValueTable<>+832(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+840(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+848(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+856(SB)/8, $0x3f00044b3f00044b
-DATA actSoftplusValueTable<>+864(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+872(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+880(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+888(SB)/8, $0x3f8000003f800000
-DATA actSoftplusValueTable<>+896(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+904(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+912(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+920(SB)/8, $0x5080000050800000
-DATA actSoftplusValueTable<>+928(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+936(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+944(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+952(SB)/8, $0x9f136fb29f136fb2
-DATA actSoftplusValueTable<>+960(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+968(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+976(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+984(SB)/8, $0x3f5e40363f5e4036
-DATA actSoftplusValueTable<>+992(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1000(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1008(SB)/8, $0x1f8000001f800000
-DATA actSoftplusValueTable<>+1016(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actSoftplusValueTable<>+640(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+648(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+656(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+664(SB)/8, $0x42dc000042dc0000
+DATA actSoftplusValueTable<>+672(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+680(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+688(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+696(SB)/8, $0xc138aa3bc138aa3b
+DATA actSoftplusValueTable<>+704(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+712(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+720(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+728(SB)/8, $0x3db170003db17000
+DATA actSoftplusValueTable<>+736(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+744(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+752(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+760(SB)/8, $0x3685fdf43685fdf4
+DATA actSoftplusValueTable<>+768(SB)/8, $0xb928f58300000000
+DATA actSoftplusValueTable<>+776(SB)/8, $0x37e54670b955a498
+DATA actSoftplusValueTable<>+784(SB)/8, $0xb914aa90b8e00620
+DATA actSoftplusValueTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
+DATA actSoftplusValueTable<>+800(SB)/8, $0x5f7b90005f800000
+DATA actSoftplusValueTable<>+808(SB)/8, $0x5f7600005f783000
+DATA actSoftplusValueTable<>+816(SB)/8, $0x5f7560005f750000
+DATA actSoftplusValueTable<>+824(SB)/8, $0x5f7ac0005f774000
+DATA actSoftplusValueTable<>+832(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+840(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+848(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+856(SB)/8, $0xbe2aaaabbe2aaaab
+DATA actSoftplusValueTable<>+864(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+872(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+880(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+888(SB)/8, $0x3f00044b3f00044b
+DATA actSoftplusValueTable<>+896(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+904(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+912(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+920(SB)/8, $0x3f8000003f800000
+DATA actSoftplusValueTable<>+928(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+936(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+944(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+952(SB)/8, $0x5080000050800000
+DATA actSoftplusValueTable<>+960(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+968(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+976(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+984(SB)/8, $0x9f136fb29f136fb2
+DATA actSoftplusValueTable<>+992(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+1000(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+1008(SB)/8, $0x3f5e40363f5e4036
+DATA actSoftplusValueTable<>+1016(SB)/8, $0x3f5e40363f5e4036
 DATA actSoftplusValueTable<>+1024(SB)/8, $0x2080000020800000
 DATA actSoftplusValueTable<>+1032(SB)/8, $0x2080000020800000
 DATA actSoftplusValueTable<>+1040(SB)/8, $0x2080000020800000
@@ -17363,7 +17976,11 @@ DATA actSoftplusValueTable<>+1088(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1096(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1104(SB)/8, $0xe0000000e0000000
 DATA actSoftplusValueTable<>+1112(SB)/8, $0xe0000000e0000000
-GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1120
+DATA actSoftplusValueTable<>+1120(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1128(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1136(SB)/8, $0x1f8000001f800000
+DATA actSoftplusValueTable<>+1144(SB)/8, $0x1f8000001f800000
+GLOBL actSoftplusValueTable<>(SB), RODATA|NOPTR, $1152
 
 TEXT ·actSoftplusValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actSoftplusValueTable<>(SB), R24
@@ -17525,530 +18142,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
-	CBZ R15, all4
-mixed8:
-	FLDPQ 32(R24), (F28, F29)
-	FCMGT8(14, 2, 10)
-	FCMGT8(14, 3, 11)
-	FCMGT8(14, 4, 12)
-	FCMGT8(14, 5, 13)
-	FSTPQ (F20, F21), 256(R23)
-	FSTPQ (F22, F23), 288(R23)
-	FSTPQ (F24, F25), 320(R23)
-	FSTPQ (F26, F27), 352(R23)
-	VEXT $4, V22.B16, V22.B16, V22.B16
-	VEXT $4, V23.B16, V23.B16, V23.B16
-	VEXT $8, V24.B16, V24.B16, V24.B16
-	VEXT $8, V25.B16, V25.B16, V25.B16
-	VEXT $12, V26.B16, V26.B16, V26.B16
-	VEXT $12, V27.B16, V27.B16, V27.B16
-	ADD8(11, 10, 6)
-	ADD8(13, 12, 7)
-	ADD8(7, 6, 6)
-	FLDPQ 512(R24), (F28, F29)
-	CMGT8(6, 14, 7)
-	MAXOFALL(7)
-	VMOV V14.S[0], R15
-	CBNZ R15, apart9
-	MAXOFALL(6)
-	VMOV V12.S[0], R15
-	CBZ R15, nan12
-	FLDPQ (R23), (F12, F13)
-	AND8(6, 10, 6)
-	FLDPQ 32(R23), (F14, F15)
-	VEXT $4, V14.B16, V14.B16, V14.B16
-	VEXT $4, V15.B16, V15.B16, V15.B16
-	AND8(11, 7, 7)
-	FLDPQ 64(R23), (F16, F17)
-	VEXT $8, V16.B16, V16.B16, V16.B16
-	VEXT $8, V17.B16, V17.B16, V17.B16
-	AND8(12, 8, 8)
-	FLDPQ 96(R23), (F18, F19)
-	VEXT $12, V18.B16, V18.B16, V18.B16
-	VEXT $12, V19.B16, V19.B16, V19.B16
-	AND8(13, 9, 9)
-	ORR8(7, 6, 6)
-	ORR8(9, 8, 8)
-	ORR8(8, 6, 12)
-	MOVD $2, R20
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 12, 13)
-	MOVD $1, R19
-	B vector7
-all4:
-	MOVD $4, R20
-	FLDPQ 544(R24), (F28, F29)
-	CMGT8(14, 9, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
-	CBZ R15, begin11
-	MOVD $3, R20
-	FLDPQ 576(R24), (F28, F29)
-	CMGT8(14, 9, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
-	CBZ R15, begin11
-	B mixed8
-apart9:
-	MOVD $1, R20
-begin11:
-	FSTPQ (F4, F5), 128(R23)
-	FSTPQ (F6, F7), 160(R23)
-	FSTPQ (F8, F9), 192(R23)
-	FSTPQ (F10, F11), 224(R23)
-loop13:
-	ADD R19<<5, R23, R15
-	FLDPQ -32(R15), (F24, F25)
-	CMP $3, R20
-	BGE load6
-	ADD R19<<5, R23, R15
-	FLDPQ 224(R15), (F26, F27)
-	MAXOFALL(13)
-	VMOV V26.S[0], R15
-	CBZ R15, next14
-load6:
-	ADD R19<<5, R23, R15
-	FLDPQ 96(R15), (F26, F27)
-vector7:
-	FLDPQ 608(R24), (F28, F29)
-	SMIN8(14, 13, 13)
-	FLDPQ 640(R24), (F28, F29)
-	FMUL8(14, 13, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 11, 11)
-	FLDPQ 96(R24), (F28, F29)
-	FSUB8(14, 11, 10)
-	SHL20(11, 6)
-	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 11, 11)
-	FLDPQ 160(R24), (F28, F29)
-	MUL8(14, 11, 11)
-	FLDPQ 192(R24), (F28, F29)
-	ORR8(14, 11, 11)
-	FLDPQ 672(R24), (F28, F29)
-	FMUL8(14, 10, 8)
-	FADD8(8, 13, 8)
-	FLDPQ 704(R24), (F28, F29)
-	FMUL8(14, 10, 10)
-	FLDPQ 736(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
-	FADD8(10, 8, 8)
-	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
-	FLDPQ 800(R24), (F28, F29)
-	FMUL8(14, 8, 7)
-	FLDPQ 832(R24), (F28, F29)
-	FADD8(14, 7, 7)
-	FMUL8(8, 7, 7)
-	FLDPQ 864(R24), (F28, F29)
-	FSUB8(14, 7, 7)
-	FMUL8(8, 6, 8)
-	FMUL8(7, 8, 7)
-	FADD8(7, 6, 8)
-	FLDPQ 896(R24), (F28, F29)
-	SMAX8(14, 8, 10)
-	FLDPQ 928(R24), (F28, F29)
-	FMUL8(14, 10, 10)
-	FLDPQ 960(R24), (F28, F29)
-	FADD8(14, 10, 11)
-	FMUL8(10, 8, 8)
-	FMUL8(11, 8, 8)
-	FADD8(8, 7, 7)
-	FADD8(7, 6, 6)
-	CMP $4, R20
-	BLT subnormal15
-	FLDPQ 992(R24), (F28, F29)
-	FMUL8(14, 6, 6)
-	B restored16
-subnormal15:
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD8(14, 6, 7)
-	ADD $1056, R24, R15
-	FLDPQ (R15), (F28, F29)
-	ADD8(14, 7, 7)
-	ADD $1088, R24, R15
-	FLDPQ (R15), (F28, F29)
-	ADD8(14, 6, 6)
-	SMAX8(7, 6, 6)
-restored16:
-	EOR8(13, 13, 13)
-	SMAX8(13, 12, 13)
-	FADD8(6, 13, 13)
-	MOV8(13, 12)
-	ADD R19<<5, R23, R15
-	FSTPQ (F24, F25), 96(R15)
-next14:
-	SUBS $1, R19
-	BGT loop13
-	CMP $3, R20
-	BGE whole5
-	CMP $2, R20
-	BLT merged10
-	FSTPQ (F24, F25), 128(R23)
-	VEXT $12, V24.B16, V24.B16, V26.B16
-	VEXT $12, V25.B16, V25.B16, V27.B16
-	FSTPQ (F26, F27), 160(R23)
-	VEXT $8, V24.B16, V24.B16, V26.B16
-	VEXT $8, V25.B16, V25.B16, V27.B16
-	FSTPQ (F26, F27), 192(R23)
-	VEXT $4, V24.B16, V24.B16, V26.B16
-	VEXT $4, V25.B16, V25.B16, V27.B16
-	FSTPQ (F26, F27), 224(R23)
-merged10:
-	B near1
-nan12:
-	MOVD $0, R20
-	B near1
-both3:
-	FLDPQ 256(R23), (F12, F13)
-	FLDPQ 128(R23), (F28, F29)
-	BIT8(6, 14, 2)
-	FLDPQ 288(R23), (F14, F15)
-	FLDPQ 160(R23), (F28, F29)
-	BIT8(7, 14, 3)
-	FLDPQ 320(R23), (F16, F17)
-	FLDPQ 192(R23), (F28, F29)
-	BIT8(8, 14, 4)
-	FLDPQ 352(R23), (F18, F19)
-	FLDPQ 224(R23), (F28, F29)
-	BIT8(9, 14, 5)
-	FLDPQ 384(R23), (F30, F31)
-	RET
-whole5:
-	FLDPQ 128(R23), (F4, F5)
-	FLDPQ 160(R23), (F6, F7)
-	FLDPQ 192(R23), (F8, F9)
-	FLDPQ 224(R23), (F10, F11)
-	FLDPQ 384(R23), (F30, F31)
-	RET
-
-DATA actSoftplusSlopeTable<>+0(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+8(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+16(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+24(SB)/8, $0x7fffffff7fffffff
-DATA actSoftplusSlopeTable<>+32(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+40(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+48(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+56(SB)/8, $0x40ab333340ab3333
-DATA actSoftplusSlopeTable<>+64(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+72(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+80(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+88(SB)/8, $0x3fb333333fb33333
-DATA actSoftplusSlopeTable<>+96(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+104(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+112(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+120(SB)/8, $0x4b4000004b400000
-DATA actSoftplusSlopeTable<>+128(SB)/8, $0x0000000700000007
-DATA actSoftplusSlopeTable<>+136(SB)/8, $0x0000000700000007
-DATA actSoftplusSlopeTable<>+144(SB)/8, $0x0000000700000007
-DATA actSoftplusSlopeTable<>+152(SB)/8, $0x0000000700000007
-DATA actSoftplusSlopeTable<>+160(SB)/8, $0x0404040404040404
-DATA actSoftplusSlopeTable<>+168(SB)/8, $0x0404040404040404
-DATA actSoftplusSlopeTable<>+176(SB)/8, $0x0404040404040404
-DATA actSoftplusSlopeTable<>+184(SB)/8, $0x0404040404040404
-DATA actSoftplusSlopeTable<>+192(SB)/8, $0x0302010003020100
-DATA actSoftplusSlopeTable<>+200(SB)/8, $0x0302010003020100
-DATA actSoftplusSlopeTable<>+208(SB)/8, $0x0302010003020100
-DATA actSoftplusSlopeTable<>+216(SB)/8, $0x0302010003020100
-DATA actSoftplusSlopeTable<>+224(SB)/8, $0x3f42a90f3e03b07b
-DATA actSoftplusSlopeTable<>+232(SB)/8, $0x400b572a3fb52502
-DATA actSoftplusSlopeTable<>+240(SB)/8, $0x40684bbc403a9b08
-DATA actSoftplusSlopeTable<>+248(SB)/8, $0x40a26e7b408b0276
-DATA actSoftplusSlopeTable<>+256(SB)/8, $0x3a0d34163915d5a2
-DATA actSoftplusSlopeTable<>+264(SB)/8, $0xb91b9736386e68d3
-DATA actSoftplusSlopeTable<>+272(SB)/8, $0xb741abd5b893e6af
-DATA actSoftplusSlopeTable<>+280(SB)/8, $0x36b6c9b4369e6098
-DATA actSoftplusSlopeTable<>+288(SB)/8, $0xb98cdbadbb019bff
-DATA actSoftplusSlopeTable<>+296(SB)/8, $0x3a13f86c3a7c02cc
-DATA actSoftplusSlopeTable<>+304(SB)/8, $0xb88ac046389d76c3
-DATA actSoftplusSlopeTable<>+312(SB)/8, $0xb83125e5b88d1aba
-DATA actSoftplusSlopeTable<>+320(SB)/8, $0xbbaca177baad8859
-DATA actSoftplusSlopeTable<>+328(SB)/8, $0xb99afb83bb67d7fa
-DATA actSoftplusSlopeTable<>+336(SB)/8, $0x3a360db23a4679f5
-DATA actSoftplusSlopeTable<>+344(SB)/8, $0x39766c3d39e474bf
-DATA actSoftplusSlopeTable<>+352(SB)/8, $0x3c33503a3ca7da7e
-DATA actSoftplusSlopeTable<>+360(SB)/8, $0xbbe16551bac24eee
-DATA actSoftplusSlopeTable<>+368(SB)/8, $0xbb696ea3bbbc5a6f
-DATA actSoftplusSlopeTable<>+376(SB)/8, $0xba81bf3fbaff6d9f
-DATA actSoftplusSlopeTable<>+384(SB)/8, $0x3d2154023c02f74e
-DATA actSoftplusSlopeTable<>+392(SB)/8, $0x3d1526d63d44278d
-DATA actSoftplusSlopeTable<>+400(SB)/8, $0x3c438f383cb32185
-DATA actSoftplusSlopeTable<>+408(SB)/8, $0x3b4797d03bc9fe95
-DATA actSoftplusSlopeTable<>+416(SB)/8, $0xbe5e4a35be7ef1c6
-DATA actSoftplusSlopeTable<>+424(SB)/8, $0xbdbb4a5cbe21009c
-DATA actSoftplusSlopeTable<>+432(SB)/8, $0xbcce3799bd47a5d8
-DATA actSoftplusSlopeTable<>+440(SB)/8, $0xbbca1a00bc4f4f0f
-DATA actSoftplusSlopeTable<>+448(SB)/8, $0x3ea31a723eef8fbd
-DATA actSoftplusSlopeTable<>+456(SB)/8, $0x3dd085833e481b40
-DATA actSoftplusSlopeTable<>+464(SB)/8, $0x3cd3aff63d52763c
-DATA actSoftplusSlopeTable<>+472(SB)/8, $0x3bcb5d193c520020
-DATA actSoftplusSlopeTable<>+480(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+488(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+496(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+504(SB)/8, $0x3f8000003f800000
-DATA actSoftplusSlopeTable<>+512(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+520(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+528(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+536(SB)/8, $0x40ab333440ab3334
-DATA actSoftplusSlopeTable<>+544(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+552(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+560(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+568(SB)/8, $0xffffffffffffffff
-DATA actSoftplusSlopeTable<>+576(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+584(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+592(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+600(SB)/8, $0x42ae000042ae0000
-DATA actSoftplusSlopeTable<>+608(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+616(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+624(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actSoftplusSlopeTable<>+640(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+648(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+656(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+664(SB)/8, $0x42dc000042dc0000
-DATA actSoftplusSlopeTable<>+672(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+680(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+688(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+696(SB)/8, $0xc138aa3bc138aa3b
-DATA actSoftplusSlopeTable<>+704(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+712(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+720(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+728(SB)/8, $0x3db170003db17000
-DATA actSoftplusSlopeTable<>+736(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+744(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+752(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+760(SB)/8, $0x3685fdf43685fdf4
-DATA actSoftplusSlopeTable<>+768(SB)/8, $0xb928f58300000000
-DATA actSoftplusSlopeTable<>+776(SB)/8, $0x37e54670b955a498
-DATA actSoftplusSlopeTable<>+784(SB)/8, $0xb914aa90b8e00620
-DATA actSoftplusSlopeTable<>+792(SB)/8, $0xb758e8ddb8bdce0e
-DATA actSoftplusSlopeTable<>+800(SB)/8, $0x5f7b90005f800000
-DATA actSoftplusSlopeTable<>+808(SB)/8, $0x5f7600005f783000
-DATA actSoftplusSlopeTable<>+816(SB)/8, $0x5f7560005f750000
-DATA actSoftplusSlopeTable<>+824(SB)/8, $0x5f7ac0005f774000
-DATA actSoftplusSlopeTable<>+832(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+840(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+848(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+856(SB)/8, $0x3d2aaaab3d2aaaab
-DATA actSoftplusSlopeTable<>+864(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+872(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+880(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+888(SB)/8, $0xbe2aaaabbe2aaaab
-DATA actSoftplusSlopeTable<>+896(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+904(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+912(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+920(SB)/8, $0x3f0000003f000000
-DATA actSoftplusSlopeTable<>+928(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+936(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+944(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+952(SB)/8, $0x5080000050800000
-DATA actSoftplusSlopeTable<>+960(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+968(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+976(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+984(SB)/8, $0x9f7f28219f7f2821
-DATA actSoftplusSlopeTable<>+992(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+1000(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+1008(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+1016(SB)/8, $0x3f806bfa3f806bfa
-DATA actSoftplusSlopeTable<>+1024(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+1032(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+1040(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+1048(SB)/8, $0x1f8000001f800000
-DATA actSoftplusSlopeTable<>+1056(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+1064(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+1072(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+1080(SB)/8, $0x2080000020800000
-DATA actSoftplusSlopeTable<>+1088(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1096(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1104(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1112(SB)/8, $0xdf800000df800000
-DATA actSoftplusSlopeTable<>+1120(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1128(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1136(SB)/8, $0xe0000000e0000000
-DATA actSoftplusSlopeTable<>+1144(SB)/8, $0xe0000000e0000000
-GLOBL actSoftplusSlopeTable<>(SB), RODATA|NOPTR, $1152
-
-TEXT ·actSoftplusSlope<>(SB), NOSPLIT|NOFRAME, $0-0
-	MOVD $actSoftplusSlopeTable<>(SB), R24
-	FSTPQ (F4, F5), (R23)
-	FSTPQ (F6, F7), 32(R23)
-	FSTPQ (F8, F9), 64(R23)
-	FSTPQ (F10, F11), 96(R23)
-	FSTPQ (F30, F31), 384(R23)
-	FLDPQ (R24), (F28, F29)
-	AND8(14, 2, 2)
-	AND8(14, 3, 3)
-	AND8(14, 4, 4)
-	AND8(14, 5, 5)
-	SMAX8(3, 2, 10)
-	SMAX8(5, 4, 9)
-	SMAX8(9, 10, 9)
-	FLDPQ 32(R24), (F28, F29)
-	CMGT8(14, 9, 10)
+	CMGT8(9, 14, 10)
 	MAXOFALL(10)
 	VMOV V20.S[0], R15
-	CBNZ R15, some2
-	MOVD $0, R20
-near1:
-	FLDPQ 64(R24), (F28, F29)
-	FMUL8(14, 2, 6)
-	FMUL8(14, 3, 7)
-	FMUL8(14, 4, 8)
-	FMUL8(14, 5, 9)
-	FLDPQ 96(R24), (F28, F29)
-	FADD8(14, 6, 6)
-	FADD8(14, 7, 7)
-	FADD8(14, 8, 8)
-	FADD8(14, 9, 9)
-	FLDPQ 128(R24), (F28, F29)
-	AND8(14, 6, 6)
-	AND8(14, 7, 7)
-	AND8(14, 8, 8)
-	AND8(14, 9, 9)
-	FLDPQ 160(R24), (F28, F29)
-	MUL8(14, 6, 6)
-	MUL8(14, 7, 7)
-	MUL8(14, 8, 8)
-	MUL8(14, 9, 9)
-	FLDPQ 192(R24), (F28, F29)
-	ORR8(14, 6, 6)
-	ORR8(14, 7, 7)
-	ORR8(14, 8, 8)
-	ORR8(14, 9, 9)
-	FLDPQ 224(R24), (F30, F31)
-	TBL8(6, 14)
-	FSUB8(14, 2, 2)
-	TBL8(7, 14)
-	FSUB8(14, 3, 3)
-	TBL8(8, 14)
-	FSUB8(14, 4, 4)
-	TBL8(9, 14)
-	FSUB8(14, 5, 5)
-	FLDPQ 256(R24), (F30, F31)
-	TBL8(6, 10)
-	TBL8(7, 11)
-	TBL8(8, 12)
-	TBL8(9, 13)
-	FLDPQ 288(R24), (F30, F31)
-	TBL8(6, 14)
-	FMUL8(2, 10, 10)
-	FADD8(14, 10, 10)
-	TBL8(7, 14)
-	FMUL8(3, 11, 11)
-	FADD8(14, 11, 11)
-	TBL8(8, 14)
-	FMUL8(4, 12, 12)
-	FADD8(14, 12, 12)
-	TBL8(9, 14)
-	FMUL8(5, 13, 13)
-	FADD8(14, 13, 13)
-	FLDPQ 320(R24), (F30, F31)
-	TBL8(6, 14)
-	FMUL8(2, 10, 10)
-	FADD8(14, 10, 10)
-	TBL8(7, 14)
-	FMUL8(3, 11, 11)
-	FADD8(14, 11, 11)
-	TBL8(8, 14)
-	FMUL8(4, 12, 12)
-	FADD8(14, 12, 12)
-	TBL8(9, 14)
-	FMUL8(5, 13, 13)
-	FADD8(14, 13, 13)
-	FLDPQ 352(R24), (F30, F31)
-	TBL8(6, 14)
-	FMUL8(2, 10, 10)
-	FADD8(14, 10, 10)
-	TBL8(7, 14)
-	FMUL8(3, 11, 11)
-	FADD8(14, 11, 11)
-	TBL8(8, 14)
-	FMUL8(4, 12, 12)
-	FADD8(14, 12, 12)
-	TBL8(9, 14)
-	FMUL8(5, 13, 13)
-	FADD8(14, 13, 13)
-	FLDPQ 384(R24), (F30, F31)
-	TBL8(6, 14)
-	FMUL8(2, 10, 10)
-	FADD8(14, 10, 10)
-	TBL8(7, 14)
-	FMUL8(3, 11, 11)
-	FADD8(14, 11, 11)
-	TBL8(8, 14)
-	FMUL8(4, 12, 12)
-	FADD8(14, 12, 12)
-	TBL8(9, 14)
-	FMUL8(5, 13, 13)
-	FADD8(14, 13, 13)
-	FLDPQ 416(R24), (F30, F31)
-	TBL8(6, 14)
-	FMUL8(2, 10, 10)
-	FADD8(14, 10, 10)
-	TBL8(7, 14)
-	FMUL8(3, 11, 11)
-	FADD8(14, 11, 11)
-	TBL8(8, 14)
-	FMUL8(4, 12, 12)
-	FADD8(14, 12, 12)
-	TBL8(9, 14)
-	FMUL8(5, 13, 13)
-	FADD8(14, 13, 13)
-	FMUL8(2, 10, 10)
-	FMUL8(3, 11, 11)
-	FMUL8(4, 12, 12)
-	FMUL8(5, 13, 13)
-	FLDPQ 448(R24), (F30, F31)
-	TBL8(6, 6)
-	TBL8(7, 7)
-	TBL8(8, 8)
-	TBL8(9, 9)
-	FADD8(6, 10, 10)
-	FADD8(7, 11, 11)
-	FADD8(8, 12, 12)
-	FADD8(9, 13, 13)
-	FLDPQ (R23), (F12, F13)
-	FLDPQ 480(R24), (F28, F29)
-	FSUB8(10, 14, 2)
-	SIGN8(6, 6)
-	BIT8(6, 10, 2)
-	FLDPQ 32(R23), (F14, F15)
-	FLDPQ 480(R24), (F28, F29)
-	FSUB8(11, 14, 3)
-	SIGN8(7, 7)
-	BIT8(7, 11, 3)
-	FLDPQ 64(R23), (F16, F17)
-	FLDPQ 480(R24), (F28, F29)
-	FSUB8(12, 14, 4)
-	SIGN8(8, 8)
-	BIT8(8, 12, 4)
-	FLDPQ 96(R23), (F18, F19)
-	FLDPQ 480(R24), (F28, F29)
-	FSUB8(13, 14, 5)
-	SIGN8(9, 9)
-	BIT8(9, 13, 5)
-	CMP $1, R20
-	BGE both3
-	FLDPQ 384(R23), (F30, F31)
-	RET
-some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
-	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -18069,7 +18166,7 @@ mixed8:
 	ADD8(11, 10, 6)
 	ADD8(13, 12, 7)
 	ADD8(7, 6, 6)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	CMGT8(6, 14, 7)
 	MAXOFALL(7)
 	VMOV V14.S[0], R15
@@ -18100,19 +18197,32 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
-	MOVD $4, R20
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 480(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(14, 9, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBZ R15, pairs13
+	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
-	CMGT8(14, 9, 12)
+	CMGT8(13, 14, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, begin11
-	B mixed8
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
@@ -18120,7 +18230,7 @@ begin11:
 	FSTPQ (F6, F7), 160(R23)
 	FSTPQ (F8, F9), 192(R23)
 	FSTPQ (F10, F11), 224(R23)
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -18129,7 +18239,7 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 	ADD R19<<5, R23, R15
 	FLDPQ 96(R15), (F26, F27)
@@ -18155,21 +18265,18 @@ vector7:
 	FLDPQ 736(R24), (F28, F29)
 	FMUL8(14, 10, 10)
 	FLDPQ 768(R24), (F30, F31)
-	TBL8(11, 9)
-	FADD8(9, 10, 10)
+	TBL8(11, 7)
+	FADD8(7, 10, 10)
 	FADD8(10, 8, 8)
 	FLDPQ 800(R24), (F30, F31)
-	TBL8(11, 9)
-	ADD8(6, 9, 6)
+	TBL8(11, 10)
+	ADD8(6, 10, 6)
 	FLDPQ 832(R24), (F28, F29)
 	FMUL8(14, 8, 7)
 	FLDPQ 864(R24), (F28, F29)
 	FADD8(14, 7, 7)
 	FMUL8(8, 7, 7)
 	FLDPQ 896(R24), (F28, F29)
-	FADD8(14, 7, 7)
-	FMUL8(8, 7, 7)
-	FLDPQ 480(R24), (F28, F29)
 	FSUB8(14, 7, 7)
 	FMUL8(8, 6, 8)
 	FMUL8(7, 8, 7)
@@ -18183,34 +18290,26 @@ vector7:
 	FMUL8(10, 8, 8)
 	FMUL8(11, 8, 8)
 	FADD8(8, 7, 7)
-	FADD8(7, 6, 13)
-	CMP $4, R20
-	BLT subnormal15
+	FADD8(7, 6, 6)
 	ADD $1024, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FMUL8(14, 13, 13)
-	B restored16
-subnormal15:
+	FADD8(14, 6, 7)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
-	FADD8(14, 13, 8)
+	ADD8(14, 7, 7)
 	ADD $1088, R24, R15
 	FLDPQ (R15), (F28, F29)
-	ADD8(14, 8, 8)
-	ADD $1120, R24, R15
-	FLDPQ (R15), (F28, F29)
-	ADD8(14, 13, 13)
-	SMAX8(8, 13, 13)
-restored16:
-	FLDPQ 480(R24), (F28, F29)
-	FSUB8(13, 14, 8)
-	SMIN8(8, 12, 12)
-	SMAX8(13, 12, 12)
+	ADD8(14, 6, 6)
+	SMAX8(7, 6, 6)
+	EOR8(13, 13, 13)
+	SMAX8(13, 12, 13)
+	FADD8(6, 13, 13)
+	MOV8(13, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -18245,6 +18344,111 @@ both3:
 	BIT8(9, 14, 5)
 	FLDPQ 384(R23), (F30, F31)
 	RET
+pairs13:
+	FSTPQ (F4, F5), 128(R23)
+	FSTPQ (F6, F7), 160(R23)
+	FSTPQ (F8, F9), 192(R23)
+	FSTPQ (F10, F11), 224(R23)
+	SUB $1, R19
+	ORR $1, R19
+loop16:
+	ADD R19<<5, R23, R15
+	FLDPQ 96(R15), (F4, F5)
+	FLDPQ 128(R15), (F16, F17)
+	FLDPQ 672(R24), (F28, F29)
+	FMUL8(14, 2, 7)
+	FMUL8(14, 8, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FADD8(14, 7, 7)
+	FADD8(14, 13, 13)
+	FLDPQ 96(R24), (F28, F29)
+	FSUB8(14, 7, 6)
+	FSUB8(14, 13, 12)
+	SHL20(7, 3)
+	SHL20(13, 9)
+	FLDPQ 128(R24), (F28, F29)
+	AND8(14, 7, 7)
+	AND8(14, 13, 13)
+	FLDPQ 160(R24), (F28, F29)
+	MUL8(14, 7, 7)
+	MUL8(14, 13, 13)
+	FLDPQ 192(R24), (F28, F29)
+	ORR8(14, 7, 7)
+	ORR8(14, 13, 13)
+	FLDPQ 704(R24), (F28, F29)
+	FMUL8(14, 6, 5)
+	FMUL8(14, 12, 11)
+	FADD8(5, 2, 5)
+	FADD8(11, 8, 11)
+	FLDPQ 736(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 768(R24), (F30, F31)
+	TBL8(7, 4)
+	TBL8(13, 10)
+	FADD8(4, 6, 6)
+	FADD8(10, 12, 12)
+	FADD8(6, 5, 5)
+	FADD8(12, 11, 11)
+	FLDPQ 800(R24), (F30, F31)
+	TBL8(7, 6)
+	TBL8(13, 12)
+	ADD8(3, 6, 3)
+	ADD8(9, 12, 9)
+	FLDPQ 832(R24), (F28, F29)
+	FMUL8(14, 5, 4)
+	FMUL8(14, 11, 10)
+	FLDPQ 864(R24), (F28, F29)
+	FADD8(14, 4, 4)
+	FADD8(14, 10, 10)
+	FMUL8(5, 4, 4)
+	FMUL8(11, 10, 10)
+	FLDPQ 896(R24), (F28, F29)
+	FSUB8(14, 4, 4)
+	FSUB8(14, 10, 10)
+	FMUL8(5, 3, 5)
+	FMUL8(11, 9, 11)
+	FMUL8(4, 5, 4)
+	FMUL8(10, 11, 10)
+	FADD8(4, 3, 5)
+	FADD8(10, 9, 11)
+	FLDPQ 928(R24), (F28, F29)
+	SMAX8(14, 5, 6)
+	SMAX8(14, 11, 12)
+	FLDPQ 960(R24), (F28, F29)
+	FMUL8(14, 6, 6)
+	FMUL8(14, 12, 12)
+	FLDPQ 992(R24), (F28, F29)
+	FADD8(14, 6, 7)
+	FADD8(14, 12, 13)
+	FMUL8(6, 5, 5)
+	FMUL8(12, 11, 11)
+	FMUL8(7, 5, 5)
+	FMUL8(13, 11, 11)
+	FADD8(5, 4, 4)
+	FADD8(11, 10, 10)
+	FADD8(4, 3, 3)
+	FADD8(10, 9, 9)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FMUL8(14, 3, 3)
+	FMUL8(14, 9, 9)
+	ADD R19<<5, R23, R15
+	FLDPQ -32(R15), (F14, F15)
+	FLDPQ (R15), (F26, F27)
+	EOR8(2, 2, 2)
+	EOR8(8, 8, 8)
+	SMAX8(2, 7, 2)
+	SMAX8(8, 13, 8)
+	FADD8(3, 2, 2)
+	FADD8(9, 8, 8)
+	MOV8(2, 7)
+	MOV8(8, 13)
+	ADD R19<<5, R23, R15
+	FSTPQ (F14, F15), 96(R15)
+	FSTPQ (F26, F27), 128(R15)
+	SUBS $2, R19
+	BGT loop16
 whole5:
 	FLDPQ 128(R23), (F4, F5)
 	FLDPQ 160(R23), (F6, F7)
@@ -18329,35 +18533,39 @@ DATA actMishValueTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actMishValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actMishValueTable<>+608(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+616(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+624(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+632(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishValueTable<>+640(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+648(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+656(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+664(SB)/8, $0x4220000042200000
-DATA actMishValueTable<>+672(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+680(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+688(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+696(SB)/8, $0x3ff71547652b82fe
-DATA actMishValueTable<>+704(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+712(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+720(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+728(SB)/8, $0x4338000000000000
-DATA actMishValueTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actMishValueTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actMishValueTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actMishValueTable<>+824(SB)/8, $0x405f42bc28bd824e
-GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $832
+DATA actMishValueTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actMishValueTable<>+640(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+648(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+656(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+664(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishValueTable<>+672(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+680(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+688(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+696(SB)/8, $0x4220000042200000
+DATA actMishValueTable<>+704(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+712(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+720(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+728(SB)/8, $0x3ff71547652b82fe
+DATA actMishValueTable<>+736(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+744(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+752(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+760(SB)/8, $0x4338000000000000
+DATA actMishValueTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actMishValueTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actMishValueTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actMishValueTable<>+856(SB)/8, $0x405f42bc28bd824e
+GLOBL actMishValueTable<>(SB), RODATA|NOPTR, $864
 
 TEXT ·actMishValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishValueTable<>(SB), R24
@@ -18524,13 +18732,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(7, 6, 12)
-	SMIN8(9, 8, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(11, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 64(R24), (F28, F29)
@@ -18582,17 +18787,31 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(7, 6, 13)
+	SMIN8(9, 8, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 11, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -18601,42 +18820,42 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 vector7:
-	FLDPQ 608(R24), (F28, F29)
-	FMAX8(12, 14, 12)
 	FLDPQ 640(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 672(R24), (F28, F29)
 	FMIN8(12, 14, 13)
 	WIDEN(12, 2, 3)
 	WIDEN(13, 6, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -18667,9 +18886,9 @@ vector7:
 	NARROW(4, 5, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -18792,39 +19011,43 @@ DATA actMishSlopeTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actMishSlopeTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actMishSlopeTable<>+608(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+616(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+624(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+632(SB)/8, $0xc2dc0000c2dc0000
-DATA actMishSlopeTable<>+640(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+648(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+656(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+664(SB)/8, $0x4220000042200000
-DATA actMishSlopeTable<>+672(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+680(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+688(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+696(SB)/8, $0x3ff71547652b82fe
-DATA actMishSlopeTable<>+704(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+712(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+720(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+728(SB)/8, $0x4338000000000000
-DATA actMishSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actMishSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actMishSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
-DATA actMishSlopeTable<>+832(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+840(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+848(SB)/8, $0x4010000000000000
-DATA actMishSlopeTable<>+856(SB)/8, $0x4010000000000000
-GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $864
+DATA actMishSlopeTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actMishSlopeTable<>+640(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+648(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+656(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+664(SB)/8, $0xc2dc0000c2dc0000
+DATA actMishSlopeTable<>+672(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+680(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+688(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+696(SB)/8, $0x4220000042200000
+DATA actMishSlopeTable<>+704(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+712(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+720(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+728(SB)/8, $0x3ff71547652b82fe
+DATA actMishSlopeTable<>+736(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+744(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+752(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+760(SB)/8, $0x4338000000000000
+DATA actMishSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actMishSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actMishSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
+DATA actMishSlopeTable<>+864(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+872(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+880(SB)/8, $0x4010000000000000
+DATA actMishSlopeTable<>+888(SB)/8, $0x4010000000000000
+GLOBL actMishSlopeTable<>(SB), RODATA|NOPTR, $896
 
 TEXT ·actMishSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actMishSlopeTable<>(SB), R24
@@ -18991,13 +19214,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(7, 6, 12)
-	SMIN8(9, 8, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(11, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 64(R24), (F28, F29)
@@ -19049,17 +19269,31 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(7, 6, 13)
+	SMIN8(9, 8, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 11, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
@@ -19068,41 +19302,41 @@ loop13:
 	FLDPQ 224(R15), (F26, F27)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
 vector7:
-	FLDPQ 608(R24), (F28, F29)
-	FMAX8(12, 14, 12)
 	FLDPQ 640(R24), (F28, F29)
+	FMAX8(12, 14, 12)
+	FLDPQ 672(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 2, 6)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 3, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -19128,9 +19362,9 @@ vector7:
 	FMUL4D(7, 9, 9)
 	FMUL4D(10, 8, 8)
 	FMUL4D(11, 9, 9)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 2, 2)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 3, 3)
 	FMUL4D(2, 8, 8)
 	FMUL4D(3, 9, 9)
@@ -19149,9 +19383,9 @@ vector7:
 	NARROW(8, 9, 12)
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -19274,71 +19508,79 @@ DATA actGELUValueTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actGELUValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actGELUValueTable<>+608(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+616(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+624(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+632(SB)/8, $0x4170000041700000
-DATA actGELUValueTable<>+640(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+648(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+656(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+664(SB)/8, $0xbfe71547652b82fe
-DATA actGELUValueTable<>+672(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+680(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+688(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+696(SB)/8, $0x4338000000000000
-DATA actGELUValueTable<>+704(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+712(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+720(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+728(SB)/8, $0x403154b481dda9bb
-DATA actGELUValueTable<>+736(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+744(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+752(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+760(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUValueTable<>+768(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+776(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+784(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+792(SB)/8, $0x405f42bc28bd824e
-DATA actGELUValueTable<>+800(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+808(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+816(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+824(SB)/8, $0x3fd98857268d71f6
-DATA actGELUValueTable<>+832(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+840(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+848(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+856(SB)/8, $0x400f6a514edd5507
-DATA actGELUValueTable<>+864(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+872(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+880(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+888(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUValueTable<>+896(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+904(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+912(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+920(SB)/8, $0x4045191bb9f9f929
-DATA actGELUValueTable<>+928(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+936(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+944(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+952(SB)/8, $0x404803a230c6b03a
-DATA actGELUValueTable<>+960(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+968(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+976(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+984(SB)/8, $0x4023b013749335d1
-DATA actGELUValueTable<>+992(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+1000(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+1008(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+1016(SB)/8, $0x4046a4195585f62b
-DATA actGELUValueTable<>+1024(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1032(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1040(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1048(SB)/8, $0x405cf3456aa0e171
-DATA actGELUValueTable<>+1056(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1064(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1072(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1080(SB)/8, $0x4064211b40f0ce36
-DATA actGELUValueTable<>+1088(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1096(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1104(SB)/8, $0x405803a22e3cd11a
-DATA actGELUValueTable<>+1112(SB)/8, $0x405803a22e3cd11a
-GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1120
+DATA actGELUValueTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+632(SB)/8, $0x7f8000017f800001
+DATA actGELUValueTable<>+640(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+648(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+656(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+664(SB)/8, $0x4170000041700000
+DATA actGELUValueTable<>+672(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+680(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+688(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+696(SB)/8, $0x8000000080000000
+DATA actGELUValueTable<>+704(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+712(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+720(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+728(SB)/8, $0xbfe71547652b82fe
+DATA actGELUValueTable<>+736(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+744(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+752(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+760(SB)/8, $0x4338000000000000
+DATA actGELUValueTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actGELUValueTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUValueTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+856(SB)/8, $0x405f42bc28bd824e
+DATA actGELUValueTable<>+864(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+872(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+880(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+888(SB)/8, $0x3fd98857268d71f6
+DATA actGELUValueTable<>+896(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+904(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+912(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+920(SB)/8, $0x400f6a514edd5507
+DATA actGELUValueTable<>+928(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+936(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+944(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+952(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUValueTable<>+960(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+968(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+976(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+984(SB)/8, $0x4045191bb9f9f929
+DATA actGELUValueTable<>+992(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+1000(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+1008(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+1016(SB)/8, $0x404803a230c6b03a
+DATA actGELUValueTable<>+1024(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+1032(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+1040(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+1048(SB)/8, $0x4023b013749335d1
+DATA actGELUValueTable<>+1056(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1064(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1072(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1080(SB)/8, $0x4046a4195585f62b
+DATA actGELUValueTable<>+1088(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1096(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1104(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1112(SB)/8, $0x405cf3456aa0e171
+DATA actGELUValueTable<>+1120(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1128(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1136(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1144(SB)/8, $0x4064211b40f0ce36
+DATA actGELUValueTable<>+1152(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1160(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1168(SB)/8, $0x405803a22e3cd11a
+DATA actGELUValueTable<>+1176(SB)/8, $0x405803a22e3cd11a
+GLOBL actGELUValueTable<>(SB), RODATA|NOPTR, $1184
 
 TEXT ·actGELUValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUValueTable<>(SB), R24
@@ -19517,13 +19759,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -19575,64 +19814,93 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
 	BGE load6
 	ADD R19<<5, R23, R15
 	FLDPQ 224(R15), (F26, F27)
+	AND8(13, 12, 12)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
+	EOR8(2, 2, 2)
+	CMGT8(2, 13, 2)
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 3)
+	AND8(3, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBNZ R15, formula16
+	FLDPQ 672(R24), (F28, F29)
+	UMIN8(14, 12, 12)
+	B done17
+formula16:
 	FCMGTZERO8(12, 13)
 	AND8(12, 13, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 608(R24), (F28, F29)
+	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
 	FMUL4D(2, 2, 6)
 	FMUL4D(3, 3, 7)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -19644,22 +19912,10 @@ vector7:
 	FSUB4D(7, 9, 9)
 	ADD4D(10, 4, 6)
 	ADD4D(11, 5, 7)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 2, 10)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 3, 11)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 832(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 10, 10)
 	FLDPQ 896(R24), (F28, F29)
@@ -19670,26 +19926,26 @@ vector7:
 	FADD4D(14, 10, 10)
 	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 960(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 2, 4)
-	FLDPQ 960(R24), (F28, F29)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 3, 5)
 	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
-	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 4, 4)
-	FLDPQ 992(R24), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 4, 4)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 4, 4)
@@ -19702,6 +19958,22 @@ vector7:
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 4, 4)
 	ADD $1088, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 4, 4)
+	ADD $1120, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 4, 4)
+	ADD $1152, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 10, 10)
@@ -19716,11 +19988,12 @@ vector7:
 	FSUB4D(10, 6, 6)
 	FSUB4D(11, 7, 7)
 	NARROW(6, 7, 12)
+done17:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -19852,79 +20125,83 @@ DATA actGELUSlopeTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actGELUSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actGELUSlopeTable<>+640(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+648(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+656(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+664(SB)/8, $0x4170000041700000
-DATA actGELUSlopeTable<>+672(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+680(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+688(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+696(SB)/8, $0xbfe71547652b82fe
-DATA actGELUSlopeTable<>+704(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+712(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+720(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+728(SB)/8, $0x4338000000000000
-DATA actGELUSlopeTable<>+736(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+744(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+752(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+760(SB)/8, $0x403154b481dda9bb
-DATA actGELUSlopeTable<>+768(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+776(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+784(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+792(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUSlopeTable<>+800(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+808(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+816(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+824(SB)/8, $0x405f42bc28bd824e
-DATA actGELUSlopeTable<>+832(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+840(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+848(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+856(SB)/8, $0x3fd98857268d71f6
-DATA actGELUSlopeTable<>+864(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+872(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+880(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+888(SB)/8, $0x400f6a514edd5507
-DATA actGELUSlopeTable<>+896(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+904(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+912(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+920(SB)/8, $0x4031abe6d5b3cb3b
-DATA actGELUSlopeTable<>+928(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+936(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+944(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+952(SB)/8, $0x4045191bb9f9f929
-DATA actGELUSlopeTable<>+960(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+968(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+976(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+984(SB)/8, $0x404803a230c6b03a
-DATA actGELUSlopeTable<>+992(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+1000(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+1008(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+1016(SB)/8, $0x4023b013749335d1
-DATA actGELUSlopeTable<>+1024(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+1032(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+1040(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+1048(SB)/8, $0x4046a4195585f62b
-DATA actGELUSlopeTable<>+1056(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1064(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1072(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1080(SB)/8, $0x405cf3456aa0e171
-DATA actGELUSlopeTable<>+1088(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1096(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1104(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1112(SB)/8, $0x4064211b40f0ce36
-DATA actGELUSlopeTable<>+1120(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1128(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1136(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1144(SB)/8, $0x405803a22e3cd11a
-DATA actGELUSlopeTable<>+1152(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1160(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1168(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1176(SB)/8, $0x3fd9884533d43651
-DATA actGELUSlopeTable<>+1184(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1192(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1200(SB)/8, $0x8000000080000000
-DATA actGELUSlopeTable<>+1208(SB)/8, $0x8000000080000000
-GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1216
+DATA actGELUSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+664(SB)/8, $0x7f8000017f800001
+DATA actGELUSlopeTable<>+672(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+680(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+688(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+696(SB)/8, $0x4170000041700000
+DATA actGELUSlopeTable<>+704(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+712(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+720(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+728(SB)/8, $0xbfe71547652b82fe
+DATA actGELUSlopeTable<>+736(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+744(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+752(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+760(SB)/8, $0x4338000000000000
+DATA actGELUSlopeTable<>+768(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+776(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+784(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+792(SB)/8, $0x403154b481dda9bb
+DATA actGELUSlopeTable<>+800(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+808(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+816(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+824(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUSlopeTable<>+832(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+840(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+848(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+856(SB)/8, $0x405f42bc28bd824e
+DATA actGELUSlopeTable<>+864(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+872(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+880(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+888(SB)/8, $0x3fd98857268d71f6
+DATA actGELUSlopeTable<>+896(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+904(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+912(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+920(SB)/8, $0x400f6a514edd5507
+DATA actGELUSlopeTable<>+928(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+936(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+944(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+952(SB)/8, $0x4031abe6d5b3cb3b
+DATA actGELUSlopeTable<>+960(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+968(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+976(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+984(SB)/8, $0x4045191bb9f9f929
+DATA actGELUSlopeTable<>+992(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+1000(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+1008(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+1016(SB)/8, $0x404803a230c6b03a
+DATA actGELUSlopeTable<>+1024(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1032(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1040(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1048(SB)/8, $0x4023b013749335d1
+DATA actGELUSlopeTable<>+1056(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1064(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1072(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1080(SB)/8, $0x4046a4195585f62b
+DATA actGELUSlopeTable<>+1088(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1096(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1104(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1112(SB)/8, $0x405cf3456aa0e171
+DATA actGELUSlopeTable<>+1120(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1128(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1136(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1144(SB)/8, $0x4064211b40f0ce36
+DATA actGELUSlopeTable<>+1152(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1160(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1168(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1176(SB)/8, $0x405803a22e3cd11a
+DATA actGELUSlopeTable<>+1184(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1192(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1200(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1208(SB)/8, $0x3fd9884533d43651
+DATA actGELUSlopeTable<>+1216(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1224(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1232(SB)/8, $0x8000000080000000
+DATA actGELUSlopeTable<>+1240(SB)/8, $0x8000000080000000
+GLOBL actGELUSlopeTable<>(SB), RODATA|NOPTR, $1248
 
 TEXT ·actGELUSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUSlopeTable<>(SB), R24
@@ -20107,13 +20384,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -20165,63 +20439,93 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
 	BGE load6
 	ADD R19<<5, R23, R15
 	FLDPQ 224(R15), (F26, F27)
+	AND8(13, 12, 12)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
+	EOR8(2, 2, 2)
+	CMGT8(2, 13, 2)
+	FLDPQ 672(R24), (F28, F29)
+	CMGT8(13, 14, 3)
+	AND8(3, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBNZ R15, formula16
+	FCMGTZERO8(12, 13)
+	FLDPQ 512(R24), (F28, F29)
+	AND8(14, 13, 12)
+	B done17
+formula16:
 	FCMGTZERO8(12, 13)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 12, 12)
-	FLDPQ 640(R24), (F28, F29)
+	FLDPQ 672(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
 	FMUL4D(2, 2, 6)
 	FMUL4D(3, 3, 7)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 704(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -20233,16 +20537,10 @@ vector7:
 	FSUB4D(7, 9, 9)
 	ADD4D(10, 4, 6)
 	ADD4D(11, 5, 7)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 2, 10)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 3, 11)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 10, 10)
-	FLDPQ 864(R24), (F28, F29)
-	FADD4D(14, 11, 11)
-	FMUL4D(2, 10, 10)
-	FMUL4D(3, 11, 11)
 	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 10, 10)
 	FLDPQ 896(R24), (F28, F29)
@@ -20259,20 +20557,20 @@ vector7:
 	FADD4D(14, 10, 10)
 	FLDPQ 960(R24), (F28, F29)
 	FADD4D(14, 11, 11)
+	FMUL4D(2, 10, 10)
+	FMUL4D(3, 11, 11)
 	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 10, 10)
+	FLDPQ 992(R24), (F28, F29)
+	FADD4D(14, 11, 11)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 2, 4)
-	FLDPQ 992(R24), (F28, F29)
+	ADD $1024, R24, R15
+	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 3, 5)
 	FMUL4D(2, 4, 4)
 	FMUL4D(3, 5, 5)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 4, 4)
-	ADD $1024, R24, R15
-	FLDPQ (R15), (F28, F29)
-	FADD4D(14, 5, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(3, 5, 5)
 	ADD $1056, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 4, 4)
@@ -20295,10 +20593,18 @@ vector7:
 	ADD $1120, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FADD4D(14, 5, 5)
+	FMUL4D(2, 4, 4)
+	FMUL4D(3, 5, 5)
 	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 4, 4)
+	ADD $1152, R24, R15
+	FLDPQ (R15), (F28, F29)
+	FADD4D(14, 5, 5)
+	ADD $1184, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FMUL4D(14, 2, 2)
-	ADD $1152, R24, R15
+	ADD $1184, R24, R15
 	FLDPQ (R15), (F28, F29)
 	FMUL4D(14, 3, 3)
 	FMUL4D(4, 2, 2)
@@ -20312,18 +20618,19 @@ vector7:
 	FDIV4D(8, 10, 10)
 	FDIV4D(9, 11, 11)
 	NARROW(10, 11, 12)
-	ADD $1184, R24, R15
+	ADD $1216, R24, R15
 	FLDPQ (R15), (F28, F29)
 	AND8(14, 13, 6)
 	EOR8(6, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
 	AND8(14, 13, 13)
 	FADD8(12, 13, 12)
+done17:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -20451,39 +20758,47 @@ DATA actGELUTanhValueTable<>+576(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+584(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+592(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhValueTable<>+600(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhValueTable<>+608(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+616(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+624(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhValueTable<>+632(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+608(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+616(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+624(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhValueTable<>+632(SB)/8, $0x7f8000017f800001
 DATA actGELUTanhValueTable<>+640(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+648(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+656(SB)/8, $0x4140000041400000
 DATA actGELUTanhValueTable<>+664(SB)/8, $0x4140000041400000
-DATA actGELUTanhValueTable<>+672(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+680(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+688(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+696(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhValueTable<>+704(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+712(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+720(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+728(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhValueTable<>+736(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+744(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+752(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+760(SB)/8, $0x4338000000000000
-DATA actGELUTanhValueTable<>+768(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+776(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+784(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+792(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhValueTable<>+800(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+808(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+816(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+824(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhValueTable<>+832(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+840(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+848(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhValueTable<>+856(SB)/8, $0x405f42bc28bd824e
-GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $864
+DATA actGELUTanhValueTable<>+672(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+680(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+688(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+696(SB)/8, $0x8000000080000000
+DATA actGELUTanhValueTable<>+704(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+712(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+720(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+728(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhValueTable<>+736(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+744(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+752(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+760(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhValueTable<>+768(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+776(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+784(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+792(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhValueTable<>+800(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+808(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+816(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+824(SB)/8, $0x4338000000000000
+DATA actGELUTanhValueTable<>+832(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+840(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+848(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+856(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhValueTable<>+864(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+872(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+880(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+888(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhValueTable<>+896(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+904(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+912(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhValueTable<>+920(SB)/8, $0x405f42bc28bd824e
+GLOBL actGELUTanhValueTable<>(SB), RODATA|NOPTR, $928
 
 TEXT ·actGELUTanhValue<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhValueTable<>(SB), R24
@@ -20662,13 +20977,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 512(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -20720,68 +21032,97 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 512(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 576(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 608(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
 	BGE load6
 	ADD R19<<5, R23, R15
 	FLDPQ 224(R15), (F26, F27)
+	AND8(13, 12, 12)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
-	FLDPQ 608(R24), (F28, F29)
+	EOR8(2, 2, 2)
+	CMGT8(2, 13, 2)
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 3)
+	AND8(3, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBNZ R15, formula16
+	FLDPQ 672(R24), (F28, F29)
+	UMIN8(14, 12, 12)
+	B done17
+formula16:
+	FLDPQ 704(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 640(R24), (F28, F29)
 	FMIN8(12, 14, 13)
 	WIDEN(13, 2, 3)
 	FMUL4D(2, 2, 8)
 	FMUL4D(3, 3, 9)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL4D(14, 8, 6)
-	FLDPQ 672(R24), (F28, F29)
+	FLDPQ 736(R24), (F28, F29)
 	FMUL4D(14, 9, 7)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FADD4D(14, 7, 7)
 	FMUL4D(2, 6, 6)
 	FMUL4D(3, 7, 7)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -20801,11 +21142,12 @@ vector7:
 	FDIV4D(8, 6, 6)
 	FDIV4D(9, 7, 7)
 	NARROW(6, 7, 12)
+done17:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -20937,47 +21279,55 @@ DATA actGELUTanhSlopeTable<>+608(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+616(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+624(SB)/8, $0x7f8000007f800000
 DATA actGELUTanhSlopeTable<>+632(SB)/8, $0x7f8000007f800000
-DATA actGELUTanhSlopeTable<>+640(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+648(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+656(SB)/8, $0xc1400000c1400000
-DATA actGELUTanhSlopeTable<>+664(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+640(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+648(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+656(SB)/8, $0x7f8000017f800001
+DATA actGELUTanhSlopeTable<>+664(SB)/8, $0x7f8000017f800001
 DATA actGELUTanhSlopeTable<>+672(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+680(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+688(SB)/8, $0x4140000041400000
 DATA actGELUTanhSlopeTable<>+696(SB)/8, $0x4140000041400000
-DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x3fba5a7cf7572a98
-DATA actGELUTanhSlopeTable<>+736(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+744(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+752(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+760(SB)/8, $0x40026aec21bce759
-DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x4338000000000000
-DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x403154b481dda9bb
-DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x40768cc0c7dd1818
-DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x405f42bc28bd824e
-DATA actGELUTanhSlopeTable<>+896(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x3fcb6676bf7450f0
-DATA actGELUTanhSlopeTable<>+928(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+936(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+944(SB)/8, $0x3ff9884533d43651
-DATA actGELUTanhSlopeTable<>+952(SB)/8, $0x3ff9884533d43651
-GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $960
+DATA actGELUTanhSlopeTable<>+704(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+712(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+720(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+728(SB)/8, $0x8000000080000000
+DATA actGELUTanhSlopeTable<>+736(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+744(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+752(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+760(SB)/8, $0xc1400000c1400000
+DATA actGELUTanhSlopeTable<>+768(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+776(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+784(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+792(SB)/8, $0x3fba5a7cf7572a98
+DATA actGELUTanhSlopeTable<>+800(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+808(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+816(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+824(SB)/8, $0x40026aec21bce759
+DATA actGELUTanhSlopeTable<>+832(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+840(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+848(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+856(SB)/8, $0x4338000000000000
+DATA actGELUTanhSlopeTable<>+864(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+872(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+880(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+888(SB)/8, $0x403154b481dda9bb
+DATA actGELUTanhSlopeTable<>+896(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+904(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+912(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+920(SB)/8, $0x40768cc0c7dd1818
+DATA actGELUTanhSlopeTable<>+928(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+936(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+944(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+952(SB)/8, $0x405f42bc28bd824e
+DATA actGELUTanhSlopeTable<>+960(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+968(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+976(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+984(SB)/8, $0x3fcb6676bf7450f0
+DATA actGELUTanhSlopeTable<>+992(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+1000(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+1008(SB)/8, $0x3ff9884533d43651
+DATA actGELUTanhSlopeTable<>+1016(SB)/8, $0x3ff9884533d43651
+GLOBL actGELUTanhSlopeTable<>(SB), RODATA|NOPTR, $1024
 
 TEXT ·actGELUTanhSlope<>(SB), NOSPLIT|NOFRAME, $0-0
 	MOVD $actGELUTanhSlopeTable<>(SB), R24
@@ -21160,13 +21510,10 @@ near1:
 	FLDPQ 384(R23), (F30, F31)
 	RET
 some2:
-	SMIN8(3, 2, 12)
-	SMIN8(5, 4, 13)
-	SMIN8(13, 12, 12)
 	FLDPQ 544(R24), (F28, F29)
-	CMGT8(12, 14, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
+	CMGT8(9, 14, 10)
+	MAXOFALL(10)
+	VMOV V20.S[0], R15
 	CBZ R15, all4
 mixed8:
 	FLDPQ 32(R24), (F28, F29)
@@ -21218,68 +21565,99 @@ mixed8:
 	MOVD $1, R19
 	B vector7
 all4:
+	SMIN8(3, 2, 13)
+	SMIN8(5, 4, 12)
+	SMIN8(12, 13, 13)
+	FLDPQ 544(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
 	MOVD $3, R20
 	FLDPQ 608(R24), (F28, F29)
 	CMGT8(14, 9, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, begin11
-	B mixed8
+	FLDPQ 640(R24), (F28, F29)
+	CMGT8(13, 14, 12)
+	MAXOFALL(12)
+	VMOV V24.S[0], R15
+	CBNZ R15, mixed8
+	FLDPQ 384(R23), (F30, F31)
+	RET
 apart9:
 	MOVD $1, R20
 begin11:
-loop13:
+loop14:
 	ADD R19<<5, R23, R15
 	FLDPQ -32(R15), (F24, F25)
 	CMP $3, R20
 	BGE load6
 	ADD R19<<5, R23, R15
 	FLDPQ 224(R15), (F26, F27)
+	AND8(13, 12, 12)
 	MAXOFALL(13)
 	VMOV V26.S[0], R15
-	CBZ R15, next14
+	CBZ R15, next15
 load6:
+	FLDPQ (R24), (F28, F29)
+	AND8(14, 12, 13)
 vector7:
-	FLDPQ 640(R24), (F28, F29)
+	EOR8(2, 2, 2)
+	CMGT8(2, 13, 2)
+	FLDPQ 672(R24), (F28, F29)
+	CMGT8(13, 14, 3)
+	AND8(3, 2, 2)
+	MAXOFALL(2)
+	VMOV V4.S[0], R15
+	CBNZ R15, formula16
+	FLDPQ 512(R24), (F28, F29)
+	SMIN8(14, 12, 12)
+	FLDPQ 704(R24), (F28, F29)
+	UMIN8(14, 12, 12)
+	B done17
+formula16:
+	FLDPQ 736(R24), (F28, F29)
 	FMAX8(12, 14, 12)
 	FLDPQ 672(R24), (F28, F29)
 	FMIN8(12, 14, 12)
 	WIDEN(12, 2, 3)
 	FMUL4D(2, 2, 8)
 	FMUL4D(3, 3, 9)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 8, 6)
-	FLDPQ 704(R24), (F28, F29)
+	FLDPQ 768(R24), (F28, F29)
 	FMUL4D(14, 9, 7)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 6, 6)
-	FLDPQ 736(R24), (F28, F29)
+	FLDPQ 800(R24), (F28, F29)
 	FADD4D(14, 7, 7)
 	FMUL4D(2, 6, 6)
 	FMUL4D(3, 7, 7)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 6, 10)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FADD4D(14, 7, 11)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FSUB4D(14, 10, 4)
-	FLDPQ 768(R24), (F28, F29)
+	FLDPQ 832(R24), (F28, F29)
 	FSUB4D(14, 11, 5)
 	FSUB4D(4, 6, 6)
 	FSUB4D(5, 7, 7)
 	FMUL4D(6, 6, 4)
 	FMUL4D(7, 7, 5)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 4, 8)
-	FLDPQ 800(R24), (F28, F29)
+	FLDPQ 864(R24), (F28, F29)
 	FMUL4D(14, 5, 9)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 8, 8)
-	FLDPQ 832(R24), (F28, F29)
+	FLDPQ 896(R24), (F28, F29)
 	FADD4D(14, 9, 9)
-	FLDPQ 864(R24), (F28, F29)
+	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 864(R24), (F28, F29)
+	FLDPQ 928(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(6, 4, 6)
 	FMUL4D(7, 5, 7)
@@ -21293,13 +21671,13 @@ vector7:
 	ADD4D(11, 5, 7)
 	FMUL4D(2, 2, 4)
 	FMUL4D(3, 3, 5)
-	FLDPQ 896(R24), (F28, F29)
+	FLDPQ 960(R24), (F28, F29)
 	FMUL4D(14, 4, 4)
-	FLDPQ 896(R24), (F28, F29)
+	FLDPQ 960(R24), (F28, F29)
 	FMUL4D(14, 5, 5)
-	FLDPQ 928(R24), (F28, F29)
+	FLDPQ 992(R24), (F28, F29)
 	FADD4D(14, 4, 4)
-	FLDPQ 928(R24), (F28, F29)
+	FLDPQ 992(R24), (F28, F29)
 	FADD4D(14, 5, 5)
 	FMUL4D(2, 4, 2)
 	FMUL4D(3, 5, 3)
@@ -21316,11 +21694,12 @@ vector7:
 	FDIV4D(4, 2, 2)
 	FDIV4D(5, 3, 3)
 	NARROW(2, 3, 12)
+done17:
 	ADD R19<<5, R23, R15
 	FSTPQ (F24, F25), 96(R15)
-next14:
+next15:
 	SUBS $1, R19
-	BGT loop13
+	BGT loop14
 	CMP $3, R20
 	BGE whole5
 	CMP $2, R20
@@ -21394,7 +21773,7 @@ DATA simdActivationTable<>+136(SB)/8, $·actSiLUSlope<>(SB)
 DATA simdActivationTable<>+144(SB)/8, $·actELUValue<>(SB)
 DATA simdActivationTable<>+152(SB)/8, $·actELUSlope<>(SB)
 DATA simdActivationTable<>+160(SB)/8, $·actSoftplusValue<>(SB)
-DATA simdActivationTable<>+168(SB)/8, $·actSoftplusSlope<>(SB)
+DATA simdActivationTable<>+168(SB)/8, $·actSigmoidValue<>(SB)
 DATA simdActivationTable<>+176(SB)/8, $·actMishValue<>(SB)
 DATA simdActivationTable<>+184(SB)/8, $·actMishSlope<>(SB)
 DATA simdActivationTable<>+192(SB)/8, $·actGELUValue<>(SB)

@@ -1,6 +1,9 @@
 package main
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // amd64 lowers to AVX2: a vec is a YMM register. Y15 is the mask of the tail.
 type amd64 struct{ *printer }
@@ -310,6 +313,40 @@ func (l amd64) ifAny(v vec, label string) {
 func (l amd64) ifNone(v vec, label string) {
 	l.printf("VTESTPS Y%d, Y%d", v, v)
 	l.printf("JEQ %s", label)
+}
+
+// ifSome compares with all ones, so that the carry flag says whether all lanes are.
+func (l amd64) ifSome(v vec, label string) {
+	l.printf("VTESTPS %s<>+%d(SB), Y%d", l.tableName(), l.entry64(math.MaxUint64), v)
+	l.printf("JNE %s", label)
+}
+
+func (l amd64) ifAll(_ func() vec, label string) { l.printf("JCS %s", label) }
+
+// eachPair begins with the last vectors.
+func (l amd64) eachPair(body func()) {
+	l.printf("MOVQ AX, %d(R14)", amd64Saved)
+	l.printf("MOVQ %d(R14), AX", amd64Bytes)
+	l.printf("SUBQ $%d, AX", vecBytes)
+	l.printf("ANDQ $%d, AX", 2*vecBytes)
+	loop := l.newLabel("loop")
+	l.label(loop)
+	body()
+	l.printf("SUBQ $%d, AX", 2*vecBytes)
+	l.printf("JGE %s", loop)
+	l.printf("MOVQ %d(R14), AX", amd64Saved)
+}
+
+func (l amd64) argumentOfPair(dst vec, j int) {
+	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", j*vecBytes, dst)
+}
+
+func (l amd64) farOfPair(dst vec, j int) {
+	l.printf("VMOVUPS %d(R14)(AX*1), Y%d", amd64FarResults+j*vecBytes, dst)
+}
+
+func (l amd64) saveFarOfPair(src vec, j int) {
+	l.printf("VMOVUPS Y%d, %d(R14)(AX*1)", src, amd64FarResults+j*vecBytes)
 }
 
 // eachFar begins with the last vector.

@@ -468,6 +468,30 @@ func (l arm64) ifNone(v vec, label string) {
 	l.printf("CBZ %s, %s", arm64Param, label)
 }
 
+func (l arm64) ifSome(v vec, label string) { l.ifAny(v, label) }
+
+func (l arm64) ifAll(others func() vec, label string) { l.ifNone(others(), label) }
+
+// eachPair begins with the last vectors.
+func (l arm64) eachPair(body func()) {
+	l.printf("SUB $1, %s", arm64Left)
+	l.printf("ORR $1, %s", arm64Left)
+	loop := l.newLabel("loop")
+	l.label(loop)
+	body()
+	l.printf("SUBS $2, %s", arm64Left)
+	l.printf("BGT %s", loop)
+}
+
+func (l arm64) argumentOfPair(dst vec, j int) { l.loadEach(dst, j*vecBytes) }
+
+func (l arm64) farOfPair(dst vec, j int) { l.loadEach(dst, arm64FarResults+j*vecBytes) }
+
+func (l arm64) saveFarOfPair(src vec, j int) {
+	l.printf("ADD %s<<%d, %s, %s", arm64Left, vecShift, arm64Area, arm64Param)
+	l.storeTo(src, arm64FarResults+(j-1)*vecBytes, arm64Param)
+}
+
 // eachFar begins with the last vector.
 func (l arm64) eachFar(z vec, body func(next string)) {
 	loop, next := l.newLabel("loop"), l.newLabel("next")

@@ -80,7 +80,6 @@ const (
 	someFar            // the vectors are taken one after the other
 	mergedFar          // some; the vectors are merged
 	allFar
-	allNormal // all, and no result is subnormal
 )
 
 // cond is a condition on the result of the last subtraction.
@@ -179,6 +178,10 @@ type lowering interface {
 	argument(dst vec, j int) // dst = the j-th argument of 4, as saved
 	ifAny(v vec, label string)
 	ifNone(v vec, label string) // if no lane of v is all ones
+	// ifSome is ifAny. At its label, ifAll goes to another one if all lanes of v are all ones.
+	// others returns a mask of the lanes that are not, for a lowering that needs it.
+	ifSome(v vec, label string)
+	ifAll(others func() vec, label string)
 	// saveFarMask saves the mask of the far lanes of the j-th argument, and saveFar the j-th
 	// result. eachFar loads the arguments of a call into z, one after the other, and saves the
 	// result that body leaves there, if it doesn't go to next. loadFarMask loads the mask of
@@ -190,6 +193,13 @@ type lowering interface {
 	loadFarMask(dst vec)
 	loadFar(dst vec)
 	alone(enter string)
+	// eachPair runs body for two vectors of a call, and for the next two. The others have the
+	// j-th of two: argumentOfPair loads the argument, farOfPair what is saved in place of its
+	// result, saveFarOfPair saves the result.
+	eachPair(body func())
+	argumentOfPair(dst vec, j int)
+	farOfPair(dst vec, j int)
+	saveFarOfPair(src vec, j int)
 	setFar(k farLanes)
 	ifFar(c cond, k farLanes, label string) // if it is less than k, or not
 	// ifMerged goes to apart if a lane of twice is set, and to none if no sum is below 0.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"strings"
 
 	"github.com/fusedbn/batchnorm/internal/coef"
 )
@@ -22,11 +23,15 @@ type function struct {
 type computation struct {
 	quick func(f *fn)
 	near  *near
-	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t
-	// and leaves x and s; its results are not subnormal for |z| up to normal, which is 0 for a
-	// formula in float64.
+	// far replaces z. It is nil if there are no far arguments. In float32 it takes |z| in t,
+	// reads z after a call of lateZ, and uses p, q[0] and r besides these; its results are not
+	// subnormal for |z| up to normal, which is 0 for a formula in float64.
 	far    func(f *fn)
 	normal float32
+	// limit replaces z by far's result for |z| of end and more. It is used for a vector whose
+	// far arguments are all of these, if end is above 0.
+	limit func(f *fn)
+	end   float32
 }
 
 // called has the functions in the order of actKind, after the inline activations.
@@ -45,10 +50,10 @@ var called = []function{
 	{"Softplus", computation{near: likeSigmoid(&coef.Softplus, softplus), far: softplusFar, normal: normal}, sigmoid},
 	{"Mish", computation{near: likeMish(&coef.Mish, timesZ), far: mishFar},
 		computation{near: likeMish(&coef.MishSlope, asItIs), far: mishSlopeFar}},
-	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar},
-		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar}},
-	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar},
-		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar}},
+	{"GELU", computation{near: likeGELU(&coef.GELU, gated), far: geluFar, limit: openGate, end: geluEnd},
+		computation{near: likeGELU(&coef.GELUSlope, mirrored), far: geluSlopeFar, limit: unitStep, end: geluEnd}},
+	{"GELUTanh", computation{near: likeGELU(&coef.GELUTanh, gated), far: geluTanhFar, limit: openGate, end: geluTanhEnd},
+		computation{near: likeGELU(&coef.GELUTanhSlope, mirrored), far: geluTanhSlopeFar, limit: signedStep, end: geluTanhEnd}},
 }
 
 var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmoidFar, normal: normal}
@@ -56,11 +61,17 @@ var sigmoid = computation{near: likeSigmoid(&coef.Sigmoid, mirrored), far: sigmo
 // functions returns the text of all functions, and their symbols by [functionID].
 func functions(on target) (text string, symbols []string) {
 	symbols = make([]string, functionID(len(inline)+len(called), 0))
+	same := map[string]string{} // the symbol of a function, by its code
 	for i, c := range called {
 		for d, by := range []computation{c.value, c.derivative} {
 			name := "act" + c.name + [...]string{"Value", "Slope"}[d]
-			text += by.text(on, name)
-			symbols[functionID(len(inline)+i, d)] = local(name)
+			function := by.text(on, name)
+			code := strings.ReplaceAll(function, name, "")
+			if same[code] == "" {
+				same[code] = local(name)
+				text += function
+			}
+			symbols[functionID(len(inline)+i, d)] = same[code]
 		}
 	}
 	return "\n" + text, symbols
@@ -98,13 +109,17 @@ type fn struct {
 	// all of its vectors.
 	mask vec
 	held map[any]vec
+
+	// All arguments are up to normal, and z is in the register of r[1], where lateZ loads it.
+	pairs bool
+	lateZ func()
 }
 
 const constVec vec = numVecs - 1 // holds a constant until the next one
 
 func newFn(on target, name string) *fn {
 	v := func(i vec) pair { return pair{i, i + 1} }
-	return &fn{asm: newAsm(on, name, ""), x: v(2), s: v(4), p: v(6), q: v(8), r: v(10), z: 12, t: 13}
+	return &fn{asm: newAsm(on, name, ""), x: v(2), s: v(4), p: v(6), q: v(8), r: v(10), z: 12, t: 13, lateZ: func() {}}
 }
 
 func (f *fn) entry32(c float32) int {
@@ -318,10 +333,12 @@ func hardSwishSlope(f *fn) {
 // ---- far
 
 // decay takes t in f.t, and leaves t in f.t, at most tailEnd, big in p[0] and small in p[1].
-// It overwrites q and r.
+// It overwrites q[0] and r.
 func decay(f *fn, precise bool) {
-	big, v, s, row, n, i := f.p[0], f.p[1], f.q[0], f.q[1], f.r[0], f.r[1]
-	f.opC(opMinInt, f.t, f.t, tailEnd)
+	big, v, s, n, i := f.p[0], f.p[1], f.q[0], f.r[0], f.r[1]
+	if !f.pairs {
+		f.opC(opMinInt, f.t, f.t, tailEnd)
+	}
 	f.opC(opMul, i, f.t, coef.DecayScale)
 	f.opC(opAdd, i, i, coef.Nearest)
 	f.opC(opSub, n, i, coef.Nearest)
@@ -330,11 +347,11 @@ func decay(f *fn, precise bool) {
 	f.opC(opMul, s, n, coef.DecayHi)
 	f.add(s, f.t, s)
 	f.opC(opMul, n, n, coef.DecayLo)
-	f.fromRow(row, i, coef.Decay.Log)
-	f.add(n, n, row)
+	f.fromRow(v, i, coef.Decay.Log)
+	f.add(n, n, v)
 	f.add(s, s, n)
-	f.fromRow(row, i, coef.Decay.Big)
-	f.op(opAddInt, big, row, big)
+	f.fromRow(n, i, coef.Decay.Big)
+	f.op(opAddInt, big, n, big)
 	if precise {
 		f.opC(opMul, v, s, coef.DecayD4)
 		f.opC(opAdd, v, v, coef.DecayD3)
@@ -360,15 +377,15 @@ func (f *fn) fromRow(dst, index vec, list [8]float32) {
 // restored replaces v, or makes it negative as well. It overwrites t. Where no result is
 // subnormal, a product does the same.
 func restored(f *fn, v, t vec, shift uint32, negative bool) {
-	least, factor := (shift+1)<<23, float32(math.Ldexp(1, -int(shift)))
-	if negative {
-		factor = -factor
+	if f.pairs {
+		factor := float32(math.Ldexp(1, -int(shift)))
+		if negative {
+			factor = -factor
+		}
+		f.opC(opMul, v, v, factor)
+		return
 	}
-	subnormal, done := f.newLabel("subnormal"), f.newLabel("restored")
-	f.ifFar(ifLess, allNormal, subnormal)
-	f.opC(opMul, v, v, factor)
-	f.jump(done)
-	f.label(subnormal)
+	least := (shift + 1) << 23
 	f.opC(opAdd, t, v, math.Float32frombits(least))
 	f.opC(opAddInt, t, t, math.Float32frombits(-least))
 	f.opC(opAddInt, v, v, math.Float32frombits(-(shift << 23)))
@@ -376,7 +393,6 @@ func restored(f *fn, v, t vec, shift uint32, negative bool) {
 	if negative {
 		f.opC(opXor, v, v, signs)
 	}
-	f.label(done)
 }
 
 // correction takes big and small and adds e*v to small. It leaves u and u+ratio, whose
@@ -419,6 +435,7 @@ func sigmoidFar(f *fn) {
 	f.add(f.t, f.p[0], f.p[1])
 	restored(f, f.t, f.q[0], coef.DecayShift, false)
 	// Where z is negative, it is the least of the three as an integer.
+	f.lateZ()
 	f.sub(f.q[0], f.constC(1), f.t)
 	f.op(opMinInt, f.z, f.z, f.q[0])
 	f.op(opMaxInt, f.z, f.z, f.t)
@@ -449,14 +466,15 @@ func siluFar(f *fn) {
 	logistic(f, false)
 	f.mul(f.r[0], f.p[1], f.t)
 	timesBig(f, f.t, unused, f.r[0])
-	restored(f, f.q[0], f.q[1], coef.DecayShift, false)
+	restored(f, f.q[0], f.r[1], coef.DecayShift, false)
+	f.lateZ()
 	f.opC(opMinUnsigned, f.z, f.z, signs) // -0 in place of negative numbers
 	f.sub(f.z, f.z, f.q[0])
 }
 
 func siluSlopeFar(f *fn) {
 	logistic(f, false)
-	k, h, rest, v := f.q[1], f.r[0], f.r[1], f.q[0]
+	k, h, rest, v := f.t, f.r[0], f.r[1], f.q[0]
 	f.mul(h, f.r[0], f.r[1])
 	f.mul(h, f.t, h)
 	f.opC(opSub, k, f.t, 1)
@@ -465,6 +483,7 @@ func siluSlopeFar(f *fn) {
 	timesBig(f, k, h, rest)
 	restored(f, v, f.t, coef.DecayShift, true)
 	// Where z is negative, v is less than z, as integers with and without a sign.
+	f.lateZ()
 	f.sub(f.t, f.constC(1), v)
 	f.op(opMinUnsigned, f.z, f.z, v)
 	f.op(opMinInt, f.z, f.z, f.t)
@@ -503,6 +522,7 @@ func softplusFar(f *fn) {
 	correction(f, coef.SoftplusScale, coef.SoftplusRatio)
 	f.add(f.p[0], f.p[0], f.p[1])
 	restored(f, f.p[0], f.p[1], coef.DecayShift, false)
+	f.lateZ()
 	softplus(f, f.t, f.p[0], f.z)
 	f.move(f.z, f.t)
 }
@@ -595,6 +615,19 @@ func geluSlopeFar(f *fn) {
 	f.op(opXor, f.z, f.z, f.p[0])
 	f.opC(opAnd, f.t, f.t, 1)
 	f.add(f.z, f.t, f.z)
+}
+
+// openGate is z where it is positive and -0 elsewhere, unitStep 1 and 0, and signedStep 1 and -0.
+func openGate(f *fn) { f.opC(opMinUnsigned, f.z, f.z, signs) }
+
+func unitStep(f *fn) {
+	f.positive(f.t, f.z)
+	f.opC(opAnd, f.z, f.t, 1)
+}
+
+func signedStep(f *fn) {
+	f.opC(opMinInt, f.z, f.z, 1)
+	openGate(f)
 }
 
 // tanhArgument takes x in x and leaves y in p and x*x in q.

@@ -101,8 +101,9 @@ func (n *near) distance(f *fn, x, u []vec) []vec {
 // emit prints the function. If a call has arguments that are far from 0, they are computed
 // first. The far lanes of the four vectors are merged into one vector, unless two of them
 // are in the same place: then the vectors are taken one after the other. The results replace
-// those of the polynomials. If all arguments are far, there are no polynomials. NaN is not
-// far: the polynomials make NaN of it.
+// those of the polynomials. If all arguments are far, there are no polynomials, and vectors
+// are taken in pairs if no result is subnormal. NaN is not far: the polynomials make NaN of
+// it. If all are NaN, so are the results.
 func (c computation) emit(f *fn) {
 	n := c.near
 	var x, u, v [4]vec
@@ -127,7 +128,7 @@ func (c computation) emit(f *fn) {
 	f.op(opMaxInt, largest, d[2], d[3])
 	f.op(opMaxInt, largest, v[0], largest)
 	f.opC(opGTInt, v[0], largest, n.far) // or NaN
-	f.ifAny(v[0], some)
+	f.ifSome(v[0], some)
 	f.setFar(noneFar)
 	f.label(inside)
 	n.polynomials(f, x[:], u[:], v[:])
@@ -136,13 +137,13 @@ func (c computation) emit(f *fn) {
 
 	all, whole, load, vector := f.newLabel("all"), f.newLabel("whole"), f.newLabel("load"), f.newLabel("vector")
 	mixed, apart, merged := f.newLabel("mixed"), f.newLabel("apart"), f.newLabel("merged")
-	begin, notANumber := f.newLabel("begin"), f.newLabel("nan")
+	begin, notANumber, pairs := f.newLabel("begin"), f.newLabel("nan"), f.newLabel("pairs")
 	f.label(some)
-	f.op(opMinInt, v[2], d[0], d[1])
-	f.op(opMinInt, v[3], d[2], d[3])
-	f.op(opMinInt, v[2], v[2], v[3])
-	f.op(opGTInt, v[2], f.constC(math.Nextafter32(n.far, 2*n.far)), v[2])
-	f.ifNone(v[2], all)
+	next := func(c float32) float32 { return math.Float32frombits(math.Float32bits(c) + 1) }
+	f.ifAll(func() vec {
+		f.op(opGTInt, v[0], f.constC(next(n.far)), largest)
+		return v[0]
+	}, all)
 	f.label(mixed)
 	f.all(opGT, v[:], d, n.far)
 	for j := range v {
@@ -152,34 +153,64 @@ func (c computation) emit(f *fn) {
 	f.setFar(mergedFar)
 	f.opC(opAnd, f.t, f.z, magnitudes)
 	f.alone(vector)
-	f.label(all) // or NaN
+	f.label(all) // lanes have far arguments, or NaN
+	least := v[3]
+	f.op(opMinInt, least, d[0], d[1])
+	f.op(opMinInt, v[2], d[2], d[3])
+	f.op(opMinInt, least, least, v[2])
+	f.op(opGTInt, v[2], f.constC(next(n.far)), least)
+	f.ifAny(v[2], mixed)
 	if c.normal > 0 {
-		f.setFar(allNormal)
 		f.opC(opGTInt, v[2], largest, c.normal)
-		f.ifNone(v[2], begin)
+		f.ifNone(v[2], pairs)
 	}
 	f.setFar(allFar)
 	f.opC(opGTInt, v[2], largest, float32(math.Inf(1)))
 	f.ifNone(v[2], begin)
-	f.jump(mixed)
+	f.op(opGTInt, v[2], f.constC(next(float32(math.Inf(1)))), least)
+	f.ifAny(v[2], mixed)
+	f.back() // all are NaN
 	f.label(apart)
 	f.setFar(someFar)
 	f.label(begin)
-	if c.normal > 0 {
+	saveX := func() {
 		for j := range x {
 			f.saveFar(x[j], j)
 		}
 	}
+	if c.normal > 0 {
+		saveX()
+	}
 	f.eachFar(f.z, func(next string) {
 		f.ifFar(ifNotLess, allFar, load)
 		f.loadFarMask(f.t)
+		if c.end > 0 {
+			f.op(opAnd, f.z, f.z, f.t)
+		}
 		f.ifNone(f.t, next)
 		f.label(load)
-		if c.normal > 0 {
+		switch {
+		case c.normal > 0:
 			f.loadFar(f.t)
+		case c.end > 0:
+			f.abs(f.t, f.z)
 		}
 		f.label(vector)
+		if c.end == 0 {
+			c.far(f)
+			return
+		}
+		formula, done := f.newLabel("formula"), f.newLabel("done")
+		f.zero(f.x[0])
+		f.op(opGTInt, f.x[0], f.t, f.x[0]) // other lanes are 0
+		f.op(opGTInt, f.x[1], f.constC(c.end), f.t)
+		f.op(opAnd, f.x[0], f.x[0], f.x[1])
+		f.ifAny(f.x[0], formula)
+		c.limit(f)
+		f.jump(done)
+		f.label(formula)
 		c.far(f)
+		f.label(done)
 	})
 	f.ifFar(ifNotLess, allFar, whole)
 	f.ifFar(ifLess, mergedFar, merged)
@@ -204,12 +235,36 @@ func (c computation) emit(f *fn) {
 	}
 	f.back()
 
+	if c.normal > 0 {
+		f.label(pairs)
+		saveX()
+		c.pairs(f)
+	}
 	f.label(whole)
 	for j := range x {
 		f.farResult(x[j], j)
 	}
 	f.back()
 	f.tableFirst()
+}
+
+// pairs prints the loop for arguments of which no result is subnormal. The instructions of
+// two vectors alternate, so that fewer of them wait for the one before them.
+func (c computation) pairs(f *fn) {
+	t, p, q, r := f.t, f.p, f.q, f.r
+	f.eachPair(func() {
+		f.together(2, func(j int) {
+			v := func(i int) vec { return firstArg + vec(6*j+i) }
+			f.t, f.p, f.q[0], f.r = v(0), pair{v(1), v(2)}, v(3), pair{v(4), v(5)}
+			f.z = f.r[1]
+			f.lateZ = func() { f.argumentOfPair(f.z, j) }
+			f.pairs = true
+			f.farOfPair(f.t, j)
+			c.far(f)
+			f.saveFarOfPair(f.z, j)
+		})
+	})
+	f.t, f.p, f.q, f.r = t, p, q, r
 }
 
 // arguments sets x to the polynomials' arguments of the call.

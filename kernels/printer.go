@@ -29,6 +29,31 @@ func (p *printer) printf(format string, args ...any) {
 	fmt.Fprintf(&p.buf, "\t"+format+"\n", args...)
 }
 
+// together prints the code of n bodies, which differ in operands only, in turns of an
+// instruction. One that is the same in all bodies, as a load of a constant, is printed once.
+func (p *printer) together(n int, body func(j int)) {
+	before := bytes.Clone(p.buf.Bytes())
+	var lines [][]string
+	for j := range n {
+		p.buf.Reset()
+		body(j)
+		lines = append(lines, strings.SplitAfter(p.buf.String(), "\n"))
+		if len(lines[j]) != len(lines[0]) {
+			panic(p.name + ": code of different lengths together")
+		}
+	}
+	p.buf.Reset()
+	p.buf.Write(before)
+	for i, first := range lines[0] {
+		p.buf.WriteString(first)
+		for _, l := range lines[1:] {
+			if l[i] != first {
+				p.buf.WriteString(l[i])
+			}
+		}
+	}
+}
+
 // newVec and newReg hand out registers; a kernel keeps what it gets.
 func (p *printer) newVec() vec {
 	if p.vecs == numVecs {

@@ -167,7 +167,28 @@ var mutations = []mutation{
 	{name: "generator: NaN among far arguments is far", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
 		old: `	f.opC(opGTInt, v[2], largest, float32(math.Inf(1)))
 	f.ifNone(v[2], begin)
-	f.jump(mixed)`, new: `	f.jump(begin)`},
+	f.op(`, new: `	f.jump(begin)
+	f.op(`},
+	{name: "generator: one NaN is all NaN", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `	f.op(opGTInt, v[2], f.constC(next(float32(math.Inf(1)))), least)
+	f.ifAny(v[2], mixed)`, new: ``},
+	{name: "generator: one far argument is all far", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `	f.op(opGTInt, v[2], f.constC(next(n.far)), least)
+	f.ifAny(v[2], mixed)`, new: ``},
+	{name: "generator: the second of two vectors has the sign of the first", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `f.argumentOfPair(f.z, j)`, new: `f.argumentOfPair(f.z, 0)`},
+	{name: "generator: the limit is taken where one argument has reached it", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
+		old: `		f.ifAny(f.x[0], formula)
+`, new: ``},
+	{name: "generator: GELU ends at 14", file: "kernels/functions.go", pkg: ".", tests: "TestActivation",
+		old: `limit: openGate, end: geluEnd}`, new: `limit: openGate, end: 14}`},
+	{name: "generator: the derivative of GELU is -0 far below 0", file: "kernels/functions.go", pkg: ".", tests: "TestActivation",
+		old: `limit: unitStep, end: geluEnd}`, new: `limit: signedStep, end: geluEnd}`},
+	{name: "generator: subnormal results are not expected", file: "kernels/near.go", pkg: ".", tests: "TestNoAssists|TestActivation",
+		old: `		f.opC(opGTInt, v[2], largest, c.normal)
+		f.ifNone(v[2], pairs)`, new: `		f.jump(pairs)`},
+	{name: "generator: two equal instructions of different vectors are one", file: "kernels/printer.go", pkg: ".", tests: "TestActivationMixed",
+		old: `			if l[i] != first {`, new: `			if l[i] == first {`},
 	{name: "generator: two far lanes in the same place are merged", file: "kernels/near.go", pkg: ".", tests: "TestActivationMixed",
 		old: `f.constC(math.Float32frombits(math.MaxUint32)), sum)`, new: `f.constC(math.Float32frombits(math.MaxUint32-1)), sum)`},
 	{name: "generator: subnormal results are taken for normal ones", file: "kernels/functions.go", pkg: ".", tests: "TestActivation",
@@ -184,6 +205,10 @@ var mutations = []mutation{
 		old: `	l.printf("VTESTPS Y%d, Y%d", v, v)
 	l.printf("JNE %s", label)`, new: `	l.printf("VTESTPS Y%d, Y%d", v, v)
 	l.printf("JEQ %s", label)`},
+	{name: "generator, AVX2: no lane is all lanes", file: "kernels/amd64.go", pkg: ".", tests: "TestActivation",
+		old: `{ l.printf("JCS %s", label) }`, new: `{ l.printf("JMP %s", label) }`,
+		reason: "all lanes are tested again, of each vector: it only takes time"},
+
 	{name: "generator, AVX2: assembly is used without AVX", file: "kernels/amd64.go", pkg: ".", tests: "TestGODEBUG",
 		old: "cpu.X86.HasAVX && cpu.X86.HasAVX2", new: "cpu.X86.HasAVX2"},
 	{name: "generator, AVX2: stored past the caches without a fence", file: "kernels/amd64.go", pkg: ".",
