@@ -89,10 +89,14 @@ type channelArgs struct {
 	probeInverse         float64 // 1/probeCount, like inverse
 	epsilon, correction  float64
 	x                    []float32
-	rows, probe          int     // of x, and those of the probe
-	stride               int     // bytes from a row of x to the next
-	settled              float64 // bits: all ones where sums are final, 0 otherwise
-	trusted              float64 // sums of 0 can surely be relied on up to this invstd
+	rows, probe          int          // of x, and those of the probe
+	stride               int          // bytes from a row of x to the next
+	settled              float64      // bits: all ones where sums are final, 0 otherwise
+	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
+	leastInvStd          float32      // the same of invstd
+	trusted              float64      // sums of 0 can surely be relied on up to this invstd
+	large                float64      // squares whose sum is at least this have too large a sum; NaN stands for none
+	retaken              [lanes]int32 // minus the number of columns in a lane whose sums were taken again
 	extent, factor       []float32
 	acc, shift           []float32
 	sums                 []float64
@@ -156,7 +160,8 @@ const (
 	// does. It writes mean and invstd once more where they are saved, and updates running
 	// values as channelTrack does: by the mean, and by the variance times correction. A
 	// channel is unusual if it is wide, or if its variance can't be relied on. A variance
-	// can be relied on if it is settled, and NaN can if extent is given and is not finite.
+	// can be relied on if it is settled, which a large sumB is, and NaN can if extent is given
+	// and is not finite.
 	channelForward
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
@@ -178,7 +183,8 @@ const (
 	// channelStrip takes the moments of count rows of x, times the factors of its columns if
 	// they are given: it sums the first probeCount rows with a shift of 0, as kernelMoments
 	// does, sets the shift as channelProbe does, sums all with this shift, and folds as
-	// channelFold does into a segment of no values.
+	// channelFold does into a segment of no values. Where sumB is large then, and not safe, it
+	// does so again with the power of two of momentsAgain as factor, and takes the power back.
 	channelStrip
 
 	// channelTiny looks at four values of each channel: x, gamma, beta and running. A channel
@@ -298,25 +304,32 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 }
 
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
-// x, times the factors of the columns if they are given. The rows are stride values apart. It
-// reports whether there are so many columns as a vector holds.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int) bool {
+// x, times the factors of the columns if they are given. The rows are stride values apart. The
+// sums of columns are taken again if those of squares are large and, with epsilon, not safe. It
+// returns how many columns these are, and whether there are so many as a vector holds.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int, large, epsilon float64) (again int, ok bool) {
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
 	most := max(lanes, min(callChannels, maxCall/rows&^(lanes-1)))
-	strips := func(c, n int) {
+	strips := func(c, n, counted int) { // the last columns are counted
 		k := channelArgs{n: n, sumA: sumA[c:], sumB: sumB[c:], shift: shift[c:], x: x[c:], rows: rows, probe: probe, stride: 4 * stride,
-			factor: from(factors, c), count: float64(rows), probeCount: float64(probe)}
+			factor: from(factors, c), count: float64(rows), probeCount: float64(probe), large: large, epsilon: epsilon}
 		k.run(channelStrip)
+		if large == large && k.retaken != [lanes]int32{} {
+			for _, n := range k.retaken[max(0, lanes-counted):] {
+				again -= int(n)
+			}
+		}
 	}
 	for c := 0; c < v; c += most {
-		strips(c, min(most, v-c))
+		n := min(most, v-c)
+		strips(c, n, n)
 	}
 	if v > 0 && v < n { // some columns once more
-		strips(n-lanes, lanes)
+		strips(n-lanes, lanes, n-v)
 	}
-	return v > 0
+	return again, v > 0
 }
 
 // reduceLanes sums the lanes of len(a) channels.
@@ -596,7 +609,9 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	ch, o := &w.channels, &w.saved
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
-		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:], settled: allOnes(settled)}
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:], settled: allOnes(settled),
+		large: w.large()}
+	k.setLeast()
 	if looked {
 		k.extent = ch.extent[c:]
 	}
@@ -623,6 +638,18 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 		o.track(ch, c, next)
 	}
 	return next
+}
+
+// setLeast sets the limits of the quick look at the variance and invstd. They lie within those
+// of usual channels, so that rounding to float32 does not matter.
+func (a *channelArgs) setLeast() {
+	a.leastSum, a.leastInvStd = 2*sureMin, 0x1p-49
+	switch {
+	case a.settled != 0: // the variance may be any, invstd must not be wild
+		a.leastSum, a.leastInvStd = 0x1p-126, 2*sureMin
+	case a.large == a.large && a.epsilon <= sureMax/4: // what exceeds sureMax is large
+		a.leastInvStd = 2 * sureMin
+	}
 }
 
 // allOnes returns a number whose bits are all ones, or 0.

@@ -56,8 +56,12 @@ func (w *workspace) columnSums(seg, c, n int) columnSums {
 func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 	g, path := w.geo, w.plan.path
 	r0, r1 := g.colWindow(seg)
-	if !path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], nil, r1-r0, g.width) {
+	again, ok := path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], nil, r1-r0, g.width, w.large(), w.plan.epsilon)
+	if !ok {
 		return false
+	}
+	if again > 0 {
+		rescued.Add(int64(again))
 	}
 	if k.rest > 0 && r1 == g.height {
 		acc := k.acc[:roundUp(k.rest, lanes)*2]

@@ -2,6 +2,7 @@ package batchnorm_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 
@@ -68,6 +69,7 @@ func TestRescuedChannels(t *testing.T) {
 		{Outer: 6, Channels: 24, Inner: 70},
 		{Outer: 420, Channels: 24, Inner: 1},
 		{Outer: 64, Channels: 104, Inner: 1},
+		{Outer: 8, Channels: 204, Inner: 1}, // in strips, some columns twice
 	} {
 		for _, k := range kinds.List() {
 			want, known := takenAgainOf[k.Name]
@@ -101,6 +103,53 @@ func TestRescuedChannels(t *testing.T) {
 								forward, backward, count(want[0]), count(want[1]))
 						}
 					})
+				}
+			}
+		}
+	}
+}
+
+// TestLargeInStrips: strips take the sums of columns again where squares are too large. They
+// have the bits of pure Go, also where the last task has too few columns for a strip.
+func TestLargeInStrips(t *testing.T) {
+	t.Parallel()
+	const workers = 5 // the last of 131 and 199 columns are fewer than a strip
+	usual := gen.Normal(1, 64*199, 0.3, 1)
+	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 131, Inner: 1}, {Outer: 7, Channels: 136, Inner: 1}, {Outer: 64, Channels: 150, Inner: 1},
+		{Outer: 33, Channels: 199, Inner: 1}} {
+		for _, epsilon := range []float64{0, batchnorm.DefaultEpsilon, 0x1p97, 0x1p99, 0x1p101} {
+			for seed := range 6 {
+				x := slices.Clone(usual[:s.Len()])
+				for i := range x {
+					// Squares that may be too large, are too large, or overflow.
+					c := channelOf(s, i)
+					v := float64(x[i]) * []float64{1, 0x1p49, 0x1p50, 0x1p51, 0x1p66, 0x1p60, 1e36, 1e-30}[(c+c/8*seed)%8]
+					if seed == 0 {
+						v = float64(x[i]) * 1e20
+					}
+					if x[i] = float32(v); seed == 5 && c%16 < 2 && i/s.Channels == c%3 {
+						x[i] = float32(math.Inf(1 - c%2*2))
+					}
+				}
+				type result struct {
+					y            []float32
+					mean, invstd []float64
+				}
+				run := func(o ...batchnorm.Option) (r result) {
+					p, err := batchnorm.NewPlan(s, append(o, batchnorm.WithEpsilon(epsilon), batchnorm.WithShare(1))...)
+					noError(t, err)
+					r = result{make([]float32, s.Len()), make([]float64, s.Channels), make([]float64, s.Channels)}
+					noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: r.y, Mean: r.mean, InvStd: r.invstd}))
+					return r
+				}
+				want := run(batchnorm.WithPath(batchnorm.PathGeneric), batchnorm.WithWorkers(1))
+				for _, path := range batchnorm.Paths() {
+					for _, n := range []int{1, workers} {
+						got := run(batchnorm.WithPath(path), batchnorm.WithWorkers(n))
+						if d := difference(got.y, want.y) + difference(got.mean, want.mean) + difference(got.invstd, want.invstd); d != "" {
+							t.Fatalf("%v, %v with %d workers, epsilon %g, scales %d: %s", s, path, n, epsilon, seed, d)
+						}
+					}
 				}
 			}
 		}

@@ -15614,75 +15614,71 @@ DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -15735,12 +15731,12 @@ divided4:
 	VCMPPS $0x12, Y10, Y10, Y11
 	VORPS Y11, Y13, Y13
 unwanted5:
-	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y12
-	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y10, Y10
-	VANDPS Y10, Y12, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y6, Y4
+	LEAQ channelArgs_leastSum(R14), SI
+	VBROADCASTSS (SI), Y14
+	VCMPPS $0x1e, Y14, Y10, Y12
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y6, Y4
 	VANDNPS Y6, Y4, Y6
-	VCMPPD $0x12, forwardChannelsTable<>+128(SB), Y7, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+64(SB), Y7, Y4
 	VANDNPS Y7, Y4, Y7
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
@@ -15750,32 +15746,28 @@ unwanted5:
 	VADDPD Y0, Y7, Y9
 	VSQRTPD Y8, Y8
 	VSQRTPD Y9, Y9
-	VMOVUPS forwardChannelsTable<>+160(SB), Y14
+	VMOVUPS forwardChannelsTable<>+96(SB), Y14
 	VDIVPD Y8, Y14, Y8
 	VDIVPD Y9, Y14, Y9
-	MOVQ channelArgs_settled(R14), SI
-	SUBQ $0, SI
-	JEQ unwanted6
 	VCVTPD2PSY Y8, X4
 	VCVTPD2PSY Y9, X5
 	VINSERTF128 $1, X5, Y4, Y4
-	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y4, Y5
-	VCMPPS $0x1e, forwardChannelsTable<>+96(SB), Y4, Y4
-	VANDPS Y5, Y4, Y4
-	VORPS Y4, Y12, Y12
-unwanted6:
+	LEAQ channelArgs_leastInvStd(R14), SI
+	VBROADCASTSS (SI), Y14
+	VCMPPS $0x1e, Y14, Y4, Y4
+	VANDPS Y4, Y12, Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
 	MOVQ channelArgs_savedInvStd(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted7
+	JEQ unwanted6
 	MOVQ channelArgs_savedInvStd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y8, (SI)
 	VMOVUPS Y9, 32(SI)
-unwanted7:
+unwanted6:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y4
@@ -15786,12 +15778,12 @@ unwanted7:
 	VMOVUPS Y5, 32(SI)
 	MOVQ channelArgs_savedMean(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted8
+	JEQ unwanted7
 	MOVQ channelArgs_savedMean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y4, (SI)
 	VMOVUPS Y5, 32(SI)
-unwanted8:
+unwanted7:
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y6
@@ -15808,26 +15800,26 @@ unwanted8:
 	MOVQ channelArgs_a(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y10, Y11
-	VCMPPS $0x1e, forwardChannelsTable<>+256(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+160(SB), Y10, Y11
+	VCMPPS $0x1e, forwardChannelsTable<>+192(SB), Y10, Y10
 	VANDPS Y11, Y10, Y10
 	MOVQ channelArgs_gamma(R14), SI
 	ADDQ AX, SI
 	VMOVUPS (SI), Y11
-	VANDPS forwardChannelsTable<>+192(SB), Y11, Y11
-	VCMPPS $0x12, forwardChannelsTable<>+288(SB), Y11, Y11
+	VANDPS forwardChannelsTable<>+128(SB), Y11, Y11
+	VCMPPS $0x12, forwardChannelsTable<>+224(SB), Y11, Y11
 	VORPS Y11, Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPD2PSY Y4, X11
 	VCVTPD2PSY Y5, X10
 	VINSERTF128 $1, X10, Y11, Y11
-	VXORPS forwardChannelsTable<>+320(SB), Y11, Y10
+	VXORPS forwardChannelsTable<>+256(SB), Y11, Y10
 	MOVQ channelArgs_neg(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y10, (SI)
-	VANDPS forwardChannelsTable<>+192(SB), Y10, Y10
-	VCMPPS $0x12, forwardChannelsTable<>+64(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+128(SB), Y10, Y10
+	VCMPPS $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
 	VANDPS Y10, Y12, Y12
 	VCVTPS2PD X11, Y10
 	VEXTRACTF128 $1, Y11, X11
@@ -15850,7 +15842,7 @@ unwanted8:
 	VMOVUPS Y10, (SI)
 	VANDNPS Y13, Y12, Y12
 	VTESTPS Y12, Y12
-	JEQ usual9
+	JEQ usual8
 	VMOVUPS forwardChannelsTable<>+0(SB), Y12
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
@@ -15858,40 +15850,52 @@ unwanted8:
 	VMOVUPS 32(SI), Y7
 	MOVQ channelArgs_inverse(R14), SI
 	SUBQ $0, SI
-	JEQ divide10
+	JEQ divide9
 	LEAQ channelArgs_inverse(R14), SI
 	VBROADCASTSD (SI), Y14
 	VMULPD Y14, Y6, Y6
 	VMULPD Y14, Y7, Y7
-	JMP divided11
-divide10:
+	JMP divided10
+divide9:
 	LEAQ channelArgs_count(R14), SI
 	VBROADCASTSD (SI), Y14
 	VDIVPD Y14, Y6, Y6
 	VDIVPD Y14, Y7, Y7
-divided11:
+divided10:
 	VADDPD Y0, Y6, Y10
 	VADDPD Y0, Y7, Y11
-	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y10, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y10, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y10, Y4
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y10, Y10
 	VANDPS Y10, Y4, Y4
-	VCMPPD $0x1d, forwardChannelsTable<>+352(SB), Y11, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y11, Y11
+	VCMPPD $0x1d, forwardChannelsTable<>+320(SB), Y11, Y5
+	VCMPPD $0x12, forwardChannelsTable<>+352(SB), Y11, Y11
 	VANDPS Y11, Y5, Y5
+	MOVQ channelArgs_sumB(R14), SI
+	ADDQ BX, SI
+	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
+	LEAQ channelArgs_large(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y8, Y8
+	VORPS Y8, Y4, Y4
 	VXORPS Y8, Y8, Y8
+	LEAQ channelArgs_large(R14), SI
+	VBROADCASTSD (SI), Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
+	VORPS Y9, Y5, Y5
 	VXORPS Y9, Y9, Y9
 	MOVQ channelArgs_extent(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted12
+	JEQ unwanted11
 	MOVQ channelArgs_extent(R14), SI
 	ADDQ AX, SI
 	VCVTPS2PD (SI), Y8
 	VCVTPS2PD 16(SI), Y9
-unwanted12:
+unwanted11:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y4, Y4
-	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y8, Y8
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
 	VORPS Y10, Y8, Y8
 	VANDNPS Y8, Y4, Y4
@@ -15899,7 +15903,7 @@ unwanted12:
 	LEAQ channelArgs_settled(R14), SI
 	VBROADCASTSD (SI), Y14
 	VORPS Y14, Y5, Y5
-	VCMPPD $0x12, forwardChannelsTable<>+416(SB), Y9, Y9
+	VCMPPD $0x12, forwardChannelsTable<>+384(SB), Y9, Y9
 	VCMPPD $0x1d, Y7, Y7, Y11
 	VORPS Y11, Y9, Y9
 	VANDNPS Y9, Y5, Y5
@@ -15916,51 +15920,51 @@ unwanted12:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS forwardChannelsTable<>+448(SB), Y4, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y4, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
 	VCMPPD $0x1d, Y8, Y8, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+448(SB), Y5, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y10
+	VANDPS forwardChannelsTable<>+416(SB), Y5, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y10
 	VCMPPD $0x1d, Y9, Y9, Y11
 	VANDPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS forwardChannelsTable<>+448(SB), Y8, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y8, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+448(SB), Y9, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+480(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y9, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+448(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+512(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+480(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+448(SB), Y6, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y6, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VANDPS forwardChannelsTable<>+448(SB), Y7, Y10
-	VCMPPD $0x1d, forwardChannelsTable<>+544(SB), Y10, Y11
+	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
+	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
 	VANDNPS Y12, Y11, Y12
-	VCMPPD $0x12, forwardChannelsTable<>+576(SB), Y10, Y11
-	VCMPPD $0x12, forwardChannelsTable<>+288(SB), Y10, Y10
+	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
+	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
 	VANDNPS Y12, Y11, Y12
 	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
-usual9:
+usual8:
 	MOVQ channelArgs_running(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted13
+	JEQ unwanted12
 	MOVQ channelArgs_mean(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -15979,10 +15983,10 @@ usual9:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
-unwanted13:
+unwanted12:
 	MOVQ channelArgs_runningVar(R14), SI
 	SUBQ $0, SI
-	JEQ unwanted14
+	JEQ unwanted13
 	MOVQ channelArgs_variance(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
@@ -16003,7 +16007,7 @@ unwanted13:
 	VCVTPD2PSY Y7, X7
 	VINSERTF128 $1, X7, Y6, Y6
 	VMOVUPS Y6, (SI)
-unwanted14:
+unwanted13:
 	ADDQ $32, AX
 	ADDQ $64, BX
 	ADDQ DX, CX
@@ -16254,55 +16258,71 @@ unusual2:
 	MOVQ DI, channelArgs_n(R14)
 	VZEROUPPER
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+0(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+128(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+136(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+144(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+152(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+160(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
+DATA backwardChannelsTable<>+224(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+264(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+272(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+280(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+288(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+416(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+424(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+432(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+440(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+472(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+480(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -16314,7 +16334,10 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	LEAQ channelArgs_count(R14), DI
 	VBROADCASTSD (DI), Y0
 	MOVQ channelArgs_n(R14), DI
-	VMULPD backwardChannelsTable<>+0(SB), Y0, Y1
+	VMULPD backwardChannelsTable<>+0(SB), Y0, Y13
+	VCVTPD2PSY Y13, X1
+	VCVTPD2PSY Y13, X13
+	VINSERTF128 $1, X13, Y1, Y1
 channels1:
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
@@ -16328,11 +16351,11 @@ channels1:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y10
-	VCMPPD $0x1d, Y1, Y10, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y5, Y11
-	VCMPPD $0x1d, Y1, Y11, Y11
-	VANDPS Y11, Y10, Y12
+	VCVTPD2PSY Y4, X10
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y10, Y10
+	VANDPS backwardChannelsTable<>+32(SB), Y10, Y10
+	VCMPPS $0x1e, Y1, Y10, Y12
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS Y2, (SI)
@@ -16423,94 +16446,78 @@ divided8:
 	MOVQ channelArgs_k2(R14), SI
 	ADDQ CX, SI
 	VMOVUPS Y9, (SI)
-	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
+	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
 	VPMINSD Y9, Y8, Y10
-	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
+	VPCMPGTD backwardChannelsTable<>+64(SB), Y10, Y10
 	VPMAXSD Y9, Y8, Y8
-	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
+	VPCMPGTD backwardChannelsTable<>+96(SB), Y8, Y8
 	VANDNPS Y10, Y8, Y10
 	VANDPS Y10, Y12, Y12
-	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
+	VXORPS backwardChannelsTable<>+128(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ usual9
-	VMOVUPS backwardChannelsTable<>+160(SB), Y12
-	MOVQ channelArgs_invstd(R14), SI
-	ADDQ BX, SI
-	VMOVUPS (SI), Y6
 	MOVQ channelArgs_sumA(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
+	VMOVUPS 32(SI), Y9
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y10
+	VMOVUPS 32(SI), Y11
 	VORPS Y10, Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y8, Y8
 	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y6, Y14, Y10
 	VANDPS Y10, Y8, Y8
 	VCMPPD $0x1d, Y6, Y6, Y10
-	VANDNPS Y10, Y8, Y6
-	MOVQ channelArgs_invstd(R14), SI
-	ADDQ BX, SI
-	VMOVUPS 32(SI), Y7
-	MOVQ channelArgs_sumA(R14), SI
-	ADDQ BX, SI
-	VMOVUPS 32(SI), Y9
-	MOVQ channelArgs_sumB(R14), SI
-	ADDQ BX, SI
-	VMOVUPS 32(SI), Y10
-	VORPS Y10, Y9, Y9
-	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VANDNPS Y10, Y8, Y8
+	VORPS Y11, Y9, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y9, Y9
 	LEAQ channelArgs_trusted(R14), SI
 	VBROADCASTSD (SI), Y14
-	VCMPPD $0x1d, Y7, Y14, Y10
-	VANDPS Y10, Y9, Y9
-	VCMPPD $0x1d, Y7, Y7, Y10
-	VANDNPS Y10, Y9, Y7
-	VORPS Y7, Y6, Y12
+	VCMPPD $0x1d, Y7, Y14, Y11
+	VANDPS Y11, Y9, Y9
+	VCMPPD $0x1d, Y7, Y7, Y11
+	VANDNPS Y11, Y9, Y9
+	VORPS Y9, Y8, Y13
+	VTESTPS Y13, Y13
+	JEQ everyday10
+	VANDPS backwardChannelsTable<>+160(SB), Y2, Y13
+	VCMPPD $0x1d, backwardChannelsTable<>+224(SB), Y13, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+256(SB), Y13, Y13
+	VANDPS Y13, Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y13
+	VANDPS Y13, Y10, Y10
+	VANDPS backwardChannelsTable<>+160(SB), Y4, Y13
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y13, Y13
+	VANDPS Y13, Y10, Y10
+	VANDNPS Y8, Y10, Y8
+	VANDPS backwardChannelsTable<>+160(SB), Y3, Y13
+	VCMPPD $0x1d, backwardChannelsTable<>+224(SB), Y13, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+256(SB), Y13, Y13
+	VANDPS Y13, Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y13
+	VANDPS Y13, Y11, Y11
+	VANDPS backwardChannelsTable<>+160(SB), Y5, Y13
+	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y13, Y13
+	VANDPS Y13, Y11, Y11
+	VANDNPS Y9, Y11, Y9
+	VCVTPD2PSY Y8, X8
+	VCVTPD2PSY Y9, X9
+	VINSERTF128 $1, X9, Y8, Y8
+	VANDPS Y8, Y12, Y12
 	VTESTPS Y12, Y12
 	JEQ everyday10
-	MOVQ channelArgs_sumB(R14), SI
-	ADDQ BX, SI
-	VMOVUPS (SI), Y10
-	VMOVUPS 32(SI), Y11
-	VANDPS backwardChannelsTable<>+32(SB), Y10, Y10
-	VCMPPD $0x1d, Y1, Y10, Y10
-	VANDNPS Y6, Y10, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y11, Y11
-	VCMPPD $0x1d, Y1, Y11, Y11
-	VANDNPS Y7, Y11, Y11
-	VORPS Y11, Y10, Y12
-	VCVTPD2PSY Y6, X6
-	VCVTPD2PSY Y7, X10
-	VINSERTF128 $1, X10, Y6, Y6
-	MOVQ channelArgs_k1(R14), SI
-	ADDQ CX, SI
-	VMOVUPS (SI), Y8
-	MOVQ channelArgs_k2(R14), SI
-	ADDQ CX, SI
-	VMOVUPS (SI), Y9
-	VANDPS backwardChannelsTable<>+64(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+64(SB), Y9, Y9
-	VPMINSD Y9, Y8, Y10
-	VPCMPGTD backwardChannelsTable<>+96(SB), Y10, Y10
-	VPMAXSD Y9, Y8, Y8
-	VPCMPGTD backwardChannelsTable<>+128(SB), Y8, Y8
-	VANDNPS Y10, Y8, Y10
-	VANDNPS Y6, Y10, Y10
-	VORPS Y10, Y12, Y12
-	VTESTPS Y12, Y12
-	JEQ everyday10
-	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+	VMOVUPS backwardChannelsTable<>+128(SB), Y12
 	MOVQ channelArgs_invstd(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMULPD Y6, Y0, Y10
-	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	VMULPD backwardChannelsTable<>+320(SB), Y10, Y10
 	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y10, Y14, Y7
@@ -16520,16 +16527,17 @@ divided8:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y9
-	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
-	VCMPPD $0x1d, Y1, Y9, Y9
+	VMULPD backwardChannelsTable<>+320(SB), Y0, Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -16541,7 +16549,7 @@ divided8:
 	ADDQ BX, SI
 	VMOVUPS 32(SI), Y6
 	VMULPD Y6, Y0, Y10
-	VMULPD backwardChannelsTable<>+0(SB), Y10, Y10
+	VMULPD backwardChannelsTable<>+320(SB), Y10, Y10
 	LEAQ channelArgs_weight(R14), SI
 	VBROADCASTSD (SI), Y14
 	VCMPPD $0x1d, Y10, Y14, Y7
@@ -16551,16 +16559,17 @@ divided8:
 	MOVQ channelArgs_sumB(R14), SI
 	ADDQ BX, SI
 	VMOVUPS 32(SI), Y9
-	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
 	VCMPPD $0x1d, Y10, Y8, Y10
 	VADDPD Y9, Y8, Y11
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y8
 	VANDPS Y8, Y7, Y7
 	VORPS Y7, Y10, Y10
-	VCMPPD $0x1d, Y1, Y9, Y9
+	VMULPD backwardChannelsTable<>+320(SB), Y0, Y14
+	VCMPPD $0x1d, Y14, Y9, Y9
 	VORPS Y9, Y10, Y10
-	VCMPPD $0x12, backwardChannelsTable<>+224(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
 	VANDPS Y11, Y10, Y10
 	VCMPPD $0x1d, Y6, Y6, Y11
 	LEAQ channelArgs_settled(R14), SI
@@ -16568,46 +16577,46 @@ divided8:
 	VANDNPS Y11, Y14, Y11
 	VANDNPS Y11, Y10, Y10
 	VANDNPS Y12, Y10, Y12
-	VANDPS backwardChannelsTable<>+32(SB), Y2, Y10
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
-	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y10, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y2, Y10
+	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
+	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y10, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y8
-	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y10, Y8
+	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y6, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y9
 	VORPS Y9, Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y3, Y11
-	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
-	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y11, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y3, Y11
+	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
+	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y11, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y11, Y9
 	VORPS Y9, Y8, Y8
-	VCMPPD $0x1d, backwardChannelsTable<>+256(SB), Y7, Y9
+	VCMPPD $0x1d, backwardChannelsTable<>+384(SB), Y7, Y9
 	VANDNPS Y12, Y9, Y12
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y9
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
 	JEQ large11
 	VXORPS Y8, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y10, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y10, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y9
 	VANDPS Y4, Y9, Y14
 	VORPS Y14, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y11, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y11, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
 	VANDPS Y5, Y9, Y14
 	VORPS Y14, Y8, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y14
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y14
 	VANDNPS Y14, Y9, Y9
 	VORPS Y9, Y8, Y8
 	VTESTPS Y8, Y8
@@ -16616,44 +16625,44 @@ divided8:
 	ADDQ BX, SI
 	VMOVUPS (SI), Y8
 	VMOVUPS 32(SI), Y9
-	VANDPS backwardChannelsTable<>+32(SB), Y8, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y9, Y9
+	VANDPS backwardChannelsTable<>+160(SB), Y8, Y8
+	VANDPS backwardChannelsTable<>+160(SB), Y9, Y9
 	VMULPD Y0, Y8, Y8
 	VMULPD Y0, Y9, Y9
 	MOVQ channelArgs_dbeta(R14), SI
 	ADDQ BX, SI
 	VMOVUPS (SI), Y6
 	VMOVUPS 32(SI), Y7
-	VANDPS backwardChannelsTable<>+32(SB), Y6, Y6
-	VMULPD backwardChannelsTable<>+320(SB), Y6, Y6
+	VANDPS backwardChannelsTable<>+160(SB), Y6, Y6
+	VMULPD backwardChannelsTable<>+448(SB), Y6, Y6
 	VCMPPD $0x1d, Y8, Y6, Y8
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y6, Y6
+	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y6, Y6
 	VANDPS Y6, Y8, Y8
 	VANDNPS Y4, Y8, Y4
-	VANDPS backwardChannelsTable<>+32(SB), Y4, Y6
+	VANDPS backwardChannelsTable<>+160(SB), Y4, Y6
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y10, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y10, Y10
+	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y10, Y10
 	VANDNPS Y10, Y8, Y10
 	VANDNPS Y12, Y10, Y12
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y6, Y8
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y6, Y6
+	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y6, Y6
 	VANDNPS Y6, Y8, Y6
 	VANDNPS Y12, Y6, Y12
-	VANDPS backwardChannelsTable<>+32(SB), Y7, Y7
-	VMULPD backwardChannelsTable<>+320(SB), Y7, Y7
+	VANDPS backwardChannelsTable<>+160(SB), Y7, Y7
+	VMULPD backwardChannelsTable<>+448(SB), Y7, Y7
 	VCMPPD $0x1d, Y9, Y7, Y9
-	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
-	VCMPPD $0x12, backwardChannelsTable<>+288(SB), Y7, Y7
+	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+416(SB), Y7, Y7
 	VANDPS Y7, Y9, Y9
 	VANDNPS Y5, Y9, Y5
-	VANDPS backwardChannelsTable<>+32(SB), Y5, Y7
+	VANDPS backwardChannelsTable<>+160(SB), Y5, Y7
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y11, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y11, Y11
+	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y11, Y11
 	VANDNPS Y11, Y9, Y11
 	VANDNPS Y12, Y11, Y12
 	VCMPPD $0x12, backwardChannelsTable<>+192(SB), Y7, Y9
-	VCMPPD $0x12, backwardChannelsTable<>+352(SB), Y7, Y7
+	VCMPPD $0x12, backwardChannelsTable<>+480(SB), Y7, Y7
 	VANDNPS Y7, Y9, Y7
 	VANDNPS Y12, Y7, Y12
 large11:
@@ -16670,9 +16679,9 @@ everyday10:
 	VMOVUPS (SI), Y10
 	VADDPS backwardChannelsTable<>+192(SB), Y10, Y10
 	VMOVUPS Y10, (SI)
-	VMOVUPS backwardChannelsTable<>+160(SB), Y12
+	VMOVUPS backwardChannelsTable<>+128(SB), Y12
 looked12:
-	VXORPS backwardChannelsTable<>+160(SB), Y12, Y12
+	VXORPS backwardChannelsTable<>+128(SB), Y12, Y12
 	VTESTPS Y12, Y12
 	JNE unusual2
 usual9:
@@ -16725,7 +16734,31 @@ DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA stripChannelsTable<>+32(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+40(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+48(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+56(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+64(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+72(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+80(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+88(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+96(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+104(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+112(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+120(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+128(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+136(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+144(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+152(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+192(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+200(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+208(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+216(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $224
 
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
@@ -16736,18 +16769,26 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVQ channelArgs_sumA(R14), DX
 	MOVQ channelArgs_sumB(R14), SI
 	MOVQ channelArgs_stride(R14), DI
-	MOVQ channelArgs_n(R14), R10
+	LEAQ channelArgs_large(R14), R8
+	VBROADCASTSD (R8), Y14
+	VCVTPD2PSY Y14, X10
+	VCVTPD2PSY Y14, X14
+	VINSERTF128 $1, X14, Y10, Y10
+	MOVQ $0, R10
+	VXORPS Y3, Y3, Y3
+	MOVQ channelArgs_n(R14), R11
 channels1:
 	MOVQ channelArgs_factor(R14), R8
 	SUBQ $0, R8
 	JEQ plain2
 	VMOVUPS (BX), Y3
+scaled3:
 	VXORPS Y0, Y0, Y0
 	MOVQ AX, R8
 	MOVQ channelArgs_probe(R14), R9
 	SUBQ $4, R9
-	JLT rest5
-quads4:
+	JLT rest8
+quads7:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	PREFETCHT0 64(R8)
@@ -16769,38 +16810,38 @@ quads4:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
-	JGE quads4
-rest5:
+	JGE quads7
+rest8:
 	ADDQ $4, R9
 	SUBQ $0, R9
-	JEQ done7
-row6:
+	JEQ done10
+row9:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	PREFETCHT0 64(R8)
 	ADDQ DI, R8
 	VADDPS Y4, Y0, Y0
 	SUBQ $1, R9
-	JNE row6
-done7:
+	JNE row9
+done10:
 	VMOVAPS Y0, Y5
 	VCVTPS2PD X5, Y4
 	VEXTRACTF128 $1, Y5, X5
 	VCVTPS2PD X5, Y5
 	MOVQ channelArgs_probeInverse(R14), R8
 	SUBQ $0, R8
-	JEQ divide8
+	JEQ divide11
 	LEAQ channelArgs_probeInverse(R14), R8
 	VBROADCASTSD (R8), Y14
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
-	JMP divided9
-divide8:
+	JMP divided12
+divide11:
 	LEAQ channelArgs_probeCount(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
-divided9:
+divided12:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
@@ -16814,8 +16855,8 @@ divided9:
 	MOVQ AX, R8
 	MOVQ channelArgs_rows(R14), R9
 	SUBQ $4, R9
-	JLT rest11
-quads10:
+	JLT rest14
+quads13:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	VADDPS Y4, Y2, Y4
@@ -16845,12 +16886,12 @@ quads10:
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
-	JGE quads10
-rest11:
+	JGE quads13
+rest14:
 	ADDQ $4, R9
 	SUBQ $0, R9
-	JEQ done13
-row12:
+	JEQ done16
+row15:
 	VMOVUPS (R8), Y4
 	VMULPS Y3, Y4, Y4
 	VADDPS Y4, Y2, Y4
@@ -16859,16 +16900,16 @@ row12:
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $1, R9
-	JNE row12
-done13:
-	JMP summed3
+	JNE row15
+done16:
+	JMP summed4
 plain2:
 	VXORPS Y0, Y0, Y0
 	MOVQ AX, R8
 	MOVQ channelArgs_probe(R14), R9
 	SUBQ $4, R9
-	JLT rest15
-quads14:
+	JLT rest18
+quads17:
 	VMOVUPS (R8), Y4
 	PREFETCHT0 64(R8)
 	ADDQ DI, R8
@@ -16886,37 +16927,37 @@ quads14:
 	VADDPS Y6, Y4, Y4
 	VADDPS Y4, Y0, Y0
 	SUBQ $4, R9
-	JGE quads14
-rest15:
+	JGE quads17
+rest18:
 	ADDQ $4, R9
 	SUBQ $0, R9
-	JEQ done17
-row16:
+	JEQ done20
+row19:
 	VMOVUPS (R8), Y4
 	PREFETCHT0 64(R8)
 	ADDQ DI, R8
 	VADDPS Y4, Y0, Y0
 	SUBQ $1, R9
-	JNE row16
-done17:
+	JNE row19
+done20:
 	VMOVAPS Y0, Y5
 	VCVTPS2PD X5, Y4
 	VEXTRACTF128 $1, Y5, X5
 	VCVTPS2PD X5, Y5
 	MOVQ channelArgs_probeInverse(R14), R8
 	SUBQ $0, R8
-	JEQ divide18
+	JEQ divide21
 	LEAQ channelArgs_probeInverse(R14), R8
 	VBROADCASTSD (R8), Y14
 	VMULPD Y14, Y4, Y4
 	VMULPD Y14, Y5, Y5
-	JMP divided19
-divide18:
+	JMP divided22
+divide21:
 	LEAQ channelArgs_probeCount(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y4
 	VDIVPD Y14, Y5, Y5
-divided19:
+divided22:
 	VCVTPD2PSY Y4, X4
 	VCVTPD2PSY Y5, X5
 	VINSERTF128 $1, X5, Y4, Y4
@@ -16930,8 +16971,8 @@ divided19:
 	MOVQ AX, R8
 	MOVQ channelArgs_rows(R14), R9
 	SUBQ $4, R9
-	JLT rest21
-quads20:
+	JLT rest24
+quads23:
 	VADDPS (R8), Y2, Y4
 	VMULPS Y4, Y4, Y5
 	ADDQ DI, R8
@@ -16953,21 +16994,41 @@ quads20:
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $4, R9
-	JGE quads20
-rest21:
+	JGE quads23
+rest24:
 	ADDQ $4, R9
 	SUBQ $0, R9
-	JEQ done23
-row22:
+	JEQ done26
+row25:
 	VADDPS (R8), Y2, Y4
 	VMULPS Y4, Y4, Y5
 	ADDQ DI, R8
 	VADDPS Y4, Y0, Y0
 	VADDPS Y5, Y1, Y1
 	SUBQ $1, R9
-	JNE row22
-done23:
-summed3:
+	JNE row25
+done26:
+	VCMPPS $0x1e, Y10, Y1, Y11
+	VTESTPS Y11, Y11
+	JEQ summed4
+	MOVQ $2, R10
+	VMOVAPS Y0, Y12
+	VMOVAPS Y1, Y13
+	VMOVUPS Y2, (CX)
+	VMOVUPS stripChannelsTable<>+32(SB), Y4
+	VMOVUPS stripChannelsTable<>+64(SB), Y6
+	VBLENDVPS Y11, Y4, Y6, Y6
+	VCMPPS $0x1e, stripChannelsTable<>+96(SB), Y1, Y11
+	VMOVUPS stripChannelsTable<>+128(SB), Y4
+	VBLENDVPS Y11, Y4, Y6, Y6
+	VXORPS Y3, Y6, Y11
+	VXORPS Y4, Y4, Y4
+	VPCMPGTD Y4, Y11, Y11
+	VTESTPS Y11, Y11
+	JEQ scaled3
+	VMOVAPS Y6, Y3
+	JMP scaled3
+summed4:
 	VCVTPS2PD X0, Y4
 	VEXTRACTF128 $1, Y0, X5
 	VCVTPS2PD X5, Y5
@@ -16976,18 +17037,18 @@ summed3:
 	VCVTPS2PD X7, Y7
 	MOVQ channelArgs_inverse(R14), R8
 	SUBQ $0, R8
-	JEQ divide24
+	JEQ divide27
 	LEAQ channelArgs_inverse(R14), R8
 	VBROADCASTSD (R8), Y14
 	VMULPD Y14, Y4, Y8
 	VMULPD Y14, Y5, Y9
-	JMP divided25
-divide24:
+	JMP divided28
+divide27:
 	LEAQ channelArgs_count(R14), R8
 	VBROADCASTSD (R8), Y14
 	VDIVPD Y14, Y4, Y8
 	VDIVPD Y14, Y5, Y9
-divided25:
+divided28:
 	VMULPD Y8, Y4, Y4
 	VMULPD Y9, Y5, Y5
 	VSUBPD Y4, Y6, Y6
@@ -16997,15 +17058,73 @@ divided25:
 	VCVTPS2PD X5, Y5
 	VSUBPD Y4, Y8, Y8
 	VSUBPD Y5, Y9, Y9
-	VXORPS Y2, Y2, Y2
-	VADDPD Y2, Y8, Y8
-	VADDPD Y2, Y9, Y9
-	VMULPD Y8, Y8, Y4
-	VMULPD Y9, Y9, Y5
-	VMULPD Y2, Y4, Y4
-	VMULPD Y2, Y5, Y5
-	VADDPD Y4, Y6, Y6
-	VADDPD Y5, Y7, Y7
+	SUBQ $0, R10
+	JEQ settled6
+	SUBQ $1, R10
+	JEQ choose5
+	VCVTPS2PD X3, Y4
+	VEXTRACTF128 $1, Y3, X5
+	VCVTPS2PD X5, Y5
+	VMOVUPS stripChannelsTable<>+160(SB), Y14
+	VDIVPD Y4, Y14, Y4
+	VDIVPD Y5, Y14, Y5
+	VMULPD Y4, Y8, Y8
+	VMULPD Y5, Y9, Y9
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VMULPD Y4, Y6, Y6
+	VMULPD Y5, Y7, Y7
+	VMOVUPS Y8, (DX)
+	VMOVUPS Y9, 32(DX)
+	VMOVUPS Y6, (SI)
+	VMOVUPS Y7, 32(SI)
+	VMOVAPS Y12, Y0
+	VMOVAPS Y13, Y1
+	VMOVUPS (CX), Y2
+	JMP summed4
+choose5:
+	LEAQ channelArgs_large(R14), R8
+	VBROADCASTSD (R8), Y14
+	VCMPPD $0x1d, Y14, Y6, Y4
+	VCMPPD $0x1d, Y14, Y7, Y5
+	MOVQ channelArgs_inverse(R14), R8
+	SUBQ $0, R8
+	JEQ divide29
+	LEAQ channelArgs_inverse(R14), R8
+	VBROADCASTSD (R8), Y14
+	VMULPD Y14, Y6, Y0
+	VMULPD Y14, Y7, Y1
+	JMP divided30
+divide29:
+	LEAQ channelArgs_count(R14), R8
+	VBROADCASTSD (R8), Y14
+	VDIVPD Y14, Y6, Y0
+	VDIVPD Y14, Y7, Y1
+divided30:
+	LEAQ channelArgs_epsilon(R14), R8
+	VBROADCASTSD (R8), Y14
+	VADDPD Y14, Y0, Y0
+	VADDPD Y14, Y1, Y1
+	VCMPPD $0x1d, stripChannelsTable<>+192(SB), Y0, Y0
+	VANDPS Y0, Y4, Y4
+	VCMPPD $0x1d, stripChannelsTable<>+192(SB), Y1, Y1
+	VANDPS Y1, Y5, Y5
+	VCVTPD2PSY Y4, X2
+	VCVTPD2PSY Y5, X11
+	VINSERTF128 $1, X11, Y2, Y2
+	LEAQ channelArgs_retaken(R14), R8
+	VMOVUPS (R8), Y11
+	VPADDD Y2, Y11, Y11
+	VMOVUPS Y11, (R8)
+	VMOVUPS (DX), Y2
+	VBLENDVPS Y4, Y2, Y8, Y8
+	VMOVUPS (SI), Y2
+	VBLENDVPS Y4, Y2, Y6, Y6
+	VMOVUPS 32(DX), Y2
+	VBLENDVPS Y5, Y2, Y9, Y9
+	VMOVUPS 32(SI), Y2
+	VBLENDVPS Y5, Y2, Y7, Y7
+settled6:
 	VMOVUPS Y8, (DX)
 	VMOVUPS Y9, 32(DX)
 	VMOVUPS Y6, (SI)
@@ -17023,7 +17142,7 @@ divided25:
 	ADDQ $32, CX
 	ADDQ $64, DX
 	ADDQ $64, SI
-	SUBQ $8, R10
+	SUBQ $8, R11
 	JNE channels1
 	VZEROUPPER
 	RET

@@ -11720,75 +11720,71 @@ DATA forwardChannelsTable<>+32(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+40(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+48(SB)/8, $0x7f7fffff7f7fffff
 DATA forwardChannelsTable<>+56(SB)/8, $0x7f7fffff7f7fffff
-DATA forwardChannelsTable<>+64(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+72(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+80(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+88(SB)/8, $0x7100000071000000
-DATA forwardChannelsTable<>+96(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+104(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+112(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+120(SB)/8, $0x0e0000000e000000
-DATA forwardChannelsTable<>+128(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+136(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+144(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+152(SB)/8, $0x8000000000000001
-DATA forwardChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA forwardChannelsTable<>+192(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+200(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+208(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+216(SB)/8, $0x7fffffff7fffffff
-DATA forwardChannelsTable<>+224(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+232(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+240(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+248(SB)/8, $0x7b0000007b000000
-DATA forwardChannelsTable<>+256(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+264(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+272(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+280(SB)/8, $0x0400000004000000
-DATA forwardChannelsTable<>+288(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+296(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+304(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+312(SB)/8, $0x0000000000000000
-DATA forwardChannelsTable<>+320(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+328(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+336(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+344(SB)/8, $0x8000000080000000
-DATA forwardChannelsTable<>+352(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+360(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+368(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+376(SB)/8, $0x39b0000000000000
-DATA forwardChannelsTable<>+384(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+392(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+400(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+408(SB)/8, $0x4630000000000000
-DATA forwardChannelsTable<>+416(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+424(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+432(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+440(SB)/8, $0x7fefffffffffffff
-DATA forwardChannelsTable<>+448(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+456(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+464(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+472(SB)/8, $0x7fffffffffffffff
-DATA forwardChannelsTable<>+480(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+488(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+496(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+504(SB)/8, $0x4630000000000001
-DATA forwardChannelsTable<>+512(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+520(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+528(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+536(SB)/8, $0x39afffffffffffff
-DATA forwardChannelsTable<>+544(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+552(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+560(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+568(SB)/8, $0x4770000000000001
-DATA forwardChannelsTable<>+576(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+584(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+592(SB)/8, $0x386fffffffffffff
-DATA forwardChannelsTable<>+600(SB)/8, $0x386fffffffffffff
-GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $608
+DATA forwardChannelsTable<>+64(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+72(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+80(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+88(SB)/8, $0x8000000000000001
+DATA forwardChannelsTable<>+96(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+104(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+112(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+120(SB)/8, $0x3ff0000000000000
+DATA forwardChannelsTable<>+128(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+136(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+144(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+152(SB)/8, $0x7fffffff7fffffff
+DATA forwardChannelsTable<>+160(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+168(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+176(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+184(SB)/8, $0x7b0000007b000000
+DATA forwardChannelsTable<>+192(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+200(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+208(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+216(SB)/8, $0x0400000004000000
+DATA forwardChannelsTable<>+224(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+232(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+240(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+248(SB)/8, $0x0000000000000000
+DATA forwardChannelsTable<>+256(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+264(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+272(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+280(SB)/8, $0x8000000080000000
+DATA forwardChannelsTable<>+288(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+296(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+304(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+312(SB)/8, $0x7100000071000000
+DATA forwardChannelsTable<>+320(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+328(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+336(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+344(SB)/8, $0x39b0000000000000
+DATA forwardChannelsTable<>+352(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+360(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+368(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+376(SB)/8, $0x4630000000000000
+DATA forwardChannelsTable<>+384(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+392(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+400(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+408(SB)/8, $0x7fefffffffffffff
+DATA forwardChannelsTable<>+416(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+424(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+432(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+440(SB)/8, $0x7fffffffffffffff
+DATA forwardChannelsTable<>+448(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+456(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+464(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+472(SB)/8, $0x4630000000000001
+DATA forwardChannelsTable<>+480(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+488(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+496(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+504(SB)/8, $0x39afffffffffffff
+DATA forwardChannelsTable<>+512(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+520(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+528(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+536(SB)/8, $0x4770000000000001
+DATA forwardChannelsTable<>+544(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+552(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+560(SB)/8, $0x386fffffffffffff
+DATA forwardChannelsTable<>+568(SB)/8, $0x386fffffffffffff
+GLOBL forwardChannelsTable<>(SB), RODATA|NOPTR, $576
 
 // func forwardChannels(id int, a *channelArgs)
 TEXT ·forwardChannels<>(SB), NOSPLIT, $0-16
@@ -11841,15 +11837,13 @@ divided4:
 	FCMGE8(10, 10, 11)
 	ORR8(11, 13, 13)
 unwanted5:
+	ADD $channelArgs_leastSum, R23, R4
+	LD1R8(4, 14)
+	FCMGT8(14, 10, 12)
 	FLDPQ 64(R24), (F28, F29)
-	FCMGE8(10, 14, 12)
-	FLDPQ 96(R24), (F28, F29)
-	FCMGT8(14, 10, 10)
-	AND8(10, 12, 12)
-	FLDPQ 128(R24), (F28, F29)
 	FCMGE4D(6, 14, 4)
 	BIC8(4, 6, 6)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGE4D(7, 14, 4)
 	BIC8(4, 7, 7)
 	MOVD channelArgs_variance(R23), R4
@@ -11860,32 +11854,26 @@ unwanted5:
 	FADD4D(0, 7, 9)
 	FSQRT4D(8, 8)
 	FSQRT4D(9, 9)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	FDIV4D(8, 14, 8)
 	FDIV4D(9, 14, 9)
-	MOVD channelArgs_settled(R23), R4
-	SUBS $0, R4
-	BEQ unwanted6
 	NARROW(8, 9, 4)
-	FLDPQ 64(R24), (F28, F29)
-	FCMGE8(4, 14, 5)
-	FLDPQ 96(R24), (F28, F29)
+	ADD $channelArgs_leastInvStd, R23, R4
+	LD1R8(4, 14)
 	FCMGT8(14, 4, 4)
-	AND8(5, 4, 4)
-	ORR8(4, 12, 12)
-unwanted6:
+	AND8(4, 12, 12)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
 	MOVD channelArgs_savedInvStd(R23), R4
 	SUBS $0, R4
-	BEQ unwanted7
+	BEQ unwanted6
 	MOVD channelArgs_savedInvStd(R23), R4
 	ADD R1, R4
 	FSTPQ (F16, F17), (R4)
 	FSTPQ (F18, F19), 32(R4)
-unwanted7:
+unwanted6:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F8, F9)
@@ -11896,12 +11884,12 @@ unwanted7:
 	FSTPQ (F10, F11), 32(R4)
 	MOVD channelArgs_savedMean(R23), R4
 	SUBS $0, R4
-	BEQ unwanted8
+	BEQ unwanted7
 	MOVD channelArgs_savedMean(R23), R4
 	ADD R1, R4
 	FSTPQ (F8, F9), (R4)
 	FSTPQ (F10, F11), 32(R4)
-unwanted8:
+unwanted7:
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F14, F15)
@@ -11916,31 +11904,31 @@ unwanted8:
 	MOVD channelArgs_a(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	AND8(14, 10, 10)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	FCMGE8(10, 14, 11)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FCMGT8(14, 10, 10)
 	AND8(11, 10, 10)
 	MOVD channelArgs_gamma(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F22, F23)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	AND8(14, 11, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE8(11, 14, 11)
 	ORR8(11, 10, 10)
 	AND8(10, 12, 12)
 	NARROW(4, 5, 11)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 256(R24), (F28, F29)
 	EOR8(14, 11, 10)
 	MOVD channelArgs_neg(R23), R4
 	ADD R2, R4
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	AND8(14, 10, 10)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 288(R24), (F28, F29)
 	FCMGE8(10, 14, 10)
 	AND8(10, 12, 12)
 	WIDEN(11, 10, 11)
@@ -11961,7 +11949,7 @@ unwanted8:
 	BIC8(12, 13, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
-	CBZ R15, usual9
+	CBZ R15, usual8
 	FLDPQ (R24), (F24, F25)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
@@ -11969,44 +11957,56 @@ unwanted8:
 	FLDPQ 32(R4), (F14, F15)
 	MOVD channelArgs_inverse(R23), R4
 	SUBS $0, R4
-	BEQ divide10
+	BEQ divide9
 	ADD $channelArgs_inverse, R23, R4
 	LD1R4D(4, 14)
 	FMUL4D(14, 6, 6)
 	FMUL4D(14, 7, 7)
-	B divided11
-divide10:
+	B divided10
+divide9:
 	ADD $channelArgs_count, R23, R4
 	LD1R4D(4, 14)
 	FDIV4D(14, 6, 6)
 	FDIV4D(14, 7, 7)
-divided11:
+divided10:
 	FADD4D(0, 6, 10)
 	FADD4D(0, 7, 11)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 10, 4)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	AND8(10, 4, 4)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FCMGE4D(14, 11, 5)
-	FLDPQ 384(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 5, 5)
+	MOVD channelArgs_sumB(R23), R4
+	ADD R1, R4
+	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
+	ADD $channelArgs_large, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 8, 8)
+	ORR8(8, 4, 4)
 	EOR8(8, 8, 8)
+	ADD $channelArgs_large, R23, R4
+	LD1R4D(4, 14)
+	FCMGE4D(14, 9, 9)
+	ORR8(9, 5, 5)
 	EOR8(9, 9, 9)
 	MOVD channelArgs_extent(R23), R4
 	SUBS $0, R4
-	BEQ unwanted12
+	BEQ unwanted11
 	MOVD channelArgs_extent(R23), R4
 	ADD R0, R4
 	FLDPQ (R4), (F18, F19)
 	WIDEN(9, 8, 9)
-unwanted12:
+unwanted11:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 4, 4)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
 	FCMGE4D(6, 6, 10)
 	ORR8(10, 8, 8)
@@ -12015,7 +12015,7 @@ unwanted12:
 	ADD $channelArgs_settled, R23, R4
 	LD1R4D(4, 14)
 	ORR8(14, 5, 5)
-	FLDPQ 416(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	FCMGE4D(7, 7, 11)
 	ORR8(11, 9, 9)
@@ -12033,61 +12033,61 @@ unwanted12:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 4, 10)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(8, 8, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 5, 10)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 10)
 	FCMGE4D(9, 9, 11)
 	AND8(11, 10, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 8, 10)
-	FLDPQ 480(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 512(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 9, 10)
+	FLDPQ 448(R24), (F28, F29)
+	FCMGE4D(14, 10, 11)
+	BIC8(11, 12, 12)
 	FLDPQ 480(R24), (F28, F29)
-	FCMGE4D(14, 10, 11)
-	BIC8(11, 12, 12)
-	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 6, 10)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 448(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 7, 10)
-	FLDPQ 544(R24), (F28, F29)
+	FLDPQ 512(R24), (F28, F29)
 	FCMGE4D(14, 10, 11)
 	BIC8(11, 12, 12)
-	FLDPQ 576(R24), (F28, F29)
+	FLDPQ 544(R24), (F28, F29)
 	FCMGE4D(10, 14, 11)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
 	BIC8(11, 12, 12)
@@ -12096,10 +12096,10 @@ unwanted12:
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBNZ R15, unusual2
-usual9:
+usual8:
 	MOVD channelArgs_running(R23), R4
 	SUBS $0, R4
-	BEQ unwanted13
+	BEQ unwanted12
 	MOVD channelArgs_mean(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12116,10 +12116,10 @@ usual9:
 	FADD4D(11, 7, 7)
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
-unwanted13:
+unwanted12:
 	MOVD channelArgs_runningVar(R23), R4
 	SUBS $0, R4
-	BEQ unwanted14
+	BEQ unwanted13
 	MOVD channelArgs_variance(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
@@ -12138,7 +12138,7 @@ unwanted13:
 	FADD4D(11, 7, 7)
 	NARROW(6, 7, 6)
 	FSTPQ (F12, F13), (R4)
-unwanted14:
+unwanted13:
 	ADD $32, R0
 	ADD $64, R1
 	ADD R3, R2
@@ -12416,55 +12416,71 @@ usual4:
 unusual2:
 	MOVD R5, channelArgs_n(R23)
 	RET
-DATA backwardChannelsTable<>+0(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+8(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+16(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+24(SB)/8, $0x3870000000000000
-DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffffffffffff
-DATA backwardChannelsTable<>+64(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+72(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+80(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+88(SB)/8, $0x7fffffff7fffffff
-DATA backwardChannelsTable<>+96(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+104(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+112(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+120(SB)/8, $0x2200000022000000
-DATA backwardChannelsTable<>+128(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+136(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+144(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+152(SB)/8, $0x7100000071000000
-DATA backwardChannelsTable<>+160(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+168(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+176(SB)/8, $0xffffffffffffffff
-DATA backwardChannelsTable<>+184(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+0(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+8(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+16(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+24(SB)/8, $0x3880000000000000
+DATA backwardChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
+DATA backwardChannelsTable<>+64(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+72(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+80(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+88(SB)/8, $0x2200000022000000
+DATA backwardChannelsTable<>+96(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+104(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+112(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+120(SB)/8, $0x7100000071000000
+DATA backwardChannelsTable<>+128(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+136(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+144(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+152(SB)/8, $0xffffffffffffffff
+DATA backwardChannelsTable<>+160(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+168(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+176(SB)/8, $0x7fffffffffffffff
+DATA backwardChannelsTable<>+184(SB)/8, $0x7fffffffffffffff
 DATA backwardChannelsTable<>+192(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+200(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+208(SB)/8, $0x0000000000000000
 DATA backwardChannelsTable<>+216(SB)/8, $0x0000000000000000
-DATA backwardChannelsTable<>+224(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+232(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+240(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+248(SB)/8, $0x7fefffffffffffff
-DATA backwardChannelsTable<>+256(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+264(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+272(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+280(SB)/8, $0x4630000000000001
-DATA backwardChannelsTable<>+288(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+296(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+304(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+312(SB)/8, $0x3c30000000000000
-DATA backwardChannelsTable<>+320(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+328(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+336(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+344(SB)/8, $0x3d70000000000000
-DATA backwardChannelsTable<>+352(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+360(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+368(SB)/8, $0x386fffffffffffff
-DATA backwardChannelsTable<>+376(SB)/8, $0x386fffffffffffff
-GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $384
+DATA backwardChannelsTable<>+224(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+232(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+240(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+248(SB)/8, $0x3c40000000000000
+DATA backwardChannelsTable<>+256(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+264(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+272(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+280(SB)/8, $0x4620000000000000
+DATA backwardChannelsTable<>+288(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+296(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+304(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+312(SB)/8, $0x43b0000000000000
+DATA backwardChannelsTable<>+320(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+328(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+336(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+344(SB)/8, $0x3870000000000000
+DATA backwardChannelsTable<>+352(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+360(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+368(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+376(SB)/8, $0x7fefffffffffffff
+DATA backwardChannelsTable<>+384(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+392(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+400(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+408(SB)/8, $0x4630000000000001
+DATA backwardChannelsTable<>+416(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+424(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+432(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+440(SB)/8, $0x3c30000000000000
+DATA backwardChannelsTable<>+448(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+456(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+464(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+472(SB)/8, $0x3d70000000000000
+DATA backwardChannelsTable<>+480(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+488(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+496(SB)/8, $0x386fffffffffffff
+DATA backwardChannelsTable<>+504(SB)/8, $0x386fffffffffffff
+GLOBL backwardChannelsTable<>(SB), RODATA|NOPTR, $512
 
 // func backwardChannels(id int, a *channelArgs)
 TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
@@ -12478,7 +12494,8 @@ TEXT ·backwardChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_n(R23), R5
 	MOVD $backwardChannelsTable<>(SB), R24
 	FLDPQ (R24), (F28, F29)
-	FMUL4D(14, 0, 1)
+	FMUL4D(14, 0, 13)
+	NARROW(13, 13, 1)
 channels1:
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
@@ -12492,13 +12509,10 @@ channels1:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
+	NARROW(4, 5, 10)
 	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 4, 10)
-	FCMGE4D(1, 10, 10)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 5, 11)
-	FCMGE4D(1, 11, 11)
-	AND8(11, 10, 12)
+	AND8(14, 10, 10)
+	FCMGT8(1, 10, 12)
 	MOVD channelArgs_dbeta(R23), R4
 	ADD R1, R4
 	FSTPQ (F4, F5), (R4)
@@ -12581,35 +12595,33 @@ divided8:
 	MOVD channelArgs_k2(R23), R4
 	ADD R2, R4
 	FSTPQ (F18, F19), (R4)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
+	FLDPQ 32(R24), (F28, F29)
 	AND8(14, 9, 9)
 	SMIN8(9, 8, 10)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	CMGT8(14, 10, 10)
 	SMAX8(9, 8, 8)
-	FLDPQ 128(R24), (F28, F29)
+	FLDPQ 96(R24), (F28, F29)
 	CMGT8(14, 8, 8)
 	BIC8(8, 10, 10)
 	AND8(10, 12, 12)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, usual9
-	FLDPQ 160(R24), (F24, F25)
-	MOVD channelArgs_invstd(R23), R4
-	ADD R1, R4
-	FLDPQ (R4), (F12, F13)
 	MOVD channelArgs_sumA(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
+	FLDPQ 32(R4), (F18, F19)
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F20, F21)
+	FLDPQ 32(R4), (F22, F23)
 	ORR8(10, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(8, 14, 8)
@@ -12618,73 +12630,65 @@ divided8:
 	FCMGE4D(6, 14, 10)
 	AND8(10, 8, 8)
 	FCMGE4D(6, 6, 10)
-	BIC8(8, 10, 6)
-	MOVD channelArgs_invstd(R23), R4
-	ADD R1, R4
-	FLDPQ 32(R4), (F14, F15)
-	MOVD channelArgs_sumA(R23), R4
-	ADD R1, R4
-	FLDPQ 32(R4), (F18, F19)
-	MOVD channelArgs_sumB(R23), R4
-	ADD R1, R4
-	FLDPQ 32(R4), (F20, F21)
-	ORR8(10, 9, 9)
-	FLDPQ 32(R24), (F28, F29)
+	BIC8(8, 10, 8)
+	ORR8(11, 9, 9)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(9, 14, 9)
 	ADD $channelArgs_trusted, R23, R4
 	LD1R4D(4, 14)
-	FCMGE4D(7, 14, 10)
-	AND8(10, 9, 9)
-	FCMGE4D(7, 7, 10)
-	BIC8(9, 10, 7)
-	ORR8(7, 6, 12)
+	FCMGE4D(7, 14, 11)
+	AND8(11, 9, 9)
+	FCMGE4D(7, 7, 11)
+	BIC8(9, 11, 9)
+	ORR8(9, 8, 13)
+	MAXOFALL(13)
+	VMOV V26.S[0], R15
+	CBZ R15, everyday10
+	FLDPQ 160(R24), (F28, F29)
+	AND8(14, 2, 13)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(14, 13, 10)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(13, 14, 13)
+	AND8(13, 10, 10)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(6, 14, 13)
+	AND8(13, 10, 10)
+	FLDPQ 160(R24), (F28, F29)
+	AND8(14, 4, 13)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(13, 14, 13)
+	AND8(13, 10, 10)
+	BIC8(10, 8, 8)
+	FLDPQ 160(R24), (F28, F29)
+	AND8(14, 3, 13)
+	FLDPQ 224(R24), (F28, F29)
+	FCMGE4D(14, 13, 11)
+	FLDPQ 256(R24), (F28, F29)
+	FCMGE4D(13, 14, 13)
+	AND8(13, 11, 11)
+	FLDPQ 288(R24), (F28, F29)
+	FCMGE4D(7, 14, 13)
+	AND8(13, 11, 11)
+	FLDPQ 160(R24), (F28, F29)
+	AND8(14, 5, 13)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(13, 14, 13)
+	AND8(13, 11, 11)
+	BIC8(11, 9, 9)
+	NARROW(8, 9, 8)
+	AND8(8, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
 	CBZ R15, everyday10
-	MOVD channelArgs_sumB(R23), R4
-	ADD R1, R4
-	FLDPQ (R4), (F20, F21)
-	FLDPQ 32(R4), (F22, F23)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 10, 10)
-	FCMGE4D(1, 10, 10)
-	BIC8(10, 6, 10)
-	FLDPQ 32(R24), (F28, F29)
-	AND8(14, 11, 11)
-	FCMGE4D(1, 11, 11)
-	BIC8(11, 7, 11)
-	ORR8(11, 10, 12)
-	NARROW(6, 7, 6)
-	MOVD channelArgs_k1(R23), R4
-	ADD R2, R4
-	FLDPQ (R4), (F16, F17)
-	MOVD channelArgs_k2(R23), R4
-	ADD R2, R4
-	FLDPQ (R4), (F18, F19)
-	FLDPQ 64(R24), (F28, F29)
-	AND8(14, 8, 8)
-	FLDPQ 64(R24), (F28, F29)
-	AND8(14, 9, 9)
-	SMIN8(9, 8, 10)
-	FLDPQ 96(R24), (F28, F29)
-	CMGT8(14, 10, 10)
-	SMAX8(9, 8, 8)
-	FLDPQ 128(R24), (F28, F29)
-	CMGT8(14, 8, 8)
-	BIC8(8, 10, 10)
-	BIC8(10, 6, 10)
-	ORR8(10, 12, 12)
-	MAXOFALL(12)
-	VMOV V24.S[0], R15
-	CBZ R15, everyday10
-	FLDPQ 160(R24), (F24, F25)
+	FLDPQ 128(R24), (F24, F25)
 	MOVD channelArgs_invstd(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FMUL4D(6, 0, 10)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
 	ADD $channelArgs_weight, R23, R4
 	LD1R4D(4, 14)
@@ -12695,9 +12699,9 @@ divided8:
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ (R4), (F18, F19)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
@@ -12705,9 +12709,11 @@ divided8:
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
-	FCMGE4D(1, 9, 9)
+	FLDPQ 320(R24), (F28, F29)
+	FMUL4D(14, 0, 14)
+	FCMGE4D(14, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -12720,7 +12726,7 @@ divided8:
 	ADD R1, R4
 	FLDPQ 32(R4), (F12, F13)
 	FMUL4D(6, 0, 10)
-	FLDPQ (R24), (F28, F29)
+	FLDPQ 320(R24), (F28, F29)
 	FMUL4D(14, 10, 10)
 	ADD $channelArgs_weight, R23, R4
 	LD1R4D(4, 14)
@@ -12731,9 +12737,9 @@ divided8:
 	MOVD channelArgs_sumB(R23), R4
 	ADD R1, R4
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FCMGE4D(10, 8, 10)
 	FADD4D(9, 8, 11)
@@ -12741,9 +12747,11 @@ divided8:
 	FCMGE4D(11, 14, 8)
 	AND8(8, 7, 7)
 	ORR8(7, 10, 10)
-	FCMGE4D(1, 9, 9)
+	FLDPQ 320(R24), (F28, F29)
+	FMUL4D(14, 0, 14)
+	FCMGE4D(14, 9, 9)
 	ORR8(9, 10, 10)
-	FLDPQ 224(R24), (F28, F29)
+	FLDPQ 352(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	AND8(11, 10, 10)
 	FCMGE4D(6, 6, 11)
@@ -12752,35 +12760,35 @@ divided8:
 	BIC8(14, 11, 11)
 	BIC8(10, 11, 10)
 	BIC8(10, 12, 12)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 2, 10)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(14, 10, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(14, 6, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(6, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 3, 11)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(14, 11, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
 	ORR8(9, 8, 8)
-	FLDPQ 256(R24), (F28, F29)
+	FLDPQ 384(R24), (F28, F29)
 	FCMGE4D(14, 7, 9)
 	BIC8(9, 12, 12)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
 	ORR8(9, 8, 8)
 	MAXOFALL(8)
@@ -12789,7 +12797,7 @@ divided8:
 	EOR8(8, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 9)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(10, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
@@ -12797,13 +12805,13 @@ divided8:
 	FCMGE4D(6, 14, 9)
 	AND8(4, 9, 14)
 	ORR8(14, 8, 8)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(6, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(11, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
@@ -12811,7 +12819,7 @@ divided8:
 	FCMGE4D(7, 14, 9)
 	AND8(5, 9, 14)
 	ORR8(14, 8, 8)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(7, 14, 14)
 	BIC8(9, 14, 9)
 	ORR8(9, 8, 8)
@@ -12822,9 +12830,9 @@ divided8:
 	ADD R1, R4
 	FLDPQ (R4), (F16, F17)
 	FLDPQ 32(R4), (F18, F19)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 8, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 9, 9)
 	FMUL4D(0, 8, 8)
 	FMUL4D(0, 9, 9)
@@ -12832,53 +12840,53 @@ divided8:
 	ADD R1, R4
 	FLDPQ (R4), (F12, F13)
 	FLDPQ 32(R4), (F14, F15)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 6, 6)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FMUL4D(14, 6, 6)
 	FCMGE4D(8, 6, 8)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 4, 6)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	AND8(6, 8, 8)
 	BIC8(8, 4, 4)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 4, 6)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(10, 14, 8)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(8, 10, 10)
 	BIC8(10, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(6, 14, 8)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(6, 14, 6)
 	BIC8(8, 6, 6)
 	BIC8(6, 12, 12)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 7, 7)
-	FLDPQ 320(R24), (F28, F29)
+	FLDPQ 448(R24), (F28, F29)
 	FMUL4D(14, 7, 7)
 	FCMGE4D(9, 7, 9)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 5, 7)
-	FLDPQ 288(R24), (F28, F29)
+	FLDPQ 416(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	AND8(7, 9, 9)
 	BIC8(9, 5, 5)
-	FLDPQ 32(R24), (F28, F29)
+	FLDPQ 160(R24), (F28, F29)
 	AND8(14, 5, 7)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(11, 14, 9)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(11, 14, 11)
 	BIC8(9, 11, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 192(R24), (F28, F29)
 	FCMGE4D(7, 14, 9)
-	FLDPQ 352(R24), (F28, F29)
+	FLDPQ 480(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(9, 7, 7)
 	BIC8(7, 12, 12)
@@ -12895,9 +12903,9 @@ everyday10:
 	FLDPQ 192(R24), (F28, F29)
 	FADD8(14, 10, 10)
 	FSTPQ (F20, F21), (R4)
-	FLDPQ 160(R24), (F24, F25)
+	FLDPQ 128(R24), (F24, F25)
 looked12:
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 128(R24), (F28, F29)
 	EOR8(14, 12, 12)
 	MAXOFALL(12)
 	VMOV V24.S[0], R15
@@ -12948,7 +12956,31 @@ DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $32
+DATA stripChannelsTable<>+32(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+40(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+48(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+56(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+64(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+72(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+80(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+88(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+96(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+104(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+112(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+120(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+128(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+136(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+144(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+152(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+160(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+168(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+176(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+184(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+192(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+200(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+208(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+216(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $224
 
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
@@ -12959,19 +12991,25 @@ TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
 	MOVD channelArgs_sumA(R23), R3
 	MOVD channelArgs_sumB(R23), R4
 	MOVD channelArgs_stride(R23), R5
-	MOVD channelArgs_n(R23), R8
+	ADD $channelArgs_large, R23, R6
+	LD1R4D(6, 14)
+	NARROW(14, 14, 10)
+	MOVD $0, R8
+	EOR8(3, 3, 3)
+	MOVD channelArgs_n(R23), R9
 	MOVD $stripChannelsTable<>(SB), R24
 channels1:
 	MOVD channelArgs_factor(R23), R6
 	SUBS $0, R6
 	BEQ plain2
 	FLDPQ (R1), (F6, F7)
+scaled3:
 	EOR8(0, 0, 0)
 	MOVD R0, R6
 	MOVD channelArgs_probe(R23), R7
 	SUBS $4, R7
-	BLT rest5
-quads4:
+	BLT rest8
+quads7:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	PRFM 64(R6), PLDL1KEEP
@@ -12993,36 +13031,36 @@ quads4:
 	FADD8(6, 4, 4)
 	FADD8(4, 0, 0)
 	SUBS $4, R7
-	BGE quads4
-rest5:
+	BGE quads7
+rest8:
 	ADD $4, R7
 	SUBS $0, R7
-	BEQ done7
-row6:
+	BEQ done10
+row9:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	PRFM 64(R6), PLDL1KEEP
 	ADD R5, R6
 	FADD8(4, 0, 0)
 	SUBS $1, R7
-	BNE row6
-done7:
+	BNE row9
+done10:
 	MOV8(0, 5)
 	WIDEN(5, 4, 5)
 	MOVD channelArgs_probeInverse(R23), R6
 	SUBS $0, R6
-	BEQ divide8
+	BEQ divide11
 	ADD $channelArgs_probeInverse, R23, R6
 	LD1R4D(6, 14)
 	FMUL4D(14, 4, 4)
 	FMUL4D(14, 5, 5)
-	B divided9
-divide8:
+	B divided12
+divide11:
 	ADD $channelArgs_probeCount, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
 	FDIV4D(14, 5, 5)
-divided9:
+divided12:
 	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 4, 4)
@@ -13035,8 +13073,8 @@ divided9:
 	MOVD R0, R6
 	MOVD channelArgs_rows(R23), R7
 	SUBS $4, R7
-	BLT rest11
-quads10:
+	BLT rest14
+quads13:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	FADD8(4, 2, 4)
@@ -13066,12 +13104,12 @@ quads10:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $4, R7
-	BGE quads10
-rest11:
+	BGE quads13
+rest14:
 	ADD $4, R7
 	SUBS $0, R7
-	BEQ done13
-row12:
+	BEQ done16
+row15:
 	FLDPQ (R6), (F8, F9)
 	FMUL8(3, 4, 4)
 	FADD8(4, 2, 4)
@@ -13080,16 +13118,16 @@ row12:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $1, R7
-	BNE row12
-done13:
-	B summed3
+	BNE row15
+done16:
+	B summed4
 plain2:
 	EOR8(0, 0, 0)
 	MOVD R0, R6
 	MOVD channelArgs_probe(R23), R7
 	SUBS $4, R7
-	BLT rest15
-quads14:
+	BLT rest18
+quads17:
 	FLDPQ (R6), (F8, F9)
 	PRFM 64(R6), PLDL1KEEP
 	ADD R5, R6
@@ -13107,35 +13145,35 @@ quads14:
 	FADD8(6, 4, 4)
 	FADD8(4, 0, 0)
 	SUBS $4, R7
-	BGE quads14
-rest15:
+	BGE quads17
+rest18:
 	ADD $4, R7
 	SUBS $0, R7
-	BEQ done17
-row16:
+	BEQ done20
+row19:
 	FLDPQ (R6), (F8, F9)
 	PRFM 64(R6), PLDL1KEEP
 	ADD R5, R6
 	FADD8(4, 0, 0)
 	SUBS $1, R7
-	BNE row16
-done17:
+	BNE row19
+done20:
 	MOV8(0, 5)
 	WIDEN(5, 4, 5)
 	MOVD channelArgs_probeInverse(R23), R6
 	SUBS $0, R6
-	BEQ divide18
+	BEQ divide21
 	ADD $channelArgs_probeInverse, R23, R6
 	LD1R4D(6, 14)
 	FMUL4D(14, 4, 4)
 	FMUL4D(14, 5, 5)
-	B divided19
-divide18:
+	B divided22
+divide21:
 	ADD $channelArgs_probeCount, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 4)
 	FDIV4D(14, 5, 5)
-divided19:
+divided22:
 	NARROW(4, 5, 4)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 4, 4)
@@ -13148,8 +13186,8 @@ divided19:
 	MOVD R0, R6
 	MOVD channelArgs_rows(R23), R7
 	SUBS $4, R7
-	BLT rest21
-quads20:
+	BLT rest24
+quads23:
 	FLDPQ (R6), (F8, F9)
 	FADD8(4, 2, 4)
 	FMUL8(4, 4, 5)
@@ -13175,12 +13213,12 @@ quads20:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $4, R7
-	BGE quads20
-rest21:
+	BGE quads23
+rest24:
 	ADD $4, R7
 	SUBS $0, R7
-	BEQ done23
-row22:
+	BEQ done26
+row25:
 	FLDPQ (R6), (F8, F9)
 	FADD8(4, 2, 4)
 	FMUL8(4, 4, 5)
@@ -13188,25 +13226,48 @@ row22:
 	FADD8(4, 0, 0)
 	FADD8(5, 1, 1)
 	SUBS $1, R7
-	BNE row22
-done23:
-summed3:
+	BNE row25
+done26:
+	FCMGT8(10, 1, 11)
+	MAXOFALL(11)
+	VMOV V22.S[0], R15
+	CBZ R15, summed4
+	MOVD $2, R8
+	MOV8(0, 12)
+	MOV8(1, 13)
+	FSTPQ (F4, F5), (R2)
+	FLDPQ 32(R24), (F8, F9)
+	FLDPQ 64(R24), (F12, F13)
+	BIT8(11, 4, 6)
+	FLDPQ 96(R24), (F28, F29)
+	FCMGT8(14, 1, 11)
+	FLDPQ 128(R24), (F8, F9)
+	BIT8(11, 4, 6)
+	EOR8(3, 6, 11)
+	EOR8(4, 4, 4)
+	CMGT8(4, 11, 11)
+	MAXOFALL(11)
+	VMOV V22.S[0], R15
+	CBZ R15, scaled3
+	MOV8(6, 3)
+	B scaled3
+summed4:
 	WIDEN(0, 4, 5)
 	WIDEN(1, 6, 7)
 	MOVD channelArgs_inverse(R23), R6
 	SUBS $0, R6
-	BEQ divide24
+	BEQ divide27
 	ADD $channelArgs_inverse, R23, R6
 	LD1R4D(6, 14)
 	FMUL4D(14, 4, 8)
 	FMUL4D(14, 5, 9)
-	B divided25
-divide24:
+	B divided28
+divide27:
 	ADD $channelArgs_count, R23, R6
 	LD1R4D(6, 14)
 	FDIV4D(14, 4, 8)
 	FDIV4D(14, 5, 9)
-divided25:
+divided28:
 	FMUL4D(8, 4, 4)
 	FMUL4D(9, 5, 5)
 	FSUB4D(4, 6, 6)
@@ -13214,15 +13275,71 @@ divided25:
 	WIDEN(2, 4, 5)
 	FSUB4D(4, 8, 8)
 	FSUB4D(5, 9, 9)
-	EOR8(2, 2, 2)
-	FADD4D(2, 8, 8)
-	FADD4D(2, 9, 9)
-	FMUL4D(8, 8, 4)
-	FMUL4D(9, 9, 5)
-	FMUL4D(2, 4, 4)
-	FMUL4D(2, 5, 5)
-	FADD4D(4, 6, 6)
-	FADD4D(5, 7, 7)
+	SUBS $0, R8
+	BEQ settled6
+	SUBS $1, R8
+	BEQ choose5
+	WIDEN(3, 4, 5)
+	FLDPQ 160(R24), (F28, F29)
+	FDIV4D(4, 14, 4)
+	FDIV4D(5, 14, 5)
+	FMUL4D(4, 8, 8)
+	FMUL4D(5, 9, 9)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FMUL4D(4, 6, 6)
+	FMUL4D(5, 7, 7)
+	FSTPQ (F16, F17), (R3)
+	FSTPQ (F18, F19), 32(R3)
+	FSTPQ (F12, F13), (R4)
+	FSTPQ (F14, F15), 32(R4)
+	MOV8(12, 0)
+	MOV8(13, 1)
+	FLDPQ (R2), (F4, F5)
+	B summed4
+choose5:
+	ADD $channelArgs_large, R23, R6
+	LD1R4D(6, 14)
+	FCMGE4D(14, 6, 4)
+	FCMGE4D(14, 7, 5)
+	MOVD channelArgs_inverse(R23), R6
+	SUBS $0, R6
+	BEQ divide29
+	ADD $channelArgs_inverse, R23, R6
+	LD1R4D(6, 14)
+	FMUL4D(14, 6, 0)
+	FMUL4D(14, 7, 1)
+	B divided30
+divide29:
+	ADD $channelArgs_count, R23, R6
+	LD1R4D(6, 14)
+	FDIV4D(14, 6, 0)
+	FDIV4D(14, 7, 1)
+divided30:
+	ADD $channelArgs_epsilon, R23, R6
+	LD1R4D(6, 14)
+	FADD4D(14, 0, 0)
+	FADD4D(14, 1, 1)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(14, 0, 0)
+	AND8(0, 4, 4)
+	FLDPQ 192(R24), (F28, F29)
+	FCMGE4D(14, 1, 1)
+	AND8(1, 5, 5)
+	NARROW(4, 5, 2)
+	ADD $channelArgs_retaken, R23, R6
+	FLDPQ (R6), (F22, F23)
+	ADD8(2, 11, 11)
+	FSTPQ (F22, F23), (R6)
+	FLDPQ (R3), (F4, F5)
+	BIT8(4, 2, 8)
+	FLDPQ (R4), (F4, F5)
+	BIT8(4, 2, 6)
+	FLDPQ 32(R3), (F4, F5)
+	BIT8(5, 2, 9)
+	FLDPQ 32(R4), (F4, F5)
+	BIT8(5, 2, 7)
+settled6:
 	FSTPQ (F16, F17), (R3)
 	FSTPQ (F18, F19), 32(R3)
 	FSTPQ (F12, F13), (R4)
@@ -13239,7 +13356,7 @@ divided25:
 	ADD $32, R2
 	ADD $64, R3
 	ADD $64, R4
-	SUBS $8, R8
+	SUBS $8, R9
 	BNE channels1
 	RET
 DATA tinyChannelsTable<>+0(SB)/8, $0x0880000008800000

@@ -347,7 +347,7 @@ func (w *workspace) stripsAgain(factors []float32, c0, c1 int) {
 		for seg := range g.segments {
 			r0, r1 := g.colWindow(seg)
 			k := w.columnSums(seg, first, len(f))
-			w.plan.path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width)
+			w.plan.path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width, math.NaN(), 0)
 		}
 	}
 }
@@ -474,6 +474,20 @@ const (
 	largePower    = -50
 )
 
+// large returns [largeSum] if strips take such sums again, which are settled then. Otherwise it
+// returns NaN, which no number is compared with. A strip sees all values of its channels, and a
+// sum of squares is NaN where not all of them, or their sum, are finite.
+func (w *workspace) large() float64 {
+	if !w.way.settles {
+		return math.NaN()
+	}
+	return largeSum(w.values)
+}
+
+// largeSum is the least sum of squares, of n values, that may be too large: it is just above
+// that of a variance of sureMax/2.
+func largeSum(n float64) float64 { return n * (sureMax / 2 * (1 + 0x1p-52)) }
+
 // momentsAgain takes the moments again of channels whose variance can't be relied on: the
 // squares overflowed, or squares vanished that matter beside the variance and epsilon.
 // With looked, the extents hold magnitudes of a part of the values.
@@ -481,7 +495,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	ch := &w.channels
 	n, epsilon := w.values, w.plan.epsilon
 	// Sums that are surely safe, or surely are not, need no division.
-	least, most, unsafe := 2*sureMin*n, sureMax/2*n, 2*sureMax*n
+	least, most, unsafe, settled := 2*sureMin*n, sureMax/2*n, 2*sureMax*n, w.large()
 	if epsilon > 1 {
 		least = math.Inf(1)
 	}
@@ -491,7 +505,7 @@ func (w *workspace) momentsAgain(c0, c1 int, looked bool) {
 	for i, m2 := range sumB {
 		flag[i], powerX[i] = false, 0
 		switch {
-		case m2 >= least && m2 <= most:
+		case m2 >= least && m2 <= most || m2 >= settled:
 		case m2 > most && sumA[i]-sumA[i] == 0 && (m2 > unsafe || !sumsAreSafe(m2/n, epsilon)):
 			// Only the squares are too large, and all values are finite.
 			flag[i], powerX[i] = true, largePower

@@ -50,7 +50,10 @@ type way struct {
 	// strips says that moments of cols are taken of 8 columns at a time: of few rows, whose
 	// values stay in a cache from the probe to the sums.
 	strips bool
-	side   int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
+	// settles says that every column is a channel and belongs to a strip, so that a strip sees
+	// whether sums can't be relied on.
+	settles bool
+	side    int // cols: rows that are written as one, which has whole vectors, so that non-temporal stores are aligned
 
 	tasks int // size of a task that takes sums: in channels (rows), or in columns of a segment (cols)
 	tile  int // size of a task that only applies: in values (rows), or in rows (cols)
@@ -216,6 +219,8 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 	if want := ceilDiv(2*s.workers, max(1, g.segments)); s.workers > 1 && want > 1 {
 		w.tasks = max(64, roundUp(ceilDiv(g.width, want), lanes))
 	}
+	last := g.width % w.tasks // columns of the last task, if it is smaller
+	w.settles = w.strips && g.single() && g.width >= lanes && (last == 0 || last >= lanes)
 	w.side = 1
 	if w.stream && !s.masked {
 		w.side = l.side(g, s.path)

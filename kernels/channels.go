@@ -117,8 +117,9 @@ func (c *chans) wanted(field string, do func()) {
 // which one is unusual. begin comes before the loop. body takes a quick look, which may take
 // a usual channel for an unusual one. It calls closely before it overwrites anything that it
 // reads, with usual set to all ones where the channel seems unusual, or else to zeros. Where
-// there is such a channel, tests look closely at all of them, and clear usual where one is
-// not. The number of channels that are left is stored in the arguments.
+// there is such a channel, tests look closely at all of them: they presume that all are usual,
+// and clear usual where one is not. The number of channels that are left is stored in the
+// arguments.
 func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))) {
 	n := c.newArg("n")
 	before := c.buf.String()
@@ -133,7 +134,6 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	body(func(tests func()) {
 		usual := c.newLabel("usual")
 		c.ifNone(c.usual, usual)
-		c.constant(c.usual, c.entry64(ones))
 		tests()
 		c.opConstant(opXor, c.usual, c.usual, c.entry64(ones))
 		c.ifAny(c.usual, end)
@@ -154,6 +154,9 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	c.end()
 }
 
+// presume says that all channels are usual.
+func (c *chans) presume() { c.constant(c.usual, c.entry64(math.MaxUint64)) }
+
 // scalar returns a vector of copies of an argument.
 func (c *chans) scalar(field string) vec {
 	v, at := c.newVec(), c.newReg()
@@ -165,6 +168,15 @@ func (c *chans) scalar(field string) vec {
 
 // scalarPair is a scalar as an operand for both halves.
 func scalarPair(v vec) pair { return pair{v, v} }
+
+// newVec keeps the register of constants free.
+func (c *chans) newVec() vec {
+	v := c.fn.newVec()
+	if v == constVec {
+		panic(c.name + ": out of vectors beside constants")
+	}
+	return v
+}
 
 func (c *chans) pair() pair { return pair{c.newVec(), c.newVec()} }
 
@@ -294,9 +306,20 @@ func below(v float64) float64 { return math.Nextafter(v, math.Inf(-1)) }
 
 // mask returns a register with an argument that is 0 or all ones. It holds until the next
 // constant.
-func (c *chans) mask(field string) vec {
+func (c *chans) mask(field string) vec { return c.broadcastArg(field, c.offs.t) }
+
+// broadcast32 is mask for an argument that is a float32.
+func (c *chans) broadcast32(field string) vec {
 	c.argAddr(c.offs.t, field)
-	c.broadcast64(constVec, mem{base: c.offs.t})
+	c.broadcast(constVec, mem{base: c.offs.t})
+	return constVec
+}
+
+// broadcastArg returns a register with copies of an argument, which holds until the next
+// constant; t is a temporary.
+func (c *chans) broadcastArg(field string, t reg) vec {
+	c.argAddr(t, field)
+	c.broadcast64(constVec, mem{base: t})
 	return constVec
 }
 
@@ -506,7 +529,6 @@ func forwardChannels(c *chans) {
 		c.load64(s, c.find64("sumB"))
 		c.divide(s, s, c.offs.t)
 		c.add64(t, s, scalarPair(epsilon))
-		// invstd is between 2^-50 and 2^50 then.
 		c.narrow(t[0], t, t[1])
 		c.wanted("extent", func() {
 			c.load(matters, mem{base: c.find32("extent").at})
@@ -514,9 +536,7 @@ func forwardChannels(c *chans) {
 			c.op(opLE, t[1], t[0], t[0])
 			c.op(opOr, matters, matters, t[1])
 		})
-		c.opC(opLE, c.usual, t[0], sureMax/2)
-		c.opC(opGT, t[0], t[0], 2*sureMin)
-		c.op(opAnd, c.usual, c.usual, t[0])
+		c.op(opGT, c.usual, t[0], c.broadcast32("leastSum"))
 		for h := range t {
 			c.op64C(opLE64, m[0], s[h], below(0))
 			c.op(opAndNot, s[h], m[0], s[h])
@@ -524,13 +544,9 @@ func forwardChannels(c *chans) {
 		c.store64(s, c.find64("variance"))
 		c.add64(i, s, scalarPair(epsilon))
 		c.reciprocalRoot(i)
-		c.wanted("settled", func() { // the variance may be any, invstd must not be wild
-			c.narrow(m[0], i, m[1])
-			c.opC(opLE, m[1], m[0], sureMax/2)
-			c.opC(opGT, m[0], m[0], 2*sureMin)
-			c.op(opAnd, m[0], m[0], m[1])
-			c.op(opOr, c.usual, c.usual, m[0])
-		})
+		c.narrow(m[0], i, m[1])
+		c.op(opGT, m[0], m[0], c.broadcast32("leastInvStd"))
+		c.op(opAnd, c.usual, c.usual, m[0])
 		c.store64(i, c.find64("invstd"))
 		c.wanted("savedInvStd", func() { c.store64(i, c.find64("savedInvStd")) })
 
@@ -540,6 +556,7 @@ func forwardChannels(c *chans) {
 		c.affine(m, s, i, t)
 		c.op(opAndNot, c.usual, c.usual, matters)
 		closely(func() {
+			c.presume()
 			c.load64(s, c.find64("sumB"))
 			c.divide(s, s, c.offs.t)
 			c.add64(t, s, scalarPair(epsilon))
@@ -548,8 +565,11 @@ func forwardChannels(c *chans) {
 				c.op64C(opLE64, t[h], t[h], sureMax)
 				c.op(opAnd, m[h], m[h], t[h])
 			}
-			for _, v := range i { // a finite extent
-				c.zero(v)
+			c.load64(i, c.find64("sumB"))
+			for h := range i { // strips have settled what is too large
+				c.op(opGE64, i[h], i[h], c.mask("large"))
+				c.op(opOr, m[h], m[h], i[h])
+				c.zero(i[h]) // a finite extent
 			}
 			c.wanted("extent", func() { c.loadWidened(i, c.find32("extent"), 0) })
 			for h := range t { // neither safe nor settled, and the extent is finite or the variance is not NaN
@@ -620,7 +640,10 @@ func affineChannels(c *chans) {
 		c.within(c.usual, 2*sureMin, sureMax/2, t[1])
 		c.affine(m, s, i, t)
 		c.op(opAndNot, c.usual, c.usual, matters)
-		closely(func() { c.refuseWide(m, s, i, t) })
+		closely(func() {
+			c.presume()
+			c.refuseWide(m, s, i, t)
+		})
 	})
 }
 
@@ -670,18 +693,22 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 // backwardChannels goes from sums to the constants of dx.
 func backwardChannels(c *chans) {
 	c.useOffsets()
-	count, least := c.scalar("count"), c.newVec()
+	count, large := c.scalar("count"), c.newVec() // large in float32, with room for rounding
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
-	c.untilUnusual(func() { c.op64C(opMul64, least, count, gradMin) }, func(closely func(tests func())) {
+	spare := c.newVec()
+	begin := func() {
+		c.op64C(opMul64, spare, count, 2*gradMin)
+		c.narrow(large, scalarPair(spare), spare)
+	}
+	c.untilUnusual(begin, func(closely func(tests func())) {
 		c.load64(p, c.find64("sumA"))
 		c.load64(r, c.find64("sumB"))
 		c.load64(i, c.find64("invstd"))
-		for h := range p { // the sum of g*(x-m) is not small; if it is not finite, k1 and k2 are not either
-			c.abs64(t[h], r[h])
-			c.op(opGE64, t[h], t[h], least)
-		}
-		c.op(opAnd, c.usual, t[0], t[1])
+		// The sum of g*(x-m) is not small; if it is not finite, k1 and k2 are not either.
+		c.narrow(t[0], r, t[1])
+		c.abs(t[0], t[0])
+		c.op(opGT, c.usual, t[0], large)
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
 		c.loadWidened(t, c.findConst("neg"), 0)
@@ -713,8 +740,8 @@ func backwardChannels(c *chans) {
 		c.opConstant(opXor, c.usual, c.usual, c.entry64(math.MaxUint64))
 		closely(func() {
 			everyday := c.newLabel("everyday")
-			c.allowZeros(i, low, t, least, everyday)
-			c.constant(c.usual, c.entry64(math.MaxUint64))
+			c.allowZeros(p, r, i, low, t, spare, everyday)
+			c.presume()
 			for h := range p { // gradSumsAreSafe or exact, or settled, or invstd is NaN
 				c.load(i[0], mem{base: c.find64("invstd").at, off: h * vecBytes})
 				c.op(opMul64, t[0], count, i[0])
@@ -729,7 +756,8 @@ func backwardChannels(c *chans) {
 				c.op64C(opLE64, low[0], t[1], 0)
 				c.op(opAnd, i[1], i[1], low[0])
 				c.op(opOr, t[0], t[0], i[1])
-				c.op(opGE64, low[1], low[1], least)
+				c.op64C(opMul64, constVec, count, gradMin)
+				c.op(opGE64, low[1], low[1], constVec)
 				c.op(opOr, t[0], t[0], low[1])
 				c.op64C(opLE64, t[1], t[1], math.MaxFloat64)
 				c.op(opAnd, t[0], t[0], t[1])
@@ -747,44 +775,45 @@ func backwardChannels(c *chans) {
 			c.load(t[0], mem{base: k2.at})
 			c.opC(opAdd, t[0], t[0], 0) // -0 becomes 0
 			c.store(t[0], mem{base: k2.at})
-			c.constant(c.usual, c.entry64(math.MaxUint64))
+			c.presume()
 			c.label(done)
 		})
 	})
 }
 
-// allowZeros is the quick look once more. It jumps if all channels pass, of which some may
-// have sums of 0, as dead channels have, or an invstd that is NaN. Their constants are 0 or
-// NaN.
-func (c *chans) allowZeros(i, low, t pair, least vec, everyday string) {
-	for h := range i {
-		off := h * vecBytes
-		c.load(i[h], mem{base: c.find64("invstd").at, off: off})
-		c.load(low[h], mem{base: c.find64("sumA").at, off: off})
-		c.load(t[0], mem{base: c.find64("sumB").at, off: off})
-		c.op(opOr, low[h], low[h], t[0])
-		c.abs64(low[h], low[h])
-		c.op64C(opLE64, low[h], low[h], 0)
-		c.op(opGE64, t[0], c.mask("trusted"), i[h])
-		c.op(opAnd, low[h], low[h], t[0])
-		c.op(opGE64, t[0], i[h], i[h])
-		c.op(opAndNot, i[h], low[h], t[0]) // all ones where sums and constants are looked at
-	}
-	c.op(opOr, c.usual, i[0], i[1])
-	c.ifNone(c.usual, everyday)
+// allowZeros is a second look at channels of which some seem unusual, by sums in memory, k1, k2,
+// and invstd in i; low, t and spare are temporaries. It jumps if all channels pass. Some may have
+// sums of 0, as dead channels have, or an invstd that is NaN, and constants that are 0 or NaN.
+// Others may have a k2 of 0 beside gradients that are not small, as channels have whose x is
+// constant: with a tame k1, the sum of gradients is safe.
+func (c *chans) allowZeros(k1, k2, i, low, t pair, spare vec, everyday string) {
+	c.load64(low, c.find64("sumA"))
 	c.load64(t, c.find64("sumB"))
 	for h := range i {
-		c.abs64(t[h], t[h])
-		c.op(opGE64, t[h], t[h], least)
-		c.op(opAndNot, t[h], t[h], i[h])
+		c.op(opOr, low[h], low[h], t[h])
+		c.abs64(low[h], low[h])
+		c.op64C(opLE64, low[h], low[h], 0)
+		c.op(opGE64, t[h], c.mask("trusted"), i[h])
+		c.op(opAnd, low[h], low[h], t[h])
+		c.op(opGE64, t[h], i[h], i[h])
+		c.op(opAndNot, low[h], low[h], t[h]) // all ones where sums and constants are looked at
 	}
-	c.op(opOr, c.usual, t[0], t[1])
-	c.narrow(i[0], i, t[0]) // NaN remains all ones
-	c.load(low[0], mem{base: c.findConst("k1").at})
-	c.load(low[1], mem{base: c.findConst("k2").at})
-	c.tame(low, t)
-	c.op(opAndNot, t[0], t[0], i[0])
-	c.op(opOr, c.usual, c.usual, t[0])
+	c.op(opOr, spare, low[0], low[1])
+	c.ifNone(spare, everyday)
+	for h := range i {
+		c.abs64(spare, k1[h])
+		c.op64C(opGE64, t[h], spare, 2*tameMin)
+		c.op64C(opLE64, spare, spare, sureMax/2)
+		c.op(opAnd, t[h], t[h], spare)
+		c.op64C(opLE64, spare, i[h], tameMin/gradMin)
+		c.op(opAnd, t[h], t[h], spare)
+		c.abs64(spare, k2[h])
+		c.op64C(opLE64, spare, spare, 0)
+		c.op(opAnd, t[h], t[h], spare)
+		c.op(opAndNot, low[h], t[h], low[h])
+	}
+	c.narrow(low[0], low, low[1]) // NaN remains all ones
+	c.op(opAnd, c.usual, c.usual, low[0])
 	c.ifNone(c.usual, everyday)
 }
 
@@ -880,10 +909,17 @@ func trackChannels(c *chans) {
 // first-level cache between the probe and the sums.
 func stripChannels(c *chans) {
 	x, factor, shift, sumA, sumB := c.float32s("x"), c.float32s("factor"), c.float32s("shift"), c.float64s("sumA"), c.float64s("sumB")
-	stride, at, left := c.newReg(), c.newReg(), c.newReg()
+	stride, at, left, again := c.newReg(), c.newReg(), c.newReg(), c.newReg()
 	c.arg(stride, "stride")
 	sums, k, f := c.pair(), c.newVec(), c.newVec()
 	a, b, d := c.pair(), c.pair(), c.pair()
+	// The sums of a group of columns are taken once, or three times: of the values, of the scaled
+	// values, and then they are chosen.
+	limit, t, first := c.newVec(), c.newVec(), c.pair()
+	large := c.broadcastArg("large", at)
+	c.narrow(limit, scalarPair(large), large) // of sums of squares, which are no less than those of deviations from their mean
+	c.set(again, 0)
+	c.zero(f) // no factors
 	c.toFirst = true
 	// sum adds rows to the sums, in the order of ../kernels_generic.go. value computes the
 	// addends of a row; there are n of them.
@@ -928,7 +964,8 @@ func stripChannels(c *chans) {
 		c.label(done)
 	}
 	c.loop(func() {
-		plain, done := c.newLabel("plain"), c.newLabel("summed")
+		plain, scaledSums, summed := c.newLabel("plain"), c.newLabel("scaled"), c.newLabel("summed")
+		choose, settled := c.newLabel("choose"), c.newLabel("settled")
 		take := func(load, plus func(dst vec)) {
 			sum("probe", 1, func(dst pair) {
 				load(dst[0])
@@ -952,16 +989,37 @@ func stripChannels(c *chans) {
 		c.subImm(at, 0)
 		c.branch(ifZero, plain)
 		c.load(f, mem{base: factor.at})
+		c.label(scaledSums)
 		take(scaled, func(dst vec) {
 			scaled(dst)
 			c.add(dst, k, dst)
 		})
-		c.jump(done)
+		c.jump(summed)
 		c.label(plain)
 		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
-		c.label(done)
-		// The moment of the window is that of the segment: merged with that of no values, it
-		// stays, apart from the signs of zeros, and from infinities times 0.
+		c.op(opGT, t, sums[1], limit)
+		c.ifNone(t, summed)
+		// Some are too large, as it seems. The factors are those of momentsAgain. They often
+		// are those of the columns before, and then no sum need be waited for.
+		c.set(again, 2)
+		c.move(first[0], sums[0])
+		c.move(first[1], sums[1])
+		c.store(k, mem{base: shift.at})
+		c.constant(a[0], c.entry32(0x1p-50))
+		c.constant(b[0], c.entry32(1))
+		c.blend(b[0], t, a[0], b[0])
+		c.opC(opGT, t, sums[1], math.MaxFloat32)
+		c.constant(a[0], c.entry32(0x1p-100))
+		c.blend(b[0], t, a[0], b[0])
+		c.op(opXor, t, b[0], f)
+		c.zero(a[0])
+		c.op(opGTInt, t, t, a[0])
+		c.ifNone(t, scaledSums)
+		c.move(f, b[0])
+		c.jump(scaledSums)
+		c.label(summed)
+		// The moment of the window is that of the segment. Merged with that of no values, it
+		// stays: neither sum is ever -0, and m2 is NaN where the mean is not finite.
 		c.widen(a, sums[0])
 		c.widen(b, sums[1])
 		c.divide(d, a, at)
@@ -969,15 +1027,63 @@ func stripChannels(c *chans) {
 		c.sub64(b, b, a)
 		c.widen(a, k)
 		c.sub64(d, d, a)
-		c.zero(k)
-		c.add64(d, d, scalarPair(k))
-		c.mul64(a, d, d)
-		c.mul64(a, a, scalarPair(k))
-		c.add64(b, b, a)
+		c.subImm(again, 0)
+		c.branch(ifZero, settled)
+		c.subImm(again, 1)
+		c.branch(ifZero, choose)
+		// The sums of scaled values come first. Those of the values follow.
+		c.widen(a, f)
+		one := c.const64(1)
+		for h := range a {
+			c.op(opDiv64, a[h], one, a[h])
+		}
+		c.mul64(d, d, a)
+		c.mul64(b, b, a)
+		c.mul64(b, b, a)
+		c.store64(d, sumA)
+		c.store64(b, sumB)
+		c.move(sums[0], first[0])
+		c.move(sums[1], first[1])
+		c.load(k, mem{base: shift.at})
+		c.jump(summed)
+		c.label(choose)
+		c.tooLarge(a, b, sums, at)
+		c.narrow(k, a, t)
+		c.argAddr(at, "retaken")
+		c.load(t, mem{base: at})
+		c.op(opAddInt, t, t, k)
+		c.store(t, mem{base: at})
+		for h := range a {
+			for _, v := range []struct {
+				of  pair
+				sum array
+			}{{d, sumA}, {b, sumB}} {
+				c.load(k, mem{base: v.sum.at, off: h * vecBytes})
+				c.blend(v.of[h], a[h], k, v.of[h])
+			}
+		}
+		c.label(settled)
 		c.store64(d, sumA)
 		c.store64(b, sumB)
 		c.storeShift(d, shift)
 	})
+}
+
+// tooLarge sets mask to all ones where the sum of squares m2 is too large; t is a temporary.
+func (c *chans) tooLarge(mask, m2, t pair, at reg) {
+	large := c.broadcastArg("large", at)
+	for h := range mask {
+		c.op(opGE64, mask[h], m2[h], large)
+	}
+	c.divide(t, m2, at)
+	epsilon := c.broadcastArg("epsilon", at)
+	for h := range t {
+		c.op(opAdd64, t[h], t[h], epsilon)
+	}
+	for h := range t {
+		c.op64C(opGE64, t[h], t[h], above(sureMax))
+		c.op(opAnd, mask[h], mask[h], t[h])
+	}
 }
 
 // channelText returns the text of all kernels on channels, and their symbols.
