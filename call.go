@@ -31,6 +31,9 @@ type call struct {
 	values      float64 // number of values of a channel
 	gamma, beta []float32
 	renorm      renormalization // without r: none
+	// The constants of z come from statistics that were given, and whether some of the channels
+	// may be wide or small.
+	affines, formed bool
 
 	way   way
 	sums  stage // takes moments, or the sums of a backward pass
@@ -42,9 +45,9 @@ type call struct {
 	// the least slope of the activation. Where its products don't vanish, sums of exactly 0 are
 	// sums of zeros.
 	least float64
-	// Channels have tiny gradients, or tiny deviations of x (tiny.go).
-	tinyG, tinyX bool
-	sampled      bool // these are known
+	// Channels have tiny gradients, tiny deviations of x, or tiny factors in the z of sums (tiny.go).
+	tinyG, tinyX, tinyZ bool
+	sampled             bool // these are known
 
 	// Outputs of the first phase; nil if not wanted.
 	saved               savedStatistics
@@ -229,7 +232,7 @@ func (w *workspace) situation(do phases) situation {
 	// The output must not be x, which dx needs, and kernels can't compute g of a wide
 	// channel.
 	if out := a.storage(); s.costly && out != nil {
-		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.wide, true)
+		s.storable = &out[0] != &a.x[0] && !slices.Contains(w.channels.form, wideForm)
 	}
 	return s
 }

@@ -7,55 +7,49 @@ import "math"
 // first, block by block, in memory that stays in a cache. The powers are taken back
 // where float64 holds the result. A power of two changes no digit.
 
-// constants are the records by which kernels scale a block, and compute its z and dx:
-// one record for a row, or one for every 8 of up to mostSpan columns.
+// constants are the constants by which kernels scale a block, and compute its z and dx. The
+// records are one for a row, or one for every 8 of up to mostSpan columns. Factors are
+// float64.
 type constants struct {
-	layout layout
-	memory [7][mostSpan * coefLen]float32
-	// toX and toG scale x and g. toZ scales x before z is computed, and again scales it
-	// a second time, where one power of float32 is not enough. out scales dx.
-	toX, toG, toZ, again, out []float32
-	z, dx                     []float32 // the constants of z, and of dx
+	layout  layout
+	records [3][mostSpan * coefLen]float32
+	z, dx   []float32 // the constants of z, and of dx
+	// toX, toG and toZ scale x for dx, g, and x for z. The factors of z and dx are those of
+	// their last product.
+	toX, toG, toZ, ofZ, ofDX factorList
 
-	scalesX, scalesG, scalesZ, scalesAgain bool // one of the powers is not 0
-	// Some products for z, or for dx, are tiny: they are taken in float64, and rounded once.
-	tinyZ, tinyDX bool
+	scalesX, scalesG, scalesZ bool // a factor is not 1
+	smallZ                    bool // a product for z is taken in float64
 
 	// The rows whose x was scaled last, in a forward pass over columns. A segment of few
 	// rows takes them twice, as its probe and as its window.
 	first, height, width int
 	scaled               []float32
 
-	// The constants of which the lists of tiny.go were made last.
-	made [numMade]*float32
+	// The lists of tiny.go, and the constants of which they were made last.
+	lists  [numLists]factorList
+	slopes factorList
+	// Constants and factors of a channel in rows, for kernels in cols.
+	record  record
+	factors [lanes]float64
+	means   []float32 // records with the mean alone
+	made    [numLists + 1]*float32
 }
+
+// factorList are factors of kernels that take products in float64: of columns, or in rows of
+// channels.
+type factorList [mostSpan]float64
 
 // reset prepares the constants for a block in a layout. Nothing is scaled until a power
 // other than 0 is set.
 func (k *constants) reset(l layout) {
-	if k.toX == nil || k.layout != l {
-		k.init(l)
+	if k.z == nil {
+		k.z, k.dx, k.means = k.records[0][:], k.records[1][:], k.records[2][:]
 	}
-	k.scalesX, k.scalesG, k.scalesZ, k.scalesAgain, k.tinyZ, k.tinyDX = false, false, false, false, false, false
-	k.scaled = nil
-	k.made = [numMade]*float32{}
-}
-
-// init sets the fields that are the same in all blocks of a layout. With them a kernel
-// multiplies by a power and changes nothing else, not even the sign of a zero.
-func (k *constants) init(l layout) {
 	k.layout = l
-	lists := [...]*[]float32{&k.toX, &k.toG, &k.toZ, &k.again, &k.out, &k.z, &k.dx}
-	for i, list := range lists {
-		*list = k.memory[i][:]
-	}
-	for _, list := range [...][]float32{k.toX, k.toG, k.toZ, k.again, k.out} {
-		for j := range mostSpan {
-			k.set(list, j, fieldN, negativeZero)
-			k.set(list, j, fieldB, negativeZero)
-			k.set(list, j, fieldA, 1)
-		}
-	}
+	k.scalesX, k.scalesG, k.scalesZ, k.smallZ = false, false, false, false
+	k.scaled = nil
+	k.made = [numLists + 1]*float32{}
 }
 
 // set sets a field of the record of a row, or of column j.
@@ -67,40 +61,40 @@ func (k *constants) set(list []float32, j, field int, v float32) {
 	list[field] = v
 }
 
-var negativeZero = float32(math.Copysign(0, -1))
+// setFactor sets s of a row, or of column j.
+func (k *constants) setFactor(list *factorList, j int, v float64) {
+	list[j] = v
+}
 
-// setScale sets the power of two by which a record multiplies.
-func (k *constants) setScale(list []float32, j int, scale float32) { k.set(list, j, fieldA, scale) }
+var negativeZero = float32(math.Copysign(0, -1))
 
 // powerOf32 returns 2^p for a clamped power.
 func powerOf32(p int) float32 { return math.Float32frombits(uint32(127+p) << 23) }
 
-// mostPower is the largest power of two that a record multiplies by.
+// mostPower is the largest power of two that float32 holds.
 const mostPower = 126
 
 func clampPower(p int) int { return min(max(p, -mostPower), mostPower) }
 
 // setX sets the power by which x of a row or column is scaled, clamped already.
 func (k *constants) setX(j, power int) {
-	k.setScale(k.toX, j, powerOf32(power))
-	if power != 0 {
-		k.scalesX = true
-	}
+	k.setFactor(&k.toX, j, powerOf(power))
+	k.scalesX = k.scalesX || power != 0
 }
 
 // setG sets the power by which g is scaled, clamped already.
 func (k *constants) setG(j, power int) {
-	k.setScale(k.toG, j, powerOf32(power))
+	k.setFactor(&k.toG, j, powerOf(power))
 	k.scalesG = k.scalesG || power != 0
 }
 
-// setZ sets the constants of z, given the inverse of the deviation.
-func (k *constants) setZ(j int, f *affine, invstd float64) {
-	k.tinyZ = k.tinyZ || math.Abs(f.scale) < invstd*tinyMost && f.scale != 0
-	first := clampPower(f.power)
-	k.setScale(k.toZ, j, powerOf32(first))
-	k.setScale(k.again, j, float32(ldexp(1, f.power-first)))
-	k.scalesZ, k.scalesAgain = k.scalesZ || first != 0, k.scalesAgain || f.power != first
+// setZ sets the constants of z.
+func (k *constants) setZ(j int, f *affine) {
+	k.setFactor(&k.toZ, j, powerOf(f.power))
+	k.scalesZ = k.scalesZ || f.power != 0
+	factor := f.factor()
+	k.setFactor(&k.ofZ, j, factor)
+	k.smallZ = k.smallZ || isSmall(factor)
 	k.set(k.z, j, fieldN, -f.m)
 	k.set(k.z, j, fieldA, f.a)
 	k.set(k.z, j, fieldB, f.b)
@@ -112,14 +106,8 @@ func (k *constants) setZ(j int, f *affine, invstd float64) {
 func (k *constants) setDX(j int, d *scaledGradient) {
 	k.setX(j, d.powerX)
 	k.setG(j, d.powerG)
-	a, out := d.a, float32(1)
-	if v := math.Abs(float64(a)); v != 0 && v <= 1.0/(1<<(factorRoom-2)) {
-		a, out, k.tinyDX = 1, a, true
-	}
-	k.setScale(k.out, j, out)
+	k.setFactor(&k.ofDX, j, d.scale)
 	k.set(k.dx, j, fieldN, -d.m)
-	k.set(k.dx, j, fieldA, a)
-	k.set(k.dx, j, fieldB, 0)
 	k.set(k.dx, j, fieldK1, d.k1)
 	k.set(k.dx, j, fieldK2, d.k2)
 }
@@ -158,31 +146,22 @@ func (w *workspace) elementwise(kernel int, act Activation, k *kernelArgs, b *bl
 	w.plan.path.runAll(kernel, act, k)
 }
 
-// scale multiplies the values of a block by powers of two. Small values may be subnormal:
-// their products are taken in float64, which gives the same bits.
-func (w *workspace) scale(dst, src, by []float32, b *block) []float32 {
+// scale multiplies the values of a block by factors. Those of a row are all the same.
+func (w *workspace) scale(buf *buffers, dst, src []float32, by *factorList, b *block) []float32 {
 	n := b.rows * b.n
-	switch {
-	case w.geo.layout == rows && by[fieldA] > 1:
-		return w.times(dst, src, float64(by[fieldA]), 1, n, n)
-	case w.geo.layout == cols && by[fieldA*lanes] > 1:
-		return w.product(dst, src, by, b)
+	if w.geo.layout == rows {
+		return w.times(dst, src, by[0], 1, n, n)
 	}
-	k := kernelArgs{x: src, y: dst, coef: by}
-	w.elementwise(kernelNormalize, Identity, &k, b)
+	w.products(buf, kernelScale, &kernelArgs{x: src, y: dst, stride: b.n, strideY: b.n}, nil, by[:], b)
 	return dst
 }
 
 // scaledZ returns x scaled for the computation of z.
 func (w *workspace) scaledZ(buf *buffers, b *block, k *constants) []float32 {
-	x := b.x
 	if k.scalesZ {
-		x = w.scale(buf.scaled[:], x, k.toZ, b)
+		return w.scale(buf, buf.scaled[:], b.x, &k.toZ, b)
 	}
-	if k.scalesAgain {
-		x = w.scale(buf.scaled[:], x, k.again, b)
-	}
-	return x
+	return b.x
 }
 
 // gradients returns g = dy*act'(z) of a block.
@@ -190,23 +169,26 @@ func (w *workspace) gradients(act Activation, buf *buffers, b *block, k *constan
 	if act.kind == actIdentity {
 		return b.dy
 	}
-	if k.tinyZ {
-		z := w.carefulZ(buf, b, k)
-		args := kernelArgs{x: minusZeros, dy: b.dy, res: z, y: buf.y[:], dres: buf.g[:], coef: asZero} // dx is not used
+	args := kernelArgs{dy: b.dy, res: b.res, y: buf.y[:], dres: buf.g[:]} // dx is not used
+	if k.smallZ {
+		z := w.smallZ(buf, b, k)
 		if b.res != nil {
 			w.alike(kernelNormalize, Identity, &kernelArgs{x: b.res, res: z, y: z, coef: asItIs}, b.len())
 		}
+		args.x, args.res, args.coef = minusZeros, z, asZero
 		w.alike(kernelInputGrad, act, &args, b.len())
-		return buf.g[:]
+	} else {
+		args.x, args.coef = w.scaledZ(buf, b, k), k.z
+		w.elementwise(kernelInputGrad, act, &args, b)
 	}
-	args := kernelArgs{x: w.scaledZ(buf, b, k), dy: b.dy, res: b.res, y: buf.y[:], dres: buf.g[:], coef: k.z}
-	w.elementwise(kernelInputGrad, act, &args, b)
 	return buf.g[:]
 }
 
-// carefulZ returns z of a block without the residual, from products in float64.
-func (w *workspace) carefulZ(buf *buffers, b *block, k *constants) []float32 {
-	return w.product(buf.scaled[:], w.scaledZ(buf, b, k), k.z, b)
+// smallZ returns z of a block without the residual, from products in float64.
+func (w *workspace) smallZ(buf *buffers, b *block, k *constants) []float32 {
+	args := kernelArgs{x: w.scaledZ(buf, b, k), y: buf.scaled[:], stride: b.n, strideY: b.n}
+	w.products(buf, kernelScale, &args, k.z, k.ofZ[:], b)
+	return buf.scaled[:]
 }
 
 // columnList is some columns, in order, whose sums are taken together. Their values are
@@ -278,12 +260,12 @@ func (w *workspace) scaledOperands(s *stage, buf *buffers, b *block, k *constant
 	if w.backward {
 		g = w.gradients(s.act, buf, b, k)
 		if k.scalesG {
-			g = w.scale(buf.g[:], g, k.toG, b)
+			g = w.scale(buf, buf.g[:], g, &k.toG, b)
 		}
 	}
 	x = b.x
 	if k.scalesX {
-		x = w.scale(buf.scaled[:], x, k.toX, b)
+		x = w.scale(buf, buf.scaled[:], x, &k.toX, b)
 	}
 	return x, g
 }
@@ -291,10 +273,10 @@ func (w *workspace) scaledOperands(s *stage, buf *buffers, b *block, k *constant
 // writeScaled writes the outputs of a block.
 func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 	s := &w.apply
-	args := kernelArgs{res: b.res, y: b.y}
+	args := kernelArgs{res: b.res, y: b.y, stream: w.apply.stream && w.geo.layout == rows && &b.y[0] != &buf.y[0]}
 	switch {
-	case !w.backward && k.tinyZ:
-		args.x, args.res, args.coef = b.res, w.carefulZ(buf, b, k), asItIs
+	case !w.backward && k.smallZ:
+		args.x, args.res, args.coef = b.res, w.smallZ(buf, b, k), asItIs
 		if b.res == nil {
 			args.x = minusZeros
 		}
@@ -311,16 +293,15 @@ func (w *workspace) writeScaled(buf *buffers, b *block, k *constants) {
 		copy(buf.dres[:n], g)
 	}
 	if k.scalesG {
-		g = w.scale(buf.g[:], g, k.toG, b)
+		g = w.scale(buf, buf.g[:], g, &k.toG, b)
 	}
-	args.x, args.dy, args.res, args.coef = b.x, g, nil, k.dx
+	x := b.x
 	if k.scalesX {
-		args.x = w.scale(buf.scaled[:], b.x, k.toX, b)
+		x = w.scale(buf, buf.scaled[:], x, &k.toX, b)
 	}
-	w.elementwise(kernelInputGrad, Identity, &args, b)
-	if k.tinyDX {
-		w.product(b.y, b.y, k.out, b)
-	}
+	args = kernelArgs{x: x, dy: g, y: b.y, rows: b.rows, stride: b.n, strideDY: b.n, strideY: b.n}
+	args.stream = &b.y[0] != &buf.y[0] && w.streams(&args)
+	w.products(buf, kernelScaledGrad, &args, k.dx, k.ofDX[:], b)
 	if b.dres != nil {
 		copy(b.dres, buf.dres[:n])
 	}
@@ -347,7 +328,7 @@ func (w *workspace) setCareful(k *constants, j, c int) {
 		w.setZ(k, j, c)
 	}
 	if w.backward {
-		d := w.channels.scaledGradient(c, w.frozen)
+		d := w.channels.scaledGradient(c)
 		k.setDX(j, &d)
 	}
 }
@@ -355,7 +336,7 @@ func (w *workspace) setCareful(k *constants, j, c int) {
 // setZ sets the constants of z of a channel.
 func (w *workspace) setZ(k *constants, j, c int) {
 	f := w.channels.affine(c)
-	k.setZ(j, &f, w.channels.invstd[c])
+	k.setZ(j, &f)
 }
 
 // writeCarefully writes the outputs of rows of n values of a channel, stride values apart,
@@ -383,9 +364,9 @@ func (w *workspace) writeCarefully(c, i, rows, n, stride int) {
 			b.dres = buf.dres[:height*n]
 		}
 		w.writeScaled(buf, &b, k)
-		w.unpack(out.y, b.y, 1, nil, &out)
+		w.unpack(out.y, b.y, &out)
 		if s.dres != nil {
-			w.unpack(out.dres, b.dres, 1, nil, &out)
+			w.unpack(out.dres, b.dres, &out)
 		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 type channels struct {
 	mean, variance, invstd []float64
 	scale, shift           []float64 // gamma*invstd, and beta where the channel is wide
-	wide                   []bool    // see affine
-	power                  []int     // of x, where wide is set
+	form                   []byte    // wideForm or smallForm where the channel is wide or small, see affine
+	power                  []int     // of x, where the channel is wide
 	dgamma, dbeta          []float64 // before they are rounded
 	k1, k2                 []float64 // where gradWide is set
 	gradWide               []bool    // dx needs scaled values
@@ -43,10 +43,10 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		*list = w.float64s.cutRoomy(n)
 	}
 	ch.segmentA, ch.segmentB = w.float64s.cutRoomy(segments*columns), w.float64s.cutRoomy(segments*columns)
-	for _, list := range []*[]bool{&ch.wide, &ch.gradWide, &ch.flag, &ch.plain} {
+	for _, list := range []*[]bool{&ch.gradWide, &ch.flag, &ch.plain} {
 		*list = w.bools.cut(n)
 	}
-	ch.tiny, ch.outputs = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
+	ch.tiny, ch.outputs, ch.form = w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes)), w.kinds.cut(roundUp(n, lanes))
 	ch.power, ch.powerX, ch.powerG = w.ints.cut(n), w.ints.cut(n), w.ints.cut(n)
 	ch.extent = w.float32s.cutRoomy(n)
 	each := roundUp(n+lanes-1, lanes) // the first channels follow the last ones once more, for spread
@@ -56,6 +56,23 @@ func (ch *channels) cut(w *workspace, n, columns, segments int) {
 		ch.ones[i] = 1
 	}
 	clear(ch.zeros)
+}
+
+// Forms of the constants of a channel, beside the usual one.
+const (
+	wideForm = 1 + iota
+	smallForm
+)
+
+func (ch *channels) isWide(c int) bool { return ch.form[c] == wideForm }
+
+// markSmall sets the form of small channels among usual ones from c0 to c1-1.
+func (ch *channels) markSmall(c0, c1 int) {
+	for c, scale := range ch.scale[c0:c1] {
+		if isSmall(scale) {
+			ch.form[c0+c] = smallForm
+		}
+	}
 }
 
 // fields are the constants of the kernels by channel. Each field is an array with a value
@@ -92,6 +109,7 @@ type channelArgs struct {
 	rows, probe          int          // of x, and those of the probe
 	stride               int          // bytes from a row of x to the next
 	settled              float64      // bits: all ones where sums are final, 0 otherwise
+	small                float64      // bits: all ones where small channels are as good as usual ones, 0 otherwise
 	leastSum             float32      // of variance and epsilon, for the quick look of channelForward
 	leastInvStd          float32      // the same of invstd
 	trusted              float64      // sums of 0 can surely be relied on up to this invstd
@@ -165,7 +183,7 @@ const (
 	channelForward
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. A wide channel is unusual. If running and runningVar are
+	// the constants neg, a and b. A wide channel is unusual, and a small one if small is 0. If running and runningVar are
 	// given, it sets mean and invstd from these first.
 	channelAffine
 
@@ -609,8 +627,8 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	ch, o := &w.channels, &w.saved
 	weight := o.momentum.value()
 	k := channelArgs{n: v, count: w.values, epsilon: w.plan.epsilon, weight: weight, cross: 1 - weight, correction: o.correction,
-		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:], settled: allOnes(settled),
-		large: w.large()}
+		sumA: sums.a[c:], sumB: sums.b[c:], mean: ch.mean[c:], variance: ch.variance[c:], invstd: ch.invstd[c:],
+		settled: allOnes(settled), small: allOnes(settled), large: w.large()}
 	k.setLeast()
 	if looked {
 		k.extent = ch.extent[c:]
@@ -627,7 +645,10 @@ func (w *workspace) setUsualMoments(c, c1 int, sums totals, settled, looked bool
 	}
 	k.run(channelForward)
 	next := min(c+v-k.n, c1)
-	clear(ch.wide[c:next])
+	clear(ch.form[c:next])
+	if settled {
+		ch.markSmall(c, next)
+	}
 	if staged {
 		copy(slice(o.mean, c, next-c), ch.mean[c:])
 		copy(slice(o.invstd, c, next-c), ch.invstd[c:])
@@ -719,8 +740,13 @@ func (w *workspace) setAllFrom(mean, variance []float32) {
 // setAffines derives the constants of z of n channels from their statistics, which it sets
 // from a given mean and variance first.
 func (w *workspace) setAffines(n int, mean, variance []float32) {
+	w.affines = true
 	for c := 0; c < n; {
-		next := w.setUsualAffines(c, n, mean, variance)
+		next := w.setUsualAffines(c, n, mean, variance, false)
+		w.formed = w.formed || next < n
+		if next == c { // small channels are looked for
+			next = w.setUsualAffines(c, min(c+mostSpan, n), mean, variance, true)
+		}
 		if next == c {
 			for next = w.fewSlowly(c, n); c < next; c++ {
 				if mean != nil {
@@ -734,14 +760,14 @@ func (w *workspace) setAffines(n int, mean, variance []float32) {
 }
 
 // setUsualAffines is setAffines for channels from c to n-1 as long as they are usual. It
-// returns the first channel that is left.
-func (w *workspace) setUsualAffines(c, n int, mean, variance []float32) int {
+// returns the first channel that is left. With small, small channels are as good as usual ones.
+func (w *workspace) setUsualAffines(c, n int, mean, variance []float32, small bool) int {
 	v, staged := w.vectors(c, n)
 	if v == 0 || w.renorm.r != nil {
 		return c
 	}
 	ch := &w.channels
-	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon}
+	k := channelArgs{n: v, mean: ch.mean[c:], invstd: ch.invstd[c:], epsilon: w.plan.epsilon, small: allOnes(small)}
 	switch {
 	case mean != nil && staged:
 		k.running, k.runningVar = ch.stage(2, mean, c, v), ch.stage(3, variance, c, v)
@@ -753,7 +779,10 @@ func (w *workspace) setUsualAffines(c, n int, mean, variance []float32) int {
 	w.setAffineArgs(&k, c, staged)
 	k.run(channelAffine)
 	next := min(c+v-k.n, n)
-	clear(ch.wide[c:next])
+	clear(ch.form[c:next])
+	if small {
+		ch.markSmall(c, next)
+	}
 	return next
 }
 
@@ -798,7 +827,7 @@ func (w *workspace) setAffine(c int) {
 }
 
 func (ch *channels) setAffine(c int, f *affine) {
-	ch.scale[c], ch.shift[c], ch.wide[c], ch.power[c] = f.scale, f.beta, f.wide, f.power
+	ch.scale[c], ch.shift[c], ch.form[c], ch.power[c] = f.scale, f.beta, f.form(), f.power
 	*ch.fields.ref(fieldN, c), *ch.fields.ref(fieldA, c), *ch.fields.ref(fieldB, c) = -f.m, f.a, f.b
 }
 
@@ -806,7 +835,7 @@ func (ch *channels) setAffine(c int, f *affine) {
 // wide.
 func (ch *channels) affine(c int) affine {
 	f := affine{mean: ch.mean[c], scale: ch.scale[c],
-		m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c), b: *ch.fields.ref(fieldB, c), wide: ch.wide[c]}
+		m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c), b: *ch.fields.ref(fieldB, c), wide: ch.isWide(c)}
 	if f.wide {
 		f.beta, f.power = ch.shift[c], ch.power[c]
 	}
@@ -878,7 +907,7 @@ func (w *workspace) saveSums(c, next int, sums totals, settled bool) int {
 func (w *workspace) setUsualGrads(c, c1 int, sums totals, settled bool) int {
 	ch, f := &w.channels, &w.channels.fields
 	end := min(c1, c+callChannels)
-	if i := indexTrue(ch.wide[c:end]); i >= 0 {
+	if i := bytes.IndexByte(ch.form[c:end], wideForm); i >= 0 {
 		end = c + i
 	}
 	v, staged := w.vectors(c, end)
@@ -955,25 +984,27 @@ func (ch *channels) needsCare(c int) bool {
 
 // scaledGradient returns the constants of dx of a channel, and the powers by which its
 // values are to be scaled.
-func (ch *channels) scaledGradient(c int, frozen bool) scaledGradient {
-	if !ch.gradWide[c] {
-		return scaledGradient{m: -*ch.fields.ref(fieldN, c), a: *ch.fields.ref(fieldA, c),
-			k1: *ch.fields.ref(fieldK1, c), k2: *ch.fields.ref(fieldK2, c)}
-	}
+func (ch *channels) scaledGradient(c int) scaledGradient {
 	f := ch.affine(c)
+	if !ch.gradWide[c] {
+		return scaledGradient{m: f.m, scale: f.factor(), k1: *ch.fields.ref(fieldK1, c), k2: *ch.fields.ref(fieldK2, c)}
+	}
 	d := gradient{k1: ch.k1[c], k2: ch.k2[c]}
 	return d.scaled(&f, ch.powerX[c], ch.powerG[c])
 }
 
 // constantStatistics removes the share of the statistics from dx, as they don't depend
-// on x.
+// on x. g is not scaled: dx is a product of it with the scale alone.
 func (ch *channels) constantStatistics(c0, c1 int) {
+	clear(ch.powerG[c0:c1])
 	clearCut(ch.k1[c0:c1])
 	clearCut(ch.k2[c0:c1])
 	for c := c0; c < c1; c++ {
 		*ch.fields.ref(fieldK1, c), *ch.fields.ref(fieldK2, c) = 0, 0
 	}
-	copyCut(ch.gradWide[c0:c1], ch.wide[c0:c1])
+	for c := c0; c < c1; c++ {
+		ch.gradWide[c] = ch.isWide(c)
+	}
 }
 
 // noSums sets the constants of dx in a backward pass without sums, which is like that of
@@ -1051,17 +1082,18 @@ func (w *workspace) wide(c int) bool {
 	if w.backward {
 		return w.channels.gradWide[c]
 	}
-	return w.channels.wide[c] && w.channels.power[c] != 0
+	return w.channels.isWide(c) && w.channels.power[c] != 0
 }
 
 // anyWide reports whether the outputs of one of the channels c0 to c1-1 are computed from
 // scaled values.
 func (w *workspace) anyWide(c0, c1 int) bool {
-	list := w.channels.wide
+	first := -1
 	if w.backward {
-		list = w.channels.gradWide
+		first = indexTrue(w.channels.gradWide[c0:c1])
+	} else if w.anyFormed(c0, c1) {
+		first = bytes.IndexByte(w.channels.form[c0:c1], wideForm)
 	}
-	first := indexTrue(list[c0:c1])
 	if first < 0 {
 		return false
 	}
@@ -1071,6 +1103,14 @@ func (w *workspace) anyWide(c0, c1 int) bool {
 		}
 	}
 	return false
+}
+
+// anyFormed reports whether one of the channels c0 to c1-1 may be wide or small.
+func (w *workspace) anyFormed(c0, c1 int) bool {
+	if w.affines {
+		return w.formed
+	}
+	return anySet(w.channels.form[c0:c1])
 }
 
 // indexTrue returns the index of the first true, or -1. It looks at many at a time, since
@@ -1086,8 +1126,9 @@ const wideOutputs = 1 << 7
 // channels, and those that are made of tiny numbers, are written block by block. It reports
 // whether there are any; otherwise nothing may be set.
 func (w *workspace) findInBlocks(c0, c1 int) bool {
-	wide := w.anyWide(c0, c1)
-	if !wide && !w.anyTiny() {
+	form := w.channels.form[c0:c1]
+	wide, small := w.anyWide(c0, c1), w.anyFormed(c0, c1) && slices.Contains(form, smallForm)
+	if !wide && !small && !w.anyTiny() {
 		return false
 	}
 	outputs := w.channels.outputs[c0:c1]
@@ -1106,6 +1147,11 @@ func (w *workspace) findInBlocks(c0, c1 int) bool {
 	for c := c0; wide && c < c1; c++ {
 		if w.wide(c) {
 			outputs[c-c0] |= wideOutputs
+		}
+	}
+	for i := 0; small && i < len(form); i++ {
+		if form[i] == smallForm {
+			outputs[i] |= tinyFactors
 		}
 	}
 	return anySet(outputs)

@@ -169,7 +169,7 @@ func affineCase(a *channelArgs, c int) bool {
 	var f affine
 	f.set(a.mean[c], a.invstd[c], float64(a.gamma[c]), float64(a.beta[c]))
 	a.scale[c], a.neg[c], a.a[c], a.b[c] = f.scale, -f.m, f.a, f.b
-	return !f.wide
+	return f.form() == 0 || f.form() == smallForm && a.small != 0
 }
 
 func forwardCase(a *channelArgs, c int) bool {
@@ -184,7 +184,9 @@ func forwardCase(a *channelArgs, c int) bool {
 		a.running[c], a.runningVar[c] = m.update(a.running[c], a.mean[c]), m.update(a.runningVar[c], a.variance[c]*a.correction)
 	}
 	without := a.extent != nil && a.variance[c] != a.variance[c] && !isNumber(a.extent[c])
-	return !f.wide && (without || (a.settled != 0 || a.sumB[c] >= a.large) && a.variance[c]+a.epsilon != 0 || sumsAreSafe(a.sumB[c]/a.count, a.epsilon))
+	formed := f.form() == 0 || f.form() == smallForm && a.small != 0
+	safe := sumsAreSafe(a.sumB[c]/a.count, a.epsilon) || (a.settled != 0 || a.sumB[c] >= a.large) && a.variance[c]+a.epsilon != 0
+	return formed && (without || safe)
 }
 
 func backwardCase(a *channelArgs, c int) bool {
@@ -316,7 +318,7 @@ func (s *channelSet) set(seed uint64) {
 		a.epsilon = sureMax * []float64{1.01, 0.7, 0.3, 0.2}[seed/35%4]
 	}
 	a.cross = 1 - a.weight
-	a.settled = allOnes(seed%5 == 2 || seed%20 == 10)
+	a.settled, a.small = allOnes(seed%5 == 2 || seed%20 == 10), allOnes(seed%4 == 2)
 	if s.kernel == channelBackward && seed%3 == 1 { // sums of 0 can be relied on for some channels
 		a.weight = a.count * gradMin * 0.4
 	}

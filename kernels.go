@@ -43,7 +43,7 @@ type kernelArgs struct {
 	single           int
 	rowGap, imageGap int
 
-	coefStep  int // kernelScale, kernelGate: floats from a record to the next one, 0 if all columns have the same
+	coefStep  int // kernelScale and so on: floats from a record to the next one, 0 if all columns have the same
 	coefImage int // rows, without sums: floats from the end of an image's records to the next image's first
 
 	// A kernel on rows stops after budget values, or a few more, and saves its state
@@ -70,7 +70,10 @@ type kernelArgs struct {
 	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
 	factor float64  // of kernelTimes
 
-	strideY int // kernelScale, kernelTimes, kernelGate: floats from a row of y to the next
+	// Of kernelScale and the kernels behind it.
+	strideDY, strideY int       // floats from a row of dy or y to the next
+	factors           []float64 // s, 8 for 8 columns
+	factorStep        int       // from the factors of 8 columns to the next, 0 if all have the same
 }
 
 // laneSums has 8 lanes of the first sum of a kernel and 8 of the second.
@@ -182,13 +185,13 @@ const (
 
 	// kernelScale exists in cols only. It computes, for every element,
 	//
-	//	y = float32((x-m)*a) + b    // the product is float64
+	//	y = float32((x-m)*s) + b    // the product is float64
 	//
-	// which has the bits of normalize. It takes no longer for subnormal numbers, for which
-	// a float32 product takes a microcode assist of a hundred cycles on Intel's processors:
-	// conversions and sums take none. y may be x, but may have another stride. From a record
-	// of constants to the next there are coefStep floats: 0 if all columns have the same
-	// constants.
+	// With s = a it has the bits of normalize. It takes no longer for subnormal numbers, for
+	// which a float32 product takes a microcode assist of a hundred cycles on Intel's
+	// processors: conversions and sums take none. y may be x, but may have another stride.
+	// From a record of constants to the next there are coefStep floats, and from the factors
+	// of 8 columns to the next factorStep: 0 if all columns have the same.
 	kernelScale
 
 	// kernelTimes exists in cols only. It computes, for every element,
@@ -203,8 +206,16 @@ const (
 	//	z := as in kernelScale
 	//	y = dy if z > 0, otherwise 0
 	//
-	// dy has the stride of x. y may be either, but may have another stride.
+	// y may be x or dy. All three may have strides of their own.
 	kernelGate
+
+	// kernelScaledGrad exists in cols only. It computes, for every element,
+	//
+	//	y = float32(((dy-k1) - (x-m)*k2)*s)    // the last product is float64
+	//
+	// With s = a and dy = g it has the bits of inputGrad. y may be x or dy. All three may
+	// have strides of their own.
+	kernelScaledGrad
 )
 
 // Variants of a kernel. A kernel that calls an activation's function has none: it tests

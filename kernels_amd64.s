@@ -13270,69 +13270,77 @@ done3:
 TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ kernelArgs_coefStep(R14), BX
+	MOVQ kernelArgs_factorStep(R14), DX
 	SHLQ $2, BX
-	MOVQ kernelArgs_x(R14), DX
-	MOVQ kernelArgs_y(R14), SI
-	MOVQ kernelArgs_rows(R14), DI
+	SHLQ $3, DX
+	MOVQ kernelArgs_x(R14), DI
 	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_strideY(R14), R9
+	MOVQ kernelArgs_y(R14), R9
+	MOVQ kernelArgs_strideY(R14), R10
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $-8, SI
+	SUBQ SI, R8
 	SHLQ $2, R8
-	SHLQ $2, R9
-	MOVQ kernelArgs_n(R14), CX
-	ANDQ $7, CX
-	LEAQ maskTable<>+32(SB), R12
-	SHLQ $2, CX
-	SUBQ CX, R12
-	VMOVDQU (R12), Y15
+	SUBQ SI, R10
+	SHLQ $2, R10
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
+	LEAQ maskTable<>+32(SB), R11
+	SHLQ $2, SI
+	SUBQ SI, R11
+	VMOVDQU (R11), Y15
 row1:
-	MOVQ DX, R10
-	MOVQ SI, R11
 	MOVQ kernelArgs_coef(R14), AX
-	MOVQ kernelArgs_n(R14), CX
-	SUBQ $8, CX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
 	JLT tail3
 column2:
-	VMOVUPS (AX), Y0
-	VADDPS (R10), Y0, Y0
-	VCVTPS2PD X0, Y1
-	VEXTRACTF128 $1, Y0, X2
-	VCVTPS2PD X2, Y2
-	VCVTPS2PD 32(AX), Y3
-	VCVTPS2PD 48(AX), Y4
-	VMULPD Y3, Y1, Y1
-	VMULPD Y4, Y2, Y2
-	VCVTPD2PSY Y1, X0
-	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y0, Y0
-	VADDPS 64(AX), Y0, Y0
-	VMOVUPS Y0, (R11)
-	ADDQ $32, R10
-	ADDQ $32, R11
+	VMOVUPS (AX), Y3
+	VADDPS (DI), Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y3, (R9)
+	JMP chosen6
+without5:
+	VMOVUPS Y3, (R9)
+chosen6:
+	ADDQ $32, DI
+	ADDQ $32, R9
 	ADDQ BX, AX
-	SUBQ $8, CX
+	ADDQ DX, CX
+	SUBQ $8, SI
 	JGE column2
 tail3:
-	ANDQ $7, CX
+	ANDQ $7, SI
 	JEQ next4
-	VMOVUPS (AX), Y0
-	VMASKMOVPS (R10), Y15, Y1
-	VADDPS Y1, Y0, Y0
-	VCVTPS2PD X0, Y1
-	VEXTRACTF128 $1, Y0, X2
-	VCVTPS2PD X2, Y2
-	VCVTPS2PD 32(AX), Y3
-	VCVTPS2PD 48(AX), Y4
-	VMULPD Y3, Y1, Y1
-	VMULPD Y4, Y2, Y2
-	VCVTPD2PSY Y1, X0
-	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y0, Y0
-	VADDPS 64(AX), Y0, Y0
-	VMASKMOVPS Y0, Y15, (R11)
+	VMOVUPS (AX), Y3
+	VMASKMOVPS (DI), Y15, Y2
+	VADDPS Y2, Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VMASKMOVPS Y3, Y15, (R9)
 next4:
-	ADDQ R8, DX
-	ADDQ R9, SI
-	SUBQ $1, DI
+	ADDQ R8, DI
+	ADDQ R10, R9
+	MOVQ $1, SI
+	SUBQ SI, kernelArgs_rows(R14)
 	JNE row1
 	VZEROUPPER
 	RET
@@ -13342,42 +13350,49 @@ TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	LEAQ kernelArgs_factor(R14), AX
 	VBROADCASTSD (AX), Y0
-	MOVQ kernelArgs_x(R14), BX
-	MOVQ kernelArgs_y(R14), CX
-	MOVQ kernelArgs_rows(R14), DX
-	MOVQ kernelArgs_stride(R14), SI
+	MOVQ kernelArgs_x(R14), CX
+	MOVQ kernelArgs_stride(R14), DX
+	MOVQ kernelArgs_y(R14), SI
 	MOVQ kernelArgs_strideY(R14), DI
-	SHLQ $2, SI
+	MOVQ kernelArgs_n(R14), AX
+	ANDQ $-8, AX
+	SUBQ AX, DX
+	SHLQ $2, DX
+	SUBQ AX, DI
 	SHLQ $2, DI
 	MOVQ kernelArgs_n(R14), AX
 	ANDQ $7, AX
-	LEAQ maskTable<>+32(SB), R10
+	LEAQ maskTable<>+32(SB), R8
 	SHLQ $2, AX
-	SUBQ AX, R10
-	VMOVDQU (R10), Y15
+	SUBQ AX, R8
+	VMOVDQU (R8), Y15
 row1:
-	MOVQ BX, R8
-	MOVQ CX, R9
 	MOVQ kernelArgs_n(R14), AX
 	SUBQ $8, AX
 	JLT tail3
 column2:
-	VCVTPS2PD (R8), Y2
-	VCVTPS2PD 16(R8), Y3
+	VCVTPS2PD (CX), Y2
+	VCVTPS2PD 16(CX), Y3
 	VMULPD Y0, Y2, Y2
 	VMULPD Y0, Y3, Y3
 	VCVTPD2PSY Y2, X1
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y1, Y1
-	VMOVUPS Y1, (R9)
-	ADDQ $32, R8
-	ADDQ $32, R9
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y1, (SI)
+	JMP chosen6
+without5:
+	VMOVUPS Y1, (SI)
+chosen6:
+	ADDQ $32, CX
+	ADDQ $32, SI
 	SUBQ $8, AX
 	JGE column2
 tail3:
 	ANDQ $7, AX
 	JEQ next4
-	VMASKMOVPS (R8), Y15, Y1
+	VMASKMOVPS (CX), Y15, Y1
 	VCVTPS2PD X1, Y2
 	VEXTRACTF128 $1, Y1, X3
 	VCVTPS2PD X3, Y3
@@ -13386,11 +13401,12 @@ tail3:
 	VCVTPD2PSY Y2, X1
 	VCVTPD2PSY Y3, X3
 	VINSERTF128 $1, X3, Y1, Y1
-	VMASKMOVPS Y1, Y15, (R9)
+	VMASKMOVPS Y1, Y15, (SI)
 next4:
-	ADDQ SI, BX
-	ADDQ DI, CX
-	SUBQ $1, DX
+	ADDQ DX, CX
+	ADDQ DI, SI
+	MOVQ $1, AX
+	SUBQ AX, kernelArgs_rows(R14)
 	JNE row1
 	VZEROUPPER
 	RET
@@ -13399,79 +13415,178 @@ next4:
 TEXT ·gateCols<>(SB), NOSPLIT, $0-16
 	MOVQ a+8(FP), R14
 	MOVQ kernelArgs_coefStep(R14), BX
+	MOVQ kernelArgs_factorStep(R14), DX
 	SHLQ $2, BX
-	MOVQ kernelArgs_x(R14), DX
-	MOVQ kernelArgs_y(R14), SI
-	MOVQ kernelArgs_rows(R14), DI
+	SHLQ $3, DX
+	MOVQ kernelArgs_x(R14), DI
 	MOVQ kernelArgs_stride(R14), R8
-	MOVQ kernelArgs_strideY(R14), R9
-	MOVQ kernelArgs_dy(R14), R12
-	SUBQ DX, R12
+	MOVQ kernelArgs_dy(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R10
+	MOVQ kernelArgs_y(R14), R11
+	MOVQ kernelArgs_strideY(R14), R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $-8, SI
+	SUBQ SI, R8
 	SHLQ $2, R8
-	SHLQ $2, R9
-	MOVQ kernelArgs_n(R14), CX
-	ANDQ $7, CX
+	SUBQ SI, R10
+	SHLQ $2, R10
+	SUBQ SI, R12
+	SHLQ $2, R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
 	LEAQ maskTable<>+32(SB), R13
-	SHLQ $2, CX
-	SUBQ CX, R13
+	SHLQ $2, SI
+	SUBQ SI, R13
 	VMOVDQU (R13), Y15
 row1:
-	MOVQ DX, R10
-	MOVQ SI, R11
 	MOVQ kernelArgs_coef(R14), AX
-	MOVQ kernelArgs_n(R14), CX
-	SUBQ $8, CX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
 	JLT tail3
 column2:
-	VMOVUPS (AX), Y0
-	VADDPS (R10), Y0, Y0
-	VCVTPS2PD X0, Y1
-	VEXTRACTF128 $1, Y0, X2
-	VCVTPS2PD X2, Y2
-	VCVTPS2PD 32(AX), Y3
-	VCVTPS2PD 48(AX), Y4
-	VMULPD Y3, Y1, Y1
-	VMULPD Y4, Y2, Y2
-	VCVTPD2PSY Y1, X0
-	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y0, Y0
-	VADDPS 64(AX), Y0, Y0
-	VMOVUPS (R10)(R12*1), Y5
-	VXORPS Y6, Y6, Y6
-	VCMPPS $0x1e, Y6, Y0, Y6
-	VANDPS Y5, Y6, Y5
-	VMOVUPS Y5, (R11)
-	ADDQ $32, R10
+	VMOVUPS (AX), Y3
+	VADDPS (DI), Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VMOVUPS (R9), Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x1e, Y5, Y3, Y5
+	VANDPS Y4, Y5, Y4
+	VMOVUPS Y4, (R11)
+	ADDQ $32, DI
+	ADDQ $32, R9
 	ADDQ $32, R11
 	ADDQ BX, AX
-	SUBQ $8, CX
+	ADDQ DX, CX
+	SUBQ $8, SI
 	JGE column2
 tail3:
-	ANDQ $7, CX
+	ANDQ $7, SI
 	JEQ next4
-	VMOVUPS (AX), Y0
-	VMASKMOVPS (R10), Y15, Y1
-	VADDPS Y1, Y0, Y0
-	VCVTPS2PD X0, Y1
-	VEXTRACTF128 $1, Y0, X2
-	VCVTPS2PD X2, Y2
-	VCVTPS2PD 32(AX), Y3
-	VCVTPS2PD 48(AX), Y4
-	VMULPD Y3, Y1, Y1
-	VMULPD Y4, Y2, Y2
-	VCVTPD2PSY Y1, X0
-	VCVTPD2PSY Y2, X2
-	VINSERTF128 $1, X2, Y0, Y0
-	VADDPS 64(AX), Y0, Y0
-	VMASKMOVPS (R10)(R12*1), Y15, Y5
-	VXORPS Y6, Y6, Y6
-	VCMPPS $0x1e, Y6, Y0, Y6
-	VANDPS Y5, Y6, Y5
-	VMASKMOVPS Y5, Y15, (R11)
+	VMOVUPS (AX), Y3
+	VMASKMOVPS (DI), Y15, Y2
+	VADDPS Y2, Y3, Y3
+	VCVTPS2PD X3, Y0
+	VEXTRACTF128 $1, Y3, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X3
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y3, Y3
+	VADDPS 64(AX), Y3, Y3
+	VMASKMOVPS (R9), Y15, Y4
+	VXORPS Y5, Y5, Y5
+	VCMPPS $0x1e, Y5, Y3, Y5
+	VANDPS Y4, Y5, Y4
+	VMASKMOVPS Y4, Y15, (R11)
 next4:
-	ADDQ R8, DX
-	ADDQ R9, SI
-	SUBQ $1, DI
+	ADDQ R8, DI
+	ADDQ R10, R9
+	ADDQ R12, R11
+	MOVQ $1, SI
+	SUBQ SI, kernelArgs_rows(R14)
+	JNE row1
+	VZEROUPPER
+	RET
+
+// func scaledGradCols(id int, a *kernelArgs)
+TEXT ·scaledGradCols<>(SB), NOSPLIT, $0-16
+	MOVQ a+8(FP), R14
+	MOVQ kernelArgs_coefStep(R14), BX
+	MOVQ kernelArgs_factorStep(R14), DX
+	SHLQ $2, BX
+	SHLQ $3, DX
+	MOVQ kernelArgs_x(R14), DI
+	MOVQ kernelArgs_stride(R14), R8
+	MOVQ kernelArgs_dy(R14), R9
+	MOVQ kernelArgs_strideDY(R14), R10
+	MOVQ kernelArgs_y(R14), R11
+	MOVQ kernelArgs_strideY(R14), R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $-8, SI
+	SUBQ SI, R8
+	SHLQ $2, R8
+	SUBQ SI, R10
+	SHLQ $2, R10
+	SUBQ SI, R12
+	SHLQ $2, R12
+	MOVQ kernelArgs_n(R14), SI
+	ANDQ $7, SI
+	LEAQ maskTable<>+32(SB), R13
+	SHLQ $2, SI
+	SUBQ SI, R13
+	VMOVDQU (R13), Y15
+row1:
+	MOVQ kernelArgs_coef(R14), AX
+	MOVQ kernelArgs_factors(R14), CX
+	MOVQ kernelArgs_n(R14), SI
+	SUBQ $8, SI
+	JLT tail3
+column2:
+	VMOVUPS (AX), Y3
+	VADDPS (DI), Y3, Y3
+	VMULPS 128(AX), Y3, Y3
+	VMOVUPS (R9), Y4
+	VMOVUPS 96(AX), Y5
+	VSUBPS Y5, Y4, Y4
+	VSUBPS Y3, Y4, Y4
+	VCVTPS2PD X4, Y0
+	VEXTRACTF128 $1, Y4, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X4
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y4, Y4
+	CMPB kernelArgs_stream(R14), $0
+	JEQ without5
+	VMOVNTPS Y4, (R11)
+	JMP chosen6
+without5:
+	VMOVUPS Y4, (R11)
+chosen6:
+	ADDQ $32, DI
+	ADDQ $32, R9
+	ADDQ $32, R11
+	ADDQ BX, AX
+	ADDQ DX, CX
+	SUBQ $8, SI
+	JGE column2
+tail3:
+	ANDQ $7, SI
+	JEQ next4
+	VMOVUPS (AX), Y3
+	VMASKMOVPS (DI), Y15, Y2
+	VADDPS Y2, Y3, Y3
+	VMULPS 128(AX), Y3, Y3
+	VMASKMOVPS (R9), Y15, Y4
+	VMOVUPS 96(AX), Y5
+	VSUBPS Y5, Y4, Y4
+	VSUBPS Y3, Y4, Y4
+	VCVTPS2PD X4, Y0
+	VEXTRACTF128 $1, Y4, X1
+	VCVTPS2PD X1, Y1
+	VMULPD (CX), Y0, Y0
+	VMULPD 32(CX), Y1, Y1
+	VCVTPD2PSY Y0, X4
+	VCVTPD2PSY Y1, X1
+	VINSERTF128 $1, X1, Y4, Y4
+	VMASKMOVPS Y4, Y15, (R11)
+next4:
+	ADDQ R8, DI
+	ADDQ R10, R9
+	ADDQ R12, R11
+	MOVQ $1, SI
+	SUBQ SI, kernelArgs_rows(R14)
 	JNE row1
 	VZEROUPPER
 	RET
@@ -13837,12 +13952,60 @@ DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2888
+DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2896(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2912(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2944(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2952(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2960(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2968(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2976(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2984(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3000(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3008(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3016(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3024(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3032(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3040(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3048(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3064(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3264(SB)/8, $·scaledGradCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3272
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVQ id+0(FP), AX
-	CMPQ AX, $361
+	CMPQ AX, $409
 	JCC none
 	LEAQ simdKernelTable<>(SB), BX
 	JMP (BX)(AX*8)
@@ -15950,6 +16113,9 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
+	LEAQ channelArgs_small(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VANDPS forwardChannelsTable<>+416(SB), Y7, Y10
 	VCMPPD $0x1d, forwardChannelsTable<>+512(SB), Y10, Y11
@@ -15957,6 +16123,9 @@ unwanted11:
 	VCMPPD $0x12, forwardChannelsTable<>+544(SB), Y10, Y11
 	VCMPPD $0x12, forwardChannelsTable<>+224(SB), Y10, Y10
 	VANDNPS Y11, Y10, Y11
+	LEAQ channelArgs_small(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y11, Y14, Y11
 	VANDNPS Y12, Y11, Y12
 	VXORPS forwardChannelsTable<>+0(SB), Y12, Y12
 	VTESTPS Y12, Y12
@@ -16237,6 +16406,9 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
+	LEAQ channelArgs_small(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VANDPS affineChannelsTable<>+0(SB), Y4, Y7
 	VCMPPD $0x1d, affineChannelsTable<>+384(SB), Y7, Y8
@@ -16244,6 +16416,9 @@ unwanted3:
 	VCMPPD $0x12, affineChannelsTable<>+416(SB), Y7, Y8
 	VCMPPD $0x12, affineChannelsTable<>+32(SB), Y7, Y7
 	VANDNPS Y8, Y7, Y8
+	LEAQ channelArgs_small(R14), SI
+	VBROADCASTSD (SI), Y14
+	VANDNPS Y8, Y14, Y8
 	VANDNPS Y9, Y8, Y9
 	VXORPS affineChannelsTable<>+288(SB), Y9, Y9
 	VTESTPS Y9, Y9

@@ -10699,64 +10699,72 @@ done3:
 TEXT ·scaleCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD kernelArgs_coefStep(R23), R1
+	MOVD kernelArgs_factorStep(R23), R3
 	LSL $2, R1
-	MOVD kernelArgs_x(R23), R3
-	MOVD kernelArgs_y(R23), R4
-	MOVD kernelArgs_rows(R23), R5
+	LSL $3, R3
+	MOVD kernelArgs_x(R23), R5
 	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_strideY(R23), R7
+	MOVD kernelArgs_y(R23), R7
+	MOVD kernelArgs_strideY(R23), R8
+	MOVD kernelArgs_n(R23), R4
+	ANDS $-8, R4
+	SUB R4, R6
 	LSL $2, R6
-	LSL $2, R7
-	MOVD kernelArgs_n(R23), R2
-	ANDS $7, R2
-	MOVD R2, R25
+	SUB R4, R8
+	LSL $2, R8
+	MOVD kernelArgs_n(R23), R4
+	ANDS $7, R4
+	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
 row1:
-	MOVD R3, R8
-	MOVD R4, R9
 	MOVD kernelArgs_coef(R23), R0
-	MOVD kernelArgs_n(R23), R2
-	SUBS $8, R2
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_n(R23), R4
+	SUBS $8, R4
 	BLT tail3
 column2:
-	FLDPQ (R0), (F0, F1)
-	FLDPQ (R8), (F2, F3)
-	FADD8(1, 0, 0)
-	WIDEN(0, 1, 2)
-	FLDPQ 32(R0), (F8, F9)
-	WIDEN(4, 3, 4)
-	FMUL4D(3, 1, 1)
-	FMUL4D(4, 2, 2)
-	NARROW(1, 2, 0)
-	FLDPQ 64(R0), (F6, F7)
-	FADD8(3, 0, 0)
-	FSTPQ (F0, F1), (R9)
-	ADD $32, R8
-	ADD $32, R9
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R5), (F4, F5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FSTPQ (F6, F7), (R7)
+	ADD $32, R5
+	ADD $32, R7
 	ADD R1, R0
-	SUBS $8, R2
+	ADD R3, R2
+	SUBS $8, R4
 	BGE column2
 tail3:
-	ANDS $7, R2
+	ANDS $7, R4
 	BEQ next4
-	FLDPQ (R0), (F0, F1)
-	TAIL(·loadTail1<>, 0, R8)
-	FADD8(1, 0, 0)
-	WIDEN(0, 1, 2)
-	FLDPQ 32(R0), (F8, F9)
-	WIDEN(4, 3, 4)
-	FMUL4D(3, 1, 1)
-	FMUL4D(4, 2, 2)
-	NARROW(1, 2, 0)
-	FLDPQ 64(R0), (F6, F7)
-	FADD8(3, 0, 0)
-	TAIL(·storeTail0<>, 0, R9)
+	FLDPQ (R0), (F6, F7)
+	TAIL(·loadTail2<>, 0, R5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	TAIL(·storeTail3<>, 0, R7)
 next4:
-	ADD R6, R3
-	ADD R7, R4
-	SUBS $1, R5
+	ADD R6, R5
+	ADD R8, R7
+	MOVD $1, R4
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R4, R0
+	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET
 
@@ -10765,12 +10773,15 @@ TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	ADD $kernelArgs_factor, R23, R0
 	LD1R4D(0, 0)
-	MOVD kernelArgs_x(R23), R1
-	MOVD kernelArgs_y(R23), R2
-	MOVD kernelArgs_rows(R23), R3
-	MOVD kernelArgs_stride(R23), R4
+	MOVD kernelArgs_x(R23), R2
+	MOVD kernelArgs_stride(R23), R3
+	MOVD kernelArgs_y(R23), R4
 	MOVD kernelArgs_strideY(R23), R5
-	LSL $2, R4
+	MOVD kernelArgs_n(R23), R0
+	ANDS $-8, R0
+	SUB R0, R3
+	LSL $2, R3
+	SUB R0, R5
 	LSL $2, R5
 	MOVD kernelArgs_n(R23), R0
 	ANDS $7, R0
@@ -10779,35 +10790,36 @@ TEXT ·timesCols<>(SB), NOSPLIT, $0-16
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
 row1:
-	MOVD R1, R6
-	MOVD R2, R7
 	MOVD kernelArgs_n(R23), R0
 	SUBS $8, R0
 	BLT tail3
 column2:
-	FLDPQ (R6), (F6, F7)
+	FLDPQ (R2), (F6, F7)
 	WIDEN(3, 2, 3)
 	FMUL4D(0, 2, 2)
 	FMUL4D(0, 3, 3)
 	NARROW(2, 3, 1)
-	FSTPQ (F2, F3), (R7)
-	ADD $32, R6
-	ADD $32, R7
+	FSTPQ (F2, F3), (R4)
+	ADD $32, R2
+	ADD $32, R4
 	SUBS $8, R0
 	BGE column2
 tail3:
 	ANDS $7, R0
 	BEQ next4
-	TAIL(·loadTail1<>, 0, R6)
+	TAIL(·loadTail1<>, 0, R2)
 	WIDEN(1, 2, 3)
 	FMUL4D(0, 2, 2)
 	FMUL4D(0, 3, 3)
 	NARROW(2, 3, 1)
-	TAIL(·storeTail1<>, 0, R7)
+	TAIL(·storeTail1<>, 0, R4)
 next4:
-	ADD R4, R1
-	ADD R5, R2
-	SUBS $1, R3
+	ADD R3, R2
+	ADD R5, R4
+	MOVD $1, R0
+	MOVD kernelArgs_rows(R23), R1
+	SUBS R0, R1
+	MOVD R1, kernelArgs_rows(R23)
 	BNE row1
 	RET
 
@@ -10815,74 +10827,171 @@ next4:
 TEXT ·gateCols<>(SB), NOSPLIT, $0-16
 	MOVD a+8(FP), R23
 	MOVD kernelArgs_coefStep(R23), R1
+	MOVD kernelArgs_factorStep(R23), R3
 	LSL $2, R1
-	MOVD kernelArgs_x(R23), R3
-	MOVD kernelArgs_y(R23), R4
-	MOVD kernelArgs_rows(R23), R5
+	LSL $3, R3
+	MOVD kernelArgs_x(R23), R5
 	MOVD kernelArgs_stride(R23), R6
-	MOVD kernelArgs_strideY(R23), R7
-	MOVD kernelArgs_dy(R23), R10
-	SUB R3, R10
+	MOVD kernelArgs_dy(R23), R7
+	MOVD kernelArgs_strideDY(R23), R8
+	MOVD kernelArgs_y(R23), R9
+	MOVD kernelArgs_strideY(R23), R10
+	MOVD kernelArgs_n(R23), R4
+	ANDS $-8, R4
+	SUB R4, R6
 	LSL $2, R6
-	LSL $2, R7
-	MOVD kernelArgs_n(R23), R2
-	ANDS $7, R2
-	MOVD R2, R25
+	SUB R4, R8
+	LSL $2, R8
+	SUB R4, R10
+	LSL $2, R10
+	MOVD kernelArgs_n(R23), R4
+	ANDS $7, R4
+	MOVD R4, R25
 	MOVD $maskTable<>+32(SB), R24
 	SUB R25<<2, R24
 	FLDPQ (R24), (F30, F31)
 row1:
-	MOVD R3, R8
-	MOVD R4, R9
 	MOVD kernelArgs_coef(R23), R0
-	MOVD kernelArgs_n(R23), R2
-	SUBS $8, R2
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_n(R23), R4
+	SUBS $8, R4
 	BLT tail3
 column2:
-	FLDPQ (R0), (F0, F1)
-	FLDPQ (R8), (F2, F3)
-	FADD8(1, 0, 0)
-	WIDEN(0, 1, 2)
-	FLDPQ 32(R0), (F8, F9)
-	WIDEN(4, 3, 4)
-	FMUL4D(3, 1, 1)
-	FMUL4D(4, 2, 2)
-	NARROW(1, 2, 0)
-	FLDPQ 64(R0), (F6, F7)
-	FADD8(3, 0, 0)
-	ADD R10<<0, R8, R24
-	FLDPQ (R24), (F10, F11)
-	FCMGTZERO8(0, 6)
-	AND8(5, 6, 5)
-	FSTPQ (F10, F11), (R9)
-	ADD $32, R8
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R5), (F4, F5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	FLDPQ (R7), (F8, F9)
+	FCMGTZERO8(3, 5)
+	AND8(4, 5, 4)
+	FSTPQ (F8, F9), (R9)
+	ADD $32, R5
+	ADD $32, R7
 	ADD $32, R9
 	ADD R1, R0
-	SUBS $8, R2
+	ADD R3, R2
+	SUBS $8, R4
 	BGE column2
 tail3:
-	ANDS $7, R2
+	ANDS $7, R4
 	BEQ next4
-	FLDPQ (R0), (F0, F1)
-	TAIL(·loadTail1<>, 0, R8)
-	FADD8(1, 0, 0)
-	WIDEN(0, 1, 2)
-	FLDPQ 32(R0), (F8, F9)
-	WIDEN(4, 3, 4)
-	FMUL4D(3, 1, 1)
-	FMUL4D(4, 2, 2)
-	NARROW(1, 2, 0)
-	FLDPQ 64(R0), (F6, F7)
-	FADD8(3, 0, 0)
-	ADD R10<<0, R8, R24
-	CALL ·loadTail5<>(SB)
-	FCMGTZERO8(0, 6)
-	AND8(5, 6, 5)
-	TAIL(·storeTail5<>, 0, R9)
+	FLDPQ (R0), (F6, F7)
+	TAIL(·loadTail2<>, 0, R5)
+	FADD8(2, 3, 3)
+	WIDEN(3, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 3)
+	FLDPQ 64(R0), (F4, F5)
+	FADD8(2, 3, 3)
+	TAIL(·loadTail4<>, 0, R7)
+	FCMGTZERO8(3, 5)
+	AND8(4, 5, 4)
+	TAIL(·storeTail4<>, 0, R9)
 next4:
-	ADD R6, R3
-	ADD R7, R4
-	SUBS $1, R5
+	ADD R6, R5
+	ADD R8, R7
+	ADD R10, R9
+	MOVD $1, R4
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R4, R0
+	MOVD R0, kernelArgs_rows(R23)
+	BNE row1
+	RET
+
+// func scaledGradCols(id int, a *kernelArgs)
+TEXT ·scaledGradCols<>(SB), NOSPLIT, $0-16
+	MOVD a+8(FP), R23
+	MOVD kernelArgs_coefStep(R23), R1
+	MOVD kernelArgs_factorStep(R23), R3
+	LSL $2, R1
+	LSL $3, R3
+	MOVD kernelArgs_x(R23), R5
+	MOVD kernelArgs_stride(R23), R6
+	MOVD kernelArgs_dy(R23), R7
+	MOVD kernelArgs_strideDY(R23), R8
+	MOVD kernelArgs_y(R23), R9
+	MOVD kernelArgs_strideY(R23), R10
+	MOVD kernelArgs_n(R23), R4
+	ANDS $-8, R4
+	SUB R4, R6
+	LSL $2, R6
+	SUB R4, R8
+	LSL $2, R8
+	SUB R4, R10
+	LSL $2, R10
+	MOVD kernelArgs_n(R23), R4
+	ANDS $7, R4
+	MOVD R4, R25
+	MOVD $maskTable<>+32(SB), R24
+	SUB R25<<2, R24
+	FLDPQ (R24), (F30, F31)
+row1:
+	MOVD kernelArgs_coef(R23), R0
+	MOVD kernelArgs_factors(R23), R2
+	MOVD kernelArgs_n(R23), R4
+	SUBS $8, R4
+	BLT tail3
+column2:
+	FLDPQ (R0), (F6, F7)
+	FLDPQ (R5), (F4, F5)
+	FADD8(2, 3, 3)
+	FLDPQ 128(R0), (F10, F11)
+	FMUL8(5, 3, 3)
+	FLDPQ (R7), (F8, F9)
+	FLDPQ 96(R0), (F10, F11)
+	FSUB8(5, 4, 4)
+	FSUB8(3, 4, 4)
+	WIDEN(4, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 4)
+	FSTPQ (F8, F9), (R9)
+	ADD $32, R5
+	ADD $32, R7
+	ADD $32, R9
+	ADD R1, R0
+	ADD R3, R2
+	SUBS $8, R4
+	BGE column2
+tail3:
+	ANDS $7, R4
+	BEQ next4
+	FLDPQ (R0), (F6, F7)
+	TAIL(·loadTail2<>, 0, R5)
+	FADD8(2, 3, 3)
+	FLDPQ 128(R0), (F10, F11)
+	FMUL8(5, 3, 3)
+	TAIL(·loadTail4<>, 0, R7)
+	FLDPQ 96(R0), (F10, F11)
+	FSUB8(5, 4, 4)
+	FSUB8(3, 4, 4)
+	WIDEN(4, 0, 1)
+	FLDPQ (R2), (F4, F5)
+	FMUL4D(2, 0, 0)
+	FLDPQ 32(R2), (F4, F5)
+	FMUL4D(2, 1, 1)
+	NARROW(0, 1, 4)
+	TAIL(·storeTail4<>, 0, R9)
+next4:
+	ADD R6, R5
+	ADD R8, R7
+	ADD R10, R9
+	MOVD $1, R4
+	MOVD kernelArgs_rows(R23), R0
+	SUBS R4, R0
+	MOVD R0, kernelArgs_rows(R23)
 	BNE row1
 	RET
 
@@ -11247,12 +11356,60 @@ DATA simdKernelTable<>+2856(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2864(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2872(SB)/8, $·absent<>(SB)
 DATA simdKernelTable<>+2880(SB)/8, $·gateCols<>(SB)
-GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $2888
+DATA simdKernelTable<>+2888(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2896(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2904(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2912(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2920(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2928(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2936(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2944(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2952(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2960(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2968(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2976(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2984(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+2992(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3000(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3008(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3016(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3024(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3032(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3040(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3048(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3056(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3064(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3072(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3080(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3088(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3096(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3104(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3112(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3120(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3128(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3136(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3144(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3152(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3160(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3168(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3176(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3184(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3192(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3200(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3208(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3216(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3224(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3232(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3240(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3248(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3256(SB)/8, $·absent<>(SB)
+DATA simdKernelTable<>+3264(SB)/8, $·scaledGradCols<>(SB)
+GLOBL simdKernelTable<>(SB), RODATA|NOPTR, $3272
 
 // func simdKernel(id int, a *kernelArgs)
 TEXT ·simdKernel(SB), NOSPLIT|NOFRAME, $0-16
 	MOVD id+0(FP), R0
-	CMP $361, R0
+	CMP $409, R0
 	BHS none
 	MOVD $simdKernelTable<>(SB), R1
 	MOVD (R1)(R0<<3), R1
@@ -12079,6 +12236,9 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
+	ADD $channelArgs_small, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
 	FLDPQ 416(R24), (F28, F29)
 	AND8(14, 7, 10)
@@ -12090,6 +12250,9 @@ unwanted11:
 	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(10, 14, 10)
 	BIC8(10, 11, 11)
+	ADD $channelArgs_small, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 11, 11)
 	BIC8(11, 12, 12)
 	FLDPQ (R24), (F28, F29)
 	EOR8(14, 12, 12)
@@ -12390,6 +12553,9 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	ADD $channelArgs_small, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
 	FLDPQ (R24), (F28, F29)
 	AND8(14, 4, 7)
@@ -12401,6 +12567,9 @@ unwanted3:
 	FLDPQ 32(R24), (F28, F29)
 	FCMGE4D(7, 14, 7)
 	BIC8(7, 8, 8)
+	ADD $channelArgs_small, R23, R4
+	LD1R4D(4, 14)
+	BIC8(14, 8, 8)
 	BIC8(8, 9, 9)
 	FLDPQ 288(R24), (F28, F29)
 	EOR8(14, 9, 9)

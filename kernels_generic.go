@@ -44,6 +44,8 @@ func genericKernel(kernel int, l layout, act Activation, a *kernelArgs) {
 		timesColsGeneric(a)
 	case kernel == kernelGate:
 		gateColsGeneric(a)
+	case kernel == kernelScaledGrad:
+		scaledGradColsGeneric(a)
 	}
 }
 
@@ -248,34 +250,49 @@ func largestColsGeneric(a *kernelArgs) {
 	}
 }
 
-func scaleColsGeneric(a *kernelArgs) {
+// inProducts calls one for the vectors of some rows, whose products are taken in float64.
+func (a *kernelArgs) inProducts(one func(x, dy, y []float32, k *record, factors []float64)) {
 	for r := range a.rows {
-		x, y := slice(a.x, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
-		for c := 0; c < len(x); c += lanes {
-			k := (*record)(a.coef[c/lanes*a.coefStep:])
-			for l := range min(lanes, len(x)-c) {
-				d := x[c+l] + k[fieldN*lanes+l]
-				y[c+l] = float32(float64(d)*float64(k[fieldA*lanes+l])) + k[fieldB*lanes+l]
-			}
+		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.strideDY, a.n), slice(a.y, r*a.strideY, a.n)
+		for c := 0; c < a.n; c += lanes {
+			n := min(lanes, a.n-c)
+			one(x[c:c+n], slice(dy, c, n), y[c:c+n], (*record)(a.coef[c/lanes*a.coefStep:]), a.factors[c/lanes*a.factorStep:])
 		}
 	}
 }
 
-func gateColsGeneric(a *kernelArgs) {
-	for r := range a.rows {
-		x, dy, y := slice(a.x, r*a.stride, a.n), slice(a.dy, r*a.stride, a.n), slice(a.y, r*a.strideY, a.n)
-		for c := 0; c < len(x); c += lanes {
-			k := (*record)(a.coef[c/lanes*a.coefStep:])
-			for l := range min(lanes, len(x)-c) {
-				d := x[c+l] + k[fieldN*lanes+l]
-				z, g := float32(float64(d)*float64(k[fieldA*lanes+l]))+k[fieldB*lanes+l], float32(0)
-				if z > 0 {
-					g = dy[c+l]
-				}
-				y[c+l] = g
-			}
+// scaledZ is float32((x-m)*s) + b.
+func scaledZ(k *record, x float32, s float64, l int) float32 {
+	return float32(float64(x+k[fieldN*lanes+l])*s) + k[fieldB*lanes+l]
+}
+
+func scaleColsGeneric(a *kernelArgs) {
+	a.inProducts(func(x, _, y []float32, k *record, factors []float64) {
+		for l, v := range x {
+			y[l] = scaledZ(k, v, factors[l], l)
 		}
-	}
+	})
+}
+
+func gateColsGeneric(a *kernelArgs) {
+	a.inProducts(func(x, dy, y []float32, k *record, factors []float64) {
+		for l, v := range x {
+			g := float32(0)
+			if scaledZ(k, v, factors[l], l) > 0 {
+				g = dy[l]
+			}
+			y[l] = g
+		}
+	})
+}
+
+func scaledGradColsGeneric(a *kernelArgs) {
+	a.inProducts(func(x, dy, y []float32, k *record, factors []float64) {
+		for l, v := range x {
+			d := float32((v + k[fieldN*lanes+l]) * k[fieldK2*lanes+l])
+			y[l] = float32(float64((dy[l]-k[fieldK1*lanes+l])-d) * factors[l])
+		}
+	})
 }
 
 func timesColsGeneric(a *kernelArgs) {

@@ -52,4 +52,5 @@ var assembled = map[int]string{
 	kernelID(kernelScale, cols, actNone, 0):                                           "scaleCols",
 	kernelID(kernelTimes, cols, actNone, 0):                                           "timesCols",
 	kernelID(kernelGate, cols, actNone, 0):                                            "gateCols",
+	kernelID(kernelScaledGrad, cols, actNone, 0):                                      "scaledGradCols",
 }

@@ -18,7 +18,7 @@ type kernelCase struct {
 	flags  int
 }
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate", "scaledGrad"}
 
 func (k kernelCase) String() string {
 	return fmt.Sprintf("%s/%s/%s/res=%t/dres=%t/stream=%t", kernelNames[k.kernel], [...]string{"rows", "cols"}[k.layout],
@@ -58,10 +58,11 @@ func kernelCases() []kernelCase {
 				for flags := range numFlags {
 					k := kernelCase{kernel, l, act, flags}
 					switch {
-					case (kernel == kernelMoments || kernel >= kernelLargest) && (act != Identity || flags != 0),
+					case kernel == kernelMoments && (act != Identity || flags != 0),
+						kernel >= kernelLargest && (act != Identity || flags&^withStream != 0),
 						kernel >= kernelLargest && l == rows,
 						flags&withDResidual != 0 && !(k.gradient() && (k.writes() || act.variant() == actCalled)),
-						flags&withStream != 0 && !k.writes():
+						flags&withStream != 0 && (!k.writes() || kernel == kernelGate):
 						continue
 					}
 					list = append(list, k)
@@ -136,15 +137,23 @@ func (k kernelCase) args(alloc, allocOut func(n int) []float32, s kernelSize, sp
 		}
 	}
 	a.factor = []float64{0x1p100, 0x1p-100, 3}[s.n%3]
+	a.strideY, a.strideDY = s.stride, s.stride
+	if k.kernel >= kernelScale {
+		if !a.stream {
+			a.strideY += s.n % 2
+		}
+		a.strideDY += s.n / 2 % 2
+		for i, v := range in(roundUp(s.n, lanes)) {
+			a.factors = append(a.factors, float64(v)*[]float64{1, 0x1p-130, 0x1p100}[i%3])
+		}
+		a.factorStep = []int{0, lanes}[s.n/4%2]
+	}
 	a.x = in(size)
-	if k.gradient() || k.kernel == kernelGate {
-		a.dy = in(size)
+	if k.gradient() || k.kernel == kernelGate || k.kernel == kernelScaledGrad {
+		a.dy = in(size + (s.rows-1)*(a.strideDY-s.stride))
 	}
 	if k.flags&withResidual != 0 {
 		a.res = in(size)
-	}
-	if a.strideY = s.stride; k.kernel >= kernelScale {
-		a.strideY += s.n % 2
 	}
 	if k.writes() {
 		a.y = out(allocOut(size + (s.rows-1)*(a.strideY-s.stride)))
@@ -361,6 +370,14 @@ func TestKernelsCountShortImages(t *testing.T) {
 	}
 }
 
+// aAsFactors sets the factors s of all columns to a.
+func (a *kernelArgs) aAsFactors() {
+	a.factors, a.factorStep = make([]float64, roundUp(a.n, lanes)), lanes
+	for c := range a.factors {
+		a.factors[c] = float64(a.coef[c/lanes*lanes*coefLen+fieldA*lanes+c%lanes])
+	}
+}
+
 // TestScaleIsNormalize: products in float64 round to the bits of float32 products, those
 // of subnormal numbers too, since float64 holds them exactly.
 func TestScaleIsNormalize(t *testing.T) {
@@ -379,7 +396,8 @@ func TestScaleIsNormalize(t *testing.T) {
 				}
 			}
 			b := a
-			b.y, b.coefStep = make([]float32, n), coefLen*lanes
+			b.y, b.coefStep, b.strideY = make([]float32, n), coefLen*lanes, n
+			b.aAsFactors()
 			k.run(path, &a, 0)
 			kernelCase{kernelScale, cols, Identity, 0}.run(path, &b, 0)
 			if i, ok := sameBits(b.y, a.y); !ok {
@@ -397,7 +415,7 @@ func TestGateIsReLU(t *testing.T) {
 		for _, scale := range []float32{1, 0x1p-60, 0x1p-130} {
 			heap := func(n int) []float32 { return make([]float32, n) }
 			a := kernelCase{kernelGate, cols, Identity, 0}.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
-			a.coefStep = coefLen * lanes
+			a.coefStep, a.strideDY, a.strideY = coefLen*lanes, n, n
 			for i := range a.x {
 				a.x[i] *= scale
 			}
@@ -408,14 +426,45 @@ func TestGateIsReLU(t *testing.T) {
 					a.coef[i] *= scale
 				}
 			}
+			a.aAsFactors()
 			z := a
 			z.y = make([]float32, n)
 			kernelCase{kernelScale, cols, Identity, 0}.run(path, &z, 0)
 			want := slices.Clone(z.y)
 			ReLU.backward(want, a.dy)
+			a.rows = 1
 			kernelCase{kernelGate, cols, Identity, 0}.run(path, &a, 0)
 			if i, ok := sameBits(a.y, want); !ok {
 				t.Fatalf("%v, scale %v: z is %g, y[%d] is %g, want %g", path, scale, z.y[i], i, a.y[i], want[i])
+			}
+		}
+	}
+}
+
+// TestScaledGradIsInputGrad: with float64 products, dx has the bits of float32 products.
+func TestScaledGradIsInputGrad(t *testing.T) {
+	const n = 1003
+	for _, path := range Paths() {
+		for _, scale := range []float32{1, 0x1p-60, 0x1p-130} {
+			heap := func(n int) []float32 { return make([]float32, n) }
+			k := kernelCase{kernelInputGrad, cols, Identity, 0}
+			a := k.args(heap, heap, kernelSize{rows: 1, n: n, stride: n}, true)
+			for i := range a.x {
+				a.x[i] *= scale
+				a.dy[i] *= scale
+			}
+			for i := range a.coef {
+				if f := i % (coefLen * lanes) / lanes; f == fieldN || f == fieldK1 {
+					a.coef[i] *= scale
+				}
+			}
+			b := a
+			b.y, b.coefStep, b.strideDY, b.strideY = make([]float32, n), coefLen*lanes, n, n
+			b.aAsFactors()
+			k.run(path, &a, 0)
+			kernelCase{kernelScaledGrad, cols, Identity, 0}.run(path, &b, 0)
+			if i, ok := sameBits(b.y, a.y); !ok {
+				t.Fatalf("%v, scale %v: y[%d] is %g, want %g", path, scale, i, b.y[i], a.y[i])
 			}
 		}
 	}

@@ -163,9 +163,9 @@ func (w *workspace) measureSpan(s *stage, buf *buffers, k *constants, j, n int) 
 	}
 	extent := w.channels.extent
 	for i, v := range largest {
-		e := &extent[w.channelOf(j+i)]
-		if v > *e || v != v {
-			*e = v
+		c := w.channelOf(j + i)
+		if w.channels.flag[c] && (v > extent[c] || v != v) {
+			extent[c] = v
 		}
 	}
 }
@@ -380,7 +380,7 @@ func (w *workspace) setSumPowers(k *constants, j, c int) {
 // setListedX sets the powers of x of the listed columns.
 func (w *workspace) setListedX(k *constants, l *columnList) {
 	plain, powers := w.geo.width == w.geo.channels, w.channels.powerX
-	power, scale := 0, powerOf32(0)
+	power, scale := 0, 1.0
 	if l.same = false; plain {
 		l.power, l.same = powers[l.at[0]], powers[l.at[0]] != 0
 		for _, c := range l.at[1:l.n] {
@@ -391,17 +391,17 @@ func (w *workspace) setListedX(k *constants, l *columnList) {
 		}
 	}
 	for i := 0; i < l.n; i += lanes {
-		record := (*[lanes]float32)(k.toX[i*coefLen+fieldA*lanes:])
+		factors := (*[lanes]float64)(k.toX[i:])
 		for lane := range min(lanes, l.n-i) {
 			c := l.at[i+lane]
 			if !plain {
 				c = w.channelOf(c)
 			}
 			if p := powers[c]; p != power {
-				power, scale = p, powerOf32(p)
+				power, scale = p, powerOf(p)
 				k.scalesX = true
 			}
-			record[lane] = scale
+			factors[lane] = scale
 		}
 	}
 }
@@ -581,7 +581,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 			ch.flag[c], ch.sumB[c] = false, math.NaN()
 		case e == 0:
 			ch.flag[c], ch.sumA[c], ch.sumB[c] = false, 0, 0
-		case comfortable(e) && !ch.wide[c] && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:
+		case comfortable(e) && !ch.isWide(c) && !wild(ch.invstd[c], tameMin, tameMax) && ch.sumA[c]-ch.sumA[c] == 0 && ch.sumB[c]-ch.sumB[c] == 0:
 			ch.flag[c] = false // the products cancel, and none has vanished
 		default:
 			again++
@@ -596,7 +596,7 @@ func (w *workspace) gradientsAgain(c0, c1 int, check bool) {
 func (w *workspace) ordinary(c int) bool {
 	ch := &w.channels
 	tame := func(v float64) bool { return v >= 0x1p-30 && v <= 0x1p30 }
-	return !ch.wide[c] && tame(ch.invstd[c]) && math.Abs(ch.mean[c]) <= 0x1p30 &&
+	return !ch.isWide(c) && tame(ch.invstd[c]) && math.Abs(ch.mean[c]) <= 0x1p30 &&
 		tame(math.Abs(ch.sumA[c])) && tame(math.Abs(ch.sumB[c])) && w.values <= 0x1p31
 }
 
@@ -604,7 +604,7 @@ func (w *workspace) ordinary(c int) bool {
 // products that vanished, or were taken with constants for scaled values.
 func (w *workspace) suspicious(c int) bool {
 	ch := &w.channels
-	if ch.wide[c] && ch.power[c] != 0 {
+	if ch.isWide(c) && ch.power[c] != 0 {
 		return true
 	}
 	p, r, invstd := ch.sumA[c], ch.sumB[c], ch.invstd[c]

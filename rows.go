@@ -269,7 +269,7 @@ func (w *workspace) writeAlike(k *kernelArgs, c int, outputs byte) {
 	case outputs&wideOutputs != 0:
 		w.writeCarefully(c, k.at, k.images, k.n, k.n+k.imageGap)
 	case outputs != 0:
-		w.writeTinyRows(k, outputs)
+		w.writeTinyRows(k, c, outputs)
 	default:
 		w.writeAll(k)
 	}

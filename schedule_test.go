@@ -289,31 +289,32 @@ func TestSituation(t *testing.T) {
 	for _, c := range []struct {
 		why               string
 		dx, dres          []float32
-		wide              bool
+		form              byte
 		writes            int
 		inPlace, storable bool
 	}{
-		{"both apart", y, dres, false, 2, false, true},
-		{"no dresidual: dx holds g", y, nil, false, 1, false, true},
-		{"no dx: dresidual holds g", nil, dres, false, 2, false, true},
-		{"dx in the place of x can't", x, nil, false, 1, true, false},
-		{"but dresidual can", x, dres, false, 2, true, true},
-		{"dresidual in the place of x can't, where dx is apart", y, x, false, 2, true, false},
-		{"in the place of dy both can", dy, nil, false, 1, true, true},
-		{"dresidual too", y, dy, false, 2, true, true},
-		{"and in that of the residual", y, res, false, 2, true, true},
-		{"a wide channel stores nothing", y, dres, true, 2, false, false},
+		{"both apart", y, dres, 0, 2, false, true},
+		{"no dresidual: dx holds g", y, nil, 0, 1, false, true},
+		{"no dx: dresidual holds g", nil, dres, 0, 2, false, true},
+		{"dx in the place of x can't", x, nil, 0, 1, true, false},
+		{"but dresidual can", x, dres, 0, 2, true, true},
+		{"dresidual in the place of x can't, where dx is apart", y, x, 0, 2, true, false},
+		{"in the place of dy both can", dy, nil, 0, 1, true, true},
+		{"dresidual too", y, dy, 0, 2, true, true},
+		{"and in that of the residual", y, res, 0, 2, true, true},
+		{"a small channel does", y, dres, smallForm, 2, false, true},
+		{"a wide channel stores nothing", y, dres, wideForm, 2, false, false},
 	} {
 		w := p.acquire(&Mask{}, s.PerChannel(), false)
 		w.backwardCall(p.act, &operands{x: x, dy: dy, residual: res, y: c.dx, dresidual: c.dres})
 		w.setSaved(make([]float64, s.Channels), slices.Repeat([]float64{1}, s.Channels))
-		w.channels.wide[5] = c.wide
+		w.channels.form[5] = c.form
 		want := backward
 		want.writes, want.inPlace, want.storable = c.writes, c.inPlace, c.storable
 		if got := w.situation(bothPhases); got != want {
 			t.Errorf("%s: %+v, want %+v", c.why, got, want)
 		}
-		w.channels.wide[5] = false
+		w.channels.form[5] = 0
 		p.release(w)
 	}
 	w := p.acquire(&Mask{}, s.PerChannel(), false)

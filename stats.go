@@ -56,6 +56,9 @@ func shiftFor(mean float64) float32 {
 	return 0
 }
 
+// surePower is the exponent of sureMax.
+const surePower = 100
+
 // Ranges of numbers that lose no digits to the range of float32. Tame numbers have room
 // for their products as well, sure numbers only for themselves.
 const (
@@ -106,7 +109,8 @@ func invStd(variance, epsilon float64) float64 {
 
 // affine is the normalization of a channel: z = (x-mean)*scale + beta. It is computed in
 // float32 as (x-m)*a + b, where b has the part of the mean that m lacks. Where m, a or b
-// leave float32's range, x is multiplied by a power of two first.
+// are too large for float32, x is multiplied by a power of two first. Where a is so small
+// that it may have lost digits, the product is taken in float64, with the scale.
 type affine struct {
 	mean, scale, beta float64
 	m, a, b           float32
@@ -114,14 +118,35 @@ type affine struct {
 	wide              bool // power is not 0, or dx may need scaled values
 }
 
+// isSmall reports whether the product for z is taken in float64, given the scale.
+func isSmall(scale float64) bool { return scale != 0 && math.Abs(scale) < factorMin }
+
+// factor returns the scale by which x-m is multiplied: a, unless that is small.
+func (f *affine) factor() float64 {
+	if scale := ldexp(f.scale, -f.power); isSmall(scale) {
+		return scale
+	}
+	return float64(f.a)
+}
+
+// form returns the form of the constants.
+func (f *affine) form() byte {
+	switch {
+	case f.wide:
+		return wideForm
+	case isSmall(f.scale):
+		return smallForm
+	}
+	return 0
+}
+
 func (f *affine) set(mean, invstd, gamma, beta float64) {
 	*f = affine{mean: mean, scale: gamma * invstd, beta: beta}
-	f.wide = !math.IsNaN(f.scale) && (wild(f.scale, factorMin, factorMax) || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
+	large := math.Abs(f.scale) > factorMax
+	f.wide = !math.IsNaN(f.scale) && (large || wild(invstd, sureMin, sureMax) || math.Abs(mean) > sureMax)
 	switch {
 	case !f.wide || mean-mean != 0 || invstd-invstd != 0:
-	case f.scale != 0 && math.Abs(f.scale) < factorMin:
-		f.power = exponentOf(f.scale) + 1 + factorRoom // so that a has all its digits, even where gamma is subnormal, and x keeps its own
-	case wild(f.scale, factorMin, factorMax) && invstd != 0:
+	case large && invstd != 0:
 		f.power = exponentOf(invstd) + 1 // so that a is no larger than gamma
 		if mean != 0 {
 			f.power = min(f.power, mostPower-exponentOf(mean)) // so that m is finite
@@ -148,9 +173,6 @@ func limited(v float64) float64 {
 	}
 	return min(max(v, -math.MaxFloat32), math.MaxFloat32)
 }
-
-// factorRoom is minus the power of two that tiny factors are multiplied up to.
-const factorRoom = 80
 
 // largeMeanPower is the power of two that x is divided by where its mean is near the end
 // of float32's range.
@@ -200,10 +222,12 @@ func gradSumsAreSafe(p, r, n, invstd float64) bool {
 	return r >= n*gradMin || p >= n*invstd*gradMin
 }
 
-// scaledGradient is a gradient for x times 2^powerX and g times 2^powerG.
+// scaledGradient is a gradient for x times 2^powerX and g times 2^powerG. dx is a float64
+// product with the scale.
 type scaledGradient struct {
 	powerX, powerG int
-	m, a, k1, k2   float32
+	m, k1, k2      float32
+	scale          float64
 }
 
 // scaled returns the constants of dx for scaled values.
@@ -214,14 +238,12 @@ func (d *gradient) scaled(f *affine, powerX, powerG int) scaledGradient {
 	low := f.mean - float64(float32(f.mean))
 	mean := ldexp(f.mean, powerX)
 	k1 := d.k1 + float64(low*d.k2)
-	if e := exponentOf(f.scale) - powerG; e > mostPower { // or a would be infinite, where dx need not be
-		powerG = clampPower(powerG + e - mostPower)
-	} else if e < -factorRoom { // or a may be subnormal
-		powerG = clampPower(powerG + e + factorRoom)
-	}
-	s := scaledGradient{powerX: powerX, powerG: powerG, m: float32(mean), a: float32(ldexp(f.scale, -powerG))}
+	s := scaledGradient{powerX: powerX, m: float32(mean)}
 	k2 := ldexp(d.k2, -powerX)
 	k1 -= float64((mean - float64(s.m)) * k2)
+	// The sums may be those of other gradients as well, which are larger.
+	powerG = clampPower(min(powerG, surePower-exponentOf(k1), surePower-exponentOf(k2)))
+	s.powerG, s.scale = powerG, ldexp(f.scale, -powerG)
 	s.k1, s.k2 = float32(ldexp(k1, powerG)), float32(ldexp(k2, powerG))
 	return s
 }

@@ -4,19 +4,22 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
+	"unsafe"
 )
 
-// Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so.
-// Float32 products of them are subnormal: they lose digits, and each takes a microcode
-// assist of about a hundred cycles on Intel's processors. Such channels go block by block,
-// in memory that stays in a cache. The products for z, g and dx are taken in float64 there
-// and rounded once, which gives the bits of float32 products. Sums are of gradients and
-// deviations that are multiplied by a power of two, and so is dx before it is rounded.
+// Channels of tiny numbers: gradients, or values of x, that are subnormal or nearly so, or
+// constants that are. Float32 products of them are subnormal: they lose digits, and each
+// takes a microcode assist of about a hundred cycles on Intel's processors. Such channels go
+// block by block, in memory that stays in a cache. The products for z, g and dx are taken in
+// float64 there and rounded once. Where no constant is tiny, that gives the bits of float32
+// products. Sums are of gradients and deviations that are multiplied by a power of two, and
+// so is dx before it is rounded.
 //
-// Four values of a channel decide, so that the decision is the same on every path and for
-// any number of workers. Where a channel has gradients that are not tiny, or constants that
-// leave float32's range, the sums of scaled gradients can't be relied on. Such a channel is
-// plain: its sums are taken again without a scale, and its gradients are not scaled.
+// Constants are known to be tiny. Four values of a channel decide on the others, so that the
+// decision is the same on every path and for any number of workers. Where a channel has
+// gradients that are not tiny, or constants that are too large for float32, the sums of
+// scaled gradients can't be relied on. Such a channel is plain: its sums are taken again
+// without a scale, and its gradients are not scaled.
 
 const (
 	tinyPower = 100
@@ -30,7 +33,8 @@ const (
 const (
 	tinyDeviations = 1 << iota // of x from the mean: x is tiny, and so is its mean
 	tinyGradients
-	mixedKinds // of channels side by side, which are not all alike
+	tinyFactors // the scale: the channel is small
+	mixedKinds  // of channels side by side, which are not all alike
 )
 
 // ---- which channels
@@ -53,6 +57,14 @@ func (w *workspace) sample(do phases) {
 	if !inverted && (w.backward || do&applyThem != 0) {
 		w.findTiny(w.apply.x, tinyDeviations, at, next)
 	}
+	if n := w.geo.channels; w.backward && w.sums.act.kind != actIdentity && w.anyFormed(0, n) { // sums take z
+		for c, form := range w.channels.form[:n] {
+			if form == smallForm {
+				w.beginKind(tinyFactors)
+				w.channels.tiny[c] |= tinyFactors
+			}
+		}
+	}
 }
 
 // sampledValues returns where the sampled values of channel 0 are in the caller's tensors,
@@ -72,7 +84,7 @@ func (w *workspace) sampledValues() (at *[tinySample]int, next int) {
 func (w *workspace) findTiny(values []float32, kind byte, at *[tinySample]int, next int) {
 	channels := w.geo.channels
 	c := 0
-	if v := w.plan.path.whole(channels * next); next < lanes && v > 0 {
+	if v := w.plan.path.whole((channels-1)*next + 1); next < lanes && v > 0 {
 		c = ceilDiv(v, next)
 		w.findTinyAside(values, kind, at, next, v)
 	}
@@ -98,7 +110,7 @@ func (w *workspace) beginKind(kind byte) {
 	if !w.anyTiny() {
 		clear(w.channels.tiny)
 	}
-	w.tinyG, w.tinyX = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations
+	w.tinyG, w.tinyX, w.tinyZ = w.tinyG || kind == tinyGradients, w.tinyX || kind == tinyDeviations, w.tinyZ || kind == tinyFactors
 }
 
 // largestAt returns the bits of the largest magnitude of the sampled values, which lie
@@ -154,7 +166,7 @@ func magnitudeBits(v float32) uint32 { return math.Float32bits(v) &^ (1 << 31) }
 const tinyBits = (127 - 110) << 23
 
 // anyTiny reports whether numbers of a channel are tiny.
-func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX }
+func (w *workspace) anyTiny() bool { return w.tinyG || w.tinyX || w.tinyZ }
 
 // tinyOf returns which numbers of a channel are tiny.
 func (w *workspace) tinyOf(c int) byte {
@@ -241,18 +253,17 @@ func (w *workspace) columnsAlike(kinds []byte, j, end, unit int) (kind byte, nex
 var (
 	minusZeros   = repeated(negativeZero)
 	plusOnes     = repeated(1)
+	once         = sameFactor(1)
+	scaledUp     = sameFactor(tinyScale)
 	asItIs       = []float32{fieldN: negativeZero, fieldA: 1, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	asZero       = []float32{fieldN: negativeZero, fieldA: 0, fieldB: negativeZero, fieldK1: 0, fieldK2: 0}
 	columnAsItIs = inAllLanes(asItIs)
-	infinity     = float32(math.Inf(1))
-	allAsZero    = [numLayouts][]float32{rows: slices.Repeat(asZero, mostSpan), cols: repeatedRecord(asZero)}
+	columnAsZero = inAllLanes(asZero)
 )
 
-// repeatedRecord returns the records of mostSpan columns that have the same constants.
-func repeatedRecord(coef []float32) []float32 {
-	record := inAllLanes(coef)
-	return slices.Repeat(record[:], mostSpan/lanes)
-}
+// sameFactor returns the factors of columns that are all multiplied by v: one, with room for
+// a vector.
+func sameFactor(v float64) []float64 { return slices.Repeat([]float64{v}, lanes)[:1] }
 
 func repeated(v float32) []float32 {
 	s := make([]float32, bufferLen)
@@ -309,149 +320,218 @@ func (w *workspace) packed(dst, src []float32, b *block) []float32 {
 // shortCopy is the length of a row from which on copy is faster than a kernel for all rows.
 const shortCopy = 64
 
-// unpack writes an output of a block, which has no gaps, to its place. It multiplies it by a
-// factor, or by those of the columns if these are given.
-func (w *workspace) unpack(dst, src []float32, factor float64, factors []float32, b *block) {
-	if factors != nil {
-		w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: factors, stride: b.n, strideY: b.step()}, b)
+// unpack writes an output of a block, which has no gaps, to its place.
+func (w *workspace) unpack(dst, src []float32, b *block) {
+	if !b.apart() {
+		copy(dst[:b.len()], src)
 		return
 	}
-	k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.step(), factor: factor}
-	switch {
-	case !b.apart():
-		k.rows, k.n = 1, b.len()
-	case factor == 1 && b.n >= shortCopy:
-		for r := range b.rows {
-			copy(dst[r*b.stride:][:b.n], src[r*b.n:])
-		}
+	if b.n < shortCopy {
+		k := kernelArgs{x: src, y: dst, rows: b.rows, n: b.n, stride: b.n, strideY: b.stride, factor: 1}
+		k.stream = w.streams(&k)
+		w.plan.path.run(kernelTimes, cols, Identity, &k)
 		return
 	}
-	w.plan.path.run(kernelTimes, cols, Identity, &k)
+	for r := range b.rows {
+		copy(dst[r*b.stride:][:b.n], src[r*b.n:])
+	}
 }
 
-// products runs a kernel that takes products in float64 on rows of a block, with the
-// constants of its channels.
-func (w *workspace) products(kernel int, k *kernelArgs, b *block) {
-	k.rows, k.n, k.coefStep = b.rows, b.n, coefLen*lanes
+// streams reports whether a kernel of columns can write an output with non-temporal stores.
+func (w *workspace) streams(k *kernelArgs) bool {
+	return w.apply.stream && uintptr(unsafe.Pointer(&k.y[0]))%vectorBytes == 0 && (k.rows == 1 || k.strideY%lanes == 0)
+}
+
+const vectorBytes = 4 * lanes
+
+// products runs a kernel that takes products in float64 on the rows of a block, with the
+// constants of its channels, or without any, and with their factors, or one for all. k
+// changes.
+func (w *workspace) products(buf *buffers, kernel int, k *kernelArgs, coef []float32, factors []float64, b *block) {
+	k.rows, k.n, k.coef = b.rows, b.n, columnAsItIs[:]
+	same := len(factors) == 1
 	if w.geo.layout == cols {
+		k.factors = factors[:max(lanes, len(factors))]
+		if coef != nil {
+			k.coef, k.coefStep = coef, coefLen*lanes
+		}
+		if !same {
+			k.factorStep = lanes
+		}
 		w.plan.path.run(kernel, cols, Identity, k)
 		return
 	}
-	all, coef := *k, k.coef
-	channels := max(1, b.channels)
-	k.n, k.coefStep = b.n/channels, 0
+	of := &buf.constants.factors
+	k.factors = of[:]
+	if coef == nil && same {
+		fill(of[:], factors[0])
+		w.plan.path.run(kernel, cols, Identity, k)
+		return
+	}
+	all, channels := *k, max(1, b.channels)
 	for c := range channels {
-		i := c * k.n
-		record := inAllLanes(coef[c*coefLen:][:coefLen])
-		k.coef, k.x, k.dy, k.y = record[:], all.x[i:], from(all.dy, i), all.y[i:]
+		n := b.n / channels
+		i := c * n
+		*k = all
+		k.n, k.x, k.dy, k.y = n, all.x[i:], from(all.dy, i), all.y[i:]
+		k.stream = all.stream && i%lanes == 0
+		if coef != nil {
+			record := &buf.constants.record
+			*record = inAllLanes(coef[c*coefLen:][:coefLen])
+			k.coef = record[:]
+		}
+		fill(of[:], factors[min(c, len(factors)-1)])
 		w.plan.path.run(kernel, cols, Identity, k)
 	}
 }
 
-// product sets dst to (x-m)*a + b of values of a block, without gaps.
-func (w *workspace) product(dst, src, coef []float32, b *block) []float32 {
-	w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: coef, stride: b.step(), strideY: b.n}, b)
-	return dst
-}
-
-// A recordCopy is the constants of a row, or of 8 columns, and what they become.
-type recordCopy struct {
-	from, to []float32
-	next     int // from a field to the next
-	column   int // of the block, the first one
-}
-
-func (r *recordCopy) copy(field int) {
-	if r.next == 1 {
-		r.to[field] = r.from[field]
-		return
-	}
-	*(*[lanes]float32)(r.to[field*lanes:]) = *(*[lanes]float32)(r.from[field*lanes:])
-}
-
-func (r *recordCopy) set(field int, v float32) {
-	if r.next == 1 {
-		r.to[field] = v
-		return
-	}
-	*(*[lanes]float32)(r.to[field*lanes:]) = [lanes]float32{v, v, v, v, v, v, v, v}
-}
-
-// setFactor sets fieldA to a factor where the channel of the block is of a kind, and to 1
-// elsewhere.
-func (w *workspace) setFactor(r *recordCopy, b *block, kind byte, factor float32) {
-	if b.tiny&mixedKinds == 0 {
-		r.set(fieldA, factor)
-		return
-	}
-	to, first, tiny := (*[lanes]float32)(r.to[fieldA*lanes:]), b.column+r.column, w.channels.tiny
-	for l := range min(lanes, b.n-r.column) {
-		c := first + l
-		if w.geo.width != w.geo.channels {
-			c = w.channelOf(c)
-		}
-		if to[l] = 1; tiny[c]&kind != 0 {
-			to[l] = factor
-		}
-	}
-}
-
-// The lists of records that are made from constants.
+// The lists of factors that are made for a block.
 const (
-	madeDeviations = iota
-	madeGradients
-	madeOutputs
-	madeUp
-	madeDown
-	numMade
+	factorsZ   = iota // a, or the scale of a small channel
+	factorsDX         // the same, divided by the power of two of tiny gradients
+	factorsUp         // this power
+	factorsDev        // the power of two of tiny deviations
+	numLists
 )
 
-func (k *constants) list(made int) []float32 {
-	return [numMade][]float32{k.z, k.dx, k.toZ, k.toG, k.toX}[made]
+// factors returns the factors of a block, or one for all. They are made unless they are
+// those that were made last.
+func (w *workspace) factors(buf *buffers, list int, coef []float32, b *block) []float64 {
+	var ofKind [tinyFactors]float64
+	for kind := range ofKind {
+		ofKind[kind] = w.factorOf(list, byte(kind))
+	}
+	f, alike, small := ofKind[b.tiny%tinyFactors], b.tiny&mixedKinds == 0, b.tiny&tinyFactors != 0
+	n := b.n
+	if w.geo.layout == rows {
+		n = max(1, b.channels)
+	}
+	switch {
+	case !alike:
+	case list >= factorsUp && f == 1:
+		return once
+	case list >= factorsUp:
+		return scaledUp
+	case small && f == 1 && (w.geo.layout == rows || w.geo.width == w.geo.channels):
+		return w.channels.scale[b.column:][:n]
+	}
+	k := &buf.constants
+	factors := k.lists[list][:n]
+	if k.made[list] == &coef[0] {
+		return factors
+	}
+	k.made[list] = &coef[0]
+	for j := 0; w.geo.layout == rows && j < n; j++ {
+		if factors[j] = f * float64(coef[j*coefLen+fieldA]); small {
+			factors[j] = f * w.channels.scale[b.column+j]
+		}
+	}
+	for j := 0; w.geo.layout == cols && j < n; j += lanes {
+		to, a := (*[lanes]float64)(k.lists[list][j:]), (*[lanes]float32)(coef[j*coefLen+fieldA*lanes:])
+		if alike && !small {
+			for l, a := range a {
+				to[l] = f * float64(a)
+			}
+			continue
+		}
+		w.mixedFactors(to, list, &ofKind, a, b, j)
+	}
+	return factors
 }
 
-// recordsFrom makes records for the channels of a block from their constants, unless it has
-// made them for the block before: set is called for each.
-func (w *workspace) recordsFrom(k *constants, made int, coef []float32, b *block, set func(r recordCopy)) []float32 {
-	list := k.list(made)
-	if k.made[made] == &coef[0] {
-		return list
+// mixedFactors sets the factors of columns of a block from column j on, whose channels are
+// not all alike, or small.
+func (w *workspace) mixedFactors(to *[lanes]float64, list int, ofKind *[tinyFactors]float64, a *[lanes]float32, b *block, j int) {
+	kinds, n := [lanes]byte{}, min(lanes, b.n-j)
+	w.kindsOf(&kinds, b.column+j, n)
+	for l, kind := range kinds {
+		to[l] = ofKind[kind%tinyFactors]
 	}
-	k.made[made] = &coef[0]
-	n, next := b.channels, 1
-	if w.geo.layout == cols {
-		n, next = roundUp(b.n, lanes), lanes
+	if list >= factorsUp {
+		return
 	}
-	for j := 0; j < n; j += next {
-		set(recordCopy{coef[j*coefLen:], list[j*coefLen:], next, j})
+	for l, a := range a {
+		to[l] *= float64(a)
 	}
-	return list
+	for l := 0; b.tiny&tinyFactors != 0 && l < n; l++ {
+		if c := w.channelOf(b.column + j + l); w.channels.form[c] == smallForm {
+			to[l] = w.channels.scale[c] * ofKind[kinds[l]%tinyFactors]
+		}
+	}
 }
 
-// factors returns records that multiply the channels of a kind in a block by a power of
-// two, and change nothing in others. They are nil if all are of the kind.
-func (w *workspace) factors(buf *buffers, made int, coef []float32, b *block, factor float32) []float32 {
-	if b.tiny&mixedKinds == 0 {
-		return nil
+// kindsOf sets the kinds of n columns from column j on.
+func (w *workspace) kindsOf(kinds *[lanes]byte, j, n int) {
+	*kinds = [lanes]byte{}
+	switch tiny := w.channels.tiny; {
+	case !w.anyTiny():
+		return
+	case w.geo.width == w.geo.channels && j+lanes <= len(tiny):
+		*kinds = [lanes]byte(tiny[j:])
+		return
 	}
-	return w.recordsFrom(&buf.constants, made, coef, b, func(r recordCopy) {
-		w.setFactor(&r, b, tinyGradients, factor) // the other fields change nothing
-	})
+	for l := range n {
+		kinds[l] = w.channels.tiny[w.channelOf(j+l)]
+	}
+}
+
+// factorOf returns the factor of channels with tiny gradients or deviations. In lists for z
+// and dx it multiplies the scale.
+func (w *workspace) factorOf(list int, kind byte) float64 {
+	switch {
+	case list == factorsDX && kind&tinyGradients != 0 && !w.frozen:
+		return 1.0 / tinyScale
+	case list == factorsUp && kind&tinyGradients != 0, list == factorsDev && kind&tinyDeviations != 0:
+		return tinyScale
+	}
+	return 1
+}
+
+// scaledMeans returns records for the sums of deviations, with the means of the channels of
+// a block, times the factors. z is the residual alone. They are made unless they are those
+// that were made last.
+func (w *workspace) scaledMeans(buf *buffers, coef []float32, b *block, factors []float64) []float32 {
+	k := &buf.constants
+	if k.made[numLists] == &coef[0] {
+		return k.means
+	}
+	k.made[numLists] = &coef[0]
+	if w.geo.layout == rows {
+		for c := range max(1, b.channels) {
+			record := k.means[c*coefLen:]
+			record[fieldN], record[fieldA], record[fieldB] = float32(float64(coef[c*coefLen+fieldN])*factors[0]), 0, negativeZero
+		}
+		return k.means
+	}
+	for j := 0; j < b.n; j += lanes {
+		from, to := (*[lanes]float32)(coef[j*coefLen+fieldN*lanes:]), (*record)(k.means[j*coefLen:])
+		*to = columnAsZero
+		for l, v := range from {
+			f := factors[0]
+			if len(factors) > 1 {
+				f = k.lists[factorsDev][j+l]
+			}
+			to[fieldN*lanes+l] = float32(float64(v) * f)
+		}
+	}
+	return k.means
 }
 
 // scaleUp sets dst to gradients of a block, without gaps, multiplied by the power of two
 // for tiny ones. src has rows that are stride values apart.
 func (w *workspace) scaleUp(buf *buffers, dst, src, coef []float32, b *block, stride int) []float32 {
-	if factors := w.factors(buf, madeUp, coef, b, tinyScale); factors != nil {
-		w.products(kernelScale, &kernelArgs{x: src, y: dst, coef: factors, stride: stride, strideY: b.n}, b)
-		return dst
+	factors := w.factors(buf, factorsUp, coef, b)
+	if len(factors) == 1 {
+		return w.times(dst, src, factors[0], b.rows, b.n, stride)
 	}
-	return w.times(dst, src, tinyScale, b.rows, b.n, stride)
+	w.products(buf, kernelScale, &kernelArgs{x: src, y: dst, stride: stride, strideY: b.n}, nil, factors, b)
+	return dst
 }
 
 // preActivations sets z of a block, with the bits that a kernel computes, and returns it.
 func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []float32 {
-	z := w.product(buf.scaled[:], b.x, coef, b)
+	z := buf.scaled[:]
+	w.products(buf, kernelScale, &kernelArgs{x: b.x, y: z, stride: b.step(), strideY: b.n}, coef, w.factors(buf, factorsZ, coef, b), b)
 	if b.res != nil {
 		res := w.packed(buf.res[:], b.res, b)
 		w.alike(kernelNormalize, Identity, &kernelArgs{x: res, res: z, y: z, coef: asItIs}, b.len())
@@ -459,29 +539,17 @@ func (w *workspace) preActivations(buf *buffers, coef []float32, b *block) []flo
 	return z
 }
 
-// gated returns dy where z is above 0, and 0 elsewhere: g of ReLU.
-func (w *workspace) gated(buf *buffers, coef []float32, b *block) []float32 {
-	g := buf.g[:]
-	if b.tiny&tinyDeviations == 0 && !b.apart() { // z is not tiny: a kernel takes half the time
-		k := kernelArgs{x: b.x, dy: b.dy, res: b.res, y: buf.scaled[:], dres: g}
-		k.coef = w.recordsFrom(&buf.constants, madeGradients, coef, b, func(r recordCopy) {
-			r.copy(fieldN)
-			r.copy(fieldA)
-			r.copy(fieldB)
-			r.set(fieldK1, infinity) // so that dx, which is not used, is no small product
-			r.set(fieldK2, 0)
-		})
-		w.elementwise(kernelInputGrad, ReLU, &k, b)
-		return g
+// gated returns g of ReLU: dy where z is above 0, and 0 elsewhere. dy has rows that are
+// stride values apart.
+func (w *workspace) gated(buf *buffers, coef []float32, b *block, dy []float32, stride int) []float32 {
+	k := kernelArgs{x: b.x, dy: dy, y: buf.g[:], stride: b.step(), strideDY: stride, strideY: b.n}
+	factors := w.factors(buf, factorsZ, coef, b)
+	if b.res != nil {
+		k.x, k.stride = w.preActivations(buf, coef, b), b.n
+		coef, factors = nil, once
 	}
-	if b.res == nil {
-		w.products(kernelGate, &kernelArgs{x: b.x, dy: b.dy, y: g, coef: coef, stride: b.step(), strideY: b.n}, b)
-		return g
-	}
-	z, n := w.preActivations(buf, coef, b), b.len()
-	k := kernelArgs{x: z, dy: w.packed(buf.dy[:], b.dy, b), y: g, coef: columnAsItIs[:], rows: 1, n: n, stride: n, strideY: n}
-	w.plan.path.run(kernelGate, cols, Identity, &k)
-	return g
+	w.products(buf, kernelGate, &k, coef, factors, b)
+	return buf.g[:]
 }
 
 // slopeTimes returns act'(z)*dy of a block, as a float32 product. dy has no gaps.
@@ -496,37 +564,36 @@ func (w *workspace) slopeTimes(act Activation, buf *buffers, coef []float32, b *
 // multiplied by their power of two first if scaled is set; otherwise g has the bits that a
 // kernel computes.
 func (w *workspace) gradientsOf(act Activation, buf *buffers, coef []float32, b *block, scaled bool) []float32 {
-	scaled = scaled && b.tiny&tinyGradients != 0
+	tiny := b.tiny&tinyGradients != 0
 	switch {
-	case act.variant() == actNone && scaled:
-		return w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
-	case act.variant() == actNone:
+	case act.variant() == actNone && !(scaled && tiny):
 		return w.packed(buf.dy[:], b.dy, b)
-	case act.variant() == actInline:
-		g := w.gated(buf, coef, b)
-		if scaled {
-			w.scaleUp(buf, g, g, coef, b, b.n)
-		}
-		return g
-	case scaled:
-		return w.slopeTimes(act, buf, coef, b, w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step()))
-	case b.tiny&tinyGradients == 0:
+	case act.variant() == actInline && !(scaled && tiny):
+		return w.gated(buf, coef, b, b.dy, b.step())
+	case !tiny:
 		return w.slopeTimes(act, buf, coef, b, w.packed(buf.dy[:], b.dy, b))
+	case scaled:
+		switch dy := w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step()); {
+		case act.variant() == actNone:
+			return dy
+		case b.tiny == tinyGradients && !b.apart(): // no product is small
+			k := kernelArgs{x: b.x, dy: dy, res: b.res, y: buf.scaled[:], dres: buf.g[:], coef: coef} // dx is not used
+			w.elementwise(kernelInputGrad, act, &k, b)
+			return buf.g[:]
+		case act.variant() == actInline:
+			return w.gated(buf, coef, b, dy, b.n)
+		default:
+			return w.slopeTimes(act, buf, coef, b, dy)
+		}
 	}
 	slopes := w.slopeTimes(act, buf, coef, b, plusOnes)
-	dy := w.packed(buf.dy[:], b.dy, b)
-	// They take the place of the factors of columns.
-	factors := buf.constants.again
+	dy, factors := w.packed(buf.dy[:], b.dy, b), &buf.constants.slopes
 	for i, n := 0, b.len(); i < n; i += mostSpan {
 		m := min(mostSpan, n-i)
-		for j := 0; j < m; j += lanes {
-			record := (*record)(factors[j*coefLen:])
-			for l := range lanes {
-				record[fieldN*lanes+l], record[fieldB*lanes+l] = negativeZero, negativeZero
-			}
-			copyShort(record[fieldA*lanes:][:lanes], slopes[i+j:][:lanes])
+		for j, v := range slopes[i : i+m] {
+			factors[j] = float64(v)
 		}
-		k := kernelArgs{x: dy[i:], y: slopes[i:], coef: factors, coefStep: coefLen * lanes, rows: 1, n: m, stride: m, strideY: m}
+		k := kernelArgs{x: dy[i:], y: slopes[i:], coef: columnAsItIs[:], factors: factors[:], factorStep: lanes, rows: 1, n: m, stride: m, strideY: m}
 		w.plan.path.run(kernelScale, cols, Identity, &k)
 	}
 	return slopes
@@ -540,74 +607,43 @@ func (w *workspace) writeTiny(buf *buffers, coef []float32, b *block) {
 		return
 	}
 	if act.kind == actIdentity && b.res == nil {
-		w.products(kernelScale, &kernelArgs{x: b.x, y: b.y, coef: coef, stride: b.step(), strideY: b.step()}, b)
+		k := kernelArgs{x: b.x, y: b.y, rows: b.rows, stride: b.step(), strideY: b.step()}
+		k.stream = w.streams(&k)
+		w.products(buf, kernelScale, &k, coef, w.factors(buf, factorsZ, coef, b), b)
 		return
 	}
-	k := kernelArgs{x: minusZeros, res: w.product(buf.scaled[:], b.x, coef, b), y: b.y, coef: asItIs}
-	if b.res != nil {
-		k.x = w.packed(buf.res[:], b.res, b)
+	k := kernelArgs{x: minusZeros, y: b.y, coef: asItIs, stream: w.apply.stream}
+	res := b.res
+	b.res = nil
+	k.res = w.preActivations(buf, coef, b)
+	if res != nil {
+		k.x = w.packed(buf.res[:], res, b)
 	}
 	if b.apart() {
-		k.y = buf.y[:]
+		k.y, k.stream = buf.y[:], false
 	}
 	w.alike(kernelNormalize, act, &k, b.len())
 	if b.apart() {
-		w.unpack(b.y, k.y, 1, nil, b)
+		w.unpack(b.y, k.y, b)
 	}
 }
 
 // writeTinyDX writes dx of a block, and g if it is wanted.
 func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b *block) {
 	scaled := b.tiny&tinyGradients != 0 && !w.frozen
-	k, n := kernelArgs{y: b.y, coef: coef}, b.len()
-	if b.apart() {
-		k.y = buf.y[:]
-	}
-	var exact []float32
+	var g []float32
 	if b.dres != nil { // other outputs may overwrite what it is made of
-		exact = w.gradientsOf(act, buf, coef, b, false)
-		copy(buf.dres[:n], exact)
+		g = w.gradientsOf(act, buf, coef, b, false)
+		copy(buf.dres[:b.len()], g)
 	}
-	var factors []float32
-	switch {
-	case b.tiny&tinyGradients != 0 && w.frozen: // a*(g - (x-m)*0), with the bits that a kernel computes
-		if exact == nil {
-			exact = w.gradientsOf(act, buf, coef, b, false)
-		}
-		k.x, k.res = w.packed(buf.x[:], b.x, b), exact
-		k.coef = w.recordsFrom(&buf.constants, madeDeviations, coef, b, func(r recordCopy) {
-			r.copy(fieldN)
-			r.set(fieldA, negativeZero)
-			r.set(fieldB, negativeZero)
-		})
-		w.elementwise(kernelNormalize, Identity, &k, b)
-		factors = w.recordsFrom(&buf.constants, madeOutputs, coef, b, func(r recordCopy) {
-			r.set(fieldN, negativeZero)
-			r.copy(fieldA)
-			r.set(fieldB, negativeZero)
-		})
-	case b.tiny&tinyDeviations != 0:
-		if k.dy = exact; exact == nil || scaled {
-			k.dy = w.gradientsOf(act, buf, coef, b, scaled)
-		}
-		k.x = w.packed(buf.x[:], b.x, b)
-		w.elementwise(kernelInputGrad, Identity, &k, b)
-	default:
-		k.dy = w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
-		k.x, k.res = w.packed(buf.x[:], b.x, b), w.packed(buf.res[:], b.res, b)
-		w.elementwise(kernelInputGrad, act, &k, b)
+	if g == nil || scaled {
+		g = w.gradientsOf(act, buf, coef, b, scaled)
 	}
-	factor := 1.0
-	if scaled {
-		if factors = w.factors(buf, madeDown, coef, b, 1.0/tinyScale); factors == nil {
-			factor = 1.0 / tinyScale
-		}
-	}
-	if b.apart() || factor != 1 || factors != nil {
-		w.unpack(b.y, k.y, factor, factors, b)
-	}
+	k := kernelArgs{x: b.x, dy: g, y: b.y, rows: b.rows, stride: b.step(), strideDY: b.n, strideY: b.step()}
+	k.stream = w.streams(&k)
+	w.products(buf, kernelScaledGrad, &k, coef, w.factors(buf, factorsDX, coef, b), b)
 	if b.dres != nil {
-		w.unpack(b.dres, buf.dres[:], 1, nil, b)
+		w.unpack(b.dres, buf.dres[:], b)
 	}
 }
 
@@ -616,7 +652,7 @@ func (w *workspace) writeTinyDX(act Activation, buf *buffers, coef []float32, b 
 func (w *workspace) sumTiny(k *kernelArgs, buf *buffers, coef []float32, b *block) {
 	act := w.sums.act
 	k.coef, k.act = coef, w.act
-	if b.tiny&tinyDeviations == 0 {
+	if b.tiny&(tinyDeviations|tinyFactors) == 0 {
 		k.dy = w.scaleUp(buf, buf.dy[:], b.dy, coef, b, b.step())
 		k.x, k.res = w.packed(buf.x[:], b.x, b), w.packed(buf.res[:], b.res, b)
 	} else {
@@ -627,15 +663,15 @@ func (w *workspace) sumTiny(k *kernelArgs, buf *buffers, coef []float32, b *bloc
 			act = Identity
 		}
 		if w.way.stores {
-			w.unpack(b.dres, k.dy, 1, nil, b)
+			w.unpack(b.dres, k.dy, b)
 		}
-		scale := w.recordsFrom(&buf.constants, madeDeviations, coef, b, func(r recordCopy) {
-			r.copy(fieldN)
-			w.setFactor(&r, b, tinyDeviations, tinyScale)
-			r.set(fieldB, negativeZero)
-		})
-		k.x = w.product(buf.y[:], b.x, scale, b)
-		k.coef = allAsZero[w.geo.layout][:] // the operands are deviations, and z
+		factors := w.factors(buf, factorsDev, coef, b)
+		if k.x = buf.y[:]; len(factors) == 1 {
+			w.times(k.x, b.x, factors[0], b.rows, b.n, b.step())
+		} else {
+			w.products(buf, kernelScale, &kernelArgs{x: b.x, y: k.x, stride: b.step(), strideY: b.n}, nil, factors, b)
+		}
+		k.coef = w.scaledMeans(buf, coef, b, factors)
 	}
 	if w.geo.layout == rows {
 		w.plan.path.runAll(w.sums.kernel, act, k)
@@ -667,7 +703,7 @@ func (w *workspace) sumTinyRows(s *rowScratch, c, n int, win window) {
 				if w.source != nil {
 					b = w.packRows(&w.sums, buf, c+r, o, 1, win.i+i, values)
 				}
-				b.channels, b.tiny = channels, s.tiny
+				b.channels, b.column, b.tiny = channels, c+r, s.tiny
 				k := &s.args
 				*k = kernelArgs{sums: s.sums[r*sumLen:], acc: s.acc[r*sumLen:], rows: channels, n: values / channels, stride: values}
 				k.begin(0, images)
@@ -707,15 +743,24 @@ func (w *workspace) tinyBlock(i, rows, n, stride int) block {
 // scaleBackSums takes the scale of deviations out of the sums of g*(x-m), of the columns
 // from c on.
 func (w *workspace) scaleBackSums(sums []float64, c int) {
-	for i := 0; w.backward && w.tinyX && i < len(sums); i++ {
-		if w.channels.tiny[w.channelOf(c+i)]&tinyDeviations != 0 {
-			sums[i] *= 1.0 / tinyScale
+	if !w.backward || !w.tinyX {
+		return
+	}
+	factors, kinds := [...]float64{0: 1, tinyDeviations: 1.0 / tinyScale}, w.channels.tiny
+	if w.geo.width == w.geo.channels || w.geo.layout == rows {
+		kinds = kinds[c:]
+		for i := range sums[:min(len(sums), w.geo.channels-c)] {
+			sums[i] *= factors[kinds[i]&tinyDeviations]
 		}
+		return
+	}
+	for i := range sums {
+		sums[i] *= factors[kinds[w.channelOf(c+i)]&tinyDeviations]
 	}
 }
 
-// writeTinyRows is writeAll for channels with tiny numbers.
-func (w *workspace) writeTinyRows(k *kernelArgs, tiny byte) {
+// writeTinyRows is writeAll for channels with tiny numbers, from channel c on.
+func (w *workspace) writeTinyRows(k *kernelArgs, c int, tiny byte) {
 	buf := w.buffers.take()
 	defer w.buffers.give(buf)
 	buf.constants.reset(rows)
@@ -725,7 +770,7 @@ func (w *workspace) writeTinyRows(k *kernelArgs, tiny byte) {
 			n := channels * k.n
 			for i := 0; i < n; i += bufferLen {
 				b := blockAt(&w.apply, k.at+i, min(bufferLen, n-i))
-				b.channels, b.tiny = channels, tiny
+				b.channels, b.column, b.tiny = channels, c+k.coefAt/coefLen, tiny
 				w.writeTiny(buf, k.coef[k.coefAt:], &b)
 			}
 			k.at += n
@@ -840,7 +885,7 @@ func (w *workspace) scaleAgain(c0, c1 int) {
 // constants of its dx, are in float32's range.
 func (w *workspace) staysScaled(c int, check bool) bool {
 	ch := &w.channels
-	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.wide[c] && !(check && w.suspicious(c)) && !w.strange(c)
+	return ch.sumA[c]-ch.sumA[c] == 0 && !ch.isWide(c) && !(check && w.suspicious(c)) && !w.strange(c)
 }
 
 // scaleBack scales the results of channels with scaled gradients back, and writes them. It
@@ -848,27 +893,39 @@ func (w *workspace) staysScaled(c int, check bool) bool {
 // overflow. It returns the end, or else a multiple of 8 channels before it.
 func (w *workspace) scaleBack(c0, c1 int, settled bool) int {
 	ch := &w.channels
-	const scale = 1.0 / tinyScale
-	for c := c0; c < c1; c++ {
-		if ch.tiny[c]&tinyGradients == 0 {
-			if c%lanes == 0 && binary.LittleEndian.Uint64(ch.tiny[c:]) == 0 {
-				c += lanes - 1
-			}
+	factors := [...]float64{0: 1, tinyGradients: 1.0 / tinyScale}
+	for c, end := c0, c0; c < c1; c = end {
+		end = min(c1, c/lanes*lanes+lanes)
+		if binary.LittleEndian.Uint64(ch.tiny[end-1-(end-1)%lanes:]) == 0 {
 			continue
 		}
-		if ch.sumA[c]-ch.sumA[c] != 0 && !settled {
-			return c0 + (c-c0)/lanes*lanes
+		for i, kind := range ch.tiny[c:end] {
+			if kind&tinyGradients != 0 && ch.sumA[c+i]-ch.sumA[c+i] != 0 && !settled {
+				return c0 + (c-c0)/lanes*lanes
+			}
 		}
-		ch.dgamma[c] *= scale
-		ch.dbeta[c] *= scale
-		if w.betaGrad != nil {
-			w.betaGrad[c] = float32(ch.dbeta[c])
+		for _, out := range [...]struct {
+			grad []float64
+			save []float32
+		}{{ch.dgamma, w.gammaGrad}, {ch.dbeta, w.betaGrad}} {
+			grad := out.grad[c:end]
+			for i, kind := range ch.tiny[c:end] {
+				grad[i] *= factors[kind&tinyGradients]
+			}
+			if out.save != nil {
+				save := out.save[c:end]
+				for i, v := range grad[:len(save)] {
+					save[i] = float32(v)
+				}
+			}
 		}
-		if w.gammaGrad != nil {
-			w.gammaGrad[c] = float32(w.dgamma(c))
+		if w.renorm.r != nil && w.gammaGrad != nil {
+			w.saveGammaGrad(c, end)
 		}
-		if w.sumG != nil {
-			w.sumG[c], w.sumGD[c] = float64(ch.sumA[c]*scale), float64(ch.sumB[c]*scale)
+		for i, kind := range ch.tiny[c:end] {
+			if w.sumG != nil && kind&tinyGradients != 0 {
+				w.sumG[c+i], w.sumGD[c+i] = float64(ch.sumA[c+i]*factors[tinyGradients]), float64(ch.sumB[c+i]*factors[tinyGradients])
+			}
 		}
 	}
 	return c1

@@ -673,7 +673,7 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store32(t, c.findConst("b"))
 }
 
-// refuseWide says that wide channels are unusual, by the mean, invstd and scale in memory;
+// refuseWide says that wide channels are unusual, and small ones unless they are wanted, by the mean, invstd and scale in memory;
 // m, s, i and t are temporaries.
 func (c *chans) refuseWide(m, s, i, t pair) {
 	c.load64(m, c.find64("mean"))
@@ -687,7 +687,16 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 		c.refuse(t[0])
 	}
 	c.refuseWild(i, sureMin, sureMax, t)
-	c.refuseWild(s, factorMin, factorMax, t)
+	for _, v := range s {
+		c.abs64(t[0], v)
+		c.op64C(opGE64, t[1], t[0], above(factorMax))
+		c.refuse(t[1])
+		c.op64C(opLE64, t[1], t[0], below(factorMin))
+		c.op64C(opLE64, t[0], t[0], 0)
+		c.op(opAndNot, t[1], t[0], t[1])
+		c.op(opAndNot, t[1], c.mask("small"), t[1])
+		c.refuse(t[1])
+	}
 }
 
 // backwardChannels goes from sums to the constants of dx.

@@ -525,99 +525,145 @@ func largest(a *asm, v variant) {
 }
 
 // inProducts emits the loops of a kernel that takes products in float64: some rows, whose
-// vectors one processes. values is a free register. rowBegins is called before a row, and
-// advance after a vector. Another input than x, if there is one, has the stride of x.
-func inProducts(a *asm, values reg, other string, rowBegins, advance func(), one func(x, other, y mem, tail bool)) {
-	firstX, firstY, rows, stride, strideY := a.newArg("x"), a.newArg("y"), a.newArg("rows"), a.newArg("stride"), a.newArg("strideY")
-	x, y := a.newReg(), a.newReg()
-	atX, atY := mem{base: x}, mem{base: y}
-	var atOther mem
-	if other != "" { // one register holds its distance from x
-		atOther = mem{base: x, index: a.newArg(other), scale: 1}
-		a.subReg(atOther.index, firstX)
+// vectors one processes. The tensors come with their strides, the output is the last one.
+// rowBegins is called before a row, and advance after a vector. values is a free register,
+// and between two rows t is.
+func inProducts(a *asm, values, t reg, tensors [][2]string, rowBegins, advance func(), one func(at []mem, tail bool)) {
+	var at []mem
+	var gaps []reg // from the last whole vector of a row to the next row
+	for _, names := range tensors {
+		at = append(at, mem{base: a.newArg(names[0])})
+		gaps = append(gaps, a.newArg(names[1]))
+	}
+	all := func(f func(tensor, gap reg)) {
+		for i, m := range at {
+			f(m.base, gaps[i])
+		}
 	}
 	row, column, tail, next := a.newLabel("row"), a.newLabel("column"), a.newLabel("tail"), a.newLabel("next")
-	a.shiftLeft(stride, floatShift)
-	a.shiftLeft(strideY, floatShift)
+	a.arg(values, "n")
+	a.andImm(values, ^(lanes - 1))
+	all(func(_, gap reg) {
+		a.subReg(gap, values)
+		a.shiftLeft(gap, floatShift)
+	})
 	a.arg(values, "n")
 	a.andImm(values, lanes-1)
 	a.tail(values)
 
 	a.label(row)
-	a.move(x, firstX)
-	a.move(y, firstY)
 	rowBegins()
 	a.arg(values, "n")
 	a.subImm(values, lanes)
 	a.branch(ifLess, tail)
 	a.label(column)
-	one(atX, atOther, atY, false)
-	a.addImm(x, vecBytes)
-	a.addImm(y, vecBytes)
+	one(at, false)
+	all(func(tensor, _ reg) { a.addImm(tensor, vecBytes) })
 	advance()
 	a.subImm(values, lanes)
 	a.branch(ifNotLess, column)
 	a.label(tail)
 	a.andImm(values, lanes-1)
 	a.branch(ifZero, next)
-	one(atX, atOther, atY, true)
+	one(at, true)
 	a.label(next)
-	a.addReg(firstX, stride)
-	a.addReg(firstY, strideY)
-	a.subImm(rows, 1)
+	all(a.addReg)
+	a.set(values, 1)
+	a.reduceArg("rows", values, t)
 	a.branch(ifNotZero, row)
 }
 
-// scale computes y = float32((x-m)*a) + b, with the product in float64.
-func scale(a *asm, _ variant) {
-	s := newScaled(a)
-	inProducts(a, a.newReg(), "", s.rowBegins, s.advance, func(x, _, y mem, tail bool) {
-		s.compute(x, tail)
-		a.write([]vec{s.z}, func(int) mem { return y }, tail)
-	})
-}
+// The tensors of the kernels that take products in float64.
+var (
+	scaledInput  = [2]string{"x", "stride"}
+	scaledDY     = [2]string{"dy", "strideDY"}
+	scaledOutput = [2]string{"y", "strideY"}
+)
 
-// scaled computes z = float32((x-m)*a) + b, with the product in float64.
+// scaled are the constants of a kernel that takes products in float64: its records, and
+// its list of factors.
 type scaled struct {
-	a          *asm
-	coef, step reg
-	z          vec
-	d64, a64   pair
+	a                    *asm
+	coef, step           reg
+	factors, factorsStep reg
+	d64                  pair
+	t                    vec
 }
 
 func newScaled(a *asm) *scaled {
-	s := &scaled{a: a, coef: a.newReg(), step: a.newArg("coefStep"), z: a.newVec(),
-		d64: pair{a.newVec(), a.newVec()}, a64: pair{a.newVec(), a.newVec()}}
+	s := &scaled{a: a, coef: a.newReg(), step: a.newArg("coefStep"), factors: a.newReg(), factorsStep: a.newArg("factorStep"),
+		d64: pair{a.newVec(), a.newVec()}, t: a.newVec()}
 	a.shiftLeft(s.step, floatShift)
+	a.shiftLeft(s.factorsStep, floatShift+1)
 	return s
 }
 
-func (s *scaled) rowBegins() { s.a.arg(s.coef, "coef") }
-func (s *scaled) advance()   { s.a.addReg(s.coef, s.step) }
+func (s *scaled) rowBegins() {
+	s.a.arg(s.coef, "coef")
+	s.a.arg(s.factors, "factors")
+}
 
-func (s *scaled) compute(x mem, tail bool) {
-	a, d := s.a, s.z
-	constant := func(field int) mem { return mem{base: s.coef, off: field * vecBytes} }
-	a.load(d, constant(fieldN))
-	a.addMem(d, d, x, s.d64[0], tail)
-	a.widen(s.d64, d)
-	a.widenFrom(s.a64, constant(fieldA))
-	for i, v := range s.d64 {
-		a.op(opMul64, v, v, s.a64[i])
+func (s *scaled) advance() {
+	s.a.addReg(s.coef, s.step)
+	s.a.addReg(s.factors, s.factorsStep)
+}
+
+func (s *scaled) constant(field int) mem { return mem{base: s.coef, off: field * vecBytes} }
+
+// multiply sets v to float32(v*s).
+func (s *scaled) multiply(v vec) {
+	s.a.widen(s.d64, v)
+	for i, d := range s.d64 {
+		s.a.opMem(opMul64, d, d, mem{base: s.factors, off: i * vecBytes}, s.t)
 	}
-	a.narrow(d, s.d64, s.d64[1])
-	a.opMem(opAdd, d, d, constant(fieldB), s.a64[0])
+	s.a.narrow(v, s.d64, s.d64[1])
+}
+
+// deviation sets d to x-m.
+func (s *scaled) deviation(d vec, x mem, tail bool) {
+	s.a.load(d, s.constant(fieldN))
+	s.a.addMem(d, d, x, s.t, tail)
+}
+
+// affine sets z to float32((x-m)*s) + b.
+func (s *scaled) affine(z vec, x mem, tail bool) {
+	s.deviation(z, x, tail)
+	s.multiply(z)
+	s.a.opMem(opAdd, z, z, s.constant(fieldB), s.t)
+}
+
+// scale computes y = float32((x-m)*s) + b.
+func scale(a *asm, _ variant) {
+	s, z := newScaled(a), a.newVec()
+	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
+		s.affine(z, at[0], tail)
+		a.write([]vec{z}, func(int) mem { return at[1] }, tail)
+	})
 }
 
 // letThrough computes y = dy where z > 0, and 0 elsewhere, with z as in scale.
 func letThrough(a *asm, _ variant) {
-	s := newScaled(a)
-	g, t := a.newVec(), a.newVec()
-	inProducts(a, a.newReg(), "dy", s.rowBegins, s.advance, func(x, dy, y mem, tail bool) {
-		s.compute(x, tail)
-		a.read(g, dy, tail)
-		activations[actInline].backward(a, g, s.z, []vec{t})
-		a.write([]vec{g}, func(int) mem { return y }, tail)
+	s, z, g, t := newScaled(a), a.newVec(), a.newVec(), a.newVec()
+	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledDY, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
+		s.affine(z, at[0], tail)
+		a.read(g, at[1], tail)
+		activations[actInline].backward(a, g, z, []vec{t})
+		a.write([]vec{g}, func(int) mem { return at[2] }, tail)
+	})
+}
+
+// scaledInputGrad computes y = float32(((dy-k1) - (x-m)*k2)*s).
+func scaledInputGrad(a *asm, _ variant) {
+	s, d, g, t := newScaled(a), a.newVec(), a.newVec(), a.newVec()
+	inProducts(a, a.newReg(), s.coef, [][2]string{scaledInput, scaledDY, scaledOutput}, s.rowBegins, s.advance, func(at []mem, tail bool) {
+		s.deviation(d, at[0], tail)
+		a.opMem(opMul, d, d, s.constant(fieldK2), t)
+		a.read(g, at[1], tail)
+		a.load(t, s.constant(fieldK1))
+		a.op(opSub, g, g, t)
+		a.op(opSub, g, g, d)
+		s.multiply(g)
+		a.write([]vec{g}, func(int) mem { return at[2] }, tail)
 	})
 }
 
@@ -627,17 +673,17 @@ func times(a *asm, _ variant) {
 	t := a.newReg()
 	a.argAddr(t, "factor")
 	a.broadcast64(factor, mem{base: t})
-	inProducts(a, t, "", func() {}, func() {}, func(x, _, y mem, tail bool) {
+	inProducts(a, t, a.newReg(), [][2]string{scaledInput, scaledOutput}, func() {}, func() {}, func(at []mem, tail bool) {
 		if tail {
-			a.loadTail(d, x)
+			a.loadTail(d, at[0])
 			a.widen(d64, d)
 		} else {
-			a.widenFrom(d64, x)
+			a.widenFrom(d64, at[0])
 		}
 		for _, v := range d64 {
 			a.op(opMul64, v, v, factor)
 		}
 		a.narrow(d, d64, d64[1])
-		a.write([]vec{d}, func(int) mem { return y }, tail)
+		a.write([]vec{d}, func(int) mem { return at[1] }, tail)
 	})
 }

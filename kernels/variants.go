@@ -18,10 +18,11 @@ const (
 	kernelScale
 	kernelTimes
 	kernelGate
+	kernelScaledGrad
 	numKernels
 )
 
-var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate"}
+var kernelNames = [...]string{"moments", "normalize", "gradSums", "inputGrad", "largest", "scale", "times", "gate", "scaledGrad"}
 
 // layout is the layout of the tensors, as in ../kernels.go.
 type layout int
@@ -98,15 +99,19 @@ var families = []family{
 	},
 	{
 		kernel: kernelScale, layouts: []layout{inCols}, acts: activations[:1],
-		optional: func(activation) flags { return 0 }, emit: scale,
+		optional: func(activation) flags { return withStream }, emit: scale,
 	},
 	{
 		kernel: kernelTimes, layouts: []layout{inCols}, acts: activations[:1],
-		optional: func(activation) flags { return 0 }, emit: times,
+		optional: func(activation) flags { return withStream }, emit: times,
 	},
 	{
 		kernel: kernelGate, layouts: []layout{inCols}, acts: activations[:1],
 		optional: func(activation) flags { return 0 }, emit: letThrough,
+	},
+	{
+		kernel: kernelScaledGrad, layouts: []layout{inCols}, acts: activations[:1],
+		optional: func(activation) flags { return withStream }, emit: scaledInputGrad,
 	},
 }
 
