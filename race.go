@@ -32,7 +32,7 @@ func (a *kernelArgs) race(kernel int, l layout) {
 	if kernel >= kernelScale {
 		for r := range a.rows {
 			if a.dy != nil {
-				runtime.RaceReadRange(unsafe.Pointer(&a.dy[r*a.stride]), 4*a.n)
+				runtime.RaceReadRange(unsafe.Pointer(&a.dy[r*a.strideDY]), 4*a.n)
 			}
 			runtime.RaceReadRange(unsafe.Pointer(&a.x[r*a.stride]), 4*a.n)
 			runtime.RaceWriteRange(unsafe.Pointer(&a.y[r*a.strideY]), 4*a.n)
