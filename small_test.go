@@ -181,6 +181,7 @@ var smallKinds = []smallKind{
 	{"small by x", 1e-5, 1e33, 1e33, 1e20},
 	{"zero", 0, 0.5, 1, 1},
 	{"small, tiny gradients", -1e-38, 0.5, 1, 1e-38},
+	{"hardly small, tiny gradients", 0x1.8p-121, 0.5, 1, 1e-34},
 	{"small, tiny x", 1e-37, 0, 1e-39, 1},
 	{"large", 1e30, 0.5, 1e-20, 1e-20},
 	{"small and wide", 1e-10, 0x1p110, 0x1p100, 1e30},
@@ -221,7 +222,10 @@ func TestSmallChannels(t *testing.T) {
 				t.Run(fmt.Sprintf("%v/%v/residual=%d", s, act, residual), func(t *testing.T) {
 					p := *smallProblem(s, act, func(c int) int { return c / (1 + n%3) % len(smallKinds) })
 					if residual == 1 {
-						p.residual = gen.Normal(5, s.Len(), 0, 1e-39)
+						p.residual = gen.Normal(5, s.Len(), 0, 1)
+						for i := 0; i < s.Len(); i += 2 {
+							p.residual[i] *= 1e-39
+						}
 					}
 					mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
 					for i := range mask.Valid {
@@ -232,12 +236,12 @@ func TestSmallChannels(t *testing.T) {
 						expectSame(t, "split", split([]int{s.Outer}, mask).same(t, p, waysOfModes(), slices.Clone), plain(mask).once(t, p))
 						f := frozen(mask).same(t, p, waysOfModes(), slices.Clone)
 						if mask.Valid == nil {
-							p.checkSmall(t, "forward", r.y, nil, nil, r.mean, r.invstd)
+							p.checkSmall(t, "plain", r.y, r.dx, r.dres, r.mean, r.invstd, false)
 							mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
 							for c := range mean {
 								mean[c], invstd[c] = float64(p.mean[c]), 1/math.Sqrt(float64(p.vari[c])+p.epsilon)
 							}
-							p.checkSmall(t, "frozen", f.inferred, f.dx, f.dres, mean, invstd)
+							p.checkSmall(t, "frozen", f.inferred, f.dx, f.dres, mean, invstd, true)
 						}
 					}
 					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: (s.Outer + 1) / 2}, batchnorm.Mask{}).same(t, p, waysOfModes(), slices.Clone)
@@ -247,36 +251,55 @@ func TestSmallChannels(t *testing.T) {
 	}
 }
 
-// checkSmall compares outputs with float64, given the statistics. dx is that of frozen ones.
-func (p *problem) checkSmall(t *testing.T, what string, y, dx, dres []float32, mean, invstd []float64) {
+// checkSmall compares outputs with float64, given the statistics.
+func (p *problem) checkSmall(t *testing.T, what string, y, dx, dres []float32, mean, invstd []float64, constant bool) {
 	t.Helper()
-	act := reference.ActivationOf(p.act.String())
+	act, s := reference.ActivationOf(p.act.String()), p.shape
+	g, slack := make([]float64, s.Len()), make([]float64, s.Len())
+	sums, most := make([][2]float64, s.Channels), make([]float64, s.Channels) // of g and g*xhat, and the largest dy
+	unsure := make([]float64, s.Channels)                                     // the sum of the magnitudes that may be in g or not
 	for i, x := range p.x {
-		c := channelOf(p.shape, i)
-		scale := float64(p.gamma[c]) * invstd[c]
-		z := (float64(x) - mean[c]) * scale
-		slack := 3 * unit * math.Abs(z)
+		c := channelOf(s, i)
+		xhat := (float64(x) - mean[c]) * invstd[c]
+		z := xhat * float64(p.gamma[c])
+		slack[i] = 3*unit*math.Abs(z) + 0x1p-148
 		if p.residual != nil {
 			z += float64(p.residual[i])
-			slack += 3 * unit * math.Abs(float64(p.residual[i]))
+			slack[i] += 3 * unit * math.Abs(float64(p.residual[i]))
 		}
-		slack += 2 * 0x1p-149
 		value, slope := act.Both(z)
-		if d := math.Abs(float64(y[i]) - value); !(d <= 2*slack+8*unit*math.Abs(value)) {
-			t.Fatalf("%s: y[%d] of kind %d is %g, want %g", what, i, c%len(smallKinds), y[i], value)
+		if d := math.Abs(float64(y[i]) - value); !(d <= 2*slack[i]+8*unit*math.Abs(value)) {
+			t.Fatalf("%s: y[%d] is %g, want %g", what, i, y[i], value)
 		}
-		if dx == nil || p.act == batchnorm.ReLU && math.Abs(z) <= slack {
-			continue
+		dy := float64(p.dy[i])
+		g[i] = dy * slope
+		if p.act == batchnorm.ReLU && math.Abs(z) <= slack[i] { // either is right
+			slack[i] = math.Abs(dy)
+			unsure[c] += math.Abs(dy)
+		} else {
+			slack[i] = 2*slack[i]*math.Abs(dy) + 8*unit*math.Abs(g[i])
 		}
-		g := float64(p.dy[i]) * slope
-		rounding := 8*unit*math.Abs(g) + 2*slack*math.Abs(float64(p.dy[i])) + 0x1p-149
+		sums[c][0] += g[i]
+		sums[c][1] += g[i] * xhat
+		most[c] = max(most[c], math.Abs(dy))
+	}
+	n := float64(s.PerChannel())
+	for i, x := range p.x {
+		c := channelOf(s, i)
 		if p.residual != nil {
-			if d := math.Abs(float64(dres[i]) - g); !(d <= rounding) {
-				t.Fatalf("%s: dresidual[%d] is %g, want %g", what, i, dres[i], g)
+			if d := math.Abs(float64(dres[i]) - g[i]); !(d <= slack[i]+0x1p-149) {
+				t.Fatalf("%s: dresidual[%d] is %g, want %g", what, i, dres[i], g[i])
 			}
 		}
-		if d := math.Abs(float64(dx[i]) - scale*g); !(d <= math.Abs(scale)*rounding+unit*math.Abs(scale*g)+0x1p-149) && math.Abs(scale*g) < math.MaxFloat32 {
-			t.Fatalf("%s: dx[%d] is %g, want %g", what, i, dx[i], scale*g)
+		scale, xhat := float64(p.gamma[c])*invstd[c], (float64(x)-mean[c])*invstd[c]
+		want, bound := scale*g[i], slack[i]+0x1p-149
+		if !constant {
+			want = scale * (g[i] - sums[c][0]/n - xhat*sums[c][1]/n)
+			bound += (100*unit*most[c] + unsure[c]/n) * (1 + math.Abs(xhat))
+		}
+		bound = math.Abs(scale)*bound + unit*math.Abs(want) + 0x1p-149
+		if d := math.Abs(float64(dx[i]) - want); !(d <= bound) && float64(dx[i]) != float64(float32(want)) {
+			t.Fatalf("%s: dx[%d] is %g, want %g", what, i, dx[i], want)
 		}
 	}
 }
@@ -354,6 +377,51 @@ func TestSmallForgotten(t *testing.T) {
 						for i := range got {
 							expectBits(t, fmt.Sprintf("%v, %v, %v, kind %d: result %d", s, path, act, kind, i), got[i], want[i])
 						}
+					}
+				}
+			}
+		}
+	}
+}
+
+// TestSmallFromY: dx of a small channel, from y, has the same bits beside usual and beside
+// wide channels.
+func TestSmallFromY(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 40, Channels: 30, Inner: 1}, {Outer: 6, Channels: 9, Inner: 40}, {Outer: 9, Channels: 5, Inner: 3}} {
+		mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+		for i := range mask.Valid {
+			mask.Valid[i] = i%4 != 3
+		}
+		for _, path := range batchnorm.Paths() {
+			p := newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithActivation(batchnorm.LeakyReLU(0.25)))
+			for _, mask := range []batchnorm.Mask{{}, mask} {
+				run := func(gamma float32, invstd float64, like int) []float32 { // all small channels may be like one of them
+					y, dy, dx := gen.Normal(1, s.Len(), 0, 1), gen.Normal(2, s.Len(), 0, 1), make([]float32, s.Len())
+					gammas, invstds := slices.Repeat([]float32{0x1.3579bp-38}, s.Channels), slices.Repeat([]float64{0x1.789abcp-98}, s.Channels)
+					for c := range gammas {
+						if gammas[c] *= 1 + float32(c)/32; like >= 0 {
+							gammas[c] = 0x1.3579bp-38 * (1 + float32(like)/32)
+						}
+						if c%3 == 1 {
+							gammas[c], invstds[c] = gamma, invstd
+						}
+					}
+					for i := range y {
+						c := channelOf(s, i)
+						y[i] *= gammas[c]
+						dy[i] *= 0x1p20
+					}
+					noError(t, p.BackwardFromY(batchnorm.BackwardFromYArgs{DY: dy, Y: y, Gamma: gammas, InvStd: invstds, DX: dx, Mask: mask}))
+					return dx
+				}
+				want, got, alike := run(1, 1, -1), run(1e5, 1e32, -1), run(1, 1, 3)
+				for i, v := range got {
+					if channelOf(s, i)%3 != 1 && !sameBits(v, want[i]) {
+						t.Fatalf("%v, %v: dx[%d] is %g beside wide channels, and %g beside usual ones", s, path, i, v, want[i])
+					}
+					if channelOf(s, i) == 3 && !sameBits(v, alike[i]) {
+						t.Fatalf("%v, %v: dx[%d] is %g, and %g beside channels like it", s, path, i, v, alike[i])
 					}
 				}
 			}
