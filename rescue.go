@@ -259,7 +259,7 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	defer w.buffers.give(buf)
 	k := &buf.constants
 	if g.layout == cols && w.way.strips && g.rest == 0 && g.width >= lanes && w.plan.path.whole(lanes) > 0 {
-		w.stripsAgain(buf.largest[:mostSpan], c0, c1)
+		w.stripsAgain(buf, c0, c1)
 	} else if g.layout == cols {
 		l := &buf.list
 		for j := w.listFlagged(l, 0, c0, c1); l.n > 0; j = w.listFlagged(l, j, c0, c1) {
@@ -331,13 +331,14 @@ func (w *workspace) sumAgain(c0, c1 int) {
 	rescued.Add(int64(again))
 }
 
-// stripsAgain takes the sums of the flagged channels of c0 to c1-1 from strips, with those of
-// channels beside them, which remain the same. factors is memory.
-func (w *workspace) stripsAgain(factors []float32, c0, c1 int) {
+// stripsAgain takes the sums of the flagged channels of c0 to c1-1 from strips. Channels beside
+// them keep theirs, which a strip may have settled.
+func (w *workspace) stripsAgain(buf *buffers, c0, c1 int) {
 	ch, g := &w.channels, w.geo
 	for j, n, ok := w.nextSpan(0, c0, c1); ok; j, n, ok = w.nextSpan(j+n, c0, c1) {
 		first := min(j, g.width-lanes) // at least a vector
-		f := factors[:j+n-first]
+		f := buf.largest[:j+n-first]
+		sumA, sumB := buf.list.sumA[:len(f)], buf.list.sumB[:len(f)]
 		for i := range f {
 			f[i] = 1
 			if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
@@ -347,7 +348,12 @@ func (w *workspace) stripsAgain(factors []float32, c0, c1 int) {
 		for seg := range g.segments {
 			r0, r1 := g.colWindow(seg)
 			k := w.columnSums(seg, first, len(f))
-			w.plan.path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width, math.NaN(), 0)
+			w.plan.path.foldStrips(sumA, sumB, k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width, math.NaN(), 0)
+			for i := range f {
+				if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
+					k.a[i], k.b[i] = sumA[i], sumB[i]
+				}
+			}
 		}
 	}
 }

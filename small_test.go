@@ -455,3 +455,31 @@ func TestUsualAfterOther(t *testing.T) {
 		}
 	}
 }
+
+// TestStripsKeepSettled: where the sums of columns are taken again in strips, sums of squares
+// beside them that a strip has settled stay settled, also those that no look has come to yet.
+func TestStripsKeepSettled(t *testing.T) {
+	t.Parallel()
+	s := batchnorm.Shape{Outer: 9, Channels: 80, Inner: 1}
+	for first := range 16 {
+		for _, path := range batchnorm.Paths() {
+			p := newPlan(t, s, batchnorm.WithPath(path), batchnorm.WithWorkers(1), batchnorm.WithEpsilon(0))
+			x, invstd := gen.Normal(1, s.Len(), 0, 1), make([]float64, s.Channels)
+			for i := range x {
+				switch c := channelOf(s, i); {
+				case c >= first && c%3 == 0:
+					x[i] *= 1e-30
+				case c%3 == 1:
+					x[i] *= 1e19
+				}
+			}
+			y := make([]float32, s.Len())
+			noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: y, Mean: make([]float64, s.Channels), InvStd: invstd}))
+			for c, v := range invstd {
+				if c%3 == 1 && !(v > 1e-20 && v < 1e-18) {
+					t.Fatalf("%v, tiny channels from %d on: invstd[%d] is %g", path, first, c, v)
+				}
+			}
+		}
+	}
+}
