@@ -315,6 +315,8 @@ func (l amd64) ifNone(v vec, label string) {
 	l.printf("JEQ %s", label)
 }
 
+func (l amd64) ifNoneKept(v, _ vec, label string) { l.ifNone(v, label) }
+
 // ifSome compares with all ones, so that the carry flag says whether all lanes are.
 func (l amd64) ifSome(v vec, label string) {
 	l.printf("VTESTPS %s<>+%d(SB), Y%d", l.tableName(), l.entry64(math.MaxUint64), v)

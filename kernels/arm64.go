@@ -468,6 +468,11 @@ func (l arm64) ifNone(v vec, label string) {
 	l.printf("CBZ %s, %s", arm64Param, label)
 }
 
+func (l arm64) ifNoneKept(v, t vec, label string) {
+	l.op(opOr, t, v, v)
+	l.ifNone(t, label)
+}
+
 func (l arm64) ifSome(v vec, label string) { l.ifAny(v, label) }
 
 func (l arm64) ifAll(others func() vec, label string) { l.ifNone(others(), label) }

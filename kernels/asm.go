@@ -175,9 +175,10 @@ type lowering interface {
 	// For a function that computes far arguments separately. saveArgs comes before the
 	// others.
 	saveArgs()
-	argument(dst vec, j int) // dst = the j-th argument of 4, as saved
-	ifAny(v vec, label string)
-	ifNone(v vec, label string) // if no lane of v is all ones
+	argument(dst vec, j int)           // dst = the j-th argument of 4, as saved
+	ifAny(v vec, label string)         // it may change v
+	ifNone(v vec, label string)        // if no lane of v is all ones; it may change v
+	ifNoneKept(v, t vec, label string) // ifNone, but it does not change v; t is a temporary
 	// ifSome is ifAny. At its label, ifAll goes to another one if all lanes of v are all ones.
 	// others returns a mask of the lanes that are not, for a lowering that needs it.
 	ifSome(v vec, label string)

@@ -43,6 +43,7 @@ type chans struct {
 	*fn
 	arrays []array
 	usual  vec // all ones where a channel is usual, as far as it has been looked at
+	kept   vec // a temporary, for a kernel whose closer look needs the quick one; otherwise unused
 	offs   *offsets
 }
 
@@ -66,7 +67,7 @@ const (
 )
 
 func newChans(on target, name string) *chans {
-	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}}
+	c := &chans{fn: &fn{asm: newAsm(on, name, "channelArgs")}, kept: unused}
 	c.holdArgs("a+8")
 	return c
 }
@@ -133,7 +134,11 @@ func (c *chans) untilUnusual(begin func(), body func(closely func(tests func()))
 	const ones = math.MaxUint64
 	body(func(tests func()) {
 		usual := c.newLabel("usual")
-		c.ifNone(c.usual, usual)
+		if c.kept == unused {
+			c.ifNone(c.usual, usual)
+		} else {
+			c.ifNoneKept(c.usual, c.kept, usual)
+		}
 		tests()
 		c.opConstant(opXor, c.usual, c.usual, c.entry64(ones))
 		c.ifAny(c.usual, end)
@@ -706,6 +711,7 @@ func backwardChannels(c *chans) {
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	spare := c.newVec()
+	c.kept = spare
 	begin := func() {
 		c.op64C(opMul64, spare, count, 2*gradMin)
 		c.narrow(large, scalarPair(spare), spare)
@@ -1007,7 +1013,7 @@ func stripChannels(c *chans) {
 		c.label(plain)
 		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
 		c.op(opGT, t, sums[1], limit)
-		c.ifNone(t, summed)
+		c.ifNoneKept(t, a[0], summed)
 		// Some are too large, as it seems. The factors are those of momentsAgain. They often
 		// are those of the columns before, and then no sum need be waited for.
 		c.set(again, 2)
