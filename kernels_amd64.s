@@ -16909,31 +16909,35 @@ DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+32(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+40(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+48(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+56(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+64(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+72(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+80(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+88(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+96(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+104(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+112(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+120(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+128(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+136(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+144(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+152(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+192(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+200(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+208(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+216(SB)/8, $0x4630000000000001
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $224
+DATA stripChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+64(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+72(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+80(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+88(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+96(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+104(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+112(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+120(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+128(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+136(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+144(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+152(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+160(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+168(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+176(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+184(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+192(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+200(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+208(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+216(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+224(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
@@ -17184,17 +17188,20 @@ row25:
 	JNE row25
 done26:
 	VCMPPS $0x1e, Y10, Y1, Y11
+	VANDPS stripChannelsTable<>+32(SB), Y0, Y5
+	VCMPPS $0x12, stripChannelsTable<>+64(SB), Y5, Y5
+	VANDPS Y5, Y11, Y11
 	VTESTPS Y11, Y11
 	JEQ summed4
 	MOVQ $2, R10
 	VMOVAPS Y0, Y12
 	VMOVAPS Y1, Y13
 	VMOVUPS Y2, (CX)
-	VMOVUPS stripChannelsTable<>+32(SB), Y4
-	VMOVUPS stripChannelsTable<>+64(SB), Y6
+	VMOVUPS stripChannelsTable<>+96(SB), Y4
+	VMOVUPS stripChannelsTable<>+128(SB), Y6
 	VBLENDVPS Y11, Y4, Y6, Y6
-	VCMPPS $0x1e, stripChannelsTable<>+96(SB), Y1, Y11
-	VMOVUPS stripChannelsTable<>+128(SB), Y4
+	VCMPPS $0x1e, stripChannelsTable<>+64(SB), Y1, Y11
+	VMOVUPS stripChannelsTable<>+160(SB), Y4
 	VBLENDVPS Y11, Y4, Y6, Y6
 	VXORPS Y3, Y6, Y11
 	VXORPS Y4, Y4, Y4
@@ -17240,7 +17247,7 @@ divided28:
 	VCVTPS2PD X3, Y4
 	VEXTRACTF128 $1, Y3, X5
 	VCVTPS2PD X5, Y5
-	VMOVUPS stripChannelsTable<>+160(SB), Y14
+	VMOVUPS stripChannelsTable<>+192(SB), Y14
 	VDIVPD Y4, Y14, Y4
 	VDIVPD Y5, Y14, Y5
 	VMULPD Y4, Y8, Y8
@@ -17280,9 +17287,9 @@ divided30:
 	VBROADCASTSD (R8), Y14
 	VADDPD Y14, Y0, Y0
 	VADDPD Y14, Y1, Y1
-	VCMPPD $0x1d, stripChannelsTable<>+192(SB), Y0, Y0
+	VCMPPD $0x1d, stripChannelsTable<>+224(SB), Y0, Y0
 	VANDPS Y0, Y4, Y4
-	VCMPPD $0x1d, stripChannelsTable<>+192(SB), Y1, Y1
+	VCMPPD $0x1d, stripChannelsTable<>+224(SB), Y1, Y1
 	VANDPS Y1, Y5, Y5
 	VCVTPD2PSY Y4, X2
 	VCVTPD2PSY Y5, X11

@@ -13126,31 +13126,35 @@ DATA stripChannelsTable<>+0(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+8(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+16(SB)/8, $0x8000000080000000
 DATA stripChannelsTable<>+24(SB)/8, $0x8000000080000000
-DATA stripChannelsTable<>+32(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+40(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+48(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+56(SB)/8, $0x2680000026800000
-DATA stripChannelsTable<>+64(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+72(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+80(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+88(SB)/8, $0x3f8000003f800000
-DATA stripChannelsTable<>+96(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+104(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+112(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+120(SB)/8, $0x7f7fffff7f7fffff
-DATA stripChannelsTable<>+128(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+136(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+144(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+152(SB)/8, $0x0d8000000d800000
-DATA stripChannelsTable<>+160(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+168(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+176(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+184(SB)/8, $0x3ff0000000000000
-DATA stripChannelsTable<>+192(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+200(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+208(SB)/8, $0x4630000000000001
-DATA stripChannelsTable<>+216(SB)/8, $0x4630000000000001
-GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $224
+DATA stripChannelsTable<>+32(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+40(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+48(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+56(SB)/8, $0x7fffffff7fffffff
+DATA stripChannelsTable<>+64(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+72(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+80(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+88(SB)/8, $0x7f7fffff7f7fffff
+DATA stripChannelsTable<>+96(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+104(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+112(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+120(SB)/8, $0x2680000026800000
+DATA stripChannelsTable<>+128(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+136(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+144(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+152(SB)/8, $0x3f8000003f800000
+DATA stripChannelsTable<>+160(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+168(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+176(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+184(SB)/8, $0x0d8000000d800000
+DATA stripChannelsTable<>+192(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+200(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+208(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+216(SB)/8, $0x3ff0000000000000
+DATA stripChannelsTable<>+224(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+232(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+240(SB)/8, $0x4630000000000001
+DATA stripChannelsTable<>+248(SB)/8, $0x4630000000000001
+GLOBL stripChannelsTable<>(SB), RODATA|NOPTR, $256
 
 // func stripChannels(id int, a *channelArgs)
 TEXT ·stripChannels<>(SB), NOSPLIT, $0-16
@@ -13399,6 +13403,11 @@ row25:
 	BNE row25
 done26:
 	FCMGT8(10, 1, 11)
+	FLDPQ 32(R24), (F28, F29)
+	AND8(14, 0, 5)
+	FLDPQ 64(R24), (F28, F29)
+	FCMGE8(5, 14, 5)
+	AND8(5, 11, 11)
 	MOV8(11, 4)
 	MAXOFALL(4)
 	VMOV V8.S[0], R15
@@ -13407,12 +13416,12 @@ done26:
 	MOV8(0, 12)
 	MOV8(1, 13)
 	FSTPQ (F4, F5), (R2)
-	FLDPQ 32(R24), (F8, F9)
-	FLDPQ 64(R24), (F12, F13)
+	FLDPQ 96(R24), (F8, F9)
+	FLDPQ 128(R24), (F12, F13)
 	BIT8(11, 4, 6)
-	FLDPQ 96(R24), (F28, F29)
+	FLDPQ 64(R24), (F28, F29)
 	FCMGT8(14, 1, 11)
-	FLDPQ 128(R24), (F8, F9)
+	FLDPQ 160(R24), (F8, F9)
 	BIT8(11, 4, 6)
 	EOR8(3, 6, 11)
 	EOR8(4, 4, 4)
@@ -13451,7 +13460,7 @@ divided28:
 	SUBS $1, R8
 	BEQ choose5
 	WIDEN(3, 4, 5)
-	FLDPQ 160(R24), (F28, F29)
+	FLDPQ 192(R24), (F28, F29)
 	FDIV4D(4, 14, 4)
 	FDIV4D(5, 14, 5)
 	FMUL4D(4, 8, 8)
@@ -13491,10 +13500,10 @@ divided30:
 	LD1R4D(6, 14)
 	FADD4D(14, 0, 0)
 	FADD4D(14, 1, 1)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 0, 0)
 	AND8(0, 4, 4)
-	FLDPQ 192(R24), (F28, F29)
+	FLDPQ 224(R24), (F28, F29)
 	FCMGE4D(14, 1, 1)
 	AND8(1, 5, 5)
 	NARROW(4, 5, 2)

@@ -1013,6 +1013,9 @@ func stripChannels(c *chans) {
 		c.label(plain)
 		take(func(dst vec) { c.load(dst, mem{base: at}) }, func(dst vec) { c.addMem(dst, k, mem{base: at}, dst, false) })
 		c.op(opGT, t, sums[1], limit)
+		c.abs(a[1], sums[0]) // values that are not finite gain nothing by a factor
+		c.opC(opLE, a[1], a[1], math.MaxFloat32)
+		c.op(opAnd, t, t, a[1])
 		c.ifNoneKept(t, a[0], summed)
 		// Some are too large, as it seems. The factors are those of momentsAgain. They often
 		// are those of the columns before, and then no sum need be waited for.
