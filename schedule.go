@@ -220,7 +220,7 @@ func chooseCols(w *way, g *geometry, s situation, l limits) {
 		w.tasks = max(64, roundUp(ceilDiv(g.width, want), lanes))
 	}
 	last := g.width % w.tasks // columns of the last task, if it is smaller
-	w.settles = w.strips && g.single() && g.width >= lanes && (last == 0 || last >= lanes)
+	w.settles = w.strips && s.path.whole(lanes) > 0 && g.single() && g.width >= lanes && (last == 0 || last >= lanes)
 	w.side = 1
 	if w.stream && !s.masked {
 		w.side = l.side(g, s.path)

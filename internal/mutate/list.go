@@ -271,7 +271,7 @@ var mutations = []mutation{
 	{name: "schedule: too few columns for a strip are settled", file: "schedule.go", pkg: ".", tests: "TestLargeInStrips",
 		old: " && (last == 0 || last >= lanes)", new: " && last >= 0"},
 	{name: "schedule: a column of several is settled", file: "schedule.go", pkg: ".", tests: "TestStripsBesideOthers|TestLargeInStrips|TestKindsSameBits",
-		old: "w.strips && g.single() &&", new: "w.strips &&"},
+		old: "w.strips && s.path.whole(lanes) > 0 && g.single() &&", new: "w.strips &&"},
 	{name: "channels: gradients by gamma stay in the copy", file: "channels.go", pkg: ".", tests: "TestBits|TestGolden",
 		old: "		copy(slice(gammaGrad, c, next-c), k.gammaGrad)\n", new: ""},
 	{name: "channels: running variances stay in the copy", file: "channels.go", pkg: ".", tests: "TestRunning|TestBits|TestGolden",
