@@ -38,7 +38,8 @@ func WithShare(n int) Option {
 // channels take turns or, with phases, all sums are taken before outputs are written.
 func WithExtremeSchedule(phases bool) Option {
 	return func(o *options) error {
-		o.limits = limits{machine: machine{l2: 1 << 20, l3: 1 << 30}, groupLen: 40, groupShare: 1, groupOdd: 1, groupOuter: 1, fitShare: 1, tile: 64, share: 1}
+		o.limits = limits{machine: machine{l2: 1 << 20, l3: 1 << 30}, groupLen: 40, groupShare: 1,
+			groupOdd: 1, groupOuter: 1, fitShare: 1, tile: 64, share: 1}
 		if phases {
 			o.limits.l3 = 0
 		}

@@ -433,7 +433,8 @@ func TestSmallFromY(t *testing.T) {
 // the next, with the bits of a new plan.
 func TestUsualAfterOther(t *testing.T) {
 	t.Parallel()
-	for _, s := range []batchnorm.Shape{{Outer: 4, Channels: 21, Inner: 30}, {Outer: 90, Channels: 21, Inner: 1}, {Outer: 8, Channels: 280, Inner: 1}} {
+	for _, s := range []batchnorm.Shape{{Outer: 4, Channels: 21, Inner: 30}, {Outer: 90, Channels: 21, Inner: 1},
+		{Outer: 8, Channels: 280, Inner: 1}} {
 		for _, path := range batchnorm.Paths() {
 			for gamma, scale := range map[float32]float32{1e30: 1e-10, 1e-40: 1, 1: 1e31} {
 				opts := []batchnorm.Option{batchnorm.WithPath(path), batchnorm.WithEpsilon(1e-30)}
