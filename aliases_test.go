@@ -233,6 +233,7 @@ type aliasGroup struct {
 
 	x, dy, residual []float32 // tensors; residual may be nil
 	mean, variance  *float32  // running statistics of the channel
+	gamma           *float32  // nil in modes that must not have a small one
 }
 
 // aliasData is a kind of data. It changes usual values of each group.
@@ -264,6 +265,10 @@ var aliasKinds = []aliasData{
 	{name: "several kinds", set: func(g *aliasGroup) {
 		aliasOneOf(g, aliasHugeX, nil, aliasTinyX, aliasZeroDY, aliasTinyDY, aliasConstant, aliasHugeDY)
 	}},
+	{name: "small scales", set: aliasSmallScale},
+	{name: "small scales among others", set: func(g *aliasGroup) {
+		aliasOneOf(g, aliasSmallScale, nil, aliasTinyX, aliasSmallScale, aliasTinyDY, aliasHugeX)
+	}},
 	{name: "the residual is x", set: func(g *aliasGroup) { copy(g.residual, g.x) }, same: aliasResidual, with: aliasX},
 	{name: "dy is x", set: func(g *aliasGroup) { copy(g.dy, g.x) }, same: aliasDY, with: aliasX},
 	{name: "dy is the residual, and tiny", set: func(g *aliasGroup) {
@@ -294,6 +299,13 @@ func aliasTinyDY(g *aliasGroup) { g.scale(g.dy, 1e-35) }
 func aliasHugeDY(g *aliasGroup) {
 	for _, i := range g.at {
 		g.dy[i] = min(abs(g.dy[i]), 3) * 1e38
+	}
+}
+
+// The scale of such channels is subnormal.
+func aliasSmallScale(g *aliasGroup) {
+	if g.gamma != nil {
+		*g.gamma = float32(math.Copysign(1e-40, float64(*g.gamma)))
 	}
 }
 
@@ -856,6 +868,9 @@ func (r *aliasRunner) problem(levels aliasLevels, turn int) *aliasProblem {
 		}
 		c := k % l.channels
 		g.number, g.x, g.dy, g.residual, g.mean, g.variance = k, in.x, in.dy, in.residual, &in.mean[c], &in.variance[c]
+		if !r.mode.fromY {
+			g.gamma = &in.gamma[c]
+		}
 		p.data.set(g)
 	}
 	return p

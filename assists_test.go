@@ -43,6 +43,18 @@ func assistsOf(kernel int, l layout, act Activation, a *kernelArgs) (slow, n int
 			slow++
 		}
 	}
+	if kernel == kernelScaledGrad { // its last product is float64
+		for r := range a.rows {
+			for c := range a.n {
+				k := a.coef[c/lanes*a.coefStep+c%lanes:]
+				n++
+				if takesAssist(a.x[r*a.stride+c]+k[fieldN*lanes], k[fieldK2*lanes]) {
+					slow++
+				}
+			}
+		}
+		return slow, n
+	}
 	if kernel >= kernelLargest { // without float32 products
 		return 0, 0
 	}

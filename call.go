@@ -31,9 +31,8 @@ type call struct {
 	values      float64 // number of values of a channel
 	gamma, beta []float32
 	renorm      renormalization // without r: none
-	// The constants of z come from statistics that were given, and whether some of the channels
-	// may be wide or small.
-	affines, formed bool
+	affines     bool            // the constants of z come from statistics that were given
+	formed      bool            // if affines is set: some of the channels may be wide or small
 
 	way   way
 	sums  stage // takes moments, or the sums of a backward pass

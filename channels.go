@@ -183,8 +183,8 @@ const (
 	channelForward
 
 	// channelAffine is affine.set, from mean, invstd, gamma and beta to scale and
-	// the constants neg, a and b. A wide channel is unusual, and a small one if small is 0. If running and runningVar are
-	// given, it sets mean and invstd from these first.
+	// the constants neg, a and b. A wide channel is unusual, and a small one if small is 0. If
+	// running and runningVar are given, it sets mean and invstd from these first.
 	channelAffine
 
 	// channelBackward is gradient.set, from sumA, sumB, mean, invstd and count to

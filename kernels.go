@@ -70,7 +70,7 @@ type kernelArgs struct {
 	fetch  int      // distance of prefetches in bytes: of sums in cols, and of outputs in rows, where 0 stands for none
 	factor float64  // of kernelTimes
 
-	// Of kernelScale and the kernels behind it.
+	// Of kernelScale and the kernels behind it, which may count rows down.
 	strideDY, strideY int       // floats from a row of dy or y to the next
 	factors           []float64 // s, 8 for 8 columns
 	factorStep        int       // from the factors of 8 columns to the next, 0 if all have the same
@@ -206,15 +206,15 @@ const (
 	//	z := as in kernelScale
 	//	y = dy if z > 0, otherwise 0
 	//
-	// y may be x or dy. All three may have strides of their own.
+	// All three tensors may have strides of their own. y may be x or dy of the same stride.
 	kernelGate
 
 	// kernelScaledGrad exists in cols only. It computes, for every element,
 	//
 	//	y = float32(((dy-k1) - (x-m)*k2)*s)    // the last product is float64
 	//
-	// With s = a and dy = g it has the bits of inputGrad. y may be x or dy. All three may
-	// have strides of their own.
+	// With s = a and dy = g it has the bits of inputGrad. All three tensors may have strides of
+	// their own. y may be x or dy of the same stride.
 	kernelScaledGrad
 )
 

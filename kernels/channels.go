@@ -292,8 +292,9 @@ func (c *chans) within(x vec, above, to float32, t vec) {
 // refuse says that a channel is unusual if its mask is set.
 func (c *chans) refuse(mask vec) { c.op(opAndNot, c.usual, mask, c.usual) }
 
-// refuseWild says that a channel is unusual with an x that is wild; t are temporaries.
-func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
+// refuseWild says that a channel is unusual with an x that is wild; t are temporaries. Where
+// the argument allow, if it is named, is all ones, x may be below the range.
+func (c *chans) refuseWild(x pair, lo, hi float64, allow string, t [2]vec) {
 	for _, v := range x {
 		c.abs64(t[0], v)
 		c.op64C(opGE64, t[1], t[0], above(hi))
@@ -301,6 +302,9 @@ func (c *chans) refuseWild(x pair, lo, hi float64, t [2]vec) {
 		c.op64C(opLE64, t[1], t[0], below(lo))
 		c.op64C(opLE64, t[0], t[0], 0)
 		c.op(opAndNot, t[1], t[0], t[1])
+		if allow != "" {
+			c.op(opAndNot, t[1], c.mask(allow), t[1])
+		}
 		c.refuse(t[1])
 	}
 }
@@ -678,8 +682,8 @@ func (c *chans) affine(m, s, i, t pair) {
 	c.store32(t, c.findConst("b"))
 }
 
-// refuseWide says that wide channels are unusual, and small ones unless they are wanted, by the mean, invstd and scale in memory;
-// m, s, i and t are temporaries.
+// refuseWide says that wide channels are unusual, and small ones unless they are as good as
+// usual ones, by the mean, invstd and scale in memory; m, s, i and t are temporaries.
 func (c *chans) refuseWide(m, s, i, t pair) {
 	c.load64(m, c.find64("mean"))
 	c.load64(i, c.find64("invstd"))
@@ -691,30 +695,21 @@ func (c *chans) refuseWide(m, s, i, t pair) {
 		c.op(opAnd, t[0], t[0], t[1])
 		c.refuse(t[0])
 	}
-	c.refuseWild(i, sureMin, sureMax, t)
-	for _, v := range s {
-		c.abs64(t[0], v)
-		c.op64C(opGE64, t[1], t[0], above(factorMax))
-		c.refuse(t[1])
-		c.op64C(opLE64, t[1], t[0], below(factorMin))
-		c.op64C(opLE64, t[0], t[0], 0)
-		c.op(opAndNot, t[1], t[0], t[1])
-		c.op(opAndNot, t[1], c.mask("small"), t[1])
-		c.refuse(t[1])
-	}
+	c.refuseWild(i, sureMin, sureMax, "", t)
+	c.refuseWild(s, factorMin, factorMax, "small", t)
 }
 
 // backwardChannels goes from sums to the constants of dx.
 func backwardChannels(c *chans) {
 	c.useOffsets()
-	count, large := c.scalar("count"), c.newVec() // large in float32, with room for rounding
+	count, least := c.scalar("count"), c.newVec() // least is that of sums, in float32, with room for rounding
 	p, r, i, low, t := c.pair(), c.pair(), c.pair(), c.pair(), c.pair()
 	c.usual = c.newVec()
 	spare := c.newVec()
 	c.kept = spare
 	begin := func() {
 		c.op64C(opMul64, spare, count, 2*gradMin)
-		c.narrow(large, scalarPair(spare), spare)
+		c.narrow(least, scalarPair(spare), spare)
 	}
 	c.untilUnusual(begin, func(closely func(tests func())) {
 		c.load64(p, c.find64("sumA"))
@@ -723,7 +718,7 @@ func backwardChannels(c *chans) {
 		// The sum of g*(x-m) is not small; if it is not finite, k1 and k2 are not either.
 		c.narrow(t[0], r, t[1])
 		c.abs(t[0], t[0])
-		c.op(opGT, c.usual, t[0], large)
+		c.op(opGT, c.usual, t[0], least)
 		c.store64(p, c.find64("dbeta"))
 		c.load64(low, c.find64("mean"))
 		c.loadWidened(t, c.findConst("neg"), 0)
@@ -848,7 +843,7 @@ func (c *chans) tame(k, t pair) {
 // refuseWildGradient says that channels with a wild k1 or k2 are unusual, and sets a
 // negligible k2 to 0, as gradient.set does. Only small k1 and k2 are looked at closely.
 func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
-	a, b, small := t[0], t[1], t[2][0]
+	a, b, low := t[0], t[1], t[2][0]
 	for h := range k1 {
 		c.abs64(a[h], k1[h])
 		c.abs64(b[h], k2[h])
@@ -857,31 +852,31 @@ func (c *chans) refuseWildGradient(k1, k2 pair, count vec, t [3]pair) {
 			c.refuse(t[2][1])
 			dst := t[2][1]
 			if h == 0 && v == a[h] {
-				dst = small
+				dst = low
 			}
 			c.op64C(opLE64, dst, v, tameMin)
-			if dst != small {
-				c.op(opOr, small, small, dst)
+			if dst != low {
+				c.op(opOr, low, low, dst)
 			}
 		}
 	}
 	usual := c.newLabel("large")
-	c.ifNone(small, usual)
+	c.ifNone(low, usual)
 	// Zeros are common, as in dead channels, and need no closer look.
-	c.zero(small)
+	c.zero(low)
 	for h := range k1 {
 		for _, v := range []vec{a[h], b[h]} {
 			c.op64C(opLE64, t[2][1], v, 0)
 			if v == b[h] { // -0 may become 0
 				c.op(opAnd, constVec, t[2][1], k2[h])
-				c.op(opOr, small, small, constVec)
+				c.op(opOr, low, low, constVec)
 			}
 			c.op64C(opLE64, constVec, v, tameMin)
 			c.op(opAndNot, t[2][1], t[2][1], constVec)
-			c.op(opOr, small, small, t[2][1])
+			c.op(opOr, low, low, t[2][1])
 		}
 	}
-	c.ifNone(small, usual)
+	c.ifNone(low, usual)
 	c.load64(t[2], c.find64("dgamma"))
 	for h := range k2 {
 		c.abs64(t[2][h], t[2][h])
