@@ -337,6 +337,7 @@ func (w *workspace) setCareful(k *constants, j, c int) {
 func (w *workspace) setZ(k *constants, j, c int) {
 	f := w.channels.affine(c)
 	k.setZ(j, &f)
+	k.smallZ = k.smallZ || w.tinyOf(c)&tinyDeviations != 0
 }
 
 // writeCarefully writes the outputs of rows of n values of a channel, stride values apart,
