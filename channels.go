@@ -324,8 +324,8 @@ func (p Path) foldColumns(sumA, sumB []float64, acc, shift []float32, before, co
 // foldStrips sets sumA, sumB and the shifts to those of a segment with the given rows of
 // x, times the factors of the columns if they are given. The rows are stride values apart. The
 // sums of columns are taken again if those of squares are large and, with epsilon, not safe. It
-// returns how many columns these are, and whether there are so many as a vector holds.
-func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int, large, epsilon float64) (again int, ok bool) {
+// returns how many columns these are. The path has vectors, and there are enough columns for one.
+func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows, stride int, large, epsilon float64) (again int) {
 	n := len(sumA)
 	v := p.whole(n)
 	probe := min(rows, probeRows)
@@ -344,10 +344,10 @@ func (p Path) foldStrips(sumA, sumB []float64, shift, x, factors []float32, rows
 		n := min(most, v-c)
 		strips(c, n, n)
 	}
-	if v > 0 && v < n { // some columns once more
+	if v < n { // some columns once more
 		strips(n-lanes, lanes, n-v)
 	}
-	return again, v > 0
+	return again
 }
 
 // reduceLanes sums the lanes of len(a) channels.

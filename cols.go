@@ -55,21 +55,46 @@ func (w *workspace) columnSums(seg, c, n int) columnSums {
 // vector holds and the segment is one window. It reports whether it did.
 func (w *workspace) sumStrips(seg int, k *columnSums, c int) bool {
 	g, path := w.geo, w.plan.path
-	r0, r1 := g.colWindow(seg)
-	again, ok := path.foldStrips(k.a[:k.n], k.b[:k.n], k.shift, w.sums.x[r0*g.width+c:], nil, r1-r0, g.width, w.large(), w.plan.epsilon)
-	if !ok {
+	if path.whole(k.n) == 0 {
 		return false
 	}
-	if again > 0 {
+	if again := w.strips(&w.sums, seg, k, c, nil, w.large()); again > 0 {
 		rescued.Add(int64(again))
 	}
-	if k.rest > 0 && r1 == g.height {
+	if r0, r1 := g.colWindow(seg); k.rest > 0 && r1 == g.height {
 		acc := k.acc[:roundUp(k.rest, lanes)*2]
 		clear(acc)
 		w.sumBlock(k, c, r1, r1+1, k.rest)
 		path.foldColumns(k.a[:k.rest], k.b[:k.rest], acc, k.shift, float64(r1-r0), 1)
 	}
 	return true
+}
+
+// strips sets the totals and the shifts of columns of a segment, from column c on, by
+// foldStrips. They are at least as many as a vector holds. A source provides the rows of some
+// of them at a time.
+func (w *workspace) strips(s *stage, seg int, sums *columnSums, c int, factors []float32, large float64) (again int) {
+	g, n := w.geo, sums.n
+	r0, r1 := g.colWindow(seg)
+	most := n
+	var buf *buffers
+	if w.source != nil {
+		most = bufferLen / (r1 - r0) &^ (lanes - 1)
+		buf = w.buffers.take()
+		defer w.buffers.give(buf)
+	}
+	for p, end := 0, 0; p < n; p = end {
+		if end = min(p+most, n); end < n && n-end < lanes {
+			end -= lanes // the next ones are at least a vector, too
+		}
+		x, stride := from(s.x, r0*g.width+c+p), g.width
+		if w.source != nil {
+			k := w.source.columns(s, buf, r0*g.width+c+p, r1-r0, end-p)
+			x, stride = k.x, k.stride
+		}
+		again += w.plan.path.foldStrips(sums.a[p:end], sums.b[p:end], sums.shift[p:], x, from(factors, p), r1-r0, stride, large, w.plan.epsilon)
+	}
+	return again
 }
 
 // sumColumns takes the sums of columns window by window. sum adds the values of the rows

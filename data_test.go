@@ -63,12 +63,21 @@ var takenAgainOf = map[string][2]int{
 // nowhere else: it takes time, which no usual data may cost.
 func TestRescuedChannels(t *testing.T) {
 	const turns = 8 // kinds in turn
-	for _, s := range []batchnorm.Shape{
-		{Outer: 6, Channels: 24, Inner: 70},
-		{Outer: 420, Channels: 24, Inner: 1},
-		{Outer: 64, Channels: 104, Inner: 1},
-		{Outer: 8, Channels: 204, Inner: 1}, // in strips, some columns twice
+	for _, c := range []struct {
+		shape  batchnorm.Shape
+		masked bool
+	}{
+		{batchnorm.Shape{Outer: 6, Channels: 24, Inner: 70}, false},
+		{batchnorm.Shape{Outer: 420, Channels: 24, Inner: 1}, false},
+		{batchnorm.Shape{Outer: 64, Channels: 104, Inner: 1}, false},
+		{batchnorm.Shape{Outer: 8, Channels: 204, Inner: 1}, false}, // in strips, some columns twice
+		{batchnorm.Shape{Outer: 32, Channels: 164, Inner: 1}, true}, // the same, gathered, in three pieces
+		{batchnorm.Shape{Outer: 40, Channels: 164, Inner: 1}, true}, // too many rows for this
 	} {
+		s, mask := c.shape, batchnorm.Mask{}
+		if c.masked {
+			mask = oneInFour(s)
+		}
 		for _, k := range kinds.List() {
 			want, known := takenAgainOf[k.Name]
 			if !known {
@@ -86,7 +95,7 @@ func TestRescuedChannels(t *testing.T) {
 			for _, act := range []batchnorm.Activation{batchnorm.Identity, batchnorm.ReLU, batchnorm.SiLU} {
 				for _, path := range batchnorm.Paths() {
 					t.Run(fmt.Sprintf("%v/%s/%v/%v", s, k.Name, act, path), func(t *testing.T) {
-						forward, backward, looked := rescuedOf(t, s, k, act, path)
+						forward, backward, looked := rescuedOf(t, s, mask, k, act, path)
 						for i, n := range looked {
 							most := 0
 							if lookedAt[k.Name][i] {
@@ -114,7 +123,19 @@ func TestLargeInStrips(t *testing.T) {
 	const workers = 5 // the last of 131 and 199 columns are fewer than a strip
 	usual := gen.Normal(1, 64*199, 0.3, 1)
 	for _, s := range []batchnorm.Shape{{Outer: 8, Channels: 131, Inner: 1}, {Outer: 7, Channels: 136, Inner: 1}, {Outer: 64, Channels: 150, Inner: 1},
-		{Outer: 33, Channels: 199, Inner: 1}} {
+		{Outer: 33, Channels: 199, Inner: 1}, {Outer: 24, Channels: 163, Inner: 1}} {
+		// The same rows among others, which a mask leaves out: gathered, of 24 rows in three pieces.
+		among := s
+		among.Outer += s.Outer / 2
+		mask, at := batchnorm.Mask{Valid: make([]bool, among.Outer)}, 0
+		for i := range mask.Valid {
+			if mask.Valid[i] = i%3 != 1; mask.Valid[i] {
+				at++
+			}
+		}
+		if at != s.Outer {
+			t.Fatalf("%d rows are valid, want %d", at, s.Outer)
+		}
 		for _, epsilon := range []float64{0, batchnorm.DefaultEpsilon, 0x1p97, 0x1p99, 0x1p101} {
 			for seed := range 6 {
 				x := slices.Clone(usual[:s.Len()])
@@ -133,19 +154,25 @@ func TestLargeInStrips(t *testing.T) {
 					y            []float32
 					mean, invstd []float64
 				}
-				run := func(o ...batchnorm.Option) (r result) {
+				run := func(s batchnorm.Shape, x []float32, mask batchnorm.Mask, o ...batchnorm.Option) (r result) {
 					p, err := batchnorm.NewPlan(s, append(o, batchnorm.WithEpsilon(epsilon), batchnorm.WithShare(1))...)
 					noError(t, err)
 					r = result{make([]float32, s.Len()), make([]float64, s.Channels), make([]float64, s.Channels)}
-					noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: r.y, Mean: r.mean, InvStd: r.invstd}))
+					noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Y: r.y, Mean: r.mean, InvStd: r.invstd, Mask: mask}))
 					return r
 				}
-				want := run(batchnorm.WithPath(batchnorm.PathGeneric), batchnorm.WithWorkers(1))
+				want := run(s, x, batchnorm.Mask{}, batchnorm.WithPath(batchnorm.PathGeneric), batchnorm.WithWorkers(1))
+				spread := spreadRows(x, mask.Valid, s.Channels)
 				for _, path := range batchnorm.Paths() {
 					for _, n := range []int{1, workers} {
-						got := run(batchnorm.WithPath(path), batchnorm.WithWorkers(n))
+						got := run(s, x, batchnorm.Mask{}, batchnorm.WithPath(path), batchnorm.WithWorkers(n))
 						if d := difference(got.y, want.y) + difference(got.mean, want.mean) + difference(got.invstd, want.invstd); d != "" {
 							t.Fatalf("%v, %v with %d workers, epsilon %g, scales %d: %s", s, path, n, epsilon, seed, d)
+						}
+						got = run(among, spread, mask, batchnorm.WithPath(path), batchnorm.WithWorkers(n))
+						y := spreadRows(want.y, mask.Valid, s.Channels)
+						if d := difference(got.y, y) + difference(got.mean, want.mean) + difference(got.invstd, want.invstd); d != "" {
+							t.Fatalf("%v among others, %v with %d workers, epsilon %g, scales %d: %s", s, path, n, epsilon, seed, d)
 						}
 					}
 				}
@@ -154,9 +181,29 @@ func TestLargeInStrips(t *testing.T) {
 	}
 }
 
+// spreadRows returns rows of n values at the valid places, and zeros at the others.
+func spreadRows(x []float32, valid []bool, n int) []float32 {
+	out, row := make([]float32, len(valid)*n), 0
+	for i, ok := range valid {
+		if ok {
+			row += copy(out[i*n:(i+1)*n], x[row:])
+		}
+	}
+	return out
+}
+
+// oneInFour returns the mask that leaves out one position in four.
+func oneInFour(s batchnorm.Shape) batchnorm.Mask {
+	m := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+	for i := range m.Valid {
+		m.Valid[i] = i%4 != 3
+	}
+	return m
+}
+
 // rescuedOf returns how many channels of a kind of data have their sums taken again, and
 // how many are looked at.
-func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (
+func rescuedOf(t *testing.T, s batchnorm.Shape, mask batchnorm.Mask, k kinds.Kind, act batchnorm.Activation, path batchnorm.Path) (
 	forward, backward int64, looked [2]int64) {
 	x, dy := gen.Normal(1, s.Len(), 0.3, 1), gen.Uniform(2, s.Len(), -1, 1)
 	gamma, beta := gen.Uniform(3, s.Channels, 0.5, 1.5), gen.Uniform(4, s.Channels, -1, 1)
@@ -166,10 +213,10 @@ func rescuedOf(t *testing.T, s batchnorm.Shape, k kinds.Kind, act batchnorm.Acti
 	mean, invstd := make([]float64, s.Channels), make([]float64, s.Channels)
 	out := make([]float32, s.Len())
 	before, unseen := batchnorm.Rescued(), batchnorm.Looked()
-	noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: out, Mean: mean, InvStd: invstd}))
+	noError(t, p.Forward(batchnorm.ForwardArgs{X: x, Gamma: gamma, Beta: beta, Y: out, Mean: mean, InvStd: invstd, Mask: mask}))
 	between, seen := batchnorm.Rescued(), batchnorm.Looked()
 	noError(t, p.Backward(batchnorm.BackwardArgs{DY: dy, X: x, Gamma: gamma, Beta: beta, Mean: mean, InvStd: invstd, DX: out,
-		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels)}))
+		DGamma: make([]float32, s.Channels), DBeta: make([]float32, s.Channels), Mask: mask}))
 	return between - before, batchnorm.Rescued() - between, [2]int64{seen - unseen, batchnorm.Looked() - seen}
 }
 
@@ -203,11 +250,7 @@ func TestKindsSameBits(t *testing.T) {
 					expectSame(t, "split", split([]int{s.Outer}, batchnorm.Mask{}).same(t, p, ways, slices.Clone), plain(batchnorm.Mask{}).once(t, p))
 					frozen(batchnorm.Mask{}).same(t, p, ways, slices.Clone)
 					ghost(batchnorm.GhostBatches{Samples: s.Outer, Size: 3}, batchnorm.Mask{}).same(t, p, ways, slices.Clone)
-					mask := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
-					for i := range mask.Valid {
-						mask.Valid[i] = i%4 != 3
-					}
-					plain(mask).same(t, p, ways, slices.Clone)
+					plain(oneInFour(s)).same(t, p, ways, slices.Clone)
 				})
 			}
 		}

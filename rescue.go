@@ -346,9 +346,9 @@ func (w *workspace) stripsAgain(buf *buffers, c0, c1 int) {
 			}
 		}
 		for seg := range g.segments {
-			r0, r1 := g.colWindow(seg)
 			k := w.columnSums(seg, first, len(f))
-			w.plan.path.foldStrips(sumA, sumB, k.shift, w.again.x[r0*g.width+first:], f, r1-r0, g.width, math.NaN(), 0)
+			taken := columnSums{n: len(f), shift: k.shift, a: sumA, b: sumB}
+			w.strips(&w.again, seg, &taken, first, f, math.NaN())
 			for i := range f {
 				if c := w.channelOf(first + i); c >= c0 && c < c1 && ch.flag[c] {
 					k.a[i], k.b[i] = sumA[i], sumB[i]
