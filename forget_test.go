@@ -62,3 +62,29 @@ func TestCallsAreForgotten(t *testing.T) {
 		}
 	}
 }
+
+// TestMasksAreForgotten: a mask leaves no trace in the calls with another one on the same plan,
+// also if it has more runs, the last of which the call before has looked at.
+func TestMasksAreForgotten(t *testing.T) {
+	t.Parallel()
+	for _, s := range []batchnorm.Shape{{Outer: 90, Channels: 130, Inner: 1}, {Outer: 90, Channels: 21, Inner: 1}, {Outer: 6, Channels: 5, Inner: 40}} {
+		one := batchnorm.Mask{Valid: make([]bool, s.PerChannel())}
+		for i := range one.Valid {
+			one.Valid[i] = i > 3 && i < 30
+		}
+		for _, path := range batchnorm.Paths() {
+			used := newPlan(t, s, batchnorm.WithPath(path))
+			p := newProblem(s, hasGammaBeta)
+			for i := range p.x {
+				if channelOf(s, i)%2 == 0 {
+					p.x[i] *= 1e20
+				}
+			}
+			for i, mask := range []batchnorm.Mask{oneInFour(s), one, oneInFour(s)} {
+				if d := p.onPlan(t, used, mask).compare(p.onPlan(t, newPlan(t, s, batchnorm.WithPath(path)), mask)); d != "" {
+					t.Fatalf("%v, %v, call %d differs from the first on another plan: %s", s, path, i, d)
+				}
+			}
+		}
+	}
+}

@@ -15,6 +15,7 @@ type source struct {
 	row      int      // positions that are adjacent, before the next channel begins
 	tile     int      // positions per task that writes outputs
 	clip     bool     // outputs at padding are set to 0
+	last     int      // the run that element found last
 	inverted bool     // x is y: the source computes z from it, and multiplies dy by the slope
 	inverse  Activation
 	sampled  [tinySample]int // of a call: see sampledValues
@@ -94,7 +95,7 @@ func (g *source) begin(m *Mask, n, workers int) {
 	} else {
 		g.geo = colGeometry(n, s.Channels, 1)
 	}
-	g.inverted = false
+	g.last, g.inverted = 0, false
 	g.clip = !m.KeepPadding
 	g.tile = max(1, maxCall/s.Channels)
 	if workers > 1 {
@@ -113,8 +114,10 @@ func (g *source) joins(j int) bool {
 const joinGap = 32
 
 // find returns the run with valid position i.
-func (g *source) find(i int) int {
-	lo, hi := 0, len(g.runs)
+func (g *source) find(i int) int { return g.search(0, len(g.runs), i) }
+
+// search is find among the runs lo to hi-1.
+func (g *source) search(lo, hi, i int) int {
 	for hi-lo > 1 {
 		if mid := int(uint(lo+hi) >> 1); g.runs[mid].before <= i {
 			lo = mid
@@ -142,9 +145,19 @@ func (w *workspace) element(i int) int {
 	return s.element(i%g.channels, i/g.channels)
 }
 
-// element returns where valid position i of a channel is in the tensor.
+// element returns where valid position i of a channel is in the tensor. Positions are asked for
+// in order mostly, so that the search begins with the run found last. Tasks that run at the same
+// time ask for none.
 func (g *source) element(c, i int) int {
-	r := &g.runs[g.find(i)]
+	lo, step := g.last, 1
+	if g.runs[lo].before > i {
+		lo = 0
+	}
+	for ; lo+step < len(g.runs) && g.runs[lo+step].before <= i; step *= 2 {
+		lo += step
+	}
+	g.last = g.search(lo, min(lo+step, len(g.runs)), i)
+	r := &g.runs[g.last]
 	return r.index + c*g.next + (i-r.before)*g.unit
 }
 
